@@ -1,0 +1,62 @@
+"""Fail a test when its PyTorch inference was not clean.
+
+Mark it with `@pytest.mark.inference`; outside pytest, use `guard()` and `inference()`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_evalmode.errors import EvalModeWarning, GuardError, HygieneError
+    from pytest_evalmode.guards import Guard, guard, inference
+    from pytest_evalmode.policy import Policy, PolicyError
+    from pytest_evalmode.rules import Rule, Violation, rule
+    from pytest_evalmode.trace import Trace
+    from pytest_evalmode.verdict import HygieneViolation
+
+__all__ = [
+    "EvalModeWarning",
+    "Guard",
+    "GuardError",
+    "HygieneError",
+    "HygieneViolation",
+    "Policy",
+    "PolicyError",
+    "Rule",
+    "Trace",
+    "Violation",
+    "guard",
+    "inference",
+    "rule",
+]
+__version__ = "0.1.0"
+
+# The module is `guards`: were it `guard`, importing it would put it in the place of the function.
+# The plugin is imported in every pytest run and `guard` in scripts without pytest: neither is to pay for the other's.
+_HOMES = {
+    "EvalModeWarning": "errors",
+    "Guard": "guards",
+    "GuardError": "errors",
+    "HygieneError": "errors",
+    "HygieneViolation": "verdict",
+    "Policy": "policy",
+    "PolicyError": "policy",
+    "Rule": "rules",
+    "Trace": "trace",
+    "Violation": "rules",
+    "guard": "guards",
+    "inference": "guards",
+    "rule": "rules",
+}
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

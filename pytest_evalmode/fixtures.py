@@ -1,0 +1,54 @@
+"""The `evalmode` fixture, and the models that fixtures hand to a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_evalmode.stash import HISTORY
+
+if TYPE_CHECKING:
+    from pytest_evalmode.guards import Guard
+
+_WIDE = pytest.StashKey[dict[int, object]]()
+
+
+@pytest.fixture
+def evalmode(request: pytest.FixtureRequest) -> Guard:
+    """The guard of this test; asking for it guards an unmarked test.
+
+    `watch(model)` watches a model from now on, `paused()` is for code that may train, `allow(...)` for what is intended
+    in a part of the test; `violations` tells what was found so far and `check()` raises it.
+    """
+    from pytest_evalmode import window
+
+    return window.guard_of(request.node)
+
+
+def remember(fixturedef: pytest.FixtureDef[Any], value: object, request: pytest.FixtureRequest) -> None:
+    """Keep the value of a fixture that outlives a test, for as long as it lives, and that it was set up."""
+    if fixturedef.scope != "function":
+        request.config.stash.setdefault(_WIDE, {})[id(fixturedef)] = value
+    if HISTORY in request.config.stash and fixturedef.argname != "evalmode":
+        what = f"the set-up of fixture {fixturedef.argname!r} for {request.node.nodeid or 'the session'}"
+        request.config.stash[HISTORY].note(what, fixturedef.argnames)
+
+
+def forget(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> None:
+    config.stash.get(_WIDE, {}).pop(id(fixturedef), None)
+
+
+def handed_to(item: pytest.Item) -> Iterator[tuple[str, object, bool]]:
+    """The name and value of all that a test was handed, and whether it outlives the test.
+
+    What a class keeps for its tests counts, as `setUpClass` puts it there.
+    """
+    wide = {id(value) for value in item.config.stash.get(_WIDE, {}).values()}
+    for name, value in getattr(item, "funcargs", {}).items():
+        yield name, value, id(value) in wide
+    instance = getattr(item, "instance", None)
+    if instance is not None:
+        yield from ((f"self.{name}", value, False) for name, value in getattr(instance, "__dict__", {}).items())
+        yield from ((f"self.{name}", value, True) for name, value in vars(type(instance)).items())

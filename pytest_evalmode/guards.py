@@ -1,0 +1,349 @@
+"""The guard of one window: opens the observers, closes them, and asks the rules."""
+
+from __future__ import annotations
+
+import reprlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Self, TypeVar
+
+import torch
+from torch import nn
+
+from pytest_evalmode.errors import GuardError, HygieneError
+from pytest_evalmode.observe import forwards, leaks, loads, models
+from pytest_evalmode.observe.forwards import Forwards
+from pytest_evalmode.observe.graphs import is_exported
+from pytest_evalmode.observe.history import History
+from pytest_evalmode.observe.leaks import Flags
+from pytest_evalmode.observe.loads import Loads
+from pytest_evalmode.observe.sites import Sites
+from pytest_evalmode.observe.watch import Watch
+from pytest_evalmode.policy import Globs, Policy, read_policy
+from pytest_evalmode.rules import RULE_NAMES, RULES, Rule, Violation, judge
+from pytest_evalmode.rules.exemptions import as_declared, needed
+from pytest_evalmode.trace import Trace, WatchedModel
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a window is guarded, beside the policy that its test declares."""
+
+    strict: bool = False
+    rules: tuple[Rule, ...] = ()
+    """A team's own."""
+    root: Path | None = None
+    """Where user code lies; anywhere if not given."""
+    history: History | None = None
+    """What shared models were before, where that is remembered."""
+    verdict: Callable[[Sequence[Violation]], BaseException] = HygieneError
+    tell: Callable[[list[Violation]], list[Violation]] = list
+    """Which of the violations are to be told."""
+
+
+_NO_POLICY = Policy()
+_NO_TERMS = Terms()
+
+
+class Guard:
+    """Watches what runs between `open` and `close`, in segments that may each have a policy of their own.
+
+    What goes wrong in it is kept in `failures`, never raised into the code that it watches.
+    """
+
+    def __init__(self, policy: Policy = _NO_POLICY, terms: Terms = _NO_TERMS, *models: nn.Module) -> None:
+        self._given = models
+        self._policy = policy
+        self._terms = terms
+        self._sites = Sites(terms.root)
+        self._watch = Watch(self._sites.site, strict=terms.strict)
+        self._forwards = Forwards(self._watch, self._sites, strict=terms.strict)
+        self._loads = Loads(self._watch, self._sites)
+        self._segments: list[tuple[Trace, Policy]] = []
+        self._opened = False
+        self._listening = False
+        self._violations: list[Violation] = []
+        self._globals: Flags = {}
+        self._seconds = 0.0
+        self._failures: list[Exception] = []
+
+    @property
+    def failures(self) -> tuple[Exception, ...]:
+        """What went wrong in the guard itself: if anything did, its verdict is worth nothing."""
+        return (*self._failures, *self._watch.failures, *self._forwards.failures, *self._loads.failures)
+
+    @property
+    def _rule_names(self) -> tuple[str, ...]:
+        return (*RULE_NAMES, *(rule.name for rule in self._terms.rules))
+
+    @property
+    def policy(self) -> Policy:
+        """All that was declared as intended in any part of the window."""
+        return reduce(or_, (policy for _, policy in self._segments), self._policy)
+
+    @property
+    def models(self) -> tuple[WatchedModel, ...]:
+        return self._watch.facts()
+
+    @property
+    def seconds(self) -> float:
+        """What the guarding has cost so far."""
+        return self._seconds + self._forwards.seconds
+
+    @property
+    def violations(self) -> list[Violation]:
+        """What has been found so far; after `close`, what was."""
+        if self._opened:
+            if self._listening:
+                self._end_segment()
+            self._judge()
+        return self._violations
+
+    def needed(self, exemptions: Iterable[tuple[str, str]]) -> list[str]:
+        """Which of some exemptions of the whole suite excused something here."""
+        rules = (*RULES, *self._terms.rules)
+        return [as_declared(exemption) for exemption in exemptions if needed(exemption, self._segments, rules)]
+
+    def watch(self, model: M, name: str | None = None) -> M:
+        """Watch a model from now on, whether or not it runs; returns it.
+
+        `name` is what messages call it; without one it is its fixture's or its type's.
+        """
+        _checked("watch(model)", model)
+        with self.safely():
+            self._watch.add(model, name)
+        return model
+
+    def watch_inside(self, value: object, name: str, *, shared: bool) -> None:
+        """Find the models in a fixture's value and name them after it; watch shared ones now, others once they run."""
+        for path, model in models.find(value, name):
+            self._watch.name(model, path)
+            if shared:
+                self._watch.share(model, self._terms.history)
+
+    def open(self) -> None:
+        """Begin the window."""
+        self._opened = True
+        with self.safely():
+            self._watch.begin_anew()
+            if self._terms.strict:
+                self._globals = leaks.global_flags()
+        self._listen()
+
+    def close(self, *, name: str = "", finished: bool = True, needs_forward: bool = False) -> None:
+        """End the window, and let go of every model.
+
+        `finished`: what was guarded came to its end, so that an exemption may be told to be unused and, where it
+        `needs_forward`, a model to have been missing.  `name` is what a later window calls this one.
+        """
+        if self._listening:
+            self._stop_listening()
+            self._end_segment()
+        with self.safely():
+            if self._opened:
+                self._end(name, finished and needs_forward)
+        with self.safely():
+            self._watch.close()
+        self._opened = False
+        self._judge(finished=finished)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away, from code that may train; what the models then are is the new beginning."""
+        with self._segment(None):
+            yield
+
+    @contextmanager
+    def allow(self, *rules: str, train: Globs = (), mutable: Globs = (), reason: str | None = None) -> Iterator[None]:
+        """For a part of the window, let these rules be broken, these modules train, these tensors change.
+
+        Raises PolicyError on a rule that does not exist.
+        """
+        arguments = {"allow": rules, "train": train, "mutable": mutable, "reason": reason}
+        with self._segment(self._policy | read_policy("evalmode.allow()", arguments, self._rule_names)):
+            yield
+
+    def check(self) -> None:
+        """Raise now if the inference so far was not clean; GuardError if that cannot be told."""
+        __tracebackhide__ = True
+        violations = self.violations
+        if self.failures:
+            raise failure(self.failures)
+        if violations:
+            raise self.verdict()
+
+    def verdict(self) -> BaseException:
+        """What to raise for what has been found; there must be something."""
+        return self._terms.verdict(self.violations)
+
+    @contextmanager
+    def _segment(self, policy: Policy | None) -> Iterator[None]:
+        """A part of the window under another policy, or, with none, unobserved."""
+        if not self._opened:
+            yield
+            return
+        before = self._policy, self._listening
+        self._switch(policy or self._policy, policy is not None and self._listening)
+        try:
+            yield
+        finally:
+            self._switch(*before)
+
+    def _switch(self, policy: Policy, listen: bool) -> None:
+        if self._listening:
+            self._stop_listening()
+            self._end_segment()
+        elif listen:
+            with self.safely():
+                self._watch.begin_anew()
+        self._policy = policy
+        if listen:
+            self._listen()
+
+    def _listen(self) -> None:
+        self._listening = True
+        forwards.calls.start(self._forwards)
+        if self._terms.strict:
+            loads.loads.start(self._loads)
+
+    def _stop_listening(self) -> None:
+        self._listening = False
+        forwards.calls.stop(self._forwards)
+        loads.loads.stop(self._loads)
+
+    def _end_segment(self) -> None:
+        with self.safely():
+            trace = Trace(
+                models=tuple(self._since_last(model) for model in self.models),
+                calls=self._forwards.take(),
+                changes=self._watch.compare(),
+                loads=self._loads.take(),
+            )
+            self._segments.append((trace, self._policy))
+
+    def _since_last(self, model: WatchedModel) -> WatchedModel:
+        """A model with the forwards of this segment alone."""
+        earlier = sum(m.forwards for trace, _ in self._segments for m in trace.models if m.name == model.name)
+        return replace(model, forwards=model.forwards - earlier)
+
+    def _judge(self, *, finished: bool = False) -> None:
+        terms = self._terms
+        with self.safely():
+            found = judge(self._segments, strict=terms.strict, more=terms.rules, finished=finished)
+            self._violations = terms.tell(found)
+
+    def _end(self, name: str, needs_forward: bool) -> None:
+        """What can only be told once all is over."""
+        if not self._terms.strict:
+            return
+        found = (*self._watch.leaks(), *leaks.leaks(None, self._globals, leaks.global_flags()))
+        trace = Trace(
+            leaks=found, drifts=self._watch.drifts(), needs_forward=needs_forward, forwards=self._forwards.ran
+        )
+        self._segments.append((trace, self._policy))
+        if self._terms.history is not None:
+            self._watch.keep(self._terms.history, name)
+
+    @contextmanager
+    def safely(self) -> Iterator[None]:
+        """Time a piece of the guard's own work, and keep what goes wrong in it."""
+        began = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            self._failures.append(error)
+        finally:
+            self._seconds += time.perf_counter() - began
+
+    def __enter__(self) -> Self:
+        self.open()
+        for model in self._given:
+            self.watch(model)
+            with self.safely():
+                self._watch.share(model, None)
+        self._given = ()  # who drops a model inside sees it freed
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        __tracebackhide__ = True
+        self.close(finished=error is None)
+        if error is None:
+            self.check()
+        elif self.failures:
+            error.add_note(f"\n{failure(self.failures)}")
+        elif self.violations:
+            error.add_note(f"\nIts inference was not clean either.  {self.verdict()}")
+
+
+class Inference(Guard):
+    """A guard that also sets the model to eval mode and turns autograd off, and puts back what it found."""
+
+    def __enter__(self) -> Self:
+        if not self._given:
+            raise RuntimeError("inference(model) was entered a second time; make a new one for each block")
+        (model,) = self._given
+        self._modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
+        exported = {id(p) for part in models.tree(model) if is_exported(part) for p in models.tree(part)}
+        if not exported:
+            model.eval()
+        for module, _ in self._modes:
+            if id(module) not in exported and module.training:
+                module.training = False
+        self._no_grad = torch.no_grad()
+        self._no_grad.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        __tracebackhide__ = True
+        try:
+            super().__exit__(kind, error, traceback)
+        finally:
+            self._no_grad.__exit__(None, None, None)
+            for module, training in self._modes:
+                module.training = training
+            self._modes.clear()
+
+
+def guard(*models: nn.Module, strict: bool = False, allow: Globs = (), train: Globs = (), mutable: Globs = ()) -> Guard:
+    """Watch the inference inside, in a fixture, a script or an evaluation loop, as a marked test is watched.
+
+    `with guard(model) as g:` watches `models` from the start, others from just before their first forward.  `strict`
+    adds the strict rules; `allow` names rules that may be broken; `train` and `mutable` are globs of modules that may
+    be in training mode, and of tensors that may change.
+
+    Raises HygieneError on the way out if the inference was not clean; an exception of the block's own passes, with what
+    was found added as a note.  Raises PolicyError on an argument that makes no sense, GuardError if the guard failed.
+    """
+    policy = read_policy("guard()", {"allow": allow, "train": train, "mutable": mutable}, RULE_NAMES)
+    return Guard(policy, Terms(strict=strict), *(_checked("guard(*models)", model) for model in models))
+
+
+def inference(model: nn.Module) -> Guard:
+    """Run a model as it is meant to be run: eval mode for every submodule, autograd off, guarded inside.
+
+    `with inference(model):`; each module's own flag is put back on the way out, whatever it was.
+    """
+    return Inference(_NO_POLICY, _NO_TERMS, _checked("inference(model)", model))
+
+
+def failure(failures: Sequence[Exception]) -> GuardError:
+    """What to raise when the guard itself has failed."""
+    error = GuardError(
+        f"pytest-evalmode could not tell whether this inference was clean: {failures[0]!r} in the guard itself; "
+        "please report it with the traceback above"
+    )
+    error.__cause__ = failures[0]
+    return error
+
+
+def _checked(where: str, model: object) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{where}: {reprlib.repr(model)} is of type {type(model).__name__}; it takes a torch.nn.Module")
+    return model

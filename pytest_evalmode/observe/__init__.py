@@ -1,0 +1,1 @@
+"""What a window saw: everything that knows torch."""

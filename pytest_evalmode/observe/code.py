@@ -1,0 +1,214 @@
+"""What the code of a forward says: whether it depends on the mode, and where it could draw random numbers.
+
+Read from the functions that a forward can reach, never by running them: methods of the type and of its bases below
+`nn.Module`, and the plain functions that these name.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import linecache
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from types import CodeType, FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+# What carries `Tag.nondeterministic_seeded` in torch's operators, under the names by which Python code calls it.
+DRAWS = frozenset(
+    """
+    alpha_dropout bernoulli binomial cauchy dropout exponential feature_alpha_dropout feature_dropout geometric gru
+    log_normal lstm multinomial native_dropout normal poisson rand rand_like randint randint_like randn randn_like
+    random randperm rnn_relu rnn_tanh rrelu rrelu_with_noise scaled_dot_product_attention uniform
+    dropout1d dropout2d dropout3d fractional_max_pool2d fractional_max_pool3d gumbel_softmax
+    multi_head_attention_forward kaiming_normal kaiming_uniform orthogonal sparse trunc_normal xavier_normal
+    xavier_uniform sample rsample manual_seed seed set_rng_state
+    """.split()
+)
+_NO_GRAD = frozenset({"no_grad", "inference_mode", "set_grad_enabled"})
+_NOT_FORWARD = frozenset({"__init__", "train", "eval", "training"})
+_MOST_FUNCTIONS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What the forward of a type does, as far as its code tells."""
+
+    sensitive: bool
+    """It reads `self.training`."""
+    may_draw: bool
+    """It names something that draws from a generator."""
+    stops_grad: bool
+    """It turns autograd off by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A call in a forward's code that can draw random numbers."""
+
+    code: CodeType
+    line: int
+    text: str
+    gated: bool
+    """It mentions `training`, or stands under an `if` that does."""
+
+
+_parsing = threading.Lock()  # two threads that parse at once can raise SystemError: python/cpython#106905
+
+_traits: WeakKeyDictionary[type[nn.Module], Traits] = WeakKeyDictionary()
+
+
+def traits(module: nn.Module) -> Traits:
+    """The traits of a module's type; of the module itself where it carries a forward of its own."""
+    forward = module.__dict__.get("forward")
+    return traits_of(type(module)) if forward is None else _read(type(module), forward)
+
+
+def traits_of(kind: type[nn.Module]) -> Traits:
+    """The traits of a type, read once."""
+    known = _traits.get(kind)
+    if known is None:
+        known = _traits[kind] = _read(kind, inspect.getattr_static(kind, "forward"))
+    return known
+
+
+def draws(module: nn.Module) -> list[Draw]:
+    """The calls that may have drawn, the likeliest first: one that does not ask for the mode before one that does."""
+    given = [*vars(module).values(), *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    given = [value for value in given if isinstance(value, FunctionType)]
+    functions = chain.from_iterable(_reachable(type(module), start) for start in (*given, _forward(module)))
+    found = dict.fromkeys(draw for function in functions for draw in _draws_of(function))
+    return sorted(found, key=lambda draw: draw.gated)
+
+
+def _forward(module: nn.Module) -> Any:
+    """The forward as it lies there: that of a traced module is a descriptor, which is not to be asked."""
+    return module.__dict__.get("forward") or inspect.getattr_static(type(module), "forward")
+
+
+def _read(owner: type[nn.Module], forward: Any) -> Traits:
+    names: set[str] = set()
+    stops_grad = False
+    for function in _reachable(owner, forward):
+        names |= _names(function.__code__)
+        # A context manager used as a decorator runs in a wrapper of torch's own.
+        stops_grad |= function.__code__.co_filename.endswith("_contextlib.py")
+    return Traits(
+        sensitive="training" in names,
+        may_draw=any(name.strip("_") in DRAWS for name in names),
+        stops_grad=stops_grad or not names.isdisjoint(_NO_GRAD),
+    )
+
+
+def _reachable(owner: type[nn.Module], forward: Any) -> Iterator[FunctionType]:
+    """The functions that a forward can come to, breadth first."""
+    waiting: list[Any] = [forward]
+    seen: set[int] = set()
+    while waiting and len(seen) < _MOST_FUNCTIONS:
+        function = _plain(waiting.pop(0))
+        if function is None or id(function) in seen:
+            continue
+        seen.add(id(function))
+        yield function
+        waiting.append(getattr(function, "__wrapped__", None))
+        waiting.extend(cell.cell_contents for cell in function.__closure__ or () if _filled(cell))
+        names = _names(function.__code__)
+        for name in sorted(names - _NOT_FORWARD):
+            methods = _definitions(owner, name)
+            waiting.extend(methods if "super" in names else methods[:1])
+            helper = function.__globals__.get(name)
+            if isinstance(helper, FunctionType) and not helper.__module__.startswith("torch."):
+                waiting.append(helper)
+
+
+def _plain(value: Any) -> FunctionType | None:
+    """The function beneath a method, a property or a static method."""
+    if isinstance(value, property):
+        value = value.fget
+    value = getattr(value, "__func__", value)
+    return value if isinstance(value, FunctionType) else None
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return isinstance(cell.cell_contents, FunctionType)
+    except ValueError:
+        return False
+
+
+def _definitions(owner: type[nn.Module], name: str) -> list[Any]:
+    """What a type and its bases below `nn.Module` call by this name, unbound and without calling any descriptor."""
+    bases = owner.__mro__[: owner.__mro__.index(nn.Module)]
+    return [base.__dict__[name] for base in bases if name in base.__dict__]
+
+
+def _names(code: CodeType) -> set[str]:
+    """The globals and attributes that a function names, in its inner functions too."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _names(constant)
+    return names
+
+
+def _draws_of(function: FunctionType) -> Iterator[Draw]:
+    code = function.__code__
+    for definition in _definitions_at(code.co_filename).get(code.co_firstlineno, ()):
+        for node, gated in _calls(definition, gated=False):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name.strip("_") in DRAWS and not _is_submodule(node.func) and not _harmless(name, node):
+                text = " ".join(ast.unparse(node.func).split())
+                yield Draw(code, node.func.end_lineno or node.lineno, text, gated)
+
+
+@lru_cache(maxsize=32)
+def _definitions_at(file: str) -> dict[int, list[ast.AST]]:
+    """The functions and lambdas of a file by the line where their code begins."""
+    try:
+        with _parsing:
+            tree = ast.parse("".join(linecache.getlines(file)))
+    except (SyntaxError, ValueError):
+        return {}
+    found: dict[int, list[ast.AST]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            decorators = getattr(node, "decorator_list", [])
+            found.setdefault(min([node.lineno, *(d.lineno for d in decorators)]), []).append(node)
+    return found
+
+
+def _calls(node: ast.AST, gated: bool) -> Iterator[tuple[ast.Call, bool]]:
+    """Every call beneath a node, and whether the mode decides about it."""
+    if isinstance(node, ast.Call):
+        yield node, gated or _mentions_training(node)
+    if isinstance(node, ast.If | ast.IfExp) and _mentions_training(node.test):
+        gated = True
+    for child in ast.iter_child_nodes(node):
+        yield from _calls(child, gated)
+
+
+def _mentions_training(node: ast.AST) -> bool:
+    return any(
+        (isinstance(n, ast.Attribute) and n.attr == "training") or (isinstance(n, ast.Name) and n.id == "training")
+        for n in ast.walk(node)
+    )
+
+
+def _is_submodule(function: ast.expr) -> bool:
+    """`self.dropout(x)`: that module answers for itself."""
+    return isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "self"
+
+
+def _harmless(name: str, call: ast.Call) -> bool:
+    """A call whose arguments rule out a draw: no dropout asked for, switched off, or a generator of its own."""
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    if name == "scaled_dot_product_attention" and "dropout_p" not in given and len(call.args) < 5:
+        return True
+    off = [given.get("training"), given.get("train"), given.get("dropout_p")]
+    return "generator" in given or any(isinstance(v, ast.Constant) and not v.value and v.value is not None for v in off)

@@ -1,0 +1,56 @@
+"""What shared models held when the last guarded test saw them, and what has run since -> Drift."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from pytest_evalmode.observe import models, state
+from pytest_evalmode.observe.state import Snapshot
+from pytest_evalmode.trace import Drift
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A shared model as a guarded test left it."""
+
+    module: weakref.ref[nn.Module]
+    snapshot: Snapshot
+    by: str
+    events: int
+    """How many events there had been by then."""
+
+
+@dataclass(slots=True)
+class History:
+    """The memory of a session; a model that dies is forgotten."""
+
+    events: list[tuple[str, frozenset[str]]] = field(default_factory=list)
+    _seen: dict[int, Seen] = field(default_factory=dict)
+
+    def note(self, what: str, fixtures: Collection[str]) -> None:
+        """Something ran unguarded, with these fixtures at hand."""
+        if self._seen:
+            self.events.append((what, frozenset(fixtures)))
+
+    def remember(self, module: nn.Module, snapshot: Snapshot, by: str) -> None:
+        key = id(module)
+        ref = weakref.ref(module, lambda _: self._seen.pop(key, None))
+        self._seen[key] = Seen(ref, snapshot, by, len(self.events))
+
+    def drift(self, module: nn.Module, name: str, now: Snapshot) -> Drift | None:
+        """What is not as the last guarded test left it.  Likeliest did it who had the model, then who ran last."""
+        seen = self._seen.get(id(module))
+        if seen is None or seen.module() is not module:
+            return None
+        changes = state.changes(name, seen.snapshot, now, models.walk(module), None)
+        changes = [change for change in changes if change.persistent]
+        if not changes:
+            return None
+        fixture = name.partition(".")[0].partition("[")[0]
+        since = list(reversed(self.events[seen.events :]))
+        since.sort(key=lambda event: fixture not in event[1])
+        return Drift(name, tuple(changes), seen.by, tuple(dict.fromkeys(what for what, _ in since)))

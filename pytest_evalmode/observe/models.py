@@ -1,0 +1,216 @@
+"""Find the models, and name them and their parts as a person would."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from types import FunctionType, MethodType, ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.jit import ScriptModule
+
+from pytest_evalmode.observe import code, graphs
+
+# Links from a wrapper to what it wraps: torch.compile, FSDP1, activation checkpointing.  DDP's and DataParallel's is
+# `module`, a name that others use too: it counts where the wrapper holds nothing else.
+_WRAPPED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_LINKS = _WRAPPED | {"module"}
+
+_SAVES = nn.Module._save_to_state_dict
+
+_MOST_VALUES = 2000
+_DEEPEST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """The tables of a module, which outlive it for as long as they are held.  They hold its parts, but not itself."""
+
+    _parameters: Any
+    _buffers: Any
+    _modules: Any
+    _non_persistent_buffers_set: Any
+    packed: Mapping[str, Any]
+
+
+Parts = list[tuple[str, Any]]
+"""A module and all beneath it by qualified name: modules, of which the first may be the remains of one."""
+
+
+def remains(module: nn.Module) -> Remains:
+    """What is needed to look at the state of a module once it has died."""
+    passing = getattr(module, "_non_persistent_buffers_set", ())
+    return Remains(module._parameters, module._buffers, module._modules, passing, packed(module))
+
+
+def tree(module: nn.Module) -> list[nn.Module]:
+    """A module and all beneath it, each once; as `module.modules()` does, several times as fast."""
+    found: dict[int, nn.Module] = {}
+    waiting = [module]
+    while waiting:
+        part = waiting.pop()
+        if id(part) not in found:
+            found[id(part)] = part
+            if part._modules:
+                waiting.extend(reversed([child for child in part._modules.values() if child is not None]))
+    return list(found.values())
+
+
+def walk(module: nn.Module | Remains, skip: Container[int] = ()) -> Parts:
+    """A module and all beneath it with their qualified names: `named_modules()`, but for the links of wrappers.
+
+    Not the parts to `skip`, by `id`, nor what is beneath them.
+    """
+    found: dict[int, tuple[str, Any]] = {}
+    waiting: list[tuple[str, Any]] = [("", module)]
+    while waiting:
+        pair = path, part = waiting.pop()
+        key = id(part)
+        if key in found or key in skip:
+            continue
+        found[key] = pair
+        children = part._modules
+        if children:
+            for name, child in reversed(list(children.items())):
+                if child is not None:
+                    inner = path if name in _LINKS and _is_link(part, name) else f"{path}.{name}" if path else name
+                    waiting.append((inner, child))
+    return list(found.values())
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The model inside `torch.compile`'s, DDP's and other shells that hold nothing of their own."""
+    while True:
+        for name, child in module._modules.items():
+            if child is not None and len(module._modules) == 1 and _is_link(module, name):
+                module = child
+                break
+        else:
+            return module
+
+
+def _is_link(module: nn.Module | Remains, name: str) -> bool:
+    if name in _WRAPPED:
+        return True
+    return name == "module" and len(module._modules) == 1 and not module._parameters and not module._buffers
+
+
+def type_name(module: nn.Module) -> str:
+    """The name of the class that the user wrote, of a scripted or wrapped module too."""
+    inner = unwrapped(module)
+    name = inner.original_name if isinstance(inner, ScriptModule) else type(inner).__name__
+    return "GraphModule" if name == "GraphModuleImpl" else str(name)
+
+
+def is_sensitive(module: nn.Module) -> bool:
+    """Whether the forward of this very module, not its children's, depends on `training`."""
+    if isinstance(module, ScriptModule):
+        return graphs.is_sensitive(module)
+    return code.traits(module).sensitive
+
+
+def holds_parameters(module: nn.Module) -> bool:
+    return any(parameter is not None for parameter in module._parameters.values())
+
+
+def packed(part: nn.Module | Remains) -> Mapping[str, Any]:
+    """The weights of torch's quantised modules: they are saved, though they are plain attributes and no tensors."""
+    if isinstance(part, Remains):
+        return part.packed
+    saves = type(part)._save_to_state_dict
+    if saves is _SAVES or not saves.__module__.startswith("torch.ao."):
+        return {}
+    return {name: value for name, value in vars(part).items() if isinstance(value, torch.ScriptObject)}
+
+
+def is_model(parts: Parts) -> bool:
+    """Whether there are parameters in it; a graph counts, which may have folded its own into constants."""
+    if isinstance(parts[0][1], ScriptModule | GraphModule):
+        return True
+    return any(holds_parameters(part) or packed(part) for _, part in parts)
+
+
+def has_mode(parts: Parts) -> bool:
+    """Whether anything in it depends on `training`."""
+    return any(is_sensitive(part) for _, part in parts)
+
+
+def is_opaque(module: nn.Module) -> bool:
+    """Whether the forwards of its parts cannot be seen: they are compiled into one."""
+    return isinstance(module, ScriptModule) or "_orig_mod" in module._modules or module._compiled_call_impl is not None
+
+
+def attribute_of(owner: nn.Module, module: nn.Module) -> str | None:
+    """Where an owner keeps a module that it did not register: `blocks[0]`, or None."""
+    for name, value in vars(owner).items():
+        if name in ("_modules", "_parameters", "_buffers"):
+            continue
+        if value is module:
+            return name
+        if isinstance(value, list | tuple | dict):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, item in items:
+                if item is module:
+                    return f"{name}[{key!r}]"
+    return None
+
+
+def find(value: object, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """The models inside a fixture's value: itself, or in a dict, list, dataclass or plain object.
+
+    Runs no code of the value's: an object's attributes are read where they lie.
+    """
+    seen: set[int] = set()
+    waiting: list[tuple[str, object, int]] = [(name, value, 0)]
+    while waiting and len(seen) < _MOST_VALUES:
+        path, item, depth = waiting.pop(0)
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if issubclass(type(item), nn.Module):  # isinstance() would ask a proxy for its object
+            if "_modules" in vars(item):  # not before Module.__init__ has run
+                yield path, cast(nn.Module, item)
+        elif depth < _DEEPEST:
+            waiting.extend((path + step, inner, depth + 1) for step, inner in _inside(item))
+
+
+def _inside(value: object) -> Iterator[tuple[str, object]]:
+    if issubclass(type(value), dict):
+        items_ = islice(dict.items(cast(dict[object, object], value)), _MOST_VALUES)
+        yield from ((f"[{key!r}]", item) for key, item in items_)
+    elif issubclass(type(value), list | tuple):
+        names = getattr(type(value), "_fields", None)
+        items = islice(cast(Sequence[object], value), _MOST_VALUES)
+        yield from ((f".{names[i]}" if names else f"[{i}]", item) for i, item in enumerate(items))
+    elif _is_plain_object(value):
+        yield from ((f".{key}", item) for key, item in _attributes(value).items())
+
+
+def _is_plain_object(value: object) -> bool:
+    if issubclass(type(value), Tensor | type | ModuleType | FunctionType | MethodType | str | bytes):
+        return False
+    # pytest's own fixtures lead to everything there is.
+    return type(value).__module__.partition(".")[0] not in ("builtins", "pytest", "_pytest", "pluggy", "torch", "numpy")
+
+
+def _attributes(value: object) -> Mapping[str, object]:
+    try:
+        found = dict(object.__getattribute__(value, "__dict__"))
+    except Exception:
+        found = {}
+    kind = type(value)
+    slots = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    for base in kind.__mro__:
+        declared = base.__dict__.get("__slots__", ())
+        slots.extend([declared] if isinstance(declared, str) else declared)
+    for name in slots:
+        try:
+            found.setdefault(name, object.__getattribute__(value, name))
+        except Exception:
+            continue
+    return found

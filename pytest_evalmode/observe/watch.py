@@ -1,0 +1,292 @@
+"""The models of a window: which there are, what they are called, and what they held when it began."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from types import CodeType
+from typing import Protocol
+
+from torch import nn
+
+from pytest_evalmode.observe import leaks, models, state
+from pytest_evalmode.observe.history import History
+from pytest_evalmode.observe.state import Snapshot
+from pytest_evalmode.trace import Drift, Leak, Site, TensorChange, WatchedModel
+
+
+class Locate(Protocol):
+    """Tells a line of code as the user knows it."""
+
+    def __call__(self, code: CodeType, line: int) -> Site | None: ...
+
+
+class Model:
+    """A model of the window.  It is not kept alive: when it dies, it is judged by the tables that it leaves behind.
+
+    They do hold its parts: one whose parts refer back to it, by a hook that is a method of its own, say, lives on until
+    the end of the window.
+    """
+
+    def __init__(self, parts: models.Parts, watch: weakref.ReferenceType[Watch], *, named: bool) -> None:
+        module: nn.Module = parts[0][1]
+        self.own_name = ""
+        self.place = ""
+        """Its path in a larger model that turned up later; not for one that was given a name of its own."""
+        self.whole: Model | None = None
+        """That larger model."""
+        self.named = named
+        self.type = models.type_name(module)
+        self.is_model = models.is_model(parts)
+        self.has_state = self.is_model or models.has_mode(parts)
+        """Whether what is not saved of it should stay as it is, too: a metric is there to count."""
+        self.others: set[int] = set()
+        """The parts that are models of their own, by `id`."""
+        self.forwards = 0
+        self.before: Snapshot | None = None
+        self.tensors = 0
+        self.bytes = 0
+        self.dtypes: frozenset[str] = frozenset()
+        self.flags: leaks.Flags | None = None
+        """How a shared model was set, where that is asked for."""
+        self.drift: Drift | None = None
+        self.last: tuple[CodeType, int] | None = None
+        """Where the model was last called from."""
+        self._remains: models.Remains | None = models.remains(module)
+
+        def die(_: object) -> None:
+            registry = watch()
+            if registry is not None:
+                registry.bury(self)
+
+        self.module = weakref.ref(module, die)
+
+    @property
+    def name(self) -> str:
+        return self.own_name if self.whole is None else self.whole.name
+
+    @property
+    def prefix(self) -> str:
+        """Its path in the largest model that holds it: that may have turned up last of several."""
+        return "" if self.whole is None else ".".join(filter(None, (self.whole.prefix, self.place)))
+
+    def parts(self) -> models.Parts:
+        """Where to read the state: of the module, or after its death of what it left, until that is released."""
+        module = self.module()
+        holder = self._remains if module is None else module
+        return [] if holder is None else models.walk(holder, self.others)
+
+    def remember(self, snapshot: Snapshot) -> None:
+        self.before = snapshot
+        self.tensors = len(snapshot.prints) - len(snapshot.passing)
+        self.bytes = snapshot.bytes
+        dtypes = {print_.dtype for print_ in snapshot.prints.values()}
+        self.dtypes = frozenset(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+    def release(self) -> None:
+        self._remains = None
+        self.before = None
+
+
+class Watch:
+    """The registry of a window's models."""
+
+    def __init__(self, locate: Locate, *, strict: bool = False) -> None:
+        self._changes: list[TensorChange] = []
+        self.failures: list[Exception] = []
+        self._locate = locate
+        self._strict = strict
+        self._models: list[Model] = []
+        self._homes: dict[int, tuple[weakref.ref[nn.Module], Model, str]] = {}
+        self._names: dict[int, str] = {}
+        self._dead: list[Model] = []
+        self._lock = threading.RLock()
+
+    def name(self, module: nn.Module, name: str) -> None:
+        """What to call a model should it run; the first name given stays."""
+        self._names.setdefault(id(models.unwrapped(module)), name)
+
+    def name_of(self, module: nn.Module) -> str:
+        """What a module is called that is part of no watched model."""
+        return self._names.get(id(module)) or models.type_name(module)
+
+    def share(self, module: nn.Module, history: History | None) -> None:
+        """Watch a model that outlives the test: how it is set, and, with a history, what it was before."""
+        model = self.add(module)
+        module = models.unwrapped(module)
+        if self._strict and model.flags is None and model.module() is module:
+            model.flags = leaks.model_flags(module)
+            if history is not None and model.before is not None:
+                model.drift = history.drift(module, model.name, model.before)
+
+    def leaks(self) -> tuple[Leak, ...]:
+        """How shared models are set otherwise than they were."""
+        return tuple(
+            leak
+            for model in self._models
+            if model.flags is not None and (module := model.module()) is not None
+            for leak in leaks.leaks(model.name, model.flags, leaks.model_flags(module))
+        )
+
+    def drifts(self) -> tuple[Drift, ...]:
+        return tuple(model.drift for model in self._models if model.drift is not None)
+
+    def keep(self, history: History, by: str) -> None:
+        """Remember what the shared models are at the end of a test."""
+        for model in self._models:
+            module = model.module()
+            if model.flags is not None and module is not None and model.before is not None:
+                history.remember(module, model.before, by)
+
+    def add(self, module: nn.Module, name: str | None = None, *, read: bool = True) -> Model:
+        """Watch a model from now on.  A part of another is watched already; one that holds others takes in the rest."""
+        module = models.unwrapped(module)
+        with self._lock:
+            known = self.find(module)
+            if known is not None:
+                return known[0]
+            name = name or self._names.get(id(module))
+            parts = models.walk(module)
+            model = Model(parts, weakref.ref(self), named=name is not None)
+            for path, part in parts:
+                self._house(model, path, part)
+            model.own_name = self._unique(name or models.type_name(module))
+            if read:
+                self.read(model)
+            self._models.append(model)
+            return model
+
+    def find(self, module: nn.Module) -> tuple[Model, str] | None:
+        """The model that a module belongs to, and its path there."""
+        home = self._homes.get(id(module))
+        if home is None or home[0]() is not module or home[1].module() is None:
+            return self._search(module)
+        return home[1], ".".join(filter(None, (home[1].prefix, home[2])))
+
+    def read(self, model: Model) -> None:
+        """Take what a model is now for what it was, unless that is known."""
+        if model.before is None and model.module() is not None:
+            with self._lock:
+                model.remember(self._take(model))
+
+    def finish_lazy(self, model: Model) -> None:
+        """Read the parameters that got their shape in the forward that has just ended."""
+        before = model.before
+        if before is not None and before.unfinished and model.module() is not None:
+            with self._lock:
+                fresh = self._take(model)
+                fresh.prints.update({name: print_ for name, print_ in before.prints.items() if print_.initialised})
+                model.remember(fresh)
+
+    def compare(self) -> tuple[TensorChange, ...]:
+        """What has changed since the models were last read, those that have died in between included."""
+        with self._lock:
+            self._bury_waiting()
+            for model in self._models:
+                self._compare(model)
+            changes, self._changes = self._changes, []
+            return tuple(changes)
+
+    def begin_anew(self) -> None:
+        """Take what the models are now for the beginning."""
+        with self._lock:
+            for model in self._models:
+                module = model.module()
+                if module is not None:
+                    model.remember(self._take(model))
+                    if model.flags is not None:
+                        model.flags = leaks.model_flags(module)
+
+    def close(self) -> None:
+        """Let go of all models."""
+        with self._lock:
+            for model in self._models:
+                model.release()
+            self._homes.clear()
+            self._names.clear()
+
+    def facts(self) -> tuple[WatchedModel, ...]:
+        """The models that hold parameters; losses, metrics and transforms are watched but are no models."""
+        return tuple(self._fact(model) for model in self._models if model.is_model and model.whole is None)
+
+    def bury(self, model: Model) -> None:
+        """Called as a module dies, before its tensors are freed; by the collector at any moment, so it never waits."""
+        if not self._lock.acquire(blocking=False):
+            self._dead.append(model)
+            return
+        try:
+            self._compare(model)
+        except Exception as error:
+            self.failures.append(error)
+        finally:
+            model.release()
+            self._lock.release()
+
+    def _bury_waiting(self) -> None:
+        while self._dead:
+            model = self._dead.pop()
+            self._compare(model)
+            model.release()
+
+    def _fact(self, model: Model) -> WatchedModel:
+        parts = [model, *(other for other in self._models if other.whole is model)]
+        return WatchedModel(
+            model.name,
+            model.type,
+            sum(part.tensors for part in parts),
+            sum(part.bytes for part in parts),
+            sum(part.forwards for part in parts),
+            tuple(sorted(frozenset().union(*(part.dtypes for part in parts)))),
+        )
+
+    def _compare(self, model: Model) -> None:
+        """Note what has changed, and take what is for the beginning of what may come."""
+        if model.before is None:
+            return
+        after = self._locate(*model.last) if model.last else None
+        parts = model.parts()
+        now = state.take(parts, model.before, passing=self._strict)
+        prefix = f"{model.prefix}." if model.prefix else ""
+        for change in state.changes(model.name, model.before, now, parts, after):
+            if change.persistent or model.has_state:
+                self._changes.append(replace(change, path=prefix + change.path))
+        model.remember(now)
+
+    def _take(self, model: Model) -> Snapshot:
+        return state.take(model.parts(), passing=self._strict)
+
+    def _house(self, model: Model, path: str, part: nn.Module) -> None:
+        """Give a part its home, unless it has one: a model that the new one holds goes on as the model it is."""
+        home = self._homes.get(id(part))
+        other = home[1] if home is not None and home[0]() is part else None
+        if other is None or other.module() is None:
+            self._homes[id(part)] = (weakref.ref(part), model, path)
+        elif other.module() is part:
+            model.others.add(id(part))
+            if not other.named and other.whole is None:
+                other.place, other.whole = path, model
+
+    def _search(self, module: nn.Module) -> tuple[Model, str] | None:
+        """A module that was put into a watched model after the model was first seen."""
+        with self._lock:
+            for model in self._models:
+                whole = model.module()
+                for path, part in models.walk(whole, model.others) if whole is not None else ():
+                    if part is module:
+                        self._homes[id(module)] = (weakref.ref(module), model, path)
+                        return model, ".".join(filter(None, (model.prefix, path)))
+        return None
+
+    def _unique(self, name: str) -> str:
+        taken = {model.name for model in self._models if model.whole is None}
+        return next(n for n in self._candidates(name) if n not in taken)
+
+    @staticmethod
+    def _candidates(name: str) -> Iterator[str]:
+        yield name
+        number = 2
+        while True:
+            yield f"{name}#{number}"
+            number += 1

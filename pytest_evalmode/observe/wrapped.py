@@ -1,0 +1,66 @@
+"""A method of `nn.Module` that is wrapped while somebody observes it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from functools import wraps
+from types import FunctionType
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+Observer = TypeVar("Observer")
+Method = Callable[..., Any]
+
+_TORCHS = vars(sys.modules[nn.Module.__module__])
+
+
+class Wrapped(Generic[Observer]):
+    """Puts a function in the place of a method for the first observer, and the method back after the last.
+
+    It is one function without a closure, ever the same: torch.compile guards on closures, and would compile again.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.observers: tuple[Observer, ...] = ()
+        self.original: Method = getattr(nn.Module, name)
+        self._name = name
+        self._function: Method = self.original
+        self._lock = threading.Lock()
+
+    def by(self, function: Method) -> Method:
+        """The function to put there; it calls `original`."""
+        self._function = wraps(self.original)(function)
+        return self._function
+
+    def start(self, observer: Observer) -> None:
+        with self._lock:
+            there: Method = getattr(nn.Module, self._name)
+            if not _reaches(there, self._function):
+                self.original = there
+                setattr(nn.Module, self._name, self._function)
+            self.observers = (*self.observers, observer)
+
+    def stop(self, observer: Observer) -> None:
+        """Observe no longer.  Where somebody has wrapped the function, theirs stays, and ours has nobody to tell."""
+        with self._lock:
+            self.observers = tuple(other for other in self.observers if other is not observer)
+            if not self.observers and getattr(nn.Module, self._name) is self._function:
+                setattr(nn.Module, self._name, self.original)
+
+
+def _reaches(method: object, function: Method) -> bool:
+    """Whether a method is the function, or wraps it: by `__wrapped__`, a closure or a global that it names."""
+    waiting, seen = [method], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if value is function:
+            return True
+        if isinstance(value, FunctionType) and id(value) not in seen and value.__globals__ is not _TORCHS:
+            seen.add(id(value))
+            waiting.append(getattr(value, "__wrapped__", None))
+            waiting.extend(cell.cell_contents for cell in value.__closure__ or ())
+            waiting.extend(value.__globals__.get(name) for name in value.__code__.co_names)
+    return False

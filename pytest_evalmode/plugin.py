@@ -1,0 +1,154 @@
+"""The hooks of pytest, in life-cycle order.
+
+torch, and all that is needed to judge, is imported by the first guarded test, and not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pluggy import Result
+
+from pytest_evalmode import hookspecs
+from pytest_evalmode.fixtures import evalmode, forget, remember
+from pytest_evalmode.settings import SETTINGS, add_options, is_whole_suite, read_settings
+from pytest_evalmode.stash import CALLING, GUARD, HISTORY, PROPERTY, forget_record
+
+if TYPE_CHECKING:
+    from pytest_evalmode.report.ledger import Ledger
+
+__all__ = ["evalmode"]
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    if not config.getoption("evalmode_rules"):
+        return None
+    from pytest_evalmode.report.message import rules_table
+
+    print(rules_table())
+    return 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings = config.stash[SETTINGS] = read_settings(config)
+    if not hasattr(config, "workerinput"):  # an xdist worker sends its reports on
+        config.pluginmanager.register(Recorder(config), "evalmode-recorder")
+    config.addinivalue_line(
+        "markers",
+        f"{settings.marker}(*, allow=(), train=(), mutable=(), reason=None): fail the test if its PyTorch inference "
+        "was not clean (pytest-evalmode)",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    value = yield
+    remember(fixturedef, value, request)
+    return value
+
+
+def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+    forget(fixturedef, request.config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    forget_record(item)  # of an earlier run
+    if item.config.stash[SETTINGS].asks_for(item):
+        from pytest_evalmode import window
+
+        window.prepare(item)
+
+
+# An old-style wrapper: an exception that passes through a new-style one takes its frame along.
+@pytest.hookimpl(hookwrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], None]:
+    item.stash[CALLING] = True
+    if GUARD in item.stash:
+        from pytest_evalmode import window
+
+        window.begin(item)
+    if HISTORY in item.config.stash:
+        item.config.stash[HISTORY].note(item.nodeid, getattr(item, "fixturenames", ()))
+    outcome = yield
+    item.stash[CALLING] = False
+    if GUARD in item.stash:  # by now the test may have asked for the fixture
+        from pytest_evalmode import window
+
+        window.end(item, outcome)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    try:
+        return (yield)
+    finally:
+        if GUARD in item.stash:
+            from pytest_evalmode import window
+
+            window.raise_failure(item)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.when == "teardown" and call.excinfo is not None:
+        from pytest_evalmode import window
+
+        window.keep_error(call.excinfo.value, report)
+    return report
+
+
+class Recorder:
+    """Keeps the session's record where the reports of all processes arrive."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._ledger: Ledger | None = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        record = dict(report.user_properties).get(PROPERTY)
+        if record is None or not (report.when == "call" or report.failed):
+            return
+        status = self._config.hook.pytest_report_teststatus(report=report, config=self._config)
+        outcome = status[0] if status else report.outcome
+        if outcome != "rerun":
+            self._kept().add(report.nodeid, outcome, str(record))
+
+    def pytest_sessionfinish(self) -> None:
+        settings = self._config.stash[SETTINGS]
+        if settings.report is not None:
+            self._kept().write(settings.report, settings.mode, settings.strict)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self._ledger:
+            return
+        settings = self._config.stash[SETTINGS]
+        terminalreporter.section("evalmode")
+        for line in self._ledger.summary():
+            terminalreporter.line(line)
+        if settings.strict and is_whole_suite(self._config):
+            for line in self._ledger.unneeded(settings.policy):
+                terminalreporter.line(line)
+
+    def _kept(self) -> Ledger:
+        from pytest_evalmode.report.ledger import Ledger
+
+        if self._ledger is None:
+            self._ledger = Ledger()
+        return self._ledger

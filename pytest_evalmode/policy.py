@@ -1,0 +1,98 @@
+"""What a test or a `guard()` declares as intended -> a frozen Policy; and what is wrong with such a declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_evalmode.settings import Settings
+
+Globs = str | Sequence[str]
+
+ARGUMENTS = ("allow", "train", "mutable", "reason")
+
+
+class PolicyError(ValueError):
+    """A wrong argument of the marker, of `guard()` or of an ini key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What may be broken, may be in training mode, may change; and why."""
+
+    allow: frozenset[str] = frozenset()
+    train: tuple[str, ...] = ()
+    mutable: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    declared: tuple[tuple[str, str], ...] = ()
+    """Each exemption as an argument and its value, but for those of the ini, which speak for the whole suite."""
+
+    def __or__(self, other: Policy) -> Policy:
+        """Both together: marks add up."""
+        return Policy(
+            self.allow | other.allow,
+            _merged(self.train, other.train),
+            _merged(self.mutable, other.mutable),
+            _merged(self.reasons, other.reasons),
+            tuple(dict.fromkeys((*self.declared, *other.declared))),
+        )
+
+
+def policy_of(item: pytest.Item, settings: Settings, rules: Collection[str]) -> Policy:
+    """What a test declares, its marks added up from the outermost to its own.
+
+    Raises PolicyError on a wrong argument of a mark.
+    """
+    policy = replace(settings.policy, declared=())  # judged over the whole suite, not by each test
+    where = f"@pytest.mark.{settings.marker}"
+    for mark in reversed(list(item.iter_markers(settings.marker))):
+        if mark.args:
+            names = ", ".join(f"{name}=" for name in ARGUMENTS)
+            raise PolicyError(f"{where}: {mark.args[0]!r} was given without a name; it takes {names}")
+        policy |= read_policy(where, mark.kwargs, rules)
+    return policy
+
+
+def read_policy(where: str, arguments: Mapping[str, object], rules: Collection[str]) -> Policy:
+    """The policy that some arguments declare.
+
+    `where` begins the error: `@pytest.mark.inference`, say.  Raises PolicyError, which names the argument, its value
+    and the valid choices.
+    """
+    for name in arguments:
+        if name not in ARGUMENTS:
+            raise PolicyError(f"{where} has no argument {name!r}; {_choices(name, ARGUMENTS)}")
+    allow = _strings(where, "allow", arguments.get("allow", ()))
+    for rule in allow:
+        if rule not in rules:
+            raise PolicyError(f"{where}: allow={rule!r} is no rule; {_choices(rule, rules)}")
+    reason = arguments.get("reason")
+    if reason is not None and not isinstance(reason, str):
+        raise PolicyError(f"{where}: reason={reason!r} is a {type(reason).__name__}; it takes a string")
+    train = _strings(where, "train", arguments.get("train", ()))
+    mutable = _strings(where, "mutable", arguments.get("mutable", ()))
+    given = (("allow", allow), ("train", train), ("mutable", mutable))
+    declared = tuple((name, value) for name, values in given for value in values)
+    return Policy(frozenset(allow), train, mutable, (reason,) if reason else (), declared)
+
+
+def _strings(where: str, name: str, value: object) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else value
+    if isinstance(strings, list | tuple | set | frozenset) and all(isinstance(item, str) and item for item in strings):
+        return tuple(strings)
+    raise PolicyError(f"{where}: {name}={value!r} is no name; it takes a string or a sequence of strings, none empty")
+
+
+def _choices(wrong: str, valid: Collection[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(wrong, valid, n=1, cutoff=0.5)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"valid: {', '.join(valid)}"
+
+
+def _merged(ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*ours, *theirs)))

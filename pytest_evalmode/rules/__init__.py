@@ -1,0 +1,76 @@
+"""The rules, by name, in the order in which they are told; and how a window is judged by them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+
+from pytest_evalmode.rules import exemptions, leaks, modes, state
+from pytest_evalmode.rules.exemptions import Segments
+from pytest_evalmode.rules.rule import Rule, Violation, rule
+from pytest_evalmode.trace import TensorChange, Trace, WatchedModel
+
+__all__ = ["RULES", "RULE_NAMES", "Rule", "Violation", "judge", "rule"]
+
+RULES: tuple[Rule, ...] = (
+    modes.train_mode,
+    modes.grad_mode,
+    modes.batch_stats,
+    modes.random_forward,
+    modes.unregistered_module,
+    state.state_mutated,
+    state.buffer_mutated,
+    state.input_mutated,
+    state.attribute_mutated,
+    state.state_drifted,
+    state.partial_load,
+    leaks.model_leaked,
+    leaks.global_leaked,
+    modes.no_forward,
+    exemptions.unused_exemption,
+)
+RULE_NAMES = tuple(each.name for each in RULES)
+
+
+def judge(
+    segments: Segments, *, strict: bool = False, more: Sequence[Rule] = (), finished: bool = True
+) -> list[Violation]:
+    """What the segments of one window break, each under the policy that held while it ran.
+
+    `more` are a team's own rules.  A window that is not `finished` may yet need its exemptions.
+    """
+    rules = [each for each in (*RULES, *more) if strict or each.level == "default"]
+    unused = tuple(exemptions.unused(segments, rules)) if strict and finished else ()
+    found: list[Violation] = []
+    for each in rules:
+        traces = [exemptions.excuse(trace, policy) for trace, policy in segments if each.name not in policy.allow]
+        if traces:
+            found += each.violations(replace(_joined(traces), unused=unused))
+    return found
+
+
+def _models(traces: Sequence[Trace]) -> tuple[WatchedModel, ...]:
+    """Each model once, with the forwards of all segments, as it was seen last."""
+    found: dict[str, WatchedModel] = {}
+    for model in chain.from_iterable(trace.models for trace in traces):
+        before = found[model.name].forwards if model.name in found else 0
+        found[model.name] = replace(model, forwards=before + model.forwards)
+    return tuple(found.values())
+
+
+def _joined(traces: Sequence[Trace]) -> Trace:
+    """One trace of several; a tensor that changed in two of them is told once, as it changed first."""
+    changes: dict[tuple[str, str], TensorChange] = {}
+    for change in chain.from_iterable(trace.changes for trace in traces):
+        changes.setdefault((change.model, change.path), change)
+    return Trace(
+        models=_models(traces),
+        calls=tuple(call for trace in traces for call in trace.calls),
+        changes=tuple(changes.values()),
+        loads=tuple(load for trace in traces for load in trace.loads),
+        leaks=tuple(leak for trace in traces for leak in trace.leaks),
+        drifts=tuple(drift for trace in traces for drift in trace.drifts),
+        needs_forward=any(trace.needs_forward for trace in traces),
+        forwards=sum(trace.forwards for trace in traces),
+    )

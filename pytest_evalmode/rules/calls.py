@@ -1,0 +1,49 @@
+"""Forward calls, grouped and counted as violations tell them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from pytest_evalmode.rules.rule import Violation
+from pytest_evalmode.trace import Finding, ForwardCall, Part, Site, Trace
+
+
+def by_model(trace: Trace, fact: Callable[[ForwardCall], object]) -> Iterator[list[ForwardCall]]:
+    """The calls that have a fact, in the order in which they ran, one group a model."""
+    groups: dict[str, list[ForwardCall]] = {}
+    for call in trace.calls:
+        if fact(call):
+            groups.setdefault(call.ran.model, []).append(call)
+    return iter(groups.values())
+
+
+def by_part(findings: Iterable[Finding]) -> list[Finding]:
+    """Each module once, with the first finding that has a cause where there is one."""
+    found: dict[Part, Finding] = {}
+    for finding in findings:
+        known = found.get(finding.part)
+        if known is None or (known.cause is None and finding.cause is not None):
+            found[finding.part] = finding
+    return list(found.values())
+
+
+def count(calls: Iterable[ForwardCall]) -> int:
+    return sum(call.count for call in calls)
+
+
+def told(calls: list[ForwardCall], *, details: Mapping[str, Any] | None = None, **facts: Any) -> Violation:
+    """A violation of one model by these calls: where the first was made, how many there were, what else to say."""
+    return Violation(
+        model=calls[0].ran.model,
+        at=calls[0].at,
+        count=count(calls),
+        details={**(details or {}), **sites(calls)},
+        **facts,
+    )
+
+
+def sites(calls: list[ForwardCall]) -> dict[str, list[str]]:
+    """The further lines that made such a call, for the details; the first is the violation's `at`."""
+    others: list[Site] = [call.at for call in calls if call.at and call.at != calls[0].at]
+    return {"also_at": [str(site) for site in dict.fromkeys(others)]} if others else {}

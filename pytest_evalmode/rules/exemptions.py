@@ -1,0 +1,80 @@
+"""What `allow`, `train` and `mutable` excuse, and which of them nothing needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from pytest_evalmode.policy import Policy
+from pytest_evalmode.rules.rule import Rule, Violation, rule
+from pytest_evalmode.trace import ForwardCall, Trace
+
+Segments = Sequence[tuple[Trace, Policy]]
+Exemption = tuple[str, str]
+
+
+@rule(
+    "unused-exemption",
+    level="strict",
+    fires_when="an allow, train or mutable is declared that nothing needed",
+    remedy="take it out; what is no longer needed would hide the next mistake",
+)
+def unused_exemption(trace: Trace) -> Iterator[Violation]:
+    if trace.unused:
+        yield Violation(
+            model=None,
+            subjects=trace.unused,
+            message=f"nothing needed {', '.join(trace.unused)}",
+            finding=f"nothing needed {', '.join(trace.unused)}",
+            count=len(trace.unused),
+        )
+
+
+def excuse(trace: Trace, policy: Policy) -> Trace:
+    """The trace without the modules and tensors that the policy lets train or change."""
+    return replace(
+        trace,
+        calls=tuple(_excuse_call(call, policy) for call in trace.calls),
+        changes=tuple(c for c in trace.changes if not matches(c.model, c.path, policy.mutable)),
+    )
+
+
+def unused(segments: Segments, rules: Sequence[Rule]) -> list[str]:
+    """The exemptions of marks and of `evalmode.allow()` that excused nothing, as they were declared."""
+    declared = dict.fromkeys(exemption for _, policy in segments for exemption in policy.declared)
+    return [
+        as_declared(exemption)
+        for exemption in declared
+        if not needed(exemption, [(t, p) for t, p in segments if exemption in p.declared], rules)
+    ]
+
+
+def needed(exemption: Exemption, segments: Segments, rules: Iterable[Rule]) -> bool:
+    """Whether something in these segments would have been told without this exemption."""
+    kind, value = exemption
+    if kind == "train":
+        parts = [finding.part for trace, _ in segments for call in trace.calls for finding in call.training]
+        return any(matches(part.model, part.path, [value]) for part in parts)
+    if kind == "mutable":
+        return any(matches(change.model, change.path, [value]) for trace, _ in segments for change in trace.changes)
+    return value == unused_exemption.name or any(
+        rule.violations(excuse(trace, policy)) for rule in rules if rule.name == value for trace, policy in segments
+    )
+
+
+def as_declared(exemption: Exemption) -> str:
+    """`train="drop"`, as the marker takes it."""
+    return f'{exemption[0]}="{exemption[1]}"'
+
+
+def _excuse_call(call: ForwardCall, policy: Policy) -> ForwardCall:
+    return replace(
+        call, training=tuple(f for f in call.training if not matches(f.part.model, f.part.path, policy.train))
+    )
+
+
+def matches(model: str, path: str, globs: Iterable[str]) -> bool:
+    """Whether a glob names this module or tensor: within its model (`bn1.*`), or as printed (`model.bn1.*`)."""
+    full = f"{model}.{path}" if path else model
+    return any(fnmatchcase(path, glob) or fnmatchcase(full, glob) for glob in globs)

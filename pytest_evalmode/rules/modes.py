@@ -1,0 +1,134 @@
+"""Rules about how a forward ran: the mode of its modules, autograd, batch statistics, random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pytest_evalmode.rules.calls import by_model, by_part, count, told
+from pytest_evalmode.rules.rule import Violation, rule
+from pytest_evalmode.rules.wording import first_and_more, plural, times, title
+from pytest_evalmode.trace import Finding, ForwardCall, Trace
+
+
+@rule(
+    "train-mode",
+    fires_when="a model's forward ran while a module in it was in training mode",
+    remedy="call model.eval() before the first forward",
+)
+def train_mode(trace: Trace) -> Iterator[Violation]:
+    for calls in by_model(trace, lambda call: call.training):
+        found = by_part(finding for call in calls for finding in call.training)
+        # Batch norm and dropout say more than the containers and linear layers that merely share their flag.
+        telling = [f for f in found if f.part.sensitive] or found
+        names = [str(f.part) for f in telling]
+        why = f": {telling[0].why}" if telling[0].why else ""
+        of = f" of {plural(calls[0].modules, 'module')}" if len(names) > 1 else ""
+        yield told(
+            calls,
+            subjects=tuple(names),
+            message=f"{title(calls[0].ran)} ran {times(count(calls))} in training mode",
+            finding=f"{first_and_more(names)}{of} {'was' if len(names) == 1 else 'were'} in training mode{why}",
+            remedy=_register_it(telling[0]) or _eval_it(calls[0], found),
+            cause=telling[0].cause,
+            train=tuple(f.part.path for f in found),
+        )
+
+
+@rule(
+    "grad-mode",
+    fires_when="a model's forward recorded autograd",
+    remedy="call it under torch.inference_mode() or torch.no_grad()",
+)
+def grad_mode(trace: Trace) -> Iterator[Violation]:
+    for calls in by_model(trace, lambda call: call.autograd):
+        found = by_part(call.autograd for call in calls if call.autograd)
+        yield told(
+            calls,
+            subjects=tuple(str(f.part) for f in found),
+            message=f"{title(calls[0].ran)} ran {times(count(calls))} with autograd recording",
+            finding=f"{found[0].part} recorded autograd: {found[0].why}",
+            cause=found[0].cause,
+        )
+
+
+@rule(
+    "batch-stats",
+    fires_when="a batch norm in eval mode normalised with the batch's own statistics",
+    remedy="keep running statistics (track_running_stats=True); trace or export the model after model.eval()",
+)
+def batch_stats(trace: Trace) -> Iterator[Violation]:
+    for calls in by_model(trace, lambda call: call.batch_stats):
+        found = by_part(finding for call in calls for finding in call.batch_stats)
+        names = [str(f.part) for f in found]
+        yield told(
+            calls,
+            subjects=tuple(names),
+            message=f"{title(calls[0].ran)} ran {times(count(calls))} on the statistics of the batch",
+            finding=f"{first_and_more(names)} used the batch's own statistics in eval mode: {found[0].why}",
+            cause=found[0].cause,
+        )
+
+
+@rule(
+    "random-forward",
+    fires_when="a forward in eval mode drew from torch's global random generators",
+    remedy="let it depend on self.training (F.dropout takes training=), or draw from a torch.Generator of its own",
+)
+def random_forward(trace: Trace) -> Iterator[Violation]:
+    for calls in by_model(trace, lambda call: call.draws):
+        found = by_part(finding for call in calls for finding in call.draws)
+        names = [str(f.part) for f in found]
+        why = f": {found[0].why}" if found[0].why else ""
+        yield told(
+            calls,
+            subjects=tuple(names),
+            message=f"{title(calls[0].ran)} drew random numbers in {plural(count(calls), 'forward')} in eval mode",
+            finding=f"{first_and_more(names)} drew random numbers in eval mode{why}",
+            cause=found[0].cause,
+        )
+
+
+@rule(
+    "unregistered-module",
+    level="strict",
+    fires_when="a module with state or a mode ran inside a model without being its submodule",
+    remedy="make it in __init__ and register it as a submodule (a list as nn.ModuleList)",
+)
+def unregistered_module(trace: Trace) -> Iterator[Violation]:
+    for calls in by_model(trace, lambda call: call.unregistered):
+        found = by_part(finding for call in calls for finding in call.unregistered)
+        names = [str(f.part) for f in found]
+        yield told(
+            calls,
+            subjects=tuple(names),
+            message=f"{title(calls[0].ran)} ran {first_and_more(names)}, which it does not register",
+            finding=f"{first_and_more(names)} ran inside it: eval(), to() and state_dict() cannot reach it",
+            cause=found[0].cause,
+        )
+
+
+@rule(
+    "no-forward",
+    level="strict",
+    fires_when="a marked test ran no model",
+    remedy="run the model in the test itself, not in a fixture or a subprocess; or take the mark off",
+)
+def no_forward(trace: Trace) -> Iterator[Violation]:
+    if trace.needs_forward and not trace.forwards:
+        yield Violation(
+            model=None,
+            subjects=(),
+            message="the test ran no model: the guard proved nothing",
+            finding="no model's forward ran in the test",
+        )
+
+
+def _register_it(finding: Finding) -> str:
+    """The remedy for a module that `model.eval()` cannot reach, or nothing."""
+    return "make it in __init__ and register it as a submodule (a list as nn.ModuleList)" if finding.why else ""
+
+
+def _eval_it(call: ForwardCall, found: list[Finding]) -> str:
+    """`eval()` on the one module that was forgotten, else on the model."""
+    who = found[0].part.name if len(found) == 1 else call.ran.name
+    return f"call {who if who[0].islower() else 'model'}.eval() before the first forward"

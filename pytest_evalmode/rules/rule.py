@@ -1,0 +1,63 @@
+"""What a rule is, and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from pytest_evalmode.trace import Site, Trace
+
+Level = Literal["default", "strict"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """One broken rule of one model, as the failure text and the JSON report tell it."""
+
+    rule: str = ""
+    model: str | None
+    subjects: tuple[str, ...]
+    """What is at fault, most telling first: `model.path (Type)`, `model.path.tensor` or `model (Type)`."""
+    message: str
+    """The headline: whole, and short enough for a summary line."""
+    finding: str
+    """The sentence beneath the headline: which modules or tensors, and how far."""
+    remedy: str = ""
+    at: Site | None = None
+    """The innermost line of user code outside the model that led to the call."""
+    cause: Site | None = None
+    """The innermost line of user code at fault inside the model."""
+    count: int = 1
+    details: Mapping[str, Any] = field(default_factory=dict)
+    train: tuple[str, ...] = ()
+    """What the marker's `train` would have to name, were this intended."""
+    mutable: tuple[str, ...] = ()
+    """What the marker's `mutable` would have to name, were this intended."""
+
+
+Judge = Callable[[Trace], Iterable[Violation]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A named check: a pure function from the facts of a window to violations, with the words that explain it."""
+
+    name: str
+    level: Level
+    fires_when: str
+    remedy: str
+    judge: Judge
+
+    def violations(self, trace: Trace) -> list[Violation]:
+        """What the trace breaks, under this rule's name; the rule's remedy stands where the judge gave none."""
+        return [replace(v, rule=self.name, remedy=v.remedy or self.remedy) for v in self.judge(trace)]
+
+
+def rule(name: str, *, fires_when: str, remedy: str, level: Level = "default") -> Callable[[Judge], Rule]:
+    """Make a rule of a function from a trace to violations."""
+
+    def decorate(judge: Judge) -> Rule:
+        return Rule(name, level, fires_when, remedy, judge)
+
+    return decorate

@@ -1,0 +1,163 @@
+"""Rules about what a model holds: parameters and buffers that should be after inference what they were before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import chain
+
+from pytest_evalmode.rules.calls import by_model, told
+from pytest_evalmode.rules.rule import Violation, rule
+from pytest_evalmode.rules.wording import first_and_more, plural, title
+from pytest_evalmode.trace import Load, TensorChange, Trace
+
+
+@rule(
+    "state-mutated",
+    fires_when="a parameter or persistent buffer changed",
+    remedy="call model.eval(); declare what may change with mutable=[...]",
+)
+def state_mutated(trace: Trace) -> Iterator[Violation]:
+    trained = {call.ran.model for call in trace.calls if call.training}
+    for violation in _mutated(change for change in trace.changes if change.persistent):
+        yield violation if violation.model in trained else replace(violation, remedy=_WRITTEN)
+
+
+@rule(
+    "buffer-mutated",
+    level="strict",
+    fires_when="a non-persistent buffer changed",
+    remedy="fill it in __init__; declare a cache with mutable=[...]",
+)
+def buffer_mutated(trace: Trace) -> Iterator[Violation]:
+    return _mutated(change for change in trace.changes if not change.persistent)
+
+
+@rule(
+    "input-mutated",
+    level="strict",
+    fires_when="a forward changed its input tensor in place",
+    remedy="clone the input first, or make the first operation on it out of place (inplace=False)",
+)
+def input_mutated(trace: Trace) -> Iterator[Violation]:
+    for calls in by_model(trace, lambda call: call.inputs):
+        names = list(dict.fromkeys(name for call in calls for name in call.inputs))
+        yield told(
+            calls,
+            subjects=(str(calls[0].ran),),
+            message=f"{title(calls[0].ran)} changed its input in place",
+            finding=f"{calls[0].ran} wrote into {first_and_more(names)}: the next to read it sees other data",
+            details={"arguments": names},
+        )
+
+
+@rule(
+    "attribute-mutated",
+    level="strict",
+    fires_when="a plain attribute of a module changed during a forward",
+    remedy="keep what a forward computes in local variables; the next forward must not depend on this one",
+)
+def attribute_mutated(trace: Trace) -> Iterator[Violation]:
+    for calls in by_model(trace, lambda call: call.attributes):
+        changed: dict[str, str] = {}
+        for change in chain.from_iterable(call.attributes for call in calls):
+            changed.setdefault(change.name, f"{change.before} -> {change.after}")
+        first = next(iter(changed))
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        yield told(
+            calls,
+            subjects=tuple(changed),
+            message=f"{first}: {changed[first]}{more}",
+            finding=f"{first}: {changed[first]}{more}",
+            details={"attributes": changed},
+        )
+
+
+@rule(
+    "partial-load",
+    level="strict",
+    fires_when="load_state_dict(strict=False) left missing or unexpected keys",
+    remedy="load with strict=True; where the rest is meant to stay, say so: allow=['partial-load']",
+)
+def partial_load(trace: Trace) -> Iterator[Violation]:
+    for load in trace.loads:
+        kinds = (("missing", load.missing), ("unexpected", load.unexpected))
+        said = [f"{plural(len(keys), f'{kind} key')} ({first_and_more(keys)})" for kind, keys in kinds if keys]
+        yield Violation(
+            model=load.model.model,
+            subjects=tuple(f"{load.model.name}.{key}" for key in (*load.missing, *load.unexpected)),
+            message=f"{title(load.model)} was loaded with {' and '.join(said)}",
+            finding=f"load_state_dict(strict=False) ignored {' and '.join(said)}{_common_cause(load)}",
+            at=load.at,
+            count=len(load.missing) + len(load.unexpected),
+            details={"missing": list(load.missing), "unexpected": list(load.unexpected)},
+        )
+
+
+@rule(
+    "state-drifted",
+    level="strict",
+    fires_when="a shared model's state changed between two guarded tests",
+    remedy="let what trains work on a copy (copy.deepcopy) or on a fixture of its own",
+)
+def state_drifted(trace: Trace) -> Iterator[Violation]:
+    for drift in trace.drifts:
+        names = tuple(change.name for change in drift.changes)
+        ran = f"; in between ran {', '.join(drift.between[:3])}" if drift.between else "; nothing ran in between"
+        more = f" and {len(drift.between) - 3} more" if len(drift.between) > 3 else ""
+        yield Violation(
+            model=drift.model,
+            subjects=names,
+            message=f"{first_and_more(names)} changed since the last guarded test",
+            finding=f"{first_and_more(names)} was otherwise when {drift.seen_by} ended{ran}{more}",
+            count=len(names),
+            details={
+                "last_seen_by": drift.seen_by,
+                "between": list(drift.between),
+                "changes": {change.name: _how(change) for change in drift.changes},
+            },
+        )
+
+
+_WRITTEN = "find what wrote to it (an optimizer, .data, copy_(), load_state_dict); or declare it with mutable=[...]"
+
+
+def _common_cause(load: Load) -> str:
+    """What all the keys that were left over have in common, where that explains them."""
+    for keys, other, advice in (
+        (load.unexpected, load.missing, "strip it from the checkpoint's keys"),
+        (load.missing, load.unexpected, "add it to the checkpoint's keys"),
+    ):
+        heads = {key.partition(".")[0] for key in keys}
+        if keys and len(heads) == 1:
+            head = heads.pop()
+            stripped = {key.partition(".")[2] for key in keys}
+            if stripped & set(other) or head in ("module", "_orig_mod"):
+                return f": every one of these keys has the prefix `{head}.`; {advice}"
+    return ""
+
+
+def _mutated(found: Iterable[TensorChange]) -> Iterator[Violation]:
+    all_changes = list(found)
+    for model in dict.fromkeys(change.model for change in all_changes):
+        changes = [change for change in all_changes if change.model == model]
+        names = tuple(change.name for change in changes)
+        how = f"    {_how(changes[0])}" if _how(changes[0]) else ""
+        yield Violation(
+            model=model,
+            subjects=names,
+            message=f"{first_and_more(names)} changed",
+            finding=f"{first_and_more(names)} changed{how}",
+            at=changes[0].after,
+            count=len(changes),
+            details={"changes": {change.name: _how(change) for change in changes}},
+            mutable=tuple(change.path for change in changes),
+        )
+
+
+def _how(change: TensorChange) -> str:
+    """How far a tensor moved where that is known: `max |Δ| 0.031, 64 of 64 elements`."""
+    if change.elements is None:
+        return "" if change.what == "values" else change.what
+    extent = f"{change.elements} of {plural(change.of or 0, 'element')}"
+    return extent if change.max_abs is None else f"max |Δ| {change.max_abs:.2g}, {extent}"

@@ -1,0 +1,160 @@
+"""Command line and ini, read once into Settings.
+
+Every run of pytest comes here: what takes time to import waits for a test that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_evalmode.policy import Policy
+
+Mode = Literal["enforce", "warn", "off"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+class Settings(NamedTuple):
+    """How a run is to be guarded."""
+
+    mode: Mode
+    strict: bool
+    report: Path | None
+    marker: str
+    mark: tuple[str, ...]
+    exempt: Mapping[str, tuple[str, ...]]
+    """What the ini declares as intended, as arguments of a mark."""
+    root: Path
+
+    @property
+    def policy(self) -> Policy:
+        """That of the ini: it holds for every test.  Raises PolicyError."""
+        from pytest_evalmode.policy import read_policy
+        from pytest_evalmode.rules import RULE_NAMES
+
+        return read_policy("evalmode ini", self.exempt, RULE_NAMES)
+
+    def asks_for(self, item: pytest.Item) -> bool:
+        """Whether a test is to be guarded: it is marked, asks for the fixture, or lies where all tests are guarded."""
+        if self.mode == "off":
+            return False
+        if item.get_closest_marker(self.marker) is not None or "evalmode" in getattr(item, "fixturenames", ()):
+            return True
+        return self._guards_all_of(item.path)
+
+    def _guards_all_of(self, path: Path) -> bool:
+        """Whether a glob of `evalmode_mark` names a file or a folder above it."""
+        if not self.mark or not path.is_relative_to(self.root):
+            return False
+        relative = path.relative_to(self.root)
+        names = [relative.as_posix(), *(folder.as_posix() for folder in relative.parents if folder != PurePath("."))]
+        return any(fnmatchcase(name, glob.rstrip("/")) for name in names for glob in self.mark)
+
+
+SETTINGS = pytest.StashKey[Settings]()
+
+
+_TAKEN = ("filterwarnings", "parametrize", "skip", "skipif", "usefixtures", "xfail")
+_WILD = frozenset("*?[")
+
+
+def add_options(parser: pytest.Parser) -> None:
+    group = parser.getgroup("evalmode", "evaluation hygiene of PyTorch models")
+    # No defaults here: they would hide the ini file.  No choices either: the ini needs the same error.
+    group.addoption(
+        "--evalmode", metavar="|".join(MODES), help="what a violation does: fail the test, warn, or nothing"
+    )
+    group.addoption("--evalmode-strict", action="store_true", default=None, help="judge by the strict rules too")
+    group.addoption("--evalmode-report", metavar="PATH", help="write the JSON report to this file")
+    group.addoption("--evalmode-rules", action="store_true", help="print the rules and their remedies, and exit")
+    parser.addini("evalmode", "enforce (the default), warn or off")
+    parser.addini("evalmode_strict", "judge by the strict rules too", type="bool", default=False)
+    parser.addini("evalmode_marker", "the marker's name", default="inference")
+    parser.addini("evalmode_mark", "globs of paths, from the rootdir, whose tests are all guarded", type="args")
+    parser.addini("evalmode_allow", "rules that any test may break", type="args")
+    parser.addini("evalmode_train", "globs of modules that may be in training mode in any test", type="args")
+    parser.addini("evalmode_mutable", "globs of tensors that may change in any test", type="args")
+
+
+def read_settings(config: pytest.Config) -> Settings:
+    """The settings of a run.  Raises UsageError on a value that makes no sense, wherever it was given."""
+    marker = config.getini("evalmode_marker")
+    if not marker.isidentifier():
+        raise pytest.UsageError(f"evalmode_marker: {marker!r} is no name for a marker; it takes an identifier")
+    if marker in _TAKEN:
+        raise pytest.UsageError(f"evalmode_marker: {marker!r} is a marker of pytest's own; it takes another identifier")
+    settings = Settings(
+        mode=_mode(config),
+        strict=_strict(config),
+        report=_report(config),
+        marker=marker,
+        mark=_mark(config),
+        exempt={name: _words(config, f"evalmode_{name}") for name in ("allow", "train", "mutable")},
+        root=config.rootpath,
+    )
+    if any(settings.exempt.values()):
+        _check_policy(settings)
+    return settings
+
+
+def _check_policy(settings: Settings) -> None:
+    from pytest_evalmode.policy import PolicyError
+
+    try:
+        _ = settings.policy
+    except PolicyError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def is_whole_suite(config: pytest.Config) -> bool:
+    """Whether every test was asked to run: none named, filtered out or kept from running by an earlier failure."""
+    filters = ("keyword", "markexpr", "lf", "deselect", "ignore", "ignore_glob", "maxfail", "stepwise")
+    return config.args_source is not config.ArgsSource.ARGS and not any(
+        config.getoption(name, None) for name in filters
+    )
+
+
+def _mode(config: pytest.Config) -> Mode:
+    given = config.getoption("evalmode")
+    where = "--evalmode" if given is not None else "evalmode (ini)"
+    mode = given if given is not None else config.getini("evalmode") or "enforce"
+    if mode not in MODES:
+        raise pytest.UsageError(f"{where}: {mode!r} is no mode; valid: {', '.join(MODES)}")
+    return cast(Mode, mode)
+
+
+def _strict(config: pytest.Config) -> bool:
+    if config.getoption("evalmode_strict"):
+        return True
+    try:
+        return bool(config.getini("evalmode_strict"))
+    except (ValueError, TypeError, pytest.UsageError) as error:
+        raise pytest.UsageError(f"evalmode_strict (ini): {error}; valid: true, false") from None
+
+
+def _report(config: pytest.Config) -> Path | None:
+    given = config.getoption("evalmode_report")
+    if given is None:
+        return None
+    path: Path = config.invocation_params.dir / given
+    if not given or path.is_dir() or not next(folder for folder in path.parents if folder.exists()).is_dir():
+        raise pytest.UsageError(f"--evalmode-report: {given!r} is no file to write to")
+    return path
+
+
+def _mark(config: pytest.Config) -> tuple[str, ...]:
+    globs = _words(config, "evalmode_mark")
+    for glob in globs:
+        if _WILD.isdisjoint(glob) and not (config.rootpath / glob).exists():
+            raise pytest.UsageError(f"evalmode_mark: {glob!r} is no file or folder below {config.rootpath}")
+    return globs
+
+
+def _words(config: pytest.Config, name: str) -> tuple[str, ...]:
+    value: Sequence[str] = config.getini(name)
+    return tuple(value)

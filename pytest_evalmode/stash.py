@@ -1,0 +1,24 @@
+"""What the hooks keep on tests and on the session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_evalmode.guards import Guard
+    from pytest_evalmode.observe.history import History
+
+GUARD: pytest.StashKey[Guard] = pytest.StashKey()
+"""The guard of a test, from its set-up to its teardown."""
+CALLING: pytest.StashKey[bool] = pytest.StashKey()
+"""Whether the call of a test is under way."""
+HISTORY: pytest.StashKey[History] = pytest.StashKey()
+"""What shared models were, once a strict guard has been made."""
+PROPERTY = "evalmode"
+"""The name under which a test's record travels in its `user_properties`."""
+
+
+def forget_record(item: pytest.Item) -> None:
+    item.user_properties[:] = [entry for entry in item.user_properties if entry[0] != PROPERTY]

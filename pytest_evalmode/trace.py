@@ -1,0 +1,167 @@
+"""The facts of one guarded window: what the observers record and the rules judge.
+
+Plain frozen values without behaviour: no torch, no pytest.  A test of a rule builds them by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A line of user code; `file` is relative to the root that the user sees."""
+
+    file: str
+    line: int
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A module of a model; the model itself has the empty `path`."""
+
+    model: str
+    path: str
+    type: str
+    sensitive: bool = False
+    """Whether its forward depends on `self.training`."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}.{self.path}" if self.path else self.model
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.type})"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about one module of a forward, the user's line in the model that led to it, and how it came about."""
+
+    part: Part
+    cause: Site | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeChange:
+    """A plain attribute of a module that a forward changed."""
+
+    part: Part
+    attribute: str
+    before: str
+    after: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.part.name}.{self.attribute}"
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardCall:
+    """An outermost forward that has something to say; equal calls are counted, not repeated."""
+
+    ran: Part
+    at: Site | None
+    modules: int
+    training: tuple[Finding, ...] = ()
+    """Modules in training mode that depend on the mode or hold parameters."""
+    autograd: Finding | None = None
+    batch_stats: tuple[Finding, ...] = ()
+    """Batch norms in eval mode that used the statistics of the batch."""
+    draws: tuple[Finding, ...] = ()
+    """Modules in eval mode that moved a global random generator."""
+    unregistered: tuple[Finding, ...] = ()
+    """Modules with state or a mode that ran inside without being submodules."""
+    inputs: tuple[str, ...] = ()
+    """Arguments that the forward changed in place."""
+    attributes: tuple[AttributeChange, ...] = ()
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorChange:
+    """A parameter or persistent buffer that is not what it was."""
+
+    model: str
+    path: str
+    what: str
+    """`values`, `shape (4,) -> (8,)`, `dtype ...`, `device ...`, `added` or `removed`."""
+    elements: int | None = None
+    of: int | None = None
+    max_abs: float | None = None
+    after: Site | None = None
+    """The last forward of the model before the change was first seen."""
+    persistent: bool = True
+    """Whether `state_dict()` saves it."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}.{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A `load_state_dict(strict=False)` that left something over."""
+
+    model: Part
+    at: Site | None
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """Something that the test left behind otherwise than it found it; without a model, of torch's global state."""
+
+    model: str | None
+    name: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A shared model that is not what the last guarded test left."""
+
+    model: str
+    changes: tuple[TensorChange, ...]
+    seen_by: str
+    """The last guarded test that saw the old state."""
+    between: tuple[str, ...]
+    """What ran since, unguarded, likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedModel:
+    """A model of the window, with what was read of it and how often it ran."""
+
+    name: str
+    type: str
+    tensors: int
+    bytes: int
+    forwards: int
+    dtypes: tuple[str, ...] = ()
+    """Of its parameters and buffers: `float32`, say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """All that a guarded window saw."""
+
+    models: tuple[WatchedModel, ...] = ()
+    calls: tuple[ForwardCall, ...] = ()
+    changes: tuple[TensorChange, ...] = ()
+    loads: tuple[Load, ...] = ()
+    leaks: tuple[Leak, ...] = ()
+    drifts: tuple[Drift, ...] = ()
+    unused: tuple[str, ...] = ()
+    """Exemptions that nothing needed, as they were declared: `train="drop"`."""
+    needs_forward: bool = False
+    """Whether a test was marked, and ran to its end, so that it should have run a model."""
+    forwards: int = 0
+    """The outermost forwards of models."""

@@ -1,0 +1,111 @@
+"""What is remembered of shared models between windows."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+from torch import nn
+
+from pytest_evalmode.observe import models, state
+from pytest_evalmode.observe.history import History
+from pytest_evalmode.trace import Drift
+from tests.nets import Net
+
+
+def seen(net: nn.Module, by: str = "test_old") -> History:
+    """A history in which a test has seen a model."""
+    history = History()
+    history.remember(net, state.take(models.walk(net)), by)
+    return history
+
+
+def drift(history: History, net: nn.Module, name: str = "net") -> Drift:
+    found = history.drift(net, name, state.take(models.walk(net), passing=True))
+    assert found is not None
+    return found
+
+
+def test_what_was_never_seen_has_not_drifted() -> None:
+    net = Net()
+    assert History().drift(net, "net", state.take(models.walk(net))) is None
+    assert seen(Net()).drift(net, "net", state.take(models.walk(net))) is None
+
+
+def test_what_is_as_it_was_has_not_drifted() -> None:
+    net = Net()
+    history = seen(net)
+    net.load_state_dict({name: value.clone() for name, value in net.state_dict().items()})
+    history.note("test_reloads", ["net"])
+    assert history.drift(net, "net", state.take(models.walk(net))) is None
+
+
+def test_which_tensors_and_who_saw_them_last() -> None:
+    net = Net()
+    history = seen(net)
+    history.remember(net, state.take(models.walk(net)), "test_later")
+    net.head.bias.data.add_(1)
+    found = drift(history, net)
+    assert [change.name for change in found.changes] == ["net.head.bias"]
+    assert (found.model, found.seen_by, found.between) == ("net", "test_later", ())
+
+
+@pytest.mark.parametrize(
+    ("name", "between"),
+    [
+        ("net", ("has it too", "has it", "last", "first")),
+        ("net.student", ("has it too", "has it", "last", "first")),
+        ("net['a']", ("has it too", "has it", "last", "first")),
+        ("other", ("last", "has it too", "has it", "first")),
+    ],
+)
+def test_likeliest_is_who_had_the_model_then_who_ran_last(name: str, between: tuple[str, ...]) -> None:
+    net = Net()
+    history = seen(net)
+    for what, fixtures in (("first", []), ("has it", ["net"]), ("has it too", ["x", "net"]), ("last", ["network"])):
+        history.note(what, fixtures)
+    net.head.bias.data.add_(1)
+    assert drift(history, net, name).between == between
+
+
+def test_what_ran_before_it_was_seen_is_no_suspect() -> None:
+    net, other = Net(), Net()
+    history = seen(other)
+    history.note("test_before", ["net"])
+    history.remember(net, state.take(models.walk(net)), "test_old")
+    history.note("test_after", ["net"])
+    net.head.bias.data.add_(1)
+    assert drift(history, net).between == ("test_after",)
+
+
+def test_who_ran_twice_is_told_once() -> None:
+    net = Net()
+    history = seen(net)
+    for _ in range(2):
+        history.note("test_rerun", ["net"])
+    net.head.bias.data.add_(1)
+    assert drift(history, net).between == ("test_rerun",)
+
+
+def test_nothing_is_noted_before_a_model_is_seen() -> None:
+    history = History()
+    history.note("test_first", [])
+    assert history.events == []
+
+
+def test_a_model_that_died_is_forgotten() -> None:
+    net = Net()
+    history = seen(net)
+    del net
+    gc.collect()
+    history.note("test_after", [])
+    assert history.events == []
+
+
+def test_two_models_are_told_apart() -> None:
+    nets = Net(), Net()
+    history = seen(nets[0], "test_a")
+    history.remember(nets[1], state.take(models.walk(nets[1])), "test_b")
+    nets[1].head.bias.data.add_(1)
+    assert history.drift(nets[0], "net", state.take(models.walk(nets[0]))) is None
+    assert drift(history, nets[1]).seen_by == "test_b"

@@ -1,0 +1,188 @@
+"""How models and torch are set, before and after."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_evalmode.observe.leaks import global_flags, leaks, model_flags
+from pytest_evalmode.observe.watch import Watch
+from tests.nets import Net, batch, rules, watching
+
+DTYPES = (torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda"))
+
+# Each global flag: what sets it, and the two values that it may have.
+Setter = Callable[[Any], object]
+GLOBALS: dict[str, tuple[Setter, Any, Any]] = {
+    "grad_mode": (torch.set_grad_enabled, True, False),
+    "default_dtype": (torch.set_default_dtype, torch.float32, torch.float64),
+    "default_device": (torch.set_default_device, None, "meta"),
+    "deterministic_algorithms": (torch.use_deterministic_algorithms, False, True),
+    "float32_matmul_precision": (torch.set_float32_matmul_precision, "highest", "high"),
+    "cudnn.enabled": (lambda on: setattr(torch.backends.cudnn, "enabled", on), True, False),
+    "cudnn.benchmark": (lambda on: setattr(torch.backends.cudnn, "benchmark", on), False, True),
+    "cudnn.deterministic": (lambda on: setattr(torch.backends.cudnn, "deterministic", on), False, True),
+    "cudnn.allow_tf32": (lambda on: setattr(torch.backends.cudnn, "allow_tf32", on), True, False),
+    "cuda.matmul.allow_tf32": (lambda on: setattr(torch.backends.cuda.matmul, "allow_tf32", on), False, True),
+    "autocast.cpu": (lambda on: torch.set_autocast_enabled("cpu", on), False, True),
+    "autocast.cpu_dtype": (lambda dtype: torch.set_autocast_dtype("cpu", dtype), DTYPES[0], torch.float16),
+    "autocast.cuda_dtype": (lambda dtype: torch.set_autocast_dtype("cuda", dtype), DTYPES[1], torch.bfloat16),
+    "threads": (torch.set_num_threads, 1, 2),
+    "anomaly_mode": (torch.autograd.set_detect_anomaly, False, True),
+}
+
+
+@pytest.fixture(autouse=True)
+def _put_back() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False, warn_only=False)
+    for set_, usual, _ in GLOBALS.values():
+        set_(usual)
+
+
+@pytest.mark.parametrize("name", GLOBALS)
+@pytest.mark.filterwarnings("ignore")
+def test_global_flag(name: str) -> None:
+    set_, usual, other = GLOBALS[name]
+    set_(usual)
+    before = global_flags()
+    set_(other)
+    assert name in {leak.name for leak in leaks(None, before, global_flags())}
+    set_(usual)
+    assert list(leaks(None, before, global_flags())) == []
+
+
+def test_what_it_was_and_what_it_is() -> None:
+    before = global_flags()
+    torch.set_default_dtype(torch.float64)
+    (leak,) = leaks(None, before, global_flags())
+    assert (leak.model, leak.name, leak.before, leak.after) == (None, "default_dtype", "float32", "float64")
+
+
+def test_only_a_warning_where_it_is_not_deterministic() -> None:
+    torch.use_deterministic_algorithms(True)
+    before = global_flags()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert [leak.name for leak in leaks(None, before, global_flags())] == ["deterministic_algorithms_warn_only"]
+
+
+CONTEXTS: dict[str, Callable[[], Any]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "device": lambda: torch.device("meta"),
+    "cudnn": lambda: torch.backends.cudnn.flags(enabled=False),
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+def test_a_context_leaves_nothing(context: Callable[[], Any]) -> None:
+    before = global_flags()
+    with context():
+        assert global_flags() != before
+    assert global_flags() == before
+
+
+@pytest.mark.parametrize("act", [lambda: torch.manual_seed(0), lambda: torch.rand(1)], ids=["seed", "draw"])
+def test_random_numbers_are_no_flag(act: Callable[[], object]) -> None:
+    before = global_flags()
+    act()
+    assert global_flags() == before
+
+
+# --- models
+
+
+def grad_in_place(net: Net) -> None:
+    assert net.head.weight.grad is not None
+    net.head.weight.grad.add_(1)
+
+
+LEAKS: dict[str, tuple[Callable[[Net], object], str, str]] = {
+    "training": (lambda net: net.drop.train(), "drop.training", "True"),
+    "the whole": (lambda net: net.train(), "training", "True"),
+    "requires_grad": (lambda net: net.head.bias.requires_grad_(False), "head.bias.requires_grad", "False"),
+    "a gradient": (lambda net: setattr(net.head.bias, "grad", torch.ones(2)), "head.bias.grad", "tensor of shape (2,)"),
+    "a gradient gone": (lambda net: net.zero_grad(), "head.weight.grad", "None"),
+    "a gradient that grew": (grad_in_place, "head.weight.grad", "tensor of shape (2, 4)"),
+    "forward hook": (lambda net: net.head.register_forward_hook(print), "head.forward_hooks", "print"),
+    "pre-hook": (lambda net: net.register_forward_pre_hook(print), "forward_pre_hooks", "print"),
+    "backward hook": (lambda net: net.register_full_backward_hook(print), "backward_hooks", "print"),
+    "backward pre-hook": (lambda net: net.register_full_backward_pre_hook(print), "backward_pre_hooks", "print"),
+    "state dict hook": (lambda net: net.register_state_dict_post_hook(lambda *_: None), "state_dict_hooks", "lambda"),  # type: ignore[no-untyped-call]
+    "load hook": (
+        lambda net: net.register_load_state_dict_post_hook(print),  # type: ignore[no-untyped-call]
+        "load_state_dict_post_hooks",
+        "print",
+    ),
+    "hook gone": (lambda net: net.bn._forward_hooks.clear(), "bn.forward_hooks", "none"),
+}
+PUT_BACK: dict[str, Callable[[Net], object]] = {
+    "mode": lambda net: net.train().eval(),
+    "requires_grad": lambda net: net.requires_grad_(False).requires_grad_(True),
+    "gradient": lambda net: (setattr(net.body.bias, "grad", torch.ones(4)), setattr(net.body.bias, "grad", None)),  # type: ignore[func-returns-value]
+    "hook": lambda net: net.register_forward_hook(print).remove(),
+    "a layer that came": lambda net: net.add_module("more", nn.Linear(1, 1)),
+    "a layer that went": lambda net: delattr(net, "body"),
+}
+
+
+def shared() -> Net:
+    """A model with a gradient and a hook."""
+    net = Net().eval()
+    net.head.weight.grad = torch.zeros(2, 4)
+    net.bn.register_forward_hook(lambda *_: None)
+    return net
+
+
+@pytest.mark.parametrize(("act", "name", "after"), LEAKS.values(), ids=LEAKS)
+def test_model(act: Callable[[Net], object], name: str, after: str) -> None:
+    net = shared()
+    before = model_flags(net)
+    act(net)
+    found = {leak.name: leak for leak in leaks("net", before, model_flags(net))}
+    assert name in found
+    assert after in found[name].after
+    assert found[name].before != found[name].after
+    assert found[name].model == "net"
+
+
+@pytest.mark.parametrize("act", PUT_BACK.values(), ids=PUT_BACK)
+def test_put_back(act: Callable[[Net], object]) -> None:
+    net = shared()
+    before = model_flags(net)
+    act(net)
+    assert list(leaks("net", before, model_flags(net))) == []
+
+
+def test_a_hook_replaced_by_another_of_the_same_name() -> None:
+    net = Net()
+    handle = net.register_forward_hook(print)
+    before = model_flags(net)
+    handle.remove()
+    net.register_forward_hook(print)
+    assert [leak.name for leak in leaks("net", before, model_flags(net))] == ["forward_hooks"]
+
+
+def test_a_model_that_died_leaks_nothing() -> None:
+    net, watch = shared(), Watch(lambda code, line: None, strict=True)
+    watch.share(net, None)
+    net.train()
+    assert watch.leaks()
+    del net
+    gc.collect()
+    assert watch.leaks() == ()
+
+
+def test_what_paused_code_left_is_the_new_beginning() -> None:
+    net = shared()
+    with watching(net, strict=True) as g, torch.no_grad():
+        with g.paused():
+            net.requires_grad_(False)
+        net(batch())
+    assert rules(g) == set()

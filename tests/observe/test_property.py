@@ -1,0 +1,210 @@
+"""A random model, some forwards and one write: told if, and only if, the write changed a bit of what is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.nets import only, rules, watching
+
+FLOATS = (torch.float32, torch.float64)
+NUMPY = (*FLOATS, torch.float16, torch.complex64, torch.int64, torch.uint8, torch.bool)
+DTYPES = (*NUMPY, torch.bfloat16, torch.float8_e4m3fn)
+SHAPES = ((), (1,), (3,), (2, 3), (2, 3, 2, 2), (96, 96))  # the last is too large to be kept by value
+
+
+def straight(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1) if tensor.ndim else tensor
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """With a gap after every element."""
+    return torch.stack([tensor, tensor], -1)[..., 0]
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor that a module holds."""
+
+    kind: Literal["parameter", "buffer", "passing"]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    layout: Callable[[Tensor], Tensor]
+
+    def make(self) -> Tensor:
+        """Small numbers, none of them zero: an optimizer's step from one to another is exact."""
+        numbers = torch.arange(torch.Size(self.shape).numel()).reshape(self.shape)
+        return self.layout((numbers % 2 if self.dtype is torch.bool else numbers % 7 + 1).to(self.dtype))
+
+
+class Node(nn.Module):
+    def __init__(self, held: Sequence[Held] = (), children: Sequence[Node] = ()) -> None:
+        super().__init__()
+        self.kinds = {f"t{i}": tensor for i, tensor in enumerate(held)}
+        for name, tensor in self.kinds.items():
+            if tensor.kind == "parameter":
+                self.register_parameter(name, parameter(tensor.make()))
+            else:
+                self.register_buffer(name, tensor.make(), persistent=tensor.kind == "buffer")
+        for i, child in enumerate(children):
+            self.add_module(f"c{i}", child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for child in self.children():
+            x = child(x)
+        return x
+
+
+def parameter(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=tensor.is_floating_point() and tensor.dtype in FLOATS)
+
+
+# --- ways to write `new` into the place of a tensor
+
+Write = Callable[[Node, str, Tensor], object]
+
+
+def through_data(node: Node, name: str, new: Tensor) -> None:
+    getattr(node, name).data.copy_(new)
+
+
+def through_a_view(node: Node, name: str, new: Tensor) -> None:
+    getattr(node, name).detach()[...].copy_(new)
+
+
+def through_copy(node: Node, name: str, new: Tensor) -> None:
+    with torch.no_grad():
+        getattr(node, name).copy_(new)
+
+
+def through_numpy(node: Node, name: str, new: Tensor) -> None:
+    assume(new.dtype in NUMPY)
+    getattr(node, name).detach().numpy()[...] = new.numpy()
+
+
+def through_the_state_dict(node: Node, name: str, new: Tensor) -> None:
+    node.load_state_dict({name: new} if node.kinds[name].kind != "passing" else {}, strict=False)
+
+
+def by_assigning_data(node: Node, name: str, new: Tensor) -> None:
+    getattr(node, name).data = new
+
+
+def by_replacing(node: Node, name: str, new: Tensor) -> None:
+    setattr(node, name, parameter(new) if node.kinds[name].kind == "parameter" else new)
+
+
+def by_a_fused_step(node: Node, name: str, new: Tensor) -> None:
+    tensor = getattr(node, name)
+    # On anything but contiguous tensors torch's fused steps touch the wrong elements, or the gaps between them.
+    assume(node.kinds[name].kind == "parameter" and tensor.requires_grad and tensor.is_contiguous())
+    tensor.grad = (tensor - new).detach()
+    torch.optim.SGD([tensor], lr=1, fused=True).step()
+
+
+WRITES: tuple[Write, ...] = (
+    through_data,
+    through_a_view,
+    through_copy,
+    through_numpy,
+    through_the_state_dict,
+    by_assigning_data,
+    by_replacing,
+    by_a_fused_step,
+)
+
+# --- what `new` is, given the numbers that a draw provides
+
+Alter = Callable[[Tensor, int], Tensor]
+
+
+def elements(tensor: Tensor) -> Tensor:
+    """The bytes of a contiguous tensor, an element a row."""
+    return tensor.reshape(-1).view(torch.uint8).view(tensor.numel(), -1)
+
+
+def a_bit(tensor: Tensor, at: int) -> Tensor:
+    rows = elements(tensor)
+    rows.view(-1)[at // 8 % rows.numel()] ^= 1 << (0 if tensor.dtype is torch.bool else at % 8)
+    return tensor
+
+
+def an_element(tensor: Tensor, at: int) -> Tensor:
+    row = elements(tensor)[at % tensor.numel()]
+    row.copy_(1 - row if tensor.dtype is torch.bool else 255 - row)
+    return tensor
+
+
+def two_elements(tensor: Tensor, at: int) -> Tensor:
+    assume(tensor.numel() > 1)
+    rows = elements(tensor)
+    i = at % (len(rows) - 1)  # neighbours differ
+    rows[[i, i + 1]] = rows[[i + 1, i]]
+    return tensor
+
+
+def a_dimension(tensor: Tensor, at: int) -> Tensor:
+    return tensor[None]
+
+
+ALTERS: tuple[Alter, ...] = (a_bit, an_element, two_elements, a_dimension)
+RESHAPING = (by_assigning_data, by_replacing)
+
+# --- the property
+
+tensors = st.builds(
+    Held,
+    kind=st.sampled_from(["parameter", "buffer", "passing"]),
+    dtype=st.sampled_from(DTYPES),
+    shape=st.sampled_from(SHAPES),
+    layout=st.sampled_from([straight, transposed, spread, channels_last]),
+)
+held = st.lists(tensors, max_size=3)
+models = st.recursive(
+    st.builds(Node, held), lambda nodes: st.builds(Node, held, st.lists(nodes, max_size=3)), max_leaves=4
+)
+
+
+@given(model=models, data=st.data())
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+def test_a_change_is_told_and_nothing_else_is(model: Node, data: st.DataObject) -> None:
+    nodes = {path: node for path, node in model.eval().named_modules() if isinstance(node, Node)}
+    places = [(path, name) for path, node in nodes.items() for name in node.kinds]
+    assume(places)
+    path, name = data.draw(st.sampled_from(places), label="tensor")
+    write = data.draw(st.sampled_from(WRITES), label="write")
+    alter = data.draw(st.sampled_from([a for a in ALTERS if a is not a_dimension or write in RESHAPING]), label="alter")
+    at = data.draw(st.integers(0, 10**6), label="at")
+    visits = st.lists(st.sampled_from(list(nodes.values())), max_size=3)
+    before, after = data.draw(visits, label="before"), data.draw(visits, label="after")
+    watched, harmless = data.draw(st.booleans(), label="watched"), data.draw(st.booleans(), label="harmless")
+
+    node = nodes[path]
+    new = getattr(node, name).detach().clone(memory_format=torch.contiguous_format)
+    saved = node.kinds[name].kind != "passing"
+    with torch.no_grad(), watching(*[model] if watched else []) as g:
+        for visited in before if watched else [*before, model]:
+            visited(torch.ones(1))
+        write(node, name, new if harmless else alter(new, at))
+        for visited in after:
+            visited(torch.ones(1))
+
+    if harmless or not saved:
+        assert not rules(g)
+    else:
+        violation = only(g, "state-mutated")
+        assert violation.subjects == (f"{violation.model}.{f'{path}.{name}' if path else name}",)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+
+from pytest_evalmode.policy import Policy
+from pytest_evalmode.rules.exemptions import excuse
+from tests.rules.facts import call, calls, changed, changes, found
+
+# A glob, and whether it names `bn1.running_mean` (`layer1.bn1`) of the model called `model`.
+TENSOR_GLOBS = {
+    "bn1.running_mean": True,
+    "bn1.*": True,
+    "model.bn1.*": True,
+    "*.running_mean": True,
+    "*": True,
+    "bn?.running_*": True,
+    "bn[12].running_mean": True,
+    "model": False,
+    "bn1": False,
+    "bn": False,
+    "running_mean": False,
+    "bn2.*": False,
+    "BN1.*": False,
+    "other.bn1.*": False,
+    "": False,
+}
+MODULE_GLOBS = {
+    "layer1.bn1": True,
+    "model.layer1.bn1": True,
+    "layer1.*": True,
+    "*bn*": True,
+    "*": True,
+    "bn1": False,
+    "layer1": False,
+    "layer1.bn": False,
+    "other.*": False,
+}
+
+
+@pytest.mark.parametrize(("glob", "excused"), TENSOR_GLOBS.items())
+def test_what_may_change(glob: str, excused: bool) -> None:
+    trace = changes(changed("bn1.running_mean"))
+    assert excuse(trace, Policy(mutable=(glob,))).changes == (() if excused else trace.changes)
+
+
+@pytest.mark.parametrize(("glob", "excused"), MODULE_GLOBS.items())
+def test_what_may_train(glob: str, excused: bool) -> None:
+    trace = calls(call(training=(found("layer1.bn1", "BatchNorm2d"),)))
+    (ran,) = excuse(trace, Policy(train=(glob,))).calls
+    assert ran.training == (() if excused else trace.calls[0].training)
+
+
+@pytest.mark.parametrize(("glob", "excused"), {"model": True, "*": True, "Net": False, "model.*": False}.items())
+def test_the_model_itself_is_named_as_it_is_called(glob: str, excused: bool) -> None:
+    (ran,) = excuse(calls(call(training=(found("", "Net"),))), Policy(train=(glob,))).calls
+    assert (not ran.training) == excused
+
+
+def test_any_of_several_globs_will_do() -> None:
+    trace = changes(changed("a.w"), changed("b.w"), changed("c.w"))
+    assert [c.path for c in excuse(trace, Policy(mutable=("a.*", "model.b.*"))).changes] == ["c.w"]
+
+
+def test_only_what_is_declared_is_excused() -> None:
+    ran = call(
+        training=(found("drop", "Dropout"), found("bn", "BatchNorm1d")),
+        autograd=found("", "Net"),
+        batch_stats=(found("drop", "Dropout"),),
+        draws=(found("drop", "Dropout"),),
+    )
+    (left,) = excuse(calls(ran), Policy(train=("drop",), mutable=("*",))).calls
+    assert [f.part.path for f in left.training] == ["bn"]
+    assert (left.autograd, left.batch_stats, left.draws) == (ran.autograd, ran.batch_stats, ran.draws)
+
+
+def test_train_excuses_no_change_and_mutable_no_training() -> None:
+    trace = changes(changed("bn.running_mean"))
+    assert excuse(trace, Policy(train=("*",))).changes
+    (ran,) = excuse(calls(call(training=(found("bn", "BatchNorm1d"),))), Policy(mutable=("*",))).calls
+    assert ran.training
+
+
+def test_nothing_declared_leaves_all_as_it_is() -> None:
+    trace = calls(call(training=(found("bn", "BatchNorm1d"),)))
+    assert excuse(trace, Policy()) == trace

@@ -1,0 +1,113 @@
+"""What a rule is, the registry, and how the segments of a window are judged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from pytest_evalmode.policy import Policy
+from pytest_evalmode.rules import RULE_NAMES, RULES, Violation, judge
+from pytest_evalmode.rules.rule import rule
+from pytest_evalmode.trace import Trace
+from tests.rules.facts import HERE, THERE, call, calls, changed, changes, found
+
+
+@rule("too-many", fires_when="there were more than two calls", remedy="call it less", level="strict")
+def too_many(trace: Trace) -> Iterator[Violation]:
+    if len(trace.calls) > 2:
+        yield Violation(model=None, subjects=(), message="many", finding="many calls")
+    if len(trace.calls) > 3:
+        yield Violation(model=None, subjects=(), message="far too many", finding="", remedy="stop")
+
+
+def test_a_rule_gives_its_name_and_where_there_is_none_its_remedy() -> None:
+    assert too_many.violations(calls(call())) == []
+    assert [(v.rule, v.remedy) for v in too_many.violations(calls(*[call()] * 4))] == [
+        ("too-many", "call it less"),
+        ("too-many", "stop"),
+    ]
+
+
+def test_names_are_unique_and_the_contract_has_five_default_rules() -> None:
+    assert len(set(RULE_NAMES)) == len(RULES)
+    assert {r.name for r in RULES if r.level == "default"} == {
+        "train-mode",
+        "grad-mode",
+        "batch-stats",
+        "random-forward",
+        "state-mutated",
+    }
+
+
+@pytest.mark.parametrize("name", RULE_NAMES)
+def test_every_rule_explains_itself(name: str) -> None:
+    (this,) = (r for r in RULES if r.name == name)
+    assert re.fullmatch(r"[a-z]+(-[a-z]+)+", name)
+    assert this.level in ("default", "strict")
+    assert this.fires_when
+    assert this.remedy
+    assert not this.fires_when.endswith(".")
+
+
+NORM, DROP = found("bn", "BatchNorm1d"), found("drop", "Dropout")
+
+
+def names(*segments: tuple[Trace, Policy]) -> list[str]:
+    return [v.rule for v in judge(segments)]
+
+
+def test_a_clean_window_breaks_nothing() -> None:
+    assert names() == names((Trace(), Policy())) == names((calls(call()), Policy())) == []
+
+
+def test_all_that_is_broken_is_told() -> None:
+    both = Trace(calls=(call(training=(NORM,), autograd=found("", "Net")),), changes=(changed("bn.running_mean"),))
+    assert sorted(names((both, Policy()))) == ["grad-mode", "state-mutated", "train-mode"]
+
+
+def test_allow_holds_for_its_rule_and_its_segment() -> None:
+    trained = calls(call(training=(NORM,)))
+    allowed, strict = Policy(allow=frozenset({"train-mode"})), Policy()
+    assert names((trained, allowed)) == []
+    assert names((trained, strict), (trained, allowed)) == ["train-mode"]
+    assert names((changes(changed("w")), allowed)) == ["state-mutated"]
+
+
+def test_train_and_mutable_hold_for_their_segment() -> None:
+    trace = Trace(calls=(call(training=(DROP,)),), changes=(changed("queue"),))
+    relaxed = Policy(train=("drop",), mutable=("queue",))
+    assert names((trace, relaxed)) == []
+    assert sorted(names((trace, relaxed), (trace, Policy()))) == ["state-mutated", "train-mode"]
+
+
+def test_calls_of_all_segments_are_counted_together() -> None:
+    first, second = (calls(call(training=(NORM,), at=at, count=2)) for at in (HERE, THERE))
+    (violation,) = judge([(first, Policy()), (second, Policy())])
+    assert (violation.count, violation.at, violation.details) == (4, HERE, {"also_at": [str(THERE)]})
+
+
+def test_calls_of_an_excused_segment_are_not_counted() -> None:
+    trained = calls(call(training=(NORM,)))
+    (violation,) = judge([(trained, Policy(allow=frozenset({"train-mode"}))), (trained, Policy())])
+    assert violation.count == 1
+
+
+def test_a_tensor_that_changed_twice_is_told_once_as_it_changed_first() -> None:
+    first, again = changes(changed("w", after=HERE, max_abs=1.0, elements=1, of=4)), changes(changed("w", after=THERE))
+    (violation,) = judge([(first, Policy()), (again, Policy())])
+    assert (violation.subjects, violation.at) == (("model.w",), HERE)
+    assert "max |Δ| 1" in violation.finding
+
+
+def test_a_change_that_was_excused_first_and_not_later_is_told() -> None:
+    first, again = changes(changed("w", after=HERE)), changes(changed("w", after=THERE))
+    (violation,) = judge([(first, Policy(mutable=("w",))), (again, Policy())])
+    assert violation.at == THERE
+
+
+def test_judging_changes_no_fact() -> None:
+    trace = calls(call(training=(NORM, DROP)))
+    judge([(trace, Policy(train=("*",)))])
+    assert trace == calls(call(training=(NORM, DROP)))

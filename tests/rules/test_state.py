@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_evalmode.rules import Violation
+from pytest_evalmode.rules.state import state_mutated
+from tests.rules.facts import HERE, call, calls, changed, changes, found
+
+
+def only(*paths: str, **facts: Any) -> Violation:
+    (violation,) = state_mutated.violations(changes(*(changed(path, **facts) for path in paths)))
+    return violation
+
+
+def test_silence_about_models_that_only_ran() -> None:
+    busy = call(training=(found("bn", "BatchNorm1d"),), draws=(found("drop", "Dropout"),))
+    assert state_mutated.violations(changes()) == state_mutated.violations(calls(busy)) == []
+
+
+def test_one_tensor() -> None:
+    violation = only("head.weight", after=HERE)
+    assert violation.subjects == ("model.head.weight",)
+    assert violation.message == "model.head.weight changed"
+    assert (violation.rule, violation.model, violation.at, violation.count) == ("state-mutated", "model", HERE, 1)
+    assert violation.mutable == ("head.weight",)
+
+
+def test_many_tensors_in_the_order_they_were_told() -> None:
+    violation = only("bn.running_mean", "head.weight", "bn.bias")
+    assert violation.subjects == ("model.bn.running_mean", "model.head.weight", "model.bn.bias")
+    assert violation.message == "model.bn.running_mean and 2 more changed"
+    assert violation.count == 3
+    assert violation.mutable == ("bn.running_mean", "head.weight", "bn.bias")
+
+
+@pytest.mark.parametrize(
+    ("facts", "how"),
+    [
+        ({"elements": 64, "of": 64, "max_abs": 0.03125}, "max |Δ| 0.031, 64 of 64 elements"),
+        ({"elements": 1, "of": 1, "max_abs": 1.0}, "max |Δ| 1, 1 of 1 element"),
+        ({"elements": 3, "of": 4}, "3 of 4 elements"),  # to or from NaN: no step to name
+        ({}, "values changed"),
+        ({"what": "shape (4,) -> (8,)"}, "shape (4,) -> (8,)"),
+        ({"what": "removed"}, "removed"),
+    ],
+)
+def test_how_far(facts: dict[str, Any], how: str) -> None:
+    violation = only("table", **facts)
+    assert violation.finding == f"model.table changed    {how}"
+    assert violation.details == {"changes": {"model.table": how}}
+
+
+def test_one_violation_a_model() -> None:
+    trace = changes(changed("w", "student"), changed("w", "teacher"), changed("b", "student"))
+    assert [(v.model, v.subjects) for v in state_mutated.violations(trace)] == [
+        ("student", ("student.w", "student.b")),
+        ("teacher", ("teacher.w",)),
+    ]

@@ -1,0 +1,329 @@
+"""The strict rules, on facts built by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from pytest_evalmode.policy import Policy
+from pytest_evalmode.rules import RULES, Rule, Violation, judge, rule
+from pytest_evalmode.rules.exemptions import Segments, unused_exemption
+from pytest_evalmode.rules.leaks import global_leaked, model_leaked
+from pytest_evalmode.rules.modes import no_forward, unregistered_module
+from pytest_evalmode.rules.state import (
+    attribute_mutated,
+    buffer_mutated,
+    input_mutated,
+    partial_load,
+    state_drifted,
+    state_mutated,
+)
+from pytest_evalmode.trace import AttributeChange, Drift, Leak, Load, Part, Trace
+from tests.rules.facts import HERE, INSIDE, THERE, call, calls, changed, changes, found
+
+
+def attribute(name: str, before: str, after: str, path: str = "encoder") -> AttributeChange:
+    return AttributeChange(Part("model", path, "Encoder"), name, before, after)
+
+
+def load(missing: str = "", unexpected: str = "", path: str = "") -> Trace:
+    return Trace(loads=(Load(Part("model", path, "Net"), HERE, tuple(missing.split()), tuple(unexpected.split())),))
+
+
+def drift(*paths: str, between: tuple[str, ...] = ()) -> Trace:
+    return Trace(drifts=(Drift("model", tuple(map(changed, paths)), "test_a.py::test_old", between),))
+
+
+def leaks(*these: Leak) -> Trace:
+    return Trace(leaks=these)
+
+
+MODEL_LEAK = Leak("model", "drop.training", "False", "True")
+GLOBAL_LEAK = Leak(None, "default_dtype", "float32", "float64")
+
+# Each strict rule with a trace that breaks it and nothing else.
+FAULTS: dict[Rule, Trace] = {
+    input_mutated: calls(call(inputs=("argument 0",))),
+    buffer_mutated: changes(changed("steps", persistent=False)),
+    attribute_mutated: calls(call(attributes=(attribute("mode", "'a'", "'b'"),))),
+    unregistered_module: calls(call(unregistered=(found("parts[0]", "Linear"),))),
+    partial_load: load(missing="head.weight"),
+    model_leaked: leaks(MODEL_LEAK),
+    global_leaked: leaks(GLOBAL_LEAK),
+    state_drifted: drift("fc.weight"),
+    no_forward: Trace(needs_forward=True),
+    unused_exemption: Trace(unused=('train="drop"',)),
+}
+LOOK_ALIKES: dict[str, Trace] = {
+    "nothing": Trace(),
+    "a forward": calls(call()),
+    "a marked test with a forward": Trace(needs_forward=True, forwards=1),
+    "no forward, but nothing marked": Trace(needs_forward=False, forwards=0),
+}
+
+
+def only(rule: Rule, trace: Trace) -> Violation:
+    (violation,) = rule.violations(trace)
+    return violation
+
+
+def test_these_are_all_strict_rules() -> None:
+    assert set(FAULTS) == {each for each in RULES if each.level == "strict"}
+
+
+@pytest.mark.parametrize("rule", FAULTS, ids=lambda rule: rule.name)
+def test_each_speaks_of_its_own_fact_alone(rule: Rule) -> None:
+    assert [other.name for other, trace in FAULTS.items() if rule.violations(trace)] == [rule.name]
+    violation = only(rule, FAULTS[rule])
+    assert violation.rule == rule.name
+    assert violation.remedy
+    assert "\n" not in violation.message + violation.finding
+
+
+@pytest.mark.parametrize("trace", LOOK_ALIKES.values(), ids=LOOK_ALIKES)
+def test_silence(trace: Trace) -> None:
+    assert judge([(trace, Policy())], strict=True) == []
+
+
+@pytest.mark.parametrize("rule", FAULTS, ids=lambda rule: rule.name)
+def test_only_when_asked_for(rule: Rule) -> None:
+    segments = [(FAULTS[rule], Policy())]
+    assert judge(segments) == []
+    expected = [] if rule is unused_exemption else [rule.name]  # `judge` finds out by itself what is unused
+    assert [v.rule for v in judge(segments, strict=True)] == expected
+
+
+@pytest.mark.parametrize("rule", FAULTS, ids=lambda rule: rule.name)
+def test_can_be_allowed_and_needs_it(rule: Rule) -> None:
+    allowing = Policy(allow=frozenset({rule.name}), declared=(("allow", rule.name),))
+    assert judge([(FAULTS[rule], allowing)], strict=True) == []
+
+
+def test_no_torch() -> None:
+    code = "import sys, pytest_evalmode.rules, pytest_evalmode.trace; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# --- what they say
+
+
+@pytest.mark.parametrize(
+    ("rule", "trace", "message"),
+    [
+        (input_mutated, calls(call(inputs=("argument 0",))), "model (Net) changed its input in place"),
+        (buffer_mutated, changes(changed("steps", persistent=False)), "model.steps changed"),
+        (
+            attribute_mutated,
+            calls(call(attributes=(attribute("attention_type", "'block_sparse'", "'original_full'"),))),
+            "model.encoder.attention_type: 'block_sparse' -> 'original_full'",
+        ),
+        (
+            attribute_mutated,
+            calls(call(attributes=(attribute("a", "1", "2"), attribute("b", "None", "3", path="")))),
+            "model.encoder.a: 1 -> 2 (and 1 more)",
+        ),
+        (
+            unregistered_module,
+            calls(call(unregistered=(found("parts[0]", "Linear"), found("parts[1]", "Linear")))),
+            "model (Net) ran model.parts[0] (Linear) and 1 more, which it does not register",
+        ),
+        (partial_load, load(missing="a b"), "model (Net) was loaded with 2 missing keys (a and 1 more)"),
+        (
+            partial_load,
+            load("a", "b c", path="net"),
+            "model.net (Net) was loaded with 1 missing key (a) and 2 unexpected keys (b and 1 more)",
+        ),
+        (model_leaked, leaks(MODEL_LEAK), "model.drop.training was False and is True"),
+        (global_leaked, leaks(GLOBAL_LEAK), "torch default_dtype was float32 and is float64"),
+        (global_leaked, leaks(GLOBAL_LEAK, Leak(None, "threads", "1", "2")), "is float64 (and 1 more)"),
+        (state_drifted, drift("a", "b"), "model.a and 1 more changed since the last guarded test"),
+        (no_forward, Trace(needs_forward=True), "the test ran no model: the guard proved nothing"),
+        (unused_exemption, Trace(unused=('train="a"', 'allow="b"')), 'nothing needed train="a", allow="b"'),
+    ],
+)
+def test_headline(rule: Rule, trace: Trace, message: str) -> None:
+    assert message in only(rule, trace).message
+
+
+@pytest.mark.parametrize("fact", ["inputs", "attributes", "unregistered"])
+def test_forwards_of_one_model_are_told_together(fact: str) -> None:
+    values: dict[str, Any] = {
+        "inputs": ("argument 0",),
+        "attributes": (attribute("a", "1", "2"),),
+        "unregistered": (found("parts[0]", "Linear", cause=INSIDE),),
+    }
+    rule = {"inputs": input_mutated, "attributes": attribute_mutated, "unregistered": unregistered_module}[fact]
+    here, there = (call(**{fact: values[fact]}, at=at, count=count) for at, count in ((HERE, 2), (THERE, 3)))
+    violation = only(rule, calls(here, there))
+    assert (violation.at, violation.count, violation.details["also_at"]) == (HERE, 5, [str(THERE)])
+    assert len(violation.subjects) == 1
+
+
+def test_an_attribute_is_told_as_it_changed_first() -> None:
+    ran = [call(attributes=(attribute("n", str(i), str(i + 1)),)) for i in range(3)]
+    violation = only(attribute_mutated, calls(*ran))
+    assert violation.details["attributes"] == {"model.encoder.n": "0 -> 1"}
+
+
+def test_the_arguments_that_were_written_into() -> None:
+    ran = (call(inputs=("argument 0",)), call(inputs=("argument 'mask'", "argument 0")))
+    assert only(input_mutated, calls(*ran)).details["arguments"] == ["argument 0", "argument 'mask'"]
+
+
+def test_the_one_kind_of_buffer_is_not_told_as_the_other() -> None:
+    trace = changes(changed("running_mean"), changed("cache", persistent=False))
+    assert only(state_mutated, trace).subjects == ("model.running_mean",)
+    assert only(buffer_mutated, trace).subjects == ("model.cache",)
+    assert only(buffer_mutated, trace).mutable == ("cache",)
+
+
+# --- leaks: the models' and torch's own are told apart
+
+
+def test_leaks_of_models_and_of_torch() -> None:
+    trace = leaks(MODEL_LEAK, GLOBAL_LEAK, Leak("other", "fc.weight.grad", "None", "a tensor"))
+    assert [(v.model, v.subjects) for v in model_leaked.violations(trace)] == [
+        ("model", ("model.drop.training",)),
+        ("other", ("other.fc.weight.grad",)),
+    ]
+    violation = only(global_leaked, trace)
+    assert (violation.model, violation.subjects) == (None, ("torch default_dtype",))
+    assert violation.details == {"leaks": {"torch default_dtype": "float32 -> float64"}}
+
+
+# --- partial-load: what the keys have in common
+
+PREFIXED = "module.0.weight module.0.bias"
+CAUSES = {
+    "all of it, from DataParallel": (load("0.weight 0.bias", PREFIXED), "prefix `module.`; strip it"),
+    "all of it, from torch.compile": (load("fc.weight", "_orig_mod.fc.weight"), "prefix `_orig_mod.`; strip it"),
+    "another prefix": (load("fc.weight fc.bias", "model.fc.weight model.fc.bias"), "prefix `model.`; strip it"),
+    "the model is wrapped": (load(PREFIXED, "0.weight 0.bias"), "prefix `module.`; add it"),
+    "nothing: a head is new": (load("head.weight head.bias"), ""),
+    "nothing: an aux head is left": (load(unexpected="aux.weight aux.bias"), ""),
+    "nothing: two heads": (load("head.weight", "classifier.weight aux.weight"), ""),
+}
+
+
+@pytest.mark.parametrize(("trace", "cause"), CAUSES.values(), ids=CAUSES)
+def test_common_cause(trace: Trace, cause: str) -> None:
+    finding = only(partial_load, trace).finding
+    assert cause in finding
+    assert ("prefix" in finding) == bool(cause)
+
+
+def test_every_key_is_told_and_how_to_say_that_it_was_meant() -> None:
+    violation = only(partial_load, load("a b", "c"))
+    assert violation.subjects == ("model.a", "model.b", "model.c")
+    assert violation.details == {"missing": ["a", "b"], "unexpected": ["c"]}
+    assert (violation.at, violation.count) == (HERE, 3)
+    assert "allow=['partial-load']" in violation.remedy
+
+
+# --- state-drifted: the suspects
+
+
+@pytest.mark.parametrize(
+    ("between", "said"),
+    [
+        ((), "; nothing ran in between"),
+        (("t1",), "; in between ran t1"),
+        (("t3", "t1", "t2"), "; in between ran t3, t1, t2"),
+        (("t5", "t1", "t2", "t3", "t4"), "; in between ran t5, t1, t2 and 2 more"),
+    ],
+)
+def test_the_suspects_in_the_order_they_are_given(between: tuple[str, ...], said: str) -> None:
+    violation = only(state_drifted, drift("w", between=between))
+    assert violation.finding == f"model.w was otherwise when test_a.py::test_old ended{said}"
+    assert violation.details["between"] == list(between)
+    assert violation.details["last_seen_by"] == "test_a.py::test_old"
+
+
+# --- unused exemptions
+
+
+@rule("too-slow", fires_when="a team says so", remedy="hurry", level="strict")
+def too_slow(trace: Trace) -> list[Violation]:
+    slow = [model for model in trace.models if model.forwards > 9]
+    return [Violation(model=m.name, subjects=(m.name,), message="slow", finding="slow") for m in slow]
+
+
+def declared(**arguments: str) -> Policy:
+    """A policy as a mark declares it."""
+    return Policy(
+        allow=frozenset(arguments.get("allow", "").split()),
+        train=tuple(arguments.get("train", "").split()),
+        mutable=tuple(arguments.get("mutable", "").split()),
+        declared=tuple((name, value) for name, values in arguments.items() for value in values.split()),
+    )
+
+
+def unused(segments: Segments, **options: Any) -> list[str]:
+    """What is said to be unused."""
+    found = judge(segments, strict=True, more=(too_slow,), **options)
+    return [subject for v in found if v.rule == "unused-exemption" for subject in v.subjects]
+
+
+TRAINED = calls(call(training=(found("drop", "Dropout"),), count=1))
+CHANGED = changes(changed("bn.running_mean"))
+CACHED = changes(changed("cache", persistent=False))
+RAN = Trace(needs_forward=True, forwards=1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "trace", "expected"),
+    [
+        (declared(train="drop"), TRAINED, []),
+        (declared(train="model.drop"), TRAINED, []),
+        (declared(train="bn"), TRAINED, ['train="bn"']),
+        (declared(train="drop *"), TRAINED, []),
+        (declared(mutable="bn.*"), CHANGED, []),
+        (declared(mutable="cache"), CACHED, []),
+        (declared(mutable="head.*"), CHANGED, ['mutable="head.*"']),
+        (declared(allow="train-mode"), TRAINED, []),
+        (declared(allow="grad-mode"), TRAINED, ['allow="grad-mode"']),
+        (declared(allow="state-mutated"), CHANGED, []),
+        (declared(allow="state-mutated"), CACHED, ['allow="state-mutated"']),
+        (declared(allow="state-mutated", mutable="bn.*"), CHANGED, ['allow="state-mutated"']),
+        (declared(allow="too-slow"), TRAINED, ['allow="too-slow"']),
+        (declared(allow="no-forward"), Trace(needs_forward=True), []),
+        (declared(allow="no-forward"), RAN, ['allow="no-forward"']),
+        (declared(allow="unused-exemption"), RAN, []),
+        (declared(allow="unused-exemption grad-mode"), RAN, []),
+        (declared(train="a", mutable="b", allow="grad-mode"), RAN, ['train="a"', 'mutable="b"', 'allow="grad-mode"']),
+        (Policy(train=("a",)), RAN, []),  # of the ini: judged over the whole suite
+    ],
+)
+def test_unused(policy: Policy, trace: Trace, expected: list[str]) -> None:
+    assert unused([(trace, policy)]) == expected
+
+
+def test_an_exemption_is_judged_over_the_segments_that_had_it() -> None:
+    mark, inner = declared(allow="train-mode"), declared(train="drop")
+    both = mark | inner
+    assert unused([(TRAINED, mark), (TRAINED, both), (RAN, mark)]) == []
+    assert unused([(RAN, mark), (TRAINED, both)]) == ['allow="train-mode"']
+    assert unused([(TRAINED, mark), (RAN, both)]) == ['train="drop"']
+    assert unused([(RAN, mark), (RAN, inner)]) == ['allow="train-mode"', 'train="drop"']
+    assert unused([(RAN, mark), (RAN, mark)]) == ['allow="train-mode"']
+
+
+def test_no_forward_is_needed_only_where_no_segment_ran_a_model() -> None:
+    policy = declared(allow="no-forward")
+    assert unused([(Trace(), policy), (Trace(needs_forward=True, forwards=1), policy)]) == ['allow="no-forward"']
+    assert unused([(Trace(), policy), (Trace(needs_forward=True), policy)]) == []
+
+
+def test_a_window_that_was_cut_short_may_yet_have_needed_it() -> None:
+    assert unused([(RAN, declared(train="drop"))], finished=False) == []
+
+
+def test_a_part_may_allow_what_the_rest_may_not() -> None:
+    allowing = declared(allow="input-mutated")
+    wrote = FAULTS[input_mutated]
+    assert judge([(RAN, Policy()), (wrote, allowing)], strict=True) == []
+    assert [v.rule for v in judge([(wrote, Policy()), (wrote, allowing)], strict=True)] == ["input-mutated"]

@@ -1,0 +1,394 @@
+"""`state-drifted` from end to end, and the rest of strict that concerns whole runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.suites import json_report, outcomes, run, write
+
+STRICT = "--evalmode-strict"
+
+SHARED = """
+@pytest.fixture(scope="session")
+def net():
+    return Net().eval()
+
+@pytest.fixture
+def other():
+    return 3
+
+@pytest.mark.inference
+def test_first(net):
+    infer(net)
+"""
+LAST = """
+@pytest.mark.inference
+def test_last(net):
+    infer(net)
+"""
+TRAINS = """
+def test_trains(net):
+    train(net)
+    net.zero_grad()
+"""
+QUIET = """
+def test_quiet(other):
+    pass
+"""
+
+
+def drifts(pytester: pytest.Pytester, *args: str) -> dict[str, dict[str, Any]]:
+    """By the test that was told, the violation of state-drifted: it must be the only one of its test."""
+    found = {}
+    for test in json_report(pytester, STRICT, *args)["tests"]:
+        if test["violations"]:
+            (violation,) = test["violations"]
+            assert violation["rule"] == "state-drifted"
+            found[test["nodeid"].partition("::")[2]] = violation
+    return found
+
+
+def suspects(violation: dict[str, Any]) -> list[str]:
+    """What ran in between, without what other plugins that happen to be installed set up for every test."""
+    return [what for what in violation["details"]["between"] if "fixture '_" not in what]
+
+
+def drift(pytester: pytest.Pytester, *between: str) -> dict[str, Any]:
+    """What `test_last` is told if this ran between it and `test_first`."""
+    write(pytester, SHARED + "".join(between) + LAST)
+    found = drifts(pytester)
+    assert set(found) == {"test_last"}
+    return found["test_last"]
+
+
+def test_the_story(pytester: pytest.Pytester) -> None:
+    violation = drift(pytester, TRAINS)
+    assert violation["subjects"] == ["net.fc.weight"]
+    assert violation["model"] == "net"
+    assert violation["details"]["last_seen_by"] == "test_it.py::test_first"
+    assert suspects(violation) == ["test_it.py::test_trains"]
+    assert "max |Δ| 1, 16 of 16 elements" in violation["details"]["changes"]["net.fc.weight"]
+    assert "deepcopy" in violation["remedy"]
+
+
+def test_the_story_as_it_is_read(pytester: pytest.Pytester) -> None:
+    write(pytester, SHARED + TRAINS + LAST)
+    run(pytester, STRICT).stdout.fnmatch_lines(
+        [
+            "state-drifted: net.fc.weight changed since the last guarded test",
+            "*net.fc.weight was otherwise when test_it.py::test_first ended; in between ran test_it.py::test_trains*",
+        ]
+    )
+
+
+def test_who_had_the_model_is_likelier_than_who_had_not_and_who_ran_last_than_who_ran_first(
+    pytester: pytest.Pytester,
+) -> None:
+    looks = "\ndef test_looks(net):\n    pass\n"
+    violation = drift(pytester, TRAINS, QUIET, looks, QUIET.replace("quiet", "quiet_too"))
+    between = suspects(violation)
+    assert between[:2] == ["test_it.py::test_looks", "test_it.py::test_trains"]
+    assert between.index("test_it.py::test_quiet_too") < between.index("test_it.py::test_quiet")
+    assert "the set-up of fixture 'other' for test_it.py::test_quiet" in between
+
+
+@pytest.mark.parametrize("scope", ["function", "module"])
+def test_the_set_up_of_a_fixture(pytester: pytest.Pytester, scope: str) -> None:
+    fixture = f"""
+@pytest.fixture(scope="{scope}")
+def tuned(net):
+    train(net)
+    net.zero_grad()
+    return net
+"""
+    last = LAST.replace("(net):", "(tuned, net):")
+    write(pytester, SHARED + fixture + last)
+    (violation,) = drifts(pytester).values()
+    where = "test_it.py::test_last" if scope == "function" else "test_it.py"
+    assert suspects(violation) == [f"the set-up of fixture 'tuned' for {where}"]
+    assert violation["details"]["last_seen_by"] == "test_it.py::test_first"
+
+
+def test_it_is_told_once(pytester: pytest.Pytester) -> None:
+    write(pytester, SHARED + TRAINS + LAST + LAST.replace("last", "after"))
+    assert set(drifts(pytester)) == {"test_last"}
+
+
+def test_each_drift_is_told(pytester: pytest.Pytester) -> None:
+    again = TRAINS.replace("trains", "trains_again") + LAST.replace("last", "after")
+    write(pytester, SHARED + TRAINS + LAST + again)
+    found = drifts(pytester)
+    assert {test: v["details"]["last_seen_by"] for test, v in found.items()} == {
+        "test_last": "test_it.py::test_first",
+        "test_after": "test_it.py::test_last",
+    }
+    assert suspects(found["test_after"]) == ["test_it.py::test_trains_again"]
+
+
+def test_a_guarded_test_that_did_it_is_told_so_itself(pytester: pytest.Pytester) -> None:
+    write(pytester, SHARED + "\n@pytest.mark.inference\n" + TRAINS.strip() + "\n" + LAST)
+    tests = {test["nodeid"]: test["violations"] for test in json_report(pytester, STRICT)["tests"]}
+    assert "state-mutated" in {v["rule"] for v in tests["test_it.py::test_trains"]}
+    assert tests["test_it.py::test_last"] == []
+
+
+def test_the_last_guarded_test_is_the_last_that_had_the_model(pytester: pytest.Pytester) -> None:
+    elsewhere = "\n@pytest.mark.inference\ndef test_elsewhere():\n    infer(Net().eval())\n"
+    assert drift(pytester, elsewhere, TRAINS)["details"]["last_seen_by"] == "test_it.py::test_first"
+
+
+NO_DRIFT = {
+    "nothing": "pass",
+    "a reload of equal weights": "net.load_state_dict({k: v.clone() for k, v in net.state_dict().items()})",
+    "equal weights in new tensors": "net.fc.weight = nn.Parameter(net.fc.weight.detach().clone())",
+    "changed and put back": "w = net.fc.weight.data\n    old = w.clone()\n    w.zero_()\n    w.copy_(old)",
+    "a copy is trained": "import copy\n    train(copy.deepcopy(net))",
+    "the mode": "net.train()\n    net.eval()",
+    "inference": "infer(net)",
+    "a gradient": "net(torch.ones(2, 4)).sum().backward()\n    net.zero_grad()",
+    "a passing buffer": "net.register_buffer('cache', torch.ones(2), persistent=False)",
+}
+DRIFT = {
+    "one element": "net.fc.weight.data[0, 0] += 1",
+    "NumPy": "net.fc.weight.detach().numpy()[0] += 1",
+    "replaced": "net.fc = nn.Linear(4, 4).eval()",
+    "dtype": "net.double()\n    net.float()\n    net.fc.bias.data = net.fc.bias.data.half().float() + 1",
+    "added": "net.register_buffer('more', torch.ones(2))",
+    "loaded": "net.load_state_dict(Net().state_dict())",
+}
+
+
+@pytest.mark.parametrize("act", NO_DRIFT.values(), ids=NO_DRIFT)
+def test_no_drift(pytester: pytest.Pytester, act: str) -> None:
+    write(pytester, f"{SHARED}\ndef test_acts(net):\n    {act}\n{LAST}")
+    assert drifts(pytester) == {}
+
+
+@pytest.mark.parametrize("act", DRIFT.values(), ids=DRIFT)
+def test_drift(pytester: pytest.Pytester, act: str) -> None:
+    assert suspects(drift(pytester, f"\ndef test_acts(net):\n    {act}\n")) == ["test_it.py::test_acts"]
+
+
+def test_a_model_in_a_dict(pytester: pytest.Pytester) -> None:
+    source = (SHARED + TRAINS + LAST).replace("return Net().eval()", "return {'a': Net().eval()}")
+    source = source.replace("infer(net)", "infer(net['a'])").replace("train(net)", "train(net['a'])")
+    write(pytester, source.replace("net.zero_grad()", "net['a'].zero_grad()"))
+    assert suspects(drifts(pytester)["test_last"]) == ["test_it.py::test_trains"]
+
+
+def test_a_new_model_of_the_same_fixture_is_another_model(pytester: pytest.Pytester) -> None:
+    source = SHARED.replace('"session"', '"module"')
+    write(pytester, source, test_other=f"from nets import *\n{source}")
+    assert drifts(pytester) == {}
+
+
+def test_a_test_may_allow_it_and_it_is_not_told_again(pytester: pytest.Pytester) -> None:
+    allowed = LAST.replace("inference", 'inference(allow="state-drifted")')
+    write(pytester, SHARED + TRAINS + allowed + LAST.replace("last", "after"))
+    assert drifts(pytester) == {}
+
+
+def test_only_in_strict(pytester: pytest.Pytester) -> None:
+    write(pytester, SHARED + TRAINS + LAST)
+    assert set(outcomes(pytester).values()) == {"passed"}
+
+
+# --- the order, the selection and the workers
+
+ALL_KINDS = (
+    SHARED
+    + """
+@pytest.mark.inference
+def test_clean(net):
+    infer(net)
+
+@pytest.mark.inference
+def test_no_forward():
+    pass
+
+@pytest.mark.inference
+def test_frozen():
+    Net().eval().requires_grad_(False)(torch.ones(2, 4))
+
+@pytest.mark.inference(train="nothing")
+def test_unused():
+    infer(Net().eval())
+
+@pytest.mark.inference
+def test_leaks(net):
+    infer(net)
+    net.drop.train()
+
+@pytest.mark.inference
+def test_partial():
+    net = Net().eval()
+    net.load_state_dict({}, strict=False)
+    infer(net)
+
+@pytest.fixture(autouse=True)
+def put_back(net):
+    yield
+    net.eval()
+"""
+)
+VERDICTS = {
+    "first": set(),
+    "clean": set(),
+    "no_forward": {"no-forward"},
+    "frozen": {"grad-mode"},
+    "unused": {"unused-exemption"},
+    "leaks": {"model-leaked"},
+    "partial": {"partial-load"},
+}
+WAYS: dict[str, tuple[list[str], set[str]]] = {
+    "as written": ([], set(VERDICTS)),
+    "two workers": (["-n2"], set(VERDICTS)),
+    "by name": (["-k", "frozen or clean or leaks"], {"frozen", "clean", "leaks"}),
+    "the failed": (["--lf"], {"no_forward", "frozen", "unused", "leaks", "partial"}),
+    "the failed first": (["--ff"], set(VERDICTS)),
+    "one": (["test_it.py::test_unused"], {"unused"}),
+}
+
+
+@pytest.mark.parametrize(("args", "ran"), WAYS.values(), ids=WAYS)
+def test_no_selection_and_no_order_changes_a_verdict(pytester: pytest.Pytester, args: list[str], ran: set[str]) -> None:
+    write(pytester, ALL_KINDS)
+    if args in (["--lf"], ["--ff"]):
+        run(pytester, STRICT)
+    tests = json_report(pytester, STRICT, *args)["tests"]
+    assert {t["nodeid"].partition("::test_")[2]: {v["rule"] for v in t["violations"]} for t in tests} == {
+        name: VERDICTS[name] for name in ran
+    }
+
+
+def test_the_reverse_order_changes_no_verdict(pytester: pytest.Pytester) -> None:
+    write(pytester, ALL_KINDS, conftest="def pytest_collection_modifyitems(items):\n    items.reverse()\n")
+    tests = json_report(pytester, STRICT)["tests"]
+    assert {t["nodeid"].partition("::test_")[2]: {v["rule"] for v in t["violations"]} for t in tests} == VERDICTS
+
+
+def test_each_worker_judges_its_own_order(pytester: pytest.Pytester) -> None:
+    group = "@pytest.mark.xdist_group('{}')\n"
+    first, trains, last = (
+        source.replace("@pytest.mark.inference\n", "").replace("def test", f"{mark}def test", 1)
+        for source, mark in (
+            (SHARED, group.format("a") + "@pytest.mark.inference\n"),
+            (TRAINS, group.format("b")),
+            (LAST, group.format("a") + "@pytest.mark.inference\n"),
+        )
+    )
+    write(pytester, first + trains + last)
+    assert drifts(pytester, "-n2", "--dist=loadgroup") == {}  # another worker trained a model of its own
+    assert set(drifts(pytester)) == {"test_last"}
+    assert set(drifts(pytester, "-n1")) == {"test_last"}
+
+
+def test_what_does_not_run_between_is_no_suspect_and_without_it_nothing_drifts(pytester: pytest.Pytester) -> None:
+    write(pytester, SHARED + TRAINS + LAST)
+    assert drifts(pytester, "-k", "not trains") == {}
+    assert drifts(pytester, "-k", "trains or last") == {}  # nobody saw the old state
+
+
+# --- how strict is turned on
+
+ON = {
+    "nothing": ("", [], False),
+    "option": ("", [STRICT], True),
+    "ini": ("evalmode_strict = true", [], True),
+    "ini off": ("evalmode_strict = false", [], False),
+    "option above ini": ("evalmode_strict = false", [STRICT], True),
+    "addopts": (f"addopts = {STRICT}", [], True),
+    "-o above ini": ("evalmode_strict = true", ["-o", "evalmode_strict=false"], False),
+    "off is above strict": ("evalmode_strict = true\nevalmode = off", [], False),
+}
+
+
+@pytest.mark.parametrize(("ini", "args", "strict"), ON.values(), ids=ON)
+def test_strict_is_asked_for(pytester: pytest.Pytester, ini: str, args: list[str], strict: bool) -> None:
+    pytester.makeini(f"[pytest]\n{ini}\n")
+    write(pytester, "@pytest.mark.inference\ndef test_it():\n    pass\n")
+    assert outcomes(pytester, *args) == {"test_it.py::test_it": "failed" if strict else "passed"}
+
+
+def test_the_report_says_whether_it_was_strict(pytester: pytest.Pytester) -> None:
+    write(pytester, "@pytest.mark.inference\ndef test_it():\n    infer(Net().eval())\n")
+    assert [json_report(pytester, *args)["strict"] for args in ((), (STRICT,))] == [False, True]
+
+
+def test_a_test_that_did_not_come_to_its_end_may_have_run_no_model(pytester: pytest.Pytester) -> None:
+    marked = "@pytest.mark.inference(train='drop')\ndef test_{0}():\n    pytest.{0}('so')\n"
+    write(pytester, "".join(marked.format(how) for how in ("skip", "fail", "xfail")))
+    assert [t["violations"] for t in json_report(pytester, STRICT)["tests"]] == [[], [], []]
+
+
+def test_no_forward_is_asked_of_marked_tests_alone(pytester: pytest.Pytester) -> None:
+    write(pytester, "def test_asks(evalmode):\n    pass\n\ndef test_unmarked():\n    pass\n")
+    assert set(outcomes(pytester, STRICT).values()) == {"passed"}
+
+
+def test_an_allowed_no_forward_that_was_not_needed(pytester: pytest.Pytester) -> None:
+    marked = "@pytest.mark.inference(allow='no-forward')\n"
+    write(pytester, f"{marked}def test_needs():\n    pass\n\n{marked}def test_not():\n    infer(Net().eval())\n")
+    found = {t["nodeid"].partition("::")[2]: t["violations"] for t in json_report(pytester, STRICT)["tests"]}
+    assert found["test_needs"] == []
+    assert [v["rule"] for v in found["test_not"]] == ["unused-exemption"]
+
+
+# --- exemptions of the ini
+
+INI = '[pytest]\nevalmode_train = drop "no.such.*"\nevalmode_mutable = cache\nevalmode_allow = partial-load grad-mode\n'
+SUITE = """
+@pytest.mark.inference
+def test_drops():
+    net = Net().eval()
+    net.drop.train()
+    infer(net)
+
+@pytest.mark.inference
+def test_grad():
+    Net().eval()(torch.ones(2, 4))
+"""
+UNNEEDED = ['allow="partial-load"', 'train="no.such.*"', 'mutable="cache"']
+
+
+def unneeded(result: pytest.RunResult) -> list[str]:
+    """The exemptions of the ini that nothing needed, as the summary tells them."""
+    lines = [line for line in result.outlines if line.startswith("unused-exemption: no test needed ")]
+    return [line.split(" needed ")[1].partition(" of the ini")[0] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ([STRICT], UNNEEDED),
+        ([STRICT, "-n2"], UNNEEDED),
+        ([], []),
+        ([STRICT, "-k", "drops"], []),
+        ([STRICT, "-m", "inference"], []),
+        ([STRICT, "test_it.py"], []),
+        ([STRICT, "test_it.py::test_drops"], []),
+        ([STRICT, "--deselect", "test_it.py::test_grad"], []),
+        ([STRICT, "--ignore", "test_more.py"], []),
+        ([STRICT, "--ignore-glob", "*_more.py"], []),
+        ([STRICT, "-x"], []),
+        ([STRICT, "--evalmode=off"], []),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("-") else "",
+)
+def test_the_ini_is_judged_over_the_whole_suite(
+    pytester: pytest.Pytester, args: list[str], expected: list[str]
+) -> None:
+    pytester.makeini(INI)
+    write(pytester, SUITE, test_more="from nets import *\n" + SUITE.replace("def test_", "def test_more_"))
+    result = run(pytester, *args)
+    assert unneeded(result) == expected
+    assert result.ret == 0
+
+
+def test_after_a_failure_the_last_failed_are_not_the_whole_suite(pytester: pytest.Pytester) -> None:
+    pytester.makeini(INI)
+    write(pytester, SUITE + "\n@pytest.mark.inference\ndef test_no_forward():\n    pass\n")
+    assert unneeded(run(pytester, STRICT)) == UNNEEDED
+    assert unneeded(run(pytester, STRICT, "--lf")) == []

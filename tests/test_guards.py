@@ -1,0 +1,487 @@
+"""`guard()` and `inference()`, as scripts and fixtures use them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pytest_evalmode
+from pytest_evalmode import Guard, GuardError, HygieneError, PolicyError, guard, inference
+from tests.nets import Net, batch, only, rules, watching
+
+
+def forget(model: nn.Module | None = None) -> nn.Module:
+    """Run a model in training mode."""
+    model = model or Net()
+    with torch.no_grad():
+        model(batch())
+    return model
+
+
+def run(model: nn.Module | None = None) -> nn.Module:
+    """Run a model as one should."""
+    model = (model or Net()).eval()
+    with torch.no_grad():
+        model(batch())
+    return model
+
+
+# --- the verdict
+
+
+def test_clean() -> None:
+    with guard() as g:
+        run()
+        g.check()
+    assert g.violations == []
+
+
+def test_not_clean() -> None:
+    headline = r"^train-mode: Net ran once in training mode \(\+1 more\)\n"
+    with pytest.raises(HygieneError, match=headline) as caught, guard():
+        forget()
+    assert isinstance(caught.value, AssertionError)
+    assert [violation.rule for violation in caught.value.violations] == ["train-mode", "state-mutated"]
+
+
+def test_the_message_says_where_and_what_to_do() -> None:
+    with watching() as g:
+        forget(g.watch(Net(), "net"))
+    message = str(g.verdict())
+    assert "net.bn (BatchNorm1d) and 1 more of 5 modules were in training mode" in message
+    assert "test_guards.py" in message
+    assert "model(batch())" in message
+    assert "fix: call net.eval() before the first forward" in message
+    assert 'intended? guard(train=["*"], mutable=["bn.*"])' in message
+
+
+def test_what_the_message_offers_makes_it_pass() -> None:
+    with guard(train=["*"], mutable=["bn.*"]):
+        forget()
+
+
+def test_check_raises_at_once_and_the_end_again() -> None:
+    with watching() as g:
+        forget()
+        with pytest.raises(HygieneError):
+            g.check()
+        run()
+    with pytest.raises(HygieneError):
+        g.check()
+
+
+def test_violations_grow_with_the_window() -> None:
+    with watching() as g:
+        assert g.violations == []
+        model = run()
+        assert g.violations == []
+        forget(model.train())
+        assert rules(g) == {"train-mode", "state-mutated"}
+        forget(model)
+        assert {v.rule: v.count for v in g.violations}["train-mode"] == 2
+    assert len(g.violations) == 2
+
+
+def test_asking_for_violations_changes_none() -> None:
+    model = Net().eval()
+    with watching(model) as g:
+        model.head.bias.data.add_(1)
+        assert g.violations == g.violations
+        model.head.bias.data.sub_(1)
+    assert len(g.violations) == 1
+
+
+def test_an_exception_of_the_block_passes_with_what_was_found_as_a_note() -> None:
+    def block() -> None:
+        with guard():
+            forget()
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError) as caught:
+        block()
+    assert caught.value.args == ("mine",)
+    (note,) = caught.value.__notes__
+    assert "train-mode: Net ran once in training mode" in note
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, SystemExit])
+def test_an_exception_of_a_clean_block_passes_as_it_is(error: type[BaseException]) -> None:
+    def block() -> None:
+        with guard():
+            run()
+            raise error
+
+    with pytest.raises(error) as caught:
+        block()
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_guarded_in_a_coroutine() -> None:
+    async def serve(model: nn.Module) -> None:
+        with guard():
+            await asyncio.sleep(0)
+            forget(model)
+
+    with pytest.raises(HygieneError, match="train-mode"):
+        asyncio.run(serve(Net()))
+
+
+def test_a_failure_of_the_guard_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError("in the guard")
+
+    monkeypatch.setattr("pytest_evalmode.observe.generators.state", broken)
+    with pytest.raises(GuardError, match=r"ZeroDivisionError.*in the guard itself") as caught, guard():
+        output = Net().eval()(batch())
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert output.shape == (8, 2)
+
+
+def test_a_failure_of_the_guard_does_not_hide_the_blocks_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError
+
+    def block() -> None:
+        with guard():
+            run()
+            raise KeyError
+
+    monkeypatch.setattr("pytest_evalmode.observe.generators.state", broken)
+    with pytest.raises(KeyError):
+        block()
+
+
+# --- models and their names
+
+
+def test_models_are_named_after_their_type_or_as_they_are_told() -> None:
+    with watching(Net()) as g:
+        assert g.watch(Net(), name="teacher").__class__ is Net
+        g.watch(Net())
+    assert [model.name for model in g.models] == ["Net", "teacher", "Net#2"]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_models_in_a_value_are_named_after_it(shared: bool) -> None:
+    model = Net().eval()
+    with watching() as g:
+        g.watch_inside({"nets": [model]}, "fx", shared=shared)
+        model.head.bias.data.add_(1)
+        assert rules(g) == ({"state-mutated"} if shared else set())
+        run(model)
+    assert [facts.name for facts in g.models] == ["fx['nets'][0]"]
+
+
+@pytest.mark.parametrize("model", [None, "model", Net, torch.ones(1), [Net()], lambda x: x])
+def test_watch_takes_modules(model: Any) -> None:
+    with pytest.raises(TypeError, match=r"(?s)watch\(model\): .* it takes a torch\.nn\.Module"), guard() as g:
+        g.watch(model)
+    with pytest.raises(TypeError, match=r"it takes a torch\.nn\.Module"), guard(model):
+        pass
+
+
+def test_seconds() -> None:
+    with guard() as g:
+        before = g.seconds
+        run()
+    assert g.seconds > before >= 0
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize("argument", ["train-mode", ["train-mode"], ("train-mode", "grad-mode"), {"train-mode"}])
+def test_allow(argument: Any) -> None:
+    with guard(allow=argument, mutable="*"):
+        forget()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, {"train-mode", "state-mutated"}),
+        ({"allow": "train-mode"}, {"state-mutated"}),
+        ({"allow": "state-mutated"}, {"train-mode"}),
+        ({"train": "*"}, {"state-mutated"}),
+        ({"train": ["bn"]}, {"train-mode", "state-mutated"}),
+        ({"mutable": "bn.*"}, {"train-mode"}),
+        ({"mutable": "Net.bn.*"}, {"train-mode"}),
+        ({"mutable": "bn.running_*"}, {"train-mode", "state-mutated"}),
+        ({"train": "Net*", "mutable": ["*.running_*", "*.num_batches_tracked"]}, set()),
+        ({"allow": ["train-mode", "state-mutated"]}, set()),
+    ],
+)
+def test_exemptions(arguments: dict[str, Any], expected: set[str]) -> None:
+    with watching(**arguments) as g:
+        forget()
+    assert rules(g) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"allow": "train-mod"}, r"guard\(\): allow='train-mod' is no rule; did you mean 'train-mode'\? valid: "),
+        ({"allow": ["grad-mode", "batchstats"]}, r"allow='batchstats' is no rule; did you mean 'batch-stats'\?"),
+        ({"allow": "xyz"}, r"allow='xyz' is no rule; valid: train-mode, "),
+        ({"allow": 3}, r"allow=3 is no name; it takes a string or a sequence of strings"),
+        ({"allow": [None]}, r"allow=\[None\] is no name"),
+        ({"train": [""]}, r"train=\[''\] is no name"),
+        ({"train": True}, r"train=True is no name"),
+        ({"mutable": ["a", 1]}, r"mutable=\['a', 1\] is no name"),
+        ({"mutable": None}, r"mutable=None is no name"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(PolicyError, match=message), guard(**arguments):
+        pass
+    assert issubclass(PolicyError, ValueError)
+
+
+def test_an_argument_that_makes_no_sense_leaves_nothing_behind() -> None:
+    original = nn.Module.__call__
+    with pytest.raises(PolicyError), guard(allow="no-rule"):
+        pass
+    with pytest.raises(TypeError), guard("no model"):  # type: ignore[arg-type]
+        pass
+    assert nn.Module.__call__ is original
+
+
+# --- parts of a window
+
+
+def test_paused() -> None:
+    model = Net().eval()
+    with guard(model) as g:
+        run(model)
+        with g.paused():
+            forget(model.train())
+            model(batch()).sum().backward()
+        run(model)
+
+
+def test_what_was_found_before_a_pause_stays() -> None:
+    model = Net().eval()
+    with watching(model) as g:
+        model.head.bias.data.add_(1)
+        with g.paused():
+            model.head.weight.data.add_(1)
+        model.body.bias.data.add_(1)
+    assert only(g, "state-mutated").subjects == ("Net.head.bias", "Net.body.bias")
+
+
+def test_a_pause_ends_with_its_exception() -> None:
+    with watching() as g:
+        with pytest.raises(KeyError), g.paused():
+            raise KeyError
+        forget()
+    assert "train-mode" in rules(g)
+
+
+def test_a_new_model_in_a_pause_is_none_of_the_window() -> None:
+    with watching() as g:
+        with g.paused():
+            model = forget()
+        run(model)
+    assert not rules(g)
+
+
+def test_allow_for_a_part() -> None:
+    model = Net().eval()
+    with watching(model) as g:
+        with g.allow("train-mode", mutable=["bn.*"], reason="recalibration"):
+            forget(model.train())
+        run(model)
+    assert not rules(g)
+    assert g.policy.reasons == ("recalibration",)
+    with watching(model) as g:
+        with g.allow("train-mode", mutable=["bn.*"]):
+            forget(model.train())
+        forget(model)
+    assert rules(g) == {"train-mode", "state-mutated"}
+    assert {v.rule: v.count for v in g.violations}["train-mode"] == 1
+
+
+def test_allow_adds_to_what_is_allowed() -> None:
+    with guard(mutable="bn.*") as g, g.allow(train="*"):
+        forget()
+
+
+def test_allowed_changes_are_the_new_beginning() -> None:
+    model = Net().eval()
+    with watching(model) as g:
+        with g.allow(mutable="head.bias"):
+            model.head.bias.data.add_(1)
+        run(model)
+    assert not rules(g)
+
+
+def test_parts_within_parts() -> None:
+    model = Net()
+    with watching(model) as g:
+        with g.paused():
+            with g.allow("grad-mode"):
+                forget(model)
+            with g.paused():
+                forget(model)
+            forget(model)
+        with g.allow("train-mode"):
+            with g.paused():
+                forget(model)
+            with g.allow(mutable="*"):
+                forget(model)
+    assert not rules(g)
+
+
+@pytest.mark.parametrize("rule", ["train-mod", "", "*"])
+def test_allow_of_a_rule_that_does_not_exist(rule: str) -> None:
+    with pytest.raises(PolicyError, match=r"evalmode\.allow\(\)"), guard() as g, g.allow(rule):
+        pass
+
+
+def test_parts_of_a_window_that_is_closed_mean_nothing() -> None:
+    with guard() as g:
+        run()
+    with g.paused(), g.allow("train-mode"):
+        forget()
+    assert g.violations == []
+
+
+# --- inference()
+
+
+class Frozen(nn.Module):
+    """One part is in training mode on purpose, another in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+        self.norm = nn.BatchNorm1d(2).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.net(x))
+        return out
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+@pytest.mark.parametrize("grad", [torch.enable_grad, torch.no_grad])
+def test_inference(grad: Callable[[], Any]) -> None:
+    model = Frozen()
+    before = modes(model)
+    with grad():
+        with inference(model) as g:
+            assert isinstance(g, Guard)
+            assert not any(modes(model))
+            assert not torch.is_grad_enabled()
+            assert not model(batch()).requires_grad
+        assert torch.is_grad_enabled() == (grad is torch.enable_grad)
+    assert modes(model) == before
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, GeneratorExit])
+def test_inference_puts_the_flags_back_after_an_exception(error: type[BaseException]) -> None:
+    model = Frozen()
+    before = modes(model)
+    with pytest.raises(error), inference(model):
+        raise error
+    assert modes(model) == before
+    assert torch.is_grad_enabled()
+
+
+def test_inference_is_guarded() -> None:
+    model = Frozen()
+    before = modes(model)
+    with pytest.raises(HygieneError, match="state-mutated"), inference(model):
+        model.net.head.bias.add_(1)
+    assert modes(model) == before
+
+
+def test_inference_does_not_hide_what_is_switched_back() -> None:
+    model = Frozen()
+    with pytest.raises(HygieneError, match="train-mode"), inference(model):
+        model(model.net.drop.train()(batch()))
+    assert model.net.drop.training
+
+
+def test_inference_of_an_exported_model_leaves_its_flag_alone() -> None:
+    exported = torch.export.export(Net().eval(), (batch(),)).module()
+    before = modes(exported)
+    with inference(exported):
+        exported(batch())
+    assert modes(exported) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_inference_of_a_scripted_model() -> None:
+    scripted = torch.jit.script(Net())
+    with inference(scripted):
+        scripted(batch())
+    assert scripted.training
+    frozen = torch.jit.freeze(torch.jit.script(Net().eval()))
+    with inference(frozen):
+        frozen(batch())
+    assert not frozen.training
+
+
+def test_inference_of_a_compiled_model() -> None:
+    model: Any = torch.compile(Net(), backend="eager")
+    with inference(model):
+        model(batch())
+    assert all(modes(model))
+
+
+def test_inference_runs_a_train_method_of_the_models_own_once() -> None:
+    calls: list[bool] = []
+
+    class Counted(Net):
+        def train(self, mode: bool = True) -> Counted:
+            calls.append(mode)
+            return super().train(mode)
+
+    with inference(Counted()) as g:
+        assert g.violations == []
+    assert calls == [False]
+
+
+def test_part_of_a_model() -> None:
+    model = Frozen()
+    with inference(model.net):
+        assert [name for name, m in model.named_modules() if m.training] == [""]
+        model.net(batch())
+    assert model.net.training
+
+
+# --- what is public
+
+
+@pytest.mark.parametrize("name", pytest_evalmode.__all__)
+def test_public_names(name: str) -> None:
+    assert getattr(pytest_evalmode, name).__name__ == name
+
+
+def test_no_other_names() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'guards_'"):
+        pytest_evalmode.guards_  # noqa: B018
+
+
+@pytest.mark.parametrize("block", [nullcontext, guard])
+def test_many_windows_leave_nothing_behind(block: Callable[[], Any]) -> None:
+    def objects() -> int:
+        gc.collect()
+        return sum(issubclass(type(o), Guard | nn.Module) for o in gc.get_objects())
+
+    run()
+    before = objects()
+    for _ in range(5):
+        with block():
+            run()
+    assert objects() == before

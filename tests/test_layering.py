@@ -1,0 +1,186 @@
+"""The core never imports pytest, the shell never imports torch: each is looked at in a process of its own."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pytest_evalmode
+from tests import suites
+
+PACKAGE = Path(pytest_evalmode.__file__).parent
+SHELL = {"plugin", "settings", "stash", "teams", "window", "fixtures", "policy", "report.ledger", "report.message"}
+NEEDS_PYTEST = {"plugin", "settings", "stash", "window", "fixtures", "verdict", "hookspecs", "teams"}
+
+
+def modules() -> list[str]:
+    """Every module of the package, by its name within it."""
+    files = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    return sorted(".".join(file.parts).removesuffix(".__init__") for file in files if file.parts != ("__init__",))
+
+
+def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script; the package is the one under test."""
+    env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, text=True, capture_output=True, check=False)
+
+
+def imported_by(names: list[str], what: str, cwd: Path) -> set[str]:
+    """Which of the modules bring in `what`, each imported behind the others that do not."""
+    result = python(
+        f"""
+import importlib, sys
+for name in {names!r}:
+    importlib.import_module("pytest_evalmode." + name)
+    if {what!r} in sys.modules:
+        print(name)
+        break
+""",
+        cwd,
+    )
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.split())
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert {"guards", "trace", "observe.forwards", "rules.modes", *SHELL} <= set(modules())
+
+
+def test_the_core_never_imports_pytest(tmp_path: Path) -> None:
+    core = [name for name in modules() if name not in NEEDS_PYTEST]
+    assert imported_by(core, "pytest", tmp_path) == set()
+
+
+def test_the_shell_never_imports_torch(tmp_path: Path) -> None:
+    assert imported_by(sorted(SHELL), "torch", tmp_path) == set()
+
+
+def test_neither_rules_nor_reports_nor_facts_know_torch_or_pytest(tmp_path: Path) -> None:
+    pure = [name for name in modules() if name == "trace" or name.startswith(("rules", "report"))]
+    assert imported_by(pure, "torch", tmp_path) == imported_by(pure, "pytest", tmp_path) == set()
+
+
+def test_the_look_finds_what_is_there(tmp_path: Path) -> None:
+    assert imported_by(["guards"], "torch", tmp_path) == {"guards"}
+    assert imported_by(["plugin"], "pytest", tmp_path) == {"plugin"}
+
+
+# Who may import whom: a module may import those of the parts named, and of its own.
+DIRECTIONS = {
+    "trace": set(),
+    "rules": {"trace", "policy"},
+    "observe": {"trace"},
+    "report": {"trace", "rules", "policy", "__init__"},
+}
+
+
+@pytest.mark.parametrize("part", DIRECTIONS)
+def test_imports_go_one_way(part: str) -> None:
+    files = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).with_suffix("").parts[0] == part]
+    assert files
+    found = {
+        name.split(".")[1] if "." in name else "__init__"
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module
+        for name in ([node.module] if node.module != "pytest_evalmode" else imported(node))
+        if name.startswith("pytest_evalmode")
+    }
+    assert found - {part} <= DIRECTIONS[part]
+
+
+def imported(node: ast.ImportFrom) -> list[str]:
+    """What `from pytest_evalmode import ...` names: modules, or the package itself."""
+    return [
+        f"pytest_evalmode.{alias.name}"
+        if alias.name in {name.split(".")[0] for name in modules()}
+        else "pytest_evalmode"
+        for alias in node.names
+    ]
+
+
+SCRIPT = """
+import sys
+import torch
+from torch import nn
+import pytest_evalmode
+from pytest_evalmode import HygieneError, guard, inference
+
+net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+x = torch.ones(1, 2)
+with inference(net):
+    net(x)
+assert net.training and net[1].training
+with torch.no_grad(), guard(net.eval()):
+    net(x)
+try:
+    with torch.no_grad(), guard():
+        net.train()(x)
+except HygieneError as error:
+    print(error.violations[0].rule)
+assert "pytest" not in sys.modules and "_pytest" not in sys.modules
+"""
+
+
+def test_a_script_that_guards_never_imports_pytest(tmp_path: Path) -> None:
+    result = python(SCRIPT, tmp_path)
+    assert (result.returncode, result.stdout) == (0, "train-mode\n"), result.stderr
+
+
+def test_the_package_alone_imports_neither(tmp_path: Path) -> None:
+    result = python("import sys, pytest_evalmode; print({'torch', 'pytest'} & sys.modules.keys())", tmp_path)
+    assert result.stdout == "set()\n", result.stderr
+
+
+def test_the_package_names_what_it_exports(tmp_path: Path) -> None:
+    for name in pytest_evalmode.__all__:
+        assert getattr(pytest_evalmode, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'gard'"):
+        pytest_evalmode.gard  # noqa: B018  # the look-up is what is tested
+
+
+# What the run of a suite imports: another plugin may import torch as it likes, so none but ours is there.
+CONFTEST = """
+import sys
+
+def pytest_unconfigure():
+    print("\\ntorch was", "imported" if "torch" in sys.modules else "not imported")
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "args", "torch"),
+    [
+        ("def test_it(): pass", [], "not imported"),
+        ("def test_it(): pass", ["--evalmode-report=report.json"], "not imported"),
+        ("def test_it(): pass", ["-o", "evalmode_allow=train-mode", "-o", "evalmode_mark=other/*"], "not imported"),
+        ("import unittest\nclass TestIt(unittest.TestCase):\n    def test_it(self): pass", [], "not imported"),
+        ("import pytest\n@pytest.mark.inference\ndef test_it(): pass", ["--evalmode=off"], "not imported"),
+        ("import pytest\n@pytest.mark.inference\ndef test_it(): pass", ["--collect-only"], "not imported"),
+        ("import pytest\n@pytest.mark.inference\ndef test_it(): pass", ["-k", "not test_it"], "not imported"),
+        ("import pytest\n@pytest.mark.inference\ndef test_it(): pass", [], "imported"),
+        ("def test_it(evalmode): pass", [], "imported"),
+    ],
+)
+def test_a_run_without_a_guarded_test_never_imports_torch(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, source: str, args: list[str], torch: str
+) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(test_it=source)
+    result = pytester.runpytest_subprocess("-s", "-p", "pytest_evalmode.plugin", *args)
+    assert result.ret in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    result.stdout.fnmatch_lines([f"torch was {torch}"])
+
+
+def test_guarding_needs_no_other_plugin(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    suites.write(pytester, "@pytest.mark.inference\ndef test_it():\n    infer(Net())\n")
+    result = pytester.runpytest_subprocess("-p", "pytest_evalmode.plugin", "-W", "error", "--strict-markers")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["train-mode: Net ran once in training mode"])

@@ -1,0 +1,272 @@
+"""Nothing of the guard outlives its window, and inside it a model dies when it is dropped."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_evalmode import guard, inference
+from tests.nets import Net, batch, only, watching
+from tests.suites import PLAIN, write
+
+both = pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is freed is freed by its last reference, not by the cycle collector."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+# --- a model dies
+
+
+def tied() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    return model
+
+
+def shared_part() -> nn.Module:
+    """The same layer twice, and once more in a list that nobody registers."""
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, layer)
+    vars(model)["layers"] = [layer]
+    return model
+
+
+def hooked() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].register_forward_hook(lambda *_: None)
+    return model
+
+
+def buffered() -> nn.Module:
+    """With a tensor of each kind that strict rules look at."""
+    model = Net()
+    model.register_buffer("passing", torch.ones(3), persistent=False)
+    vars(model)["plain"] = torch.ones(3)
+    return model
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "a net": Net,
+    "tied weights": tied,
+    "a part that is there twice": shared_part,
+    "a hook": hooked,
+    "buffers and attributes": buffered,
+    "a large layer": lambda: nn.Linear(4, 1 << 16),
+}
+
+
+@both
+@pytest.mark.parametrize("given", [True, False], ids=["given", "seen"])
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.usefixtures("no_collector")
+def test_a_model_dies_when_it_is_dropped(make: Callable[[], nn.Module], given: bool, strict: bool) -> None:
+    model = make().eval()
+    gone = [
+        weakref.ref(model),
+        *map(weakref.ref, model.modules()),
+        *map(weakref.ref, model.state_dict(keep_vars=True).values()),
+    ]
+    with guard(*[model][:given], strict=strict):
+        model(batch())
+        del model
+        assert [ref() for ref in gone if ref() is not None] == []
+
+
+@both
+@pytest.mark.usefixtures("no_collector")
+def test_a_model_that_changed_dies_and_is_told(strict: bool) -> None:
+    with watching(strict=strict) as g:
+        model = Net().eval()
+        model(batch())
+        gone = weakref.ref(model)
+        model.head.bias.add_(1)
+        del model
+        assert gone() is None
+    assert only(g, "state-mutated").subjects == ("Net.head.bias",)
+
+
+@both
+def test_a_model_whose_part_refers_to_it_dies_with_the_window(strict: bool) -> None:
+    """Its parts are kept until then, as they may yet be judged, and they hold it."""
+
+    class Hooked(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body.register_forward_hook(self.see)
+
+        def see(self, *_: object) -> None:
+            pass
+
+    with guard(strict=strict):
+        model = Hooked().eval()
+        model(batch())
+        gone = weakref.ref(model)
+        del model
+    gc.collect()
+    assert gone() is None
+
+
+@both
+def test_a_model_that_raised_dies_with_its_exception(strict: bool) -> None:
+    with guard(strict=strict):
+        model = Net().eval()
+        gone = weakref.ref(model)
+        with pytest.raises(RuntimeError):
+            model(batch(2, 3))
+        del model
+        gc.collect()
+        assert gone() is None
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_nothing_is_left_of_inference() -> None:
+    model = Net()
+    gone = weakref.ref(model)
+    with inference(model) as g:
+        model(batch())
+    del model
+    assert gone() is None
+    assert g.violations == []
+
+
+# --- tensors change places: torch refuses where anything refers to them weakly
+
+swap_tensors: Callable[[Tensor, Tensor], None] = torch.utils.swap_tensors
+
+
+@both
+def test_tensors_may_change_places(strict: bool) -> None:
+    model = Net().eval()
+    with guard(model, strict=strict) as g:
+        model(batch())
+        swap_tensors(model.head.weight, nn.Parameter(model.head.weight.clone()))
+        model(batch())
+        assert g.violations == []
+        swap_tensors(model.head.weight, nn.Parameter(model.head.weight.clone()))
+    swap_tensors(model.head.weight, nn.Parameter(model.head.weight + 1))
+
+
+@both
+def test_tensors_that_change_places_are_told(strict: bool) -> None:
+    model = Net().eval()
+    with watching(model, strict=strict) as g:
+        model(batch())
+        swap_tensors(model.head.weight, nn.Parameter(model.head.weight + 1))
+    assert only(g, "state-mutated").subjects == ("Net.head.weight",)
+
+
+@both
+def test_a_conversion_that_swaps(strict: bool) -> None:
+    model = Net().eval()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        with guard(model, strict=strict):
+            model(batch())
+            model.double()
+            model.float()
+            model(batch())
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+# --- many windows
+
+
+def census() -> Counter[str]:
+    """How many objects there are of the guard, and how many modules and tensors."""
+    gc.collect()
+    kinds = map(type, gc.get_objects())
+    ours = (
+        kind
+        for kind in kinds
+        if str(kind.__module__).startswith("pytest_evalmode") or issubclass(kind, nn.Module | Tensor)
+    )
+    return Counter(kind.__name__ for kind in ours)
+
+
+def guarded_windows(count: int, strict: bool) -> None:
+    lasting = Net().eval()
+    for _ in range(count):
+        with guard(lasting, strict=strict):
+            lasting(batch())
+            Net().eval()(batch())
+
+
+@both
+def test_many_windows_leave_nothing(strict: bool) -> None:
+    guarded_windows(20, strict)
+    tracemalloc.start()
+    try:
+        before, memory = census(), tracemalloc.get_traced_memory()[0]
+        guarded_windows(500, strict)
+        after, grown = census(), tracemalloc.get_traced_memory()[0] - memory
+    finally:
+        tracemalloc.stop()
+    assert not after - before
+    assert grown < 100_000
+
+
+SUITE = """
+import weakref
+
+@pytest.fixture(scope="session")
+def lasting():
+    return Net().eval()
+
+@pytest.mark.parametrize("number", range(500))
+@pytest.mark.inference
+def test_it(lasting, number):
+    infer(lasting)
+    own = Net().eval()
+    infer(own)
+    gone = weakref.ref(own)
+    del own
+    assert gone() is None
+"""
+
+
+class Census:
+    """Counts after some of the tests of a suite."""
+
+    def __init__(self, *after: int) -> None:
+        self.ran = 0
+        self.after = after
+        self.counts: list[Counter[str]] = []
+
+    def pytest_runtest_logfinish(self) -> None:
+        self.ran += 1
+        if self.ran in self.after:
+            counts = census()
+            del counts["Policy"]  # pytester keeps the arguments of every hook, and policies are
+            self.counts.append(counts)
+
+
+@both
+def test_many_guarded_tests_leave_nothing(pytester: pytest.Pytester, strict: bool) -> None:
+    write(pytester, SUITE)
+    counter = Census(20, 490)
+    options = ["--evalmode-strict"] if strict else []
+    passed, skipped, failed = pytester.inline_run(*PLAIN, *options, plugins=[counter]).listoutcomes()
+    assert (len(passed), len(skipped), len(failed)) == (500, 0, 0)
+    early, late = counter.counts
+    assert not late - early

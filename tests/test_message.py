@@ -1,0 +1,112 @@
+"""The text of a failure, made of plain violations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from textwrap import dedent
+
+import pytest
+
+from pytest_evalmode.report.message import explain, rules_table
+from pytest_evalmode.rules import RULES, Violation
+from pytest_evalmode.trace import Site
+
+TRAINING = Violation(
+    rule="train-mode",
+    model="model",
+    subjects=("model.bn1 (BatchNorm2d)", "model.drop (Dropout)"),
+    message="model (ResNet) ran 40 times in training mode",
+    finding="model.bn1 (BatchNorm2d) and 1 more of 149 modules were in training mode",
+    remedy="call model.eval() before the first forward",
+    at=Site("tests/test_accuracy.py", 31, "logits = model(images)"),
+    count=40,
+    train=("bn1",),
+)
+MUTATED = Violation(
+    rule="state-mutated",
+    model="model",
+    subjects=("model.bn1.running_mean",),
+    message="model.bn1.running_mean and 1 more changed",
+    finding="model.bn1.running_mean and 1 more changed    max |Δ| 0.031, 64 of 64 elements",
+    remedy="call model.eval(); declare what may change with mutable=[...]",
+    at=Site("tests/test_accuracy.py", 31, "logits = model(images)"),
+    mutable=("bn1.running_mean", "bn1.running_var"),
+)
+RANDOM = Violation(
+    rule="random-forward",
+    model="model",
+    subjects=("model (ResNet)",),
+    message="model drew random numbers",
+    finding="model (ResNet) drew",
+    remedy="pass training=self.training",
+    at=Site("tests/test_accuracy.py", 31, "logits = model(images)"),
+    cause=Site("src/net.py", 88, "x = F.dropout(x)"),
+)
+
+
+def test_the_whole_text_of_the_promise() -> None:
+    assert explain([TRAINING, MUTATED], "inference") == dedent("""\
+        train-mode: model (ResNet) ran 40 times in training mode (+1 more)
+
+          train-mode     model.bn1 (BatchNorm2d) and 1 more of 149 modules were in training mode
+                         tests/test_accuracy.py:31  logits = model(images)
+                         fix: call model.eval() before the first forward
+          state-mutated  model.bn1.running_mean and 1 more changed    max |Δ| 0.031, 64 of 64 elements
+                         first seen after tests/test_accuracy.py:31
+                         fix: call model.eval(); declare what may change with mutable=[...]
+
+          intended? @pytest.mark.inference(train=["bn1"], mutable=["bn1.*"], reason="...")""")
+
+
+def test_one_violation_has_no_more_beside_it() -> None:
+    first, blank, *_ = explain([TRAINING], "inference").splitlines()
+    assert (first, blank) == ("train-mode: model (ResNet) ran 40 times in training mode", "")
+
+
+def test_the_line_at_fault_inside_the_model_is_told_beside_the_call() -> None:
+    text = explain([RANDOM], "inference")
+    assert "tests/test_accuracy.py:31  logits = model(images)" in text
+    assert "src/net.py:88  x = F.dropout(x)" in text
+    assert text.index("test_accuracy.py:31") < text.index("src/net.py:88")
+
+
+@pytest.mark.parametrize("cause", [None, RANDOM.at])
+def test_a_line_is_told_once(cause: Site | None) -> None:
+    assert explain([replace(RANDOM, cause=cause)], "inference").count("test_accuracy.py:31") == 1
+
+
+def test_without_a_line_none_is_told() -> None:
+    finding, fix = explain([replace(RANDOM, at=None, cause=None)], "inference").splitlines()[2:4]
+    assert finding.split() == ["random-forward", *RANDOM.finding.split()]
+    assert fix.strip() == "fix: pass training=self.training"
+
+
+@pytest.mark.parametrize(
+    ("violations", "intended"),
+    [
+        ([TRAINING], 'train=["bn1"]'),
+        ([replace(TRAINING, train=("bn1", "drop"))], 'train=["bn1", "drop"]'),
+        ([replace(TRAINING, train=("a.b", "a.c"))], 'train=["a.*"]'),
+        ([replace(TRAINING, train=tuple("abcd"))], 'train=["*"]'),
+        ([replace(TRAINING, train=("",))], 'allow=["train-mode"]'),  # no glob names the model itself
+        ([MUTATED], 'mutable=["bn1.*"]'),
+        ([replace(MUTATED, mutable=("fc.bias",))], 'mutable=["fc.bias"]'),
+        ([RANDOM], 'allow=["random-forward"]'),
+        ([RANDOM, RANDOM], 'allow=["random-forward"]'),
+        ([RANDOM, TRAINING, MUTATED], 'allow=["random-forward"], train=["bn1"], mutable=["bn1.*"]'),
+    ],
+)
+def test_what_to_declare_if_it_was_intended(violations: list[Violation], intended: str) -> None:
+    last = explain(violations, "clean").splitlines()[-1]
+    assert last == f'  intended? @pytest.mark.clean({intended}, reason="...")'
+
+
+def test_without_a_marker_the_arguments_of_guard_are_named() -> None:
+    assert explain([TRAINING]).splitlines()[-1] == '  intended? guard(train=["bn1"])'
+
+
+def test_the_table_of_rules_tells_each_once_with_its_level_and_remedy() -> None:
+    entries = rules_table().split("\n\n")
+    assert [entry.partition(" ")[0] for entry in entries] == [rule.name for rule in RULES]
+    for entry, rule in zip(entries, RULES, strict=True):
+        assert entry == f"{rule.name} ({rule.level})\n  fires when {rule.fires_when}\n  fix: {rule.remedy}"

@@ -1,0 +1,130 @@
+"""The examples do what the README says of them: one suite is clean, and every mistake of the other is diagnosed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DIGITS = Path(__file__).parent.parent / "examples" / "digits"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of pytest said, and what its report holds."""
+
+    output: str
+    tests: dict[str, dict[str, Any]]
+    totals: dict[str, int]
+
+
+def run(suite: str, folder: Path, *options: str) -> Run:
+    """Run a suite of the example as someone who has copied its folder would: without this repository's settings."""
+    report = folder / "report.json"
+    alone = ["-c", os.devnull, f"--rootdir={DIGITS}", "-pno:randomly", "-pno:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *alone, f"--evalmode-report={report}", *options, suite]
+    done = subprocess.run(command, cwd=DIGITS, capture_output=True, text=True, check=False)
+    found = json.loads(report.read_text(encoding="utf-8"))
+    return Run(done.stdout, {test["nodeid"].partition("::")[2]: test for test in found["tests"]}, found["totals"])
+
+
+@pytest.fixture(scope="module")
+def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run("test_mistakes.py", tmp_path_factory.mktemp("mistakes"))
+
+
+def line(file: str, function: str, text: str) -> str:
+    """Where the first line with this text stands in a function, as a report names it."""
+    lines = (DIGITS / file).read_text(encoding="utf-8").splitlines()
+    begin = next(number for number, content in enumerate(lines) if f"def {function}(" in content)
+    return next(f"{file}:{number}" for number, content in enumerate(lines[begin:], begin + 1) if text in content)
+
+
+MODES = {".dropout (Dropout)", ".features.1 (BatchNorm2d)", ".features.5 (BatchNorm2d)"}
+STATISTICS = {
+    f".features.{i}.{name}" for i in (1, 5) for name in ("running_mean", "running_var", "num_batches_tracked")
+}
+LAYERS = ("features.0", "features.1", "features.4", "features.5", "head")
+PARAMETERS = {f".{layer}.{name}" for layer in LAYERS for name in ("weight", "bias")}
+
+FADED = line("test_mistakes.py", "faded_accuracy", "model(images")
+CONFIDENCE = line("test_mistakes.py", "mean_confidence", "# the mistake")
+RESTORED = line("test_mistakes.py", "test_restored_model", "restored(images)")
+PREDICT = line("digits.py", "predict", "model(images)")
+VALIDATION = line("test_mistakes.py", "validation_loss", "model(images)")
+ONE_SUBMODULE = line("test_mistakes.py", "test_one_submodule", "restored(images)")
+DROPOUT = line("digits.py", "forward", "self.dropout(")
+FUNCTIONAL_DROPOUT = line("test_mistakes.py", "forward", "# the mistake")
+
+
+@pytest.mark.parametrize(
+    ("test", "model", "diagnosis"),
+    [
+        (
+            "test_faded_scans",
+            "shared_model",
+            {"train-mode": (MODES, FADED, DROPOUT, 45), "state-mutated": (STATISTICS, FADED, None, 6)},
+        ),
+        ("test_confidence", "model", {"grad-mode": ({" (DigitNet)"}, CONFIDENCE, None, 1)}),
+        (
+            "test_restored_model",
+            "restored",
+            {"train-mode": (MODES, RESTORED, DROPOUT, 1), "state-mutated": (STATISTICS, RESTORED, None, 6)},
+        ),
+        (
+            "test_functional_dropout",
+            "functional",
+            {"random-forward": ({" (FunctionalDigitNet)"}, PREDICT, FUNCTIONAL_DROPOUT, 1)},
+        ),
+        (
+            "test_validation_loss",
+            "restored",
+            {
+                "grad-mode": ({" (DigitNet)"}, VALIDATION, None, 45),
+                "state-mutated": (PARAMETERS, VALIDATION, None, 10),
+            },
+        ),
+        ("test_one_submodule", "restored", {"train-mode": ({".dropout (Dropout)"}, ONE_SUBMODULE, DROPOUT, 1)}),
+    ],
+)
+def test_every_mistake_is_diagnosed(
+    mistakes: Run, test: str, model: str, diagnosis: dict[str, tuple[set[str], str, str | None, int]]
+) -> None:
+    """By rule: what is at fault in the model, the line that ran it, the line in the model, how many."""
+    found = mistakes.tests[test]
+    assert found["outcome"] == "failed"
+    assert {v["rule"]: (set(v["subjects"]), v["at"], v["cause"], v["count"]) for v in found["violations"]} == {
+        rule: ({model + subject for subject in subjects}, *rest) for rule, (subjects, *rest) in diagnosis.items()
+    }
+
+
+def test_the_only_right_test_among_the_mistakes_passes(mistakes: Run) -> None:
+    right = mistakes.tests["test_accuracy_after_that"]
+    assert right["outcome"] == "passed"
+    assert right["violations"] == []
+    assert mistakes.totals["tests"] == 7
+    assert mistakes.totals["violated"] == 6
+
+
+def test_plain_pytest_passes_every_mistake(tmp_path: Path) -> None:
+    """That is why the plugin exists."""
+    assert "7 passed" in run("test_mistakes.py", tmp_path, "--evalmode=off").output
+
+
+def test_the_demo_finds_what_it_promises() -> None:
+    done = subprocess.run([sys.executable, DIGITS / "demo.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All 5 clean tests passed, and all 6 mistakes were found." in done.stdout
+
+
+def test_the_clean_suite_runs_from_the_root_of_the_repository() -> None:
+    root = DIGITS.parent.parent
+    command = [sys.executable, "-m", "pytest", "-pno:cacheprovider", "examples/digits/test_clean.py"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

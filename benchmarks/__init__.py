@@ -1,0 +1,1 @@
+"""What guarding costs, beside a single read of the weights and beside what people write by hand."""

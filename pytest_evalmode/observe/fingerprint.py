@@ -11,11 +11,11 @@ import ctypes
 import gc
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
+from threading import Thread
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -89,21 +89,22 @@ def fingerprint(tensor: Tensor, keep: bool = True, found: bytes | None = None) -
 
     `found` is what `digests` or `brought` found, where it has been read already.
     """
-    address = _address(tensor)
+    dtype = tensor.dtype
+    address = _address(tensor, dtype)
     if not address:
         return _unusual(tensor, keep, found)
     size = tensor.nbytes
     kept = keep and size <= KEPT_BYTES
-    bits = found or _read(address, size, kept)
+    bits = found or (_block(size).from_address(address).raw if kept else _digest(address, size))
     # Thousands of these are made: the constructor of a named tuple would take a third of the time.
-    return _new(Fingerprint, (tensor.shape, tensor.dtype, _CPU, None, bits, kept, size, True, False))
+    return _new(Fingerprint, (tensor.shape, dtype, _CPU, None, bits, kept, size, True, False))
 
 
-def _address(tensor: Tensor) -> int:
+def _address(tensor: Tensor, dtype: torch.dtype) -> int:
     """Where a tensor lies that is no more than its bytes in memory, one element after the other; 0 of any other."""
     if (
         type(tensor) in _TYPES
-        and tensor.dtype in _PLAIN_DTYPES
+        and dtype in _PLAIN_DTYPES
         and tensor.layout is _STRIDED
         and tensor.is_cpu
         and not (tensor.is_nested or tensor.is_neg())
@@ -139,7 +140,9 @@ def values(print_: Fingerprint) -> Tensor | None:
 
 def large(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
     """Those that are worth reading in a thread, each once, by `id`."""
-    return {id(tensor): tensor for tensor in tensors if tensor.numel() > _LARGE_ELEMENTS and _address(tensor)}
+    return {
+        id(tensor): tensor for tensor in tensors if tensor.numel() > _LARGE_ELEMENTS and _address(tensor, tensor.dtype)
+    }
 
 
 @contextmanager
@@ -157,15 +160,19 @@ def digests(tensors: Mapping[int, Tensor]) -> Iterator[dict[int, bytes]]:
 
     def read() -> None:
         for piece in turns:
-            done[piece] = _read(*piece)
+            done[piece] = _digest(*piece)
 
     found: dict[int, bytes] = {}
-    with ThreadPoolExecutor(helpers or 1) as pool:
-        helping = [pool.submit(read) for _ in range(helpers)]
+    helping = [Thread(target=read) for _ in range(helpers)]
+    for helper in helping:
+        helper.start()
+    try:
         yield found
         read()
+    finally:
         for helper in helping:
-            helper.result()
+            helper.join()
+    # Were a helper to fail, a piece would be missing here: an error of the guard, never a clean bill.
     found.update((key, _joined([done[piece] for piece in its])) for key, its in pieces.items())
 
 
@@ -180,11 +187,10 @@ def brought(tensors: Iterable[Tensor]) -> dict[int, bytes]:
     return devices.read((key, _packed(local)) for key, local in there.items())
 
 
-def _read(address: int, size: int, kept: bool = False) -> bytes:
+def _digest(address: int, size: int) -> bytes:
     if size > _PIECE_BYTES:
-        return _joined([_read(*piece) for piece in _pieces(address, size)])
-    block = _block(size).from_address(address)
-    return block.raw if kept else xxh3_128_digest(block)
+        return _joined([_digest(*piece) for piece in _pieces(address, size)])
+    return xxh3_128_digest(_block(size).from_address(address))
 
 
 def _pieces(address: int, size: int) -> list[tuple[int, int]]:
@@ -250,7 +256,8 @@ def _strided(tensor: Tensor, keep: bool, found: bytes | None) -> Fingerprint:
         bits = data if kept else xxh3_128_digest(data)
     else:
         packed = _packed(tensor)
-        bits = _read(packed.data_ptr(), size, kept)
+        address = packed.data_ptr()
+        bits = _block(size).from_address(address).raw if kept else _digest(address, size)
     strides = None if tensor.is_contiguous() or not _is_dense(tensor) else tensor.stride()
     return Fingerprint(tensor.shape, tensor.dtype, tensor.device, strides, bits, kept, size)
 

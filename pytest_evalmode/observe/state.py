@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ from pytest_evalmode.trace import Site, TensorChange
 _KEPT_AT_LEAST = 1 << 20
 _KEPT_SHARE = 50
 
+_SIZE = attrgetter("size")
+_INITIALISED = attrgetter("initialised")
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -45,31 +49,30 @@ def take(parts: Parts, like: Snapshot | None = None, *, passing: bool = False) -
     Small tensors are kept by value while they are a small part of all; what `like` kept so is kept so again.
     """
     known = like.prints if like is not None else {}
-    read: dict[int, Fingerprint] = {}  # a tied tensor is read once
     with undisturbed():
         saved, not_saved = named_tensors(parts)
         tensors = [*saved, *not_saved] if passing else saved
-        there = brought(tensor for _, tensor in tensors) if devices.in_use() else None
+        there = brought(tensor for _, tensor in tensors) if devices.in_use() else {}
         in_threads = large(tensor for _, tensor in tensors)
         room = max(_KEPT_AT_LEAST, sum(tensor.nbytes for tensor in in_threads.values()) // _KEPT_SHARE)
+        read: dict[int, Fingerprint] = {}  # a tied tensor is read once
         with digests(in_threads) as digested:
             for name, tensor in tensors:
                 key = id(tensor)
                 if key not in read and key not in in_threads:
                     was = known.get(name)
                     keep = room > 0 if was is None else was.kept
-                    print_ = read[key] = fingerprint(tensor, keep, there.get(key) if there else None)
+                    print_ = read[key] = fingerprint(tensor, keep, there.get(key))
                     if print_.kept:
                         room -= print_.size
         for key, tensor in in_threads.items():
             read[key] = fingerprint(tensor, False, digested[key])
-    prints = {name: read[id(tensor)] for name, tensor in tensors}
     apart = {id(tensor) for _, tensor in not_saved} - {id(tensor) for _, tensor in saved} if not_saved else set()
     return Snapshot(
-        prints,
-        passing=frozenset(name for name, _ in not_saved if name in prints),
-        bytes=sum(print_.size for key, print_ in read.items() if key not in apart),
-        unfinished=any(not print_.initialised for print_ in read.values()),
+        prints={name: read[id(tensor)] for name, tensor in tensors},
+        passing=frozenset(name for name, _ in not_saved) if passing else frozenset(),
+        bytes=sum(map(_SIZE, read.values())) - sum(read[key].size for key in apart & read.keys()),
+        unfinished=not all(map(_INITIALISED, read.values())),
     )
 
 

@@ -35,7 +35,7 @@ def elsewhere(small: int = 15) -> Iterator[None]:
         patch.setattr(devices, "SMALL_BYTES", small)
         patch.setattr(fingerprint, "KEPT_BYTES", small)
         patch.setattr(devices, "CHUNK_BYTES", CHUNK)
-        patch.setattr(fingerprint, "_address", lambda tensor: 0)
+        patch.setattr(fingerprint, "_address", lambda tensor, dtype: 0)
         yield
 
 
@@ -225,7 +225,7 @@ def transfers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_one_transfer_for_a_model(transfers: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "in_use", lambda: torch.cpu)
     monkeypatch.setattr(devices, "holds", lambda tensor: True)
-    monkeypatch.setattr(fingerprint, "_address", lambda tensor: 0)
+    monkeypatch.setattr(fingerprint, "_address", lambda tensor, dtype: 0)
     net = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.Linear(512, 7).double())
     state.take(models.walk(net))
     weight, *rest = (tensor.nbytes for tensor in net.state_dict().values())

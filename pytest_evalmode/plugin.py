@@ -13,7 +13,7 @@ from pluggy import Result
 
 from pytest_evalmode import hookspecs
 from pytest_evalmode.fixtures import evalmode, forget, remember
-from pytest_evalmode.settings import SETTINGS, add_options, is_whole_suite, read_settings
+from pytest_evalmode.settings import SETTINGS, add_options, is_whole_suite, is_worker, read_settings
 from pytest_evalmode.stash import CALLING, GUARD, HISTORY, PROPERTY, forget_record
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings = config.stash[SETTINGS] = read_settings(config)
-    if not hasattr(config, "workerinput"):  # an xdist worker sends its reports on
+    if not is_worker(config):  # a worker sends its reports on
         config.pluginmanager.register(Recorder(config), "evalmode-recorder")
     config.addinivalue_line(
         "markers",
@@ -135,14 +135,17 @@ class Recorder:
         if settings.report is not None:
             self._kept().write(settings.report, settings.mode, settings.strict)
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode) -> None:
+        settings = self._config.stash[SETTINGS]
+        if settings.report is not None:
+            terminalreporter.write_sep("-", f"evalmode report: {settings.report}")
         if not self._ledger:
             return
-        settings = self._config.stash[SETTINGS]
-        terminalreporter.section("evalmode")
+        terminalreporter.section(f"evalmode, {settings.rank}" if settings.rank else "evalmode")
         for line in self._ledger.summary():
             terminalreporter.line(line)
-        if settings.strict and is_whole_suite(self._config):
+        ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if settings.strict and ended and is_whole_suite(self._config):
             for line in self._ledger.unneeded(settings.policy):
                 terminalreporter.line(line)
 

@@ -5,6 +5,7 @@ Every run of pytest comes here: what takes time to import waits for a test that 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
@@ -19,6 +20,16 @@ Mode = Literal["enforce", "warn", "off"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 
+class Rank(NamedTuple):
+    """One of several processes that run the same tests together."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"rank {self.number} of {self.of}"
+
+
 class Settings(NamedTuple):
     """How a run is to be guarded."""
 
@@ -30,6 +41,8 @@ class Settings(NamedTuple):
     exempt: Mapping[str, tuple[str, ...]]
     """What the ini declares as intended, as arguments of a mark."""
     root: Path
+    rank: Rank | None
+    """Which process of a distributed run this is; None where there is but one."""
 
     @property
     def policy(self) -> Policy:
@@ -88,14 +101,16 @@ def read_settings(config: pytest.Config) -> Settings:
         raise pytest.UsageError(f"evalmode_marker: {marker!r} is no name for a marker; it takes an identifier")
     if marker in _TAKEN:
         raise pytest.UsageError(f"evalmode_marker: {marker!r} is a marker of pytest's own; it takes another identifier")
+    rank = _rank()
     settings = Settings(
         mode=_mode(config),
         strict=_strict(config),
-        report=_report(config),
+        report=_report(config, rank),
         marker=marker,
         mark=_mark(config),
         exempt={name: _words(config, f"evalmode_{name}") for name in ("allow", "train", "mutable")},
         root=config.rootpath,
+        rank=rank,
     )
     if any(settings.exempt.values()):
         _check_policy(settings)
@@ -113,10 +128,17 @@ def _check_policy(settings: Settings) -> None:
 
 def is_whole_suite(config: pytest.Config) -> bool:
     """Whether every test was asked to run: none named, filtered out or kept from running by an earlier failure."""
+    if config.args_source is config.ArgsSource.ARGS:
+        return False
+    if config.args_source is config.ArgsSource.INVOCATION_DIR and config.invocation_params.dir != config.rootpath:
+        return False
     filters = ("keyword", "markexpr", "lf", "deselect", "ignore", "ignore_glob", "maxfail", "stepwise")
-    return config.args_source is not config.ArgsSource.ARGS and not any(
-        config.getoption(name, None) for name in filters
-    )
+    return not any(config.getoption(name, None) for name in filters)
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process runs tests for an xdist controller, which may be on another machine with other files."""
+    return hasattr(config, "workerinput")
 
 
 def _mode(config: pytest.Config) -> Mode:
@@ -137,19 +159,27 @@ def _strict(config: pytest.Config) -> bool:
         raise pytest.UsageError(f"evalmode_strict (ini): {error}; valid: true, false") from None
 
 
-def _report(config: pytest.Config) -> Path | None:
+def _rank() -> Rank | None:
+    """As `torchrun` tells it, and every launcher that torch's `env://` understands."""
+    number, of = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    several = number.isdecimal() and of.isdecimal() and int(of) > 1
+    return Rank(int(number), int(of)) if several else None
+
+
+def _report(config: pytest.Config, rank: Rank | None) -> Path | None:
     given = config.getoption("evalmode_report")
-    if given is None:
+    if given is None or is_worker(config):
         return None
     path: Path = config.invocation_params.dir / given
     if not given or path.is_dir() or not next(folder for folder in path.parents if folder.exists()).is_dir():
         raise pytest.UsageError(f"--evalmode-report: {given!r} is no file to write to")
-    return path
+    # Ranks share a file system more often than not; none of their reports is the whole.
+    return path if rank is None else path.with_name(f"{path.stem}.rank{rank.number}{path.suffix}")
 
 
 def _mark(config: pytest.Config) -> tuple[str, ...]:
     globs = _words(config, "evalmode_mark")
-    for glob in globs:
+    for glob in globs if not is_worker(config) else ():
         if _WILD.isdisjoint(glob) and not (config.rootpath / glob).exists():
             raise pytest.UsageError(f"evalmode_mark: {glob!r} is no file or folder below {config.rootpath}")
     return globs

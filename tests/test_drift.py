@@ -392,3 +392,21 @@ def test_after_a_failure_the_last_failed_are_not_the_whole_suite(pytester: pytes
     write(pytester, SUITE + "\n@pytest.mark.inference\ndef test_no_forward():\n    pass\n")
     assert unneeded(run(pytester, STRICT)) == UNNEEDED
     assert unneeded(run(pytester, STRICT, "--lf")) == []
+
+
+@pytest.mark.parametrize("broken", ["import no_such_module", "def test_z():\n    pytest.exit('enough')"])
+def test_a_run_that_was_cut_short_is_not_the_whole_suite(pytester: pytest.Pytester, broken: str) -> None:
+    pytester.makeini(INI)
+    write(pytester, SUITE, test_later=f"import pytest\n{broken}")
+    assert unneeded(run(pytester, STRICT)) == []
+
+
+def test_a_folder_of_it_is_not_the_whole_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytester.makeini(INI)
+    write(pytester)
+    folder = pytester.mkdir("folder")
+    (folder / "test_it.py").write_text(f"from nets import *\n{SUITE}", encoding="utf-8")
+    monkeypatch.syspath_prepend(pytester.path)
+    assert unneeded(run(pytester, STRICT)) == UNNEEDED
+    monkeypatch.chdir(folder)
+    assert unneeded(run(pytester, STRICT)) == []

@@ -271,6 +271,44 @@ def test_evalmode_report_takes_effect_from_addopts(pytester: pytest.Pytester) ->
     assert (pytester.path / "report.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("environment", "name", "title"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "report.v1.rank1.json", "evalmode, rank 1 of 2"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "report.v1.json", "evalmode"),
+        ({"RANK": "1"}, "report.v1.json", "evalmode"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "report.v1.json", "evalmode"),
+    ],
+)
+def test_each_rank_of_several_has_a_report_of_its_own(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], name: str, title: str
+) -> None:
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    suites.write(pytester, VIOLATION)
+    result = suites.run(pytester, "--evalmode-report=report.v1.json")
+    assert [path.name for path in pytester.path.glob("report*")] == [name]
+    assert title in [line.strip("= ") for line in result.outlines]
+    assert any(str(pytester.path / name) in line for line in result.outlines)
+
+
+@pytest.mark.filterwarnings("ignore:The --rsyncdir")
+def test_a_worker_need_not_have_the_files_of_its_controller(pytester: pytest.Pytester) -> None:
+    """As over ssh: it is sent the tests, runs them in a folder of its own, and tells what it found."""
+    suites.write(pytester)
+    ini(pytester, "evalmode_mark = tests/guarded kept/here")
+    pytester.mkdir("kept").joinpath("here").touch()
+    folder = pytester.mkdir("tests").joinpath("guarded")
+    folder.mkdir()
+    (folder / "test_it.py").write_text(f"{suites.NETS}\ndef test_violation():\n    infer(Net())\n", encoding="utf-8")
+    elsewhere = pytester.mkdir("elsewhere")
+    elsewhere.joinpath("report.json").mkdir()
+    send = [f"--tx=popen//chdir={elsewhere}", "--dist=load", "--rsyncdir=tests", "--rsyncdir=tox.ini"]
+    result = suites.run(pytester, *send, str(pytester.path / "tests"), "--evalmode-report=report.json")
+    result.assert_outcomes(failed=1, warnings=2)
+    assert "guarded/test_it.py" in (pytester.path / "report.json").read_text(encoding="utf-8")
+
+
 def test_without_evalmode_report_nothing_is_written(pytester: pytest.Pytester) -> None:
     suites.write(pytester, VIOLATION)
     before = set(pytester.path.iterdir())

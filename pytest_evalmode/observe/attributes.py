@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from pytest_evalmode.observe import models
 from pytest_evalmode.observe.fingerprint import Fingerprint, fingerprint, same
 from pytest_evalmode.trace import AttributeChange, Part
 
@@ -49,6 +50,8 @@ def changes(before: list[Attributes], name: Callable[[nn.Module], Part]) -> Iter
         values = vars(old.part)
         if not old.tensors and list(values) == list(old.values) and all(map(is_, values.values(), old.values.values())):
             continue  # the very same objects: no more need be asked of most modules
+        if models.is_shell(old.part):
+            continue
         for attribute in dict.fromkeys((*old.values, *values)):
             if attribute not in _OWN and not _same(old, attribute, values):
                 yield AttributeChange(name(old.part), attribute, _told(attribute, old.values), _told(attribute, values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -94,6 +95,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
             return module
 
 
+def is_shell(module: nn.Module) -> bool:
+    """Whether this is a wrapper of torch's own, which may keep books: DDP notes that it has run, say."""
+    return type(module).__module__.startswith("torch.") and unwrapped(module) is not module
+
+
 def _is_link(module: nn.Module | Remains, name: str) -> bool:
     if name in _WRAPPED:
         return True
@@ -101,10 +107,19 @@ def _is_link(module: nn.Module | Remains, name: str) -> bool:
 
 
 def type_name(module: nn.Module) -> str:
-    """The name of the class that the user wrote, of a scripted or wrapped module too."""
+    """The name of the class that the user wrote, of a scripted, sharded or parametrized module too."""
     inner = unwrapped(module)
-    name = inner.original_name if isinstance(inner, ScriptModule) else type(inner).__name__
-    return "GraphModule" if name == "GraphModuleImpl" else str(name)
+    if isinstance(inner, ScriptModule):
+        return str(inner.original_name)
+    kind = type(inner)
+    while _is_made_by_torch(kind):
+        kind = kind.__bases__[-1]
+    return kind.__name__
+
+
+def _is_made_by_torch(kind: type) -> bool:
+    """Whether torch made this class of another as it ran, as FSDP makes `FSDPNet`: such a class is in no module."""
+    return kind.__module__.startswith("torch.") and not hasattr(sys.modules.get(kind.__module__), kind.__name__)
 
 
 def is_sensitive(module: nn.Module) -> bool:

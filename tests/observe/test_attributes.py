@@ -123,3 +123,20 @@ def test_of_which_module() -> None:
     parts[1].number = 7
     found = attributes.changes(before, lambda part: Part("model", f"layers.{parts.index(part)}", "Module"))  # type: ignore[arg-type]
     assert [c.name for c in found] == ["model.layers.1.number"]
+
+
+class Wrapper(nn.Module):
+    """Of the user's own, unlike those of torch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.dim = 0
+
+
+@pytest.mark.parametrize(("wrap", "told"), [(nn.DataParallel, []), (Wrapper, ["dim"])], ids=["torch's", "the user's"])
+def test_the_books_that_a_wrapper_keeps(wrap: Callable[[nn.Module], nn.Module], told: list[str]) -> None:
+    wrapper = wrap(Module())
+    before = attributes.take([wrapper])
+    vars(wrapper)["dim"] = 1
+    assert [c.attribute for c in attributes.changes(before, lambda part: Part("model", "", ""))] == told

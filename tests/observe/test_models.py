@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
 from pytest_evalmode.observe import models
@@ -235,7 +236,11 @@ def test_module_is_a_name_like_any_other() -> None:
 def test_type_names() -> None:
     assert models.type_name(torch.jit.script(Net())) == "Net"
     assert models.type_name(torch.export.export(Net().eval(), (batch(),)).module()) == "GraphModule"
+    assert models.type_name(torch.fx.symbolic_trace(Net())) == "GraphModule"
     assert models.type_name(nn.Sequential()) == "Sequential"
+    assert models.type_name(nn.LazyLinear(2)) == "LazyLinear"
+    assert models.type_name(parametrizations.weight_norm(nn.Linear(2, 2))) == "Linear"
+    assert models.type_name(parametrizations.spectral_norm(Holder(), "scale")) == "Holder"
 
 
 def test_the_tree_is_that_of_torch() -> None:

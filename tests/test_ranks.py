@@ -1,0 +1,167 @@
+"""Distributed runs: every process guards what it holds, tells by its rank, and waits for nobody."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import suites
+
+SUITE = """
+import os
+
+import pytest
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_module, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+RANK = int(os.environ["RANK"])
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def mesh():
+    distributed.init_process_group("gloo")
+    yield init_device_mesh("cpu", (2,))
+    distributed.destroy_process_group()
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)).eval()
+
+
+def fsdp2(mesh):
+    model = net()
+    fully_shard(model[0], mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def dtensor(mesh):
+    shard = lambda name, layer, mesh: [
+        layer.register_parameter(key, nn.Parameter(distribute_tensor(value.detach(), mesh, [Shard(0)])))
+        for key, value in list(layer.named_parameters(recurse=False))
+    ]
+    return distribute_module(
+        nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 2)).eval(),
+        mesh,
+        shard,
+        lambda module, inputs, mesh: DTensor.from_local(inputs[0], mesh, [Shard(0)]),
+        lambda module, output, mesh: output.to_local(),
+    )
+
+
+def ddp(mesh):
+    return DistributedDataParallel(net())
+
+
+@pytest.fixture(params=[fsdp2, dtensor, ddp], ids=lambda make: make.__name__)
+def model(request, mesh):
+    return request.param(mesh)
+
+
+@torch.no_grad()
+def infer(model):
+    return model(torch.ones(2, 4))
+
+
+@torch.no_grad()
+def write(model):
+    weight = getattr(model, "module", model)[0].weight
+    local = weight.to_local() if isinstance(weight, DTensor) else weight
+    local[0, 0] += 1
+
+
+@pytest.mark.inference
+def test_clean(model):
+    infer(model)
+    infer(model)
+
+
+@pytest.mark.inference
+def test_training(model):
+    infer(model.train())
+
+
+@pytest.mark.inference
+def test_recording(model):
+    model(torch.ones(2, 4))
+
+
+@pytest.mark.inference
+def test_written_on_one_rank(model):
+    infer(model)
+    if RANK == 1:
+        write(model)
+
+
+def test_guarded_on_one_rank(model, request):
+    '''A collective of the guard's would wait for the other rank for ever.'''
+    if RANK == 1:
+        request.getfixturevalue("evalmode").watch(model)
+    infer(model)
+"""
+
+
+@pytest.fixture(scope="module", params=["default", "strict"])
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The reports of two ranks, with what was printed under `said`."""
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    (folder / "test_it.py").write_text(SUITE, encoding="utf-8")
+    options = ["--evalmode-strict"] if request.param == "strict" else []
+    launch = ["torch.distributed.run", "--nproc-per-node=2", "--log-dir=logs", "--redirects=3", "-m", "pytest"]
+    pytest_ = ["-c", "/dev/null", "--rootdir=.", *suites.PLAIN, "--evalmode-report=report.json", *options]
+    subprocess.run([sys.executable, "-m", *launch, *pytest_], cwd=folder, capture_output=True, timeout=120)
+    reports = []
+    for rank in (0, 1):
+        (log,) = folder.glob(f"logs/*/attempt_0/{rank}/stdout.log")
+        report = json.loads((folder / f"report.rank{rank}.json").read_text(encoding="utf-8"))
+        reports.append({**report, "said": log.read_text(encoding="utf-8")})
+    assert not (folder / "report.json").exists()
+    return reports
+
+
+def found(report: dict[str, Any], test: str, kind: str) -> dict[str, list[str]]:
+    """What a test found with a kind of model: the subjects by rule."""
+    (entry,) = (entry for entry in report["tests"] if entry["nodeid"] == f"test_it.py::{test}[{kind}]")
+    return {violation["rule"]: violation["subjects"] for violation in entry["violations"]}
+
+
+KINDS = pytest.mark.parametrize("kind", ["fsdp2", "dtensor", "ddp"])
+
+
+@KINDS
+def test_clean_on_every_rank(ranks: list[dict[str, Any]], kind: str) -> None:
+    assert [found(rank, "test_clean", kind) for rank in ranks] == [{}, {}]
+    assert [found(rank, "test_guarded_on_one_rank", kind) for rank in ranks[1:]] == [{}]
+
+
+@KINDS
+def test_modes_are_told_on_every_rank(ranks: list[dict[str, Any]], kind: str) -> None:
+    for rank in ranks:
+        statistics = set() if kind == "dtensor" else {"state-mutated"}
+        assert set(found(rank, "test_training", kind)) == {"train-mode", *statistics}
+        assert found(rank, "test_recording", kind) == {"grad-mode": ["model (Sequential)"]}
+
+
+@KINDS
+def test_a_change_is_told_by_the_rank_that_holds_it(ranks: list[dict[str, Any]], kind: str) -> None:
+    assert [found(rank, "test_written_on_one_rank", kind) for rank in ranks] == [
+        {},
+        {"state-mutated": ["model.0.weight"]},
+    ]
+
+
+def test_the_summary_names_the_rank(ranks: list[dict[str, Any]]) -> None:
+    for number, rank in enumerate(ranks):
+        lines = rank["said"].splitlines()
+        assert [line.strip("= ") for line in lines if "= evalmode" in line] == [f"evalmode, rank {number} of 2"]
+        assert any(f"report.rank{number}.json" in line for line in lines)

@@ -424,11 +424,8 @@ def _self(frame: FrameType) -> object:
     """The first argument of a method that runs."""
     if not frame.f_code.co_varnames:
         return None
-    known = frame.f_locals
-    this = known.get(frame.f_code.co_varnames[0])
-    if sys.version_info < (3, 13):
-        known.clear()  # a copy that the frame would keep, with all that it names
-    return this
+    # Before Python 3.13 this is one dict a frame, which `locals()` and a debugger share: it is not ours to clear.
+    return frame.f_locals.get(frame.f_code.co_varnames[0])
 
 
 calls: Wrapped[Forwards] = Wrapped("__call__")

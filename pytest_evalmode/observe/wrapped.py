@@ -28,6 +28,8 @@ class Wrapped(Generic[Observer]):
         self.original: Method = getattr(nn.Module, name)
         self._name = name
         self._function: Method = self.original
+        self._above: Method | None = None
+        """A wrapper that somebody put over the function, where nothing tells what it calls: a mock's, say."""
         self._lock = threading.Lock()
 
     def by(self, function: Method) -> Method:
@@ -37,8 +39,8 @@ class Wrapped(Generic[Observer]):
 
     def start(self, observer: Observer) -> None:
         with self._lock:
-            there: Method = getattr(nn.Module, self._name)
-            if not _reaches(there, self._function):
+            there = self._there()
+            if there is not self._above and not _reaches(there, self._function):
                 self.original = there
                 setattr(nn.Module, self._name, self._function)
             self.observers = (*self.observers, observer)
@@ -46,9 +48,17 @@ class Wrapped(Generic[Observer]):
     def stop(self, observer: Observer) -> None:
         """Observe no longer.  Where somebody has wrapped the function, theirs stays, and ours has nobody to tell."""
         with self._lock:
+            there = self._there()
             self.observers = tuple(other for other in self.observers if other is not observer)
-            if not self.observers and getattr(nn.Module, self._name) is self._function:
+            if not self.observers and there is self._function:
                 setattr(nn.Module, self._name, self.original)
+
+    def _there(self) -> Method:
+        """The method as it is now; who replaced the function while it was observed will have wrapped it."""
+        there: Method = getattr(nn.Module, self._name)
+        if self.observers and there is not self.original and there is not self._function:
+            self._above = there
+        return there
 
 
 def _reaches(method: object, function: Method) -> bool:

@@ -896,6 +896,26 @@ def test_an_input_that_made_the_forward_raise_dies_too() -> None:
         gc.enable()
 
 
+class Pipeline(nn.Module):
+    """Keeps its local variables, as a debugger does that stands in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        kept = locals()
+        return self.net(x), kept
+
+
+@torch.no_grad()
+def test_local_variables_are_left_alone() -> None:
+    model = Pipeline().eval()
+    with guard():
+        _, kept = model.forward(batch())
+    assert {"self", "x"} <= set(kept)
+
+
 def test_the_fast_path_of_the_transformer_is_taken() -> None:
     """Torch leaves it where anything overrides torch functions, or hooks a layer."""
     model = transformer().eval()

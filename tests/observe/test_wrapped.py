@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -121,6 +122,20 @@ def test_who_wraps_within_a_window_and_stays_is_called_and_tells_nobody_after(na
     assert found() == BOTH
     assert seen
     assert getattr(nn.Module, name) is theirs
+
+
+@methods
+def test_a_spy_of_whom_nothing_tells_what_it_calls(name: str) -> None:
+    """A mock keeps what it calls where nobody can look; a window opens inside its, and after the first has closed."""
+    with watching(strict=True):
+        spy = mock.patch.object(nn.Module, name, autospec=True, side_effect=getattr(nn.Module, name))
+        seen = spy.start()
+        assert found() == BOTH
+    assert found() == BOTH
+    assert found() == BOTH
+    assert seen.called
+    spy.stop()
+    assert found() == BOTH
 
 
 @methods

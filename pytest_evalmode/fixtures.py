@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,9 +31,17 @@ def remember(fixturedef: pytest.FixtureDef[Any], value: object, request: pytest.
     """Keep the value of a fixture that outlives a test, for as long as it lives, and that it was set up."""
     if fixturedef.scope != "function":
         request.config.stash.setdefault(_WIDE, {})[id(fixturedef)] = value
-    if HISTORY in request.config.stash and fixturedef.argname != "evalmode":
+    if fixturedef.argname != "evalmode":
         what = f"the set-up of fixture {fixturedef.argname!r} for {request.node.nodeid or 'the session'}"
-        request.config.stash[HISTORY].note(what, fixturedef.argnames)
+        note(request.config, what, fixturedef.argnames, is_test=False)
+
+
+def note(config: pytest.Config, what: str, fixtures: Iterable[str], *, is_test: bool = True) -> None:
+    """Keep in mind that something ran that may have changed a shared model, once a strict guard has seen one."""
+    if HISTORY in config.stash:
+        from pytest_evalmode.observe.history import Event
+
+        config.stash[HISTORY].note(Event(what, frozenset(fixtures), is_test))
 
 
 def forget(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> None:

@@ -137,18 +137,19 @@ class Guard:
                 self._globals = leaks.global_flags()
         self._listen()
 
-    def close(self, *, name: str = "", finished: bool = True, needs_forward: bool = False) -> None:
+    def close(self, *, name: str = "", finished: bool = True, needs_forward: bool = False, heard: bool = True) -> None:
         """End the window, and let go of every model.
 
         `finished`: what was guarded came to its end, so that an exemption may be told to be unused and, where it
-        `needs_forward`, a model to have been missing.  `name` is what a later window calls this one.
+        `needs_forward`, a model to have been missing.  A drift is told once: not here unless this is `heard`.  `name`
+        is what a later window calls this one.
         """
         if self._listening:
             self._stop_listening()
             self._end_segment()
         with self.safely():
             if self._opened:
-                self._end(name, finished and needs_forward)
+                self._end(name, finished and needs_forward, heard)
         with self.safely():
             self._watch.close()
         self._opened = False
@@ -239,17 +240,20 @@ class Guard:
             found = judge(self._segments, strict=terms.strict, more=terms.rules, finished=finished)
             self._violations = terms.tell(found)
 
-    def _end(self, name: str, needs_forward: bool) -> None:
+    def _end(self, name: str, needs_forward: bool, heard: bool) -> None:
         """What can only be told once all is over."""
         if not self._terms.strict:
             return
         found = (*self._watch.leaks(), *leaks.leaks(None, self._globals, leaks.global_flags()))
         trace = Trace(
-            leaks=found, drifts=self._watch.drifts(), needs_forward=needs_forward, forwards=self._forwards.ran
+            leaks=found,
+            drifts=self._watch.drifts() if heard else (),
+            needs_forward=needs_forward,
+            forwards=self._forwards.ran,
         )
         self._segments.append((trace, self._policy))
         if self._terms.history is not None:
-            self._watch.keep(self._terms.history, name)
+            self._watch.keep(self._terms.history, name, drifted=heard)
 
     @contextmanager
     def safely(self) -> Iterator[None]:

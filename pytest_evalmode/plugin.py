@@ -12,9 +12,9 @@ import pytest
 from pluggy import Result
 
 from pytest_evalmode import hookspecs
-from pytest_evalmode.fixtures import evalmode, forget, remember
+from pytest_evalmode.fixtures import evalmode, forget, note, remember
 from pytest_evalmode.settings import SETTINGS, add_options, is_whole_suite, is_worker, read_settings
-from pytest_evalmode.stash import CALLING, GUARD, HISTORY, PROPERTY, forget_record
+from pytest_evalmode.stash import CALLING, GUARD, PROPERTY, forget_record
 
 if TYPE_CHECKING:
     from pytest_evalmode.report.ledger import Ledger
@@ -81,8 +81,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], No
         from pytest_evalmode import window
 
         window.begin(item)
-    if HISTORY in item.config.stash:
-        item.config.stash[HISTORY].note(item.nodeid, getattr(item, "fixturenames", ()))
+    note(item.config, item.nodeid, getattr(item, "fixturenames", ()))
     outcome = yield
     item.stash[CALLING] = False
     if GUARD in item.stash:  # by now the test may have asked for the fixture

@@ -8,7 +8,7 @@ from functools import partial
 from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import TestCase
+from unittest import SkipTest, TestCase
 
 import pytest
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pytest_evalmode.verdict import HygieneViolation
 
 _HERE = str(Path(__file__).parent) + os.sep
+_WITHDRAWN = (pytest.skip.Exception, pytest.xfail.Exception, SkipTest)
+"""What a test raises to have no result: nobody then hears what was found."""
 
 
 def prepare(item: pytest.Item) -> None:
@@ -70,7 +72,8 @@ def end(item: pytest.Item, outcome: Result[object]) -> None:
     own = outcome.exception if outcome.exception is not None else _failure_in_unittest(item)
     settings = item.config.stash[SETTINGS]
     marked = item.get_closest_marker(settings.marker) is not None
-    guard.close(name=item.nodeid, finished=own is None, needs_forward=marked)
+    withdrawn = isinstance(own, _WITHDRAWN)
+    guard.close(name=item.nodeid, finished=own is None, needs_forward=marked, heard=not withdrawn)
     with guard.safely():
         _record(item, guard, settings)
         if own is not None:
@@ -170,7 +173,7 @@ def _explain(error: BaseException, guard: Guard) -> None:
     """Add what was found to a test's own failure: often it is the reason."""
     from pytest_evalmode.errors import HygieneError
 
-    if isinstance(error, (_verdict(), HygieneError, pytest.skip.Exception, pytest.xfail.Exception)):
+    if isinstance(error, (_verdict(), HygieneError, *_WITHDRAWN)):
         return
     told = f"\nIts inference was not clean either.  {guard.verdict()}"
     if isinstance(error, pytest.fail.Exception) and not error.pytrace:

@@ -336,6 +336,58 @@ def test_an_allowed_no_forward_that_was_not_needed(pytester: pytest.Pytester) ->
     assert [v["rule"] for v in found["test_not"]] == ["unused-exemption"]
 
 
+def test_a_part_of_the_model_is_a_fixture_of_some_tests(pytester: pytest.Pytester) -> None:
+    """Where both are handed to a test, the part is a model of its own."""
+    write(
+        pytester,
+        """
+@pytest.fixture(scope="session")
+def backbone():
+    return Net().eval()
+
+@pytest.fixture(scope="session")
+def model(backbone):
+    return nn.Sequential(nn.Linear(4, 4), backbone).eval()
+
+@pytest.mark.inference
+def test_both(backbone, model):
+    infer(model)
+
+@pytest.mark.inference
+def test_whole(model):
+    infer(model)
+
+@pytest.mark.inference
+def test_part(backbone):
+    infer(backbone)
+
+@pytest.mark.inference
+def test_both_again(backbone, model):
+    infer(model)
+
+def test_trains(backbone):
+    train(backbone)
+    backbone.zero_grad()
+
+@pytest.mark.inference
+def test_whole_again(model):
+    infer(model)
+""",
+    )
+    assert {name: v["subjects"] for name, v in drifts(pytester).items()} == {
+        "test_whole_again": ["model.1.fc.weight"],
+    }
+
+
+def test_a_test_that_skips_tells_nothing_and_leaves_it_to_the_next(pytester: pytest.Pytester) -> None:
+    skips = "\n@pytest.mark.inference\ndef test_skips(net):\n    infer(net)\n    pytest.skip()\n"
+    fails = "\n@pytest.mark.inference\ndef test_fails(net):\n    infer(net)\n    assert False\n"
+    write(pytester, SHARED + TRAINS + skips + LAST)
+    assert set(drifts(pytester)) == {"test_last"}
+    write(pytester, SHARED + TRAINS + fails + LAST)
+    assert set(drifts(pytester)) == {"test_fails"}
+
+
 # --- exemptions of the ini
 
 INI = '[pytest]\nevalmode_train = drop "no.such.*"\nevalmode_mutable = cache\nevalmode_allow = partial-load grad-mode\n'

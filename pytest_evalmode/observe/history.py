@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -24,17 +23,26 @@ class Seen:
     """How many events there had been by then."""
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that ran unguarded: a test, or the set-up of a fixture."""
+
+    what: str
+    fixtures: frozenset[str]
+    """The names of those at hand."""
+    is_test: bool = True
+
+
 @dataclass(slots=True)
 class History:
     """The memory of a session; a model that dies is forgotten."""
 
-    events: list[tuple[str, frozenset[str]]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     _seen: dict[int, Seen] = field(default_factory=dict)
 
-    def note(self, what: str, fixtures: Collection[str]) -> None:
-        """Something ran unguarded, with these fixtures at hand."""
+    def note(self, event: Event) -> None:
         if self._seen:
-            self.events.append((what, frozenset(fixtures)))
+            self.events.append(event)
 
     def remember(self, module: nn.Module, snapshot: Snapshot, by: str) -> None:
         key = id(module)
@@ -42,7 +50,10 @@ class History:
         self._seen[key] = Seen(ref, snapshot, by, len(self.events))
 
     def drift(self, module: nn.Module, name: str, now: Snapshot) -> Drift | None:
-        """What is not as the last guarded test left it.  Likeliest did it who had the model, then who ran last."""
+        """What is not as the last guarded test left it.
+
+        Likeliest did it who had the model, then a test, then who ran last.
+        """
         seen = self._seen.get(id(module))
         if seen is None or seen.module() is not module:
             return None
@@ -52,5 +63,5 @@ class History:
             return None
         fixture = name.partition(".")[0].partition("[")[0]
         since = list(reversed(self.events[seen.events :]))
-        since.sort(key=lambda event: fixture not in event[1])
-        return Drift(name, tuple(changes), seen.by, tuple(dict.fromkeys(what for what, _ in since)))
+        since.sort(key=lambda event: (fixture not in event.fixtures, not event.is_test))
+        return Drift(name, tuple(changes), seen.by, tuple(dict.fromkeys(event.what for event in since)))

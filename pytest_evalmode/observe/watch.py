@@ -42,8 +42,8 @@ class Model:
         self.is_model = models.is_model(parts)
         self.has_state = self.is_model or models.has_mode(parts)
         """Whether what is not saved of it should stay as it is, too: a metric is there to count."""
-        self.others: set[int] = set()
-        """The parts that are models of their own, by `id`."""
+        self.others: dict[int, tuple[str, Model]] = {}
+        """The parts that are models of their own, by `id`, with their paths here."""
         self.forwards = 0
         self.before: Snapshot | None = None
         self.tensors = 0
@@ -77,6 +77,18 @@ class Model:
         module = self.module()
         holder = self._remains if module is None else module
         return [] if holder is None else models.walk(holder, self.others)
+
+    def held(self) -> Snapshot | None:
+        """What it was, the parts that are models of their own included."""
+        if self.before is None:
+            return None
+        prints, passing = dict(self.before.prints), set(self.before.passing)
+        for path, other in self.others.values():
+            inner = other.held()
+            if inner is not None:
+                prints.update((f"{path}.{name}", print_) for name, print_ in inner.prints.items())
+                passing.update(f"{path}.{name}" for name in inner.passing)
+        return replace(self.before, prints=prints, passing=frozenset(passing))
 
     def remember(self, snapshot: Snapshot) -> None:
         self.before = snapshot
@@ -118,8 +130,9 @@ class Watch:
         module = models.unwrapped(module)
         if self._strict and model.flags is None and model.module() is module:
             model.flags = leaks.model_flags(module)
-            if history is not None and model.before is not None:
-                model.drift = history.drift(module, model.name, model.before)
+            now = model.held()
+            if history is not None and now is not None:
+                model.drift = history.drift(module, model.name, now)
 
     def leaks(self) -> tuple[Leak, ...]:
         """How shared models are set otherwise than they were."""
@@ -133,12 +146,12 @@ class Watch:
     def drifts(self) -> tuple[Drift, ...]:
         return tuple(model.drift for model in self._models if model.drift is not None)
 
-    def keep(self, history: History, by: str) -> None:
-        """Remember what the shared models are at the end of a test."""
+    def keep(self, history: History, by: str, *, drifted: bool) -> None:
+        """Remember what the shared models are at the end of a test; of `drifted` ones, if that has been told."""
         for model in self._models:
-            module = model.module()
-            if model.flags is not None and module is not None and model.before is not None:
-                history.remember(module, model.before, by)
+            module, now = model.module(), model.held()
+            if model.flags is not None and module is not None and now is not None and (drifted or not model.drift):
+                history.remember(module, now, by)
 
     def add(self, module: nn.Module, name: str | None = None, *, read: bool = True) -> Model:
         """Watch a model from now on.  A part of another is watched already; one that holds others takes in the rest."""
@@ -264,7 +277,7 @@ class Watch:
         if other is None or other.module() is None:
             self._homes[id(part)] = (weakref.ref(part), model, path)
         elif other.module() is part:
-            model.others.add(id(part))
+            model.others[id(part)] = path, other
             if not other.named and other.whole is None:
                 other.place, other.whole = path, model
 

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from pytest_evalmode.observe import models, state
-from pytest_evalmode.observe.history import History
+from pytest_evalmode.observe.history import Event, History
 from pytest_evalmode.trace import Drift
 from tests.nets import Net
 
@@ -36,7 +36,7 @@ def test_what_is_as_it_was_has_not_drifted() -> None:
     net = Net()
     history = seen(net)
     net.load_state_dict({name: value.clone() for name, value in net.state_dict().items()})
-    history.note("test_reloads", ["net"])
+    history.note(Event("test_reloads", frozenset(["net"])))
     assert history.drift(net, "net", state.take(models.walk(net))) is None
 
 
@@ -63,17 +63,26 @@ def test_likeliest_is_who_had_the_model_then_who_ran_last(name: str, between: tu
     net = Net()
     history = seen(net)
     for what, fixtures in (("first", []), ("has it", ["net"]), ("has it too", ["x", "net"]), ("last", ["network"])):
-        history.note(what, fixtures)
+        history.note(Event(what, frozenset(fixtures)))
     net.head.bias.data.add_(1)
     assert drift(history, net, name).between == between
+
+
+def test_a_test_is_likelier_than_the_set_up_of_a_fixture_unless_that_had_the_model() -> None:
+    net = Net()
+    history = seen(net)
+    for what, fixtures, is_test in (("has it", ["net"], False), ("test", ["x"], True), ("has not", ["x"], False)):
+        history.note(Event(what, frozenset(fixtures), is_test))
+    net.head.bias.data.add_(1)
+    assert drift(history, net).between == ("has it", "test", "has not")
 
 
 def test_what_ran_before_it_was_seen_is_no_suspect() -> None:
     net, other = Net(), Net()
     history = seen(other)
-    history.note("test_before", ["net"])
+    history.note(Event("test_before", frozenset(["net"])))
     history.remember(net, state.take(models.walk(net)), "test_old")
-    history.note("test_after", ["net"])
+    history.note(Event("test_after", frozenset(["net"])))
     net.head.bias.data.add_(1)
     assert drift(history, net).between == ("test_after",)
 
@@ -82,14 +91,14 @@ def test_who_ran_twice_is_told_once() -> None:
     net = Net()
     history = seen(net)
     for _ in range(2):
-        history.note("test_rerun", ["net"])
+        history.note(Event("test_rerun", frozenset(["net"])))
     net.head.bias.data.add_(1)
     assert drift(history, net).between == ("test_rerun",)
 
 
 def test_nothing_is_noted_before_a_model_is_seen() -> None:
     history = History()
-    history.note("test_first", [])
+    history.note(Event("test_first", frozenset([])))
     assert history.events == []
 
 
@@ -98,7 +107,7 @@ def test_a_model_that_died_is_forgotten() -> None:
     history = seen(net)
     del net
     gc.collect()
-    history.note("test_after", [])
+    history.note(Event("test_after", frozenset([])))
     assert history.events == []
 
 

@@ -20,7 +20,7 @@ from pytest_evalmode.observe import forwards, leaks, loads, models
 from pytest_evalmode.observe.forwards import Forwards
 from pytest_evalmode.observe.graphs import is_exported
 from pytest_evalmode.observe.history import History
-from pytest_evalmode.observe.leaks import Flags
+from pytest_evalmode.observe.leaks import Baseline
 from pytest_evalmode.observe.loads import Loads
 from pytest_evalmode.observe.sites import Sites
 from pytest_evalmode.observe.watch import Watch
@@ -67,10 +67,12 @@ class Guard:
         self._forwards = Forwards(self._watch, self._sites, strict=terms.strict)
         self._loads = Loads(self._watch, self._sites)
         self._segments: list[tuple[Trace, Policy]] = []
+        self._leaks: list[tuple[Trace, Policy]] = []
+        """What each segment left otherwise: until the window ends, a later one may put it back."""
         self._opened = False
         self._listening = False
         self._violations: list[Violation] = []
-        self._globals: Flags = {}
+        self._globals = Baseline({}, {})
         self._seconds = 0.0
         self._failures: list[Exception] = []
 
@@ -134,7 +136,8 @@ class Guard:
         with self.safely():
             self._watch.begin_anew()
             if self._terms.strict:
-                self._globals = leaks.global_flags()
+                flags = leaks.global_flags()
+                self._globals = Baseline(flags, flags)
         self._listen()
 
     def close(self, *, name: str = "", finished: bool = True, needs_forward: bool = False, heard: bool = True) -> None:
@@ -204,6 +207,8 @@ class Guard:
         elif listen:
             with self.safely():
                 self._watch.begin_anew()
+                if self._terms.strict:
+                    self._globals.last = leaks.global_flags()
         self._policy = policy
         if listen:
             self._listen()
@@ -228,6 +233,9 @@ class Guard:
                 loads=self._loads.take(),
             )
             self._segments.append((trace, self._policy))
+            if self._terms.strict:
+                found = (*self._watch.leaks(), *self._globals.since(None, leaks.global_flags()))
+                self._leaks.append((Trace(leaks=found), self._policy))
 
     def _since_last(self, model: WatchedModel) -> WatchedModel:
         """A model with the forwards of this segment alone."""
@@ -244,9 +252,11 @@ class Guard:
         """What can only be told once all is over."""
         if not self._terms.strict:
             return
-        found = (*self._watch.leaks(), *leaks.leaks(None, self._globals, leaks.global_flags()))
+        back = self._watch.put_back() | {(None, name) for name in self._globals.put_back()}
+        for trace, policy in self._leaks:
+            left = tuple(leak for leak in trace.leaks if (leak.model, leak.name) not in back)
+            self._segments.append((Trace(leaks=left), policy))
         trace = Trace(
-            leaks=found,
             drifts=self._watch.drifts() if heard else (),
             needs_forward=needs_forward,
             forwards=self._forwards.ran,

@@ -388,6 +388,46 @@ def test_a_test_that_skips_tells_nothing_and_leaves_it_to_the_next(pytester: pyt
     assert set(drifts(pytester)) == {"test_fails"}
 
 
+def test_a_testcase_that_leaks(pytester: pytest.Pytester) -> None:
+    """Its `tearDown` runs in the window, unobserved: what it puts back is no leak, what it leaves is one."""
+    write(
+        pytester,
+        """
+import unittest
+
+@pytest.mark.inference
+class Tests(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.net = Net().eval()
+
+    def setUp(self):
+        self.net.eval()
+
+    def tearDown(self):
+        if self.id().endswith("test_put_back"):
+            self.net.eval()
+
+    def test_clean(self):
+        infer(self.net)
+
+    def test_leaks(self):
+        infer(self.net)
+        self.net.train()
+
+    def test_put_back(self):
+        infer(self.net)
+        self.net.train()
+""",
+    )
+    found = {t["nodeid"].rpartition("::")[2]: t["violations"] for t in json_report(pytester, STRICT)["tests"]}
+    assert {name: [v["rule"] for v in violations] for name, violations in found.items()} == {
+        "test_clean": [],
+        "test_leaks": ["model-leaked"],
+        "test_put_back": [],
+    }
+
+
 # --- exemptions of the ini
 
 INI = '[pytest]\nevalmode_train = drop "no.such.*"\nevalmode_mutable = cache\nevalmode_allow = partial-load grad-mode\n'

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -24,10 +25,30 @@ _HOOKS = (
 Flags = dict[str, str]
 
 
-def model_flags(module: nn.Module) -> Flags:
-    """How a model is set: by name, what each of its modules and parameters says of itself."""
+@dataclass(slots=True)
+class Baseline:
+    """How something was set, a model or torch itself."""
+
+    first: Flags
+    """When the window began."""
+    last: Flags
+    """When the part of the window began that runs now."""
+
+    def since(self, model: str | None, now: Flags) -> list[Leak]:
+        """What has been set otherwise in this part of the window; another begins."""
+        found = list(leaks(model, self.last, now))
+        self.last = now
+        return found
+
+    def put_back(self) -> set[str]:
+        """What is now as it was at first."""
+        return {name for name, was in self.first.items() if self.last.get(name, was) == was}
+
+
+def model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:
+    """How a model is set: by name, what each of its modules and parameters says of itself, but for parts to `skip`."""
     flags: Flags = {}
-    for path, part in walk(module):
+    for path, part in walk(module, skip):
         prefix = f"{path}." if path else ""
         training = getattr(part, "training", None)
         if training is not None:

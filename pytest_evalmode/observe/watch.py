@@ -49,7 +49,7 @@ class Model:
         self.tensors = 0
         self.bytes = 0
         self.dtypes: frozenset[str] = frozenset()
-        self.flags: leaks.Flags | None = None
+        self.flags: leaks.Baseline | None = None
         """How a shared model was set, where that is asked for."""
         self.drift: Drift | None = None
         self.last: tuple[CodeType, int] | None = None
@@ -71,6 +71,10 @@ class Model:
     def prefix(self) -> str:
         """Its path in the largest model that holds it: that may have turned up last of several."""
         return "" if self.whole is None else ".".join(filter(None, (self.whole.prefix, self.place)))
+
+    def path_of(self, name: str) -> str:
+        """The path, in the largest model that holds this one, of what is called so here."""
+        return ".".join(filter(None, (self.prefix, name)))
 
     def parts(self) -> models.Parts:
         """Where to read the state: of the module, or after its death of what it left, until that is released."""
@@ -129,19 +133,29 @@ class Watch:
         model = self.add(module)
         module = models.unwrapped(module)
         if self._strict and model.flags is None and model.module() is module:
-            model.flags = leaks.model_flags(module)
+            flags = leaks.model_flags(module, model.others)
+            model.flags = leaks.Baseline(flags, flags)
             now = model.held()
             if history is not None and now is not None:
                 model.drift = history.drift(module, model.name, now)
 
     def leaks(self) -> tuple[Leak, ...]:
-        """How shared models are set otherwise than they were."""
+        """How shared models have been set since this was last asked."""
         return tuple(
-            leak
+            replace(leak, name=model.path_of(leak.name))
             for model in self._models
             if model.flags is not None and (module := model.module()) is not None
-            for leak in leaks.leaks(model.name, model.flags, leaks.model_flags(module))
+            for leak in model.flags.since(model.name, leaks.model_flags(module, model.others))
         )
+
+    def put_back(self) -> set[tuple[str | None, str]]:
+        """The settings of shared models, by model and name, that are what they were at first."""
+        return {
+            (model.name, model.path_of(name))
+            for model in self._models
+            if model.flags is not None
+            for name in model.flags.put_back()
+        }
 
     def drifts(self) -> tuple[Drift, ...]:
         return tuple(model.drift for model in self._models if model.drift is not None)
@@ -176,7 +190,7 @@ class Watch:
         home = self._homes.get(id(module))
         if home is None or home[0]() is not module or home[1].module() is None:
             return self._search(module)
-        return home[1], ".".join(filter(None, (home[1].prefix, home[2])))
+        return home[1], home[1].path_of(home[2])
 
     def read(self, model: Model) -> None:
         """Take what a model is now for what it was, unless that is known."""
@@ -210,7 +224,7 @@ class Watch:
                 if module is not None:
                     model.remember(self._take(model))
                     if model.flags is not None:
-                        model.flags = leaks.model_flags(module)
+                        model.flags.last = leaks.model_flags(module, model.others)
 
     def close(self) -> None:
         """Let go of all models."""
@@ -261,10 +275,9 @@ class Watch:
         after = self._locate(*model.last) if model.last else None
         parts = model.parts()
         now = state.take(parts, model.before, passing=self._strict)
-        prefix = f"{model.prefix}." if model.prefix else ""
         for change in state.changes(model.name, model.before, now, parts, after):
             if change.persistent or model.has_state:
-                self._changes.append(replace(change, path=prefix + change.path))
+                self._changes.append(replace(change, path=model.path_of(change.path)))
         model.remember(now)
 
     def _take(self, model: Model) -> Snapshot:
@@ -289,7 +302,7 @@ class Watch:
                 for path, part in models.walk(whole, model.others) if whole is not None else ():
                     if part is module:
                         self._homes[id(module)] = (weakref.ref(module), model, path)
-                        return model, ".".join(filter(None, (model.prefix, path)))
+                        return model, model.path_of(path)
         return None
 
     def _unique(self, name: str) -> str:

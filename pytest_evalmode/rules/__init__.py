@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 
 from pytest_evalmode.rules import exemptions, leaks, modes, state
 from pytest_evalmode.rules.exemptions import Segments
 from pytest_evalmode.rules.rule import Rule, Violation, rule
-from pytest_evalmode.trace import TensorChange, Trace, WatchedModel
+from pytest_evalmode.trace import Leak, TensorChange, Trace, WatchedModel
 
 __all__ = ["RULES", "RULE_NAMES", "Rule", "Violation", "judge", "rule"]
 
@@ -59,6 +59,15 @@ def _models(traces: Sequence[Trace]) -> tuple[WatchedModel, ...]:
     return tuple(found.values())
 
 
+def _left(found: Iterable[Leak]) -> tuple[Leak, ...]:
+    """What several segments left otherwise, from the first to the last."""
+    left: dict[tuple[str | None, str], Leak] = {}
+    for leak in found:
+        key = leak.model, leak.name
+        left[key] = replace(left[key], after=leak.after) if key in left else leak
+    return tuple(leak for leak in left.values() if leak.before != leak.after)
+
+
 def _joined(traces: Sequence[Trace]) -> Trace:
     """One trace of several; a tensor that changed in two of them is told once, as it changed first."""
     changes: dict[tuple[str, str], TensorChange] = {}
@@ -69,7 +78,7 @@ def _joined(traces: Sequence[Trace]) -> Trace:
         calls=tuple(call for trace in traces for call in trace.calls),
         changes=tuple(changes.values()),
         loads=tuple(load for trace in traces for load in trace.loads),
-        leaks=tuple(leak for trace in traces for leak in trace.leaks),
+        leaks=_left(leak for trace in traces for leak in trace.leaks),
         drifts=tuple(drift for trace in traces for drift in trace.drifts),
         needs_forward=any(trace.needs_forward for trace in traces),
         forwards=sum(trace.forwards for trace in traces),

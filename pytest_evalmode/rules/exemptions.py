@@ -43,16 +43,13 @@ def excuse(trace: Trace, policy: Policy) -> Trace:
 def unused(segments: Segments, rules: Sequence[Rule]) -> list[str]:
     """The exemptions of marks and of `evalmode.allow()` that excused nothing, as they were declared."""
     declared = dict.fromkeys(exemption for _, policy in segments for exemption in policy.declared)
-    return [
-        as_declared(exemption)
-        for exemption in declared
-        if not needed(exemption, [(t, p) for t, p in segments if exemption in p.declared], rules)
-    ]
+    return [as_declared(exemption) for exemption in declared if not needed(exemption, segments, rules)]
 
 
 def needed(exemption: Exemption, segments: Segments, rules: Iterable[Rule]) -> bool:
-    """Whether something in these segments would have been told without this exemption."""
+    """Whether something would have been told without this exemption: where it was declared, else anywhere."""
     kind, value = exemption
+    segments = [(trace, policy) for trace, policy in segments if exemption in policy.declared] or segments
     if kind == "train":
         parts = [finding.part for trace, _ in segments for call in trace.calls for finding in call.training]
         return any(matches(part.model, part.path, [value]) for part in parts)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_evalmode import Guard
 from pytest_evalmode.observe.leaks import global_flags, leaks, model_flags
 from pytest_evalmode.observe.watch import Watch
 from tests.nets import Net, batch, rules, watching
@@ -174,6 +175,7 @@ def test_a_model_that_died_leaks_nothing() -> None:
     watch.share(net, None)
     net.train()
     assert watch.leaks()
+    net.eval()
     del net
     gc.collect()
     assert watch.leaks() == ()
@@ -186,3 +188,58 @@ def test_what_paused_code_left_is_the_new_beginning() -> None:
             net.requires_grad_(False)
         net(batch())
     assert rules(g) == set()
+
+
+def left(g: Guard) -> list[tuple[str, ...]]:
+    """The settings that a window left otherwise."""
+    return [violation.subjects for violation in g.violations if violation.rule.endswith("-leaked")]
+
+
+# What happens before, in and after a pause to the mode of a model that was in eval mode, and whether that is a leak.
+PAUSES: dict[str, tuple[str, bool]] = {
+    "train before": ("train | |", True),
+    "train after": ("| | train", True),
+    "train in it": ("| train |", False),
+    "train in it, eval after": ("| train | eval", False),
+    "train before, eval in it": ("train | eval |", False),
+    "train before, eval after": ("train | | eval", False),
+    "train before, eval in it, train after": ("train | eval | train", True),
+}
+
+
+@pytest.mark.parametrize(("story", "leak"), PAUSES.values(), ids=PAUSES)
+def test_a_pause_hides_what_is_set_in_it_alone(story: str, leak: bool) -> None:
+    before, inside, after = (part.strip() for part in story.split("|"))
+    net = nn.Dropout().eval()
+
+    def act(mode: str) -> None:
+        if mode:
+            net.train(mode == "train")
+            torch.set_num_threads(2 if mode == "train" else 1)
+
+    with watching(net, strict=True) as g:
+        act(before)
+        with g.paused():
+            act(inside)
+        act(after)
+        assert left(g) == []  # it may yet be put back
+    assert left(g) == ([("Dropout.training",), ("torch threads",)] if leak else [])
+
+
+@pytest.mark.parametrize("rule", ["model-leaked", "global-leaked"])
+def test_allowed_for_a_part(rule: str) -> None:
+    net = nn.Dropout().eval()
+    with watching(net, strict=True) as g, g.allow(rule):
+        net.train()
+        torch.set_num_threads(2)
+    others = {"model-leaked": ("torch threads",), "global-leaked": ("Dropout.training",)}
+    assert left(g) == [others[rule]]
+    assert "unused-exemption" not in rules(g)
+
+
+def test_a_part_that_is_watched_itself_is_told_once() -> None:
+    part = nn.Linear(2, 2).eval()
+    whole = nn.Sequential(part).eval()
+    with watching(part, whole, strict=True) as g:
+        whole.train()
+    assert left(g) == [("Sequential.0.training", "Sequential.training")]

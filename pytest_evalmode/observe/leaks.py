@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -33,16 +33,20 @@ class Baseline:
     """When the window began."""
     last: Flags
     """When the part of the window began that runs now."""
+    before: Flags = field(default_factory=dict)
+    """When it was set for the first time, but for what was set in a pause."""
 
     def since(self, model: str | None, now: Flags) -> list[Leak]:
         """What has been set otherwise in this part of the window; another begins."""
         found = list(leaks(model, self.last, now))
         self.last = now
+        for leak in found:
+            self.before.setdefault(leak.name, leak.before)
         return found
 
     def put_back(self) -> set[str]:
-        """What is now as it was at first."""
-        return {name for name, was in self.first.items() if self.last.get(name, was) == was}
+        """What is now as it was at first, or before it was set."""
+        return {name for name, is_ in self.last.items() if is_ in (self.first.get(name), self.before.get(name))}
 
 
 def model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:

@@ -96,6 +96,18 @@ def test_a_forward_that_turns_grad_mode_off_itself() -> None:
         Careful().eval().requires_grad_(False)(batch())
 
 
+def test_a_frozen_forward_that_turns_grad_mode_off_for_a_part() -> None:
+    class Masking(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                mask = x != 0
+            return super().forward(x * mask)
+
+    with watching(strict=True) as g:
+        Masking().eval().requires_grad_(False)(batch())
+    assert only(g, "grad-mode").finding == "Masking (Masking) recorded autograd: grad mode was on"
+
+
 # --- random-forward
 
 DRAWS: dict[str, Callable[[Tensor], object]] = {

@@ -30,6 +30,11 @@ def requiring_grad(model: nn.Module, inputs: object) -> str:
     return "an input requires grad" if any(map(requires_grad, _leaves(inputs))) else ""
 
 
+def is_trainable(module: nn.Module) -> bool:
+    """Whether a parameter of this very module, not of its children, requires grad."""
+    return any(parameter is not None and requires_grad(parameter) for parameter in module._parameters.values())
+
+
 def _leaves(value: object) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]

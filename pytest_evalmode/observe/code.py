@@ -102,7 +102,8 @@ def _read(owner: type[nn.Module], forward: Any) -> Traits:
     return Traits(
         sensitive="training" in names,
         may_draw=any(name.strip("_") in DRAWS for name in names),
-        stops_grad=stops_grad or not names.isdisjoint(_NO_GRAD),
+        # Torch's own layers do so only where they set up their weights.
+        stops_grad=not owner.__module__.startswith("torch.nn.") and (stops_grad or not names.isdisjoint(_NO_GRAD)),
     )
 
 

@@ -188,6 +188,8 @@ class Forwards:
         self._judge_modes(outermost, parts)
         if any(issubclass(kind, _GRAPHS) for kind in kinds):
             self._judge_graphs(outermost, parts)
+        if any(issubclass(kind, _BatchNorm) for kind in kinds):
+            self._judge_compiled(outermost, parts)
         if self._strict:
             with undisturbed():
                 told = attributes.take(parts) if model.has_state else []
@@ -250,21 +252,41 @@ class Forwards:
                     for sentence in graphs.batch_norms(part):
                         outermost.batch_stats.setdefault(id(part), Finding(self._part(outermost, part), None, sentence))
 
+    def _judge_compiled(self, outermost: Outermost, parts: list[nn.Module]) -> None:
+        """Batch norms whose forward nobody will see run."""
+        norms = [part for part in parts if isinstance(part, _BatchNorm) and _uses_the_batch(part)]
+        if norms:
+            inside = {id(p) for part in parts if models.is_opaque(part) for p in models.tree(part)}
+            for norm in norms:
+                if id(norm) in inside and not norm.training:
+                    self._note_batch_stats(outermost, norm, None)
+
+    def _note_batch_stats(self, outermost: Outermost, norm: _BatchNorm, cause: Site | None) -> None:
+        why = "it has no running statistics (track_running_stats=False)"
+        outermost.batch_stats[id(norm)] = Finding(self._part(outermost, norm), cause, why)
+
     def _enter_part(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:
         training = getattr(module, "training", False)
         if training:
             self._enter_training(outermost, module, frame)
         elif isinstance(module, _BatchNorm) and _uses_the_batch(module) and id(module) not in outermost.batch_stats:
-            cause = self._sites.inside(frame.f_back, outermost.frame)
-            why = "it has no running statistics (track_running_stats=False)"
-            outermost.batch_stats[id(module)] = Finding(self._part(outermost, module), cause, why)
-        if outermost.grad and not torch.is_grad_enabled():
-            outermost.grad_stopped = True
+            self._note_batch_stats(outermost, module, self._sites.inside(frame.f_back, outermost.frame))
+        if outermost.grad and module is not outermost.ran:
+            self._enter_recording(outermost, module)
         lazy = isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
         if frame is not outermost.frame and (lazy or code.traits(module).may_draw):
             self._note_draw(outermost, _caller(frame), frame)
         if lazy:
             outermost.lazy.add(id(module))
+
+    def _enter_recording(self, outermost: Outermost, module: nn.Module) -> None:
+        """Grad mode was on when the whole began: whether it still is where a part with parameters runs."""
+        if not torch.is_grad_enabled():
+            outermost.grad_stopped = True
+            return
+        held = models.holds_parameters(module) if self._strict else autograd.is_trainable(module)
+        if held and outermost.autograd is None and not code.traits(module).stops_grad:
+            outermost.autograd = Finding(self._part(outermost, module), None)
 
     def _enter_training(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:
         finding = outermost.training.get(id(module))
@@ -372,17 +394,16 @@ class Forwards:
 
     def _autograd(self, outermost: Outermost, output: object) -> Finding | None:
         """Whether the forward recorded autograd, and why: told by what came out, else by what went in."""
-        if outermost.autograd is not None and not outermost.grad:
-            return outermost.autograd
-        recorded = outermost.autograd is not None or autograd.records(output, outermost.inputs)
+        part = outermost.autograd
+        came_out = autograd.records(output, outermost.inputs)
         if not outermost.grad:
             why = "grad mode was off, yet its output requires grad"
-            return Finding(self._part(outermost, outermost.ran), None, why) if recorded else None
-        if not recorded and (outermost.grad_stopped or code.traits(outermost.ran).stops_grad):
+            return part or (Finding(self._part(outermost, outermost.ran), None, why) if came_out else None)
+        if not (part or came_out) and (outermost.grad_stopped or code.traits(outermost.ran).stops_grad):
             return None
-        what = autograd.requiring_grad(outermost.ran, outermost.inputs) or (
-            "its output requires grad" if recorded else ""
-        )
+        what = autograd.requiring_grad(outermost.ran, outermost.inputs)
+        if not what and (came_out or (part and part.why)):
+            what = "its output requires grad"
         if not what and not self._strict:
             return None
         why = f"grad mode was on and {what}" if what else "grad mode was on"

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial, wraps
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -336,6 +337,10 @@ def test_a_flag_without_effect(run: Callable[[Tensor], object]) -> None:
         (lambda x: nn.Softmax(-1)(x.requires_grad_()), False),  # no model
         (lambda x: NoGradInside().eval()(x), False),
         (lambda x: NoGradOn().eval()(x), False),
+        (lambda x: NoGradForAMask(nn.Linear(4, 4)).eval()(x), True),
+        (lambda x: NoGradForAMask(nn.LSTM(4, 4)).eval()(x), True),
+        (lambda x: NoGradForAMask(NoGradOn()).eval()(x), False),
+        (lambda x: NoGradForAMask(nn.Linear(4, 4)).eval().requires_grad_(False)(x), False),
         (lambda x: GradInside().eval()(x), True),
         (lambda x: torch.no_grad()(GradInside().eval())(x), True),
     ],
@@ -358,6 +363,20 @@ class NoGradOn(Dropper):
         return super().forward(x)
 
 
+class NoGradForAMask(nn.Module):
+    """Turns grad mode off for a part of its forward; no tensor comes out of it that says so."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> SimpleNamespace:
+        with torch.no_grad():
+            mask = x != 0
+        out = self.body(x)
+        return SimpleNamespace(out=out[0] if isinstance(out, tuple) else out, mask=mask)
+
+
 class GradInside(Dropper):
     def forward(self, x: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -367,11 +386,30 @@ class GradInside(Dropper):
 # --- batch statistics
 
 
+def compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
 @pytest.mark.parametrize(("tracked", "expected"), [(False, {"batch-stats"}), (True, set())])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda m: m,
+        lambda m: torch.compile(m, backend="eager"),
+        compiled_in_place,
+        lambda m: nn.Sequential(nn.ReLU(), cast(nn.Module, torch.compile(m, backend="eager"))),
+        lambda m: nn.Sequential(nn.ReLU(), compiled_in_place(m)),
+    ],
+    ids=["plain", "compiled", "compiled in place", "a part compiled", "a part compiled in place"],
+)
 @torch.no_grad()
-def test_batch_norm_without_running_statistics(tracked: bool, expected: set[str]) -> None:
+def test_batch_norm_without_running_statistics(
+    wrap: Callable[[nn.Module], nn.Module], tracked: bool, expected: set[str]
+) -> None:
+    model = wrap(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=tracked)).eval())
     with watching() as g:
-        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=tracked)).eval()(batch())
+        model.eval()(batch())
     assert rules(g) == expected
 
 

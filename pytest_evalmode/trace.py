@@ -68,6 +68,8 @@ class ForwardCall:
     ran: Part
     at: Site | None
     modules: int
+    by: Part | None = None
+    """The part that ran, where a method of the model other than `__call__` called it: `model.encode(x)`, say."""
     training: tuple[Finding, ...] = ()
     """Modules in training mode that depend on the mode or hold parameters."""
     autograd: Finding | None = None

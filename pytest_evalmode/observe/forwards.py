@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from pytest_evalmode.observe import attributes, autograd, code, generators, graphs, inputs, models
+from pytest_evalmode.observe import attributes, autograd, callers, code, generators, graphs, inputs, models
 from pytest_evalmode.observe.attributes import Attributes
 from pytest_evalmode.observe.code import Draw
 from pytest_evalmode.observe.fingerprint import undisturbed
@@ -39,7 +39,10 @@ class Outermost:
     """An outermost forward while it runs."""
 
     model: Model
+    owner: nn.Module
+    """What was called, by `__call__` or by another method."""
     ran: nn.Module
+    """What that ran first past its own `__call__`; else the same."""
     frame: FrameType
     called: tuple[CodeType, int] | None
     known: set[int]
@@ -156,7 +159,7 @@ class Forwards:
     ) -> Outermost | None:
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return None
-        owner, called = self._owner(module, frame)
+        owner, called = callers.owner(module, frame, self._sites)
         caller = self._sites.outside(called.f_back)
         if caller.tracing:
             return None
@@ -174,6 +177,7 @@ class Forwards:
         now = generators.state()
         outermost = Outermost(
             model=model,
+            owner=owner,
             ran=module,
             frame=frame,
             called=model.last,
@@ -185,7 +189,9 @@ class Forwards:
             state=now,
             inputs=(args, kwargs),
         )
-        self._judge_modes(outermost, parts)
+        self._judge_modes(
+            outermost, parts, self._sites.inside(frame.f_back, called.f_back) if owner is not module else None
+        )
         if any(issubclass(kind, _GRAPHS) for kind in kinds):
             self._judge_graphs(outermost, parts)
         if any(issubclass(kind, _BatchNorm) for kind in kinds):
@@ -196,26 +202,12 @@ class Forwards:
                 outermost.before = Before(inputs.take(args, kwargs), told, generators.host_state())
         return outermost
 
-    def _owner(self, module: nn.Module, frame: FrameType) -> tuple[nn.Module, FrameType]:
-        """The model whose `forward` was called directly, past `__call__`, and now runs this part; else the module."""
-        owner, called = module, frame
-        caller = frame.f_back
-        while caller is not None:
-            if caller.f_code.co_name == "forward":
-                this = _self(caller)
-                if isinstance(this, nn.Module) and any(part is owner for part in models.tree(this)):
-                    owner, called = this, caller
-            elif self._sites.is_user(caller.f_code):
-                break
-            caller = caller.f_back
-        return owner, called
-
     def _visit(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:
         """A module that ran inside a model without being part of it: its state and modes are watched all the same."""
         parts = models.tree(module)
         outermost.known.update(map(id, parts))
         outermost.pinned += parts
-        caller = _caller(frame)
+        caller = callers.enclosing(frame)
         where = self._part(outermost, caller)
         step = models.attribute_of(caller, module) or f"<{models.type_name(module)}>"
         outermost.guests[id(module)] = f"{where.path}.{step}" if where.path else step
@@ -275,7 +267,7 @@ class Forwards:
             self._enter_recording(outermost, module)
         lazy = isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
         if frame is not outermost.frame and (lazy or code.traits(module).may_draw):
-            self._note_draw(outermost, _caller(frame), frame)
+            self._note_draw(outermost, callers.enclosing(frame), frame)
         if lazy:
             outermost.lazy.add(id(module))
 
@@ -358,7 +350,8 @@ class Forwards:
         if before is None and not (outermost.training or recorded or outermost.batch_stats or draws):
             return
         call = ForwardCall(
-            ran=self._part(outermost, module),
+            ran=self._part(outermost, outermost.owner),
+            by=None if outermost.owner is module else self._part(outermost, module),
             at=self._sites.site(*outermost.called) if outermost.called else None,
             modules=outermost.modules,
             training=tuple(outermost.training.values()),
@@ -368,7 +361,7 @@ class Forwards:
         )
         if before is not None:
             call = self._end_strict(call, outermost, before)
-        if call != ForwardCall(call.ran, call.at, call.modules):
+        if call != ForwardCall(call.ran, call.at, call.modules, call.by):
             with self._lock:
                 self._calls[call] += 1
 
@@ -428,25 +421,6 @@ def _is_quiet(kind: type[nn.Module]) -> bool:
 def _uses_the_batch(norm: _BatchNorm) -> bool:
     """Whether a batch norm normalises with the batch's statistics for want of others."""
     return norm._buffers.get("running_mean") is None
-
-
-def _caller(frame: FrameType) -> nn.Module:
-    """The module in whose forward another has begun."""
-    outer = frame.f_back
-    while outer is not None and outer.f_code is not frame.f_code:
-        outer = outer.f_back
-    assert outer is not None
-    caller = _self(outer)
-    assert isinstance(caller, nn.Module)
-    return caller
-
-
-def _self(frame: FrameType) -> object:
-    """The first argument of a method that runs."""
-    if not frame.f_code.co_varnames:
-        return None
-    # Before Python 3.13 this is one dict a frame, which `locals()` and a debugger share: it is not ours to clear.
-    return frame.f_locals.get(frame.f_code.co_varnames[0])
 
 
 calls: Wrapped[Forwards] = Wrapped("__call__")

@@ -38,6 +38,9 @@ class History:
     """The memory of a session; a model that dies is forgotten."""
 
     events: list[Event] = field(default_factory=list)
+    """Since the model that has not been seen for longest."""
+    _forgotten: int = 0
+    """How many there were before."""
     _seen: dict[int, Seen] = field(default_factory=dict)
 
     def note(self, event: Event) -> None:
@@ -47,7 +50,10 @@ class History:
     def remember(self, module: nn.Module, snapshot: Snapshot, by: str) -> None:
         key = id(module)
         ref = weakref.ref(module, lambda _: self._seen.pop(key, None))
-        self._seen[key] = Seen(ref, snapshot, by, len(self.events))
+        self._seen[key] = Seen(ref, snapshot, by, self._forgotten + len(self.events))
+        old = min(seen.events for seen in self._seen.values()) - self._forgotten
+        del self.events[:old]
+        self._forgotten += old
 
     def drift(self, module: nn.Module, name: str, now: Snapshot) -> Drift | None:
         """What is not as the last guarded test left it.
@@ -62,6 +68,6 @@ class History:
         if not changes:
             return None
         fixture = name.partition(".")[0].partition("[")[0]
-        since = list(reversed(self.events[seen.events :]))
+        since = list(reversed(self.events[seen.events - self._forgotten :]))
         since.sort(key=lambda event: (fixture not in event.fixtures, not event.is_test))
         return Drift(name, tuple(changes), seen.by, tuple(dict.fromkeys(event.what for event in since)))

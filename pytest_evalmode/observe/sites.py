@@ -72,7 +72,7 @@ class Sites:
             opener = opener.f_back
         return Caller(opener, borrowed=borrowed)
 
-    def inside(self, frame: FrameType | None, model: FrameType) -> Site | None:
+    def inside(self, frame: FrameType | None, model: FrameType | None) -> Site | None:
         """The innermost user line between a frame and the call of the model, its own code included."""
         while frame is not None and frame is not model:
             if self._file(frame.f_code):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pytest_evalmode.rules.rule import Violation
+from pytest_evalmode.rules.wording import first_and_more, title
 from pytest_evalmode.trace import Finding, ForwardCall, Part, Site, Trace
 
 
@@ -29,7 +31,16 @@ def by_part(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def count(calls: Iterable[ForwardCall]) -> int:
-    return sum(call.count for call in calls)
+    """How often models ran: where a method of theirs ran them part by part, as often as the part that ran most."""
+    ran: dict[Part, Counter[Part]] = {}
+    for call in calls:
+        ran.setdefault(call.ran, Counter())[call.by or call.ran] += call.count
+    return sum(max(parts.values()) for parts in ran.values())
+
+
+def who(calls: Iterable[ForwardCall]) -> str:
+    """What ran, in a headline."""
+    return first_and_more([title(part) for part in dict.fromkeys(call.ran for call in calls)])
 
 
 def told(calls: list[ForwardCall], *, details: Mapping[str, Any] | None = None, **facts: Any) -> Violation:

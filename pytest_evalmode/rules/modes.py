@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pytest_evalmode.rules.calls import by_model, by_part, count, told
+from pytest_evalmode.rules.calls import by_model, by_part, count, told, who
 from pytest_evalmode.rules.rule import Violation, rule
-from pytest_evalmode.rules.wording import first_and_more, plural, times, title
+from pytest_evalmode.rules.wording import first_and_more, plural, times
 from pytest_evalmode.trace import Finding, ForwardCall, Trace
 
 
@@ -26,9 +26,9 @@ def train_mode(trace: Trace) -> Iterator[Violation]:
         yield told(
             calls,
             subjects=tuple(names),
-            message=f"{title(calls[0].ran)} ran {times(count(calls))} in training mode",
+            message=f"{who(calls)} ran {times(count(calls))} in training mode",
             finding=f"{first_and_more(names)}{of} {'was' if len(names) == 1 else 'were'} in training mode{why}",
-            remedy=_register_it(telling[0]) or _eval_it(calls[0], found),
+            remedy=_register_it(telling[0]) or _eval_it(calls, found),
             cause=telling[0].cause,
             train=tuple(f.part.path for f in found),
         )
@@ -45,7 +45,7 @@ def grad_mode(trace: Trace) -> Iterator[Violation]:
         yield told(
             calls,
             subjects=tuple(str(f.part) for f in found),
-            message=f"{title(calls[0].ran)} ran {times(count(calls))} with autograd recording",
+            message=f"{who(calls)} ran {times(count(calls))} with autograd recording",
             finding=f"{found[0].part} recorded autograd: {found[0].why}",
             cause=found[0].cause,
         )
@@ -63,7 +63,7 @@ def batch_stats(trace: Trace) -> Iterator[Violation]:
         yield told(
             calls,
             subjects=tuple(names),
-            message=f"{title(calls[0].ran)} ran {times(count(calls))} on the statistics of the batch",
+            message=f"{who(calls)} ran {times(count(calls))} on the statistics of the batch",
             finding=f"{first_and_more(names)} used the batch's own statistics in eval mode: {found[0].why}",
             cause=found[0].cause,
         )
@@ -82,7 +82,7 @@ def random_forward(trace: Trace) -> Iterator[Violation]:
         yield told(
             calls,
             subjects=tuple(names),
-            message=f"{title(calls[0].ran)} drew random numbers in {plural(count(calls), 'forward')} in eval mode",
+            message=f"{who(calls)} drew random numbers in {plural(count(calls), 'forward')} in eval mode",
             finding=f"{first_and_more(names)} drew random numbers in eval mode{why}",
             cause=found[0].cause,
         )
@@ -101,7 +101,7 @@ def unregistered_module(trace: Trace) -> Iterator[Violation]:
         yield told(
             calls,
             subjects=tuple(names),
-            message=f"{title(calls[0].ran)} ran {first_and_more(names)}, which it does not register",
+            message=f"{who(calls)} ran {first_and_more(names)}, which it does not register",
             finding=f"{first_and_more(names)} ran inside it: eval(), to() and state_dict() cannot reach it",
             cause=found[0].cause,
         )
@@ -128,7 +128,8 @@ def _register_it(finding: Finding) -> str:
     return "make it in __init__ and register it as a submodule (a list as nn.ModuleList)" if finding.why else ""
 
 
-def _eval_it(call: ForwardCall, found: list[Finding]) -> str:
-    """`eval()` on the one module that was forgotten, else on the model."""
-    who = found[0].part.name if len(found) == 1 else call.ran.name
+def _eval_it(calls: list[ForwardCall], found: list[Finding]) -> str:
+    """`eval()` on the one module that was forgotten, else on what ran; on the model where several parts of it ran."""
+    ran = {call.ran.name for call in calls}
+    who = found[0].part.name if len(found) == 1 else ran.pop() if len(ran) == 1 else calls[0].ran.model
     return f"call {who if who[0].islower() else 'model'}.eval() before the first forward"

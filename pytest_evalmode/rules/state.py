@@ -42,11 +42,12 @@ def buffer_mutated(trace: Trace) -> Iterator[Violation]:
 def input_mutated(trace: Trace) -> Iterator[Violation]:
     for calls in by_model(trace, lambda call: call.inputs):
         names = list(dict.fromkeys(name for call in calls for name in call.inputs))
+        writer = calls[0].by or calls[0].ran
         yield told(
             calls,
-            subjects=(str(calls[0].ran),),
-            message=f"{title(calls[0].ran)} changed its input in place",
-            finding=f"{calls[0].ran} wrote into {first_and_more(names)}: the next to read it sees other data",
+            subjects=(str(writer),),
+            message=f"{title(writer)} changed its input in place",
+            finding=f"{writer} wrote into {first_and_more(names)}: the next to read it sees other data",
             details={"arguments": names},
         )
 

@@ -1,0 +1,92 @@
+"""The stack -> the model that runs a module: one whose method called it, past `__call__` or inside it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from types import CodeType, FrameType
+
+from torch import nn
+
+from pytest_evalmode.observe import models
+from pytest_evalmode.observe.sites import Sites
+
+_INNER = ".<locals>"
+
+
+def owner(module: nn.Module, frame: FrameType, sites: Sites) -> tuple[nn.Module, FrameType]:
+    """The model that runs a module by a method of its own, `model.encode(x)` say, and the frame of that method.
+
+    Where nothing does, the module itself and the frame in which its forward begins.
+    """
+    found, called = module, frame
+    caller = frame.f_back
+    while caller is not None:
+        name = _method(caller.f_code)
+        if _is_of_a_module(name, caller.f_globals.get("__name__", "")):
+            if (
+                caller.f_code.co_qualname == name and caller.f_code.co_argcount
+            ):  # else a comprehension, or another function inside the method
+                this = _self(caller)
+                if isinstance(this, nn.Module) and any(part is found for part in models.tree(this)):
+                    found, called = this, caller
+        elif sites.is_user(caller.f_code):
+            break
+        caller = caller.f_back
+    return found, called
+
+
+def enclosing(frame: FrameType) -> nn.Module:
+    """The module in whose forward another has begun; both begin in frames of the same function."""
+    outer = frame.f_back
+    while outer is not None and outer.f_code is not frame.f_code:
+        outer = outer.f_back
+    assert outer is not None
+    module = _self(outer)
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def _self(frame: FrameType) -> object:
+    """The first argument of a method that runs.
+
+    Asked of methods of modules alone: before Python 3.13 a frame keeps what it is asked for, with all that it names,
+    and a model that a test drops would live on.  That dict is shared with `locals()` and debuggers, so it is not ours
+    to clear.
+    """
+    return frame.f_locals.get(frame.f_code.co_varnames[0])
+
+
+def _method(code: CodeType) -> str:
+    """The qualified name of the method that a piece of code is, or that it was defined in."""
+    name = code.co_qualname
+    while (scope := name.rpartition(".")[0]).endswith(_INNER):
+        name = scope.removesuffix(_INNER)
+    return name
+
+
+@lru_cache(maxsize=4096)
+def _is_of_a_module(name: str, home: str) -> bool:
+    """Whether a name is that of a method of a module's class, or of one that modules inherit from."""
+    kind = name.rpartition(".")[0]
+    if not kind:
+        return False
+    if _INNER in kind:
+        return any((k.__qualname__, k.__module__) == (kind, home) for k in _bases_of_modules())
+    value: object = sys.modules.get(home)
+    for step in kind.split("."):
+        value = getattr(value, step, None)
+    return isinstance(value, type) and _has_module_below(value)
+
+
+def _has_module_below(kind: type) -> bool:
+    return issubclass(kind, nn.Module) or any(map(_has_module_below, type.__subclasses__(kind)))
+
+
+def _bases_of_modules() -> Iterator[type]:
+    waiting: list[type] = [nn.Module]
+    while waiting:
+        kind = waiting.pop()
+        yield from kind.__mro__
+        waiting.extend(type.__subclasses__(kind))

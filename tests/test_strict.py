@@ -272,6 +272,19 @@ class Hiding(nn.Module):
         return h
 
 
+class RegistersLate(nn.Module):
+    """Makes a part of itself in its first forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        if not hasattr(self, "late"):
+            self.late = nn.Softmax(-1) if self.training else nn.Dropout().eval()
+        return self.late(self.head(x))
+
+
 def linear() -> nn.Module:
     return nn.Linear(4, 4).eval()
 
@@ -297,6 +310,9 @@ REACHED: dict[str, Callable[[], nn.Module]] = {
     "stateless, made in forward": lambda: Hiding(None, lambda _, x: nn.GELU()(nn.Softmax(-1)(x))),
     "stateless, in a list": lambda: Hiding([nn.ReLU(), nn.Flatten()], lambda h, x: h[1](h[0](x))),
     "a loss": lambda: Hiding(None, lambda _, x: x * nn.MSELoss()(x, x * 2)),
+    "a loss without weights": lambda: Hiding(None, lambda _, x: x * nn.CrossEntropyLoss()(x, x.softmax(-1))),
+    "a norm without weights": lambda: Hiding(None, lambda _, x: nn.LayerNorm(4, elementwise_affine=False)(x)),
+    "registered as it is made": RegistersLate,
     "in a ModuleList": lambda: Hiding(nn.ModuleList([linear()]), lambda h, x: h[0](x)),
     "in a ModuleDict": lambda: Hiding(nn.ModuleDict({"a": linear()}), lambda h, x: h["a"](x)),
 }

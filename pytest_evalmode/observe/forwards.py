@@ -149,7 +149,8 @@ class Forwards:
     def _quiet(self, parts: list[nn.Module], kinds: set[type[nn.Module]]) -> set[int]:
         for kind in kinds.difference(self._quiet_types):
             self._quiet_types[kind] = _is_quiet(kind)
-        quiet = {id(part) for part in parts if self._quiet_types[type(part)]}
+        # A hook may set the mode of its module after all.
+        quiet = {id(part) for part in parts if self._quiet_types[type(part)] and not part._forward_pre_hooks}
         if any(issubclass(kind, _BatchNorm) for kind in kinds):
             quiet -= {id(part) for part in parts if isinstance(part, _BatchNorm) and _uses_the_batch(part)}
         return quiet
@@ -189,9 +190,10 @@ class Forwards:
             state=now,
             inputs=(args, kwargs),
         )
-        self._judge_modes(
-            outermost, parts, self._sites.inside(frame.f_back, called.f_back) if owner is not module else None
-        )
+        cause = self._sites.inside(frame.f_back, called.f_back) if owner is not module else None
+        self._judge_modes(outermost, parts, cause)
+        if outermost.training:
+            outermost.quiet.difference_update(id(part) for part in parts if models.is_opaque(part))
         if any(issubclass(kind, _GRAPHS) for kind in kinds):
             self._judge_graphs(outermost, parts)
         if any(issubclass(kind, _BatchNorm) for kind in kinds):
@@ -204,22 +206,26 @@ class Forwards:
 
     def _visit(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:
         """A module that ran inside a model without being part of it: its state and modes are watched all the same."""
+        outermost.known.update(map(id, models.tree(outermost.ran)))
+        if id(module) in outermost.known:  # it has become one since the forward began
+            self._judge_modes(outermost, models.tree(module))
+            return
         parts = models.tree(module)
         outermost.known.update(map(id, parts))
         outermost.pinned += parts
         caller = callers.enclosing(frame)
         where = self._part(outermost, caller)
         step = models.attribute_of(caller, module) or f"<{models.type_name(module)}>"
-        outermost.guests[id(module)] = f"{where.path}.{step}" if where.path else step
-        if any(part._parameters or part._buffers for part in parts):
+        for path, part in models.walk(module):
+            outermost.guests[id(part)] = ".".join(filter(None, (where.path, step, path)))
+        if any(map(models.is_stateful, parts)):
             self._watch.add(module, f"{where.name}.{step}")
         cause = self._sites.inside(frame.f_back, outermost.frame)
         self._judge_modes(outermost, parts, cause, "it is no submodule: eval() cannot reach it")
         self._judge_graphs(outermost, parts)
-        if self._strict and not graphs.is_exported(module):
-            held = [part for part in parts if part._parameters or part._buffers or models.is_sensitive(part)]
-            if held:
-                outermost.unregistered.append(Finding(self._part(outermost, module), cause))
+        told = any(models.is_stateful(part) or models.is_sensitive(part) for part in parts)
+        if self._strict and told and not graphs.is_exported(module):
+            outermost.unregistered.append(Finding(self._part(outermost, module), cause))
 
     def _judge_modes(
         self, outermost: Outermost, parts: list[nn.Module], cause: Site | None = None, why: str = ""
@@ -266,10 +272,10 @@ class Forwards:
         if outermost.grad and module is not outermost.ran:
             self._enter_recording(outermost, module)
         lazy = isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
-        if frame is not outermost.frame and (lazy or code.traits(module).may_draw):
-            self._note_draw(outermost, callers.enclosing(frame), frame)
         if lazy:
             outermost.lazy.add(id(module))
+        if frame is not outermost.frame and self._accounts_for_draws(outermost, module):
+            self._note_draw(outermost, callers.enclosing(frame), frame)
 
     def _enter_recording(self, outermost: Outermost, module: nn.Module) -> None:
         """Grad mode was on when the whole began: whether it still is where a part with parameters runs."""
@@ -290,6 +296,8 @@ class Forwards:
             outermost.training[id(module)] = replace(finding, cause=cause)
 
     def _leave_part(self, outermost: Outermost, module: nn.Module, output: object, frame: FrameType) -> None:
+        if getattr(module, "training", False) and id(module) not in outermost.training:
+            self._judge_modes(outermost, [module])  # set by a hook or by the forward itself
         if (
             outermost.autograd is None
             and isinstance(output, Tensor)
@@ -299,8 +307,19 @@ class Forwards:
         ):
             cause = None if outermost.grad else self._sites.inside(frame.f_back, outermost.frame)
             outermost.autograd = Finding(self._part(outermost, module), cause, "its output requires grad")
-        if code.traits(module).may_draw or id(module) in outermost.lazy:
+        if self._accounts_for_draws(outermost, module):
             self._note_draw(outermost, module, frame)
+
+    def _accounts_for_draws(self, outermost: Outermost, module: nn.Module) -> bool:
+        """Whether what was drawn before a part and what is drawn in it are to be told apart."""
+        return code.traits(module).may_draw or self._may_draw_rightly(outermost, module)
+
+    def _may_draw_rightly(self, outermost: Outermost, module: nn.Module) -> bool:
+        """Whether a module initialises itself, or is in training mode, which is another rule's."""
+        if id(module) in outermost.lazy or id(module) in outermost.training:
+            return True
+        trained = bool(outermost.training) and models.is_opaque(module)
+        return trained and any(id(part) in outermost.training for part in models.tree(module))
 
     def _note_draw(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:
         """Blame a module if a generator moved since it was last looked at, unless its training mode explains that."""
@@ -308,8 +327,7 @@ class Forwards:
         if generators.still(outermost.state, now):
             return
         outermost.state = now
-        excused = models.tree(module) if models.is_opaque(module) else [module]
-        if id(module) in outermost.lazy or any(id(part) in outermost.training for part in excused):
+        if self._may_draw_rightly(outermost, module):
             return
         drawer, candidates = self._candidates(module)
         if self._foreign(module, candidates):
@@ -338,8 +356,7 @@ class Forwards:
 
     def _end(self, outermost: Outermost, output: object) -> None:
         module = outermost.ran
-        if not code.traits(module).may_draw:
-            self._note_draw(outermost, module, outermost.frame)
+        self._note_draw(outermost, module, outermost.frame)
         if outermost.draws and generators.still(outermost.start, generators.state()):
             outermost.draws.clear()  # what was drawn was put back, by fork_rng
         self._watch.finish_lazy(outermost.model)
@@ -404,8 +421,10 @@ class Forwards:
 
     def _part(self, outermost: Outermost, module: nn.Module) -> Part:
         home = self._watch.find(models.unwrapped(module))
-        name, path = (home[0].name, home[1]) if home else (outermost.model.name, outermost.guests.get(id(module), "?"))
-        return Part(name, path, models.type_name(module))
+        kind = models.type_name(module)
+        if home is None:
+            return Part(outermost.model.name, outermost.guests.get(id(module), f"<{kind}>"), kind)
+        return Part(home[0].name, home[1], kind)
 
 
 _GRAPHS = (torch.jit.ScriptModule, torch.fx.GraphModule)

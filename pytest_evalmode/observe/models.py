@@ -133,6 +133,11 @@ def holds_parameters(module: nn.Module) -> bool:
     return any(parameter is not None for parameter in module._parameters.values())
 
 
+def is_stateful(module: nn.Module) -> bool:
+    """Whether this very module holds a tensor: a loss without weights has an empty place for them."""
+    return any(tensor is not None for tensor in (*module._parameters.values(), *module._buffers.values()))
+
+
 def packed(part: nn.Module | Remains) -> Mapping[str, Any]:
     """The weights of torch's quantised modules: they are saved, though they are plain attributes and no tensors."""
     if isinstance(part, Remains):
@@ -162,17 +167,8 @@ def is_opaque(module: nn.Module) -> bool:
 
 def attribute_of(owner: nn.Module, module: nn.Module) -> str | None:
     """Where an owner keeps a module that it did not register: `blocks[0]`, or None."""
-    for name, value in vars(owner).items():
-        if name in ("_modules", "_parameters", "_buffers"):
-            continue
-        if value is module:
-            return name
-        if isinstance(value, list | tuple | dict):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, item in items:
-                if item is module:
-                    return f"{name}[{key!r}]"
-    return None
+    kept = ((name, value) for name, value in vars(owner).items() if name not in ("_modules", "_parameters", "_buffers"))
+    return next((path for name, value in kept for path, model in find(value, name) if model is module), None)
 
 
 def find(value: object, name: str) -> Iterator[tuple[str, nn.Module]]:

@@ -72,6 +72,11 @@ def _excuse_call(call: ForwardCall, policy: Policy) -> ForwardCall:
 
 
 def matches(model: str, path: str, globs: Iterable[str]) -> bool:
-    """Whether a glob names this module or tensor: within its model (`bn1.*`), or as printed (`model.bn1.*`)."""
-    full = f"{model}.{path}" if path else model
-    return any(fnmatchcase(path, glob) or fnmatchcase(full, glob) for glob in globs)
+    """Whether a glob names this module or tensor: within its model (`bn1.*`), or as printed (`model.bn1.*`).
+
+    What stands in brackets may be a set of characters, as globs have it, or a part of the name: `blocks[0].*`.
+    """
+    names = path, f"{model}.{path}" if path else model
+    return any(
+        fnmatchcase(name, pattern) for glob in globs for pattern in (glob, glob.replace("[", "[[]")) for name in names
+    )

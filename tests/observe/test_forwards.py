@@ -150,6 +150,55 @@ def test_a_draw_in_eval_mode_is_seen(run: Run) -> None:
     assert violation.cause.source == "return F.dropout(self.head(x))"
 
 
+def compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+class Noise(nn.Module):
+    """Draws, in training mode alone, by a name that says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make = torch.rand_like
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.make(x) if self.training else x
+
+
+def with_a_hook(act: Callable[[nn.Module], object]) -> nn.Module:
+    drop = nn.Dropout()
+    drop.register_forward_pre_hook(lambda module, args: (act(module), None)[1])
+    return drop
+
+
+def script(model: nn.Module) -> Any:
+    return torch.jit.script(model)
+
+
+TRAINING: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "a name that says nothing": (Noise, lambda m: m.train()),
+    "compiled": (lambda: torch.compile(Dropper(), backend="eager"), lambda m: m.train()),
+    "compiled, a part of it": (lambda: torch.compile(Dropper(), backend="eager"), lambda m: m._orig_mod.drop.train()),
+    "compiled in place": (lambda: compiled_in_place(Dropper()), lambda m: m.train()),
+    "scripted": (lambda: script(Dropper()), lambda m: m.train()),
+    "set by a hook": (lambda: with_a_hook(lambda drop: drop.train()), lambda m: None),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize(("make", "train"), TRAINING.values(), ids=TRAINING)
+@torch.no_grad()
+def test_a_draw_of_a_part_in_training_mode_is_told_as_that(
+    make: Callable[[], Any], train: Callable[[Any], object]
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), make()).eval()
+    train(model[1])
+    with watching() as g:
+        model(batch())
+    assert rules(g) == {"train-mode"}
+
+
 class Typed(Dropper):
     """Tells type checkers what a call returns, as some ask for it; so its own calls go past every wrapper."""
 
@@ -274,6 +323,13 @@ def test_a_block_in_a_plain_list() -> None:
 
 
 @torch.no_grad()
+def test_a_part_of_a_block_in_a_plain_list() -> None:
+    with watching() as g:
+        Listed(nn.Sequential(nn.ReLU(), nn.Dropout())).eval()(batch())
+    assert only(g, "train-mode").subjects == ("Listed.blocks[0].1 (Dropout)",)
+
+
+@torch.no_grad()
 def test_blocks_in_a_plain_list_that_were_not_forgotten() -> None:
     with watching() as g:
         Listed(nn.GELU(), nn.Dropout().eval(), nn.Linear(4, 4).eval()).eval()(batch())
@@ -384,11 +440,6 @@ class GradInside(Dropper):
 
 
 # --- batch statistics
-
-
-def compiled_in_place(model: nn.Module) -> nn.Module:
-    model.compile(backend="eager")
-    return model
 
 
 @pytest.mark.parametrize(("tracked", "expected"), [(False, {"batch-stats"}), (True, set())])

@@ -258,6 +258,8 @@ def test_the_tree_is_that_of_torch() -> None:
         (lambda m: {"blocks": [nn.ReLU(), m]}, "blocks[1]"),
         (lambda m: {"blocks": (m,)}, "blocks[0]"),
         (lambda m: {"blocks": {"deep": m}}, "blocks['deep']"),
+        (lambda m: {"blocks": {"deep": [nn.ReLU(), m]}}, "blocks['deep'][1]"),
+        (lambda m: {"kept": SimpleNamespace(inner=m)}, "kept.inner"),
         (lambda m: {"blocks": [nn.ReLU()]}, None),
         (lambda m: {}, None),
     ],

@@ -56,6 +56,12 @@ def test_the_model_itself_is_named_as_it_is_called(glob: str, excused: bool) -> 
     assert (not ran.training) == excused
 
 
+@pytest.mark.parametrize("glob", ["blocks[0].*", "model.blocks[0].w", "blocks[[]0].w"])
+def test_brackets_may_be_a_part_of_the_name(glob: str) -> None:
+    trace = changes(changed("blocks[0].w"), changed("blocks[1].w"))
+    assert [c.path for c in excuse(trace, Policy(mutable=(glob,))).changes] == ["blocks[1].w"]
+
+
 def test_any_of_several_globs_will_do() -> None:
     trace = changes(changed("a.w"), changed("b.w"), changed("c.w"))
     assert [c.path for c in excuse(trace, Policy(mutable=("a.*", "model.b.*"))).changes] == ["c.w"]

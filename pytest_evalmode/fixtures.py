@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_evalmode.stash import HISTORY
+from pytest_evalmode.stash import CALLING, GUARD, HISTORY
 
 if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard
@@ -27,13 +28,36 @@ def evalmode(request: pytest.FixtureRequest) -> Guard:
     return window.guard_of(request.node)
 
 
+@contextmanager
+def unobserved(config: pytest.Config) -> Iterator[None]:
+    """A fixture is set up: where a test asks for it in its call, by `request.getfixturevalue`, its guard looks away."""
+    guard = _open_guard(config)
+    if guard is None:
+        yield
+    else:
+        with guard.paused():
+            yield
+
+
+def _open_guard(config: pytest.Config) -> Guard | None:
+    item = config.stash.get(CALLING, None)
+    return None if item is None else item.stash.get(GUARD, None)
+
+
 def remember(fixturedef: pytest.FixtureDef[Any], value: object, request: pytest.FixtureRequest) -> None:
-    """Keep the value of a fixture that outlives a test, for as long as it lives, and that it was set up."""
+    """Keep the value of a fixture that outlives a test, for as long as it lives, and that it was set up.
+
+    A test in whose call it was set up is handed it now.
+    """
     if fixturedef.scope != "function":
         request.config.stash.setdefault(_WIDE, {})[id(fixturedef)] = value
     if fixturedef.argname != "evalmode":
         what = f"the set-up of fixture {fixturedef.argname!r} for {request.node.nodeid or 'the session'}"
         note(request.config, what, fixturedef.argnames, is_test=False)
+    guard = _open_guard(request.config)
+    if guard is not None:
+        with guard.safely():
+            guard.watch_inside(value, fixturedef.argname, shared=fixturedef.scope != "function")
 
 
 def note(config: pytest.Config, what: str, fixtures: Iterable[str], *, is_test: bool = True) -> None:
@@ -59,4 +83,5 @@ def handed_to(item: pytest.Item) -> Iterator[tuple[str, object, bool]]:
     instance = getattr(item, "instance", None)
     if instance is not None:
         yield from ((f"self.{name}", value, False) for name, value in getattr(instance, "__dict__", {}).items())
-        yield from ((f"self.{name}", value, True) for name, value in vars(type(instance)).items())
+        for kind in type(instance).__mro__:
+            yield from ((f"self.{name}", value, True) for name, value in vars(kind).items())

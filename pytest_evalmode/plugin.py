@@ -12,7 +12,7 @@ import pytest
 from pluggy import Result
 
 from pytest_evalmode import hookspecs
-from pytest_evalmode.fixtures import evalmode, forget, note, remember
+from pytest_evalmode.fixtures import evalmode, forget, note, remember, unobserved
 from pytest_evalmode.settings import SETTINGS, add_options, is_whole_suite, is_worker, read_settings
 from pytest_evalmode.stash import CALLING, GUARD, PROPERTY, forget_record
 
@@ -55,7 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
-    value = yield
+    with unobserved(request.config):
+        value = yield
     remember(fixturedef, value, request)
     return value
 
@@ -76,14 +77,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 # An old-style wrapper: an exception that passes through a new-style one takes its frame along.
 @pytest.hookimpl(hookwrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], None]:
-    item.stash[CALLING] = True
+    item.config.stash[CALLING] = item
     if GUARD in item.stash:
         from pytest_evalmode import window
 
         window.begin(item)
     note(item.config, item.nodeid, getattr(item, "fixturenames", ()))
     outcome = yield
-    item.stash[CALLING] = False
+    item.config.stash[CALLING] = None
     if GUARD in item.stash:  # by now the test may have asked for the fixture
         from pytest_evalmode import window
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 GUARD: pytest.StashKey[Guard] = pytest.StashKey()
 """The guard of a test, from its set-up to its teardown."""
-CALLING: pytest.StashKey[bool] = pytest.StashKey()
-"""Whether the call of a test is under way."""
+CALLING: pytest.StashKey[pytest.Item | None] = pytest.StashKey()
+"""On the session's config, the test whose call is under way."""
 HISTORY: pytest.StashKey[History] = pytest.StashKey()
 """What shared models were, once a strict guard has been made."""
 PROPERTY = "evalmode"

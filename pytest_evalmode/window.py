@@ -54,7 +54,7 @@ def guard_of(item: pytest.Item) -> Guard:
 
         return Guard()
     prepare(item)
-    if item.stash.get(CALLING, False):
+    if item.config.stash.get(CALLING, None) is item:
         _open(item.stash[GUARD], item)
     return item.stash[GUARD]
 

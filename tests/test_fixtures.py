@@ -464,3 +464,88 @@ def test_it(shared):
     )
     subjects = [violation["subjects"] for violation in guarded(pytester)["it"]["violations"]]
     assert subjects == ([] if scope == "function" else [[name]])
+
+
+def test_a_fixture_that_is_set_up_in_the_call_is_not_judged_but_what_it_hands_over_is(
+    pytester: pytest.Pytester,
+) -> None:
+    source = """
+@pytest.fixture(scope="module")
+def trained():
+    net = Net()
+    train(net)
+    return net
+
+@pytest.fixture
+def own():
+    net = Net()
+    train(net)
+    return net
+
+@pytest.fixture
+def failing():
+    train(Net())
+    raise LookupError
+
+@pytest.mark.inference
+@pytest.mark.parametrize("name", ["trained", "own"])
+def test_clean(request, name):
+    infer(request.getfixturevalue(name))
+
+@pytest.mark.inference
+def test_forgotten(request):
+    infer(request.getfixturevalue("own").train())
+
+@pytest.mark.inference
+def test_failing(request):
+    with pytest.raises(LookupError):
+        request.getfixturevalue("failing")
+    infer(Net())
+
+def test_asks(evalmode, request):
+    infer(request.getfixturevalue("own"))
+
+def test_asks_as_it_runs(request):
+    request.getfixturevalue("evalmode")
+    infer(request.getfixturevalue("own").train())
+
+@pytest.fixture(scope="class")
+def late():
+    return Net().eval()
+
+@pytest.mark.inference
+class TestLate:
+    def test_writes(self, request):
+        request.getfixturevalue("late").fc.bias.data.add_(1)
+"""
+    suites.write(pytester, source)
+    tests = suites.json_report(pytester)["tests"]
+    found = {t["nodeid"].rpartition("::")[2]: [v["rule"] for v in t["violations"]] for t in tests}
+    assert found == {
+        "test_clean[trained]": [],
+        "test_clean[own]": [],
+        "test_forgotten": ["train-mode"],
+        "test_failing": ["train-mode"],
+        "test_asks": [],
+        "test_asks_as_it_runs": ["train-mode"],
+        "test_writes": ["state-mutated"],
+    }
+    (named,) = (test["violations"] for test in tests if test["nodeid"].endswith("test_forgotten"))
+    assert named[0]["model"] == "own"
+
+
+def test_what_a_base_class_keeps_is_shared_too(pytester: pytest.Pytester) -> None:
+    assert found(
+        pytester,
+        """
+import unittest
+
+class Base(unittest.TestCase):
+    net = Net().eval()
+
+@pytest.mark.inference
+class TestIt(Base):
+    def test_writes(self):
+        self.net.fc.bias.data.add_(1)
+""",
+    ) == {"writes": ["state-mutated"]}

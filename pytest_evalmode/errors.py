@@ -20,6 +20,9 @@ class HygieneError(AssertionError):
         super().__init__(explain(violations))
         self.violations = tuple(violations)
 
+    def __reduce__(self) -> tuple[type[HygieneError], tuple[tuple[Violation, ...]]]:
+        return type(self), (self.violations,)  # a worker process hands it to its parent
+
 
 class GuardError(RuntimeError):
     """The guard itself failed: whether the inference was clean is not known."""

@@ -44,6 +44,8 @@ class Terms:
     history: History | None = None
     """What shared models were before, where that is remembered."""
     verdict: Callable[[Sequence[Violation]], BaseException] = HygieneError
+    enforced: bool = True
+    """Whether `check()` raises; it does not where a violation is only to be warned of, at the end."""
     tell: Callable[[list[Violation]], list[Violation]] = list
     """Which of the violations are to be told."""
 
@@ -120,7 +122,7 @@ class Guard:
         """
         _checked("watch(model)", model)
         with self.safely():
-            self._watch.add(model, name)
+            self._watch.add(model, name, read=self._opened)  # what is watched before the window is read as it opens
         return model
 
     def watch_inside(self, value: object, name: str, *, shared: bool) -> None:
@@ -180,7 +182,7 @@ class Guard:
         violations = self.violations
         if self.failures:
             raise failure(self.failures)
-        if violations:
+        if violations and self._terms.enforced:
             raise self.verdict()
 
     def verdict(self) -> BaseException:

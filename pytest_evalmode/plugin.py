@@ -42,6 +42,10 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings = config.stash[SETTINGS] = read_settings(config)
+    if any(settings.exempt.values()):
+        from pytest_evalmode.teams import check_ini
+
+        check_ini(settings.exempt, config)
     if not is_worker(config):  # a worker sends its reports on
         config.pluginmanager.register(Recorder(config), "evalmode-recorder")
     config.addinivalue_line(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
+from posixpath import normpath
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 import pytest
@@ -46,11 +47,10 @@ class Settings(NamedTuple):
 
     @property
     def policy(self) -> Policy:
-        """That of the ini: it holds for every test.  Raises PolicyError."""
+        """That of the ini: it holds for every test.  Its rules are checked as the run begins."""
         from pytest_evalmode.policy import read_policy
-        from pytest_evalmode.rules import RULE_NAMES
 
-        return read_policy("evalmode ini", self.exempt, RULE_NAMES)
+        return read_policy("evalmode ini", self.exempt, self.exempt["allow"])
 
     def asks_for(self, item: pytest.Item) -> bool:
         """Whether a test is to be guarded: it is marked, asks for the fixture, or lies where all tests are guarded."""
@@ -66,7 +66,7 @@ class Settings(NamedTuple):
             return False
         relative = path.relative_to(self.root)
         names = [relative.as_posix(), *(folder.as_posix() for folder in relative.parents if folder != PurePath("."))]
-        return any(fnmatchcase(name, glob.rstrip("/")) for name in names for glob in self.mark)
+        return "." in self.mark or any(fnmatchcase(name, glob) for name in names for glob in self.mark)
 
 
 SETTINGS = pytest.StashKey[Settings]()
@@ -102,7 +102,7 @@ def read_settings(config: pytest.Config) -> Settings:
     if marker in _TAKEN:
         raise pytest.UsageError(f"evalmode_marker: {marker!r} is a marker of pytest's own; it takes another identifier")
     rank = _rank()
-    settings = Settings(
+    return Settings(
         mode=_mode(config),
         strict=_strict(config),
         report=_report(config, rank),
@@ -112,18 +112,6 @@ def read_settings(config: pytest.Config) -> Settings:
         root=config.rootpath,
         rank=rank,
     )
-    if any(settings.exempt.values()):
-        _check_policy(settings)
-    return settings
-
-
-def _check_policy(settings: Settings) -> None:
-    from pytest_evalmode.policy import PolicyError
-
-    try:
-        _ = settings.policy
-    except PolicyError as error:
-        raise pytest.UsageError(str(error)) from None
 
 
 def is_whole_suite(config: pytest.Config) -> bool:
@@ -178,9 +166,10 @@ def _report(config: pytest.Config, rank: Rank | None) -> Path | None:
 
 
 def _mark(config: pytest.Config) -> tuple[str, ...]:
-    globs = _words(config, "evalmode_mark")
+    globs = tuple(map(normpath, _words(config, "evalmode_mark")))
     for glob in globs if not is_worker(config) else ():
-        if _WILD.isdisjoint(glob) and not (config.rootpath / glob).exists():
+        below = not PurePosixPath(glob).is_absolute() and not glob.startswith("..")
+        if not below or (_WILD.isdisjoint(glob) and not (config.rootpath / glob).exists()):
             raise pytest.UsageError(f"evalmode_mark: {glob!r} is no file or folder below {config.rootpath}")
     return globs
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_evalmode.policy import Policy
+from pytest_evalmode.policy import Policy, PolicyError, read_policy
 from pytest_evalmode.rules import RULE_NAMES, Rule, Violation
 
 if TYPE_CHECKING:
@@ -19,10 +19,20 @@ class HookError(ValueError):
     """A hook of a team's returned something that makes no sense."""
 
 
-def policy(item: pytest.Item, policy: Policy) -> Policy:
-    """The policy of a test as its team wants it."""
-    answer = item.ihook.pytest_evalmode_policy(item=item, policy=policy)
-    _check(item.ihook.pytest_evalmode_policy, [answer], _is_policy, "a Policy or None", item=item, policy=policy)
+def check_ini(exempt: Mapping[str, tuple[str, ...]], config: pytest.Config) -> None:
+    """Raise UsageError if the ini exempts from a rule that neither we have nor a team."""
+    try:
+        read_policy("evalmode ini", exempt, (*RULE_NAMES, *(rule.name for rule in rules(config.hook))))
+    except (PolicyError, HookError) as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def policy(item: pytest.Item, policy: Policy, rules: Collection[str]) -> Policy:
+    """The policy of a test as its team wants it; of these rules."""
+    hook = item.ihook.pytest_evalmode_policy
+    answer = hook(item=item, policy=policy)
+    valid = f"a Policy of tuples of globs and of these rules, or None: {', '.join(rules)}"
+    _check(hook, [answer], lambda answer: _is_policy(answer, rules), valid, item=item, policy=policy)
     return policy if answer is None else answer
 
 
@@ -37,9 +47,9 @@ def models(item: pytest.Item) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def rules(item: pytest.Item) -> tuple[Rule, ...]:
-    """The team's own rules for a test."""
-    hook = item.ihook.pytest_evalmode_rules
+def rules(hooks: Any) -> tuple[Rule, ...]:
+    """The team's own rules, for the test whose `ihook` this is."""
+    hook = hooks.pytest_evalmode_rules
     answers = _check(hook, _listed(hook()), _are_rules, "an iterable of rules, none named as another")
     found = tuple(rule for answer in answers for rule in answer)
     names = Counter(rule.name for rule in found)
@@ -92,8 +102,10 @@ def _repeats(implementation: Any, wrong: object, arguments: Mapping[str, object]
     return bool(answer == wrong or _listed([answer]) == [wrong])
 
 
-def _is_policy(answer: object) -> bool:
-    return isinstance(answer, Policy)
+def _is_policy(answer: object, rules: Collection[str]) -> bool:
+    if not isinstance(answer, Policy) or not answer.allow <= {*rules}:
+        return False
+    return all(isinstance(globs, tuple) for globs in (answer.train, answer.mutable, answer.reasons))
 
 
 def _are_models(answer: object) -> bool:

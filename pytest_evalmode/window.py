@@ -15,7 +15,7 @@ import pytest
 from pytest_evalmode import fixtures, teams
 from pytest_evalmode.policy import Policy, PolicyError, policy_of
 from pytest_evalmode.report.ledger import record
-from pytest_evalmode.rules import RULE_NAMES, Rule
+from pytest_evalmode.rules import RULE_NAMES, Rule, RuleError
 from pytest_evalmode.settings import SETTINGS, Settings
 from pytest_evalmode.stash import CALLING, GUARD, HISTORY, PROPERTY, forget_record
 from pytest_evalmode.trace import Site
@@ -36,9 +36,10 @@ def prepare(item: pytest.Item) -> None:
     """Give a test its guard, a new one for each rerun.  Fails the test if it asks for one that makes no sense."""
     wrong = ""
     try:
-        own = teams.rules(item)
-        policy = policy_of(item, item.config.stash[SETTINGS], (*RULE_NAMES, *(rule.name for rule in own)))
-        item.stash[GUARD] = _new_guard(item, teams.policy(item, policy), own)
+        own = teams.rules(item.ihook)
+        names = (*RULE_NAMES, *(rule.name for rule in own))
+        policy = policy_of(item, item.config.stash[SETTINGS], names)
+        item.stash[GUARD] = _new_guard(item, teams.policy(item, policy, names), own)
     except (PolicyError, teams.HookError) as error:
         wrong = str(error)
     if wrong:  # outside the except: the failure is to stand alone, not "during handling" of another
@@ -50,9 +51,9 @@ def guard_of(item: pytest.Item) -> Guard:
     if GUARD in item.stash:
         return item.stash[GUARD]
     if item.config.stash[SETTINGS].mode == "off":
-        from pytest_evalmode.guards import Guard
+        from pytest_evalmode.guards import Guard, Terms
 
-        return Guard()
+        return Guard(terms=Terms(rules=teams.rules(item.ihook)))
     prepare(item)
     if item.config.stash.get(CALLING, None) is item:
         _open(item.stash[GUARD], item)
@@ -76,6 +77,7 @@ def end(item: pytest.Item, outcome: Result[object]) -> None:
     guard.close(name=item.nodeid, finished=own is None, needs_forward=marked, heard=not withdrawn)
     with guard.safely():
         _record(item, guard, settings)
+    with guard.safely():
         if own is not None:
             _drop_our_frames(own)
         if own is not None and guard.violations:
@@ -94,7 +96,7 @@ def raise_failure(item: pytest.Item) -> None:
     from pytest_evalmode.guards import failure
 
     first = guard.failures[0]
-    raise GuardError(str(first)) if isinstance(first, teams.HookError) else failure(guard.failures)
+    raise GuardError(str(first)) if isinstance(first, (teams.HookError, RuleError)) else failure(guard.failures)
 
 
 def keep_error(error: BaseException, report: pytest.TestReport) -> None:
@@ -116,6 +118,7 @@ def _new_guard(item: pytest.Item, policy: Policy, own: tuple[Rule, ...]) -> Guar
         root=settings.root,
         history=_history(item.config) if settings.strict else None,
         verdict=partial(_verdict(), marker=settings.marker),
+        enforced=settings.mode == "enforce",
         tell=partial(teams.told, item),
     )
     return Guard(policy, terms)

@@ -84,6 +84,14 @@ def test_a_warning_that_is_an_error_fails_the_test(pytester: pytest.Pytester) ->
     assert result.stdout.str().count("fix: call model.eval()") == 1
 
 
+def test_warn_lets_check_pass_and_warns_all_the_same(pytester: pytest.Pytester) -> None:
+    suites.write(
+        pytester, "def test_checks(evalmode):\n    infer(Net())\n    evalmode.check()\n    assert evalmode.violations\n"
+    )
+    suites.run(pytester, "--evalmode=warn").assert_outcomes(passed=1, warnings=1)
+    suites.run(pytester).assert_outcomes(failed=1)
+
+
 def test_warn_says_nothing_of_a_clean_test(pytester: pytest.Pytester) -> None:
     suites.write(pytester, VIOLATION.replace("Net()", "Net().eval()"))
     suites.run(pytester, "--evalmode=warn", "-W", "error").assert_outcomes(passed=1)
@@ -119,6 +127,9 @@ def test_off_is_above_every_way_to_ask(pytester: pytest.Pytester) -> None:
         ("", set()),
         ("path/eval", {"test_a", "test_c"}),
         ("path/eval/", {"test_a", "test_c"}),
+        ("./path/eval", {"test_a", "test_c"}),
+        ("path/evaluation/../eval/.", {"test_a", "test_c"}),
+        (".", {"test_a", "test_b", "test_c"}),
         ("path/eval/*.py", {"test_a", "test_c"}),
         ("path/*/test_a.py", {"test_a"}),
         ("path/eval/deep path/evaluation", {"test_b", "test_c"}),
@@ -237,6 +248,9 @@ def test_ini_exemptions_add_to_those_of_the_marker(pytester: pytest.Pytester) ->
         (["evalmode_marker = no name"], [], "evalmode_marker: 'no name' is no name for a marker; *identifier"),
         (["evalmode_allow = train-mod"], [], "*allow='train-mod' is no rule; did you mean 'train-mode'? valid: *"),
         ([], ["-o", "evalmode_allow=zzz"], "*allow='zzz' is no rule; valid: train-mode, grad-mode, *"),
+        (["evalmode_mark = no/such/folder"], [], "evalmode_mark: 'no/such/folder' is no file or folder below *"),
+        (["evalmode_mark = ../other*"], [], "evalmode_mark: '../other*' is no file or folder below *"),
+        (["evalmode_mark = /tmp"], [], "evalmode_mark: '/tmp' is no file or folder below *"),
         ([], ["--evalmode-report=."], "--evalmode-report: '.' is no file to write to"),
         ([], ["--evalmode-report="], "--evalmode-report: '' is no file to write to"),
         ([], ["--evalmode-report=nets.py/report.json"], "--evalmode-report: 'nets.py/report.json' is no file*"),

@@ -224,6 +224,38 @@ def test_a_teams_rule_that_nothing_breaks_leaves_its_allow_unused(pytester: pyte
     assert ("unused-exemption", ['allow="edge-dtype"']) in [(v["rule"], v["subjects"]) for v in test["violations"]]
 
 
+def test_a_teams_rule_can_be_allowed_by_the_ini(pytester: pytest.Pytester) -> None:
+    conftest(pytester, RULE)
+    pytester.makeini("[pytest]\nevalmode_allow = edge-dtype")
+    write(pytester, CLEAN)
+    run(pytester).assert_outcomes(passed=1)
+    pytester.makeini("[pytest]\nevalmode_allow = edge-dtyp")
+    result = run(pytester)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*allow='edge-dtyp' is no rule; did you mean 'edge-dtype'*"])
+
+
+def test_a_teams_rule_can_be_allowed_where_guarding_is_off(pytester: pytest.Pytester) -> None:
+    conftest(pytester, RULE)
+    write(pytester, "def test_it(evalmode):\n    with evalmode.allow('edge-dtype'):\n        infer(Net().eval())\n")
+    run(pytester, "--evalmode=off").assert_outcomes(passed=1)
+
+
+def test_a_teams_rule_that_fails_is_told_by_its_name(pytester: pytest.Pytester) -> None:
+    conftest(pytester, RULE.replace("if model.forwards", "if model.no_such_fact"))
+    write(pytester, CLEAN)
+    result = run(pytester)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*GuardError: the rule 'edge-dtype' could not judge: AttributeError(*no_such_fact*"])
+
+
+def test_details_of_a_teams_rule_may_be_of_any_kind(pytester: pytest.Pytester) -> None:
+    conftest(pytester, RULE.replace("finding=said)", "finding=said, details={'at': __import__('pathlib').Path('x')})"))
+    write(pytester, CLEAN)
+    (test,) = json_report(pytester)["tests"]
+    assert [violation["details"] for violation in test["violations"]] == [{"at": "x"}]
+
+
 def test_elsewhere_a_teams_rule_is_no_rule(pytester: pytest.Pytester) -> None:
     inner(pytester, CLEAN.replace("inference", 'inference(allow="edge-dtyp")'), "edge")
     conftest(pytester, RULE, "edge")
@@ -270,6 +302,11 @@ HOOKS = {
     "pytest_evalmode_violation(item, violation)": ("'no'", "True"),
 }
 OTHER_NONSENSE = {
+    "a rule that does not exist": (
+        "pytest_evalmode_policy(item, policy)",
+        "nets.Policy(allow=frozenset({'grad-mood'}))",
+    ),
+    "a string of globs": ("pytest_evalmode_policy(item, policy)", "nets.Policy(train='drop')"),
     "one model": ("pytest_evalmode_models(item)", "nets.Net()"),
     "a number of models": ("pytest_evalmode_models(item)", "3"),
     "a mapping to nonsense": ("pytest_evalmode_models(item)", "{'net': 3}"),
@@ -281,6 +318,8 @@ OTHER_NONSENSE = {
 }
 BROKEN = "@pytest.mark.inference\ndef test_it():\n    infer(Net())\n"
 RULE_NAMED = """
+
+from pytest_evalmode import Policy
 
 def rule_named(name):
     from pytest_evalmode import rule

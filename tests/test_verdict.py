@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
+import torch
+from torch import nn
 
 from pytest_evalmode import HygieneError, HygieneViolation, guard
 from pytest_evalmode.rules import Violation
@@ -172,6 +176,13 @@ def test_the_verdict_is_a_failure_to_pytest_and_carries_its_violations() -> None
     assert isinstance(verdict, pytest.fail.Exception)
     assert verdict.violations == (violation,)
     assert str(verdict).splitlines()[0] == "train-mode: net ran"
+
+
+def test_outside_pytest_it_can_be_sent_to_another_process() -> None:
+    with pytest.raises(HygieneError) as caught, guard():
+        nn.Linear(2, 2)(torch.ones(1, 2))
+    sent = pickle.loads(pickle.dumps(caught.value))
+    assert (str(sent), sent.violations) == (str(caught.value), caught.value.violations)
 
 
 def test_outside_pytest_it_is_an_assertion_error_that_carries_its_violations() -> None:

@@ -47,7 +47,8 @@ def record(
             "seconds": round(seconds, 6),
             "models": watched,
             "violations": [_violation(violation) for violation in violations],
-        }
+        },
+        default=str,  # of the details of a team's rule
     )
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from itertools import chain
 
 from pytest_evalmode.rules import exemptions, leaks, modes, state
+from pytest_evalmode.rules.base import Rule, RuleError, Violation, rule
 from pytest_evalmode.rules.exemptions import Segments
-from pytest_evalmode.rules.rule import Rule, Violation, rule
 from pytest_evalmode.trace import Leak, TensorChange, Trace, WatchedModel
 
-__all__ = ["RULES", "RULE_NAMES", "Rule", "Violation", "judge", "rule"]
+__all__ = ["RULES", "RULE_NAMES", "Rule", "RuleError", "Violation", "judge", "rule"]
 
 RULES: tuple[Rule, ...] = (
     modes.train_mode,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from pytest_evalmode.rules.rule import Violation
+from pytest_evalmode.rules.base import Violation
 from pytest_evalmode.rules.wording import first_and_more, title
 from pytest_evalmode.trace import Finding, ForwardCall, Part, Site, Trace
 

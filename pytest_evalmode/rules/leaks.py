@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pytest_evalmode.rules.rule import Violation, rule
+from pytest_evalmode.rules.base import Violation, rule
 from pytest_evalmode.trace import Leak, Trace
 
 

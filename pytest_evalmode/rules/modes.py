@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pytest_evalmode.rules.base import Violation, rule
 from pytest_evalmode.rules.calls import by_model, by_part, count, told, who
-from pytest_evalmode.rules.rule import Violation, rule
 from pytest_evalmode.rules.wording import first_and_more, plural, times
 from pytest_evalmode.trace import Finding, ForwardCall, Trace
 

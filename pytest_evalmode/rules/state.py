@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 
+from pytest_evalmode.rules.base import Violation, rule
 from pytest_evalmode.rules.calls import by_model, told
-from pytest_evalmode.rules.rule import Violation, rule
 from pytest_evalmode.rules.wording import first_and_more, plural, title
 from pytest_evalmode.trace import Load, TensorChange, Trace
 

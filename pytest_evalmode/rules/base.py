@@ -39,6 +39,10 @@ class Violation:
 Judge = Callable[[Trace], Iterable[Violation]]
 
 
+class RuleError(RuntimeError):
+    """A rule raised an exception, or found something that is no violation."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A named check: a pure function from the facts of a window to violations, with the words that explain it."""
@@ -50,8 +54,14 @@ class Rule:
     judge: Judge
 
     def violations(self, trace: Trace) -> list[Violation]:
-        """What the trace breaks, under this rule's name; the rule's remedy stands where the judge gave none."""
-        return [replace(v, rule=self.name, remedy=v.remedy or self.remedy) for v in self.judge(trace)]
+        """What the trace breaks, under this rule's name; the rule's remedy stands where the judge gave none.
+
+        Raises RuleError if the judge fails.
+        """
+        try:
+            return [replace(v, rule=self.name, remedy=v.remedy or self.remedy) for v in self.judge(trace)]
+        except Exception as error:
+            raise RuleError(f"the rule {self.name!r} could not judge: {error!r}") from error
 
 
 def rule(name: str, *, fires_when: str, remedy: str, level: Level = "default") -> Callable[[Judge], Rule]:

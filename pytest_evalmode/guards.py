@@ -25,7 +25,7 @@ from pytest_evalmode.observe.loads import Loads
 from pytest_evalmode.observe.sites import Sites
 from pytest_evalmode.observe.watch import Watch
 from pytest_evalmode.policy import Globs, Policy, read_policy
-from pytest_evalmode.rules import RULE_NAMES, RULES, Rule, Violation, judge
+from pytest_evalmode.rules import RULE_NAMES, RULES, Rule, Violation, joined, judge
 from pytest_evalmode.rules.exemptions import as_declared, needed
 from pytest_evalmode.trace import Trace, WatchedModel
 
@@ -234,10 +234,10 @@ class Guard:
                 changes=self._watch.compare(),
                 loads=self._loads.take(),
             )
-            self._segments.append((trace, self._policy))
+            _extend(self._segments, trace, self._policy)
             if self._terms.strict:
                 found = (*self._watch.leaks(), *self._globals.since(None, leaks.global_flags()))
-                self._leaks.append((Trace(leaks=found), self._policy))
+                _extend(self._leaks, Trace(leaks=found), self._policy)
 
     def _since_last(self, model: WatchedModel) -> WatchedModel:
         """A model with the forwards of this segment alone."""
@@ -296,6 +296,13 @@ class Guard:
             error.add_note(f"\n{failure(self.failures)}")
         elif self.violations:
             error.add_note(f"\nIts inference was not clean either.  {self.verdict()}")
+
+
+def _extend(segments: list[tuple[Trace, Policy]], trace: Trace, policy: Policy) -> None:
+    """Add to the last segment or, where another policy holds, begin the next: who asks often gets no more of them."""
+    if segments and segments[-1][1] is policy:
+        trace = joined([segments.pop()[0], trace])
+    segments.append((trace, policy))
 
 
 class Inference(Guard):

@@ -244,18 +244,23 @@ class Watch:
             self._dead.append(model)
             return
         try:
-            self._compare(model)
+            self._bury(model)
         except Exception as error:
             self.failures.append(error)
         finally:
-            model.release()
             self._lock.release()
 
     def _bury_waiting(self) -> None:
         while self._dead:
-            model = self._dead.pop()
+            self._bury(self._dead.pop())
+
+    def _bury(self, model: Model) -> None:
+        try:
             self._compare(model)
+        finally:
             model.release()
+        if not model.is_model:  # a loss or an activation made for each batch: nothing more is asked of it
+            self._models = [other for other in self._models if other is not model]
 
     def _fact(self, model: Model) -> WatchedModel:
         parts = [model, *(other for other in self._models if other.whole is model)]

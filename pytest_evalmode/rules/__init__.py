@@ -11,7 +11,7 @@ from pytest_evalmode.rules.base import Rule, RuleError, Violation, rule
 from pytest_evalmode.rules.exemptions import Segments
 from pytest_evalmode.trace import Leak, TensorChange, Trace, WatchedModel
 
-__all__ = ["RULES", "RULE_NAMES", "Rule", "RuleError", "Violation", "judge", "rule"]
+__all__ = ["RULES", "RULE_NAMES", "Rule", "RuleError", "Violation", "joined", "judge", "rule"]
 
 RULES: tuple[Rule, ...] = (
     modes.train_mode,
@@ -46,7 +46,7 @@ def judge(
     for each in rules:
         traces = [exemptions.excuse(trace, policy) for trace, policy in segments if each.name not in policy.allow]
         if traces:
-            found += each.violations(replace(_joined(traces), unused=unused))
+            found += each.violations(replace(joined(traces), unused=unused))
     return found
 
 
@@ -68,7 +68,7 @@ def _left(found: Iterable[Leak]) -> tuple[Leak, ...]:
     return tuple(leak for leak in left.values() if leak.before != leak.after)
 
 
-def _joined(traces: Sequence[Trace]) -> Trace:
+def joined(traces: Sequence[Trace]) -> Trace:
     """One trace of several; a tensor that changed in two of them is told once, as it changed first."""
     changes: dict[tuple[str, str], TensorChange] = {}
     for change in chain.from_iterable(trace.changes for trace in traces):

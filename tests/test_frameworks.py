@@ -102,7 +102,7 @@ def test_a_metric_inside_the_model() -> None:
     model = WithMetric().eval()
     model.accuracy.train()
     model.loss.train()
-    with watching(model) as g:
+    with watching(model, strict=True) as g:
         model(batch())
         model(batch())
     assert not rules(g)

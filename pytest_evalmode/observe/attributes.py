@@ -19,6 +19,7 @@ from pytest_evalmode.trace import AttributeChange, Part
 _OWN = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _ABSENT = object()
+_LONGEST = 120
 
 
 class Attributes(NamedTuple):
@@ -50,11 +51,13 @@ def changes(before: list[Attributes], name: Callable[[nn.Module], Part]) -> Iter
         values = vars(old.part)
         if not old.tensors and list(values) == list(old.values) and all(map(is_, values.values(), old.values.values())):
             continue  # the very same objects: no more need be asked of most modules
-        if models.is_shell(old.part):
+        if models.is_shell(old.part) or models.is_metric(old.part):
             continue
+        computed = models.computed_attributes(old.part)
         for attribute in dict.fromkeys((*old.values, *values)):
-            if attribute not in _OWN and not _same(old, attribute, values):
-                yield AttributeChange(name(old.part), attribute, _told(attribute, old.values), _told(attribute, values))
+            if attribute not in _OWN and attribute not in computed and not _same(old, attribute, values):
+                was, now = (_told(attribute, each) for each in (old.values, values))
+                yield AttributeChange(name(old.part), attribute, was, f"{now}, of other values" if was == now else now)
 
 
 def _same(before: Attributes, attribute: str, now: Mapping[str, object]) -> bool:
@@ -77,4 +80,7 @@ def _told(attribute: str, values: Mapping[str, object]) -> str:
     value = values.get(attribute, _ABSENT)
     if value is _ABSENT:
         return "(absent)"
-    return f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    if isinstance(value, Tensor):
+        return f"tensor of shape {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

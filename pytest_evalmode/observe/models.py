@@ -100,6 +100,17 @@ def is_shell(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.") and unwrapped(module) is not module
 
 
+def is_metric(module: nn.Module) -> bool:
+    """Whether this is there to count: torchmetrics keeps what it has seen so far in plain attributes."""
+    return all(callable(getattr(type(module), name, None)) for name in ("update", "compute", "reset"))
+
+
+def computed_attributes(module: nn.Module) -> set[str]:
+    """Attributes that torch computes anew before each forward from what it saves: a weight normed, or pruned."""
+    hooks = [hook for hook in module._forward_pre_hooks.values() if type(hook).__module__.startswith("torch.nn.utils.")]
+    return {vars(hook).get("name") or vars(hook).get("_tensor_name", "") for hook in hooks}
+
+
 def _is_link(module: nn.Module | Remains, name: str) -> bool:
     if name in _WRAPPED:
         return True

@@ -281,9 +281,15 @@ class Watch:
         parts = model.parts()
         now = state.take(parts, model.before, passing=self._strict)
         for change in state.changes(model.name, model.before, now, parts, after):
-            if change.persistent or model.has_state:
+            if (change.persistent or model.has_state) and not self._is_told_by_another(model, parts, change):
                 self._changes.append(replace(change, path=model.path_of(change.path)))
         model.remember(now)
+
+    def _is_told_by_another(self, model: Model, parts: models.Parts, change: TensorChange) -> bool:
+        """Whether a tensor is held by a part that is at home in another model, which lives."""
+        holder = dict(parts).get(change.path.rpartition(".")[0])
+        home = self._homes.get(id(holder))
+        return home is not None and home[0]() is holder and home[1] is not model and home[1].module() is not None
 
     def _take(self, model: Model) -> Snapshot:
         return state.take(model.parts(), passing=self._strict)

@@ -18,9 +18,12 @@ from pytest_evalmode.trace import Load, TensorChange, Trace
     remedy="call model.eval(); declare what may change with mutable=[...]",
 )
 def state_mutated(trace: Trace) -> Iterator[Violation]:
-    trained = {call.ran.model for call in trace.calls if call.training}
+    trained = {call.ran.model: call.at for call in reversed(trace.calls) if call.training}
     for violation in _mutated(change for change in trace.changes if change.persistent):
-        yield violation if violation.model in trained else replace(violation, remedy=_WRITTEN)
+        if violation.model in trained:
+            yield replace(violation, at=trained[violation.model] or violation.at)
+        else:
+            yield replace(violation, remedy=_WRITTEN)
 
 
 @rule(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from pytest_evalmode.observe import attributes
 from pytest_evalmode.trace import Part
@@ -58,6 +59,7 @@ CHANGES: dict[str, tuple[Callable[[Module], object], tuple[str, str, str]]] = {
     "string": (setting("text", "b"), ("text", "'a'", "'b'")),
     "bool": (setting("flag", True), ("flag", "False", "True")),
     "from None": (setting("nothing", 3), ("nothing", "None", "3")),
+    "a long string": (setting("text", "b" * 500), ("text", "'a'", "'" + "b" * 119 + "...")),
     "to None": (setting("text", None), ("text", "'a'", "None")),
     "another type": (setting("number", 1.0), ("number", "1", "1.0")),
     "another number of an enum": (setting("color", Color.BLUE), ("color", repr(Color.RED), repr(Color.BLUE))),
@@ -65,12 +67,12 @@ CHANGES: dict[str, tuple[Callable[[Module], object], tuple[str, str, str]]] = {
     "gone": (lambda module: delattr(module, "number"), ("number", "1", "(absent)")),
     "tensor in place": (
         lambda module: module.tensor.add_(1),
-        ("tensor", "tensor of shape (3,)", "tensor of shape (3,)"),
+        ("tensor", "tensor of shape (3,)", "tensor of shape (3,), of other values"),
     ),
     "tensor replaced": (setting("tensor", torch.ones(2)), ("tensor", "tensor of shape (3,)", "tensor of shape (2,)")),
     "tensor of another dtype": (
         setting("tensor", torch.zeros(3).double()),
-        ("tensor", "tensor of shape (3,)", "tensor of shape (3,)"),
+        ("tensor", "tensor of shape (3,)", "tensor of shape (3,), of other values"),
     ),
     "tensor to None": (setting("tensor", None), ("tensor", "tensor of shape (3,)", "None")),
     "None to tensor": (setting("nothing", torch.ones(1)), ("nothing", "None", "tensor of shape (1,)")),
@@ -140,3 +142,20 @@ def test_the_books_that_a_wrapper_keeps(wrap: Callable[[nn.Module], nn.Module], 
     before = attributes.take([wrapper])
     vars(wrapper)["dim"] = 1
     assert [c.attribute for c in attributes.changes(before, lambda part: Part("model", "", ""))] == told
+
+
+NORMED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "spectral norm": nn.utils.spectral_norm,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),  # type: ignore[no-untyped-call]
+}
+
+
+@pytest.mark.parametrize("norm", NORMED.values(), ids=NORMED)
+@torch.no_grad()
+def test_a_weight_that_is_computed_before_each_forward(norm: Callable[[nn.Module], nn.Module]) -> None:
+    layer = norm(nn.Linear(4, 4)).eval()
+    layer.register_forward_pre_hook(lambda module, args: setattr(module, "calls", 1))
+    vars(layer)["weight"] = torch.zeros(4, 4)
+    before = attributes.take([layer])
+    layer(torch.ones(1, 4))
+    assert [c.attribute for c in attributes.changes(before, lambda part: Part("model", "", ""))] == ["calls"]

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pytest_evalmode.rules import Violation
 from pytest_evalmode.rules.state import state_mutated
-from tests.rules.facts import HERE, call, calls, changed, changes, found
+from tests.rules.facts import HERE, THERE, call, calls, changed, changes, found
 
 
 def only(*paths: str, **facts: Any) -> Violation:
@@ -25,6 +26,14 @@ def test_one_tensor() -> None:
     assert violation.message == "model.head.weight changed"
     assert (violation.rule, violation.model, violation.at, violation.count) == ("state-mutated", "model", HERE, 1)
     assert violation.mutable == ("head.weight",)
+
+
+def test_after_training_it_is_the_call_that_trained_which_is_told() -> None:
+    """The model may have run since, as it should."""
+    trained = call(training=(found("bn", "BatchNorm1d"),), at=THERE)
+    trace = replace(changes(changed("bn.running_mean", after=HERE)), calls=(trained, call(at=HERE)))
+    (violation,) = state_mutated.violations(trace)
+    assert violation.at == THERE
 
 
 def test_many_tensors_in_the_order_they_were_told() -> None:

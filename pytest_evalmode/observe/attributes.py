@@ -37,10 +37,9 @@ def take(parts: list[nn.Module]) -> list[Attributes]:
     for part in parts:
         values = vars(part).copy()
         tensors: dict[str, Fingerprint] = {}
-        kinds = set(map(type, values.values()))
-        if not kinds <= others:
+        if not others.issuperset(map(type, values.values())):
             tensors = {name: fingerprint(value) for name, value in values.items() if isinstance(value, Tensor)}
-            others.update(kind for kind in kinds if not issubclass(kind, Tensor))
+            others.update(type(value) for value in values.values() if not isinstance(value, Tensor))
         found.append(Attributes(part, values, tensors))
     return found
 

@@ -7,6 +7,7 @@ Read from the functions that a forward can reach, never by running them: methods
 from __future__ import annotations
 
 import ast
+import dis
 import inspect
 import linecache
 import threading
@@ -94,14 +95,15 @@ def _forward(module: nn.Module) -> Any:
 
 def _read(owner: type[nn.Module], forward: Any) -> Traits:
     names: set[str] = set()
-    stops_grad = False
+    may_draw = stops_grad = False
     for function in _reachable(owner, forward):
         names |= _names(function.__code__)
+        may_draw |= _names_a_draw(function.__code__)
         # A context manager used as a decorator runs in a wrapper of torch's own.
         stops_grad |= function.__code__.co_filename.endswith("_contextlib.py")
     return Traits(
         sensitive="training" in names,
-        may_draw=any(name.strip("_") in DRAWS for name in names),
+        may_draw=may_draw,
         # Torch's own layers do so only where they set up their weights.
         stops_grad=not owner.__module__.startswith("torch.nn.") and (stops_grad or not names.isdisjoint(_NO_GRAD)),
     )
@@ -156,6 +158,18 @@ def _names(code: CodeType) -> set[str]:
         if isinstance(constant, CodeType):
             names |= _names(constant)
     return names
+
+
+def _names_a_draw(code: CodeType) -> bool:
+    """Whether a function names something that draws, but for parts of its own: `self.dropout` answers for itself."""
+    if any(name.strip("_") in DRAWS for name in code.co_names):
+        loaded: object = None
+        for step in dis.get_instructions(code):
+            draws = isinstance(step.argval, str) and step.argval.strip("_") in DRAWS
+            if draws and step.opname.startswith("LOAD") and loaded != code.co_varnames[:1]:
+                return True
+            loaded = step.argval[-1:] if isinstance(step.argval, tuple) else (step.argval,)
+    return any(_names_a_draw(constant) for constant in code.co_consts if isinstance(constant, CodeType))
 
 
 def _draws_of(function: FunctionType) -> Iterator[Draw]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -150,10 +150,7 @@ class Forwards:
         for kind in kinds.difference(self._quiet_types):
             self._quiet_types[kind] = _is_quiet(kind)
         # A hook may set the mode of its module after all.
-        quiet = {id(part) for part in parts if self._quiet_types[type(part)] and not part._forward_pre_hooks}
-        if any(issubclass(kind, _BatchNorm) for kind in kinds):
-            quiet -= {id(part) for part in parts if isinstance(part, _BatchNorm) and _uses_the_batch(part)}
-        return quiet
+        return {id(part) for part in parts if self._quiet_types[type(part)] and not part._forward_pre_hooks}
 
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType
@@ -196,8 +193,10 @@ class Forwards:
             outermost.quiet.difference_update(id(part) for part in parts if models.is_opaque(part))
         if any(issubclass(kind, _GRAPHS) for kind in kinds):
             self._judge_graphs(outermost, parts)
-        if any(issubclass(kind, _BatchNorm) for kind in kinds):
-            self._judge_compiled(outermost, parts)
+        batchers = _batchers(parts, kinds)
+        if batchers:
+            outermost.quiet.difference_update(map(id, batchers))
+            self._judge_compiled(outermost, parts, batchers)
         if self._strict:
             with undisturbed():
                 told = attributes.take(parts) if model.has_state else []
@@ -250,14 +249,12 @@ class Forwards:
                     for sentence in graphs.batch_norms(part):
                         outermost.batch_stats.setdefault(id(part), Finding(self._part(outermost, part), None, sentence))
 
-    def _judge_compiled(self, outermost: Outermost, parts: list[nn.Module]) -> None:
+    def _judge_compiled(self, outermost: Outermost, parts: list[nn.Module], batchers: list[_BatchNorm]) -> None:
         """Batch norms whose forward nobody will see run."""
-        norms = [part for part in parts if isinstance(part, _BatchNorm) and _uses_the_batch(part)]
-        if norms:
-            inside = {id(p) for part in parts if models.is_opaque(part) for p in models.tree(part)}
-            for norm in norms:
-                if id(norm) in inside and not norm.training:
-                    self._note_batch_stats(outermost, norm, None)
+        inside = {id(p) for part in parts if models.is_opaque(part) for p in models.tree(part)}
+        for norm in batchers:
+            if id(norm) in inside and not norm.training:
+                self._note_batch_stats(outermost, norm, None)
 
     def _note_batch_stats(self, outermost: Outermost, norm: _BatchNorm, cause: Site | None) -> None:
         why = "it has no running statistics (track_running_stats=False)"
@@ -274,8 +271,8 @@ class Forwards:
         lazy = isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
         if lazy:
             outermost.lazy.add(id(module))
-        if frame is not outermost.frame and self._accounts_for_draws(outermost, module):
-            self._note_draw(outermost, callers.enclosing(frame), frame)
+        if frame is not outermost.frame and self._accounts_for_draws(outermost, module) and _moved(outermost):
+            self._blame(outermost, callers.enclosing(frame), frame)
 
     def _enter_recording(self, outermost: Outermost, module: nn.Module) -> None:
         """Grad mode was on when the whole began: whether it still is where a part with parameters runs."""
@@ -307,8 +304,8 @@ class Forwards:
         ):
             cause = None if outermost.grad else self._sites.inside(frame.f_back, outermost.frame)
             outermost.autograd = Finding(self._part(outermost, module), cause, "its output requires grad")
-        if self._accounts_for_draws(outermost, module):
-            self._note_draw(outermost, module, frame)
+        if self._accounts_for_draws(outermost, module) and _moved(outermost):
+            self._blame(outermost, module, frame)
 
     def _accounts_for_draws(self, outermost: Outermost, module: nn.Module) -> bool:
         """Whether what was drawn before a part and what is drawn in it are to be told apart."""
@@ -321,12 +318,8 @@ class Forwards:
         trained = bool(outermost.training) and models.is_opaque(module)
         return trained and any(id(part) in outermost.training for part in models.tree(module))
 
-    def _note_draw(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:
-        """Blame a module if a generator moved since it was last looked at, unless its training mode explains that."""
-        now = generators.state()
-        if generators.still(outermost.state, now):
-            return
-        outermost.state = now
+    def _blame(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:
+        """A generator has moved in a module, unless its training mode explains that."""
         if self._may_draw_rightly(outermost, module):
             return
         drawer, candidates = self._candidates(module)
@@ -356,7 +349,8 @@ class Forwards:
 
     def _end(self, outermost: Outermost, output: object) -> None:
         module = outermost.ran
-        self._note_draw(outermost, module, outermost.frame)
+        if _moved(outermost):
+            self._blame(outermost, module, outermost.frame)
         if outermost.draws and generators.still(outermost.start, generators.state()):
             outermost.draws.clear()  # what was drawn was put back, by fork_rng
         self._watch.finish_lazy(outermost.model)
@@ -427,6 +421,15 @@ class Forwards:
         return Part(home[0].name, home[1], kind)
 
 
+def _moved(outermost: Outermost) -> bool:
+    """Whether a generator has moved since this was last asked."""
+    now = generators.state()
+    if generators.still(outermost.state, now):
+        return False
+    outermost.state = now
+    return True
+
+
 _GRAPHS = (torch.jit.ScriptModule, torch.fx.GraphModule)
 
 
@@ -437,27 +440,36 @@ def _is_quiet(kind: type[nn.Module]) -> bool:
     return not (issubclass(kind, LazyModuleMixin) or code.traits_of(kind).may_draw)
 
 
+def _batchers(parts: list[nn.Module], kinds: set[type[nn.Module]]) -> list[_BatchNorm]:
+    """The batch norms that normalise with the batch's statistics."""
+    norms = {kind for kind in kinds if issubclass(kind, _BatchNorm)}
+    found = [cast(_BatchNorm, part) for part in parts if type(part) in norms] if norms else []
+    return [norm for norm in found if _uses_the_batch(norm)]
+
+
 def _uses_the_batch(norm: _BatchNorm) -> bool:
     """Whether a batch norm normalises with the batch's statistics for want of others."""
     return norm._buffers.get("running_mean") is None
 
 
 calls: Wrapped[Forwards] = Wrapped("__call__")
+_is_compiling = torch.compiler.is_compiling
 
 
 @calls.by
 def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return calls.original(self, *args, **kwargs)
-    entered: list[Forwards] = []
+    entered: list[Forwards] | None = None
     output = None
     try:
         for observer in calls.observers:
             if observer.enter(self, args, kwargs):
-                entered.append(observer)
+                entered = [observer] if entered is None else [observer, *entered]
         output = calls.original(self, *args, **kwargs)
         return output
     finally:
-        for observer in reversed(entered):
-            observer.leave(self, output)
+        if entered is not None:  # most forwards have nothing to see
+            for observer in entered:
+                observer.leave(self, output)

@@ -187,6 +187,29 @@ class InferenceInside(nn.Module):
             return x * 2
 
 
+class HoldsDropout(nn.Module):
+    """What its part draws is the part's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout()
+        self.normal = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.dropout(x + self.normal)
+        return next(out for _ in range(2))
+
+
+class UsesDropout(HoldsDropout):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + F.dropout(x, self.dropout.p)
+
+
+class HandsItOn(HoldsDropout):
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(x + value for value in map(torch.rand_like, [x]))  # type: ignore[return-value]
+
+
 @pytest.mark.parametrize(
     ("module", "sensitive", "may_draw", "stops_grad"),
     [
@@ -198,6 +221,9 @@ class InferenceInside(nn.Module):
         (nn.BatchNorm1d(2), True, False, False),
         (nn.FractionalMaxPool2d(2, 1), False, True, False),
         (Mixed(), True, True, False),
+        (HoldsDropout(), False, False, False),
+        (UsesDropout(), False, True, False),
+        (HandsItOn(), False, True, False),
         (NoGrad(), False, False, True),
         (InferenceInside(), False, False, True),
     ],

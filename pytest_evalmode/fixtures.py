@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from inspect import isasyncgenfunction, isgeneratorfunction
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -52,8 +53,7 @@ def remember(fixturedef: pytest.FixtureDef[Any], value: object, request: pytest.
     if fixturedef.scope != "function":
         request.config.stash.setdefault(_WIDE, {})[id(fixturedef)] = value
     if fixturedef.argname != "evalmode":
-        what = f"the set-up of fixture {fixturedef.argname!r} for {request.node.nodeid or 'the session'}"
-        note(request.config, what, fixturedef.argnames, is_test=False)
+        note(request.config, _what("set-up", fixturedef, request), fixturedef.argnames, is_test=False)
     guard = _open_guard(request.config)
     if guard is not None:
         with guard.safely():
@@ -68,8 +68,17 @@ def note(config: pytest.Config, what: str, fixtures: Iterable[str], *, is_test: 
         config.stash[HISTORY].note(Event(what, frozenset(fixtures), is_test))
 
 
-def forget(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> None:
-    config.stash.get(_WIDE, {}).pop(id(fixturedef), None)
+def forget(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+    """A fixture has been torn down."""
+    request.config.stash.get(_WIDE, {}).pop(id(fixturedef), None)
+    # What does not yield has no teardown of its own; and pytest says so of a fixture that was not set up, too.
+    yields = isgeneratorfunction(fixturedef.func) or isasyncgenfunction(fixturedef.func)
+    if yields and fixturedef.cached_result is not None:
+        note(request.config, _what("teardown", fixturedef, request), fixturedef.argnames, is_test=False)
+
+
+def _what(part: str, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> str:
+    return f"the {part} of fixture {fixturedef.argname!r} for {request.node.nodeid or 'the session'}"
 
 
 def handed_to(item: pytest.Item) -> Iterator[tuple[str, object, bool]]:

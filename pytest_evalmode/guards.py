@@ -279,6 +279,8 @@ class Guard:
             self._seconds += time.perf_counter() - began
 
     def __enter__(self) -> Self:
+        if self._opened or self._segments:
+            raise RuntimeError("guard() was entered a second time; make a new one for each block")
         self.open()
         for model in self._given:
             self.watch(model)

@@ -66,7 +66,7 @@ def pytest_fixture_setup(
 
 
 def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
-    forget(fixturedef, request.config)
+    forget(fixturedef, request)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -136,12 +136,12 @@ class Recorder:
 
     def pytest_sessionfinish(self) -> None:
         settings = self._config.stash[SETTINGS]
-        if settings.report is not None:
+        if settings.report is not None and not self._config.getoption("collectonly"):
             self._kept().write(settings.report, settings.mode, settings.strict)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode) -> None:
         settings = self._config.stash[SETTINGS]
-        if settings.report is not None:
+        if settings.report is not None and not self._config.getoption("collectonly"):
             terminalreporter.write_sep("-", f"evalmode report: {settings.report}")
         if not self._ledger:
             return

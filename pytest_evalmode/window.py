@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pytest_evalmode.verdict import HygieneViolation
 
 _HERE = str(Path(__file__).parent) + os.sep
-_WITHDRAWN = (pytest.skip.Exception, pytest.xfail.Exception, SkipTest)
-"""What a test raises to have no result: nobody then hears what was found."""
+_WITHDRAWN = (pytest.skip.Exception, pytest.xfail.Exception, SkipTest, pytest.exit.Exception, KeyboardInterrupt)
+"""What is raised to have no result, of a test or of the whole run: nobody then hears what was found."""
 
 
 def prepare(item: pytest.Item) -> None:

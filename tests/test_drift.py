@@ -111,6 +111,22 @@ def tuned(net):
     assert violation["details"]["last_seen_by"] == "test_it.py::test_first"
 
 
+def test_the_teardown_of_a_fixture(pytester: pytest.Pytester) -> None:
+    fixtures = """
+@pytest.fixture
+def culprit(net):
+    yield net
+    train(net)
+    net.zero_grad()
+
+def test_uses(culprit):
+    pass
+"""
+    between = suspects(drift(pytester, fixtures))
+    assert "the teardown of fixture 'culprit' for test_it.py::test_uses" in between
+    assert "the teardown of fixture 'other' for test_it.py::test_uses" not in between
+
+
 def test_it_is_told_once(pytester: pytest.Pytester) -> None:
     write(pytester, SHARED + TRAINS + LAST + LAST.replace("last", "after"))
     assert set(drifts(pytester)) == {"test_last"}

@@ -485,3 +485,11 @@ def test_many_windows_leave_nothing_behind(block: Callable[[], Any]) -> None:
         with block():
             run()
     assert objects() == before
+
+
+def test_a_guard_is_entered_once() -> None:
+    used = guard()
+    with used:
+        pass
+    with pytest.raises(RuntimeError, match="a second time"), used:
+        pass

@@ -24,7 +24,7 @@ def requiring_grad(model: nn.Module, inputs: object) -> str:
         if parameter is not None and requires_grad(parameter)
     ]
     if len(names) > 1:
-        return f"{names[0]} and {len(names) - 1} more parameters require grad"
+        return f"{names[0]} and {len(names) - 1} more of its parameters require grad"
     if names:
         return f"{names[0]} requires grad"
     return "an input requires grad" if any(map(requires_grad, _leaves(inputs))) else ""

@@ -152,11 +152,13 @@ def _definitions(owner: type[nn.Module], name: str) -> list[Any]:
 
 
 def _names(code: CodeType) -> set[str]:
-    """The globals and attributes that a function names, in its inner functions too."""
+    """The globals and attributes that a function names, in its inner functions too; one attribute by a string."""
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             names |= _names(constant)
+        elif constant == "training" and "getattr" in names:
+            names.add(constant)
     return names
 
 

@@ -116,17 +116,23 @@ class Watch:
         self._strict = strict
         self._models: list[Model] = []
         self._homes: dict[int, tuple[weakref.ref[nn.Module], Model, str]] = {}
-        self._names: dict[int, str] = {}
+        self._names: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
         self._dead: list[Model] = []
         self._lock = threading.RLock()
 
     def name(self, module: nn.Module, name: str) -> None:
         """What to call a model should it run; the first name given stays."""
-        self._names.setdefault(id(models.unwrapped(module)), name)
+        module = models.unwrapped(module)
+        if self._given_name(module) is None:
+            self._names[id(module)] = weakref.ref(module), name
 
     def name_of(self, module: nn.Module) -> str:
         """What a module is called that is part of no watched model."""
-        return self._names.get(id(module)) or models.type_name(module)
+        return self._given_name(module) or models.type_name(module)
+
+    def _given_name(self, module: nn.Module) -> str | None:
+        named, name = self._names.get(id(module), (None, None))
+        return name if named is not None and named() is module else None
 
     def share(self, module: nn.Module, history: History | None) -> None:
         """Watch a model that outlives the test: how it is set, and, with a history, what it was before."""
@@ -174,7 +180,7 @@ class Watch:
             known = self.find(module)
             if known is not None:
                 return known[0]
-            name = name or self._names.get(id(module))
+            name = name or self._given_name(module)
             parts = models.walk(module)
             model = Model(parts, weakref.ref(self), named=name is not None)
             for path, part in parts:

@@ -376,6 +376,11 @@ class Elsewhere(nn.Module):
         return x
 
 
+class ByName(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if getattr(self, "training") else x  # noqa: B009
+
+
 class InWords(nn.Module):
     """training, self.training."""
 
@@ -412,7 +417,10 @@ SENSITIVE: tuple[nn.Module, ...] = (
     nn.LSTM(2, 2),
     nn.GRU(2, 2),
     nn.MultiheadAttention(2, 1),
-    *(kind() for kind in (Gated, InHelper, InProperty, InClosure, Inherited, CallsSuper, Decorated, InFunction)),
+    *(
+        kind()
+        for kind in (Gated, InHelper, InProperty, InClosure, ByName, Inherited, CallsSuper, Decorated, InFunction)
+    ),
 )
 INDIFFERENT: tuple[nn.Module, ...] = (
     nn.Linear(2, 2),

@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="the sections to run")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="where results.json and .png go")
     arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[Row]] = {}
     for section in arguments.only:
         print(f"\n{section:<58}{'measured':>12}{'bar':>8}{'aim':>8}")

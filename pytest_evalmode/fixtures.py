@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from inspect import isasyncgenfunction, isgeneratorfunction
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +29,10 @@ def evalmode(request: pytest.FixtureRequest) -> Guard:
     return window.guard_of(request.node)
 
 
-@contextmanager
-def unobserved(config: pytest.Config) -> Iterator[None]:
+def unobserved(config: pytest.Config) -> AbstractContextManager[None]:
     """A fixture is set up: where a test asks for it in its call, by `request.getfixturevalue`, its guard looks away."""
     guard = _open_guard(config)
-    if guard is None:
-        yield
-    else:
-        with guard.paused():
-            yield
+    return nullcontext() if guard is None else guard.paused()
 
 
 def _open_guard(config: pytest.Config) -> Guard | None:
@@ -53,7 +48,7 @@ def remember(fixturedef: pytest.FixtureDef[Any], value: object, request: pytest.
     if fixturedef.scope != "function":
         request.config.stash.setdefault(_WIDE, {})[id(fixturedef)] = value
     if fixturedef.argname != "evalmode":
-        note(request.config, _what("set-up", fixturedef, request), fixturedef.argnames, is_test=False)
+        _note_part("set-up", fixturedef, request)
     guard = _open_guard(request.config)
     if guard is not None:
         with guard.safely():
@@ -69,16 +64,17 @@ def note(config: pytest.Config, what: str, fixtures: Iterable[str], *, is_test: 
 
 
 def forget(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
-    """A fixture has been torn down."""
+    """A fixture has been torn down; what does not yield has no teardown to speak of."""
     request.config.stash.get(_WIDE, {}).pop(id(fixturedef), None)
-    # What does not yield has no teardown of its own; and pytest says so of a fixture that was not set up, too.
-    yields = isgeneratorfunction(fixturedef.func) or isasyncgenfunction(fixturedef.func)
-    if yields and fixturedef.cached_result is not None:
-        note(request.config, _what("teardown", fixturedef, request), fixturedef.argnames, is_test=False)
+    was_set_up = HISTORY in request.config.stash and fixturedef.cached_result is not None
+    if was_set_up and (isgeneratorfunction(fixturedef.func) or isasyncgenfunction(fixturedef.func)):
+        _note_part("teardown", fixturedef, request)
 
 
-def _what(part: str, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> str:
-    return f"the {part} of fixture {fixturedef.argname!r} for {request.node.nodeid or 'the session'}"
+def _note_part(part: str, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+    if HISTORY in request.config.stash:
+        what = f"the {part} of fixture {fixturedef.argname!r} for {request.node.nodeid or 'the session'}"
+        note(request.config, what, fixturedef.argnames, is_test=False)
 
 
 def handed_to(item: pytest.Item) -> Iterator[tuple[str, object, bool]]:

@@ -136,12 +136,12 @@ class Recorder:
 
     def pytest_sessionfinish(self) -> None:
         settings = self._config.stash[SETTINGS]
-        if settings.report is not None and not self._config.getoption("collectonly"):
+        if settings.report is not None:
             self._kept().write(settings.report, settings.mode, settings.strict)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode) -> None:
         settings = self._config.stash[SETTINGS]
-        if settings.report is not None and not self._config.getoption("collectonly"):
+        if settings.report is not None:
             terminalreporter.write_sep("-", f"evalmode report: {settings.report}")
         if not self._ledger:
             return

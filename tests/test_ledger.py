@@ -260,11 +260,6 @@ def test_a_report_of_nothing_is_a_report(pytester: pytest.Pytester) -> None:
     )
 
 
-def test_a_collection_writes_no_report(suite: pytest.Pytester) -> None:
-    suites.run(suite, "--evalmode-report=report.json", "--collect-only")
-    assert not (suite.path / "report.json").exists()
-
-
 def test_the_folder_is_made_and_an_older_report_replaced(suite: pytest.Pytester) -> None:
     path = suite.path / "some" / "folder" / "report.json"
     for _ in range(2):

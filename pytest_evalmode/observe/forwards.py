@@ -12,9 +12,9 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from time import perf_counter
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -23,59 +23,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from pytest_evalmode.observe import attributes, autograd, callers, code, generators, graphs, inputs, models
-from pytest_evalmode.observe.attributes import Attributes
-from pytest_evalmode.observe.code import Draw
+from pytest_evalmode.observe import attributes, autograd, callers, code, draws, generators, graphs, inputs, models
 from pytest_evalmode.observe.fingerprint import undisturbed
-from pytest_evalmode.observe.inputs import Inputs
+from pytest_evalmode.observe.outermost import Before, Outermost
 from pytest_evalmode.observe.sites import Sites
-from pytest_evalmode.observe.watch import Model, Watch
+from pytest_evalmode.observe.watch import Watch
 from pytest_evalmode.observe.wrapped import Wrapped
 from pytest_evalmode.trace import Finding, ForwardCall, Part, Site
-
-
-@dataclass(slots=True)
-class Outermost:
-    """An outermost forward while it runs."""
-
-    model: Model
-    owner: nn.Module
-    """What was called, by `__call__` or by another method."""
-    ran: nn.Module
-    """What that ran first past its own `__call__`; else the same."""
-    frame: FrameType
-    called: tuple[CodeType, int] | None
-    known: set[int]
-    """The modules that are part of it."""
-    quiet: set[int]
-    """Those of which, in eval mode and with grad mode off, there is nothing to see."""
-    modules: int
-    grad: bool
-    start: generators.State
-    state: generators.State
-    inputs: tuple[Any, Any]
-    guests: dict[int, str] = field(default_factory=dict)
-    """The paths of modules that run in it without being part of it."""
-    pinned: list[nn.Module] = field(default_factory=list)
-    """Them and their parts: one that died would leave its `id` to another."""
-    training: dict[int, Finding] = field(default_factory=dict)
-    autograd: Finding | None = None
-    grad_stopped: bool = False
-    batch_stats: dict[int, Finding] = field(default_factory=dict)
-    draws: dict[int, Finding] = field(default_factory=dict)
-    unregistered: list[Finding] = field(default_factory=list)
-    before: Before | None = None
-    lazy: set[int] = field(default_factory=set)
-    """Modules that initialise their parameters in this very forward, at random."""
-
-
-@dataclass(frozen=True, slots=True)
-class Before:
-    """What a strict window reads before a forward."""
-
-    inputs: Inputs
-    attributes: list[Attributes]
-    host: generators.HostState
 
 
 class Running(threading.local):
@@ -271,7 +225,7 @@ class Forwards:
         lazy = isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
         if lazy:
             outermost.lazy.add(id(module))
-        if frame is not outermost.frame and self._accounts_for_draws(outermost, module) and _moved(outermost):
+        if frame is not outermost.frame and draws.are_told_apart(outermost, module) and draws.moved(outermost):
             self._blame(outermost, callers.enclosing(frame), frame)
 
     def _enter_recording(self, outermost: Outermost, module: nn.Module) -> None:
@@ -304,61 +258,34 @@ class Forwards:
         ):
             cause = None if outermost.grad else self._sites.inside(frame.f_back, outermost.frame)
             outermost.autograd = Finding(self._part(outermost, module), cause, "its output requires grad")
-        if self._accounts_for_draws(outermost, module) and _moved(outermost):
+        if draws.are_told_apart(outermost, module) and draws.moved(outermost):
             self._blame(outermost, module, frame)
-
-    def _accounts_for_draws(self, outermost: Outermost, module: nn.Module) -> bool:
-        """Whether what was drawn before a part and what is drawn in it are to be told apart."""
-        return code.traits(module).may_draw or self._may_draw_rightly(outermost, module)
-
-    def _may_draw_rightly(self, outermost: Outermost, module: nn.Module) -> bool:
-        """Whether a module initialises itself, or is in training mode, which is another rule's."""
-        if id(module) in outermost.lazy or id(module) in outermost.training:
-            return True
-        trained = bool(outermost.training) and models.is_opaque(module)
-        return trained and any(id(part) in outermost.training for part in models.tree(module))
 
     def _blame(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:
         """A generator has moved in a module, unless its training mode explains that."""
-        if self._may_draw_rightly(outermost, module):
+        if draws.are_right(outermost, module):
             return
-        drawer, candidates = self._candidates(module)
-        if self._foreign(module, candidates):
+        drawer, suspects = draws.suspects(module)
+        if draws.are_foreign(module, suspects, self._sites):
             return
-        cause = self._first_site(candidates)
+        cause = draws.first_site(suspects, self._sites)
         if cause is None and module is not outermost.ran:
             cause = self._sites.inside(frame.f_back, outermost.frame)
-        why = f"{candidates[0].text}(...)" if candidates else ""
+        why = f"{suspects[0].text}(...)" if suspects else ""
         outermost.draws.setdefault(id(drawer), Finding(self._part(outermost, drawer), cause, why))
-
-    def _foreign(self, module: nn.Module, candidates: list[Draw]) -> bool:
-        """Whether another thread may well have drawn, and no call here ignores the mode, as one would that drew."""
-        return self._sites.others_run() and not graphs.may_draw(module) and all(draw.gated for draw in candidates)
-
-    def _first_site(self, candidates: list[Draw]) -> Site | None:
-        sites = (self._sites.site(draw.code, draw.line) for draw in candidates)
-        return next((site for site in sites if site), None)
-
-    def _candidates(self, module: nn.Module) -> tuple[nn.Module, list[Draw]]:
-        """The likeliest calls to have drawn, in a module's code or else in that of one beneath it."""
-        for part in models.tree(module):
-            found = code.draws(part)
-            if found and (part is module or not found[0].gated):
-                return part, found
-        return module, []
 
     def _end(self, outermost: Outermost, output: object) -> None:
         module = outermost.ran
-        if _moved(outermost):
+        if draws.moved(outermost):
             self._blame(outermost, module, outermost.frame)
         if outermost.draws and generators.still(outermost.start, generators.state()):
             outermost.draws.clear()  # what was drawn was put back, by fork_rng
         self._watch.finish_lazy(outermost.model)
         is_model = outermost.model.is_model
         recorded = self._autograd(outermost, output) if is_model else None
-        draws = list(outermost.draws.values()) if is_model or self._strict else []
+        drawn = tuple(outermost.draws.values()) if is_model or self._strict else ()
         before = outermost.before
-        if before is None and not (outermost.training or recorded or outermost.batch_stats or draws):
+        if before is None and not (outermost.training or recorded or outermost.batch_stats or drawn):
             return
         call = ForwardCall(
             ran=self._part(outermost, outermost.owner),
@@ -368,7 +295,7 @@ class Forwards:
             training=tuple(outermost.training.values()),
             autograd=recorded,
             batch_stats=tuple(outermost.batch_stats.values()),
-            draws=tuple(draws),
+            draws=drawn,
         )
         if before is not None:
             call = self._end_strict(call, outermost, before)
@@ -381,16 +308,16 @@ class Forwards:
         with undisturbed():
             changed = tuple(attributes.changes(settled, lambda part: self._part(outermost, part)))
             written = inputs.changes(before.inputs)
-        draws = list(call.draws)
+        drawn = list(call.draws)
         moved = generators.moved(before.host)
         if moved and not outermost.training:
-            drawer, candidates = self._candidates(outermost.ran)
-            if not self._foreign(outermost.ran, candidates):
+            drawer, suspects = draws.suspects(outermost.ran)
+            if not draws.are_foreign(outermost.ran, suspects, self._sites):
                 why = f"the generator of {' and '.join(moved)} moved"
-                draws.append(Finding(self._part(outermost, drawer), self._first_site(candidates), why))
+                drawn.append(Finding(self._part(outermost, drawer), draws.first_site(suspects, self._sites), why))
         return replace(
             call,
-            draws=tuple(draws),
+            draws=tuple(drawn),
             unregistered=tuple(outermost.unregistered),
             inputs=written,
             attributes=changed,
@@ -419,15 +346,6 @@ class Forwards:
         if home is None:
             return Part(outermost.model.name, outermost.guests.get(id(module), f"<{kind}>"), kind)
         return Part(home[0].name, home[1], kind)
-
-
-def _moved(outermost: Outermost) -> bool:
-    """Whether a generator has moved since this was last asked."""
-    now = generators.state()
-    if generators.still(outermost.state, now):
-        return False
-    outermost.state = now
-    return True
 
 
 _GRAPHS = (torch.jit.ScriptModule, torch.fx.GraphModule)

@@ -1,0 +1,52 @@
+"""A random generator that moved in a forward -> the call that drew, if that is to be told at all."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pytest_evalmode.observe import code, generators, graphs, models
+from pytest_evalmode.observe.code import Draw
+from pytest_evalmode.observe.outermost import Outermost
+from pytest_evalmode.observe.sites import Sites
+from pytest_evalmode.trace import Site
+
+
+def moved(outermost: Outermost) -> bool:
+    """Whether a generator has moved since this was last asked."""
+    now = generators.state()
+    if generators.still(outermost.state, now):
+        return False
+    outermost.state = now
+    return True
+
+
+def are_told_apart(outermost: Outermost, module: nn.Module) -> bool:
+    """Whether it matters what was drawn before a part, and what in it."""
+    return code.traits(module).may_draw or are_right(outermost, module)
+
+
+def are_right(outermost: Outermost, module: nn.Module) -> bool:
+    """Whether a module may draw: it initialises itself, or is in training mode, which is another rule's."""
+    if id(module) in outermost.lazy or id(module) in outermost.training:
+        return True
+    trained = bool(outermost.training) and models.is_opaque(module)
+    return trained and any(id(part) in outermost.training for part in models.tree(module))
+
+
+def suspects(module: nn.Module) -> tuple[nn.Module, list[Draw]]:
+    """The likeliest calls to have drawn, in a module's code or else in that of one beneath it."""
+    for part in models.tree(module):
+        found = code.draws(part)
+        if found and (part is module or not found[0].gated):
+            return part, found
+    return module, []
+
+
+def are_foreign(module: nn.Module, suspects: list[Draw], sites: Sites) -> bool:
+    """Whether another thread may well have drawn, and no call here ignores the mode, as one would that drew."""
+    return sites.others_run() and not graphs.may_draw(module) and all(draw.gated for draw in suspects)
+
+
+def first_site(suspects: list[Draw], sites: Sites) -> Site | None:
+    """The user's line of the likeliest call that stands in code of the user's."""
+    return next((site for draw in suspects if (site := sites.site(draw.code, draw.line))), None)

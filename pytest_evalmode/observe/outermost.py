@@ -1,0 +1,59 @@
+"""An outermost forward while it runs: who runs, what is to be seen of it, and what has been seen so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import CodeType, FrameType
+from typing import Any
+
+from torch import nn
+
+from pytest_evalmode.observe.attributes import Attributes
+from pytest_evalmode.observe.generators import HostState, State
+from pytest_evalmode.observe.inputs import Inputs
+from pytest_evalmode.observe.watch import Model
+from pytest_evalmode.trace import Finding
+
+
+@dataclass(slots=True)
+class Outermost:
+    """An outermost forward while it runs."""
+
+    model: Model
+    owner: nn.Module
+    """What was called, by `__call__` or by another method."""
+    ran: nn.Module
+    """What that ran first past its own `__call__`; else the same."""
+    frame: FrameType
+    called: tuple[CodeType, int] | None
+    known: set[int]
+    """The modules that are part of it."""
+    quiet: set[int]
+    """Those of which, in eval mode and with grad mode off, there is nothing to see."""
+    modules: int
+    grad: bool
+    start: State
+    state: State
+    inputs: tuple[Any, Any]
+    guests: dict[int, str] = field(default_factory=dict)
+    """The paths of modules that run in it without being part of it."""
+    pinned: list[nn.Module] = field(default_factory=list)
+    """Them and their parts: one that died would leave its `id` to another."""
+    training: dict[int, Finding] = field(default_factory=dict)
+    autograd: Finding | None = None
+    grad_stopped: bool = False
+    batch_stats: dict[int, Finding] = field(default_factory=dict)
+    draws: dict[int, Finding] = field(default_factory=dict)
+    unregistered: list[Finding] = field(default_factory=list)
+    before: Before | None = None
+    lazy: set[int] = field(default_factory=set)
+    """Modules that initialise their parameters in this very forward, at random."""
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a strict window reads before a forward."""
+
+    inputs: Inputs
+    attributes: list[Attributes]
+    host: HostState

@@ -7,6 +7,7 @@ import tracemalloc
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import pytest
 import torch
@@ -217,13 +218,16 @@ def test_many_windows_leave_nothing(strict: bool) -> None:
     guarded_windows(20, strict)
     tracemalloc.start()
     try:
-        before, memory = census(), tracemalloc.get_traced_memory()[0]
-        guarded_windows(500, strict)
-        after, grown = census(), tracemalloc.get_traced_memory()[0] - memory
+        before, memory = census(), [tracemalloc.get_traced_memory()[0]]
+        for _ in range(3):
+            guarded_windows(200, strict)
+            after = census()
+            memory.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
     assert not after - before
-    assert grown < 100_000
+    # What leaks grows each time; a cache that is filled once, by whomever in this process, does not.
+    assert min(later - earlier for earlier, later in pairwise(memory)) < 40_000
 
 
 SUITE = """

@@ -168,7 +168,7 @@ def _report(config: pytest.Config, rank: Rank | None) -> Path | None:
 def _mark(config: pytest.Config) -> tuple[str, ...]:
     globs = tuple(map(normpath, _words(config, "evalmode_mark")))
     for glob in globs if not is_worker(config) else ():
-        below = not PurePosixPath(glob).is_absolute() and not glob.startswith("..")
+        below = not PurePosixPath(glob).is_absolute() and PurePosixPath(glob).parts[:1] != ("..",)
         if not below or (_WILD.isdisjoint(glob) and not (config.rootpath / glob).exists()):
             raise pytest.UsageError(f"evalmode_mark: {glob!r} is no file or folder below {config.rootpath}")
     return globs

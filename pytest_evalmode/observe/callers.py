@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from types import CodeType, FrameType
+from typing import TypeGuard
 
 from torch import nn
 
@@ -18,23 +19,30 @@ _INNER = ".<locals>"
 def owner(module: nn.Module, frame: FrameType, sites: Sites) -> tuple[nn.Module, FrameType]:
     """The model that runs a module by a method of its own, `model.encode(x)` say, and the frame of that method.
 
-    Where nothing does, the module itself and the frame in which its forward begins.
+    The outermost one: methods of other modules may stand in between.  Where nothing does, the module itself and the
+    frame in which its forward begins; so too while the model is being built, and may yet get its layers, and where what
+    holds the module is a metric, which is there to change.
     """
     found, called = module, frame
     caller = frame.f_back
     while caller is not None:
         name = _method(caller.f_code)
         if _is_of_a_module(name, caller.f_globals.get("__name__", "")):
-            if (
-                caller.f_code.co_qualname == name and caller.f_code.co_argcount
-            ):  # else a comprehension, or another function inside the method
+            # Else it is a comprehension, or another function inside the method.
+            if caller.f_code.co_qualname == name and caller.f_code.co_argcount:
                 this = _self(caller)
-                if isinstance(this, nn.Module) and any(part is found for part in models.tree(this)):
-                    found, called = this, caller
+                if _holds(this, found):
+                    building = caller.f_code.co_name == "__init__" or models.is_metric(this)
+                    found, called = (module, frame) if building else (this, caller)
         elif sites.is_user(caller.f_code):
             break
         caller = caller.f_back
     return found, called
+
+
+def _holds(this: object, module: nn.Module) -> TypeGuard[nn.Module]:
+    """Whether this is a module that holds another: not before `Module.__init__` has run."""
+    return isinstance(this, nn.Module) and "_modules" in vars(this) and any(p is module for p in models.tree(this))
 
 
 def enclosing(frame: FrameType) -> nn.Module:
@@ -51,11 +59,18 @@ def enclosing(frame: FrameType) -> nn.Module:
 def _self(frame: FrameType) -> object:
     """The first argument of a method that runs.
 
-    Asked of methods of modules alone: before Python 3.13 a frame keeps what it is asked for, with all that it names,
-    and a model that a test drops would live on.  That dict is shared with `locals()` and debuggers, so it is not ours
-    to clear.
+    Before Python 3.13 a frame keeps what it is asked for in a dict, with all that it names, and what is dropped in it
+    would live on.  So the dict is emptied, unless `locals()` or a debugger has it too.
     """
-    return frame.f_locals.get(frame.f_code.co_varnames[0])
+    known = frame.f_locals
+    this = known.get(frame.f_code.co_varnames[0])
+    if sys.version_info < (3, 13) and sys.getrefcount(known) <= _UNSHARED:
+        known.clear()
+    return this
+
+
+_UNSHARED = 3
+"""The references to the dict of a frame that nobody else has: the frame's, the variable's and the argument's."""
 
 
 def _method(code: CodeType) -> str:
@@ -76,7 +91,7 @@ def _is_of_a_module(name: str, home: str) -> bool:
         return any((k.__qualname__, k.__module__) == (kind, home) for k in _bases_of_modules())
     value: object = sys.modules.get(home)
     for step in kind.split("."):
-        value = getattr(value, step, None)
+        value = getattr(value, "__dict__", {}).get(step)
     return isinstance(value, type) and _has_module_below(value)
 
 

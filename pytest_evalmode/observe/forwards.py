@@ -115,8 +115,7 @@ class Forwards:
         caller = self._sites.outside(called.f_back)
         if caller.tracing:
             return None
-        home = self._watch.find(module)
-        model = home[0] if home else self._watch.add(owner, read=False)
+        model = self._watch.add(owner, read=False)
         if not caller.borrowed:
             self._watch.read(model)
         if caller.frame is not None:

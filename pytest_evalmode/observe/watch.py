@@ -78,6 +78,8 @@ class Model:
 
     def parts(self) -> models.Parts:
         """Where to read the state: of the module, or after its death of what it left, until that is released."""
+        for key in [key for key, (_, other) in self.others.items() if other.module() is None]:
+            del self.others[key]  # another may be there by now
         module = self.module()
         holder = self._remains if module is None else module
         return [] if holder is None else models.walk(holder, self.others)
@@ -139,11 +141,19 @@ class Watch:
         model = self.add(module)
         module = models.unwrapped(module)
         if self._strict and model.flags is None and model.module() is module:
-            flags = leaks.model_flags(module, model.others)
-            model.flags = leaks.Baseline(flags, flags)
+            self._note_flags(model)
             now = model.held()
             if history is not None and now is not None:
                 model.drift = history.drift(module, model.name, now)
+
+    def _note_flags(self, model: Model) -> None:
+        """How a model is set, and the parts of it that are models of their own."""
+        module = model.module()
+        if module is not None and model.flags is None:
+            flags = leaks.model_flags(module, model.others)
+            model.flags = leaks.Baseline(flags, flags)
+            for _, other in model.others.values():
+                self._note_flags(other)
 
     def leaks(self) -> tuple[Leak, ...]:
         """How shared models have been set since this was last asked."""
@@ -295,7 +305,9 @@ class Watch:
         """Whether a tensor is held by a part that is at home in another model, which lives."""
         holder = dict(parts).get(change.path.rpartition(".")[0])
         home = self._homes.get(id(holder))
-        return home is not None and home[0]() is holder and home[1] is not model and home[1].module() is not None
+        if home is None or home[0]() is not holder or home[1] is model:
+            return False
+        return home[1].module() is not None and home[1].before is not None
 
     def _take(self, model: Model) -> Snapshot:
         return state.take(model.parts(), passing=self._strict)

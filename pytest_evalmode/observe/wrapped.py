@@ -54,11 +54,16 @@ class Wrapped(Generic[Observer]):
                 setattr(nn.Module, self._name, self.original)
 
     def _there(self) -> Method:
-        """The method as it is now; who replaced the function while it was observed will have wrapped it."""
+        """The method as it is now; a mock that took the function's place while it was observed will call it."""
         there: Method = getattr(nn.Module, self._name)
-        if self.observers and there is not self.original and there is not self._function:
+        if self.observers and there is not self.original and _is_opaque(there):
             self._above = there
         return there
+
+
+def _is_opaque(method: object) -> bool:
+    """Whether nothing tells what a method calls: a mock's, unlike a function's."""
+    return not isinstance(method, FunctionType) or hasattr(method, "mock")
 
 
 def _reaches(method: object, function: Method) -> bool:

@@ -126,3 +126,104 @@ def test_other_frames_keep_nothing() -> None:
     with watching() as g:
         Runs().run_it()
     assert rules(g) == set()
+
+
+class WidthFirst(nn.Module):
+    """Asks how wide its backbone is before it is a module itself."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        width = backbone(batch()).shape[1]
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(width, 2)
+
+
+class Built(nn.Module):
+    """Runs a part of itself while it is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 4).eval()
+        self.head = nn.Linear(self.width(), 2)
+
+    def width(self) -> int:
+        width: int = self.stem(batch()).shape[1]
+        return width
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.stem(x))
+
+
+class Distance(nn.Module):
+    """A metric that holds a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 4)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def update(self, x: Tensor) -> None:
+        self.net(x)
+        self.get_buffer("seen").add_(1)
+
+    def compute(self) -> None: ...
+
+    def reset(self) -> None: ...
+
+
+NO_OWNER: dict[str, Callable[[], object]] = {
+    "not yet a module": lambda: WidthFirst(nn.Linear(4, 4).eval()),
+    "built": lambda: Built().eval()(batch()),
+    "a metric": lambda: Distance().eval().update(batch()),
+}
+
+
+@pytest.mark.parametrize("run", NO_OWNER.values(), ids=NO_OWNER)
+@torch.no_grad()
+def test_what_is_built_and_what_counts_owns_nothing(run: Callable[[], object]) -> None:
+    with watching() as g:
+        run()
+    assert rules(g) == set()
+
+
+@torch.no_grad()
+def test_a_part_that_ran_first_hides_nothing_of_the_model() -> None:
+    class Counting(Coder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def encode(self, x: Tensor) -> Any:
+            self.get_buffer("calls").add_(1)
+            return super().encode(x)
+
+    model = Counting().eval()
+    with watching() as g:
+        model.net(batch())
+        model.encode(batch())
+        model.encode(batch())
+    (violation,) = g.violations
+    assert violation.subjects == ("Counting.calls",)
+
+
+class Drops(nn.Module):
+    """Lets go of a layer in a method, and looks whether it is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 4)
+
+    def work(self, x: Tensor) -> bool:
+        layer = nn.Linear(4, 4)
+        freed = weakref.ref(layer)
+        self.net(x)
+        del layer
+        gc.collect()
+        return freed() is None
+
+
+@torch.no_grad()
+def test_a_method_that_is_looked_at_keeps_nothing() -> None:
+    with watching() as g:
+        assert Drops().eval().work(batch())
+    assert rules(g) == set()

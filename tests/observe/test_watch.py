@@ -384,3 +384,35 @@ def test_facts() -> None:
     assert (model.name, model.type, model.forwards) == ("Net", "Net", 4)
     assert model.tensors == len(net.state_dict())
     assert model.bytes == sum(t.nbytes for t in net.state_dict().values())
+
+
+def test_a_shared_part_whose_first_model_was_never_read_is_told_by_the_other() -> None:
+    shared = nn.Linear(4, 4)
+    one, other = nn.Sequential(shared).eval(), nn.Sequential(shared, nn.ReLU()).eval()
+    with watching() as g:
+        functional_call(one, {name: value.clone() for name, value in one.state_dict().items()}, (batch(),))
+        other(batch())
+        shared.bias.add_(1)
+    assert only(g, "state-mutated").subjects[0].endswith("0.bias")
+
+
+def test_a_part_in_the_place_of_one_that_died_is_watched() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
+    with watching() as g:
+        model[0](batch())
+        model(batch())
+        for _ in range(20):  # until it lies where the other lay
+            del model[0]
+            model.insert(0, nn.Linear(4, 4).eval())
+            model(batch())
+    assert "state-mutated" in rules(g)
+
+
+def test_flags_of_a_part_that_ran_first_are_those_of_the_model() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
+    with watching(strict=True) as g:
+        model[0](batch())
+        g.watch_inside(model, "model", shared=True)
+        model[0].requires_grad_(False)
+    (violation,) = (v for v in g.violations if v.rule == "model-leaked")
+    assert len(violation.subjects) == 2

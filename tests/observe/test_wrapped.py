@@ -157,6 +157,17 @@ def test_who_puts_torchs_own_back_after_the_window_is_seen_in_the_next(name: str
     assert getattr(nn.Module, name) is TORCHS[name]
 
 
+@methods
+def test_who_replaces_the_method_within_a_window_and_stays_blinds_no_later_one(name: str) -> None:
+    def theirs(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return TORCHS[name](self, *args, **kwargs)
+
+    with guard(strict=True):
+        setattr(nn.Module, name, theirs)
+    assert found() == BOTH
+    assert getattr(nn.Module, name) is theirs
+
+
 def test_stopping_what_never_started_changes_nothing() -> None:
     wrapped: Wrapped[object] = Wrapped("load_state_dict")
     wrapped.by(lambda self, *args, **kwargs: None)

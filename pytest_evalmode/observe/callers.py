@@ -32,8 +32,8 @@ def owner(module: nn.Module, frame: FrameType, sites: Sites) -> tuple[nn.Module,
             if caller.f_code.co_qualname == name and caller.f_code.co_argcount:
                 this = _self(caller)
                 if _holds(this, found):
-                    building = caller.f_code.co_name == "__init__" or models.is_metric(this)
-                    found, called = (module, frame) if building else (this, caller)
+                    owns_nothing = caller.f_code.co_name == "__init__" or models.is_metric(this)
+                    found, called = (module, frame) if owns_nothing else (this, caller)
         elif sites.is_user(caller.f_code):
             break
         caller = caller.f_back
@@ -83,7 +83,10 @@ def _method(code: CodeType) -> str:
 
 @lru_cache(maxsize=4096)
 def _is_of_a_module(name: str, home: str) -> bool:
-    """Whether a name is that of a method of a module's class, or of one that modules inherit from."""
+    """Whether a name is that of a method of a module's class, or of one that modules inherit from.
+
+    Asked once for each name: a mixin counts if a module inherits from it by the time that its method first runs.
+    """
     kind = name.rpartition(".")[0]
     if not kind:
         return False

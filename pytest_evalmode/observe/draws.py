@@ -20,12 +20,12 @@ def moved(outermost: Outermost) -> bool:
     return True
 
 
-def are_told_apart(outermost: Outermost, module: nn.Module) -> bool:
-    """Whether it matters what was drawn before a part, and what in it."""
-    return code.traits(module).may_draw or are_right(outermost, module)
+def is_boundary(outermost: Outermost, module: nn.Module) -> bool:
+    """Whether what was drawn before a module and what is drawn in it are different modules' draws."""
+    return code.traits(module).may_draw or may_draw(outermost, module)
 
 
-def are_right(outermost: Outermost, module: nn.Module) -> bool:
+def may_draw(outermost: Outermost, module: nn.Module) -> bool:
     """Whether a module may draw: it initialises itself, or is in training mode, which is another rule's."""
     if id(module) in outermost.lazy or id(module) in outermost.training:
         return True

@@ -103,7 +103,7 @@ class Forwards:
     def _quiet(self, parts: list[nn.Module], kinds: set[type[nn.Module]]) -> set[int]:
         for kind in kinds.difference(self._quiet_types):
             self._quiet_types[kind] = _is_quiet(kind)
-        # A hook may set the mode of its module after all.
+        # A pre-forward hook may set the mode of its module after all.
         return {id(part) for part in parts if self._quiet_types[type(part)] and not part._forward_pre_hooks}
 
     def _begin(
@@ -149,7 +149,7 @@ class Forwards:
         batchers = _batchers(parts, kinds)
         if batchers:
             outermost.quiet.difference_update(map(id, batchers))
-            self._judge_compiled(outermost, parts, batchers)
+            self._judge_unseen(outermost, parts, batchers)
         if self._strict:
             with undisturbed():
                 told = attributes.take(parts) if model.has_state else []
@@ -202,7 +202,7 @@ class Forwards:
                     for sentence in graphs.batch_norms(part):
                         outermost.batch_stats.setdefault(id(part), Finding(self._part(outermost, part), None, sentence))
 
-    def _judge_compiled(self, outermost: Outermost, parts: list[nn.Module], batchers: list[_BatchNorm]) -> None:
+    def _judge_unseen(self, outermost: Outermost, parts: list[nn.Module], batchers: list[_BatchNorm]) -> None:
         """Batch norms whose forward nobody will see run."""
         inside = {id(p) for part in parts if models.is_opaque(part) for p in models.tree(part)}
         for norm in batchers:
@@ -224,7 +224,7 @@ class Forwards:
         lazy = isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
         if lazy:
             outermost.lazy.add(id(module))
-        if frame is not outermost.frame and draws.are_told_apart(outermost, module) and draws.moved(outermost):
+        if frame is not outermost.frame and draws.is_boundary(outermost, module) and draws.moved(outermost):
             self._blame(outermost, callers.enclosing(frame), frame)
 
     def _enter_recording(self, outermost: Outermost, module: nn.Module) -> None:
@@ -257,12 +257,12 @@ class Forwards:
         ):
             cause = None if outermost.grad else self._sites.inside(frame.f_back, outermost.frame)
             outermost.autograd = Finding(self._part(outermost, module), cause, "its output requires grad")
-        if draws.are_told_apart(outermost, module) and draws.moved(outermost):
+        if draws.is_boundary(outermost, module) and draws.moved(outermost):
             self._blame(outermost, module, frame)
 
     def _blame(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:
         """A generator has moved in a module, unless its training mode explains that."""
-        if draws.are_right(outermost, module):
+        if draws.may_draw(outermost, module):
             return
         drawer, suspects = draws.suspects(module)
         if draws.are_foreign(module, suspects, self._sites):

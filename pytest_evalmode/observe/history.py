@@ -25,7 +25,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that ran unguarded: a test, or the set-up of a fixture."""
+    """Something that ran: a test, or the set-up or teardown of a fixture."""
 
     what: str
     fixtures: frozenset[str]

@@ -101,7 +101,7 @@ def is_shell(module: nn.Module) -> bool:
 
 
 def is_metric(module: nn.Module) -> bool:
-    """Whether this is there to count: torchmetrics keeps what it has seen so far in plain attributes."""
+    """Whether this is there to count, as its methods tell: torchmetrics counts in plain attributes."""
     return all(callable(getattr(type(module), name, None)) for name in ("update", "compute", "reset"))
 
 

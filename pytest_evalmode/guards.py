@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from pytest_evalmode.errors import GuardError, HygieneError
-from pytest_evalmode.observe import forwards, leaks, loads, models
+from pytest_evalmode.observe import forwards, leaks, loads, models, switches
 from pytest_evalmode.observe.forwards import Forwards
 from pytest_evalmode.observe.graphs import is_exported
 from pytest_evalmode.observe.history import History
 from pytest_evalmode.observe.leaks import Baseline
 from pytest_evalmode.observe.loads import Loads
 from pytest_evalmode.observe.sites import Sites
+from pytest_evalmode.observe.switches import Switches
 from pytest_evalmode.observe.watch import Watch
 from pytest_evalmode.policy import Globs, Policy, read_policy
 from pytest_evalmode.rules import RULE_NAMES, RULES, Rule, Violation, joined, judge
@@ -66,7 +67,8 @@ class Guard:
         self._terms = terms
         self._sites = Sites(terms.root)
         self._watch = Watch(self._sites.site, strict=terms.strict)
-        self._forwards = Forwards(self._watch, self._sites, strict=terms.strict)
+        self._switches = Switches(self._sites)
+        self._forwards = Forwards(self._watch, self._sites, self._switches, strict=terms.strict)
         self._loads = Loads(self._watch, self._sites)
         self._segments: list[tuple[Trace, Policy]] = []
         self._leaks: list[tuple[Trace, Policy]] = []
@@ -81,7 +83,8 @@ class Guard:
     @property
     def failures(self) -> tuple[Exception, ...]:
         """What went wrong in the guard itself: if anything did, its verdict is worth nothing."""
-        return (*self._failures, *self._watch.failures, *self._forwards.failures, *self._loads.failures)
+        observers = (self._watch, self._forwards, self._switches, self._loads)
+        return (*self._failures, *(failure for observer in observers for failure in observer.failures))
 
     @property
     def _rule_names(self) -> tuple[str, ...]:
@@ -209,6 +212,7 @@ class Guard:
         elif listen:
             with self.safely():
                 self._watch.begin_anew()
+                self._switches.forget()
                 if self._terms.strict:
                     self._globals.last = leaks.global_flags()
         self._policy = policy
@@ -218,12 +222,14 @@ class Guard:
     def _listen(self) -> None:
         self._listening = True
         forwards.calls.start(self._forwards)
+        switches.switches.start(self._switches)
         if self._terms.strict:
             loads.loads.start(self._loads)
 
     def _stop_listening(self) -> None:
         self._listening = False
         forwards.calls.stop(self._forwards)
+        switches.switches.stop(self._switches)
         loads.loads.stop(self._loads)
 
     def _end_segment(self) -> None:

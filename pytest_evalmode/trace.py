@@ -45,6 +45,8 @@ class Finding:
     part: Part
     cause: Site | None = None
     why: str = ""
+    since: Site | None = None
+    """The line that switched the module to training mode, if that was in the window."""
 
 
 @dataclass(frozen=True, slots=True)

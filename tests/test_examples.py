@@ -104,6 +104,14 @@ def test_every_mistake_is_diagnosed(
     }
 
 
+@pytest.mark.parametrize(
+    ("test", "function"), [("test_faded_scans", "faded_accuracy"), ("test_one_submodule", "test_one_submodule")]
+)
+def test_a_switch_to_training_mode_is_told_with_its_line(mistakes: Run, test: str, function: str) -> None:
+    training = next(v for v in mistakes.tests[test]["violations"] if v["rule"] == "train-mode")
+    assert training["details"] == {"since": line("test_mistakes.py", function, "# the mistake")}
+
+
 def test_the_only_right_test_among_the_mistakes_passes(mistakes: Run) -> None:
     right = mistakes.tests["test_accuracy_after_that"]
     assert right["outcome"] == "passed"

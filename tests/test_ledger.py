@@ -19,7 +19,7 @@ def net():
 
 @pytest.mark.inference(reason="a known fault")
 def test_fault(net):
-    net.train()
+    net.train()  # the switch
     for _ in range(3):
         net(torch.ones(2, 4))  # the call
 
@@ -92,21 +92,20 @@ def test_the_values_of_a_known_fault(suite: pytest.Pytester) -> None:
     assert (fault["outcome"], fault["reason"], fault["forwards"]) == ("failed", "a known fault", 3)
     assert fault["models"] == [{**model, "forwards": 3}]
     training, recording = fault["violations"]
-    line = next(
-        n for n, text in enumerate((suite.path / "test_it.py").read_text().splitlines(), 1) if "the call" in text
-    )
+    lines = (suite.path / "test_it.py").read_text(encoding="utf-8").splitlines()
+    switch, call = (next(n for n, text in enumerate(lines, 1) if told in text) for told in ("the switch", "the call"))
     assert training == {
         "rule": "train-mode",
         "model": "net",
         "subjects": ["net.drop (Dropout)"],
         "message": "net (Net) ran 3 times in training mode",
         "remedy": "call net.eval() before the first forward",
-        "at": f"test_it.py:{line}",
+        "at": f"test_it.py:{call}",
         "cause": "nets.py:15",
         "count": 3,
-        "details": {},
+        "details": {"since": f"test_it.py:{switch}"},
     }
-    assert (recording["rule"], recording["count"], recording["at"]) == ("grad-mode", 3, f"test_it.py:{line}")
+    assert (recording["rule"], recording["count"], recording["at"]) == ("grad-mode", 3, f"test_it.py:{call}")
 
     clean = tests["clean"]
     assert (clean["outcome"], clean["reason"], clean["violations"]) == ("passed", None, [])

@@ -63,6 +63,15 @@ def test_one_violation_has_no_more_beside_it() -> None:
     assert (first, blank) == ("train-mode: model (ResNet) ran 40 times in training mode", "")
 
 
+def test_the_line_that_brought_it_about_is_told_first() -> None:
+    text = explain([replace(TRAINING, since=Site("tests/helpers.py", 12, "model.train()"))], "inference")
+    assert text.splitlines()[2:5] == [
+        "  train-mode  model.bn1 (BatchNorm2d) and 1 more of 149 modules were in training mode",
+        "              since tests/helpers.py:12  model.train()",
+        "              tests/test_accuracy.py:31  logits = model(images)",
+    ]
+
+
 def test_the_line_at_fault_inside_the_model_is_told_beside_the_call() -> None:
     text = explain([RANDOM], "inference")
     assert "tests/test_accuracy.py:31  logits = model(images)" in text

@@ -27,6 +27,7 @@ from pytest_evalmode.observe import attributes, autograd, callers, code, draws, 
 from pytest_evalmode.observe.fingerprint import undisturbed
 from pytest_evalmode.observe.outermost import Before, Outermost
 from pytest_evalmode.observe.sites import Sites
+from pytest_evalmode.observe.switches import Switches
 from pytest_evalmode.observe.watch import Watch
 from pytest_evalmode.observe.wrapped import Wrapped
 from pytest_evalmode.trace import Finding, ForwardCall, Part, Site
@@ -41,7 +42,7 @@ class Running(threading.local):
 class Forwards:
     """Observes the forwards of a window, and adds the models that run to its watch."""
 
-    def __init__(self, watch: Watch, sites: Sites, *, strict: bool = False) -> None:
+    def __init__(self, watch: Watch, sites: Sites, switches: Switches, *, strict: bool = False) -> None:
         self.failures: list[Exception] = []
         self.seconds = 0.0
         """What it cost to begin and to end outermost forwards; what runs for each part is too short to be timed."""
@@ -51,6 +52,7 @@ class Forwards:
         self._lock = threading.Lock()
         self._watch = watch
         self._sites = sites
+        self._switches = switches
         self._strict = strict
         self._running = Running()
         self._quiet_types: dict[type[nn.Module], bool] = {}
@@ -191,7 +193,8 @@ class Forwards:
                 sensitive = models.is_sensitive(part)
                 if sensitive or models.holds_parameters(part):
                     named = replace(self._part(outermost, part), sensitive=sensitive)
-                    outermost.training.setdefault(id(part), Finding(named, cause, why))
+                    found = Finding(named, cause, why, self._switches.line(part))
+                    outermost.training.setdefault(id(part), found)
 
     def _judge_graphs(self, outermost: Outermost, parts: list[nn.Module]) -> None:
         inside: set[int] = set()
@@ -337,6 +340,8 @@ class Forwards:
         if not what and not self._strict:
             return None
         why = f"grad mode was on and {what}" if what else "grad mode was on"
+        if self._sites.in_worker():
+            why += " (a worker thread: no_grad() holds only in the thread that enters it)"
         return Finding(self._part(outermost, outermost.ran), None, why)
 
     def _part(self, outermost: Outermost, module: nn.Module) -> Part:

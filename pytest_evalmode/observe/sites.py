@@ -54,7 +54,7 @@ class Sites:
 
         A worker thread may hold no user code at all: then the line counts at which its opener stands.
         """
-        if threading.get_ident() != self._thread:
+        if self.in_worker():
             self._workers.add(threading.get_ident())
         borrowed = False
         while frame is not None:
@@ -65,7 +65,7 @@ class Sites:
                 return Caller(None, tracing=True)
             borrowed |= name in _BORROWERS
             frame = frame.f_back
-        if threading.get_ident() == self._thread:
+        if not self.in_worker():
             return Caller(None, borrowed=borrowed)
         opener: FrameType | None = sys._current_frames().get(self._thread)
         while opener is not None and not self._file(opener.f_code):
@@ -79,6 +79,10 @@ class Sites:
                 return self.site(frame.f_code, frame.f_lineno)
             frame = frame.f_back
         return None
+
+    def in_worker(self) -> bool:
+        """Whether the thread that asks is another than the one that opened the window."""
+        return threading.get_ident() != self._thread
 
     def others_run(self) -> bool:
         """Whether another thread runs user code, or is a worker that ran a model, and may have until just now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pytest_evalmode.rules import RULES, Rule, Violation
+from pytest_evalmode.trace import Site
 
 _MOST_NAMES = 3
 
@@ -30,18 +31,24 @@ def explain(violations: Sequence[Violation], marker: str | None = None) -> str:
 
 
 def _places(violation: Violation) -> list[str]:
-    """Where: the line that called the model, and the one at fault inside it."""
+    """Where: the line that brought it about, the one that called the model, and the one at fault inside it."""
     if violation.rule == "state-mutated":
         return [f"first seen after {violation.at}"] if violation.at else []
     places = []
+    if violation.since:
+        places.append(f"since {_line(violation.since)}")
     if violation.at:
-        places.append(f"{violation.at}  {violation.at.source}".rstrip())
+        places.append(_line(violation.at))
     if violation.cause and violation.cause != violation.at:
-        places.append(f"in the model: {violation.cause}  {violation.cause.source}".rstrip())
+        places.append(f"in the model: {_line(violation.cause)}")
     others = violation.details.get("also_at", ())
     if others:
         places.append(f"also {', '.join(others[:_MOST_NAMES])}" + (" ..." if len(others) > _MOST_NAMES else ""))
     return places
+
+
+def _line(site: Site) -> str:
+    return f"{site}  {site.source}".rstrip()
 
 
 def _exemption(violations: Sequence[Violation]) -> str:

@@ -28,6 +28,8 @@ class Violation:
     """The innermost line of user code outside the model that led to the call."""
     cause: Site | None = None
     """The innermost line of user code at fault inside the model."""
+    since: Site | None = None
+    """The line of user code that brought it about, before the call."""
     count: int = 1
     details: Mapping[str, Any] = field(default_factory=dict)
     train: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pytest_evalmode.rules.base import Violation, rule
 from pytest_evalmode.rules.calls import by_model, by_part, count, told, who
 from pytest_evalmode.rules.wording import first_and_more, plural, times
-from pytest_evalmode.trace import Finding, ForwardCall, Trace
+from pytest_evalmode.trace import Finding, ForwardCall, Site, Trace
 
 
 @rule(
@@ -22,6 +22,7 @@ def train_mode(trace: Trace) -> Iterator[Violation]:
         telling = [f for f in found if f.part.sensitive] or found
         names = [str(f.part) for f in telling]
         why = f": {telling[0].why}" if telling[0].why else ""
+        since = _since(telling)
         of = f" of {plural(calls[0].modules, 'module')}" if len(names) > 1 else ""
         yield told(
             calls,
@@ -30,6 +31,8 @@ def train_mode(trace: Trace) -> Iterator[Violation]:
             finding=f"{first_and_more(names)}{of} {'was' if len(names) == 1 else 'were'} in training mode{why}",
             remedy=_register_it(telling[0]) or _eval_it(calls, found),
             cause=telling[0].cause,
+            since=since,
+            details={"since": str(since)} if since else {},
             train=tuple(f.part.path for f in found),
         )
 
@@ -121,6 +124,12 @@ def no_forward(trace: Trace) -> Iterator[Violation]:
             message="the test ran no model: the guard proved nothing",
             finding="no model's forward ran in the test",
         )
+
+
+def _since(found: list[Finding]) -> Site | None:
+    """The line that switched them all to training mode, if one did."""
+    lines = {finding.since for finding in found}
+    return lines.pop() if len(lines) == 1 else None
 
 
 def _register_it(finding: Finding) -> str:

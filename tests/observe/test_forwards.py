@@ -246,7 +246,12 @@ def test_no_grad_does_not_reach_a_worker_thread() -> None:
     model = Dropper().eval()
     with watching() as g, torch.no_grad(), ThreadPoolExecutor(1) as pool:
         pool.submit(model, batch()).result()
-    assert only(g, "grad-mode").at is not None
+    violation = only(g, "grad-mode")
+    assert violation.at is not None
+    assert "no_grad() holds only in the thread that enters it" in violation.finding
+    with watching() as g:
+        model(batch())
+    assert "thread" not in only(g, "grad-mode").finding
 
 
 @pytest.fixture

@@ -10,21 +10,22 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_evalmode import guard
+from pytest_evalmode import Guard, guard
 from pytest_evalmode.observe.forwards import calls
 from pytest_evalmode.observe.loads import loads
+from pytest_evalmode.observe.switches import switches
 from pytest_evalmode.observe.wrapped import Wrapped
 from tests.nets import Net, batch, only, rules, watching
 
 Method = Callable[..., Any]
-TORCHS: dict[str, Method] = {name: getattr(nn.Module, name) for name in ("__call__", "load_state_dict")}
+TORCHS: dict[str, Method] = {name: getattr(nn.Module, name) for name in ("__call__", "train", "load_state_dict")}
 methods = pytest.mark.parametrize("name", TORCHS)
 
 
 @pytest.fixture(autouse=True)
 def _put_back() -> Iterator[None]:
     """Each test finds the methods, and what is known of them, as at the start."""
-    wrapped = calls, loads
+    wrapped = calls, switches, loads
     before = [vars(each).copy() for each in wrapped]
     yield
     for name, method in TORCHS.items():
@@ -48,15 +49,21 @@ def wrap(name: str, seen: list[str] | None = None) -> Method:
 
 @torch.no_grad()
 def found(*, strict: bool = True) -> set[str]:
-    """What a window finds in a partial load and in a forward in training mode: both, if it sees them."""
-    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
+    """What a window finds in a partial load, in a forward in training mode and in the switch to it, if it sees them."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout()).eval()
     with watching(strict=strict) as g:
         model.load_state_dict({}, strict=False)
+        model.train()
         model(batch())
-    return rules(g)
+    return told(g)
 
 
-BOTH = {"train-mode", "partial-load"}
+def told(g: Guard) -> set[str]:
+    return rules(g) | {"since" for violation in g.violations if "since" in violation.details}
+
+
+NOT_STRICT = {"train-mode", "since"}
+ALL = {*NOT_STRICT, "partial-load"}
 
 
 @methods
@@ -83,7 +90,7 @@ def test_load_state_dict_is_left_alone_where_it_is_not_strict() -> None:
 @methods
 def test_windows_in_windows(name: str) -> None:
     with watching(strict=True):
-        assert found() == BOTH
+        assert found() == ALL
         assert getattr(nn.Module, name) is not TORCHS[name]
         net = Net().eval()
         with torch.no_grad():
@@ -93,8 +100,8 @@ def test_windows_in_windows(name: str) -> None:
 
 def test_an_outer_window_sees_what_inner_ones_see() -> None:
     with watching(strict=True) as outer:
-        assert found() == BOTH
-    assert rules(outer) == BOTH
+        assert found() == ALL
+    assert told(outer) == ALL
 
 
 @methods
@@ -105,9 +112,9 @@ def test_who_wrapped_before_the_window_is_called_and_stays(name: str, before: tu
         found(strict=strict)
     seen: list[str] = []
     theirs = wrap(name, seen)
-    assert found() == BOTH
-    assert found(strict=False) == {"train-mode"}
-    assert found() == BOTH
+    assert found() == ALL
+    assert found(strict=False) == NOT_STRICT
+    assert found() == ALL
     assert seen
     assert getattr(nn.Module, name) is theirs
 
@@ -118,8 +125,8 @@ def test_who_wraps_within_a_window_and_stays_is_called_and_tells_nobody_after(na
     with guard(strict=True):
         theirs = wrap(name, seen)
     assert getattr(nn.Module, name) is theirs
-    assert found() == BOTH
-    assert found() == BOTH
+    assert found() == ALL
+    assert found() == ALL
     assert seen
     assert getattr(nn.Module, name) is theirs
 
@@ -130,12 +137,12 @@ def test_a_spy_of_whom_nothing_tells_what_it_calls(name: str) -> None:
     with watching(strict=True):
         spy = mock.patch.object(nn.Module, name, autospec=True, side_effect=getattr(nn.Module, name))
         seen = spy.start()
-        assert found() == BOTH
-    assert found() == BOTH
-    assert found() == BOTH
+        assert found() == ALL
+    assert found() == ALL
+    assert found() == ALL
     assert seen.called
     spy.stop()
-    assert found() == BOTH
+    assert found() == ALL
 
 
 @methods
@@ -145,7 +152,7 @@ def test_who_wraps_within_a_window_and_puts_back_leaves_nothing(name: str) -> No
         wrap(name)
         setattr(nn.Module, name, there)
     assert getattr(nn.Module, name) is TORCHS[name]
-    assert found() == BOTH
+    assert found() == ALL
 
 
 @methods
@@ -153,7 +160,7 @@ def test_who_puts_torchs_own_back_after_the_window_is_seen_in_the_next(name: str
     with guard(strict=True):
         wrap(name)
     setattr(nn.Module, name, TORCHS[name])
-    assert found() == BOTH
+    assert found() == ALL
     assert getattr(nn.Module, name) is TORCHS[name]
 
 
@@ -164,7 +171,7 @@ def test_who_replaces_the_method_within_a_window_and_stays_blinds_no_later_one(n
 
     with guard(strict=True):
         setattr(nn.Module, name, theirs)
-    assert found() == BOTH
+    assert found() == ALL
     assert getattr(nn.Module, name) is theirs
 
 

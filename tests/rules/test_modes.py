@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -127,6 +128,18 @@ class TestTrainMode:
         layers = (found("head", "Linear", sensitive=False), found("embed", "Embedding", sensitive=False))
         violation = only(train_mode, call(training=layers))
         assert violation.subjects == ("model.head (Linear)", "model.embed (Embedding)")
+
+    def test_the_line_that_switched_them_is_told_where_it_was_one(self) -> None:
+        norm, drop, head = (
+            found("bn", "BatchNorm1d"),
+            found("drop", "Dropout"),
+            found("head", "Linear", sensitive=False),
+        )
+        by_one = only(train_mode, call(training=(replace(norm, since=THERE), replace(drop, since=THERE), head)))
+        assert (by_one.since, by_one.details) == (THERE, {"since": str(THERE)})
+        for other in (None, HERE):
+            by_two = only(train_mode, call(training=(replace(norm, since=THERE), replace(drop, since=other))))
+            assert (by_two.since, by_two.details) == (None, {})
 
     def test_an_exemption_has_to_name_the_quiet_ones_too(self) -> None:
         quiet, norm = found("head", "Linear", sensitive=False), found("bn", "BatchNorm1d")

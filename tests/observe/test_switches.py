@@ -1,0 +1,199 @@
+"""The line that switched a module to training mode is told with the forward that then ran so."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Self
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+
+from pytest_evalmode import Guard, guard
+from pytest_evalmode.rules import Violation
+from tests.nets import Net, batch, watching
+
+
+def train_mode(g: Guard) -> Violation:
+    return next(violation for violation in g.violations if violation.rule == "train-mode")
+
+
+def since(g: Guard) -> str:
+    """The source of the line that is told; empty if none is."""
+    violation = train_mode(g)
+    assert violation.details == ({"since": str(violation.since)} if violation.since else {})
+    assert violation.since is None or violation.since.file.endswith("test_switches.py")
+    return violation.since.source if violation.since else ""
+
+
+class Frozen(Net):
+    """As papers freeze their batch norms."""
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.bn.eval()
+        return self
+
+
+class Slow(nn.Module):
+    """It holds a module that overrides `train`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Frozen()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(x)
+        return y
+
+
+def helper(model: nn.Module) -> None:
+    model.train()
+
+
+def by_part(model: nn.Module) -> None:
+    for part in model.modules():
+        part.train()
+
+
+def on_and_off_and_on(model: nn.Module) -> None:
+    model.train()
+    model.eval()
+    model.train(True)
+
+
+def by_the_class(model: nn.Module) -> None:
+    nn.Module.train(model)
+
+
+SWITCHES: dict[Callable[[nn.Module], None], str] = {
+    helper: "model.train()",
+    by_part: "part.train()",
+    on_and_off_and_on: "model.train(True)",
+    by_the_class: "nn.Module.train(model)",
+}
+
+
+@pytest.mark.parametrize("net", [Net, Frozen, Slow])
+@pytest.mark.parametrize(("switch", "source"), SWITCHES.items())
+def test_the_line_that_switched_it(net: type[nn.Module], switch: Callable[[nn.Module], None], source: str) -> None:
+    model = net().eval()
+    with watching(model) as g, torch.no_grad():
+        switch(model)
+        model(batch())
+    assert since(g) == source
+
+
+def test_one_part_of_it() -> None:
+    model = Net().eval()
+    with watching(model) as g, torch.no_grad():
+        model.drop.train()
+        model(batch())
+    assert since(g) == "model.drop.train()"
+    assert train_mode(g).finding == "Net.drop (Dropout) was in training mode"
+
+
+@pytest.mark.parametrize("net", [Net, Frozen, Slow])
+def test_nothing_is_told_of_what_was_so_before(net: type[nn.Module]) -> None:
+    model = net()
+    with watching(model) as g, torch.no_grad():
+        model(batch())
+    assert since(g) == ""
+
+
+def test_nothing_is_told_where_it_holds_for_some_only() -> None:
+    model = Net()
+    with watching(model) as g, torch.no_grad():
+        model.drop.train()
+        model(batch())
+    assert since(g) == ""
+
+
+def test_nothing_is_told_of_another_model() -> None:
+    model, other = Net(), Net().eval()
+    with watching(model) as g, torch.no_grad():
+        other.train()
+        model(batch())
+    assert since(g) == ""
+
+
+def test_nothing_is_told_of_a_line_that_was_undone() -> None:
+    model = Net()
+    with watching(model) as g, torch.no_grad():
+        model.train()
+        model.eval()
+        for part in model.modules():
+            part.training = True
+        model(batch())
+    assert since(g) == ""
+
+
+def test_a_pause_is_not_looked_into_and_ends_what_was_known() -> None:
+    model = Net().eval()
+    with watching(model) as g, torch.no_grad():
+        model.train()
+        with g.paused():
+            model.eval().train()
+        model(batch())
+    assert since(g) == ""
+
+
+def test_what_was_switched_before_a_part_with_a_policy_of_its_own_is_known_in_it() -> None:
+    model = Net().eval()
+    with watching(model) as g, torch.no_grad():
+        model.train()
+        with g.allow("state-mutated"):
+            model(batch())
+    assert since(g) == "model.train()"
+
+
+def test_a_model_that_is_switched_and_not_run_is_no_violation() -> None:
+    model = Net().eval()
+    with guard(model), torch.no_grad():
+        model.train()
+        model.eval()
+        model(batch())
+        model.train()
+
+
+def test_train_looks_and_does_as_ever() -> None:
+    model = Frozen().eval()
+    signature = inspect.signature(model.train)
+    with guard(model):
+        assert inspect.signature(model.train) == signature
+        assert model.train() is model
+        assert model.train(mode=False) is model
+        with pytest.raises(ValueError, match="training mode is expected to be boolean"):
+            nn.Linear(1, 1).train("yes")  # type: ignore[arg-type]
+        model.train()
+    assert [name for name, part in model.named_modules() if part.training] == ["", "body", "drop", "head"]
+
+
+def test_under_a_mock() -> None:
+    model = Net().eval()
+    with watching(model) as g, torch.no_grad(), mock.patch.object(model, "train", wraps=model.train) as train:
+        model.train()
+        model(batch())
+    train.assert_called_once_with()
+    assert since(g) == "model.train()"
+
+
+def test_a_compiled_function_that_switches_compiles_once() -> None:
+    torch._dynamo.reset()
+    model, counter = Net().eval(), CompileCounter()
+
+    def switch_and_run(x: Tensor) -> Tensor:
+        model.eval()
+        y: Tensor = model(x)
+        return y
+
+    compiled = torch.compile(switch_and_run, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        with guard(model):
+            compiled(batch())
+            compiled(batch())
+        compiled(batch())
+    assert counter.frame_count == 1

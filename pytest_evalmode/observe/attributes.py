@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from operator import is_
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from pytest_evalmode.observe import models
-from pytest_evalmode.observe.fingerprint import Fingerprint, fingerprint, same
+from pytest_evalmode.observe.fingerprint import Fingerprint, fingerprint, is_tensor, same
 from pytest_evalmode.trace import AttributeChange, Part
 
 # What torch keeps for itself in every module; `training` has rules of its own.
@@ -38,8 +38,8 @@ def take(parts: list[nn.Module]) -> list[Attributes]:
         values = vars(part).copy()
         tensors: dict[str, Fingerprint] = {}
         if not others.issuperset(map(type, values.values())):
-            tensors = {name: fingerprint(value) for name, value in values.items() if isinstance(value, Tensor)}
-            others.update(type(value) for value in values.values() if not isinstance(value, Tensor))
+            tensors = {name: fingerprint(value) for name, value in values.items() if is_tensor(value)}
+            others.update(type(value) for value in values.values() if not is_tensor(value))
         found.append(Attributes(part, values, tensors))
     return found
 
@@ -62,7 +62,7 @@ def changes(before: list[Attributes], name: Callable[[nn.Module], Part]) -> Iter
 def _same(before: Attributes, attribute: str, now: Mapping[str, object]) -> bool:
     old, new = before.values.get(attribute, _ABSENT), now.get(attribute, _ABSENT)
     print_ = before.tensors.get(attribute)
-    if print_ is not None and isinstance(new, Tensor):
+    if print_ is not None and is_tensor(new):
         return same(print_, fingerprint(new, print_.kept), new)
     if not (_is_plain(old) and _is_plain(new)):
         return True
@@ -72,14 +72,14 @@ def _same(before: Attributes, attribute: str, now: Mapping[str, object]) -> bool
 
 
 def _is_plain(value: object) -> bool:
-    return value is _ABSENT or isinstance(value, (*_PLAIN, Tensor))
+    return value is _ABSENT or isinstance(value, _PLAIN) or is_tensor(value)
 
 
 def _told(attribute: str, values: Mapping[str, object]) -> str:
     value = values.get(attribute, _ABSENT)
     if value is _ABSENT:
         return "(absent)"
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         return f"tensor of shape {tuple(value.shape)}"
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -7,6 +7,7 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.utils._pytree import tree_leaves
 
 from pytest_evalmode.observe import models
+from pytest_evalmode.observe.fingerprint import is_tensor
 
 
 def records(output: object, inputs: object) -> bool:
@@ -36,10 +37,10 @@ def is_trainable(module: nn.Module) -> bool:
 
 
 def _leaves(value: object) -> list[Tensor]:
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         return [value]
     try:
-        return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        return [leaf for leaf in tree_leaves(value) if is_tensor(leaf)]
     except RecursionError:  # a list that contains itself
         return []
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
 from threading import Thread
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,11 @@ _PLAIN_DTYPES = frozenset(
     for value in vars(torch).values()
     if isinstance(value, torch.dtype) and not value.is_complex and not str(value).startswith("torch.q")
 )
+
+
+def is_tensor(value: object) -> TypeGuard[Tensor]:
+    """Whether this is one indeed: a mock with the spec of a tensor passes for one."""
+    return issubclass(type(value), Tensor)
 
 
 @contextmanager

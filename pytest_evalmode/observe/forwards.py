@@ -18,17 +18,17 @@ from types import FrameType
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from pytest_evalmode.observe import attributes, autograd, callers, code, draws, generators, graphs, inputs, models
-from pytest_evalmode.observe.fingerprint import undisturbed
+from pytest_evalmode.observe.fingerprint import is_tensor, undisturbed
 from pytest_evalmode.observe.outermost import Before, Outermost
 from pytest_evalmode.observe.sites import Sites
 from pytest_evalmode.observe.switches import Switches
-from pytest_evalmode.observe.watch import Watch
+from pytest_evalmode.observe.watch import Model, Watch
 from pytest_evalmode.observe.wrapped import Wrapped
 from pytest_evalmode.trace import Finding, ForwardCall, Part, Site
 
@@ -73,12 +73,14 @@ class Forwards:
             return False
         frame = sys._getframe(1)
         try:
-            if outermost is None:
+            if outermost is None or _is_handed_in(outermost, module):
                 began = perf_counter()
-                outermost = self._running.outermost = self._begin(module, args, kwargs, frame)
+                inner = self._begin(module, args, kwargs, frame)
                 self.seconds += perf_counter() - began
-                if outermost is None:
+                if inner is None:
                     return False
+                inner.around = outermost
+                outermost = self._running.outermost = inner
             elif id(module) not in outermost.known:
                 self._visit(outermost, module, frame)
             self._enter_part(outermost, module, frame)
@@ -100,7 +102,9 @@ class Forwards:
         except Exception as error:
             self.failures.append(error)
         if frame is outermost.frame:
-            self._running.outermost = None
+            self._running.outermost = outermost.around
+            if outermost.around is not None:
+                outermost.around.state = generators.state()  # what was drawn so far has been told
 
     def _quiet(self, parts: list[nn.Module], kinds: set[type[nn.Module]]) -> set[int]:
         for kind in kinds.difference(self._quiet_types):
@@ -173,13 +177,24 @@ class Forwards:
         for path, part in models.walk(module):
             outermost.guests[id(part)] = ".".join(filter(None, (where.path, step, path)))
         if any(map(models.is_stateful, parts)):
-            self._watch.add(module, f"{where.name}.{step}")
+            self._host(outermost, self._watch.add(module, f"{where.name}.{step}"), frame)
         cause = self._sites.inside(frame.f_back, outermost.frame)
         self._judge_modes(outermost, parts, cause, "it is no submodule: eval() cannot reach it")
         self._judge_graphs(outermost, parts)
         told = any(models.is_stateful(part) or models.is_sensitive(part) for part in parts)
         if self._strict and told and not graphs.is_exported(module):
             outermost.unregistered.append(Finding(self._part(outermost, module), cause))
+
+    def _host(self, outermost: Outermost, guest: Model, frame: FrameType) -> None:
+        """A model runs inside a forward that may be that of no model by itself."""
+        caller = self._sites.outside(frame.f_back).frame
+        if caller is not None:
+            guest.last = (caller.f_code, caller.f_lineno)
+        if guest.is_model:
+            outermost.hosts_model = True
+            with self._lock:
+                guest.forwards += 1
+                self.ran += 1
 
     def _judge_modes(
         self, outermost: Outermost, parts: list[nn.Module], cause: Site | None = None, why: str = ""
@@ -253,7 +268,7 @@ class Forwards:
             self._judge_modes(outermost, [module])  # set by a hook or by the forward itself
         if (
             outermost.autograd is None
-            and isinstance(output, Tensor)
+            and is_tensor(output)
             and torch.is_grad_enabled()
             and autograd.requires_grad(output)
             and module is not outermost.ran
@@ -283,7 +298,7 @@ class Forwards:
         if outermost.draws and generators.still(outermost.start, generators.state()):
             outermost.draws.clear()  # what was drawn was put back, by fork_rng
         self._watch.finish_lazy(outermost.model)
-        is_model = outermost.model.is_model
+        is_model = outermost.model.is_model or outermost.hosts_model
         recorded = self._autograd(outermost, output) if is_model else None
         drawn = tuple(outermost.draws.values()) if is_model or self._strict else ()
         before = outermost.before
@@ -293,7 +308,7 @@ class Forwards:
             ran=self._part(outermost, outermost.owner),
             by=None if outermost.owner is module else self._part(outermost, module),
             at=self._sites.site(*outermost.called) if outermost.called else None,
-            modules=outermost.modules,
+            modules=outermost.modules + len(outermost.guests),
             training=tuple(outermost.training.values()),
             autograd=recorded,
             batch_stats=tuple(outermost.batch_stats.values()),
@@ -338,7 +353,7 @@ class Forwards:
         if not what and (came_out or (part and part.why)):
             what = "its output requires grad"
         if not what and not self._strict:
-            return None
+            return replace(part, why="grad mode was on and its parameters require grad") if part else None
         why = f"grad mode was on and {what}" if what else "grad mode was on"
         if self._sites.in_worker():
             why += " (a worker thread: no_grad() holds only in the thread that enters it)"
@@ -353,6 +368,15 @@ class Forwards:
 
 
 _GRAPHS = (torch.jit.ScriptModule, torch.fx.GraphModule)
+
+
+def _is_handed_in(outermost: Outermost, module: nn.Module) -> bool:
+    """Whether a model that begins to run was an argument of the outermost forward, no part of it."""
+    return (
+        id(module) not in outermost.known
+        and any(map(models.holds_parameters, models.tree(module)))
+        and inputs.hold(*outermost.inputs, module)
+    )
 
 
 def _is_quiet(kind: type[nn.Module]) -> bool:

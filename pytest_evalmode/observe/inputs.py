@@ -1,14 +1,14 @@
-"""The tensors that a forward is given, before and after."""
+"""What a forward is given: the tensors before and after, and a model if there is one."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from pytest_evalmode.observe.fingerprint import Fingerprint, fingerprint, same
+from pytest_evalmode.observe.fingerprint import Fingerprint, fingerprint, is_tensor, same
 
 Inputs = list[tuple[str, Tensor, Fingerprint]]
 
@@ -18,21 +18,29 @@ def take(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
 
     The caller is `undisturbed`.
     """
-    found: Inputs = []
-    seen: set[int] = set()  # a list may contain itself
-    waiting: deque[tuple[str, object]] = deque((f"argument {i}", value) for i, value in enumerate(args))
-    waiting.extend((f"argument {name!r}", value) for name, value in kwargs.items())
-    while waiting:
-        name, value = waiting.popleft()
-        if isinstance(value, Tensor):
-            found.append((name, value, fingerprint(value)))
-        elif type(value) in (list, tuple, dict) and id(value) not in seen:
-            seen.add(id(value))
-            items = value.items() if isinstance(value, dict) else enumerate(cast(Sequence[object], value))
-            waiting.extend((f"{name}[{key!r}]", item) for key, item in items)
-    return found
+    given = _leaves(args, kwargs)
+    return [(name, value, fingerprint(value)) for name, value in given if is_tensor(value)]
+
+
+def hold(args: tuple[Any, ...], kwargs: Mapping[str, Any], module: nn.Module) -> bool:
+    """Whether a module is among the arguments, in lists, tuples and dicts too."""
+    return any(value is module for _, value in _leaves(args, kwargs))
 
 
 def changes(before: Inputs) -> tuple[str, ...]:
     """The arguments that are not what they were; the caller is `undisturbed`."""
     return tuple(name for name, tensor, was in before if not same(was, fingerprint(tensor, was.kept), tensor))
+
+
+def _leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    seen: set[int] = set()  # a list may contain itself
+    waiting: deque[tuple[str, object]] = deque((f"argument {i}", value) for i, value in enumerate(args))
+    waiting.extend((f"argument {name!r}", value) for name, value in kwargs.items())
+    while waiting:
+        name, value = waiting.popleft()
+        if type(value) not in (list, tuple, dict):
+            yield name, value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, dict) else enumerate(cast(Sequence[object], value))
+            waiting.extend((f"{name}[{key!r}]", item) for key, item in items)

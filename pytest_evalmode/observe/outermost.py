@@ -35,8 +35,12 @@ class Outermost:
     start: State
     state: State
     inputs: tuple[Any, Any]
+    around: Outermost | None = None
+    """The outermost forward in which this model runs without being part of it: it was handed to that."""
     guests: dict[int, str] = field(default_factory=dict)
     """The paths of modules that run in it without being part of it."""
+    hosts_model: bool = False
+    """Whether one of them holds parameters."""
     pinned: list[nn.Module] = field(default_factory=list)
     """Them and their parts: one that died would leave its `id` to another."""
     training: dict[int, Finding] = field(default_factory=dict)

@@ -18,7 +18,12 @@ from pytest_evalmode.trace import Load, TensorChange, Trace
     remedy="call model.eval(); declare what may change with mutable=[...]",
 )
 def state_mutated(trace: Trace) -> Iterator[Violation]:
-    trained = {call.ran.model: call.at for call in reversed(trace.calls) if call.training}
+    trained = {
+        name: call.at
+        for call in reversed(trace.calls)
+        if call.training
+        for name in (call.ran.model, *(finding.part.model for finding in call.training))
+    }
     for violation in _mutated(change for change in trace.changes if change.persistent):
         if violation.model in trained:
             yield replace(violation, at=trained[violation.model] or violation.at)

@@ -11,13 +11,13 @@ import dis
 import inspect
 import linecache
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
@@ -63,40 +63,61 @@ class Draw:
 _parsing = threading.Lock()  # two threads that parse at once can raise SystemError: python/cpython#106905
 
 _traits: WeakKeyDictionary[type[nn.Module], Traits] = WeakKeyDictionary()
+_read_from: WeakKeyDictionary[type[nn.Module], ref[FunctionType]] = WeakKeyDictionary()
+"""The forwards that they were read from; a strong reference would keep the type alive."""
 
 
 def traits(module: nn.Module) -> Traits:
     """The traits of a module's type; of the module itself where it carries a forward of its own."""
-    forward = module.__dict__.get("forward")
-    return traits_of(type(module)) if forward is None else _read(type(module), forward)
+    return _read(type(module), *_forwards(module)) if "forward" in vars(module) else traits_of(type(module))
 
 
 def traits_of(kind: type[nn.Module]) -> Traits:
     """The traits of a type, read once."""
     known = _traits.get(kind)
     if known is None:
-        known = _traits[kind] = _read(kind, inspect.getattr_static(kind, "forward"))
+        forward = inspect.getattr_static(kind, "forward")
+        known = _traits[kind] = _read(kind, forward)
+        if _function(forward):
+            _read_from[kind] = ref(forward)
     return known
+
+
+def forget_replaced(kinds: Iterable[type[nn.Module]]) -> None:
+    """Let types be read anew whose forward has been replaced, as tests patch it and put it back."""
+    for kind in kinds:
+        known = _read_from.get(kind)
+        forward = next((vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base)), None)
+        if kind in _traits and (None if known is None else known()) is not _function(forward):
+            del _traits[kind]
+            _read_from.pop(kind, None)
 
 
 def draws(module: nn.Module) -> list[Draw]:
     """The calls that may have drawn, the likeliest first: one that does not ask for the mode before one that does."""
     given = [*vars(module).values(), *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    given = [value for value in given if isinstance(value, FunctionType)]
-    functions = chain.from_iterable(_reachable(type(module), start) for start in (*given, _forward(module)))
+    given = list(filter(_function, given))
+    functions = chain.from_iterable(_reachable(type(module), start) for start in (*given, *_forwards(module)))
     found = dict.fromkeys(draw for function in functions for draw in _draws_of(function))
     return sorted(found, key=lambda draw: draw.gated)
 
 
-def _forward(module: nn.Module) -> Any:
-    """The forward as it lies there: that of a traced module is a descriptor, which is not to be asked."""
-    return module.__dict__.get("forward") or inspect.getattr_static(type(module), "forward")
+def _forwards(module: nn.Module) -> list[Any]:
+    """The forward as it lies there (that of a traced module is a descriptor, which is not to be asked).
+
+    Where a module carries one of which nothing tells what it calls, a mock, the one of its type too.
+    """
+    own, of_type = vars(module).get("forward"), inspect.getattr_static(type(module), "forward")
+    if own is None:
+        return [of_type]
+    function = _plain(own)
+    return [own, of_type] if function is None or hasattr(function, "mock") else [own]
 
 
-def _read(owner: type[nn.Module], forward: Any) -> Traits:
+def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
     names: set[str] = set()
     may_draw = stops_grad = False
-    for function in _reachable(owner, forward):
+    for function in chain.from_iterable(_reachable(owner, forward) for forward in forwards):
         names |= _names(function.__code__)
         may_draw |= _names_a_draw(function.__code__)
         # A context manager used as a decorator runs in a wrapper of torch's own.
@@ -114,33 +135,43 @@ def _reachable(owner: type[nn.Module], forward: Any) -> Iterator[FunctionType]:
     waiting: list[Any] = [forward]
     seen: set[int] = set()
     while waiting and len(seen) < _MOST_FUNCTIONS:
-        function = _plain(waiting.pop(0))
+        value = waiting.pop(0)
+        if isinstance(value, partial):
+            waiting.append(getattr(value, "__wrapped__", None))
+        function = _plain(value)
         if function is None or id(function) in seen:
             continue
         seen.add(id(function))
         yield function
         waiting.append(getattr(function, "__wrapped__", None))
+        waiting.append(getattr(getattr(function, "mock", None), "side_effect", None))
         waiting.extend(cell.cell_contents for cell in function.__closure__ or () if _filled(cell))
         names = _names(function.__code__)
         for name in sorted(names - _NOT_FORWARD):
             methods = _definitions(owner, name)
             waiting.extend(methods if "super" in names else methods[:1])
             helper = function.__globals__.get(name)
-            if isinstance(helper, FunctionType) and not helper.__module__.startswith("torch."):
+            if _function(helper) and not helper.__module__.startswith("torch."):
                 waiting.append(helper)
 
 
 def _plain(value: Any) -> FunctionType | None:
-    """The function beneath a method, a property or a static method."""
+    """The function beneath a partial one, a method, a property or a static method."""
+    while isinstance(value, partial):
+        value = value.func
     if isinstance(value, property):
         value = value.fget
     value = getattr(value, "__func__", value)
-    return value if isinstance(value, FunctionType) else None
+    return _function(value)
+
+
+def _function(value: Any) -> FunctionType | None:
+    return value if type(value) is FunctionType else None  # a mock with its spec passes for one
 
 
 def _filled(cell: Any) -> bool:
     try:
-        return isinstance(cell.cell_contents, FunctionType)
+        return isinstance(cell.cell_contents, FunctionType | MethodType)
     except ValueError:
         return False
 

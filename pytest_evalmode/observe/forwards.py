@@ -128,6 +128,7 @@ class Forwards:
             model.last = (caller.frame.f_code, caller.frame.f_lineno)
         parts = models.tree(module)
         kinds = set(map(type, parts))
+        code.forget_replaced(kinds)
         with self._lock:
             model.forwards += model.is_model
             self.ran += model.is_model or len(parts) > 1

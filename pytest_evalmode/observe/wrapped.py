@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import wraps
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -73,9 +73,16 @@ def _reaches(method: object, function: Method) -> bool:
         value = waiting.pop()
         if value is function:
             return True
-        if isinstance(value, FunctionType) and id(value) not in seen and value.__globals__ is not _TORCHS:
+        if type(value) is FunctionType and id(value) not in seen and value.__globals__ is not _TORCHS:
             seen.add(id(value))
             waiting.append(getattr(value, "__wrapped__", None))
-            waiting.extend(cell.cell_contents for cell in value.__closure__ or ())
+            waiting.extend(map(_content, value.__closure__ or ()))
             waiting.extend(value.__globals__.get(name) for name in value.__code__.co_names)
     return False
+
+
+def _content(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # what it is to hold is not there yet
+        return None

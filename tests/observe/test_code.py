@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import functools
+import gc
 import inspect
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 import pytest
 import torch
@@ -276,3 +280,75 @@ def test_reading_runs_nothing() -> None:
     trap = Trap()
     assert not code.traits(trap).may_draw
     assert code.draws(trap) == []
+
+
+class Scales(nn.Module):
+    """Depends on the mode, and stops autograd."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x) if self.training else x
+
+
+def spied(module: nn.Module) -> None:
+    mock.patch.object(module, "forward", autospec=True, side_effect=module.forward).start()
+
+
+def wrapped_by_a_mock(module: nn.Module) -> None:
+    module.forward = mock.MagicMock(wraps=module.forward)
+
+
+def made_partial(module: nn.Module) -> None:
+    module.forward = functools.partial(Scales.forward, module)  # type: ignore[arg-type]
+
+
+def hooked(module: nn.Module) -> None:
+    """As accelerate hooks modules."""
+    module.forward = functools.update_wrapper(functools.partial(lambda self, x: x, module), module.forward)
+
+
+def spied_by_a_closure(module: nn.Module) -> None:
+    method = module.forward
+    module.forward = lambda x: method(x)
+
+
+@pytest.mark.parametrize("spy", [spied, wrapped_by_a_mock, made_partial, hooked, spied_by_a_closure])
+def test_a_forward_that_somebody_looks_at_says_what_it_said(spy: Callable[[nn.Module], None]) -> None:
+    module = Scales()
+    plain = code.traits(module)
+    spy(module)
+    assert code.traits(module) == plain
+    assert [draw.text for draw in code.draws(module)] == ["F.dropout"]
+
+
+def test_a_type_that_is_spied_on_says_what_it_said() -> None:
+    plain = code.traits(Scales())
+    with mock.patch.object(Scales, "forward", autospec=True, side_effect=Scales.forward):
+        code.forget_replaced([Scales])
+        assert code.traits(Scales()) == plain
+
+
+def test_a_forward_that_is_replaced_is_read_anew() -> None:
+    class Late(Scales):
+        pass
+
+    for kind in (Scales, Late):
+        assert code.traits(kind()).sensitive
+        with mock.patch.object(Scales, "forward", lambda self, x: x):
+            code.forget_replaced([kind])
+            assert not code.traits(kind()).sensitive
+        code.forget_replaced([kind])
+        assert code.traits(kind()).sensitive
+
+
+def test_what_is_known_of_a_type_does_not_keep_it_alive() -> None:
+    class Local(Scales):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)  # type: ignore[no-any-return, unused-ignore]
+
+    assert code.traits(Local()).sensitive
+    code.forget_replaced([Local])
+    known = weakref.ref(Local)
+    del Local
+    gc.collect()
+    assert known() is None

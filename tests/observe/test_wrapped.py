@@ -132,6 +132,20 @@ def test_who_wraps_within_a_window_and_stays_is_called_and_tells_nobody_after(na
 
 
 @methods
+def test_who_wraps_it_in_a_closure_that_is_not_filled_yet(name: str) -> None:
+    beneath = getattr(nn.Module, name)
+
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return (later if filled else beneath)(self, *args, **kwargs)
+
+    filled = False
+    setattr(nn.Module, name, wrapper)
+    assert found() == ALL
+    later, filled = beneath, True
+    assert found() == ALL
+
+
+@methods
 def test_a_spy_of_whom_nothing_tells_what_it_calls(name: str) -> None:
     """A mock keeps what it calls where nobody can look; a window opens inside its, and after the first has closed."""
     with watching(strict=True):

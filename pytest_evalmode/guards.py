@@ -135,6 +135,10 @@ class Guard:
             if shared:
                 self._watch.share(model, self._terms.history)
 
+    def declare(self, policy: Policy) -> None:
+        """Let this be what is intended, before the window opens."""
+        self._policy = policy
+
     def open(self) -> None:
         """Begin the window."""
         self._opened = True
@@ -203,7 +207,8 @@ class Guard:
         try:
             yield
         finally:
-            self._switch(*before)
+            if self._opened:  # a context that was entered inside may be left after the end
+                self._switch(*before)
 
     def _switch(self, policy: Policy, listen: bool) -> None:
         if self._listening:
@@ -221,10 +226,11 @@ class Guard:
 
     def _listen(self) -> None:
         self._listening = True
-        forwards.calls.start(self._forwards)
-        switches.switches.start(self._switches)
-        if self._terms.strict:
-            loads.loads.start(self._loads)
+        with self.safely():
+            forwards.calls.start(self._forwards)
+            switches.switches.start(self._switches)
+            if self._terms.strict:
+                loads.loads.start(self._loads)
 
     def _stop_listening(self) -> None:
         self._listening = False

@@ -55,21 +55,21 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-@pytest.hookimpl(wrapper=True)
+# Old-style wrappers, here and below: an exception that passes through a new-style one takes its frame along.
+@pytest.hookimpl(hookwrapper=True)
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
-) -> Generator[None, object, object]:
+) -> Generator[None, Result[object], None]:
     with unobserved(request.config):
-        value = yield
-    remember(fixturedef, value, request)
-    return value
+        outcome = yield
+    if outcome.exception is None:
+        remember(fixturedef, outcome.get_result(), request)
 
 
 def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
     forget(fixturedef, request)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     forget_record(item)  # of an earlier run
     if item.config.stash[SETTINGS].asks_for(item):
@@ -78,11 +78,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         window.prepare(item)
 
 
-# An old-style wrapper: an exception that passes through a new-style one takes its frame along.
 @pytest.hookimpl(hookwrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], None]:
     item.config.stash[CALLING] = item
-    if GUARD in item.stash:
+    if GUARD in item.stash or item.config.stash[SETTINGS].asks_for(item):  # a fixture may have marked it
         from pytest_evalmode import window
 
         window.begin(item)
@@ -95,15 +94,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], No
         window.end(item, outcome)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    try:
-        return (yield)
-    finally:
-        if GUARD in item.stash:
-            from pytest_evalmode import window
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Result[object], None]:
+    outcome = yield
+    if GUARD in item.stash:
+        from pytest_evalmode import window
 
-            window.raise_failure(item)
+        window.tell_failure(item, outcome)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from keyword import iskeyword
 from pathlib import Path, PurePath, PurePosixPath
 from posixpath import normpath
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
@@ -97,7 +98,7 @@ def add_options(parser: pytest.Parser) -> None:
 def read_settings(config: pytest.Config) -> Settings:
     """The settings of a run.  Raises UsageError on a value that makes no sense, wherever it was given."""
     marker = config.getini("evalmode_marker")
-    if not marker.isidentifier():
+    if not marker.isidentifier() or iskeyword(marker):
         raise pytest.UsageError(f"evalmode_marker: {marker!r} is no name for a marker; it takes an identifier")
     if marker in _TAKEN:
         raise pytest.UsageError(f"evalmode_marker: {marker!r} is a marker of pytest's own; it takes another identifier")

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 GUARD: pytest.StashKey[Guard] = pytest.StashKey()
 """The guard of a test, from its set-up to its teardown."""
+MARKS: pytest.StashKey[list[pytest.Mark]] = pytest.StashKey()
+"""The marks of a test from which its guard's policy was made."""
 CALLING: pytest.StashKey[pytest.Item | None] = pytest.StashKey()
 """On the session's config, the test whose call is under way."""
 HISTORY: pytest.StashKey[History] = pytest.StashKey()

@@ -17,7 +17,7 @@ from pytest_evalmode.policy import Policy, PolicyError, policy_of
 from pytest_evalmode.report.ledger import record
 from pytest_evalmode.rules import RULE_NAMES, Rule, RuleError
 from pytest_evalmode.settings import SETTINGS, Settings
-from pytest_evalmode.stash import CALLING, GUARD, HISTORY, PROPERTY, forget_record
+from pytest_evalmode.stash import CALLING, GUARD, HISTORY, MARKS, PROPERTY, forget_record
 from pytest_evalmode.trace import Site
 
 if TYPE_CHECKING:
@@ -34,16 +34,9 @@ _WITHDRAWN = (pytest.skip.Exception, pytest.xfail.Exception, SkipTest, pytest.ex
 
 def prepare(item: pytest.Item) -> None:
     """Give a test its guard, a new one for each rerun.  Fails the test if it asks for one that makes no sense."""
-    wrong = ""
-    try:
-        own = teams.rules(item.ihook)
-        names = (*RULE_NAMES, *(rule.name for rule in own))
-        policy = policy_of(item, item.config.stash[SETTINGS], names)
-        item.stash[GUARD] = _new_guard(item, teams.policy(item, policy, names), own)
-    except (PolicyError, teams.HookError) as error:
-        wrong = str(error)
-    if wrong:  # outside the except: the failure is to stand alone, not "during handling" of another
-        pytest.fail(wrong, pytrace=False)
+    policy, own = _declared(item)
+    item.stash[GUARD] = _new_guard(item, policy, own)
+    item.stash[MARKS] = _marks(item)
 
 
 def guard_of(item: pytest.Item) -> Guard:
@@ -61,8 +54,12 @@ def guard_of(item: pytest.Item) -> Guard:
 
 
 def begin(item: pytest.Item) -> None:
-    """The call of a guarded test begins."""
+    """The call of a guarded test begins; what marked it as it was set up counts."""
+    if GUARD not in item.stash:
+        prepare(item)
     guard = item.stash[GUARD]
+    if item.stash[MARKS] != _marks(item):
+        guard.declare(_declared(item)[0])
     _look_away_from_fixtures_of_unittest(guard, item)
     _open(guard, item)
 
@@ -86,7 +83,7 @@ def end(item: pytest.Item, outcome: Result[object]) -> None:
             _tell(item, guard, outcome, warn=settings.mode == "warn")
 
 
-def raise_failure(item: pytest.Item) -> None:
+def tell_failure(item: pytest.Item, outcome: Result[object]) -> None:
     """Let a test err whose guard failed, whatever its own result was; in any case let go of the guard."""
     guard = item.stash[GUARD]
     del item.stash[GUARD]
@@ -96,16 +93,40 @@ def raise_failure(item: pytest.Item) -> None:
     from pytest_evalmode.guards import failure
 
     first = guard.failures[0]
-    raise GuardError(str(first)) if isinstance(first, (teams.HookError, RuleError)) else failure(guard.failures)
+    error = GuardError(str(first)) if isinstance(first, (teams.HookError, RuleError)) else failure(guard.failures)
+    own = outcome.exception
+    if isinstance(own, (pytest.exit.Exception, KeyboardInterrupt)):
+        own.add_note(f"\n{error}")
+    elif isinstance(own, Exception | pytest.fail.Exception):
+        outcome.force_exception(
+            BaseExceptionGroup("the teardown of the test failed, and so did its guard", [own, error])
+        )
+    else:
+        outcome.force_exception(error)
 
 
 def keep_error(error: BaseException, report: pytest.TestReport) -> None:
     """An expected failure excuses the test, in its teardown too; not the guard."""
     from pytest_evalmode.errors import GuardError
 
-    if isinstance(error, GuardError):
+    if isinstance(error, GuardError) or (isinstance(error, BaseExceptionGroup) and error.subgroup(GuardError)):
         report.outcome = "failed"
         report.__dict__.pop("wasxfail", None)
+
+
+def _marks(item: pytest.Item) -> list[pytest.Mark]:
+    return list(item.iter_markers(item.config.stash[SETTINGS].marker))
+
+
+def _declared(item: pytest.Item) -> tuple[Policy, tuple[Rule, ...]]:
+    """What a test declares, with the last word of its team, and the team's own rules."""
+    try:
+        own = teams.rules(item.ihook)
+        names = (*RULE_NAMES, *(rule.name for rule in own))
+        return teams.policy(item, policy_of(item, item.config.stash[SETTINGS], names), names), own
+    except (PolicyError, teams.HookError) as error:
+        wrong = str(error)
+    pytest.fail(wrong, pytrace=False)  # outside the except: it is to stand alone, not "during handling" of another
 
 
 def _new_guard(item: pytest.Item, policy: Policy, own: tuple[Rule, ...]) -> Guard:

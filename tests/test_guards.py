@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import pytest
@@ -493,3 +493,11 @@ def test_a_guard_is_entered_once() -> None:
         pass
     with pytest.raises(RuntimeError, match="a second time"), used:
         pass
+
+
+@pytest.mark.parametrize("context", ["paused", "allow"])
+def test_a_part_that_is_left_after_the_end_begins_nothing(context: str) -> None:
+    with ExitStack() as left, guard() as g:
+        left.enter_context(getattr(g, context)())
+    assert not hasattr(nn.Module.__call__, "__wrapped__")
+    assert not rules(g)

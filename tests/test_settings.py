@@ -246,6 +246,7 @@ def test_ini_exemptions_add_to_those_of_the_marker(pytester: pytest.Pytester) ->
         (["evalmode = on"], [], "evalmode (ini): 'on' is no mode; *valid: enforce, warn, off"),
         (["addopts = --evalmode=on"], [], "--evalmode: 'on' is no mode; *valid: enforce, warn, off"),
         (["evalmode_marker = no name"], [], "evalmode_marker: 'no name' is no name for a marker; *identifier"),
+        (["evalmode_marker = class"], [], "evalmode_marker: 'class' is no name for a marker; *identifier"),
         (["evalmode_allow = train-mod"], [], "*allow='train-mod' is no rule; did you mean 'train-mode'? valid: *"),
         ([], ["-o", "evalmode_allow=zzz"], "*allow='zzz' is no rule; valid: train-mode, grad-mode, *"),
         (["evalmode_mark = no/such/folder"], [], "evalmode_mark: 'no/such/folder' is no file or folder below *"),

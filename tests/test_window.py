@@ -519,3 +519,161 @@ def test_a_guard_that_fails_leaves_the_result_of_its_test(broken: pytest.Pyteste
         assert f"FAILED test_it.py::{name}" not in summary
     for word in ("SKIPPED ", "XFAIL test_it.py::test_xfail", "XPASS test_it.py::test_xfail_raises"):
         assert word in summary
+
+
+BROKEN_TWICE = """
+from pytest_evalmode.observe.watch import Watch
+
+@pytest.fixture
+def broken(monkeypatch):
+    def fail(*args):
+        raise ZeroDivisionError("the guard is broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "compare", fail)
+        yield
+
+@pytest.fixture
+def breaks(broken):
+    yield
+    {how}
+
+{mark}
+@pytest.mark.inference
+def test_broken(breaks):
+    infer(Net().eval())
+
+def test_next():
+    pass
+"""
+
+
+@pytest.mark.parametrize("mark", ["", "@pytest.mark.xfail"])
+def test_a_guard_that_fails_leaves_the_failure_of_the_teardown(pytester: pytest.Pytester, mark: str) -> None:
+    suites.write(pytester, BROKEN_TWICE.format(how='raise LookupError("own")', mark=mark))
+    result = suites.run(pytester)
+    result.assert_outcomes(errors=1, **({"xpassed": 1, "passed": 1} if mark else {"passed": 2}))
+    for said in ("*LookupError: own*", "*GuardError: pytest-evalmode could not tell*"):
+        result.stdout.fnmatch_lines([said])
+
+
+def test_a_guard_that_fails_holds_up_no_exit(pytester: pytest.Pytester) -> None:
+    suites.write(pytester, BROKEN_TWICE.format(how='pytest.exit("own", returncode=7)', mark=""))
+    assert suites.run(pytester).ret == 7
+
+
+# --- marks that come late
+
+
+MARKED_LATE = """
+@pytest.fixture
+def marks(request):
+    request.node.add_marker(pytest.mark.inference)
+
+@pytest.fixture
+def excuses(request):
+    request.node.add_marker(pytest.mark.inference(train=["*"], reason="Monte Carlo"))
+
+@pytest.fixture
+def misspells(request):
+    request.node.add_marker(pytest.mark.inference(alow="train-mode"))
+
+def test_clean(marks):
+    infer(Net().eval())
+
+def test_dirty(marks):
+    infer(Net())
+
+@pytest.mark.inference
+def test_excused(excuses):
+    infer(Net())
+
+def test_marked_and_excused(excuses):
+    infer(Net())
+
+@pytest.mark.inference
+def test_excused_before_its_guard_is_asked_for(excuses, evalmode):
+    infer(Net())
+
+def test_misspelt(misspells):
+    raise RuntimeError("never run")
+"""
+
+
+def test_a_mark_that_a_fixture_adds_counts(pytester: pytest.Pytester) -> None:
+    suites.write(pytester, MARKED_LATE)
+    result = suites.run(pytester)
+    found = suites.outcomes(pytester)
+    assert {name.partition("::test_")[2]: outcome for name, outcome in found.items()} == {
+        "clean": "passed",
+        "dirty": "failed",
+        "excused": "passed",
+        "marked_and_excused": "passed",
+        "excused_before_its_guard_is_asked_for": "passed",
+        "misspelt": "failed",
+    }
+    result.stdout.fnmatch_lines(["*did you mean 'allow'?*"])
+    assert "never run" not in result.stdout.str()
+    assert not suites.frames(result)
+
+
+def test_a_mark_that_a_hook_adds_counts(pytester: pytest.Pytester) -> None:
+    suites.write(
+        pytester,
+        "def test_dirty():\n    infer(Net())\n",
+        conftest="""
+import pytest
+
+def pytest_runtest_setup(item):
+    item.add_marker(pytest.mark.inference)
+""",
+    )
+    suites.run(pytester).assert_outcomes(failed=1)
+
+
+def test_a_skipped_test_is_not_guarded(pytester: pytest.Pytester) -> None:
+    suites.write(
+        pytester,
+        """
+@pytest.mark.skip
+@pytest.mark.inference(alow="train-mode")
+def test_skipped():
+    infer(Net())
+""",
+    )
+    result = suites.run(pytester)
+    result.assert_outcomes(skipped=1)
+    assert "= evalmode =" not in result.stdout.str()
+
+
+# --- frames
+
+
+def test_the_errors_of_fixtures_show_no_frame_of_ours(pytester: pytest.Pytester) -> None:
+    suites.write(
+        pytester,
+        """
+def test_set_up(breaks):
+    pass
+
+@pytest.mark.inference
+def test_teardown(breaks_later):
+    infer(Net().eval())
+""",
+        conftest="""
+import pytest
+
+@pytest.fixture
+def breaks():
+    raise ValueError("own")
+
+@pytest.fixture
+def breaks_later():
+    yield
+    raise ValueError("own, later")
+""",
+    )
+    result = suites.run(pytester)
+    result.assert_outcomes(errors=2, passed=1)
+    assert "own, later" in result.stdout.str()
+    assert "pytest_evalmode" not in result.stdout.str()

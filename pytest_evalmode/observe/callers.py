@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from bdb import Bdb
 from collections.abc import Iterator
 from functools import lru_cache
 from types import CodeType, FrameType
@@ -29,7 +30,7 @@ def owner(module: nn.Module, frame: FrameType, sites: Sites) -> tuple[nn.Module,
         name = _method(caller.f_code)
         if _is_of_a_module(name, caller.f_globals.get("__name__", "")):
             # Else it is a comprehension, or another function inside the method.
-            if caller.f_code.co_qualname == name and caller.f_code.co_argcount:
+            if caller.f_code.co_qualname == name and caller.f_code.co_argcount and not _is_debugged(caller):
                 this = _self(caller)
                 if _holds(this, found):
                     owns_nothing = caller.f_code.co_name == "__init__" or models.is_metric(this)
@@ -56,11 +57,16 @@ def enclosing(frame: FrameType) -> nn.Module:
     return module
 
 
+def _is_debugged(frame: FrameType) -> bool:
+    """Whether a debugger stands in a frame: before Python 3.13, to ask for its locals undoes what was set there."""
+    return isinstance(getattr(frame.f_trace, "__self__", None), Bdb)
+
+
 def _self(frame: FrameType) -> object:
     """The first argument of a method that runs.
 
     Before Python 3.13 a frame keeps what it is asked for in a dict, with all that it names, and what is dropped in it
-    would live on.  So the dict is emptied, unless `locals()` or a debugger has it too.
+    would live on.  So the dict is emptied, unless `locals()` has it too.
     """
     known = frame.f_locals
     this = known.get(frame.f_code.co_varnames[0])

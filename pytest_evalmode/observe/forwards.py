@@ -59,7 +59,8 @@ class Forwards:
 
     def take(self) -> tuple[ForwardCall, ...]:
         """The calls so far that have something to say; from now on they are counted anew."""
-        calls, self._calls = self._calls, Counter()
+        with self._lock:
+            calls, self._calls = self._calls, Counter()
         return tuple(replace(call, count=count) for call, count in calls.items())
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import io
+import pdb
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -227,3 +230,39 @@ def test_a_method_that_is_looked_at_keeps_nothing() -> None:
     with watching() as g:
         assert Drops().eval().work(batch())
     assert rules(g) == set()
+
+
+class Scales(nn.Module):
+    """Stops in a method that runs a part of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 4)
+
+    def work(self, x: Tensor, stop: Callable[[], object]) -> int:
+        scale = 1
+        self.within(stop)
+        self.net(x)
+        return scale
+
+    def within(self, stop: Callable[[], object]) -> None:
+        stop()
+        self.net.eval()
+
+
+@pytest.mark.parametrize("where", ["return\nnext\n", "up\n"])
+@torch.no_grad()
+def test_what_a_debugger_sets_stays_set(where: str) -> None:
+    commands = f"{where}!scale = 5\np self.net(x).shape\np scale\ncontinue\n"
+    out = io.StringIO()
+    debugger = pdb.Pdb(stdin=io.StringIO(commands), stdout=out, nosigint=True, readrc=False)
+    with watching() as g:
+        scale = Scales().eval().work(batch(), debugger.set_trace)
+    assert "torch.Size([8, 4])" in out.getvalue()
+    assert "(Pdb) 5\n" in out.getvalue()
+    assert rules(g) == set()
+    if where != "up\n" or sys.version_info >= (
+        3,
+        13,
+    ):  # before, a debugger keeps what it sets in the frame it is in alone
+        assert scale == 5

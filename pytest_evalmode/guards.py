@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
@@ -121,7 +121,7 @@ class Guard:
     def watch(self, model: M, name: str | None = None) -> M:
         """Watch a model from now on, whether or not it runs; returns it.
 
-        `name` is what messages call it; without one it is its fixture's or its type's.
+        `name` is what messages call it, unless it is watched already; without one it is its fixture's or its type's.
         """
         _checked("watch(model)", model)
         with self.safely():
@@ -326,26 +326,27 @@ class Inference(Guard):
         if not self._given:
             raise RuntimeError("inference(model) was entered a second time; make a new one for each block")
         (model,) = self._given
-        self._modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
+        modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
         exported = {id(p) for part in models.tree(model) if is_exported(part) for p in models.tree(part)}
-        if not exported:
-            model.eval()
-        for module, _ in self._modes:
-            if id(module) not in exported and module.training:
-                module.training = False
-        self._no_grad = torch.no_grad()
-        self._no_grad.__enter__()
-        return super().__enter__()
+        with ExitStack() as undo:
+            undo.callback(_set_modes, modes)
+            if not exported:
+                model.eval()
+            _set_modes((module, False) for module, training in modes if training and id(module) not in exported)
+            undo.enter_context(torch.no_grad())
+            super().__enter__()
+            self._undo = undo.pop_all()
+        return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         __tracebackhide__ = True
-        try:
+        with self._undo:
             super().__exit__(kind, error, traceback)
-        finally:
-            self._no_grad.__exit__(None, None, None)
-            for module, training in self._modes:
-                module.training = training
-            self._modes.clear()
+
+
+def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training
 
 
 def guard(*models: nn.Module, strict: bool = False, allow: Globs = (), train: Globs = (), mutable: Globs = ()) -> Guard:

@@ -38,4 +38,7 @@ def pytest_evalmode_rules() -> Iterable[Rule] | None:
 
 @pytest.hookspec
 def pytest_evalmode_violation(item: pytest.Item, violation: Violation) -> bool | None:
-    """Look at a violation before it is told; False drops it."""
+    """Look at a violation before it is told; False drops it.
+
+    Asked whenever the violations are, by `evalmode.check()` too: answer, and do nothing else.
+    """

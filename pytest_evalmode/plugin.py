@@ -121,6 +121,7 @@ class Recorder:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._ledger: Ledger | None = None
+        self._unwritten = ""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         record = dict(report.user_properties).get(PROPERTY)
@@ -131,14 +132,20 @@ class Recorder:
         if outcome != "rerun":
             self._kept().add(report.nodeid, outcome, str(record))
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         settings = self._config.stash[SETTINGS]
         if settings.report is not None:
-            self._kept().write(settings.report, settings.mode, settings.strict)
+            try:
+                self._kept().write(settings.report, settings.mode, settings.strict)
+            except OSError as error:  # pytest has yet to tell how the tests ended
+                self._unwritten = f"--evalmode-report: {settings.report} could not be written: {error.strerror}"
+                session.exitstatus = session.exitstatus or pytest.ExitCode.USAGE_ERROR
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode) -> None:
         settings = self._config.stash[SETTINGS]
-        if settings.report is not None:
+        if self._unwritten:
+            terminalreporter.write_line(self._unwritten, red=True)
+        elif settings.report is not None:
             terminalreporter.write_sep("-", f"evalmode report: {settings.report}")
         if not self._ledger:
             return

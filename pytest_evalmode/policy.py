@@ -31,6 +31,12 @@ class Policy:
     declared: tuple[tuple[str, str], ...] = ()
     """Each exemption as an argument and its value, but for those of the ini, which speak for the whole suite."""
 
+    def __post_init__(self) -> None:
+        """One string, or any collection of them, will do.  Raises PolicyError on anything else."""
+        object.__setattr__(self, "allow", frozenset(_strings("Policy()", "allow", self.allow)))
+        for name in ("train", "mutable", "reasons"):
+            object.__setattr__(self, name, _strings("Policy()", name, getattr(self, name)))
+
     def __or__(self, other: Policy) -> Policy:
         """Both together: marks add up."""
         return Policy(

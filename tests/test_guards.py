@@ -6,7 +6,7 @@ import asyncio
 import gc
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -393,6 +393,20 @@ def test_inference_puts_the_flags_back_after_an_exception(error: type[BaseExcept
     before = modes(model)
     with pytest.raises(error), inference(model):
         raise error
+    assert modes(model) == before
+    assert torch.is_grad_enabled()
+
+
+def test_inference_puts_the_flags_back_where_eval_fails() -> None:
+    class Stubborn(Frozen):
+        def train(self, mode: bool = True) -> Self:
+            super().train(mode)
+            raise RuntimeError("not now")
+
+    model = Stubborn()
+    before = modes(model)
+    with pytest.raises(RuntimeError, match="not now"), inference(model):
+        pass
     assert modes(model) == before
     assert torch.is_grad_enabled()
 

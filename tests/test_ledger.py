@@ -266,6 +266,16 @@ def test_the_folder_is_made_and_an_older_report_replaced(suite: pytest.Pytester)
         assert len(json.loads(path.read_text(encoding="utf-8"))["tests"]) == 3
 
 
+def test_a_report_that_cannot_be_written_hides_no_result(suite: pytest.Pytester) -> None:
+    (suite.path / "conftest.py").write_text(
+        "def pytest_runtest_teardown(item):\n    (item.config.rootpath / 'report.json').mkdir()\n", encoding="utf-8"
+    )
+    result = suites.run(suite, "--evalmode-report=report.json", "-k", "clean")
+    result.assert_outcomes(passed=1, deselected=3)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(["--evalmode-report: *report.json could not be written: Is a directory"])
+
+
 def test_names_beyond_ascii_are_written_as_they_are(pytester: pytest.Pytester) -> None:
     suites.write(pytester, "@pytest.mark.inference(reason='größer')\ndef test_ä():\n    infer(Net().eval())\n")
     (test,) = suites.json_report(pytester)["tests"]

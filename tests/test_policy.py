@@ -282,6 +282,14 @@ def test_policies_add_up_without_repeating() -> None:
     assert outer | Policy() == outer
 
 
+def test_a_policy_takes_one_string_or_any_collection() -> None:
+    plain = Policy(frozenset({"train-mode"}), ("bn",))
+    assert Policy(allow=["train-mode"], train="bn") == plain  # type: ignore[arg-type]
+    assert Policy() | Policy(allow={"train-mode"}, train=["bn"]) == plain  # type: ignore[arg-type]
+    with pytest.raises(PolicyError, match=r"^Policy\(\): train=\(1,\) is no name; it takes a string or a sequence"):
+        Policy(train=(1,))  # type: ignore[arg-type]
+
+
 def test_an_error_names_the_place_that_it_was_given() -> None:
     with pytest.raises(PolicyError, match=r"^here: allow='train' is no rule; did you mean 'train-mode'\? valid: "):
         read_policy("here", {"allow": "train"}, RULE_NAMES)

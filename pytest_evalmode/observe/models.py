@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, cast
 
 import torch
@@ -204,13 +203,20 @@ def find(value: object, name: str) -> Iterator[tuple[str, nn.Module]]:
 def _inside(value: object) -> Iterator[tuple[str, object]]:
     if issubclass(type(value), dict):
         items_ = islice(dict.items(cast(dict[object, object], value)), _MOST_VALUES)
-        yield from ((f"[{key!r}]", item) for key, item in items_)
+        yield from ((f"[{_key(key)}]", item) for key, item in items_)
     elif issubclass(type(value), list | tuple):
         names = getattr(type(value), "_fields", None)
         items = islice(cast(Sequence[object], value), _MOST_VALUES)
         yield from ((f".{names[i]}" if names else f"[{i}]", item) for i, item in enumerate(items))
     elif _is_plain_object(value):
         yield from ((f".{key}", item) for key, item in _attributes(value).items())
+
+
+def _key(key: object) -> str:
+    try:
+        return repr(key)
+    except Exception:
+        return f"<{type(key).__name__}>"
 
 
 def _is_plain_object(value: object) -> bool:
@@ -225,14 +231,11 @@ def _attributes(value: object) -> Mapping[str, object]:
         found = dict(object.__getattribute__(value, "__dict__"))
     except Exception:
         found = {}
-    kind = type(value)
-    slots = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-    for base in kind.__mro__:
-        declared = base.__dict__.get("__slots__", ())
-        slots.extend([declared] if isinstance(declared, str) else declared)
-    for name in slots:
-        try:
-            found.setdefault(name, object.__getattribute__(value, name))
-        except Exception:
-            continue
+    slots = ((n, slot) for kind in type(value).__mro__ for n, slot in vars(kind).items())
+    for name, slot in slots:
+        if isinstance(slot, MemberDescriptorType):
+            try:
+                found.setdefault(name, slot.__get__(value))
+            except AttributeError:  # nothing is there yet
+                continue
     return found

@@ -5,7 +5,7 @@ from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
 import pytest
@@ -167,6 +167,28 @@ def test_looking_touches_no_attribute() -> None:
     before = dict(vars(holder))
     assert found(holder) == ["fx._model"]
     assert vars(holder) == before
+
+
+def test_looking_runs_no_property_of_a_dataclass() -> None:
+    @dataclass
+    class Lazy:
+        model: nn.Module
+        size: int = 0
+
+    def fail(_: object) -> NoReturn:
+        raise AssertionError
+
+    holder = Lazy(Net())
+    Lazy.size = property(fail)  # type: ignore[assignment]
+    assert found(holder) == ["fx.model"]
+
+
+def test_a_key_that_cannot_be_told_hides_nothing() -> None:
+    class Key:
+        def __repr__(self) -> str:
+            raise ValueError
+
+    assert found({Key(): Net(), 1: Net()}) == ["fx[<Key>]", "fx[1]"]
 
 
 def test_a_proxy_whose_object_is_gone_hides_nothing() -> None:

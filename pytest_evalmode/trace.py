@@ -45,6 +45,8 @@ class Finding:
     part: Part
     cause: Site | None = None
     why: str = ""
+    turned_on: bool = False
+    """Of autograd: whether the forward turned it on by itself."""
     since: Site | None = None
     """The line that switched the module to training mode, if that was in the window."""
 

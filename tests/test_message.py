@@ -63,6 +63,12 @@ def test_one_violation_has_no_more_beside_it() -> None:
     assert (first, blank) == ("train-mode: model (ResNet) ran 40 times in training mode", "")
 
 
+def test_the_line_before_a_change_was_seen_is_not_told_as_the_one_at_fault() -> None:
+    text = explain([replace(MUTATED, rule="buffer-mutated")], "inference")
+    assert "first seen after tests/test_accuracy.py:31\n" in text
+    assert "logits = model(images)" not in text
+
+
 def test_the_line_that_brought_it_about_is_told_first() -> None:
     text = explain([replace(TRAINING, since=Site("tests/helpers.py", 12, "model.train()"))], "inference")
     assert text.splitlines()[2:5] == [

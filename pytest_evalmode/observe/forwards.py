@@ -210,7 +210,7 @@ class Forwards:
                 sensitive = models.is_sensitive(part)
                 if sensitive or models.holds_parameters(part):
                     named = replace(self._part(outermost, part), sensitive=sensitive)
-                    found = Finding(named, cause, why, self._switches.line(part))
+                    found = Finding(named, cause, why, since=self._switches.line(part))
                     outermost.training.setdefault(id(part), found)
 
     def _judge_graphs(self, outermost: Outermost, parts: list[nn.Module]) -> None:
@@ -347,8 +347,10 @@ class Forwards:
         part = outermost.autograd
         came_out = autograd.records(output, outermost.inputs)
         if not outermost.grad:
-            why = "grad mode was off, yet its output requires grad"
-            return part or (Finding(self._part(outermost, outermost.ran), None, why) if came_out else None)
+            if part is None and came_out:
+                why = "grad mode was off, yet its output requires grad"
+                part = Finding(self._part(outermost, outermost.ran), None, why)
+            return replace(part, turned_on=True) if part else None
         if not (part or came_out) and (outermost.grad_stopped or code.traits(outermost.ran).stops_grad):
             return None
         what = autograd.requiring_grad(outermost.ran, outermost.inputs)

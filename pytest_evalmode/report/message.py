@@ -32,7 +32,7 @@ def explain(violations: Sequence[Violation], marker: str | None = None) -> str:
 
 def _places(violation: Violation) -> list[str]:
     """Where: the line that brought it about, the one that called the model, and the one at fault inside it."""
-    if violation.rule == "state-mutated":
+    if violation.mutable:  # the line is not at fault: it is the last forward before a change was seen
         return [f"first seen after {violation.at}"] if violation.at else []
     places = []
     if violation.since:

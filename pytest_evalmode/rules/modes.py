@@ -50,6 +50,7 @@ def grad_mode(trace: Trace) -> Iterator[Violation]:
             subjects=tuple(str(f.part) for f in found),
             message=f"{who(calls)} ran {times(count(calls))} with autograd recording",
             finding=f"{found[0].part} recorded autograd: {found[0].why}",
+            remedy=_leave_it_off(found[0]),
             cause=found[0].cause,
         )
 
@@ -135,6 +136,11 @@ def _since(found: list[Finding]) -> Site | None:
 def _register_it(finding: Finding) -> str:
     """The remedy for a module that `model.eval()` cannot reach, or nothing."""
     return "make it in __init__ and register it as a submodule (a list as nn.ModuleList)" if finding.why else ""
+
+
+def _leave_it_off(finding: Finding) -> str:
+    """The remedy where the caller had turned autograd off, or nothing."""
+    return "keep the forward from turning autograd on again (torch.enable_grad())" if finding.turned_on else ""
 
 
 def _eval_it(calls: list[ForwardCall], found: list[Finding]) -> str:

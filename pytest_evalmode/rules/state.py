@@ -1,4 +1,4 @@
-"""Rules about what a model holds: parameters and buffers that should be after inference what they were before."""
+"""Rules about what should be after inference what it was before: parameters, buffers, attributes, inputs."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def state_drifted(trace: Trace) -> Iterator[Violation]:
         )
 
 
-_WRITTEN = "find what wrote to it (an optimizer, .data, copy_(), load_state_dict); or declare it with mutable=[...]"
+_WRITTEN = "find what wrote to it (the forward itself, an optimizer, .data, a load); or declare it with mutable=[...]"
 
 
 def _common_cause(load: Load) -> str:

@@ -444,6 +444,15 @@ class GradInside(Dropper):
             return super().forward(x)
 
 
+def test_a_forward_that_turns_autograd_on_is_told_to_leave_it_off() -> None:
+    with watching() as g, torch.no_grad():
+        GradInside().eval()(batch())
+    assert only(g, "grad-mode").remedy.startswith("keep the forward from turning autograd on again")
+    with watching() as g:
+        GradInside().eval()(batch())
+    assert only(g, "grad-mode").remedy.startswith("call it under torch.inference_mode()")
+
+
 # --- batch statistics
 
 

@@ -22,7 +22,6 @@ TENSOR_GLOBS = {
     "bn2.*": False,
     "BN1.*": False,
     "other.bn1.*": False,
-    "": False,
 }
 MODULE_GLOBS = {
     "layer1.bn1": True,

@@ -108,8 +108,10 @@ class Forwards:
                 outermost.around.state = generators.state()  # what was drawn so far has been told
 
     def _quiet(self, parts: list[nn.Module], kinds: set[type[nn.Module]]) -> set[int]:
-        for kind in kinds.difference(self._quiet_types):
-            self._quiet_types[kind] = _is_quiet(kind)
+        unknown = kinds.difference(self._quiet_types)
+        if unknown:
+            code.forget_replaced(unknown)
+            self._quiet_types.update((kind, _is_quiet(kind)) for kind in unknown)
         # A pre-forward hook may set the mode of its module after all.
         return {id(part) for part in parts if self._quiet_types[type(part)] and not part._forward_pre_hooks}
 
@@ -129,7 +131,6 @@ class Forwards:
             model.last = (caller.frame.f_code, caller.frame.f_lineno)
         parts = models.tree(module)
         kinds = set(map(type, parts))
-        code.forget_replaced(kinds)
         with self._lock:
             model.forwards += model.is_model
             self.ran += model.is_model or len(parts) > 1

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pytest_evalmode.observe import code
 from pytest_evalmode.observe.code import DRAWS
+from tests.nets import rules, watching
 
 # Operators that are tagged as drawing, and that no Python code calls by these names.
 INTERNAL = frozenset(
@@ -290,6 +291,10 @@ class Scales(nn.Module):
         return F.dropout(x) if self.training else x
 
 
+class Late(Scales):
+    """Its forward is that of its base, until it is patched."""
+
+
 def spied(module: nn.Module) -> None:
     mock.patch.object(module, "forward", autospec=True, side_effect=module.forward).start()
 
@@ -329,9 +334,6 @@ def test_a_type_that_is_spied_on_says_what_it_said() -> None:
 
 
 def test_a_forward_that_is_replaced_is_read_anew() -> None:
-    class Late(Scales):
-        pass
-
     for kind in (Scales, Late):
         assert code.traits(kind()).sensitive
         with mock.patch.object(Scales, "forward", lambda self, x: x):
@@ -339,6 +341,20 @@ def test_a_forward_that_is_replaced_is_read_anew() -> None:
             assert not code.traits(kind()).sensitive
         code.forget_replaced([kind])
         assert code.traits(kind()).sensitive
+
+
+@torch.no_grad()
+def test_no_window_believes_what_another_read_of_a_patched_forward() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Late()).eval()
+    for apply, expected in ((F.dropout, {"random-forward"}), (F.relu, set())):
+        with mock.patch.object(Late, "forward", lambda self, x, apply=apply: apply(x)), watching() as g:
+            model(torch.ones(2, 4))
+        assert rules(g) == expected
+    model[1].train()
+    for replaced, expected in ((lambda self, x: x, set()), (Scales.forward, {"train-mode"})):
+        with mock.patch.object(Late, "forward", replaced), watching() as g:
+            model(torch.ones(2, 4))
+        assert rules(g) == expected
 
 
 def test_what_is_known_of_a_type_does_not_keep_it_alive() -> None:

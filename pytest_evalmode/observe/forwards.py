@@ -75,6 +75,8 @@ class Forwards:
         frame = sys._getframe(1)
         try:
             if outermost is None or _is_handed_in(outermost, module):
+                if outermost is not None and draws.moved(outermost):
+                    self._blame(outermost, callers.enclosing(frame), frame)
                 began = perf_counter()
                 inner = self._begin(module, args, kwargs, frame)
                 self.seconds += perf_counter() - began

@@ -56,8 +56,7 @@ class Switches:
         frame: FrameType | None = caller
         while frame is not None and frame.f_code in own:
             frame = frame.f_back
-        user = self._sites.outside(frame).frame
-        return self._sites.site(user.f_code, user.f_lineno) if user else None
+        return self._sites.inside(frame, None)
 
 
 def _overrides(kind: type[nn.Module]) -> set[CodeType]:

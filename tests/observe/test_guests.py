@@ -208,6 +208,27 @@ def test_a_layer_without_weights_that_is_handed_in_is_part_of_the_forward(strict
     assert [model.name for model in g.models] == ["Activates"]
 
 
+class DropsInput(nn.Module):
+    """Has a layer of its own, and draws before and after the model that it is handed."""
+
+    def __init__(self, *, after: bool) -> None:
+        super().__init__()
+        self.scale = nn.Linear(4, 4)
+        self.after = after
+
+    def forward(self, model: nn.Module, x: Tensor) -> Tensor:
+        x = self.scale(x)
+        y: Tensor = model(x if self.after else F.dropout(x))
+        return F.dropout(y) if self.after else y
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_draw_beside_one_that_is_handed_in_is_that_of_the_whole(after: bool) -> None:
+    with watching() as g, torch.no_grad():
+        DropsInput(after=after).eval()(Net().eval(), batch())
+    assert only(g, "random-forward").subjects == ("DropsInput (DropsInput)",)
+
+
 def test_an_exception_in_one_that_is_handed_in_ends_both() -> None:
     class Breaks(Net):
         def forward(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 from unittest import mock
 
@@ -157,6 +158,20 @@ def test_a_model_that_is_switched_and_not_run_is_no_violation() -> None:
         model.eval()
         model(batch())
         model.train()
+
+
+def test_a_thread_that_switches_a_model_has_not_run_one() -> None:
+    """What ran a model on another thread may have drawn: that excuses a draw here."""
+
+    class Augments(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + (torch.rand_like(x) if not self.training else 0))
+
+    model = Augments()
+    with ThreadPoolExecutor(1) as pool, watching() as g, torch.no_grad():
+        pool.submit(model.eval).result()
+        model(batch())
+    assert {violation.rule for violation in g.violations} == {"random-forward"}
 
 
 def test_train_looks_and_does_as_ever() -> None:

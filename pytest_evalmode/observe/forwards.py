@@ -102,12 +102,12 @@ class Forwards:
                 began = perf_counter()
                 self._end(outermost, output)
                 self.seconds += perf_counter() - began
+                if outermost.around is not None:
+                    outermost.around.state = generators.state()  # what was drawn so far has been told
         except Exception as error:
             self.failures.append(error)
         if frame is outermost.frame:
             self._running.outermost = outermost.around
-            if outermost.around is not None:
-                outermost.around.state = generators.state()  # what was drawn so far has been told
 
     def _quiet(self, parts: list[nn.Module], kinds: set[type[nn.Module]]) -> set[int]:
         unknown = kinds.difference(self._quiet_types)

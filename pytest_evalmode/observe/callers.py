@@ -15,14 +15,15 @@ from pytest_evalmode.observe import models
 from pytest_evalmode.observe.sites import Sites
 
 _INNER = ".<locals>"
+# Below these there is no code of a test's: a stack need not be looked at to its end.
+_TELLING = frozenset({"__init__", "pytest_pyfunc_call", "pytest_runtest_call"})
 
 
 def owner(module: nn.Module, frame: FrameType, sites: Sites) -> tuple[nn.Module, FrameType]:
     """The model that runs a module by a method of its own, `model.encode(x)` say, and the frame of that method.
 
     The outermost one: methods of other modules may stand in between.  Where nothing does, the module itself and the
-    frame in which its forward begins; so too while the model is being built, and may yet get its layers, and where what
-    holds the module is a metric, which is there to change.
+    frame in which its forward begins; so too where what holds the module is a metric, which is there to change.
     """
     found, called = module, frame
     caller = frame.f_back
@@ -33,17 +34,35 @@ def owner(module: nn.Module, frame: FrameType, sites: Sites) -> tuple[nn.Module,
             if caller.f_code.co_qualname == name and caller.f_code.co_argcount and not _is_debugged(caller):
                 this = _self(caller)
                 if _holds(this, found):
-                    owns_nothing = caller.f_code.co_name == "__init__" or models.is_metric(this)
-                    found, called = (module, frame) if owns_nothing else (this, caller)
+                    found, called = (module, frame) if models.is_metric(this) else (this, caller)
         elif sites.is_user(caller.f_code):
             break
         caller = caller.f_back
     return found, called
 
 
+def builds(frame: FrameType) -> bool:
+    """Whether a module is being built, which may run others to learn a size, and may yet initialise or load them."""
+    caller = frame.f_back
+    while caller is not None:
+        name = caller.f_code.co_name
+        if name in _TELLING:
+            if name != "__init__":
+                return False
+            is_method = _is_of_a_module(_method(caller.f_code), caller.f_globals.get("__name__", ""))
+            if is_method and caller.f_code.co_argcount and not _is_debugged(caller) and _is_module(_self(caller)):
+                return True
+        caller = caller.f_back
+    return False
+
+
 def _holds(this: object, module: nn.Module) -> TypeGuard[nn.Module]:
     """Whether this is a module that holds another: not before `Module.__init__` has run."""
-    return isinstance(this, nn.Module) and "_modules" in vars(this) and any(p is module for p in models.tree(this))
+    return _is_module(this) and any(p is module for p in models.tree(this))
+
+
+def _is_module(this: object) -> TypeGuard[nn.Module]:
+    return isinstance(this, nn.Module) and "_modules" in vars(this)
 
 
 def enclosing(frame: FrameType) -> nn.Module:

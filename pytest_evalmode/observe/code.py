@@ -1,6 +1,6 @@
 """What the code of a forward says: whether it depends on the mode, and where it could draw random numbers.
 
-Read from the functions that a forward can reach, never by running them: methods of the type and of its bases below
+Read from the functions that a forward can reach, never by running them: methods of the type and of its bases other than
 `nn.Module`, and the plain functions that these name.
 """
 
@@ -10,16 +10,20 @@ import ast
 import dis
 import inspect
 import linecache
+import random
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
-from types import CodeType, FunctionType, MethodType
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
+
+from pytest_evalmode.observe import generators
 
 # What carries `Tag.nondeterministic_seeded` in torch's operators, under the names by which Python code calls it.
 DRAWS = frozenset(
@@ -33,8 +37,10 @@ DRAWS = frozenset(
     """.split()
 )
 _NO_GRAD = frozenset({"no_grad", "inference_mode", "set_grad_enabled"})
+_CALLS = frozenset({"__call__", "_call_impl", "_wrapped_call_impl", "_wrapped_call"})
 _NOT_FORWARD = frozenset({"__init__", "train", "eval", "training"})
 _MOST_FUNCTIONS = 400
+_PYTHONS = getattr(random.random, "__self__", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,9 @@ class Draw:
     line: int
     text: str
     gated: bool
-    """It mentions `training`, or stands under an `if` that does."""
+    """It mentions `training`, or stands under an `if` that does, or behind one that leaves."""
+    host: str = ""
+    """Whose generator it draws from, where that is not torch's: `Python's random` or `NumPy`."""
 
 
 _parsing = threading.Lock()  # two threads that parse at once can raise SystemError: python/cpython#106905
@@ -77,10 +85,16 @@ def traits_of(kind: type[nn.Module]) -> Traits:
     known = _traits.get(kind)
     if known is None:
         forward = inspect.getattr_static(kind, "forward")
-        known = _traits[kind] = _read(kind, forward)
+        known = _traits[kind] = _read(kind, forward, *own_calls(kind))
         if _function(forward):
             _read_from[kind] = ref(forward)
     return known
+
+
+def own_calls(kind: type[nn.Module]) -> list[FunctionType]:
+    """What a type and its bases put in the place of `nn.Module.__call__`, without coming to it as far as the code tells."""
+    calls = [inspect.unwrap(call) for call in _definitions(kind, "__call__") if _function(call)]
+    return [call for call in calls if _function(call) and _CALLS.isdisjoint(_names(call.__code__))]
 
 
 def forget_replaced(kinds: Iterable[type[nn.Module]]) -> None:
@@ -107,11 +121,12 @@ def _forwards(module: nn.Module) -> list[Any]:
 
     Where a module carries one of which nothing tells what it calls, a mock, the one of its type too.
     """
-    own, of_type = vars(module).get("forward"), inspect.getattr_static(type(module), "forward")
+    kind = type(module)
+    own, of_type = vars(module).get("forward"), [inspect.getattr_static(kind, "forward"), *own_calls(kind)]
     if own is None:
-        return [of_type]
+        return of_type
     function = _plain(own)
-    return [own, of_type] if function is None or hasattr(function, "mock") else [own]
+    return [own, *of_type] if function is None or hasattr(function, "mock") else [own]
 
 
 def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
@@ -177,8 +192,8 @@ def _filled(cell: Any) -> bool:
 
 
 def _definitions(owner: type[nn.Module], name: str) -> list[Any]:
-    """What a type and its bases below `nn.Module` call by this name, unbound and without calling any descriptor."""
-    bases = owner.__mro__[: owner.__mro__.index(nn.Module)]
+    """What a type and its bases call by this name, unbound and without calling any descriptor; mixins stand behind too."""
+    bases = [base for base in owner.__mro__ if base is not nn.Module and base is not object]
     return [base.__dict__[name] for base in bases if name in base.__dict__]
 
 
@@ -210,9 +225,32 @@ def _draws_of(function: FunctionType) -> Iterator[Draw]:
     for definition in _definitions_at(code.co_filename).get(code.co_firstlineno, ()):
         for node, gated in _calls(definition, gated=False):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name.strip("_") in DRAWS and not _is_submodule(node.func) and not _harmless(name, node):
+            host = _host(node.func, function)
+            draws = name.strip("_") in DRAWS and not _is_submodule(node.func) and not _harmless(name, node)
+            if host or draws:
                 text = " ".join(ast.unparse(node.func).split())
-                yield Draw(code, node.func.end_lineno or node.lineno, text, gated)
+                yield Draw(code, node.func.end_lineno or node.lineno, text, gated, host)
+
+
+def _host(called: ast.expr, function: FunctionType) -> str:
+    """Whose global generator a call draws from, if it is Python's or NumPy's: as its name resolves, without running it."""
+    steps: list[str] = []
+    while isinstance(called, ast.Attribute):
+        steps.append(called.attr)
+        called = called.value
+    if not isinstance(called, ast.Name):
+        return ""
+    # A module that a function imports for itself goes by its own name more often than not.
+    value = function.__globals__.get(called.id, sys.modules.get(called.id))
+    for step in reversed(steps):
+        value = vars(value).get(step) if isinstance(value, ModuleType) else None
+    generator = getattr(value, "__self__", None) if isinstance(value, MethodType | BuiltinMethodType) else None
+    if generator is None:
+        return ""
+    numpy = sys.modules.get("numpy.random")
+    if numpy is not None and generator is getattr(numpy.rand, "__self__", None):
+        return generators.NUMPY
+    return generators.PYTHON if generator is _PYTHONS else ""
 
 
 @lru_cache(maxsize=32)
@@ -239,6 +277,12 @@ def _calls(node: ast.AST, gated: bool) -> Iterator[tuple[ast.Call, bool]]:
         gated = True
     for child in ast.iter_child_nodes(node):
         yield from _calls(child, gated)
+        # `if not self.training: return x` decides about all that follows it in its block.
+        gated |= isinstance(child, ast.If) and _mentions_training(child.test) and _leaves(child.body)
+
+
+def _leaves(block: list[ast.stmt]) -> bool:
+    return isinstance(block[-1], ast.Return | ast.Raise | ast.Continue | ast.Break)
 
 
 def _mentions_training(node: ast.AST) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from torch import nn
 
 from pytest_evalmode.observe import code, generators, graphs, models
@@ -33,10 +35,13 @@ def may_draw(outermost: Outermost, module: nn.Module) -> bool:
     return trained and any(id(part) in outermost.training for part in models.tree(module))
 
 
-def suspects(module: nn.Module) -> tuple[nn.Module, list[Draw]]:
-    """The likeliest calls to have drawn, in a module's code or else in that of one beneath it."""
+def suspects(module: nn.Module, hosts: Container[str] = ("",)) -> tuple[nn.Module, list[Draw]]:
+    """The likeliest calls to have drawn, in a module's code or else in that of one beneath it.
+
+    `hosts` are those whose generators have moved: torch's, unless others are named.
+    """
     for part in models.tree(module):
-        found = code.draws(part)
+        found = [draw for draw in code.draws(part) if draw.host in hosts]
         if found and (part is module or not found[0].gated):
             return part, found
     return module, []

@@ -85,6 +85,8 @@ class Forwards:
                 inner.around = outermost
                 outermost = self._running.outermost = inner
             elif id(module) not in outermost.known:
+                if callers.builds(frame):
+                    return False
                 self._visit(outermost, module, frame)
             self._enter_part(outermost, module, frame)
         except Exception as error:
@@ -120,7 +122,7 @@ class Forwards:
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType
     ) -> Outermost | None:
-        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        if torch.jit.is_tracing() or callers.builds(frame):  # type: ignore[attr-defined, no-untyped-call]
             return None
         owner, called = callers.owner(module, frame, self._sites)
         caller = self._sites.outside(called.f_back)
@@ -333,7 +335,7 @@ class Forwards:
         drawn = list(call.draws)
         moved = generators.moved(before.host)
         if moved and not outermost.training:
-            drawer, suspects = draws.suspects(outermost.ran)
+            drawer, suspects = draws.suspects(outermost.ran, moved)
             if not draws.are_foreign(outermost.ran, suspects, self._sites):
                 why = f"the generator of {' and '.join(moved)} moved"
                 drawn.append(Finding(self._part(outermost, drawer), draws.first_site(suspects, self._sites), why))

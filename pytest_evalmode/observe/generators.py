@@ -14,6 +14,11 @@ from torch import Tensor
 
 from pytest_evalmode.observe import devices
 
+PYTHON = "Python's random"
+NUMPY = "NumPy"
+
+_python_state = random.getstate
+
 State = tuple[bytes, ...]
 HostState = tuple[object, bytes | None]
 
@@ -36,14 +41,23 @@ def still(before: State, now: State) -> bool:
 def host_state() -> HostState:
     """The state of Python's own generator, and of NumPy's where it is in use."""
     numpy = sys.modules.get("numpy.random")
-    return random.getstate(), pickle.dumps(numpy.get_state()) if numpy is not None else None
+    return _python_state(), pickle.dumps(numpy.get_state()) if numpy is not None else None
 
 
 def moved(before: HostState) -> list[str]:
     """Whose generators have moved since."""
-    now = host_state()
-    names = ("Python's random", "NumPy")
-    return [name for name, was, is_ in zip(names, before, now, strict=True) if was is not None and was != is_]
+    (python, numpy), (python_now, numpy_now) = before, host_state()
+    names = [PYTHON] if python != python_now else []
+    if numpy != numpy_now and (numpy is not None or _numpy_has_drawn()):
+        names.append(NUMPY)
+    return names
+
+
+def _numpy_has_drawn() -> bool:
+    """Whether NumPy's generator has moved since it was made: NumPy makes it when it is first used."""
+    numpy = sys.modules["numpy.random"]
+    (_, _, *place), (_, _, *beginning) = (each.get_state() for each in (numpy, numpy.RandomState()))
+    return place != beginning
 
 
 def _bytes(state: Tensor) -> bytes:

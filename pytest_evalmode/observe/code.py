@@ -14,7 +14,7 @@ import random
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
@@ -111,8 +111,11 @@ def draws(module: nn.Module) -> list[Draw]:
     """The calls that may have drawn, the likeliest first: one that does not ask for the mode before one that does."""
     given = [*vars(module).values(), *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     given = list(filter(_function, given))
-    functions = chain.from_iterable(_reachable(type(module), start) for start in (*given, *_forwards(module)))
+    starts = (*given, *_forwards(module))
+    functions = list(chain.from_iterable(_reachable(type(module), start) for start in starts))
     found = dict.fromkeys(draw for function in functions for draw in _draws_of(function))
+    if not any("training" in _names(function.__code__) for function in functions):
+        found = {replace(draw, gated=False): None for draw in found}  # a helper may ask for it: nobody tells it the mode
     return sorted(found, key=lambda draw: draw.gated)
 
 

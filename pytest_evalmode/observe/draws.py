@@ -35,6 +35,12 @@ def may_draw(outermost: Outermost, module: nn.Module) -> bool:
     return trained and any(id(part) in outermost.training for part in models.tree(module))
 
 
+def trained(outermost: Outermost, module: nn.Module) -> set[int]:
+    """The parts beneath a module, by `id`, that draw in training mode and are in it."""
+    parts = models.tree(module)[1:] if outermost.training else []
+    return {id(part) for part in parts if id(part) in outermost.training and code.traits(part).may_draw}
+
+
 def suspects(module: nn.Module, hosts: Container[str] = ("",)) -> tuple[nn.Module, list[Draw]]:
     """The likeliest calls to have drawn, in a module's code or else in that of one beneath it.
 

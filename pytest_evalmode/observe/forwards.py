@@ -21,7 +21,6 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from pytest_evalmode.observe import attributes, autograd, callers, code, draws, generators, graphs, inputs, models
 from pytest_evalmode.observe.fingerprint import is_tensor, undisturbed
@@ -31,6 +30,10 @@ from pytest_evalmode.observe.switches import Switches
 from pytest_evalmode.observe.watch import Model, Watch
 from pytest_evalmode.observe.wrapped import Wrapped
 from pytest_evalmode.trace import Finding, ForwardCall, Part, Site
+
+
+RAISED = object()
+"""What came out of a forward that raised."""
 
 
 class Running(threading.local):
@@ -94,7 +97,7 @@ class Forwards:
         return outermost is not None
 
     def leave(self, module: nn.Module, output: object) -> None:
-        """A forward ends in the calling frame; `output` is None if by an exception."""
+        """A forward ends in the calling frame; `output` is RAISED if by an exception."""
         outermost = self._running.outermost
         assert outermost is not None
         frame = sys._getframe(1)
@@ -146,6 +149,7 @@ class Forwards:
             frame=frame,
             called=model.last,
             known=set(map(id, parts)),
+            newcomers=set(),
             quiet=self._quiet(parts, kinds),
             modules=len(parts) if owner is module else len(models.tree(owner)),
             grad=torch.is_grad_enabled(),
@@ -159,6 +163,9 @@ class Forwards:
             outermost.quiet.difference_update(id(part) for part in parts if models.is_opaque(part))
         if any(issubclass(kind, _GRAPHS) for kind in kinds):
             self._judge_graphs(outermost, parts)
+        if model.before is not None and model.before.unfinished:
+            outermost.lazy.update(id(part) for part in parts if models.is_unfinished(part))
+            outermost.quiet -= outermost.lazy
         batchers = _batchers(parts, kinds)
         if batchers:
             outermost.quiet.difference_update(map(id, batchers))
@@ -171,7 +178,9 @@ class Forwards:
 
     def _visit(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:
         """A module that ran inside a model without being part of it: its state and modes are watched all the same."""
-        outermost.known.update(map(id, models.tree(outermost.ran)))
+        now = set(map(id, models.tree(outermost.ran)))
+        outermost.newcomers |= now - outermost.known
+        outermost.known |= now
         if id(module) in outermost.known:  # it has become one since the forward began
             self._judge_modes(outermost, models.tree(module))
             return
@@ -204,16 +213,24 @@ class Forwards:
                 self.ran += 1
 
     def _judge_modes(
-        self, outermost: Outermost, parts: list[nn.Module], cause: Site | None = None, why: str = ""
+        self,
+        outermost: Outermost,
+        parts: list[nn.Module],
+        cause: Site | None = None,
+        why: str = "",
+        *,
+        sensitive: bool | None = None,
     ) -> None:
-        suspects = [part for part in parts if getattr(part, "training", False)]
+        """Note the parts in training mode where that matters: they are known to be `sensitive`, or tell, or hold parameters."""
+        suspects = [part for part in parts if models.is_training(part)]
         if not suspects:
             return
+        known = sensitive
         excused = {id(p) for part in parts if graphs.is_exported(part) for p in models.tree(part)}
         for part in suspects:
             if id(part) not in excused:
-                sensitive = models.is_sensitive(part)
-                if sensitive or models.holds_parameters(part):
+                sensitive = models.is_sensitive(part) if known is None else known
+                if sensitive or (models.holds_weights(part) and id(part) not in outermost.newcomers):
                     named = replace(self._part(outermost, part), sensitive=sensitive)
                     found = Finding(named, cause, why, since=self._switches.line(part))
                     outermost.training.setdefault(id(part), found)
@@ -244,16 +261,13 @@ class Forwards:
             self._enter_training(outermost, module, frame)
         elif isinstance(module, _BatchNorm) and _uses_the_batch(module) and id(module) not in outermost.batch_stats:
             self._note_batch_stats(outermost, module, self._sites.inside(frame.f_back, outermost.frame))
-        if outermost.grad and module is not outermost.ran:
-            self._enter_recording(outermost, module)
-        lazy = isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
-        if lazy:
-            outermost.lazy.add(id(module))
-        if frame is not outermost.frame and draws.is_boundary(outermost, module) and draws.moved(outermost):
-            self._blame(outermost, callers.enclosing(frame), frame)
+        if frame is not outermost.frame and draws.is_boundary(outermost, module):
+            outermost.entered.add(id(module))
+            if draws.moved(outermost):
+                self._blame(outermost, callers.enclosing(frame), frame)
 
-    def _enter_recording(self, outermost: Outermost, module: nn.Module) -> None:
-        """Grad mode was on when the whole began: whether it still is where a part with parameters runs."""
+    def _leave_recording(self, outermost: Outermost, module: nn.Module) -> None:
+        """Grad mode was on when the whole began: whether it still is where a part with parameters ran to its end."""
         if not torch.is_grad_enabled():
             outermost.grad_stopped = True
             return
@@ -273,6 +287,8 @@ class Forwards:
     def _leave_part(self, outermost: Outermost, module: nn.Module, output: object, frame: FrameType) -> None:
         if getattr(module, "training", False) and id(module) not in outermost.training:
             self._judge_modes(outermost, [module])  # set by a hook or by the forward itself
+        if outermost.grad and module is not outermost.ran and output is not RAISED:
+            self._leave_recording(outermost, module)
         if (
             outermost.autograd is None
             and is_tensor(output)
@@ -292,6 +308,11 @@ class Forwards:
         drawer, suspects = draws.suspects(module)
         if draws.are_foreign(module, suspects, self._sites):
             return
+        if models.is_training(drawer):  # it depends on the mode, whatever its code tells
+            self._judge_modes(outermost, [drawer], sensitive=True)
+            return
+        if drawer is not module or not suspects or suspects[0].gated:
+            outermost.unseen[id(drawer)] = draws.trained(outermost, module)
         cause = draws.first_site(suspects, self._sites)
         if cause is None and module is not outermost.ran:
             cause = self._sites.inside(frame.f_back, outermost.frame)
@@ -302,6 +323,9 @@ class Forwards:
         module = outermost.ran
         if draws.moved(outermost):
             self._blame(outermost, module, outermost.frame)
+        for drawer, trained in outermost.unseen.items():
+            if not trained <= outermost.entered:  # one of them ran by its `.forward()`
+                outermost.draws.pop(drawer, None)
         if outermost.draws and generators.still(outermost.start, generators.state()):
             outermost.draws.clear()  # what was drawn was put back, by fork_rng
         self._watch.finish_lazy(outermost.model)
@@ -356,7 +380,7 @@ class Forwards:
                 why = "grad mode was off, yet its output requires grad"
                 part = Finding(self._part(outermost, outermost.ran), None, why)
             return replace(part, turned_on=True) if part else None
-        if not (part or came_out) and (outermost.grad_stopped or code.traits(outermost.ran).stops_grad):
+        if not (part or came_out) and (output is RAISED or outermost.grad_stopped or code.traits(outermost.ran).stops_grad):
             return None
         what = autograd.requiring_grad(outermost.ran, outermost.inputs)
         if not what and (came_out or (part and part.why)):
@@ -392,7 +416,7 @@ def _is_quiet(kind: type[nn.Module]) -> bool:
     """Whether there is nothing to see of a type in eval mode (torch's own dropout is then off) without grad mode."""
     if kind.__module__ == _DropoutNd.__module__:
         return True
-    return not (issubclass(kind, LazyModuleMixin) or code.traits_of(kind).may_draw)
+    return not code.traits_of(kind).may_draw
 
 
 def _batchers(parts: list[nn.Module], kinds: set[type[nn.Module]]) -> list[_BatchNorm]:
@@ -417,7 +441,7 @@ def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if _is_compiling():
         return calls.original(self, *args, **kwargs)
     entered: list[Forwards] | None = None
-    output = None
+    output: object = RAISED
     try:
         for observer in calls.observers:
             if observer.enter(self, args, kwargs):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.jit import ScriptModule
+from torch.nn.parameter import is_lazy
 
 from pytest_evalmode.observe import code, graphs
 
@@ -83,6 +84,33 @@ def walk(module: nn.Module | Remains, skip: Container[int] = ()) -> Parts:
     return list(found.values())
 
 
+def survivors(dying: Remains, skip: Container[int]) -> tuple[Parts, list[Any]]:
+    """What of a model that is being freed somebody else holds, by its path there; and the parts that go with the model.
+
+    Neither what is beneath a part that lives on, nor the parts to `skip`, by `id`.
+    """
+    living: Parts = []
+    lost: list[Any] = []
+    waiting: list[tuple[str, Any]] = [("", dying)]
+    while waiting:
+        path, owner = waiting.pop()
+        lost.append(owner)
+        table = owner._modules
+        for name in table:
+            if table[name] is not None and id(table[name]) not in skip:
+                inner = path if name in _LINKS and _is_link(owner, name) else f"{path}.{name}" if path else name
+                (living if _references(table, name) > _ALONE else waiting).append((inner, table[name]))
+    return living, lost
+
+
+def _references(table: Mapping[str, object], name: str) -> int:
+    return sys.getrefcount(table[name])
+
+
+_ALONE = _references({"part": object()}, "part")
+"""What is counted of an object that nothing but a table holds; it differs among versions of Python."""
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """The model inside `torch.compile`'s, DDP's and other shells that hold nothing of their own."""
     while True:
@@ -143,6 +171,20 @@ def holds_parameters(module: nn.Module) -> bool:
     return any(parameter is not None for parameter in module._parameters.values())
 
 
+def is_unfinished(module: nn.Module) -> bool:
+    """Whether this very module has yet to give a tensor of its own its shape, and to fill it: a lazy layer."""
+    return any(tensor is not None and is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values()))
+
+
+def is_training(module: nn.Module) -> bool:
+    return bool(getattr(module, "training", False))
+
+
+def holds_weights(module: nn.Module) -> bool:
+    """Whether this very module holds parameters and can run with them: a bare `nn.Module`, as fx makes them, cannot."""
+    return type(module) is not nn.Module and holds_parameters(module)
+
+
 def is_stateful(module: nn.Module) -> bool:
     """Whether this very module holds a tensor: a loss without weights has an empty place for them."""
     return any(tensor is not None for tensor in (*module._parameters.values(), *module._buffers.values()))
@@ -156,6 +198,11 @@ def packed(part: nn.Module | Remains) -> Mapping[str, Any]:
     if saves is _SAVES or not saves.__module__.startswith("torch.ao."):
         return {}
     return {name: value for name, value in vars(part).items() if isinstance(value, torch.ScriptObject)}
+
+
+def has_state(module: nn.Module) -> bool:
+    """Whether there is a tensor in it that could change."""
+    return any(map(is_stateful, tree(module)))
 
 
 def is_model(parts: Parts) -> bool:

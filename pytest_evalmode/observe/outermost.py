@@ -28,6 +28,8 @@ class Outermost:
     called: tuple[CodeType, int] | None
     known: set[int]
     """The modules that are part of it."""
+    newcomers: set[int]
+    """Those that have become part of it since it began, for as long as it runs maybe: a parametrization's."""
     quiet: set[int]
     """Those of which, in eval mode and with grad mode off, there is nothing to see."""
     modules: int
@@ -48,6 +50,10 @@ class Outermost:
     grad_stopped: bool = False
     batch_stats: dict[int, Finding] = field(default_factory=dict)
     draws: dict[int, Finding] = field(default_factory=dict)
+    unseen: dict[int, set[int]] = field(default_factory=dict)
+    """Of those that drew, the parts beneath them that may have: they are in training mode, and draw if they run."""
+    entered: set[int] = field(default_factory=set)
+    """The parts that may draw which were seen to run."""
     unregistered: list[Finding] = field(default_factory=list)
     before: Before | None = None
     lazy: set[int] = field(default_factory=set)

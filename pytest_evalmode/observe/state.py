@@ -42,6 +42,14 @@ class Snapshot:
     unfinished: bool
     """Whether a lazy parameter has yet to be given its shape."""
 
+    def of(self, path: str) -> Snapshot:
+        """What a part of the model held, by its path there."""
+        start = f"{path}."
+        prints = {name.removeprefix(start): print_ for name, print_ in self.prints.items() if name.startswith(start)}
+        passing = frozenset(name.removeprefix(start) for name in self.passing if name.startswith(start))
+        size = sum(print_.size for name, print_ in prints.items() if name not in passing)
+        return Snapshot(prints, passing, size, not all(map(_INITIALISED, prints.values())))
+
 
 def take(parts: Parts, like: Snapshot | None = None, *, passing: bool = False) -> Snapshot:
     """Read the parameters and buffers of a model, those that are `passing`, not saved, on request.

@@ -54,7 +54,7 @@ class Model:
         self.drift: Drift | None = None
         self.last: tuple[CodeType, int] | None = None
         """Where the model was last called from."""
-        self._remains: models.Remains | None = models.remains(module)
+        self.remains: models.Remains | None = models.remains(module)
 
         def die(_: object) -> None:
             registry = watch()
@@ -81,7 +81,7 @@ class Model:
         for key in [key for key, (_, other) in self.others.items() if other.module() is None]:
             del self.others[key]  # another may be there by now
         module = self.module()
-        holder = self._remains if module is None else module
+        holder = self.remains if module is None else module
         return [] if holder is None else models.walk(holder, self.others)
 
     def held(self) -> Snapshot | None:
@@ -104,7 +104,7 @@ class Model:
         self.dtypes = frozenset(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
     def release(self) -> None:
-        self._remains = None
+        self.remains = None
         self.before = None
 
 
@@ -220,7 +220,9 @@ class Watch:
         if before is not None and before.unfinished and model.module() is not None:
             with self._lock:
                 fresh = self._take(model)
-                fresh.prints.update({name: print_ for name, print_ in before.prints.items() if print_.initialised})
+                # A layer that gives one of its tensors its shape fills the others anew.
+                lazy = {_owner(name) for name, print_ in before.prints.items() if not print_.initialised}
+                fresh.prints.update({name: was for name, was in before.prints.items() if _owner(name) not in lazy})
                 model.remember(fresh)
 
     def compare(self) -> tuple[TensorChange, ...]:
@@ -271,12 +273,33 @@ class Watch:
             self._bury(self._dead.pop())
 
     def _bury(self, model: Model) -> None:
+        """Judge a model that has died, and go on watching what lives on of it: a wrapper may be made for one call."""
         try:
             self._compare(model)
+            before = model.before
+            living, lost = models.survivors(model.remains, model.others) if model.remains else ([], [])
+            wrapped = not any(map(models.is_stateful, lost))
         finally:
             model.release()
-        if not model.is_model:  # a loss or an activation made for each batch: nothing more is asked of it
+        # Of a loss or an activation made for each batch nothing more is asked, nor of what only wrapped others.
+        if wrapped or not model.is_model:
             self._models = [other for other in self._models if other is not model]
+        heirs = [self._inherit(model, before, path, part) for path, part in living if models.has_state(part)]
+        for other in self._models:
+            if other.whole is model:
+                other.whole, other.place = None, ""
+                heirs.append(other)
+        if wrapped:
+            for heir in heirs:
+                heir.forwards += model.forwards
+
+    def _inherit(self, dead: Model, before: Snapshot | None, path: str, part: nn.Module) -> Model:
+        """Watch a part of a model that has died, from where it was left."""
+        heir = self.add(part, read=False)
+        heir.last = dead.last
+        if before is not None:
+            heir.remember(before.of(path))
+        return heir
 
     def _fact(self, model: Model) -> WatchedModel:
         parts = [model, *(other for other in self._models if other.whole is model)]
@@ -345,3 +368,8 @@ class Watch:
         while True:
             yield f"{name}#{number}"
             number += 1
+
+
+def _owner(name: str) -> str:
+    """The path of the module that holds a tensor."""
+    return name.rpartition(".")[0]

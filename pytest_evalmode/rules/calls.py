@@ -22,11 +22,11 @@ def by_model(trace: Trace, fact: Callable[[ForwardCall], object]) -> Iterator[li
 
 def by_part(findings: Iterable[Finding]) -> list[Finding]:
     """Each module once, with the first finding that has a cause where there is one."""
-    found: dict[Part, Finding] = {}
+    found: dict[str, Finding] = {}  # by name: the type of a lazy module is another once it has run
     for finding in findings:
-        known = found.get(finding.part)
+        known = found.get(finding.part.name)
         if known is None or (known.cause is None and finding.cause is not None):
-            found[finding.part] = finding
+            found[finding.part.name] = finding
     return list(found.values())
 
 

@@ -65,13 +65,18 @@ def _is_module(this: object) -> TypeGuard[nn.Module]:
     return isinstance(this, nn.Module) and "_modules" in vars(this)
 
 
-def enclosing(frame: FrameType) -> nn.Module:
-    """The module in whose forward another has begun; both begin in frames of the same function."""
+def enclosing(frame: FrameType) -> FrameType:
+    """Where the module began in whose forward another has begun; both begin in frames of the same function."""
     outer = frame.f_back
     while outer is not None and outer.f_code is not frame.f_code:
         outer = outer.f_back
     assert outer is not None
-    module = _self(outer)
+    return outer
+
+
+def running(frame: FrameType) -> nn.Module:
+    """The module whose forward begins in a frame."""
+    module = _self(frame)
     assert isinstance(module, nn.Module)
     return module
 

@@ -41,12 +41,16 @@ def trained(outermost: Outermost, module: nn.Module) -> set[int]:
     return {id(part) for part in parts if id(part) in outermost.training and code.traits(part).may_draw}
 
 
-def suspects(module: nn.Module, hosts: Container[str] = ("",)) -> tuple[nn.Module, list[Draw]]:
+def suspects(
+    module: nn.Module, *, seen: Container[int] = (), hosts: Container[str] = ("",)
+) -> tuple[nn.Module, list[Draw]]:
     """The likeliest calls to have drawn, in a module's code or else in that of one beneath it.
 
-    `hosts` are those whose generators have moved: torch's, unless others are named.
+    Of these rather one that was not `seen` to run: who was answers for itself.  `hosts` are those whose generators have
+    moved: torch's, unless others are named.
     """
-    for part in models.tree(module):
+    first, *beneath = models.tree(module)
+    for part in (first, *sorted(beneath, key=lambda part: id(part) in seen)):
         found = [draw for draw in code.draws(part) if draw.host in hosts]
         if found and (part is module or not found[0].gated):
             return part, found

@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from pytest_evalmode.observe import attributes, autograd, callers, code, draws, generators, graphs, inputs, models
+from pytest_evalmode.observe.code import Draw
 from pytest_evalmode.observe.fingerprint import is_tensor, undisturbed
 from pytest_evalmode.observe.outermost import Before, Outermost
 from pytest_evalmode.observe.sites import Sites
@@ -187,7 +188,7 @@ class Forwards:
         parts = models.tree(module)
         outermost.known.update(map(id, parts))
         outermost.pinned += parts
-        caller = callers.enclosing(frame)
+        caller = callers.running(callers.enclosing(frame))
         where = self._part(outermost, caller)
         step = models.attribute_of(caller, module) or f"<{models.type_name(module)}>"
         for path, part in models.walk(module):
@@ -299,13 +300,20 @@ class Forwards:
             cause = None if outermost.grad else self._sites.inside(frame.f_back, outermost.frame)
             outermost.autograd = Finding(self._part(outermost, module), cause, "its output requires grad")
         if draws.is_boundary(outermost, module) and draws.moved(outermost):
-            self._blame(outermost, module, frame)
+            self._blame(outermost, frame, frame)
 
-    def _blame(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:
-        """A generator has moved in a module, unless its training mode explains that."""
-        if draws.may_draw(outermost, module):
+    def _blame(self, outermost: Outermost, began: FrameType, frame: FrameType) -> None:
+        """A generator has moved in the module that began in a frame, unless its training mode explains that."""
+        module = callers.running(began)
+        drawer, suspects = module, list[Draw]()
+        while not draws.may_draw(outermost, module):
+            drawer, suspects = draws.suspects(module, seen=outermost.entered)
+            if suspects or began is outermost.frame:
+                break
+            began = callers.enclosing(began)  # it was drawn before the module began, by who runs it
+            module = callers.running(began)
+        else:
             return
-        drawer, suspects = draws.suspects(module)
         if draws.are_foreign(module, suspects, self._sites):
             return
         if models.is_training(drawer):  # it depends on the mode, whatever its code tells
@@ -322,7 +330,7 @@ class Forwards:
     def _end(self, outermost: Outermost, output: object) -> None:
         module = outermost.ran
         if draws.moved(outermost):
-            self._blame(outermost, module, outermost.frame)
+            self._blame(outermost, outermost.frame, outermost.frame)
         for drawer, trained in outermost.unseen.items():
             if not trained <= outermost.entered:  # one of them ran by its `.forward()`
                 outermost.draws.pop(drawer, None)
@@ -359,7 +367,7 @@ class Forwards:
         drawn = list(call.draws)
         moved = generators.moved(before.host)
         if moved and not outermost.training:
-            drawer, suspects = draws.suspects(outermost.ran, moved)
+            drawer, suspects = draws.suspects(outermost.ran, hosts=moved)
             if not draws.are_foreign(outermost.ran, suspects, self._sites):
                 why = f"the generator of {' and '.join(moved)} moved"
                 drawn.append(Finding(self._part(outermost, drawer), draws.first_site(suspects, self._sites), why))

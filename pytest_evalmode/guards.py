@@ -22,6 +22,7 @@ from pytest_evalmode.observe.graphs import is_exported
 from pytest_evalmode.observe.history import History
 from pytest_evalmode.observe.leaks import Baseline
 from pytest_evalmode.observe.loads import Loads
+from pytest_evalmode.observe.owncalls import own_calls
 from pytest_evalmode.observe.sites import Sites
 from pytest_evalmode.observe.switches import Switches
 from pytest_evalmode.observe.watch import Watch
@@ -228,6 +229,7 @@ class Guard:
         self._listening = True
         with self.safely():
             forwards.calls.start(self._forwards)
+            own_calls.start()
             switches.switches.start(self._switches)
             if self._terms.strict:
                 loads.loads.start(self._loads)
@@ -235,6 +237,7 @@ class Guard:
     def _stop_listening(self) -> None:
         self._listening = False
         forwards.calls.stop(self._forwards)
+        own_calls.stop()
         switches.switches.stop(self._switches)
         loads.loads.stop(self._loads)
 

@@ -66,9 +66,10 @@ def _is_module(this: object) -> TypeGuard[nn.Module]:
 
 
 def enclosing(frame: FrameType) -> FrameType:
-    """Where the module began in whose forward another has begun; both begin in frames of the same function."""
+    """Where the module began in whose forward another has begun; both begin in frames of functions of the same name."""
+    name, home = frame.f_code.co_name, frame.f_code.co_filename
     outer = frame.f_back
-    while outer is not None and outer.f_code is not frame.f_code:
+    while outer is not None and (outer.f_code.co_name != name or outer.f_code.co_filename != home):
         outer = outer.f_back
     assert outer is not None
     return outer

@@ -92,9 +92,15 @@ def traits_of(kind: type[nn.Module]) -> Traits:
 
 
 def own_calls(kind: type[nn.Module]) -> list[FunctionType]:
-    """What a type and its bases put in the place of `nn.Module.__call__`, without coming to it as far as the code tells."""
-    calls = [inspect.unwrap(call) for call in _definitions(kind, "__call__") if _function(call)]
-    return [call for call in calls if _function(call) and _CALLS.isdisjoint(_names(call.__code__))]
+    """What a type and its bases put in the place of `nn.Module.__call__`, and that does not come to it."""
+    calls = [call for call in _definitions(kind, "__call__") if goes_past_module(call)]
+    return [inspect.unwrap(call) for call in calls]
+
+
+def goes_past_module(call: object) -> bool:
+    """Whether this is a `__call__` that does not come to that of `nn.Module`, as far as its code tells."""
+    function = inspect.unwrap(call) if callable(call) else None
+    return isinstance(function, FunctionType) and _CALLS.isdisjoint(_names(function.__code__))
 
 
 def forget_replaced(kinds: Iterable[type[nn.Module]]) -> None:
@@ -115,7 +121,8 @@ def draws(module: nn.Module) -> list[Draw]:
     functions = list(chain.from_iterable(_reachable(type(module), start) for start in starts))
     found = dict.fromkeys(draw for function in functions for draw in _draws_of(function))
     if not any("training" in _names(function.__code__) for function in functions):
-        found = {replace(draw, gated=False): None for draw in found}  # a helper may ask for it: nobody tells it the mode
+        # A helper may ask for the mode: nobody tells it.
+        found = {replace(draw, gated=False): None for draw in found}
     return sorted(found, key=lambda draw: draw.gated)
 
 
@@ -195,7 +202,10 @@ def _filled(cell: Any) -> bool:
 
 
 def _definitions(owner: type[nn.Module], name: str) -> list[Any]:
-    """What a type and its bases call by this name, unbound and without calling any descriptor; mixins stand behind too."""
+    """What a type and its bases call by this name, unbound and without calling any descriptor.
+
+    A mixin may stand behind `nn.Module`.
+    """
     bases = [base for base in owner.__mro__ if base is not nn.Module and base is not object]
     return [base.__dict__[name] for base in bases if name in base.__dict__]
 
@@ -236,7 +246,7 @@ def _draws_of(function: FunctionType) -> Iterator[Draw]:
 
 
 def _host(called: ast.expr, function: FunctionType) -> str:
-    """Whose global generator a call draws from, if it is Python's or NumPy's: as its name resolves, without running it."""
+    """Whose global generator a call draws from, if it is Python's or NumPy's: by what its name stands for."""
     steps: list[str] = []
     while isinstance(called, ast.Attribute):
         steps.append(called.attr)

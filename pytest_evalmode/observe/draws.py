@@ -24,7 +24,8 @@ def moved(outermost: Outermost) -> bool:
 
 def is_boundary(outermost: Outermost, module: nn.Module) -> bool:
     """Whether what was drawn before a module and what is drawn in it are different modules' draws."""
-    return code.traits(module).may_draw or may_draw(outermost, module)
+    hooked = module._forward_pre_hooks or module._forward_hooks  # what they draw is the module's, too
+    return bool(hooked) or code.traits(module).may_draw or may_draw(outermost, module)
 
 
 def may_draw(outermost: Outermost, module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import wraps
 from time import perf_counter
 from types import FrameType
 from typing import Any, cast
@@ -29,9 +30,8 @@ from pytest_evalmode.observe.outermost import Before, Outermost
 from pytest_evalmode.observe.sites import Sites
 from pytest_evalmode.observe.switches import Switches
 from pytest_evalmode.observe.watch import Model, Watch
-from pytest_evalmode.observe.wrapped import Wrapped
+from pytest_evalmode.observe.wrapped import Method, Wrapped
 from pytest_evalmode.trace import Finding, ForwardCall, Part, Site
-
 
 RAISED = object()
 """What came out of a forward that raised."""
@@ -222,17 +222,16 @@ class Forwards:
         *,
         sensitive: bool | None = None,
     ) -> None:
-        """Note the parts in training mode where that matters: they are known to be `sensitive`, or tell, or hold parameters."""
+        """Note the parts in training mode that hold parameters or are sensitive, by their code unless it is given."""
         suspects = [part for part in parts if models.is_training(part)]
         if not suspects:
             return
-        known = sensitive
         excused = {id(p) for part in parts if graphs.is_exported(part) for p in models.tree(part)}
         for part in suspects:
             if id(part) not in excused:
-                sensitive = models.is_sensitive(part) if known is None else known
-                if sensitive or (models.holds_weights(part) and id(part) not in outermost.newcomers):
-                    named = replace(self._part(outermost, part), sensitive=sensitive)
+                depends = models.is_sensitive(part) if sensitive is None else sensitive
+                if depends or (models.holds_weights(part) and id(part) not in outermost.newcomers):
+                    named = replace(self._part(outermost, part), sensitive=depends)
                     found = Finding(named, cause, why, since=self._switches.line(part))
                     outermost.training.setdefault(id(part), found)
 
@@ -388,7 +387,9 @@ class Forwards:
                 why = "grad mode was off, yet its output requires grad"
                 part = Finding(self._part(outermost, outermost.ran), None, why)
             return replace(part, turned_on=True) if part else None
-        if not (part or came_out) and (output is RAISED or outermost.grad_stopped or code.traits(outermost.ran).stops_grad):
+        if not (part or came_out) and (
+            output is RAISED or outermost.grad_stopped or code.traits(outermost.ran).stops_grad
+        ):
             return None
         what = autograd.requiring_grad(outermost.ran, outermost.inputs)
         if not what and (came_out or (part and part.why)):
@@ -460,3 +461,26 @@ def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if entered is not None:  # most forwards have nothing to see
             for observer in entered:
                 observer.leave(self, output)
+
+
+def observing(call: Method) -> Method:
+    """The same in the place of a `__call__` with which a class replaces that of `nn.Module`."""
+
+    @wraps(call)
+    def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if _is_compiling():
+            return call(self, *args, **kwargs)
+        entered: list[Forwards] = []
+        output: object = RAISED
+        try:
+            for observer in calls.observers:
+                if observer.enter(self, args, kwargs):
+                    entered.insert(0, observer)
+            output = call(self, *args, **kwargs)
+            return output
+        finally:
+            for observer in entered:
+                observer.leave(self, output)
+
+    return _observed

@@ -57,7 +57,7 @@ def _numpy_has_drawn() -> bool:
     """Whether NumPy's generator has moved since it was made: NumPy makes it when it is first used."""
     numpy = sys.modules["numpy.random"]
     (_, _, *place), (_, _, *beginning) = (each.get_state() for each in (numpy, numpy.RandomState()))
-    return place != beginning
+    return bool(place != beginning)
 
 
 def _bytes(state: Tensor) -> bytes:

@@ -173,7 +173,9 @@ def holds_parameters(module: nn.Module) -> bool:
 
 def is_unfinished(module: nn.Module) -> bool:
     """Whether this very module has yet to give a tensor of its own its shape, and to fill it: a lazy layer."""
-    return any(tensor is not None and is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values()))
+    return any(
+        tensor is not None and is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())
+    )
 
 
 def is_training(module: nn.Module) -> bool:

@@ -285,10 +285,10 @@ class Watch:
         if wrapped or not model.is_model:
             self._models = [other for other in self._models if other is not model]
         heirs = [self._inherit(model, before, path, part) for path, part in living if models.has_state(part)]
-        for other in self._models:
+        for _, other in model.others.values():
             if other.whole is model:
                 other.whole, other.place = None, ""
-                heirs.append(other)
+            heirs.append(other)
         if wrapped:
             for heir in heirs:
                 heir.forwards += model.forwards

@@ -1,0 +1,124 @@
+"""What lives on when the model dies that held it: a wrapper made for one call, an ensemble, a head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.nets import Net, batch, only, watching
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+class Ensemble(nn.Module):
+    def __init__(self, members: list[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * torch.stack([member(x) for member in self.members]).mean(0)
+
+
+def with_softmax(model: nn.Module) -> nn.Module:
+    return nn.Sequential(model, nn.Softmax(-1)).eval()
+
+
+def with_a_head(model: nn.Module) -> nn.Module:
+    return nn.Sequential(model, nn.Linear(2, 2)).eval()
+
+
+def nested(model: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Sequential(nn.Identity(), model)).eval()
+
+
+def ensemble(model: nn.Module) -> nn.Module:
+    return Ensemble([model, nn.Linear(4, 2)]).eval()
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.DataParallel(model)).eval()
+
+
+WRAPPERS = [with_softmax, with_a_head, nested, ensemble, parallel]
+Wrap = Callable[[nn.Module], nn.Module]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_write_after_the_wrapper_has_died(wrap: Wrap, calls: int) -> None:
+    model = Net().eval()
+    with watching() as g:
+        for _ in range(calls):
+            wrap(model)(batch())
+        model.head.weight.data.zero_()
+    assert only(g, "state-mutated").subjects == ("Net.head.weight",)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_a_write_between_two_wrappers(wrap: Wrap) -> None:
+    model = Net().eval()
+    with watching() as g:
+        wrap(model)(batch())
+        model.head.weight.data.zero_()
+        wrap(model)(batch())
+    (subject,) = only(g, "state-mutated").subjects
+    assert subject.endswith("head.weight")
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_the_model_itself_dies_later(wrap: Wrap) -> None:
+    model = Net().eval()
+    with watching() as g:
+        wrap(model)(batch())
+        model.bn.weight.add_(1)
+        del model
+    assert only(g, "state-mutated").subjects == ("Net.bn.weight",)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_nothing_was_written(wrap: Wrap) -> None:
+    model = Net().eval()
+    with watching(strict=True) as g:
+        for _ in range(3):
+            wrap(model)(batch())
+    assert g.violations == []
+
+
+def test_a_wrapper_alone_is_told_as_the_model_that_it_wrapped() -> None:
+    model = Net().eval()
+    with watching() as g:
+        g.watch(model, "ranker")
+        for _ in range(3):
+            with_softmax(model)(batch())
+    assert [(each.name, each.type, each.forwards) for each in g.models] == [("ranker", "Net", 3)]
+
+
+def test_mistakes_inside_wrappers_are_one() -> None:
+    model = Net()
+    with watching() as g:
+        for _ in range(3):
+            nn.Sequential(model, nn.Softmax(-1))(batch())
+    told = [violation for violation in g.violations if violation.rule == "train-mode"]
+    assert [violation.count for violation in told] == [3]
+
+
+def test_a_part_of_a_part_lives_on() -> None:
+    head = nn.Linear(4, 2).eval()
+    with watching() as g:
+        nn.Sequential(nn.Sequential(nn.Linear(4, 4), head)).eval()(batch())
+        head.bias.data.add_(1)
+    assert only(g, "state-mutated").subjects == ("Linear.bias",)
+
+
+def test_what_nobody_else_holds_goes_with_it() -> None:
+    with watching() as g:
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()(batch())
+    assert [(each.name, each.forwards) for each in g.models] == [("Sequential", 1)]

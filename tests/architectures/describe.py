@@ -51,18 +51,20 @@ def _seeded(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
         return make()
 
 
-def _ids(length: int) -> torch.Tensor:
+def ids(length: int) -> torch.Tensor:
+    """Two rows of tokens."""
     # Ids below 10 are left out: they are the special tokens of one configuration or another.
     return torch.randint(10, 90, (2, length), generator=torch.Generator().manual_seed(0))
 
 
-def _floats(*shape: int) -> torch.Tensor:
+def noise(*shape: int) -> torch.Tensor:
+    """The same random numbers each time."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def text(length: int = 16) -> Inputs:
     """Two sentences."""
-    return {"input_ids": _ids(length)}
+    return {"input_ids": ids(length)}
 
 
 def text_pair(length: int = 16) -> Inputs:
@@ -72,7 +74,7 @@ def text_pair(length: int = 16) -> Inputs:
 
 def decoded() -> Inputs:
     """What a decoder has written so far."""
-    return {"decoder_input_ids": _ids(8)}
+    return {"decoder_input_ids": ids(8)}
 
 
 def boxes() -> Inputs:
@@ -82,39 +84,39 @@ def boxes() -> Inputs:
 
 def image(size: int = 32) -> Inputs:
     """Two square images."""
-    return {"pixel_values": _floats(2, 3, size, size)}
+    return {"pixel_values": noise(2, 3, size, size)}
 
 
 def video() -> Inputs:
     """Two clips of two frames."""
-    return {"pixel_values": _floats(2, 2, 3, 32, 32)}
+    return {"pixel_values": noise(2, 2, 3, 32, 32)}
 
 
 def audio() -> Inputs:
     """Two waveforms."""
-    return {"input_values": _floats(2, 1200)}
+    return {"input_values": noise(2, 1200)}
 
 
 def mono() -> Inputs:
     """Two waveforms with a channel dimension."""
-    return {"input_values": _floats(2, 1, 1200)}
+    return {"input_values": noise(2, 1, 1200)}
 
 
 def series() -> Inputs:
     """Two windows of a series: eight steps of context before them seven of lags, after them four to predict."""
     return {
-        "past_values": _floats(2, 15),
-        "past_time_features": _floats(2, 15, 1),
+        "past_values": noise(2, 15),
+        "past_time_features": noise(2, 15, 1),
         "past_observed_mask": torch.ones(2, 15),
-        "future_values": _floats(2, 4),
-        "future_time_features": _floats(2, 4, 1),
+        "future_values": noise(2, 4),
+        "future_time_features": noise(2, 4, 1),
     }
 
 
 def padded_series() -> Inputs:
     """Two series with their padding and frequency."""
     return {
-        "past_values": _floats(2, 64),
+        "past_values": noise(2, 64),
         "past_values_padding": torch.zeros(2, 64, dtype=torch.long),
         "freq": torch.zeros(2, 1, dtype=torch.long),
     }
@@ -123,10 +125,10 @@ def padded_series() -> Inputs:
 def trajectory() -> Inputs:
     """Two trajectories of four steps."""
     return {
-        "states": _floats(2, 4, 5),
-        "actions": _floats(2, 4, 3),
-        "rewards": _floats(2, 4, 1),
-        "returns_to_go": _floats(2, 4, 1),
+        "states": noise(2, 4, 5),
+        "actions": noise(2, 4, 3),
+        "rewards": noise(2, 4, 1),
+        "returns_to_go": noise(2, 4, 1),
         "timesteps": torch.arange(4).expand(2, 4),
         "attention_mask": torch.ones(2, 4),
     }
@@ -134,7 +136,7 @@ def trajectory() -> Inputs:
 
 def floats(**shapes: tuple[int, ...]) -> Callable[[], Inputs]:
     """Random inputs of the given shapes."""
-    return lambda: {name: _floats(*shape) for name, shape in shapes.items()}
+    return lambda: {name: noise(*shape) for name, shape in shapes.items()}
 
 
 def counts(below: int, **shapes: tuple[int, ...]) -> Callable[[], Inputs]:

@@ -8,7 +8,9 @@ from tests.architectures.describe import (
     Architecture,
     Settings,
     floats,
+    given,
     hf,
+    noise,
     padded_series,
     series,
     trajectory,
@@ -35,5 +37,13 @@ SERIES: tuple[Architecture, ...] = (
     hf("time_series_transformer", "TimeSeriesTransformer", series, **FORECAST),
     hf("timesfm", "TimesFm", padded_series, **(SIZE | {"intermediate_size": 32}), head_dim=8,
         patch_length=8, context_length=64, horizon_length=8),
+    hf("patchtst-pretraining", "PatchTST", floats(past_values=(2, 32, 2)), head="ForPretraining", num_input_channels=2,
+        context_length=32, patch_length=8, patch_stride=8, d_model=32, num_hidden_layers=2, ffn_dim=40),
+    hf("patchtst-prediction", "PatchTST", floats(past_values=(2, 32, 2)), head="ForPrediction", num_input_channels=2,
+        context_length=32, patch_length=8, patch_stride=8, d_model=32, num_hidden_layers=2, ffn_dim=40,
+        prediction_length=4, attention_dropout=0.1),
+    hf("timesfm2_5", "TimesFm2_5", given(past_values=[noise(48), noise(48)]), head="ModelForPrediction",
+        **SIZE | {"intermediate_size": 32}, num_key_value_heads=4, head_dim=8, patch_length=8, context_length=64,
+        horizon_length=8, output_quantile_len=16, max_position_embeddings=64),
 )
 # fmt: on

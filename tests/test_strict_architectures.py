@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from tests.architectures import ARCHITECTURES, Architecture
 from tests.nets import rules, watching
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the models' own
 
 # What these break they break by design: who tests them under strict has to say so.
 TRUE: dict[str, dict[str, str]] = {
+    "esmfold": {"buffer-mutated": "its structure module registers its constants in the first forward"},
     "funnel": {"attribute-mutated": "the pooling of its attention keeps its progress and masks on the module"},
     "ibert": {
         "state-mutated": "its quantised activations keep their ranges up to date in persistent buffers",
@@ -23,6 +25,11 @@ TRUE: dict[str, dict[str, str]] = {
     },
     "informer": {"random-forward": "ProbSparse attention samples the keys"},
     "mimi": {"attribute-mutated": "its codebooks keep the embeddings that they compute in the first forward"},
+    "musicgen": {"random-forward": "its decoder draws for layer drop from Python's generator in eval mode too"},
+    "nllb-moe": {"attribute-mutated": "its routers keep the capacity that the last batch gave each expert"},
+    "patchtst-pretraining": {"random-forward": "masks patches"},
+    "pmlp": {"batch-stats": "its norm keeps no running statistics"},
+    "qwen2_vl": {"attribute-mutated": "the offsets of the positions are kept on the module for the next forward"},
     "recurrent_gemma": {"attribute-mutated": "the recurrent and convolutional states are kept on the module"},
     "reformer": {"random-forward": "LSH attention draws random rotations"},
     "rwkv": {"attribute-mutated": "rescales its layers in the first forward in eval mode, and notes that it has"},
@@ -31,6 +38,16 @@ TRUE: dict[str, dict[str, str]] = {
     "vilt": {"random-forward": "samples patches"},
     "vit_mae": {"random-forward": "masks patches"},
     "vits": {"random-forward": "samples durations and latents"},
+}
+
+# What is told of these is no fault of theirs, nor of who tests them.
+HOOKS = "transformers sets its output-capturing hooks, and the flag that says so, once, in the first forward that asks"
+FALSE = {
+    "esmfold": HOOKS,
+    "llava": HOOKS,
+    "rgcn": "an attribute that torch_geometric sets once, when first needed, has not changed",
+    "segformer-semantic": HOOKS,
+    "wavlm-xvector": HOOKS,
 }
 
 
@@ -43,7 +60,13 @@ def _quiet() -> Iterator[None]:
     transformers.logging.set_verbosity(before)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+def _judged(architecture: Architecture) -> ParameterSet:
+    false = FALSE.get(architecture.name)
+    marks = [pytest.mark.xfail(reason=false, raises=AssertionError, strict=True)] if false else []
+    return pytest.param(architecture, id=architecture.name, marks=marks)
+
+
+@pytest.mark.parametrize("architecture", [_judged(architecture) for architecture in ARCHITECTURES])
 def test_strict(architecture: Architecture) -> None:
     model, inputs = architecture.build().eval(), architecture.inputs()
     with watching(model, strict=True) as g:
@@ -56,5 +79,5 @@ def test_strict(architecture: Architecture) -> None:
 
 def test_the_exceptions_are_few_and_among_them() -> None:
     names = {architecture.name for architecture in ARCHITECTURES}
-    assert names >= TRUE.keys()
-    assert len(names - TRUE.keys()) > 150
+    assert names >= TRUE.keys() | FALSE.keys()
+    assert len(names - TRUE.keys()) > 250

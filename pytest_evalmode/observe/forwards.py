@@ -315,9 +315,10 @@ class Forwards:
             return
         if draws.are_foreign(module, suspects, self._sites):
             return
-        if models.is_training(drawer):  # it depends on the mode, whatever its code tells
-            self._judge_modes(outermost, [drawer], sensitive=True)
-            return
+        if models.is_training(drawer) and (outermost.model.is_model or outermost.hosts_model):
+            self._judge_modes(outermost, [drawer], sensitive=True)  # whatever its code tells, but for exported graphs
+            if id(drawer) in outermost.training:
+                return
         if drawer is not module or not suspects or suspects[0].gated:
             outermost.unseen[id(drawer)] = draws.trained(outermost, module)
         cause = draws.first_site(suspects, self._sites)

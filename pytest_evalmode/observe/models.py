@@ -89,18 +89,19 @@ def survivors(dying: Remains, skip: Container[int]) -> tuple[Parts, list[Any]]:
 
     Neither what is beneath a part that lives on, nor the parts to `skip`, by `id`.
     """
-    living: Parts = []
-    lost: list[Any] = []
-    waiting: list[tuple[str, Any]] = [("", dying)]
-    while waiting:
-        path, owner = waiting.pop()
-        lost.append(owner)
+    living: dict[int, tuple[str, Any]] = {}
+    lost: list[Any] = [dying]
+    paths = {id(part): path for path, part in walk(dying, skip)}
+    for owner in lost:
         table = owner._modules
         for name in table:
-            if table[name] is not None and id(table[name]) not in skip:
-                inner = path if name in _LINKS and _is_link(owner, name) else f"{path}.{name}" if path else name
-                (living if _references(table, name) > _ALONE else waiting).append((inner, table[name]))
-    return living, lost
+            key = id(table[name])
+            if key in paths and key not in living:
+                if _references(table, name) > _ALONE:
+                    living[key] = paths[key], table[name]
+                else:
+                    lost.append(table[name])
+    return list(living.values()), lost
 
 
 def _references(table: Mapping[str, object], name: str) -> int:

@@ -44,6 +44,8 @@ class Model:
         """Whether what is not saved of it should stay as it is, too: a metric is there to count."""
         self.others: dict[int, tuple[str, Model]] = {}
         """The parts that are models of their own, by `id`, with their paths here."""
+        self.inherited = False
+        """Whether it is watched for what it was part of, which has died."""
         self.forwards = 0
         self.before: Snapshot | None = None
         self.tensors = 0
@@ -254,7 +256,8 @@ class Watch:
 
     def facts(self) -> tuple[WatchedModel, ...]:
         """The models that hold parameters; losses, metrics and transforms are watched but are no models."""
-        return tuple(self._fact(model) for model in self._models if model.is_model and model.whole is None)
+        whole = [model for model in self._models if model.is_model and model.whole is None]
+        return tuple(self._fact(model) for model in whole if model.forwards or not model.inherited)
 
     def bury(self, model: Model) -> None:
         """Called as a module dies, before its tensors are freed; by the collector at any moment, so it never waits."""
@@ -278,13 +281,14 @@ class Watch:
             self._compare(model)
             before = model.before
             living, lost = models.survivors(model.remains, model.others) if model.remains else ([], [])
-            wrapped = not any(map(models.is_stateful, lost))
+            wrapped = bool(lost) and not any(map(models.is_stateful, lost))
         finally:
             model.release()
         # Of a loss or an activation made for each batch nothing more is asked, nor of what only wrapped others.
         if wrapped or not model.is_model:
             self._models = [other for other in self._models if other is not model]
-        heirs = [self._inherit(model, before, path, part) for path, part in living if models.has_state(part)]
+        left = [(path, part) for path, part in living if models.has_state(part) and self.find(part) is None]
+        heirs = [self._inherit(model, before, path, part) for path, part in left]
         for _, other in model.others.values():
             if other.whole is model:
                 other.whole, other.place = None, ""
@@ -296,6 +300,7 @@ class Watch:
     def _inherit(self, dead: Model, before: Snapshot | None, path: str, part: nn.Module) -> Model:
         """Watch a part of a model that has died, from where it was left."""
         heir = self.add(part, read=False)
+        heir.inherited = True
         heir.last = dead.last
         if before is not None:
             heir.remember(before.of(path))

@@ -43,7 +43,7 @@ def owner(module: nn.Module, frame: FrameType, sites: Sites) -> tuple[nn.Module,
 
 def _holds(this: object, module: nn.Module) -> TypeGuard[nn.Module]:
     """Whether this is a module that holds another: not before `Module.__init__` has run."""
-    return isinstance(this, nn.Module) and "_modules" in vars(this) and any(p is module for p in models.tree(this))
+    return isinstance(this, nn.Module) and models.is_built(this) and any(p is module for p in models.tree(this))
 
 
 def enclosing(frame: FrameType) -> nn.Module:

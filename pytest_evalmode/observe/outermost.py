@@ -61,3 +61,4 @@ class Before:
     inputs: Inputs
     attributes: list[Attributes]
     host: HostState
+    hooks: dict[int, object]

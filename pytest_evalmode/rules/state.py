@@ -90,6 +90,8 @@ def attribute_mutated(trace: Trace) -> Iterator[Violation]:
 )
 def partial_load(trace: Trace) -> Iterator[Violation]:
     for load in trace.loads:
+        if load.matched and not load.by_user:
+            continue  # an adapter's: the rest of the model is not its business
         kinds = (("missing", load.missing), ("unexpected", load.unexpected))
         said = [f"{plural(len(keys), f'{kind} key')} ({first_and_more(keys)})" for kind, keys in kinds if keys]
         yield Violation(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -65,7 +65,7 @@ class Loads:
                 self._sites.site(caller.f_code, caller.f_lineno) if caller else None,
                 tuple(missing),
                 tuple(unexpected),
-                by_user=caller is None or _asks(frame) is caller,
+                by_user=caller is None or caller in _askers(frame),
                 matched=len(matched),
             )
             self._loads.append((load, places))
@@ -79,6 +79,7 @@ def _places(module: nn.Module, loaded: set[str]) -> tuple[dict[str, Place], set[
     tensors: dict[str, int] = {}
     for path, part in module.named_modules(remove_duplicate=False):
         holder = weakref.ref(part)
+        hash(holder)  # it is kept, and can be told from others when the module has died
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             key = f"{path}.{name}" if path else name
             places[key] = holder, name
@@ -88,13 +89,14 @@ def _places(module: nn.Module, loaded: set[str]) -> tuple[dict[str, Place], set[
     return places, {key for key, tensor in tensors.items() if tensor in filled}
 
 
-def _asks(frame: FrameType | None) -> FrameType | None:
-    """The frame that asked for a load, past the overrides that hand it on."""
-    while frame is not None and (
-        frame.f_code.co_name == "load_state_dict" or frame.f_globals.get("__name__", "").startswith(_HANDS_ON)
-    ):
+def _askers(frame: FrameType | None) -> Iterator[FrameType]:
+    """The frame that asked for a load, after the overrides that handed it on."""
+    while frame is not None:
+        yield frame
+        name = frame.f_globals.get("__name__", "")
+        if frame.f_code.co_name != "load_state_dict" and not name.startswith(_HANDS_ON):
+            return
         frame = frame.f_back
-    return frame
 
 
 loads: Wrapped[Loads] = Wrapped("load_state_dict")

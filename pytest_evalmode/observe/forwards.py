@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from time import perf_counter
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, cast
 
 import torch
-from torch import is_grad_enabled, nn
+from torch import Tensor, is_grad_enabled, nn
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -32,6 +32,7 @@ from pytest_evalmode.observe import (
     draws,
     generators,
     graphs,
+    holders,
     inputs,
     leaks,
     models,
@@ -68,6 +69,7 @@ class Forwards:
         self._switches = switches
         self._strict = strict
         self._running = Running()
+        self._held: dict[tuple[tuple[CodeType, int] | None, str, int], bool] = {}
         self._quiet_types: dict[type[nn.Module], bool] = {}
 
     def take(self) -> tuple[ForwardCall, ...]:
@@ -338,16 +340,16 @@ class Forwards:
             draws=drawn,
         )
         if before is not None:
-            call = self._end_strict(call, outermost, before)
+            call = self._end_strict(call, outermost, before, output)
         if call != ForwardCall(call.ran, call.at, call.modules, call.by):
             with self._lock:
                 self._calls[call] += 1
 
-    def _end_strict(self, call: ForwardCall, outermost: Outermost, before: Before) -> ForwardCall:
+    def _end_strict(self, call: ForwardCall, outermost: Outermost, before: Before, output: object) -> ForwardCall:
         settled = [old for old in before.attributes if id(old.part) not in outermost.lazy]
         with undisturbed():
             changed = tuple(attributes.changes(settled, lambda part: self._part(outermost, part)))
-            written = inputs.changes(before.inputs)
+            written = inputs.changes(before.inputs, lambda name, x: self._is_held(outermost, output, name, x))
         self._watch.own_hooks |= leaks.by_itself(before.hooks, models.tree(outermost.ran), self._sites.is_user)
         drawn = list(call.draws)
         moved = generators.moved(before.host)
@@ -363,6 +365,14 @@ class Forwards:
             inputs=written,
             attributes=changed,
         )
+
+    def _is_held(self, outermost: Outermost, output: object, name: str, tensor: Tensor) -> bool:
+        """Whether somebody else holds an argument.  It takes a while to find out: once for each line and argument."""
+        key = outermost.called, name, sys.getrefcount(tensor)
+        if key not in self._held:
+            apart = {id(output), *outermost.known}
+            self._held[key] = holders.is_held(tensor, outermost.frame.f_back, self._sites, apart)
+        return self._held[key]
 
     def _autograd(self, outermost: Outermost, output: object) -> Finding | None:
         """Whether the forward recorded autograd, and why: told by what came out, else by what went in."""

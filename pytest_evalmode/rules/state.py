@@ -64,7 +64,8 @@ def input_mutated(trace: Trace) -> Iterator[Violation]:
     "attribute-mutated",
     level="strict",
     fires_when="a plain attribute of a module changed during a forward",
-    remedy="keep what a forward computes in local variables; the next forward must not depend on this one",
+    remedy="keep what a forward computes in local variables, and what it learns under `if self.training:`; "
+    "the next forward must not depend on this one",
 )
 def attribute_mutated(trace: Trace) -> Iterator[Violation]:
     for calls in by_model(trace, lambda call: call.attributes):

@@ -50,7 +50,9 @@ def remains(module: nn.Module) -> Remains:
 
 def is_built(value: object) -> TypeGuard[nn.Module]:
     """Whether this is a module whose `Module.__init__` has run, among modules and None."""
-    return value is not None and "_modules" in vars(value)
+    return value is not None and (
+        "_modules" in vars(value) or isinstance(value, ScriptModule)
+    )  # which has it elsewhere
 
 
 def mode(module: nn.Module) -> bool | None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import reprlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
+from time import perf_counter
 from typing import Self, TypeVar
 
-import torch
-from torch import nn
+from torch import nn, no_grad
 
 from pytest_evalmode.errors import GuardError, HygieneError
 from pytest_evalmode.observe import forwards, leaks, loads, models, switches
+from pytest_evalmode.observe.failures import Failures
 from pytest_evalmode.observe.forwards import Forwards
 from pytest_evalmode.observe.graphs import is_exported
 from pytest_evalmode.observe.history import History
@@ -79,7 +79,7 @@ class Guard:
         self._violations: list[Violation] = []
         self._globals = Baseline({}, {})
         self._seconds = 0.0
-        self._failures: list[Exception] = []
+        self._failures = Failures()
 
     @property
     def failures(self) -> tuple[Exception, ...]:
@@ -285,13 +285,13 @@ class Guard:
     @contextmanager
     def safely(self) -> Iterator[None]:
         """Time a piece of the guard's own work, and keep what goes wrong in it."""
-        began = time.perf_counter()
+        began = perf_counter()
         try:
             yield
         except Exception as error:
             self._failures.append(error)
         finally:
-            self._seconds += time.perf_counter() - began
+            self._seconds += perf_counter() - began
 
     def __enter__(self) -> Self:
         if self._opened or self._segments:
@@ -329,14 +329,14 @@ class Inference(Guard):
         if not self._given:
             raise RuntimeError("inference(model) was entered a second time; make a new one for each block")
         (model,) = self._given
-        modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
+        modes = [(part, mode) for part in models.tree(model) if (mode := models.mode(part)) is not None]
         exported = {id(p) for part in models.tree(model) if is_exported(part) for p in models.tree(part)}
         with ExitStack() as undo:
             undo.callback(_set_modes, modes)
             if not exported:
                 model.eval()
             _set_modes((module, False) for module, training in modes if training and id(module) not in exported)
-            undo.enter_context(torch.no_grad())
+            undo.enter_context(no_grad())
             super().__enter__()
             self._undo = undo.pop_all()
         return self

@@ -6,7 +6,9 @@ Every run of pytest comes here: what takes time to import waits for a test that 
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from keyword import iskeyword
 from pathlib import Path, PurePath, PurePosixPath
@@ -160,10 +162,23 @@ def _report(config: pytest.Config, rank: Rank | None) -> Path | None:
     if given is None or is_worker(config):
         return None
     path: Path = config.invocation_params.dir / given
-    if not given or path.is_dir() or not next(folder for folder in path.parents if folder.exists()).is_dir():
-        raise pytest.UsageError(f"--evalmode-report: {given!r} is no file to write to")
+    if not given or not _may_be_written(path):
+        raise pytest.UsageError(f"--evalmode-report: {reprlib.repr(given)} is no file to write to")
     # Ranks share a file system more often than not; none of their reports is the whole.
     return path if rank is None else path.with_name(f"{path.stem}.rank{rank.number}{path.suffix}")
+
+
+def _may_be_written(path: Path) -> bool:
+    """Whether a file can be there, as far as can be told without making it."""
+    try:
+        folder = next(folder for folder in path.parents if folder.exists())
+        for name in path.relative_to(folder).parts:
+            # Each by itself: of a folder that is yet to be made, none says that a name in it is too long.
+            with suppress(FileNotFoundError):
+                (folder / name).stat()
+        return folder.is_dir() and not path.is_dir()
+    except (OSError, ValueError):  # a name too long for the file system, no folder on the way, a null byte
+        return False
 
 
 def _mark(config: pytest.Config) -> tuple[str, ...]:

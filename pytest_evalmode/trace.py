@@ -112,12 +112,16 @@ class TensorChange:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A `load_state_dict(strict=False)` that left something over."""
+    """A `load_state_dict(strict=False)` that left something over, but for what another load of the window filled."""
 
     model: Part
     at: Site | None
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    by_user: bool = True
+    """Whether it stands in code of the user's own, not in a library's."""
+    matched: int = 1
+    """How many of the keys that it was given the model has."""
 
 
 @dataclass(frozen=True, slots=True)

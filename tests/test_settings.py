@@ -255,6 +255,9 @@ def test_ini_exemptions_add_to_those_of_the_marker(pytester: pytest.Pytester) ->
         ([], ["--evalmode-report=."], "--evalmode-report: '.' is no file to write to"),
         ([], ["--evalmode-report="], "--evalmode-report: '' is no file to write to"),
         ([], ["--evalmode-report=nets.py/report.json"], "--evalmode-report: 'nets.py/report.json' is no file*"),
+        ([], [f"--evalmode-report={'a' * 300}.json"], "--evalmode-report: 'aaa*json' is no file to write to"),
+        ([], [f"--evalmode-report=new/{'a' * 300}/r.json"], "--evalmode-report: 'new/aaa*json' is no file to write to"),
+        ([], [f"--evalmode-report={'a/' * 3000}r.json"], "--evalmode-report: 'a/a/*json' is no file to write to"),
     ],
 )
 def test_a_bad_value_is_a_usage_error(

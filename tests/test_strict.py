@@ -188,17 +188,19 @@ WRITES: dict[str, tuple[Callable[..., object], Callable[[], tuple[Any, ...]], st
 @pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
 def test_input_written_into(case: Any, grad: Callable[[], Any]) -> None:
     do, inputs, name = case
+    given = inputs()
     with watching(strict=True) as g, grad():
-        Transform(do)(*inputs())
+        Transform(do)(*given)
     violation = only(g, "input-mutated")
     assert violation.details["arguments"] == [name]
     assert violation.at is not None
-    assert "Transform(do)(*inputs())" in violation.at.source
+    assert "Transform(do)(*given)" in violation.at.source
 
 
 def test_a_keyword_argument_written_into() -> None:
+    mask = torch.ones(3, dtype=torch.bool)
     with watching(strict=True) as g:
-        Transform(lambda *, mask: mask.logical_not_())(mask=torch.ones(3, dtype=torch.bool))
+        Transform(lambda *, mask: mask.logical_not_())(mask=mask)
     assert only(g, "input-mutated").details["arguments"] == ["argument 'mask'"]
 
 
@@ -206,6 +208,70 @@ def test_a_layer_that_works_in_place_on_the_input() -> None:
     layers = nn.ReLU(inplace=True), nn.Linear(4, 2)
     assert run(nn.Sequential(*layers), -torch.ones(2, 4)) == {"input-mutated"}
     assert run(nn.Sequential(nn.Linear(4, 4), *layers), -torch.ones(2, 4)) == set()
+
+
+Call = Callable[[nn.Module, torch.Tensor], object]
+
+TEMPORARIES: dict[str, Call] = {
+    "a clone": lambda model, x: model(x.clone()),
+    "an expression": lambda model, x: model(-x),
+    "by name": lambda model, x: model(x=x + 1),
+    "in a list": lambda model, x: model([x.clone()]),
+    "in a dict": lambda model, x: model({"x": [x.clone()]}),
+    "in a list, by a star": lambda model, x: model(*[x.clone()]),
+    "partial": lambda model, x: functools.partial(model, x.clone())(),
+    "mapped": lambda model, x: list(map(model, [x.clone()])),
+    "functional": lambda model, x: torch.func.functional_call(model, {}, (x.clone(),)),
+    "inside another": lambda model, x: nn.Sequential(model)(x.clone()),
+    "again and again": lambda model, x: [model(x.clone()) for _ in range(3)],
+}
+
+
+class Box:
+    kept: torch.Tensor
+
+
+def boxed(x: torch.Tensor) -> torch.Tensor:
+    Box.kept = x.clone()
+    return Box.kept
+
+
+HELD: dict[str, Call] = {
+    "by a variable": lambda model, x: model(x),
+    "by name": lambda model, x: model(x=x),
+    "in a list": lambda model, x: model([x]),
+    "functional": lambda model, x: torch.func.functional_call(model, {}, (x,)),
+    "a view": lambda model, x: model(x[:1]),
+    "its detached self": lambda model, x: model(x.detach()),
+    "in an object": lambda model, x: model(boxed(x)),
+    "by a walrus": lambda model, x: (model(kept := x.clone()), kept),
+}
+
+
+class Overwrites(nn.Module):
+    def forward(self, x: Any) -> Any:
+        inner = x
+        while not isinstance(inner, torch.Tensor):
+            inner = next(iter(inner.values() if isinstance(inner, dict) else inner))
+        inner.fill_(7)
+        return {"same": x}
+
+
+@each(TEMPORARIES)
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
+def test_a_temporary_may_be_used_up(case: Call, grad: Callable[[], Any]) -> None:
+    x = batch()
+    with guard(strict=True), grad():
+        case(Overwrites(), x)
+
+
+@each(HELD)
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
+def test_what_somebody_holds_may_not(case: Call, grad: Callable[[], Any]) -> None:
+    x = batch()
+    with watching(strict=True) as g, grad():
+        case(Overwrites(), x)
+    assert "input-mutated" in rules(g)
 
 
 class Cache:

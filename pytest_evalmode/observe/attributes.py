@@ -53,7 +53,8 @@ def changes(before: list[Attributes], name: Callable[[nn.Module], Part]) -> Iter
         if models.is_shell(old.part) or models.is_metric(old.part):
             continue
         computed = models.computed_attributes(old.part)
-        for attribute in dict.fromkeys((*old.values, *values)):
+        # A tensor says more than a counter beside it.  What appears, set once when it is first needed, has not changed.
+        for attribute in sorted(old.values, key=lambda name: name not in old.tensors):
             if attribute not in _OWN and attribute not in computed and not _same(old, attribute, values):
                 was, now = (_told(attribute, each) for each in (old.values, values))
                 yield AttributeChange(name(old.part), attribute, was, f"{now}, of other values" if was == now else now)

@@ -62,7 +62,7 @@ def _holds(this: object, module: nn.Module) -> TypeGuard[nn.Module]:
 
 
 def _is_module(this: object) -> TypeGuard[nn.Module]:
-    return isinstance(this, nn.Module) and "_modules" in vars(this)
+    return isinstance(this, nn.Module) and models.is_built(this)
 
 
 def enclosing(frame: FrameType) -> FrameType:

@@ -43,6 +43,12 @@ _MOST_FUNCTIONS = 400
 _PYTHONS = getattr(random.random, "__self__", None)
 
 
+def home(thing: object) -> str:
+    """The name of the module that a class or function comes from; a class may have set it to None."""
+    name = getattr(thing, "__module__", None)
+    return name if isinstance(name, str) else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Traits:
     """What the forward of a type does, as far as its code tells."""
@@ -151,7 +157,7 @@ def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
         sensitive="training" in names,
         may_draw=may_draw,
         # Torch's own layers do so only where they set up their weights.
-        stops_grad=not owner.__module__.startswith("torch.nn.") and (stops_grad or not names.isdisjoint(_NO_GRAD)),
+        stops_grad=not home(owner).startswith("torch.nn.") and (stops_grad or not names.isdisjoint(_NO_GRAD)),
     )
 
 
@@ -176,7 +182,7 @@ def _reachable(owner: type[nn.Module], forward: Any) -> Iterator[FunctionType]:
             methods = _definitions(owner, name)
             waiting.extend(methods if "super" in names else methods[:1])
             helper = function.__globals__.get(name)
-            if _function(helper) and not helper.__module__.startswith("torch."):
+            if _function(helper) and not home(helper).startswith("torch."):
                 waiting.append(helper)
 
 

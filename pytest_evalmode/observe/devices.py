@@ -18,7 +18,8 @@ from itertools import accumulate, groupby
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, get_device_module
+from torch.accelerator import current_accelerator
 
 SMALL_BYTES = 1 << 16
 """What is brought over in less time than it takes to start the dozen kernels that would sum it up.
@@ -35,10 +36,10 @@ _MIX = 0xD6E8FEB86659FD93 - (1 << 64)
 
 def in_use() -> ModuleType | None:
     """What torch calls the accelerator of this process, `torch.cuda` say, once the process has begun to use it."""
-    device = torch.accelerator.current_accelerator()
+    device = current_accelerator()
     if device is None:
         return None
-    module: ModuleType = torch.get_device_module(device)
+    module: ModuleType = get_device_module(device)
     # MPS knows no beginning: it is there, or it is not.
     begun: bool = getattr(module, "is_initialized", module.is_available)()
     return module if begun else None

@@ -19,7 +19,8 @@ from threading import Thread
 from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, empty, empty_strided, frombuffer, get_num_threads, is_grad_enabled, nn
+from torch._C import DisableTorchFunction, _set_grad_enabled
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.nn.parameter import is_lazy
@@ -78,12 +79,16 @@ def is_tensor(value: object) -> TypeGuard[Tensor]:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """No mode of the user's sees what is done inside, autograd records none of it, and no finalizer runs in between."""
-    collecting = gc.isenabled()
+    collecting, recording = gc.isenabled(), is_grad_enabled()
     gc.disable()  # thousands of fingerprints would have it go through all objects there are
     try:
         # `DisableTorchFunction` is what torch's documentation on extending it names; it covers modes and subclasses.
-        with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
-            yield
+        with _disable_current_modes(), DisableTorchFunction():
+            _set_grad_enabled(False)  # `no_grad` looks up in torch, as it enters, what a test may have patched
+            try:
+                yield
+            finally:
+                _set_grad_enabled(recording)
     finally:
         if collecting:
             gc.enable()
@@ -130,9 +135,9 @@ def same(before: Fingerprint, now: Fingerprint, tensor: Tensor) -> bool:
         return True  # FSDP has gathered it, or let go of it again: a part and the whole cannot be compared
     if before.strides == now.strides:
         return before.bits == now.bits
-    arranged = torch.empty(before.shape, dtype=before.dtype, device=before.device)
+    arranged = empty(before.shape, dtype=before.dtype, device=before.device)
     if before.strides is not None:
-        arranged = torch.empty_strided(before.shape, before.strides, dtype=before.dtype, device=before.device)
+        arranged = empty_strided(before.shape, before.strides, dtype=before.dtype, device=before.device)
     return fingerprint(arranged.copy_(tensor), before.kept).bits == before.bits
 
 
@@ -140,7 +145,7 @@ def values(print_: Fingerprint) -> Tensor | None:
     """The tensor that was, where it was kept by value: flat, in the order of its memory."""
     if not print_.kept or not print_.bits:
         return None
-    return torch.frombuffer(bytearray(print_.bits), dtype=print_.dtype)
+    return frombuffer(bytearray(print_.bits), dtype=print_.dtype)
 
 
 def large(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
@@ -159,7 +164,7 @@ def digests(tensors: Mapping[int, Tensor]) -> Iterator[dict[int, bytes]]:
     pieces = {key: _pieces(tensor.data_ptr(), tensor.nbytes) for key, tensor in tensors.items()}
     # The largest first: the threads come to their ends at about the same time.
     todo = sorted(set(chain.from_iterable(pieces.values())), key=itemgetter(1), reverse=True)
-    helpers = min(torch.get_num_threads() - 1, sum(size for _, size in todo) // _PIECE_BYTES)
+    helpers = min(get_num_threads() - 1, sum(size for _, size in todo) // _PIECE_BYTES)
     done: dict[tuple[int, int], bytes] = {}
     turns = iter(todo)
 

@@ -15,16 +15,30 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import wraps
 from time import perf_counter
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, is_grad_enabled, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from pytest_evalmode.observe import attributes, autograd, callers, code, draws, generators, graphs, inputs, models
+from pytest_evalmode.observe import (
+    attributes,
+    autograd,
+    callers,
+    code,
+    draws,
+    generators,
+    graphs,
+    holders,
+    inputs,
+    leaks,
+    models,
+)
 from pytest_evalmode.observe.code import Draw
+from pytest_evalmode.observe.failures import Failures
 from pytest_evalmode.observe.fingerprint import is_tensor, undisturbed
 from pytest_evalmode.observe.outermost import Before, Outermost
 from pytest_evalmode.observe.sites import Sites
@@ -47,7 +61,7 @@ class Forwards:
     """Observes the forwards of a window, and adds the models that run to its watch."""
 
     def __init__(self, watch: Watch, sites: Sites, switches: Switches, *, strict: bool = False) -> None:
-        self.failures: list[Exception] = []
+        self.failures = Failures()
         self.seconds = 0.0
         """What it cost to begin and to end outermost forwards; what runs for each part is too short to be timed."""
         self.ran = 0
@@ -59,6 +73,7 @@ class Forwards:
         self._switches = switches
         self._strict = strict
         self._running = Running()
+        self._held: dict[tuple[tuple[CodeType, int] | None, str, int], bool] = {}
         self._quiet_types: dict[type[nn.Module], bool] = {}
 
     def take(self) -> tuple[ForwardCall, ...]:
@@ -70,10 +85,12 @@ class Forwards:
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """A forward begins in the calling frame.  False if there is nothing to see of it; else `leave` must follow."""
         outermost = self._running.outermost
+        if not models.is_built(module):
+            return False
         if (
             outermost is not None
             and id(module) in outermost.quiet
-            and not (outermost.grad or getattr(module, "training", False) or torch.is_grad_enabled())
+            and not (outermost.grad or models.mode(module) or is_grad_enabled())
         ):
             return False
         frame = sys._getframe(1)
@@ -126,7 +143,7 @@ class Forwards:
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType
     ) -> Outermost | None:
-        if torch.jit.is_tracing() or callers.builds(frame):  # type: ignore[attr-defined, no-untyped-call]
+        if is_tracing() or callers.builds(frame):  # type: ignore[no-untyped-call]
             return None
         owner, called = callers.owner(module, frame, self._sites)
         caller = self._sites.outside(called.f_back)
@@ -153,7 +170,7 @@ class Forwards:
             newcomers=set(),
             quiet=self._quiet(parts, kinds),
             modules=len(parts) if owner is module else len(models.tree(owner)),
-            grad=torch.is_grad_enabled(),
+            grad=is_grad_enabled(),
             start=now,
             state=now,
             inputs=(args, kwargs),
@@ -174,7 +191,9 @@ class Forwards:
         if self._strict:
             with undisturbed():
                 told = attributes.take(parts) if model.has_state else []
-                outermost.before = Before(inputs.take(args, kwargs), told, generators.host_state())
+                outermost.before = Before(
+                    inputs.take(args, kwargs), told, generators.host_state(), leaks.hooks_of(parts)
+                )
         return outermost
 
     def _visit(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:
@@ -223,7 +242,7 @@ class Forwards:
         sensitive: bool | None = None,
     ) -> None:
         """Note the parts in training mode that hold parameters or are sensitive, by their code unless it is given."""
-        suspects = [part for part in parts if models.is_training(part)]
+        suspects = [part for part in parts if models.mode(part)]
         if not suspects:
             return
         excused = {id(p) for part in parts if graphs.is_exported(part) for p in models.tree(part)}
@@ -248,15 +267,16 @@ class Forwards:
         """Batch norms whose forward nobody will see run."""
         inside = {id(p) for part in parts if models.is_opaque(part) for p in models.tree(part)}
         for norm in batchers:
-            if id(norm) in inside and not norm.training:
+            if id(norm) in inside and not models.mode(norm):
                 self._note_batch_stats(outermost, norm, None)
 
     def _note_batch_stats(self, outermost: Outermost, norm: _BatchNorm, cause: Site | None) -> None:
-        why = "it has no running statistics (track_running_stats=False)"
+        kept = getattr(norm, "track_running_stats", False)
+        why = f"it has no running statistics ({'they were set to None' if kept else 'track_running_stats=False'})"
         outermost.batch_stats[id(norm)] = Finding(self._part(outermost, norm), cause, why)
 
     def _enter_part(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:
-        training = getattr(module, "training", False)
+        training = models.mode(module)
         if training:
             self._enter_training(outermost, module, frame)
         elif isinstance(module, _BatchNorm) and _uses_the_batch(module) and id(module) not in outermost.batch_stats:
@@ -268,7 +288,7 @@ class Forwards:
 
     def _leave_recording(self, outermost: Outermost, module: nn.Module) -> None:
         """Grad mode was on when the whole began: whether it still is where a part with parameters ran to its end."""
-        if not torch.is_grad_enabled():
+        if not is_grad_enabled():
             outermost.grad_stopped = True
             return
         held = models.holds_parameters(module) if self._strict else autograd.is_trainable(module)
@@ -285,14 +305,14 @@ class Forwards:
             outermost.training[id(module)] = replace(finding, cause=cause)
 
     def _leave_part(self, outermost: Outermost, module: nn.Module, output: object, frame: FrameType) -> None:
-        if getattr(module, "training", False) and id(module) not in outermost.training:
+        if models.mode(module) and id(module) not in outermost.training:
             self._judge_modes(outermost, [module])  # set by a hook or by the forward itself
         if outermost.grad and module is not outermost.ran and output is not RAISED:
             self._leave_recording(outermost, module)
         if (
             outermost.autograd is None
             and is_tensor(output)
-            and torch.is_grad_enabled()
+            and is_grad_enabled()
             and autograd.requires_grad(output)
             and module is not outermost.ran
         ):
@@ -315,7 +335,7 @@ class Forwards:
             return
         if draws.are_foreign(module, suspects, self._sites):
             return
-        if models.is_training(drawer) and (outermost.model.is_model or outermost.hosts_model):
+        if models.mode(drawer) and (outermost.model.is_model or outermost.hosts_model):
             self._judge_modes(outermost, [drawer], sensitive=True)  # whatever its code tells, but for exported graphs
             if id(drawer) in outermost.training:
                 return
@@ -354,16 +374,17 @@ class Forwards:
             draws=drawn,
         )
         if before is not None:
-            call = self._end_strict(call, outermost, before)
+            call = self._end_strict(call, outermost, before, output)
         if call != ForwardCall(call.ran, call.at, call.modules, call.by):
             with self._lock:
                 self._calls[call] += 1
 
-    def _end_strict(self, call: ForwardCall, outermost: Outermost, before: Before) -> ForwardCall:
+    def _end_strict(self, call: ForwardCall, outermost: Outermost, before: Before, output: object) -> ForwardCall:
         settled = [old for old in before.attributes if id(old.part) not in outermost.lazy]
         with undisturbed():
             changed = tuple(attributes.changes(settled, lambda part: self._part(outermost, part)))
-            written = inputs.changes(before.inputs)
+            written = inputs.changes(before.inputs, lambda name, x: self._is_held(outermost, output, name, x))
+        self._watch.own_hooks |= leaks.by_itself(before.hooks, models.tree(outermost.ran), self._sites.is_user)
         drawn = list(call.draws)
         moved = generators.moved(before.host)
         if moved and not outermost.training:
@@ -378,6 +399,14 @@ class Forwards:
             inputs=written,
             attributes=changed,
         )
+
+    def _is_held(self, outermost: Outermost, output: object, name: str, tensor: Tensor) -> bool:
+        """Whether somebody else holds an argument.  It takes a while to find out: once for each line and argument."""
+        key = outermost.called, name, sys.getrefcount(tensor)
+        if key not in self._held:
+            apart = {id(output), *outermost.known}
+            self._held[key] = holders.is_held(tensor, outermost.frame.f_back, self._sites, apart)
+        return self._held[key]
 
     def _autograd(self, outermost: Outermost, output: object) -> Finding | None:
         """Whether the forward recorded autograd, and why: told by what came out, else by what went in."""
@@ -424,7 +453,7 @@ def _is_handed_in(outermost: Outermost, module: nn.Module) -> bool:
 
 def _is_quiet(kind: type[nn.Module]) -> bool:
     """Whether there is nothing to see of a type in eval mode (torch's own dropout is then off) without grad mode."""
-    if kind.__module__ == _DropoutNd.__module__:
+    if code.home(kind) == _DropoutNd.__module__:
         return True
     return not code.traits_of(kind).may_draw
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import pickle
-import random
 import sys
+from ctypes import string_at
 from operator import eq
+from pickle import dumps
+from random import getstate
 from types import ModuleType
 
-import torch
-from torch import Tensor
+from torch import Tensor, default_generator
 
 from pytest_evalmode.observe import devices
 
 PYTHON = "Python's random"
 NUMPY = "NumPy"
-
-_python_state = random.getstate
 
 State = tuple[bytes, ...]
 HostState = tuple[object, bytes | None]
@@ -28,7 +25,7 @@ def state() -> State:
 
     Reads memory and dispatches no operator, so a mode of the user's does not see it.
     """
-    cpu = _bytes(torch.default_generator.get_state())
+    cpu = _bytes(default_generator.get_state())
     accelerator = devices.in_use()
     return (cpu,) if accelerator is None else (cpu, *map(_bytes, _states(accelerator)))
 
@@ -41,7 +38,7 @@ def still(before: State, now: State) -> bool:
 def host_state() -> HostState:
     """The state of Python's own generator, and of NumPy's where it is in use."""
     numpy = sys.modules.get("numpy.random")
-    return _python_state(), pickle.dumps(numpy.get_state()) if numpy is not None else None
+    return getstate(), dumps(numpy.get_state()) if numpy is not None else None
 
 
 def moved(before: HostState) -> list[str]:
@@ -61,7 +58,7 @@ def _numpy_has_drawn() -> bool:
 
 
 def _bytes(state: Tensor) -> bytes:
-    return ctypes.string_at(state.data_ptr(), state.numel())
+    return string_at(state.data_ptr(), state.numel())
 
 
 def _states(accelerator: ModuleType) -> list[Tensor]:

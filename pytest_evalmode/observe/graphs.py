@@ -6,6 +6,7 @@ Their type says nothing of what they do, and for an exported or traced one neith
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ def is_exported(module: nn.Module) -> bool:
 
 def is_sensitive(module: ScriptModule) -> bool:
     """Whether a scripted forward reads `training`; that of a traced one is a constant of its graph."""
-    graph = getattr(module, "graph", None)
+    graph = _graph(module, "graph")
     return graph is not None and any(
         node.hasAttribute("name") and node.s("name") == "training" for node in graph.findAllNodes("prim::GetAttr")
     )
@@ -47,7 +48,7 @@ def batch_norms(module: nn.Module) -> Iterator[str]:
 
 def may_draw(module: nn.Module) -> bool:
     """Whether a TorchScript graph has an operator that draws random numbers."""
-    graph = getattr(module, "inlined_graph", None) if isinstance(module, ScriptModule) else None
+    graph = _graph(module, "inlined_graph") if isinstance(module, ScriptModule) else None
     return graph is not None and any(f"aten::{name}" in str(graph) for name in DRAWS)
 
 
@@ -79,9 +80,19 @@ def _sees_the_batch(node: object) -> bool:
 def _script_batch_norms(module: ScriptModule) -> Iterator[str]:
     for part in module.modules():
         if getattr(part, "original_name", "") in _BATCH_NORMS and getattr(part, "running_mean", None) is None:
-            yield "it was scripted without running statistics (track_running_stats=False)"
-    graph = getattr(module, "inlined_graph", None)
+            kept = getattr(part, "track_running_stats", False)
+            how = "they were set to None" if kept else "track_running_stats=False"
+            yield f"it was scripted without running statistics ({how})"
+    graph = _graph(module, "inlined_graph")
     for node in graph.findAllNodes("aten::batch_norm") if graph is not None else ():
         training = list(node.inputs())[5]
         if training.node().kind() == "prim::Constant" and training.toIValue() is True:
             yield "aten::batch_norm is in the graph with training=True"
+
+
+def _graph(module: ScriptModule, name: str) -> Any:
+    """The graph of a scripted forward; None where there is none: a module may have other methods alone."""
+    try:
+        return getattr(module, name, None)
+    except RuntimeError:
+        return None

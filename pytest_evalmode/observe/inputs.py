@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from pytest_evalmode.observe import holders
 from pytest_evalmode.observe.fingerprint import Fingerprint, fingerprint, is_tensor, same
 
-Inputs = list[tuple[str, Tensor, Fingerprint]]
+Inputs = list[tuple[str, Tensor, Fingerprint, bool]]
+"""The tensors by name, what they were, and whether another has the same memory."""
 
 
 def take(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
@@ -19,7 +21,7 @@ def take(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
     The caller is `undisturbed`.
     """
     given = _leaves(args, kwargs)
-    return [(name, value, fingerprint(value)) for name, value in given if is_tensor(value)]
+    return [(name, value, fingerprint(value), holders.shares(value)) for name, value in given if is_tensor(value)]
 
 
 def hold(args: tuple[Any, ...], kwargs: Mapping[str, Any], module: nn.Module) -> bool:
@@ -27,9 +29,13 @@ def hold(args: tuple[Any, ...], kwargs: Mapping[str, Any], module: nn.Module) ->
     return any(value is module for _, value in _leaves(args, kwargs))
 
 
-def changes(before: Inputs) -> tuple[str, ...]:
-    """The arguments that are not what they were; the caller is `undisturbed`."""
-    return tuple(name for name, tensor, was in before if not same(was, fingerprint(tensor, was.kept), tensor))
+def changes(before: Inputs, is_held: Callable[[str, Tensor], bool]) -> tuple[str, ...]:
+    """The arguments that are not what they were, and that somebody else holds; the caller is `undisturbed`."""
+    return tuple(
+        name
+        for name, tensor, was, shared in before
+        if not same(was, fingerprint(tensor, was.kept), tensor) and (shared or is_held(name, tensor))
+    )
 
 
 def _leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,21 @@ def remains(module: nn.Module) -> Remains:
     return Remains(module._parameters, module._buffers, module._modules, passing, packed(module))
 
 
+def is_built(value: object) -> TypeGuard[nn.Module]:
+    """Whether this is a module whose `Module.__init__` has run, among modules and None."""
+    return value is not None and (
+        "_modules" in vars(value) or isinstance(value, ScriptModule)
+    )  # which has it elsewhere
+
+
+def mode(module: nn.Module) -> bool | None:
+    """What a module says of itself as `training`; None where it has no such flag, or one that cannot be read."""
+    try:
+        return getattr(module, "training", None)
+    except Exception:  # a property of the user's
+        return None
+
+
 def tree(module: nn.Module) -> list[nn.Module]:
     """A module and all beneath it, each once; as `module.modules()` does, several times as fast."""
     found: dict[int, nn.Module] = {}
@@ -58,7 +73,7 @@ def tree(module: nn.Module) -> list[nn.Module]:
         if id(part) not in found:
             found[id(part)] = part
             if part._modules:
-                waiting.extend(reversed([child for child in part._modules.values() if child is not None]))
+                waiting.extend(reversed([child for child in part._modules.values() if is_built(child)]))
     return list(found.values())
 
 
@@ -78,7 +93,7 @@ def walk(module: nn.Module | Remains, skip: Container[int] = ()) -> Parts:
         children = part._modules
         if children:
             for name, child in reversed(list(children.items())):
-                if child is not None:
+                if is_built(child):
                     inner = path if name in _LINKS and _is_link(part, name) else f"{path}.{name}" if path else name
                     waiting.append((inner, child))
     return list(found.values())
@@ -125,7 +140,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def is_shell(module: nn.Module) -> bool:
     """Whether this is a wrapper of torch's own, which may keep books: DDP notes that it has run, say."""
-    return type(module).__module__.startswith("torch.") and unwrapped(module) is not module
+    return code.home(type(module)).startswith("torch.") and unwrapped(module) is not module
 
 
 def is_metric(module: nn.Module) -> bool:
@@ -135,7 +150,7 @@ def is_metric(module: nn.Module) -> bool:
 
 def computed_attributes(module: nn.Module) -> set[str]:
     """Attributes that torch computes anew before each forward from what it saves: a weight normed, or pruned."""
-    hooks = [hook for hook in module._forward_pre_hooks.values() if type(hook).__module__.startswith("torch.nn.utils.")]
+    hooks = [hook for hook in module._forward_pre_hooks.values() if code.home(type(hook)).startswith("torch.nn.utils.")]
     return {vars(hook).get("name") or vars(hook).get("_tensor_name", "") for hook in hooks}
 
 
@@ -158,7 +173,7 @@ def type_name(module: nn.Module) -> str:
 
 def _is_made_by_torch(kind: type) -> bool:
     """Whether torch made this class of another as it ran, as FSDP makes `FSDPNet`: such a class is in no module."""
-    return kind.__module__.startswith("torch.") and not hasattr(sys.modules.get(kind.__module__), kind.__name__)
+    return code.home(kind).startswith("torch.") and not hasattr(sys.modules.get(kind.__module__), kind.__name__)
 
 
 def is_sensitive(module: nn.Module) -> bool:
@@ -179,10 +194,6 @@ def is_unfinished(module: nn.Module) -> bool:
     )
 
 
-def is_training(module: nn.Module) -> bool:
-    return bool(getattr(module, "training", False))
-
-
 def holds_weights(module: nn.Module) -> bool:
     """Whether this very module holds parameters and can run with them: a bare `nn.Module`, as fx makes them, cannot."""
     return type(module) is not nn.Module and holds_parameters(module)
@@ -198,7 +209,7 @@ def packed(part: nn.Module | Remains) -> Mapping[str, Any]:
     if isinstance(part, Remains):
         return part.packed
     saves = type(part)._save_to_state_dict
-    if saves is _SAVES or not saves.__module__.startswith("torch.ao."):
+    if saves is _SAVES or not code.home(saves).startswith("torch.ao."):
         return {}
     return {name: value for name, value in vars(part).items() if isinstance(value, torch.ScriptObject)}
 
@@ -244,8 +255,8 @@ def find(value: object, name: str) -> Iterator[tuple[str, nn.Module]]:
             continue
         seen.add(id(item))
         if issubclass(type(item), nn.Module):  # isinstance() would ask a proxy for its object
-            if "_modules" in vars(item):  # not before Module.__init__ has run
-                yield path, cast(nn.Module, item)
+            if is_built(item):
+                yield path, item
         elif depth < _DEEPEST:
             waiting.extend((path + step, inner, depth + 1) for step, inner in _inside(item))
 
@@ -273,7 +284,7 @@ def _is_plain_object(value: object) -> bool:
     if issubclass(type(value), Tensor | type | ModuleType | FunctionType | MethodType | str | bytes):
         return False
     # pytest's own fixtures lead to everything there is.
-    return type(value).__module__.partition(".")[0] not in ("builtins", "pytest", "_pytest", "pluggy", "torch", "numpy")
+    return code.home(type(value)).partition(".")[0] not in ("builtins", "pytest", "_pytest", "pluggy", "torch", "numpy")
 
 
 def _attributes(value: object) -> Mapping[str, object]:

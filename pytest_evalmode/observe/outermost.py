@@ -67,3 +67,4 @@ class Before:
     inputs: Inputs
     attributes: list[Attributes]
     host: HostState
+    hooks: dict[int, object]

@@ -10,9 +10,10 @@ import linecache
 import os
 import sys
 import sysconfig
-import threading
 from dataclasses import dataclass
+from os import getcwd
 from pathlib import Path
+from threading import get_ident
 from types import CodeType, FrameType
 
 from pytest_evalmode.trace import Site
@@ -44,7 +45,7 @@ class Sites:
 
     def __init__(self, root: Path | None = None) -> None:
         self._root = root.resolve() if root else None
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         self._workers: set[int] = set()
         """Other threads that have run a model."""
         self._files: dict[str, str | None] = {}
@@ -55,7 +56,7 @@ class Sites:
         A worker thread may hold no user code at all: then the line counts at which its opener stands.
         """
         if self.in_worker():
-            self._workers.add(threading.get_ident())
+            self._workers.add(get_ident())
         borrowed = False
         while frame is not None:
             if self._file(frame.f_code):
@@ -82,12 +83,12 @@ class Sites:
 
     def in_worker(self) -> bool:
         """Whether the thread that asks is another than the one that opened the window."""
-        return threading.get_ident() != self._thread
+        return get_ident() != self._thread
 
     def others_run(self) -> bool:
         """Whether another thread runs user code, or is a worker that ran a model, and may have until just now."""
         stacks = sys._current_frames()
-        stacks.pop(threading.get_ident(), None)
+        stacks.pop(get_ident(), None)
         for thread, frame in stacks.items():
             if thread in self._workers:
                 return True
@@ -120,7 +121,7 @@ class Sites:
         path = Path(name).resolve()
         if any(part in _INSTALLED for part in path.parts) or str(path).startswith(_LIBRARIES):
             return None
-        base = self._root or Path.cwd()
+        base = self._root or Path(getcwd())
         if path.is_relative_to(base):
             return path.relative_to(base).as_posix()
         return None if self._root else str(path)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_evalmode.observe.models import tree
+from pytest_evalmode.observe import models
+from pytest_evalmode.observe.failures import Failures
 from pytest_evalmode.observe.sites import Sites
 from pytest_evalmode.observe.wrapped import Wrapped
 from pytest_evalmode.trace import Site
@@ -23,7 +24,7 @@ class Switches:
     """Observes who switches the modules of a window."""
 
     def __init__(self, sites: Sites) -> None:
-        self.failures: list[Exception] = []
+        self.failures = Failures()
         self._sites = sites
         self._lines: dict[int, tuple[weakref.ref[nn.Module], Site]] = {}
 
@@ -42,8 +43,8 @@ class Switches:
             if caller.f_code is _RECURSIVE:
                 return  # the module is part of one that is being switched
             line = self._line(module, caller)
-            for part in tree(module):
-                if line is not None and getattr(part, "training", False):
+            for part in models.tree(module):
+                if line is not None and models.mode(part):
                     self._lines[id(part)] = weakref.ref(part), line
                 else:
                     self._lines.pop(id(part), None)

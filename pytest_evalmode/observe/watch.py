@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import nn
 
 from pytest_evalmode.observe import leaks, models, state
+from pytest_evalmode.observe.failures import Failures
 from pytest_evalmode.observe.history import History
 from pytest_evalmode.observe.state import Snapshot
 from pytest_evalmode.trace import Drift, Leak, Site, TensorChange, WatchedModel
@@ -115,7 +116,9 @@ class Watch:
 
     def __init__(self, locate: Locate, *, strict: bool = False) -> None:
         self._changes: list[TensorChange] = []
-        self.failures: list[Exception] = []
+        self.own_hooks: set[int] = set()
+        """What models did about hooks by themselves, as they ran."""
+        self.failures = Failures()
         self._locate = locate
         self._strict = strict
         self._models: list[Model] = []
@@ -163,7 +166,7 @@ class Watch:
             replace(leak, name=model.path_of(leak.name))
             for model in self._models
             if model.flags is not None and (module := model.module()) is not None
-            for leak in model.flags.since(model.name, leaks.model_flags(module, model.others))
+            for leak in model.flags.since(model.name, leaks.model_flags(module, model.others), self.own_hooks)
         )
 
     def put_back(self) -> set[tuple[str | None, str]]:

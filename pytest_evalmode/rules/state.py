@@ -64,7 +64,8 @@ def input_mutated(trace: Trace) -> Iterator[Violation]:
     "attribute-mutated",
     level="strict",
     fires_when="a plain attribute of a module changed during a forward",
-    remedy="keep what a forward computes in local variables; the next forward must not depend on this one",
+    remedy="keep what a forward computes in local variables, and what it learns under `if self.training:`; "
+    "the next forward must not depend on this one",
 )
 def attribute_mutated(trace: Trace) -> Iterator[Violation]:
     for calls in by_model(trace, lambda call: call.attributes):
@@ -90,6 +91,8 @@ def attribute_mutated(trace: Trace) -> Iterator[Violation]:
 )
 def partial_load(trace: Trace) -> Iterator[Violation]:
     for load in trace.loads:
+        if load.matched and not load.by_user:
+            continue  # an adapter's: the rest of the model is not its business
         kinds = (("missing", load.missing), ("unexpected", load.unexpected))
         said = [f"{plural(len(keys), f'{kind} key')} ({first_and_more(keys)})" for kind, keys in kinds if keys]
         yield Violation(

@@ -63,7 +63,6 @@ CHANGES: dict[str, tuple[Callable[[Module], object], tuple[str, str, str]]] = {
     "to None": (setting("text", None), ("text", "'a'", "None")),
     "another type": (setting("number", 1.0), ("number", "1", "1.0")),
     "another number of an enum": (setting("color", Color.BLUE), ("color", repr(Color.RED), repr(Color.BLUE))),
-    "new": (setting("fresh", 1), ("fresh", "(absent)", "1")),
     "gone": (lambda module: delattr(module, "number"), ("number", "1", "(absent)")),
     "tensor in place": (
         lambda module: module.tensor.add_(1),
@@ -91,6 +90,8 @@ SAME: dict[str, Callable[[Module], object]] = {
     "another object": setting("opaque", object()),
     "an object for None": setting("nothing", [1]),
     "an array": setting("opaque", np.zeros(3)),
+    "new": setting("fresh", 1),
+    "a new tensor": setting("fresh", torch.ones(1)),
     "a new list": setting("fresh", [1]),
     "the mode": lambda module: module.train(not module.training),
     "a hook": lambda module: module.register_forward_hook(lambda *_: None),
@@ -116,7 +117,15 @@ def test_one_goes_and_another_comes_with_the_same_value() -> None:
     del module.old
     setattr(module, "new", None)  # noqa: B010
     found = attributes.changes(before, lambda part: Part("model", "", "Module"))
-    assert [c.name for c in found] == ["model.old", "model.new"]
+    assert [c.name for c in found] == ["model.old"]
+
+
+def test_a_tensor_comes_before_a_counter() -> None:
+    def act(module: Module) -> None:
+        module.number = 2
+        module.tensor.add_(1)
+
+    assert [name for name, _, _ in change(act)] == ["tensor", "number"]
 
 
 def test_of_which_module() -> None:
@@ -155,6 +164,7 @@ NORMED: dict[str, Callable[[nn.Module], nn.Module]] = {
 def test_a_weight_that_is_computed_before_each_forward(norm: Callable[[nn.Module], nn.Module]) -> None:
     layer = norm(nn.Linear(4, 4)).eval()
     layer.register_forward_pre_hook(lambda module, args: setattr(module, "calls", 1))
+    vars(layer)["calls"] = 0
     vars(layer)["weight"] = torch.zeros(4, 4)
     before = attributes.take([layer])
     layer(torch.ones(1, 4))

@@ -113,8 +113,8 @@ def test_an_accelerator_has_generators_once_it_is_in_use(
 ) -> None:
     accelerator = SimpleNamespace(is_available=lambda: True)
     setattr(accelerator, asked, lambda: begun)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch, "get_device_module", lambda device: accelerator)
+    monkeypatch.setattr(devices, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(devices, "get_device_module", lambda device: accelerator)
     found: object = devices.in_use()
     assert found is (accelerator if begun else None)
 

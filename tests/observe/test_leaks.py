@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
-from pytest_evalmode import Guard
+from pytest_evalmode import Guard, guard
 from pytest_evalmode.observe.leaks import global_flags, leaks, model_flags
 from pytest_evalmode.observe.watch import Watch
 from tests.nets import Net, batch, rules, watching
@@ -243,3 +246,95 @@ def test_a_part_that_is_watched_itself_is_told_once() -> None:
     with watching(part, whole, strict=True) as g:
         whole.train()
     assert left(g) == [("Sequential.0.training", "Sequential.training")]
+
+
+# --- hooks that come and go by no doing of the test's
+
+
+class OwnLazy(nn.Module):
+    """Takes its own hook away as it first runs, and has another that stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight: Any = UninitializedParameter()
+        self.stays = self.register_forward_hook(lambda *_: None)
+        self.handle = self.register_forward_pre_hook(self.begin)
+
+    def begin(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self.weight.materialize((2, args[0].shape[-1]))
+        with torch.no_grad():
+            self.weight.zero_()
+        self.handle.remove()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight)
+
+
+class Hooking(Net):
+    """Puts a hook on a layer of its own as it runs."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        super().__init__()
+        self.hook = hook
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().forward(x)
+        next(self.children()).register_forward_hook(self.hook)
+        return out
+
+
+def users_hook(*_: Any) -> None: ...
+
+
+OWN_HOOKS: dict[str, Callable[[], nn.Module]] = {
+    "lazy": lambda: nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d()),
+    "lazy in its own way": lambda: nn.Sequential(OwnLazy()),
+    "of a library": lambda: Hooking(logging.debug),
+    "of a library, with something given": lambda: Hooking(functools.partial(logging.debug, "%s")),
+}
+
+
+@pytest.mark.parametrize("make", OWN_HOOKS.values(), ids=OWN_HOOKS)
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_what_a_model_does_about_hooks_as_it_runs_is_its_own(make: Callable[[], nn.Module], wrapped: bool) -> None:
+    model = make().eval()
+    ran = nn.Sequential(model) if wrapped else model
+    with watching(model, strict=True) as g, torch.no_grad():
+        ran(batch())
+    assert "model-leaked" not in rules(g)
+
+
+FOREIGN_HOOKS: dict[str, Callable[[Any], object]] = {
+    "taken away by the test": lambda lazy: lazy.handle.remove(),
+    "another, taken away": lambda lazy: lazy.stays.remove(),
+    "another, after a forward": lambda lazy: (lazy(batch()), lazy.stays.remove()),
+    "put on before": lambda lazy: (lazy.register_forward_hook(users_hook), lazy(batch())),
+    "put on after": lambda lazy: (lazy(batch()), lazy.register_forward_hook(users_hook)),
+    "of a library, put on by the test": lambda lazy: lazy.register_forward_hook(logging.debug),
+}
+
+
+@pytest.mark.parametrize("act", FOREIGN_HOOKS.values(), ids=FOREIGN_HOOKS)
+def test_what_the_test_does_about_hooks_is_told(act: Callable[[Any], object]) -> None:
+    model = OwnLazy().eval()
+    with watching(model, strict=True) as g, torch.no_grad():
+        act(model)
+    assert "model-leaked" in rules(g)
+
+
+def test_a_hook_of_the_user_s_that_a_forward_leaves_is_told() -> None:
+    model = Hooking(users_hook).eval()
+    with watching(model, strict=True) as g, torch.no_grad():
+        model(batch())
+    assert rules(g) == {"model-leaked"}
+
+
+def test_the_default_device_is_read_without_asking_what_a_test_may_have_patched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with guard(strict=True), monkeypatch.context() as patched:
+        patched.setattr(torch, "device", lambda *_: pytest.fail("called"))
+        with torch.no_grad():
+            Net().eval()(batch())
+        assert global_flags()["default_device"] == "cpu"

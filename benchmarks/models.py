@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from benchmarks.resnet import resnet50
 
-__all__ = ["bert", "decoder", "layers", "linears", "resnet50", "tensors"]
+__all__ = ["bert", "decoder", "layers", "linears", "mlp", "resnet50", "tensors"]
 
 
 def bert() -> nn.Module:
@@ -44,3 +44,9 @@ def linears(millions: int) -> nn.Module:
 def tensors(number: int, elements: int) -> nn.Module:
     """Parameters, and nothing to run."""
     return nn.ParameterList(torch.rand(elements) for _ in range(number)).eval()
+
+
+def mlp() -> nn.Module:
+    """Eleven modules that cost next to nothing, as the models of most tests do."""
+    hidden = [part for _ in range(3) for part in (nn.Linear(32, 32), nn.ReLU(), nn.Dropout())]
+    return nn.Sequential(*hidden, nn.Linear(32, 8)).eval()

@@ -220,8 +220,8 @@ class Watch:
         if before is not None and before.unfinished and model.module() is not None:
             with self._lock:
                 fresh = self._take(model)
-                fresh.prints.update({name: print_ for name, print_ in before.prints.items() if print_.initialised})
-                model.remember(fresh)
+                prints = {name: print_ for name, print_ in before.prints.items() if print_.initialised}
+                model.remember(replace(fresh, prints={**fresh.prints, **prints}))
 
     def compare(self) -> tuple[TensorChange, ...]:
         """What has changed since the models were last read, those that have died in between included."""

@@ -27,12 +27,13 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 from xxhash import xxh3_128, xxh3_128_digest
 
-from pytest_evalmode.observe import devices
+from pytest_evalmode.observe import devices, memory
 
 KEPT_BYTES = 8192
 """The largest tensor that is kept by value: the 2048 channels of a wide batch norm in float32."""
 
-_LARGE_ELEMENTS = 1 << 16
+LARGE_ELEMENTS = 1 << 14
+"""What is worth a thread to read it, and a place among what the kernel is asked about: 64 KiB in float32."""
 
 
 class Fingerprint(NamedTuple):
@@ -100,7 +101,7 @@ def fingerprint(tensor: Tensor, keep: bool = True, found: bytes | None = None) -
     `found` is what `digests` or `brought` found, where it has been read already.
     """
     dtype = tensor.dtype
-    address = _address(tensor, dtype)
+    address = address_of(tensor, dtype)
     if not address:
         return _unusual(tensor, keep, found)
     size = tensor.nbytes
@@ -110,7 +111,7 @@ def fingerprint(tensor: Tensor, keep: bool = True, found: bytes | None = None) -
     return _new(Fingerprint, (tensor.shape, dtype, _CPU, None, bits, kept, size, True, False))
 
 
-def _address(tensor: Tensor, dtype: torch.dtype) -> int:
+def address_of(tensor: Tensor, dtype: torch.dtype) -> int:
     """Where a tensor lies that is no more than its bytes in memory, one element after the other; 0 of any other."""
     if (
         type(tensor) in _TYPES
@@ -151,7 +152,9 @@ def values(print_: Fingerprint) -> Tensor | None:
 def large(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
     """Those that are worth reading in a thread, each once, by `id`."""
     return {
-        id(tensor): tensor for tensor in tensors if tensor.numel() > _LARGE_ELEMENTS and _address(tensor, tensor.dtype)
+        id(tensor): tensor
+        for tensor in tensors
+        if tensor.numel() >= LARGE_ELEMENTS and address_of(tensor, tensor.dtype)
     }
 
 
@@ -161,7 +164,13 @@ def digests(tensors: Mapping[int, Tensor]) -> Iterator[dict[int, bytes]]:
 
     On as many threads as torch uses: xxh3 frees the GIL.
     """
-    pieces = {key: _pieces(tensor.data_ptr(), tensor.nbytes) for key, tensor in tensors.items()}
+    ranges = {key: (tensor.data_ptr(), tensor.nbytes) for key, tensor in tensors.items()}
+    known = memory.known(dict.fromkeys(ranges.values()))
+    unknown = {range_: tensors[key] for key, range_ in ranges.items() if range_ not in known}
+    memory.tally.read += sum(size for _, size in unknown)
+    memory.tally.unread += sum(size for _, size in known)
+    armed = memory.arm(unknown)  # before any of it is read
+    pieces = {range_: _pieces(*range_) for range_ in unknown}
     # The largest first: the threads come to their ends at about the same time.
     todo = sorted(set(chain.from_iterable(pieces.values())), key=itemgetter(1), reverse=True)
     helpers = min(get_num_threads() - 1, sum(size for _, size in todo) // _PIECE_BYTES)
@@ -183,7 +192,10 @@ def digests(tensors: Mapping[int, Tensor]) -> Iterator[dict[int, bytes]]:
         for helper in helping:
             helper.join()
     # Were a helper to fail, a piece would be missing here: an error of the guard, never a clean bill.
-    found.update((key, _joined([done[piece] for piece in its])) for key, its in pieces.items())
+    known.update((range_, _joined([done[piece] for piece in its])) for range_, its in pieces.items())
+    for block in armed:
+        block.digest = known[block.range]
+    found.update((key, known[range_]) for key, range_ in ranges.items())
 
 
 def brought(tensors: Iterable[Tensor]) -> dict[int, bytes]:

@@ -227,8 +227,8 @@ class Watch:
                 fresh = self._take(model)
                 # A layer that gives one of its tensors its shape fills the others anew.
                 lazy = {_owner(name) for name, print_ in before.prints.items() if not print_.initialised}
-                fresh.prints.update({name: was for name, was in before.prints.items() if _owner(name) not in lazy})
-                model.remember(fresh)
+                known = {name: print_ for name, print_ in before.prints.items() if _owner(name) not in lazy}
+                model.remember(replace(fresh, prints={**fresh.prints, **known}))
 
     def compare(self) -> tuple[TensorChange, ...]:
         """What has changed since the models were last read, those that have died in between included."""

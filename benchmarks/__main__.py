@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.timing import Row
 
-SECTIONS = ("state", "forward", "memory", "suite", "idle")
+SECTIONS = ("state", "forward", "memory", "suite", "idle", "device")
 
 
 def main() -> None:

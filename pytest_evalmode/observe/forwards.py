@@ -23,7 +23,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from pytest_evalmode.observe import attributes, autograd, callers, code, draws, generators, graphs, inputs, models
+from pytest_evalmode.observe import (
+    attributes,
+    autograd,
+    callers,
+    code,
+    devices,
+    draws,
+    generators,
+    graphs,
+    inputs,
+    models,
+)
 from pytest_evalmode.observe.fingerprint import is_tensor, undisturbed
 from pytest_evalmode.observe.outermost import Before, Outermost
 from pytest_evalmode.observe.sites import Sites
@@ -162,9 +173,11 @@ class Forwards:
             outermost.quiet.difference_update(map(id, batchers))
             self._judge_unseen(outermost, parts, batchers)
         if self._strict:
+            captured = devices.is_capturing()  # nothing is computed then, so nothing changes
             with undisturbed():
-                told = attributes.take(parts) if model.has_state else []
-                outermost.before = Before(inputs.take(args, kwargs), told, generators.host_state())
+                told = attributes.take(parts) if model.has_state and not captured else []
+                given = [] if captured else inputs.take(args, kwargs)
+                outermost.before = Before(given, told, generators.host_state())
         return outermost
 
     def _visit(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:

@@ -18,6 +18,7 @@ from pytest_evalmode.observe.fingerprint import (
     fingerprint,
     large,
     same,
+    settle,
     undisturbed,
     values,
 )
@@ -52,7 +53,10 @@ def take(parts: Parts, like: Snapshot | None = None, *, passing: bool = False) -
     with undisturbed():
         saved, not_saved = named_tensors(parts)
         tensors = [*saved, *not_saved] if passing else saved
-        there = brought(tensor for _, tensor in tensors) if devices.in_use() else {}
+        there: dict[int, bytes] = {}
+        if devices.in_use():
+            settle(tensor for _, tensor in tensors)
+            there = brought(tensor for _, tensor in tensors)
         in_threads = large(tensor for _, tensor in tensors)
         room = max(_KEPT_AT_LEAST, sum(tensor.nbytes for tensor in in_threads.values()) // _KEPT_SHARE)
         read: dict[int, Fingerprint] = {}  # a tied tensor is read once

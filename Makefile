@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench device clean
 
 demo: .venv/ready
 	@$(BIN)/python examples/digits/demo.py
@@ -18,6 +18,9 @@ lint: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks
+
+device: .venv/ready
+	$(BIN)/python -m pytest tests/device
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

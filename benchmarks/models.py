@@ -30,12 +30,12 @@ def layers(number: int) -> nn.Module:
     return nn.Sequential(*(nn.Linear(4, 4) for _ in range(number))).eval()
 
 
-def linears(millions: int) -> nn.Module:
+def linears(millions: int, device: str = "cpu") -> nn.Module:
     """The bulk of a language model: square matrices of 16.8 million parameters, in half precision."""
     side = 4096
     with torch.device("meta"):
         model = nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(millions * 10**6 // side**2)))
-    model = model.bfloat16().to_empty(device="cpu")
+    model = model.bfloat16().to_empty(device=device)
     for parameter in model.parameters():
         nn.init.uniform_(parameter)
     return model.eval()

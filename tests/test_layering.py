@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests import suites
 PACKAGE = Path(pytest_evalmode.__file__).parent
 SHELL = {"plugin", "settings", "stash", "teams", "window", "fixtures", "policy", "report.ledger", "report.message"}
 NEEDS_PYTEST = {"plugin", "settings", "stash", "window", "fixtures", "verdict", "hookspecs", "teams"}
+NEEDS_TRITON = {"observe.kernels"} if find_spec("triton") is None else set[str]()
 
 
 def modules() -> list[str]:
@@ -52,7 +54,7 @@ def test_there_is_something_to_look_at() -> None:
 
 
 def test_the_core_never_imports_pytest(tmp_path: Path) -> None:
-    core = [name for name in modules() if name not in NEEDS_PYTEST]
+    core = [name for name in modules() if name not in NEEDS_PYTEST | NEEDS_TRITON]
     assert imported_by(core, "pytest", tmp_path) == set()
 
 

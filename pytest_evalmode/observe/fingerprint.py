@@ -201,12 +201,29 @@ def digests(tensors: Mapping[int, Tensor]) -> Iterator[dict[int, bytes]]:
 def brought(tensors: Iterable[Tensor]) -> dict[int, bytes]:
     """What accelerators say of the tensors that lie on them, by `id`; the caller is `undisturbed`."""
     there: dict[int, Tensor] = {}
+    copied: dict[int, Tensor] = {}
     for tensor in tensors:
         if devices.holds(tensor):
             local: Tensor = cast(Any, tensor)._local_tensor if _is_sharded(tensor) else tensor
             if not is_lazy(local) and _is_plain(local):
-                there[id(tensor)] = local
-    return devices.read((key, _packed(local)) for key, local in there.items())
+                in_place = _is_dense(local) and not (local.is_conj() or local.is_neg())
+                (there if in_place else copied)[id(tensor)] = local
+    found = devices.read((key, _packed(local)) for key, local in there.items())
+    for key, local in copied.items():  # one at a time: there may be room for no more
+        found.update(devices.read([(key, _packed(local))]))
+    return found
+
+
+def settle(tensors: Iterable[Tensor]) -> None:
+    """Wait for what devices may yet write to these tensors; what is pinned they write to on the host."""
+    kind = torch.accelerator.current_accelerator()
+    waiting: set[torch.device] = set()
+    for tensor in tensors:
+        if kind is not None and tensor.device.type == kind.type:
+            waiting.add(tensor.device)
+        elif kind is not None and address_of(tensor, tensor.dtype) and tensor.is_pinned():
+            waiting.add(torch.device(kind.type))
+    devices.settle(waiting)
 
 
 def _digest(address: int, size: int) -> bytes:
@@ -292,6 +309,8 @@ def _packed(tensor: Tensor) -> Tensor:
 
 def _is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill a block of memory without gap or overlap, in whatever order."""
+    if tensor.is_contiguous():
+        return True
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size == 1:

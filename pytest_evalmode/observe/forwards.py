@@ -29,6 +29,7 @@ from pytest_evalmode.observe import (
     autograd,
     callers,
     code,
+    devices,
     draws,
     generators,
     graphs,
@@ -189,11 +190,11 @@ class Forwards:
             outermost.quiet.difference_update(map(id, batchers))
             self._judge_unseen(outermost, parts, batchers)
         if self._strict:
+            captured = devices.is_capturing()  # nothing is computed then, so nothing changes
             with undisturbed():
-                told = attributes.take(parts) if model.has_state else []
-                outermost.before = Before(
-                    inputs.take(args, kwargs), told, generators.host_state(), leaks.hooks_of(parts)
-                )
+                told = attributes.take(parts) if model.has_state and not captured else []
+                given = [] if captured else inputs.take(args, kwargs)
+                outermost.before = Before(given, told, generators.host_state(), leaks.hooks_of(parts))
         return outermost
 
     def _visit(self, outermost: Outermost, module: nn.Module, frame: FrameType) -> None:

@@ -65,7 +65,7 @@ def _states(accelerator: ModuleType) -> list[Tensor]:
     """What the generators of an accelerator hold: seed and offset, which CUDA, XPU and MPS all keep on the host.
 
     So nothing waits for the device.  While its work is captured as a graph they do not tell
-    (https://github.com/pytorch/pytorch/issues/83148), and nothing is drawn.
+    (https://github.com/pytorch/pytorch/issues/83148); it is a replay that draws.
     """
     try:
         # Of these CUDA and XPU have one for each device; MPS has one, which it does not name.

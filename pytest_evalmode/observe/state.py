@@ -20,6 +20,7 @@ from pytest_evalmode.observe.fingerprint import (
     fingerprint,
     large,
     same,
+    settle,
     undisturbed,
     values,
 )
@@ -90,7 +91,10 @@ def _read(parts: Parts, like: Snapshot | None, passing: bool) -> Snapshot:
     known = like.prints if like is not None else {}
     saved, not_saved = named_tensors(parts)
     tensors = [*saved, *not_saved] if passing else saved
-    there = brought(tensor for _, tensor in tensors) if devices.in_use() else {}
+    there: dict[int, bytes] = {}
+    if devices.in_use():
+        settle(tensor for _, tensor in tensors)
+        there = brought(tensor for _, tensor in tensors)
     in_threads = large(tensor for _, tensor in tensors)
     room = max(_KEPT_AT_LEAST, sum(tensor.nbytes for tensor in in_threads.values()) // _KEPT_SHARE)
     read: dict[int, Fingerprint] = {}  # a tied tensor is read once

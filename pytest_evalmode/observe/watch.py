@@ -9,12 +9,14 @@ from dataclasses import replace
 from types import CodeType
 from typing import Protocol
 
+import torch
 from torch import nn
 
-from pytest_evalmode.observe import leaks, models, state
+from pytest_evalmode.observe import devices, leaks, models, state
 from pytest_evalmode.observe.failures import Failures
 from pytest_evalmode.observe.history import History
 from pytest_evalmode.observe.state import Snapshot
+from pytest_evalmode.observe.wrapped import Wrapped
 from pytest_evalmode.trace import Drift, Leak, Site, TensorChange, WatchedModel
 
 
@@ -125,6 +127,8 @@ class Watch:
         self._homes: dict[int, tuple[weakref.ref[nn.Module], Model, str]] = {}
         self._names: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
         self._dead: list[Model] = []
+        self._unread: list[Model] = []
+        """Those that first ran while a graph was captured, which goes on."""
         self._lock = threading.RLock()
 
     def name(self, module: nn.Module, name: str) -> None:
@@ -214,10 +218,24 @@ class Watch:
         return home[1], home[1].path_of(home[2])
 
     def read(self, model: Model) -> None:
-        """Take what a model is now for what it was, unless that is known."""
+        """Take what a model is now for what it was, unless that is known; once the capture of a graph has ended."""
         if model.before is None and model.module() is not None:
+            if devices.is_capturing():
+                self._unread.append(model)
+                captures.start(self)
+                return
             with self._lock:
                 model.remember(self._take(model))
+
+    def read_waiting(self) -> None:
+        """A capture has ended: read the models that first ran in it, before a replay can change them."""
+        captures.stop(self)
+        waiting, self._unread = self._unread, []
+        try:
+            for model in waiting:
+                self.read(model)
+        except Exception as error:
+            self.failures.append(error)
 
     def finish_lazy(self, model: Model) -> None:
         """Read the parameters that got their shape in the forward that has just ended."""
@@ -251,6 +269,8 @@ class Watch:
 
     def close(self) -> None:
         """Let go of all models."""
+        if self._unread:
+            captures.stop(self)
         with self._lock:
             for model in self._models:
                 model.release()
@@ -381,3 +401,13 @@ class Watch:
 def _owner(name: str) -> str:
     """The path of the module that holds a tensor."""
     return name.rpartition(".")[0]
+
+
+captures: Wrapped[Watch] = Wrapped("capture_end", torch.cuda.CUDAGraph)
+
+
+@captures.by
+def _captured(self: torch.cuda.CUDAGraph) -> None:
+    captures.original(self)
+    for watch in captures.observers:
+        watch.read_waiting()

@@ -1,4 +1,4 @@
-"""A method of `nn.Module` that is wrapped while somebody observes it."""
+"""A method of `nn.Module`, or of another class of torch's, that is wrapped while somebody observes it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class Wrapped(Generic[Observer]):
     It is one function without a closure, ever the same: torch.compile guards on closures, and would compile again.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, of: type = nn.Module) -> None:
         self.observers: tuple[Observer, ...] = ()
-        self.original: Method = getattr(nn.Module, name)
+        self.original: Method = getattr(of, name)
+        self._of = of
         self._name = name
         self._function: Method = self.original
         self._above: Method | None = None
@@ -42,7 +43,7 @@ class Wrapped(Generic[Observer]):
             there = self._there()
             if there is not self._above and not _reaches(there, self._function):
                 self.original = there
-                setattr(nn.Module, self._name, self._function)
+                setattr(self._of, self._name, self._function)
             self.observers = (*self.observers, observer)
 
     def stop(self, observer: Observer) -> None:
@@ -51,11 +52,11 @@ class Wrapped(Generic[Observer]):
             there = self._there()
             self.observers = tuple(other for other in self.observers if other is not observer)
             if not self.observers and there is self._function:
-                setattr(nn.Module, self._name, self.original)
+                setattr(self._of, self._name, self.original)
 
     def _there(self) -> Method:
         """The method as it is now; a mock that took the function's place while it was observed will call it."""
-        there: Method = getattr(nn.Module, self._name)
+        there: Method = getattr(self._of, self._name)
         if self.observers and there is not self.original and _is_opaque(there):
             self._above = there
         return there

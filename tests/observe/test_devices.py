@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,18 +24,19 @@ from tests.observe.test_fingerprint import DTYPES, STRIDED, Make, equal, look, m
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
 
 CPU = torch.device("cpu")
-CHUNK = 64  # bytes: eight words
+SEGMENT = 64  # bytes of a segment: eight words
 
 
 @contextmanager
 def elsewhere(small: int = 15) -> Iterator[None]:
-    """Take all tensors for tensors on an accelerator, with chunks so small that a test has several."""
+    """Take all tensors for tensors on an accelerator, with segments so small that a test has several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "in_use", lambda: torch.cpu)
         patch.setattr(devices, "holds", lambda tensor: True)
         patch.setattr(devices, "SMALL_BYTES", small)
         patch.setattr(fingerprint, "KEPT_BYTES", small)
-        patch.setattr(devices, "CHUNK_BYTES", CHUNK)
+        patch.setattr(devices, "SEGMENT_BYTES", SEGMENT)
+        patch.setattr(devices, "CHUNK_BYTES", 2 * SEGMENT)
         patch.setattr(fingerprint, "_address", lambda tensor, dtype: 0)
         yield
 
@@ -71,7 +73,7 @@ def test_equal_bits_and_one_flipped(dtype: torch.dtype, length: int) -> None:
         assert tell_apart(tensor, changed)
 
 
-@given(st.binary(min_size=1, max_size=5 * CHUNK), st.data())
+@given(st.binary(min_size=1, max_size=5 * SEGMENT), st.data())
 def test_one_flipped_bit_anywhere(content: bytes, data: st.DataObject) -> None:
     tensor = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     changed = tensor.clone()
@@ -82,7 +84,9 @@ def test_one_flipped_bit_anywhere(content: bytes, data: st.DataObject) -> None:
 @given(st.data())
 def test_two_flipped_bits(data: st.DataObject) -> None:
     """As of two signs: what a sum with odd weights would miss."""
-    words = data.draw(st.lists(st.sampled_from([0, 1, -1, 1 << 62, 0x3FF << 52]), min_size=2, max_size=5 * CHUNK // 8))
+    words = data.draw(
+        st.lists(st.sampled_from([0, 1, -1, 1 << 62, 0x3FF << 52]), min_size=2, max_size=5 * SEGMENT // 8)
+    )
     tensor = torch.tensor(words)
     changed = tensor.clone()
     bit = data.draw(st.integers(0, 63))
@@ -122,9 +126,9 @@ WHOLE: dict[str, Make] = {
     "zeros": torch.zeros_like,
     "ones": torch.ones_like,
     "rolled": lambda t: t.roll(1),
-    "rolled by a chunk": lambda t: t.view(torch.uint8).roll(CHUNK).view(t.dtype),
+    "rolled by a segment": lambda t: t.view(torch.uint8).roll(SEGMENT).view(t.dtype),
     "reversed": lambda t: t.flip(0),
-    "two chunks swapped": lambda t: t.view(torch.uint8).view(-1, CHUNK)[[2, 1, 0, 3]].view(-1).view(t.dtype),
+    "two segments swapped": lambda t: t.view(torch.uint8).view(-1, SEGMENT)[[2, 1, 0, 3]].view(-1).view(t.dtype),
     "all words but one": lambda t: torch.cat([t[:1], t[1:] + 1]),
 }
 
@@ -132,7 +136,7 @@ WHOLE: dict[str, Make] = {
 @pytest.mark.parametrize("change", WHOLE.values(), ids=WHOLE)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.float32, torch.float16], ids=str)
 def test_all_of_it(dtype: torch.dtype, change: Make) -> None:
-    length = 4 * CHUNK // dtype.itemsize
+    length = 4 * SEGMENT // dtype.itemsize
     for tensor in (torch.arange(2.0, length + 2).to(dtype), torch.full((length,), 2, dtype=dtype)):
         changed = change(tensor)
         assert tell_apart(tensor, changed) == (not torch.equal(tensor, changed))
@@ -198,6 +202,7 @@ class Peak(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_memory_is_bounded(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "SEGMENT_BYTES", 1 << 11)
     monkeypatch.setattr(devices, "CHUNK_BYTES", 1 << 12)
     monkeypatch.setattr(devices, "SMALL_BYTES", 1 << 6)
     devices._is_exact(CPU)
@@ -230,14 +235,14 @@ def test_one_transfer_for_a_model(transfers: list[int], monkeypatch: pytest.Monk
     state.take(models.walk(net))
     weight, *rest = (tensor.nbytes for tensor in net.state_dict().values())
     assert weight > devices.SMALL_BYTES >= max(rest)
-    assert transfers == [16 + sum(rest)]
+    assert transfers == [16 * weight // devices.SEGMENT_BYTES + sum(rest)]
 
 
 def test_more_than_a_chunk_of_small_ones(there: None, transfers: list[int]) -> None:
     tensors = [torch.full((i % 16,), i, dtype=torch.uint8) for i in range(100)]
     assert devices.read(enumerate(tensors)) == {i: bytes([i] * (i % 16)) for i in range(100)}
     assert len(transfers) > 1
-    assert max(transfers) <= CHUNK + 15
+    assert max(transfers) <= 2 * SEGMENT + 15
 
 
 # --- on what terms
@@ -291,6 +296,62 @@ def test_a_device_that_cannot_be_trusted(there: None, monkeypatch: pytest.Monkey
 def test_a_device_is_asked_whether_it_sums_as_the_host_does() -> None:
     assert devices._is_exact(CPU)
     assert not devices._is_exact(torch.device("meta"))
+
+
+def test_a_device_that_has_no_room(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read on the host then; what was found before compares with that."""
+    tensors = [torch.arange(201.0), torch.ones(3, dtype=torch.uint8)]
+    expected = devices.read(enumerate(tensors))
+
+    def full(device: torch.device, size: int) -> devices.Sum:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(devices, "_way", full)
+    assert devices.read(enumerate(tensors)) == expected
+
+
+def test_no_room_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that had no room for the sample is asked again."""
+    asked = []
+
+    def full(device: torch.device, way: devices.Sum) -> bool:
+        asked.append(device)
+        raise torch.OutOfMemoryError("no room")
+
+    devices._is_exact.cache_clear()
+    monkeypatch.setattr(devices, "_agrees", full)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            devices._is_exact(CPU)
+    assert asked == [CPU, CPU]
+
+
+def test_where_triton_is_not_or_fails_torch_sums_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (ImportError("triton"), RuntimeError("no compiler")):
+
+        def fail(name: str, error: Exception = error) -> None:
+            raise error
+
+        devices._kernel.cache_clear()
+        monkeypatch.setattr(devices, "import_module", fail)
+        assert devices._way(CPU, 1 << 40) is devices._on_device
+    devices._kernel.cache_clear()
+
+
+def test_a_capture_is_not_broken(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = torch.arange(201.0)
+    accelerator = SimpleNamespace(is_current_stream_capturing=lambda: True)
+    monkeypatch.setattr(devices, "in_use", lambda: accelerator)
+    with pytest.raises(RuntimeError, match="captured"):
+        look(tensor)
+
+
+def test_who_forbids_waiting_does_not_mean_the_guard(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = [2]
+    accelerator = SimpleNamespace(get_sync_debug_mode=lambda: modes[-1], set_sync_debug_mode=modes.append)
+    monkeypatch.setattr(devices, "in_use", lambda: accelerator)
+    look(torch.arange(201.0))
+    assert modes == [2, 0, 2]
 
 
 def test_no_accelerator_is_in_use_here() -> None:
@@ -352,7 +413,7 @@ def test_the_part_of_a_distributed_tensor_that_lies_here(transfers: list[int]) -
             found = fingerprint.brought([net.weight])
             print_ = fingerprint.fingerprint(net.weight, True, found[id(net.weight)])
             assert (print_.sharded, print_.size) == (True, local.nbytes)
-            assert transfers == [16 * local.nbytes // CHUNK]
+            assert transfers == [16 * local.nbytes // SEGMENT]
         with elsewhere():
             assert [change.path for change in changes(net, lambda: local[0, 0].add_(1))] == ["weight"]
     finally:

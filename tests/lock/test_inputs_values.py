@@ -200,3 +200,9 @@ def test_a_cut_image_still_tells_a_flip_and_a_jpeg() -> None:
         found = diagnose(was, samples(now, 200_000)["batch"])
         assert found is not None
         assert found.kinds == (kind,)
+
+
+def test_nothing_of_another_type() -> None:
+    found = diagnose(np.zeros((0, 3)), np.zeros((0, 3), np.int8))
+    assert found is not None
+    assert found.headline == "values are empty, and of dtype int8, not float64"

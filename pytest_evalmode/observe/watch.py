@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import nn
 
 from pytest_evalmode.observe import leaks, models, state
+from pytest_evalmode.observe.fingerprint import Fingerprint
 from pytest_evalmode.observe.history import History
 from pytest_evalmode.observe.state import Snapshot
 from pytest_evalmode.trace import Drift, Leak, Site, TensorChange, WatchedModel
@@ -207,6 +208,18 @@ class Watch:
         if home is None or home[0]() is not module or home[1].module() is None:
             return self._search(module)
         return home[1], home[1].path_of(home[2])
+
+    def held(self, module: nn.Module) -> dict[str, Fingerprint] | None:
+        """What was last read of a module that is watched, or is part of one that is: what is saved, by its name there."""
+        module = models.unwrapped(module)
+        found = self.find(module)
+        snapshot = found[0].held() if found is not None else None
+        if found is None or snapshot is None:
+            return None
+        path = found[1][len(found[0].prefix) :].lstrip(".")
+        prefix = f"{path}." if path else ""
+        saved = ((name, print_) for name, print_ in snapshot.prints.items() if name not in snapshot.passing)
+        return {name.removeprefix(prefix): print_ for name, print_ in saved if name.startswith(prefix)}
 
     def read(self, model: Model) -> None:
         """Take what a model is now for what it was, unless that is known."""

@@ -1,0 +1,1 @@
+"""The evaluation lock: what was validated, and how this run differs from it."""

@@ -1,0 +1,143 @@
+"""JPEG: blocks of 8 x 8 pixels, whose frequencies are rounded to multiples of a table's steps.
+
+The compression is done again on what was validated, at the quality and on the grid that come nearest.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from pytest_evalmode.lock.inputs.diagnosis import Array, Step, psnr
+from pytest_evalmode.lock.inputs.normalization import fit
+
+_BLOCK = 8
+# The tables of the standard, from which libjpeg makes those of a quality.
+_LUMA = np.array(
+    """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
+    18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101
+    72 92 95 98 112 100 103 99""".split(),
+    float,
+).reshape(_BLOCK, _BLOCK)
+_CHROMA = np.full((_BLOCK, _BLOCK), 99.0)
+_CHROMA[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
+_TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]])
+_EXPLAINED = 0.35  # of the squared difference is left over at most
+_PART = 32 * _BLOCK  # of an image, a side, on which quality and grid are found
+_FEW = 4  # images
+_ROUGH = (95, 90, 85, 75, 60, 45, 30, 15)
+
+
+def recompressed(a: Array, b: Array) -> tuple[Step, Array] | None:
+    """The step that makes `b` of `a`, both levels in 0..255, and what `a` becomes; None if JPEG explains too little."""
+    if min(a.shape[2:]) < _BLOCK or a.shape != b.shape or a.shape[1] not in (1, 3):
+        return None
+    luma_a, luma_b = (_planes(each[:_FEW, :, :_PART, :_PART])[:, :1] for each in (a, b))
+    before = float(np.mean((luma_a - luma_b) ** 2))
+    if before < 0.02:
+        return None
+    scores = {(q, (0, 0)): _left(luma_a, luma_b, q, (0, 0)) for q in _ROUGH}
+    if min(scores.values()) > 0.8 * before and min(a.shape[2:]) >= 3 * _BLOCK:
+        others = [(y, x) for y in range(_BLOCK) for x in range(_BLOCK)]
+        few_a, few_b = (each[:1, :, :136, :136] for each in (luma_a, luma_b))
+        scores = {(q, grid): _left(few_a, few_b, q, grid) for q in _ROUGH[1::2] for grid in others}
+    grid = min(scores, key=lambda each: scores[each])[1]
+    quality = min(range(1, 101), key=lambda q: _left(luma_a, luma_b, q, grid))
+    best, halved = min(
+        (
+            (_compressed(a, quality, grid, halved), halved)
+            for halved in ((True, False) if a.shape[1] == 3 else (False,))
+        ),
+        key=lambda each: float(np.mean((each[0] - b) ** 2)),
+    )
+    inner = np.s_[:, :, grid[0] :, grid[1] :]
+    # A scale and a shift are the rival: what they explain is no compression.
+    left, all_ = (float(np.mean((each - b)[inner] ** 2)) for each in (best, fit(a, b)(a)))
+    if left > _EXPLAINED * all_:
+        return None
+    noise = psnr(a, b)
+    details: dict[str, object] = {"quality": quality, "grid": grid, "psnr": noise, "unexplained": left / all_}
+    if halved:
+        details["chroma"] = "4:2:0"
+    where = "" if grid == (0, 0) else f" from row {grid[0]}, column {grid[1]}"
+    words = f"re-encoded as JPEG (quality about {quality}, blocks of 8x8{where}; PSNR {noise:.1f} dB)"
+    return Step("jpeg", words, details), best
+
+
+def _left(a: Array, b: Array, quality: int, grid: tuple[int, int]) -> float:
+    """The mean squared difference that compressing the luma leaves."""
+    again = np.clip(_quantised(a, _table(_LUMA, quality), grid), 0, 255)
+    return float(np.mean((again - b)[:, :, grid[0] :, grid[1] :] ** 2))
+
+
+def _compressed(a: Array, quality: int, grid: tuple[int, int], halved: bool) -> Array:
+    """`a` as a decoder gives it back."""
+    planes = np.round(_planes(a))
+    luma = np.round(_quantised(planes[:, :1], _table(_LUMA, quality), grid))
+    if a.shape[1] == 1:
+        return np.asarray(np.clip(luma, 0, 255))
+    table = _table(_CHROMA, quality)
+    chroma = planes[:, 1:] + 128
+    if halved:
+        half = _quantised(_halved(chroma, grid), table, (0, 0))
+        chroma = _doubled(half, chroma, grid)
+    else:
+        chroma = _quantised(chroma, table, grid)
+    mixed = np.concatenate([luma, np.round(chroma) - 128], axis=1)
+    colours = np.einsum("ij,njhw->nihw", np.linalg.inv(_TO_YCC), mixed)
+    return np.asarray(np.clip(np.round(colours), 0, 255))
+
+
+def _planes(a: Array) -> Array:
+    return a if a.shape[1] == 1 else np.asarray(np.einsum("ij,njhw->nihw", _TO_YCC, a))
+
+
+@cache
+def _cosines() -> Array:
+    n = np.arange(_BLOCK)
+    basis = np.cos(np.pi * (2 * n[None] + 1) * n[:, None] / (2 * _BLOCK)) * np.sqrt(2 / _BLOCK)
+    basis[0] /= np.sqrt(2)
+    return np.asarray(basis)
+
+
+def _table(base: Array, quality: int) -> Array:
+    """The steps that libjpeg makes of a quality."""
+    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
+    return np.asarray(np.clip((base * scale + 50) // 100, 1, 255))
+
+
+def _quantised(a: Array, table: Array, grid: tuple[int, int]) -> Array:
+    """Each block's frequencies rounded to the table's steps; the edge is repeated to fill the last blocks."""
+    top, left = (-g % _BLOCK for g in grid)
+    height, width = a.shape[2] + top, a.shape[3] + left
+    fill = ((0, 0), (0, 0), (top, -height % _BLOCK), (left, -width % _BLOCK))
+    full = np.pad(a - 128, fill, mode="edge")
+    n, c, h, w = full.shape
+    blocks = full.reshape(n, c, h // _BLOCK, _BLOCK, w // _BLOCK, _BLOCK).transpose(0, 1, 2, 4, 3, 5)
+    cosines = _cosines()
+    frequencies = cosines @ blocks @ cosines.T
+    blocks = cosines.T @ (np.round(frequencies / table) * table) @ cosines
+    full = blocks.transpose(0, 1, 2, 4, 3, 5).reshape(n, c, h, w)
+    return np.asarray(full[:, :, top:height, left:width] + 128)
+
+
+def _halved(chroma: Array, grid: tuple[int, int]) -> Array:
+    cut = chroma[:, :, grid[0] % 2 :, grid[1] % 2 :]
+    full = np.pad(cut, ((0, 0), (0, 0), (0, cut.shape[2] % 2), (0, cut.shape[3] % 2)), mode="edge")
+    n, c, h, w = full.shape
+    return np.asarray(full.reshape(n, c, h // 2, 2, w // 2, 2).mean((3, 5)))
+
+
+def _doubled(half: Array, like: Array, grid: tuple[int, int]) -> Array:
+    """Between two samples three parts of the nearer and one of the farther, as decoders do."""
+    for axis in (2, 3):
+        edge = [(0, 0)] * 4
+        edge[axis] = (1, 1)
+        wide = np.moveaxis(np.pad(half, edge, mode="edge"), axis, 0)
+        pair = np.stack([0.75 * wide[1:-1] + 0.25 * wide[:-2], 0.75 * wide[1:-1] + 0.25 * wide[2:]], axis=1)
+        half = np.moveaxis(pair.reshape(-1, *wide.shape[1:]), 0, axis)
+    out = like.copy()
+    top, left = (g % 2 for g in grid)
+    out[:, :, top:, left:] = half[:, :, : like.shape[2] - top, : like.shape[3] - left]
+    return out

@@ -1,0 +1,11 @@
+"""What a pipeline does to inputs, read from its objects: its steps and their parameters, as JSON.
+
+torchvision's transforms, albumentations and modules are read by what they hold, Hugging Face's processors and
+tokenizers by what they would save, functions by their code and what is bound to them.  What tells nothing is probed.
+"""
+
+from pytest_evalmode.lock.preprocessing.differences import differences
+from pytest_evalmode.lock.preprocessing.reading import describe
+from pytest_evalmode.lock.preprocessing.shared import assert_same_normalization
+
+__all__ = ["assert_same_normalization", "describe", "differences"]

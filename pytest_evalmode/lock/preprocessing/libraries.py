@@ -1,0 +1,82 @@
+"""The parameters of the objects of known libraries, none of which is imported."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pytest_evalmode.lock.preprocessing.functions import digest
+
+_PROCESSORS = {"ImageProcessingMixin", "BaseImageProcessor", "FeatureExtractionMixin", "ProcessorMixin"}
+# What a slow tokenizer does to text before it looks words up.
+_SLOW = ("do_lower_case", "do_basic_tokenize", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
+
+
+def parameters(value: Any) -> dict[str, Any] | None:
+    """The parameters of an object of a known library; None of any other."""
+    kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(value).__mro__}
+    if "transformers.PreTrainedTokenizerBase" in kinds:
+        return _tokenizer(value)
+    if kinds & {"tokenizers.Tokenizer"}:
+        return _backend(value)
+    if kinds & {f"transformers.{name}" for name in _PROCESSORS}:
+        return _processor(value)
+    if "albumentations.BaseCompose" in kinds:
+        return {"transforms": list(value.transforms), "p": value.p}
+    if "albumentations.BasicTransform" in kinds:
+        return {**value.get_transform_init_args(), "p": value.p}
+    return _module(value) if "torch.Module" in kinds else None
+
+
+def _module(value: Any) -> dict[str, Any]:
+    """A module: its attributes, tensors and parts; torch's bookkeeping is none of it."""
+    held = vars(value)
+    own = {key: each for key, each in held.items() if not key.startswith("_")}
+    own |= {**held["_parameters"], **held["_buffers"]}
+    parts = held["_modules"]
+    if parts and list(parts) == [str(i) for i in range(len(parts))]:
+        return {**own, "transforms": list(parts.values())}
+    return {**own, **parts}
+
+
+def _processor(value: Any) -> dict[str, Any]:
+    """What a processor of Hugging Face would save, and its parts."""
+    saved = {key: each for key, each in value.to_dict().items() if not isinstance(each, type)}
+    attributes = getattr(value, "attributes", None) or ()
+    return {**saved, **{name: getattr(value, name, None) for name in attributes}}
+
+
+def _tokenizer(value: Any) -> dict[str, Any]:
+    fields = {
+        "special_tokens": {key: str(each) for key, each in value.special_tokens_map.items()},
+        "padding_side": value.padding_side,
+        "truncation_side": value.truncation_side,
+        "model_max_length": value.model_max_length,
+        "chat_template": getattr(value, "chat_template", None),
+    }
+    fields |= {name: getattr(value, name) for name in _SLOW if hasattr(value, name)}
+    backend = getattr(value, "backend_tokenizer", None)
+    if backend is None:
+        return {**fields, "vocabulary": _vocabulary(value.get_vocab())}
+    return {**fields, **_backend(backend)}
+
+
+def _backend(tokenizer: Any) -> dict[str, Any]:
+    """A fast tokenizer by the JSON that it saves, the vocabulary by its size and a digest.
+
+    Its padding and truncation are left out: each call of the tokenizer around it sets them anew.
+    """
+    saved = json.loads(tokenizer.to_str())
+    model = saved["model"]
+    return {
+        **{key: saved[key] for key in ("normalizer", "pre_tokenizer", "post_processor", "decoder")},
+        "model": {key: each for key, each in model.items() if key not in ("vocab", "merges")},
+        "added_tokens": [[each["id"], each["content"]] for each in saved["added_tokens"]],
+        "vocabulary": _vocabulary(model["vocab"]),
+        "merges": digest(json.dumps(model["merges"]).encode()) if model.get("merges") else None,
+    }
+
+
+def _vocabulary(vocabulary: Any) -> dict[str, Any]:
+    items = sorted(vocabulary.items()) if isinstance(vocabulary, dict) else vocabulary
+    return {"size": len(vocabulary), "digest": digest(json.dumps(items).encode())}

@@ -1,0 +1,79 @@
+"""Real images, and what brings them to a model, in numpy and Pillow; a fault is one thing done otherwise."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_images
+
+Array = npt.NDArray[Any]
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@cache
+def photographs() -> Array:
+    """Both of scikit-learn's, as 427 x 640 pixels of 8 bits."""
+    return np.stack(load_sample_images().images)
+
+
+@cache
+def digits(n: int = 24) -> Array:
+    """Handwritten digits of 8 x 8 pixels, of 8 bits, as grey images with one channel."""
+    return np.asarray((load_digits().images[:n, :, :, None] * 255 / 16).round(), np.uint8)
+
+
+def each(images: Array, change: Callable[[Image.Image], Image.Image]) -> Array:
+    """What Pillow makes of every image."""
+    made = [np.asarray(change(Image.fromarray(image.squeeze()))) for image in images]
+    return np.stack([image.reshape(*image.shape[:2], -1) for image in made])
+
+
+def resize(images: Array, size: int = 224, how: Image.Resampling = Image.Resampling.BILINEAR) -> Array:
+    return each(images, lambda image: image.resize((size, size), how))
+
+
+def resize_without_antialiasing(images: Array, size: int = 224) -> Array:
+    """Bilinear between the four nearest pixels, however small the result, as OpenCV and `F.interpolate` do."""
+    floats = images.astype(float)
+    for axis in (1, 2):
+        n = images.shape[axis]
+        at = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
+        low = np.floor(at).astype(int)
+        part = (at - low).reshape([-1 if i == axis else 1 for i in range(4)])
+        high = np.minimum(low + 1, n - 1)
+        floats = np.take(floats, low, axis) * (1 - part) + np.take(floats, high, axis) * part
+    return np.asarray(floats.round(), np.uint8)
+
+
+def jpeg(images: Array, quality: int = 75) -> Array:
+    """Through a JPEG file and back."""
+
+    def again(image: Image.Image) -> Image.Image:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality)
+        return Image.open(file)
+
+    return each(images, again)
+
+
+def normalise(images: Array, statistics: Any = IMAGENET, divisor: float = 255) -> Array:
+    """`ToTensor` and `Normalize`: samples, channels, rows, columns in float32."""
+    pixels = images.astype(np.float32).transpose(0, 3, 1, 2) / np.float32(divisor)
+    return again(pixels, statistics)
+
+
+def again(pixels: Array, statistics: Any = IMAGENET) -> Array:
+    mean, std = (np.asarray(s, np.float32)[: pixels.shape[1]].reshape(-1, 1, 1) for s in statistics)
+    return np.asarray((pixels - mean) / std)
+
+
+def unit(images: Array) -> Array:
+    return np.asarray(images.astype(np.float32).transpose(0, 3, 1, 2) / np.float32(255))

@@ -1,0 +1,259 @@
+"""Faults injected into real images: each is called by its name, alone and in pairs, and none by another's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from pytest_evalmode.lock.inputs import diagnose
+from tests.lock import pictures
+from tests.lock.pictures import CLIP, HALF, IMAGENET, Array, again, jpeg, normalise, resize, unit
+
+MNIST = ((0.1307,), (0.3081,))
+SIZE = 160
+
+
+class Source:
+    """Images as they are read, and the statistics that they are normalised with."""
+
+    def __init__(self, images: Array, statistics: Any) -> None:
+        self.images, self.statistics = images, statistics
+
+    def normalised(self, images: Array | None = None) -> Array:
+        return normalise(self.images if images is None else images, self.statistics)
+
+    def twice(self) -> Array:
+        return again(self.normalised(), self.statistics)
+
+
+@pytest.fixture(scope="module", params=["photographs", "digits"])
+def source(request: pytest.FixtureRequest) -> Source:
+    if request.param == "digits":
+        return Source(pictures.digits(), MNIST)
+    return Source(resize(pictures.photographs(), SIZE), IMAGENET)
+
+
+@pytest.fixture(scope="module")
+def photographs() -> Source:
+    return Source(resize(pictures.photographs(), SIZE), IMAGENET)
+
+
+def dim(s: Source) -> Array:
+    """Pixels that lie between the 8-bit levels."""
+    return np.asarray(unit(s.images) * np.float32(0.97) + np.float32(0.003))
+
+
+def levels(s: Source, how: Callable[[Array], Array]) -> Array:
+    return np.asarray(how(dim(s) * 255) / np.float32(255), np.float32)
+
+
+def bfloat16(a: Array) -> Array:
+    return np.asarray(torch.from_numpy(a).bfloat16().float().numpy())
+
+
+def moved(a: Array) -> Array:
+    """One row down and two columns to the right, black where nothing is left."""
+    out = np.zeros_like(a)
+    out[:, :, 1:, 2:] = a[:, :, :-1, :-2]
+    return out
+
+
+Fault = tuple[set[str], Callable[[Source], tuple[Array, Array]]]
+FAULTS: dict[str, Fault] = {
+    "not normalised": ({"not normalised"}, lambda s: (s.normalised(), unit(s.images))),
+    "not normalised, 0..255": ({"not normalised"}, lambda s: (s.normalised(), unit(s.images) * 255)),
+    "normalised, as it was not": ({"normalised"}, lambda s: (unit(s.images), s.normalised())),
+    "normalised twice": ({"normalised twice"}, lambda s: (s.normalised(), s.twice())),
+    "known statistics": ({"other statistics"}, lambda s: (s.normalised(), normalise(s.images, HALF))),
+    "own statistics": (
+        {"other statistics"},
+        lambda s: (s.normalised(), normalise(s.images, ((0.4, 0.41, 0.43), (0.21, 0.25, 0.27)))),
+    ),
+    "0..255 for 0..1": ({"range"}, lambda s: (unit(s.images), unit(s.images) * 255)),
+    "bytes for 0..1": ({"range"}, lambda s: (unit(s.images), s.images.transpose(0, 3, 1, 2))),
+    "0..1 for bytes": ({"range"}, lambda s: (s.images.transpose(0, 3, 1, 2), unit(s.images))),
+    "not divided by 255": ({"range"}, lambda s: (s.normalised(), normalise(s.images, s.statistics, divisor=1))),
+    "divided by 255 twice": ({"range"}, lambda s: (unit(s.images), unit(s.images) / 255)),
+    "inverted": ({"inverted"}, lambda s: (unit(s.images), 1 - unit(s.images))),
+    "black": ({"constant"}, lambda s: (s.normalised(), np.zeros_like(s.normalised()))),
+    "gamma": ({"curve"}, lambda s: (unit(s.images), unit(s.images) ** np.float32(2.2))),
+    "layout": ({"layout"}, lambda s: (s.normalised(), s.normalised().transpose(0, 2, 3, 1))),
+    "float64": ({"dtype"}, lambda s: (s.normalised(), s.normalised().astype(np.float64))),
+    "float16": ({"rounding"}, lambda s: (s.normalised(), s.normalised().astype(np.float16))),
+    "bfloat16": ({"rounding"}, lambda s: (s.normalised(), bfloat16(s.normalised()))),
+    "rounded to bytes": ({"rounding"}, lambda s: (dim(s), levels(s, np.round))),
+    "cut to bytes": ({"rounding"}, lambda s: (dim(s), levels(s, np.floor))),
+    "reversed": ({"reordered"}, lambda s: (s.normalised(), s.normalised()[::-1])),
+    "dropped": ({"dropped"}, lambda s: (s.normalised(), s.normalised()[1:])),
+    "repeated": ({"repeated"}, lambda s: (s.normalised(), s.normalised()[[0, *range(len(s.images))]])),
+    "shifted": ({"shift"}, lambda s: (s.normalised(), moved(s.normalised()))),
+    "flipped": ({"flip"}, lambda s: (s.normalised(), s.normalised()[..., ::-1])),
+    "upside down": ({"flip"}, lambda s: (s.normalised(), s.normalised()[..., ::-1, :])),
+    "rotated": ({"rotation"}, lambda s: (s.normalised(), np.rot90(s.normalised(), 1, (2, 3)))),
+    "cropped": ({"crop"}, lambda s: (s.normalised(), s.normalised()[:, :, 1:-1, 1:-2])),
+    "JPEG": ({"jpeg"}, lambda s: (s.normalised(), s.normalised(jpeg(s.images)))),
+    "JPEG of high quality": ({"jpeg"}, lambda s: (s.images, jpeg(s.images, 95))),
+    "JPEG of low quality": ({"jpeg"}, lambda s: (s.images, jpeg(s.images, 30))),
+    # Pairs
+    "flipped, not normalised": ({"flip", "not normalised"}, lambda s: (s.normalised(), unit(s.images[:, :, ::-1]))),
+    "layout, not normalised": (
+        {"layout", "not normalised"},
+        lambda s: (s.normalised(), unit(s.images).transpose(0, 2, 3, 1)),
+    ),
+    "twice, float16": ({"normalised twice", "rounding"}, lambda s: (s.normalised(), s.twice().astype(np.float16))),
+    "not normalised, bfloat16": ({"not normalised", "rounding"}, lambda s: (s.normalised(), bfloat16(unit(s.images)))),
+    "reversed, other statistics": (
+        {"reordered", "other statistics"},
+        lambda s: (s.normalised(), normalise(s.images[::-1], HALF)),
+    ),
+    "dropped, not normalised": ({"dropped", "not normalised"}, lambda s: (s.normalised(), unit(s.images[1:]))),
+    "shifted, 0..255": ({"shift", "range"}, lambda s: (unit(s.images), moved(unit(s.images)) * 255)),
+    "JPEG, other statistics": (
+        {"jpeg", "other statistics"},
+        lambda s: (s.normalised(), normalise(jpeg(s.images), HALF)),
+    ),
+    "JPEG, reversed": ({"jpeg", "reordered"}, lambda s: (s.normalised(), s.normalised(jpeg(s.images)[::-1]))),
+    "JPEG, flipped": ({"jpeg", "flip"}, lambda s: (s.normalised(), s.normalised(jpeg(s.images)[:, :, ::-1]))),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_called_by_its_name(source: Source, fault: str) -> None:
+    kinds, inject = FAULTS[fault]
+    was, now = inject(source)
+    found = diagnose(was, np.ascontiguousarray(now))
+    assert found is not None
+    assert set(found.kinds) == kinds, found.headline
+
+
+def sources() -> Array:
+    return pictures.photographs()
+
+
+def bicubic() -> Array:
+    return resize(sources(), SIZE, Image.Resampling.BICUBIC)
+
+
+def plain() -> Array:
+    return pictures.resize_without_antialiasing(sources(), SIZE)
+
+
+def blurred(images: Array) -> Array:
+    return pictures.each(images, lambda image: image.filter(ImageFilter.GaussianBlur(1)))
+
+
+def grey(images: Array) -> Array:
+    return np.repeat(pictures.each(images, lambda image: image.convert("L")), 3, axis=3)
+
+
+# Faults of images in colour, or with enough detail.
+PHOTOGRAPHS: dict[str, Fault] = {
+    "read as BGR": ({"channels"}, lambda s: (s.normalised(), s.normalised(s.images[..., ::-1]))),
+    "channels swapped at last": ({"channels"}, lambda s: (s.normalised(), s.normalised()[:, ::-1])),
+    "one image": ({"channels"}, lambda s: (s.images[0], s.images[0][..., ::-1])),
+    "one image, flipped": ({"flip"}, lambda s: (s.images[0], s.images[0][::-1])),
+    "grey": ({"grey"}, lambda s: (s.normalised(), s.normalised(grey(s.images)))),
+    "view for permute": ({"shape"}, lambda s: (s.normalised(), s.normalised().reshape(2, SIZE, SIZE, 3))),
+    "nearest": ({"resized"}, lambda s: (s.images, resize(sources(), SIZE, Image.Resampling.NEAREST))),
+    "bicubic": ({"resized"}, lambda s: (s.normalised(), s.normalised(bicubic()))),
+    "Lanczos": ({"resized"}, lambda s: (s.normalised(bicubic()), resize_lanczos(s))),
+    "no antialiasing": ({"resized"}, lambda s: (s.normalised(), s.normalised(plain()))),
+    "antialiasing": ({"resized"}, lambda s: (s.normalised(plain()), s.normalised())),
+    "blurred": ({"blurred"}, lambda s: (s.images, blurred(s.images))),
+    "JPEG, then cropped": ({"jpeg"}, lambda s: (cropped(sources()), cropped(jpeg(sources())))),
+    "BGR and CLIP": (
+        {"channels", "other statistics"},
+        lambda s: (s.normalised(), normalise(s.images[..., ::-1], CLIP)),
+    ),
+    "BGR and layout": (
+        {"channels", "layout"},
+        lambda s: (s.normalised(), s.normalised(s.images[..., ::-1]).transpose(0, 2, 3, 1)),
+    ),
+    "BGR and JPEG": ({"channels", "jpeg"}, lambda s: (s.normalised(), s.normalised(jpeg(s.images)[..., ::-1]))),
+    "BGR and reversed": (
+        {"channels", "reordered"},
+        lambda s: (s.normalised(), s.normalised(s.images[::-1, ..., ::-1])),
+    ),
+    "BGR and cropped": ({"channels", "crop"}, lambda s: (s.normalised(), s.normalised()[:, ::-1, 1:-2, 2:-1])),
+    "BGR and no antialiasing": ({"channels", "resized"}, lambda s: (s.normalised(), s.normalised(plain()[..., ::-1]))),
+    "bicubic, not normalised": ({"resized", "not normalised"}, lambda s: (s.normalised(), unit(bicubic()))),
+}
+
+
+def cropped(images: Array) -> Array:
+    return np.asarray(images[:, 101:325, 203:427])
+
+
+def resize_lanczos(s: Source) -> Array:
+    return s.normalised(resize(sources(), SIZE, Image.Resampling.LANCZOS))
+
+
+@pytest.mark.parametrize("fault", PHOTOGRAPHS)
+def test_a_fault_of_photographs_is_called_by_its_name(photographs: Source, fault: str) -> None:
+    kinds, inject = PHOTOGRAPHS[fault]
+    was, now = inject(photographs)
+    found = diagnose(was, np.ascontiguousarray(now))
+    assert found is not None
+    assert set(found.kinds) == kinds, found.headline
+
+
+def noise(a: Array, size: float) -> Array:
+    return np.asarray(a + np.random.default_rng(0).normal(0, size, a.shape), a.dtype)
+
+
+def spots(images: Array) -> Array:
+    return np.where(np.random.default_rng(0).random(images.shape) < 0.01, np.uint8(255), images)
+
+
+# What no known cause explains, and what only looks like one.
+UNEXPLAINED: dict[str, Callable[[Source], tuple[Array, Array]]] = {
+    "noise": lambda s: (s.normalised(), noise(s.normalised(), 0.05)),
+    "much noise": lambda s: (s.normalised(), noise(s.normalised(), 1)),
+    "noise in levels": lambda s: (s.images, np.clip(noise(s.images.astype(float), 4), 0, 255).astype(np.uint8)),
+    "spots": lambda s: (s.images, spots(s.images)),
+    "one pixel": lambda s: (s.images, np.where(np.arange(s.images.size).reshape(s.images.shape) == 99, 7, s.images)),
+    "pixels shuffled": lambda s: (
+        s.images,
+        np.random.default_rng(0).permutation(s.images.ravel()).reshape(s.images.shape),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", UNEXPLAINED)
+def test_what_nothing_explains_is_told_as_that(source: Source, fault: str) -> None:
+    was, now = UNEXPLAINED[fault](source)
+    found = diagnose(was, np.asarray(now, was.dtype))
+    assert found is not None
+    assert found.kinds == (), found.headline
+    assert "no known cause explains it" in found.headline
+    assert found.details.keys() >= {"where", "max", "share"}
+
+
+def test_the_words_are_the_fields() -> None:
+    s = Source(pictures.digits(), MNIST)
+    found = diagnose(s.normalised(), s.twice())
+    assert found is not None
+    assert found.headline == "images were normalised twice (MNIST's mean and std)"
+    found = diagnose(s.normalised(), unit(s.images[:, :, ::-1]))
+    assert found is not None
+    assert found.headline == "images were flipped left to right and not normalised (MNIST's mean and std)"
+
+
+def test_fitted_statistics_are_told(photographs: Source) -> None:
+    mean, std = (0.4, 0.41, 0.43), (0.21, 0.25, 0.27)
+    found = diagnose(photographs.normalised(), normalise(photographs.images, (mean, std)))
+    assert found is not None
+    assert found.details["mean"] == pytest.approx(mean, abs=1e-4)
+    assert found.details["std"] == pytest.approx(std, abs=1e-4)
+
+
+def test_the_quality_and_the_grid_of_a_jpeg_are_found() -> None:
+    found = diagnose(cropped(sources()), cropped(jpeg(sources(), 60)))
+    assert found is not None
+    assert found.details["grid"] == (3, 5)
+    assert found.details["quality"] == pytest.approx(60, abs=3)

@@ -1,0 +1,53 @@
+"""Real text, tokenised by tokenizers that are trained here on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import sklearn.datasets
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BatchEncoding, PreTrainedTokenizerFast
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>"]
+
+
+@cache
+def lines() -> list[str]:
+    """Sentences of the descriptions that come with scikit-learn's data sets: names, numbers, capitals."""
+    folder = Path(sklearn.datasets.__file__).parent / "descr"
+    text = " ".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.rst")))
+    return [" ".join(each.split()) for each in text.split(". ") if 40 < len(each) < 240]
+
+
+@cache
+def trained(lower: bool = True, size: int = 900) -> str:
+    """A WordPiece tokenizer, as JSON; one that keeps capitals knows them."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
+    tokenizer.train_from_iterator(lines() + [line.lower() for line in lines()], trainer)
+    return str(tokenizer.to_str())
+
+
+def tokenizer(
+    *, vocabulary: bool = True, lower: bool = True, ends: tuple[str, str] | None = ("[CLS]", "[SEP]"), **arguments: Any
+) -> PreTrainedTokenizerFast:
+    """A BERT-like one; `vocabulary` is that of lower-cased text or not, `lower` whether text is lower-cased."""
+    backend = Tokenizer.from_str(trained(vocabulary))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    if ends is not None:
+        template = f"{ends[0]} $A {ends[1]}".strip()
+        tokens = [(each, backend.token_to_id(each)) for each in ends if each]
+        backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=tokens)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", **arguments}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str] | None = None, length: int = 0) -> BatchEncoding:
+    texts = lines()[:12] if texts is None else list(texts)
+    cut = {"truncation": True, "max_length": length} if length else {}
+    return tokenizer(texts, padding=True, return_tensors="pt", **cut)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -18,7 +18,7 @@ from pytest_evalmode.report.ledger import record
 from pytest_evalmode.rules import RULE_NAMES, Rule, RuleError
 from pytest_evalmode.settings import SETTINGS, Settings
 from pytest_evalmode.stash import CALLING, GUARD, HISTORY, MARKS, PROPERTY, forget_record
-from pytest_evalmode.trace import LockChange, Site
+from pytest_evalmode.trace import Site
 
 if TYPE_CHECKING:
     from pluggy import Result
@@ -69,13 +69,11 @@ def failure_of(item: pytest.Item, outcome: Result[object]) -> BaseException | No
     return outcome.exception if outcome.exception is not None else _failure_in_unittest(item)
 
 
-def locked(item: pytest.Item, changes: Iterable[LockChange]) -> None:
-    """Let a guard tell what is not as it was locked; that of a test without one never opens."""
+def guard_at_end(item: pytest.Item) -> Guard:
+    """The guard of a test whose call has ended; that of a test without one never opened."""
     if GUARD not in item.stash:
         prepare(item)
-    guard = item.stash[GUARD]
-    with guard.safely():
-        guard.note(*changes)
+    return item.stash[GUARD]
 
 
 def end(item: pytest.Item, outcome: Result[object]) -> None:

@@ -213,6 +213,8 @@ def test_a_tolerance_is_given_whole() -> None:
 class Writing(nn.Module):
     """Counts in a buffer, and gives the same."""
 
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(4, 4)

@@ -327,7 +327,7 @@ def _furthest(case: _Case, names: Iterable[str]) -> float:
 
 
 def _is_another(case: _Case, changed: Iterable[str]) -> bool:
-    """Whether so much changed that it is another checkpoint: nine in ten of the weights that have more than one dimension."""
+    """Whether so much changed that it is another checkpoint: nine in ten of the matrices and kernels."""
     weights = [name for name, line in case.was.items() if len(line.shape) > 1 and _count(line)]
     weights = weights or [name for name in case.was if not _is_statistic(name)]
     return len(set(changed) & set(weights)) >= max(1, 0.9 * len(weights)) and len(weights) > 1
@@ -353,7 +353,7 @@ def _few_levels(tensor: Tensor) -> bool:
 
 
 def _on_grid(values: Tensor) -> bool:
-    levels = values.unique().double()
+    levels = torch.unique(values).double()
     if not _FEWEST_LEVELS <= len(levels) <= _MOST_LEVELS or not bool(levels.isfinite().all()):
         return False
     spread, most = float(levels[-1] - levels[0]), float(levels.abs().max())
@@ -489,5 +489,5 @@ def told(title: str, causes: list[Cause]) -> tuple[str, str, dict[str, object]]:
         words = f"only the names changed: {causes[0].words}"
     else:
         words = "; ".join(cause.words for cause in causes) or "its digest is another, and its tensors are the same"
-    details = {"causes": {cause.kind: list(cause.tensors[:_MOST_NAMES]) for cause in causes}}
+    details: dict[str, object] = {"causes": {cause.kind: list(cause.tensors[:_MOST_NAMES]) for cause in causes}}
     return f"{title}: {words}", f"{title}: {words}", details

@@ -113,7 +113,7 @@ def _parsed(path: Path, *_: int) -> LockFile:
     except json.JSONDecodeError as error:
         where = _near(text, error.pos)
         raise LockError(f"{path}:{error.lineno}{where}: broken or cut off: {error.msg}; {_REMEDY}") from None
-    except _Duplicate as error:
+    except _DuplicateError as error:
         where = _near(text, _second(text, error.key))
         raise LockError(f"{path}{where}: {error.key!r} stands there twice, as after a merge; {_REMEDY}") from None
     except (RecursionError, ValueError) as error:
@@ -206,7 +206,7 @@ def _read(path: Path, most: int) -> bytes | None:
     return data
 
 
-class _Duplicate(ValueError):
+class _DuplicateError(ValueError):
     def __init__(self, key: str) -> None:
         super().__init__(key)
         self.key = key
@@ -216,7 +216,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise _Duplicate(key)
+            raise _DuplicateError(key)
         found[key] = value
     return found
 

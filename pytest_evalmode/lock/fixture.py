@@ -104,14 +104,24 @@ class EvaluationLock:
         if self._lock is None:
             return
         own = window.failure_of(self._item, outcome)
+        wrong = ""
         try:
-            window.locked(self._item, self._lock.close(finished=own is None))
-        except (LockError, pytest.fail.Exception) as error:
-            if own is None:
-                outcome.force_exception(pytest.fail.Exception(str(error), pytrace=False))
-            return
+            guard = window.guard_at_end(self._item)
+            with guard.safely():
+                try:
+                    guard.note(*self._lock.close(finished=own is None))
+                    self._record(self._lock)
+                except LockError as error:
+                    wrong = str(error)
+        except pytest.fail.Exception as error:  # of what its team's hooks say
+            wrong = str(error)
+        if wrong and own is None:
+            outcome.force_exception(pytest.fail.Exception(wrong, pytrace=False))
+
+    def _record(self, lock: Lock) -> None:
+        """Enter what the test has shown, for its report to carry; a rerun's takes the place of the last."""
         forget_record(self._item, LOCK_PROPERTY)
-        self._item.user_properties.append((LOCK_PROPERTY, self._lock.record()))
+        self._item.user_properties.append((LOCK_PROPERTY, lock.record()))
 
     def _opened(self, method: str, name: object) -> Lock | None:
         """The lock of this test; None where guarding is off."""

@@ -14,6 +14,7 @@ from torch import nn
 from pytest_evalmode.lock import batches, checkpoint, model, outputs
 from pytest_evalmode.lock.batches import Stream
 from pytest_evalmode.lock.file import KINDS, Entry, Locked, LockError, LockFile, read
+from pytest_evalmode.lock.model import Held
 from pytest_evalmode.lock.preprocessing import describe, differences
 from pytest_evalmode.lock.samples import MOST_BYTES, pack, unpack
 from pytest_evalmode.observe.fingerprint import Fingerprint
@@ -211,7 +212,7 @@ class Lock:
             raise LockError(f"evalmode_lock: this test locks two different things as {kind} {name!r}; give each a name")
         self._used[kind, name] = "holds"
 
-    def _take_model(self, name: str, held: model.Held) -> None:
+    def _take_model(self, name: str, held: Held) -> None:
         self._take("model", name, model.entry(held))
         self._add_samples("model", name, model.samples(held, min(self._left, model.MOST_SAMPLED)))
 
@@ -237,7 +238,7 @@ class Lock:
 
     def _unused_samples(self) -> dict[str, Array]:
         """What was kept for entries that this run of the test did not come to."""
-        found = {}
+        found: dict[str, Array] = {}
         for kind, entries in self._locked.entries.items():
             for name in entries:
                 if (kind, name) not in self._used:

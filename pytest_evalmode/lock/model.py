@@ -1,7 +1,7 @@
 """What a model holds, as it is locked: each parameter and persistent buffer in a line, and a few of its values.
 
-The digest is that of the elements in order, wherever they lie and however.  A lock that still holds is known by one digest over
-all lines; the lines and values are there for the diagnosis alone.
+The digest is that of the elements in order, wherever they lie and however.  A lock that still holds is known by one
+digest over all lines; the lines and values are there for the diagnosis alone.
 """
 
 from __future__ import annotations

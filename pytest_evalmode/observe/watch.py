@@ -210,7 +210,7 @@ class Watch:
         return home[1], home[1].path_of(home[2])
 
     def held(self, module: nn.Module) -> dict[str, Fingerprint] | None:
-        """What was last read of a module that is watched, or is part of one that is: what is saved, by its name there."""
+        """What was last read of a module that is watched, or part of one: what is saved, by its name in it."""
         module = models.unwrapped(module)
         found = self.find(module)
         snapshot = found[0].held() if found is not None else None

@@ -15,8 +15,8 @@ from pytest_evalmode.lock import file as files
 from pytest_evalmode.lock.file import Locked, LockError, LockFile, path_for, read, write
 from pytest_evalmode.lock.samples import pack, unpack
 
-ENTRY = {"model": {"net": {"type": "Net", "digest": "0" * 32, "tensors": {}}}}
-OTHER = {"outputs": {"accuracy": {"arrays": {}}}}
+ENTRY: dict[str, dict[str, Any]] = {"model": {"net": {"type": "Net", "digest": "0" * 32, "tensors": {}}}}
+OTHER: dict[str, dict[str, Any]] = {"outputs": {"accuracy": {"arrays": {}}}}
 
 
 @pytest.fixture
@@ -104,8 +104,8 @@ def test_whenever_an_update_ends_one_whole_file_stands(
 
         monkeypatch.setattr(owner, name, call)
 
-    ends_at(files.os, "replace")
-    ends_at(files.os, "fsync")
+    ends_at(os, "replace")
+    ends_at(os, "fsync")
     ends_at(Path, "unlink")
     ends_at(Path, "open", partly=True)
     new = LockFile(path, {"test_a": Locked(OTHER), "test_c": Locked(ENTRY)})

@@ -12,7 +12,7 @@ import pytest
 from tests import suites
 
 # An inner run forgets what it imports: torch and numpy cannot be imported twice.
-for _name in ("numpy", "safetensors.numpy", "pytest_evalmode.lock.lock"):
+for _name in ("numpy", "safetensors.numpy", "torch.distributed.tensor", "pytest_evalmode.lock.lock"):
     import_module(_name)
 
 UPDATE = "--evalmode-update-lock"

@@ -62,12 +62,14 @@ class Lock:
 
     def model(self, module: nn.Module, name: str, prints: Mapping[str, Fingerprint] | None, at: Site | None) -> None:
         """Compare or take a model; `prints` where a guard has read it."""
-        held = model.hold(module, prints)
         if self._update:
-            self._take_model(name, held)
+            self._take_model(name, model.hold(module, prints))
             return
         was = self._entry("model", name, at)
-        if was is None or model.holds(was, held):
+        if was is None or (prints is not None and model.is_known_to_hold(was, prints)):
+            return
+        held = model.hold(module, prints)
+        if model.holds(was, held):
             return
         kept = {key[2]: values for key, values in self._samples("model", name)}
         causes = checkpoint.diagnose(model.lines(was, self._where("model", name)), held, kept)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_images
+from sklearn.datasets import load_digits, load_sample_images  # type: ignore[import-untyped]
 
 Array = npt.NDArray[Any]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -410,3 +410,30 @@ def test_a_model_locked_in_a_fixture_fails_the_call(pytester: pytest.Pytester, c
     suites.run(pytester).assert_outcomes(passed=2)
     change("model")
     suites.run(pytester).assert_outcomes(failed=2)
+
+
+PREPROCESSING = """
+import os
+
+class Normalize(nn.Module):
+    def __init__(self, mean):
+        super().__init__()
+        self.mean = mean
+    def forward(self, x):
+        return x - self.mean
+
+def test_it(evalmode_lock):
+    mean = (0.5, 0.5, 0.5) if os.environ.get("CHANGED") else (0.485, 0.456, 0.406)
+    evalmode_lock.preprocessing(nn.Sequential(Normalize(mean)), "eval")
+"""
+
+
+def test_a_difference_in_the_preprocessing_names_the_field(
+    pytester: pytest.Pytester, change: Callable[[str], None]
+) -> None:
+    passing(pytester, PREPROCESSING)
+    suites.run(pytester).assert_outcomes(passed=1)
+    change("mean")
+    ((rule, message),) = violations(pytester)["test_it"]
+    assert rule == "preprocessing-changed"
+    assert "Normalize.mean: (0.485, 0.456, 0.406) -> (0.5, 0.5, 0.5)" in message

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import sklearn.datasets
+import sklearn.datasets  # type: ignore[import-untyped]
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
@@ -44,10 +44,13 @@ def tokenizer(
         tokens = [(each, backend.token_to_id(each)) for each in ends if each]
         backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=tokens)
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", **arguments}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    make: Any = PreTrainedTokenizerFast
+    made: PreTrainedTokenizerFast = make(tokenizer_object=backend, **names)
+    return made
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str] | None = None, length: int = 0) -> BatchEncoding:
     texts = lines()[:12] if texts is None else list(texts)
     cut = {"truncation": True, "max_length": length} if length else {}
-    return tokenizer(texts, padding=True, return_tensors="pt", **cut)
+    encoded: BatchEncoding = tokenizer(texts, padding=True, return_tensors="pt", **cut)
+    return encoded

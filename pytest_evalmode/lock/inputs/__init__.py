@@ -32,7 +32,7 @@ def diagnose(
     Equal is equal bit by bit and in dtype, unless a tolerance is asked for.  `words` is what the ids of tokenised text
     stand for, then and now: with it a change of casing is told by name.
     """
-    was, now = np.asarray(was), np.asarray(now)
+    was, now = (each.astype(each.dtype.newbyteorder("=")) for each in (np.asarray(was), np.asarray(now)))
     if equal(was, now, rtol=rtol, atol=atol):
         return None
     if was.dtype.kind in "US" or now.dtype.kind in "US":

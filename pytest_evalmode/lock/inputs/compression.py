@@ -25,24 +25,17 @@ _CHROMA[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66
 _TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]])
 _EXPLAINED = 0.35  # of the squared difference is left over at most
 _PART = 32 * _BLOCK  # of an image, a side, on which quality and grid are found
-_FEW = 4  # images
-_ROUGH = (95, 90, 85, 75, 60, 45, 30, 15)
 
 
 def recompressed(a: Array, b: Array) -> tuple[Step, Array] | None:
     """The step that makes `b` of `a`, both levels in 0..255, and what `a` becomes; None if JPEG explains too little."""
     if min(a.shape[2:]) < _BLOCK or a.shape != b.shape or a.shape[1] not in (1, 3):
         return None
-    luma_a, luma_b = (_planes(each[:_FEW, :, :_PART, :_PART])[:, :1] for each in (a, b))
-    before = float(np.mean((luma_a - luma_b) ** 2))
-    if before < 0.02:
+    few = max(1, _PART**2 * 2 // (a.shape[2] * a.shape[3]))
+    luma_a, luma_b = (_planes(each[:few, :, :_PART, :_PART])[:, :1] for each in (a, b))
+    if float(np.mean((luma_a - luma_b) ** 2)) < 0.02:
         return None
-    scores = {(q, (0, 0)): _left(luma_a, luma_b, q, (0, 0)) for q in _ROUGH}
-    if min(scores.values()) > 0.8 * before and min(a.shape[2:]) >= 3 * _BLOCK:
-        others = [(y, x) for y in range(_BLOCK) for x in range(_BLOCK)]
-        few_a, few_b = (each[:1, :, :136, :136] for each in (luma_a, luma_b))
-        scores = {(q, grid): _left(few_a, few_b, q, grid) for q in _ROUGH[1::2] for grid in others}
-    grid = min(scores, key=lambda each: scores[each])[1]
+    grid = _grid(luma_b)
     quality = min(range(1, 101), key=lambda q: _left(luma_a, luma_b, q, grid))
     best, halved = min(
         (
@@ -63,6 +56,26 @@ def recompressed(a: Array, b: Array) -> tuple[Step, Array] | None:
     where = "" if grid == (0, 0) else f" from row {grid[0]}, column {grid[1]}"
     words = f"re-encoded as JPEG (quality about {quality}, blocks of 8x8{where}; PSNR {noise:.1f} dB)"
     return Step("jpeg", words, details), best
+
+
+def _grid(luma: Array) -> tuple[int, int]:
+    """Where the blocks begin: there the most frequencies are gone, up to the rounding of pixels."""
+    if min(luma.shape[2:]) < 3 * _BLOCK:
+        return (0, 0)
+    gone = {}
+    for y in range(_BLOCK):
+        for x in range(_BLOCK):
+            frequencies = _frequencies(luma[:1, :, y : y + 16 * _BLOCK, x : x + 16 * _BLOCK])
+            gone[(y, x)] = float((np.abs(frequencies) < 1).mean())
+    best = max(gone, key=lambda each: gone[each])
+    return best if gone[best] > gone[(0, 0)] + 0.01 else (0, 0)
+
+
+def _frequencies(a: Array) -> Array:
+    """Of whole blocks; what is over at the edges is left out."""
+    n, c, h, w = (*a.shape[:2], *(side // _BLOCK for side in a.shape[2:]))
+    blocks = a[:, :, : h * _BLOCK, : w * _BLOCK].reshape(n, c, h, _BLOCK, w, _BLOCK).transpose(0, 1, 2, 4, 3, 5)
+    return np.asarray(_cosines() @ (blocks - 128) @ _cosines().T)
 
 
 def _left(a: Array, b: Array, quality: int, grid: tuple[int, int]) -> float:

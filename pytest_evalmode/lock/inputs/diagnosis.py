@@ -49,6 +49,8 @@ def unexplained(noun: str, was: Array, now: Array) -> Diagnosis:
         where = tuple(int(i) for i in np.argwhere(differ)[0])
         share = float(differ.mean())
         return Diagnosis(f"{noun} differ in {share:.0%}, first at {where}", (), {"share": share, "first": where})
+    if not was.size:
+        return Diagnosis(f"{noun} are empty, and of dtype {now.dtype}, not {was.dtype}", (), {"was": was.shape})
     complex_ = was.dtype.kind == "c" or now.dtype.kind == "c"
     a, b = (np.asarray(each, np.complex128 if complex_ else np.float64) for each in (was, now))
     bad = np.isfinite(a) != np.isfinite(b)

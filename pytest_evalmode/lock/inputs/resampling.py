@@ -11,6 +11,8 @@ import numpy as np
 from pytest_evalmode.lock.inputs.diagnosis import Array, Step, psnr
 
 _REACH = 2  # of the fitted filter, in pixels
+_SPREAD = 0.05  # of the pixels differ at least
+_LEAST = 0.02  # of a pixel is a movement
 _MOST = 20_000  # pixels that a fit looks at
 
 
@@ -21,8 +23,8 @@ def resampled(a: Array, b: Array) -> Step | None:
     old, new = a.mean(1), b.mean(1)
     difference = new - old
     power = float(np.mean(difference**2))
-    if power == 0:
-        return None
+    if float(np.mean(difference != 0)) < _SPREAD:
+        return None  # a spot, not another way to make the images
     return _filtered(a, b) or _moved(old, difference, power) or _detailed(old, new, power)
 
 
@@ -66,7 +68,7 @@ def _moved(old: Array, difference: Array, power: float) -> Step | None:
     target = difference[:, 1:-1, 1:-1].ravel()
     flow, *_ = np.linalg.lstsq(terms, target, rcond=None)
     left = float(np.mean((terms @ flow - target) ** 2)) / max(float(np.mean(target**2)), 1e-12)
-    if left > 0.35:
+    if left > 0.35 or np.abs(flow).max() < _LEAST:
         return None
     if np.abs(flow[2:]).max() < 0.5 * np.abs(flow[:2]).max():
         return _fraction(float(flow[0]), float(flow[1]), left)

@@ -195,14 +195,16 @@ def _replaced(old: list[Row], new: list[Row]) -> Step | None:
     pairs = _mapping(old, new)
     if pairs is None or not 0 < len(pairs) <= _FEW or len(pairs) * 2 > len({id_ for row in old for id_ in row}):
         return None
+    if any(sum(row.count(id_) for row in old) < 2 for id_ in pairs):
+        return None  # once is no rule
     shown = ", ".join(f"id {b} for {a}" for a, b in pairs.items())
     return Step("special tokens", f"given with {shown} throughout", {"replaced": pairs})
 
 
 def _renamed(old: list[Row], new: list[Row]) -> Step | None:
     pairs = _mapping(old, new)
-    if pairs is None or len(pairs) <= _FEW:
-        return None
+    if pairs is None or len(pairs) <= _FEW or 2 * sum(map(len, old)) < 3 * len({id_ for row in old for id_ in row}):
+        return None  # where ids hardly recur, any others would go with them one for one
     words = f"given in another vocabulary ({len(pairs)} ids are others, one for one)"
     return Step("vocabulary", words, {"replaced": dict(list(pairs.items())[:32])})
 

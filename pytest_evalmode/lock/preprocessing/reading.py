@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import PurePath
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,9 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
     if isinstance(value, functools.partial):
         bound: dict[Any, Any] = {**dict(enumerate(value.args)), **value.keywords}
         return {"partial": _describe(value.func, above), **_mapping(bound, above)}
-    if inspect.ismethod(value):
-        return {"method": value.__name__, "of": _describe(value.__self__, above)}
+    owner = getattr(value, "__self__", None)
+    if inspect.isroutine(value) and owner is not None and not isinstance(owner, (type, ModuleType)):
+        return {"method": value.__name__, "of": _describe(owner, above)}
     if inspect.isfunction(value):
         held = _mapping(functions.held_by(value), above)
         return {"function": functions.name_of(value), "code": functions.code_of(value), **held}

@@ -1,0 +1,138 @@
+"""Real text, tokenised otherwise: each fault is called by its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pytest_evalmode.lock.inputs import diagnose, samples, words
+from tests.lock.texts import encode, lines, tokenizer
+
+CASED: dict[str, Any] = {"vocabulary": False, "lower": False}
+
+# The tokenizer's arguments, those of the call, and the kinds of ids and of the mask.
+FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str], set[str]]] = {
+    "padding side": ({"padding_side": "left"}, {}, {"padding"}, {"padding"}),
+    "padding id": ({"pad_token": "[UNK]"}, {}, {"padding"}, set()),
+    "no special tokens": ({"ends": None}, {}, {"special tokens"}, {"length"}),
+    "no first token": ({"ends": ("", "[SEP]")}, {}, {"special tokens"}, {"length"}),
+    "other special tokens": ({"ends": ("<s>", "</s>")}, {}, {"special tokens"}, set()),
+    "other first token": ({"ends": ("<s>", "[SEP]")}, {}, {"special tokens"}, set()),
+    "truncation": ({}, {"length": 24}, {"truncation"}, {"truncation"}),
+    "truncation side": ({"truncation_side": "left"}, {"length": 24}, {"truncation"}, {"truncation"}),
+    "reversed": ({}, {"texts": lines()[:12][::-1]}, {"reordered"}, {"reordered"}),
+    "dropped": ({}, {"texts": lines()[1:12]}, {"dropped"}, {"dropped"}),
+    "side, no special tokens": (
+        {"padding_side": "left", "ends": None},
+        {},
+        {"padding", "special tokens"},
+        {"padding", "length"},
+    ),
+    "truncation, no special tokens": (
+        {"ends": None},
+        {"length": 24},
+        {"truncation", "special tokens"},
+        {"truncation", "length"},
+    ),
+    "truncation, side": (
+        {"padding_side": "left"},
+        {"length": 24},
+        {"truncation", "padding"},
+        {"truncation", "padding"},
+    ),
+    "reversed, side": (
+        {"padding_side": "left"},
+        {"texts": lines()[:12][::-1]},
+        {"reordered", "padding"},
+        {"reordered", "padding"},
+    ),
+}
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["words", "ids alone"])
+@pytest.mark.parametrize("cased", [False, True], ids=["uncased", "cased"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_called_by_its_name(fault: str, cased: bool, read: bool) -> None:
+    arguments, call, ids, mask = FAULTS[fault]
+    vocabulary = CASED if cased else {}
+    was, now = encode(tokenizer(**vocabulary)), encode(tokenizer(**vocabulary, **arguments), **call)
+    told = (words(was), words(now)) if read else None
+    found = diagnose(samples(was)["input_ids"], samples(now)["input_ids"], words=told)
+    assert found is not None
+    assert set(found.kinds) == ids, found.headline
+    found = diagnose(samples(was)["attention_mask"], samples(now)["attention_mask"])
+    assert (set(found.kinds) if found else set()) == mask
+
+
+def test_casing_is_told_where_the_words_are_known() -> None:
+    cased, lower = (encode(tokenizer(vocabulary=False, lower=lower)) for lower in (False, True))
+    for was, now, headline in (
+        (cased, lower, "tokens were lower-cased"),
+        (lower, cased, "tokens were not lower-cased"),
+    ):
+        old, new = samples(was)["input_ids"], samples(now)["input_ids"]
+        found = diagnose(old, new, words=(words(was), words(now)))
+        assert found is not None
+        assert found.headline == headline
+        found = diagnose(old, new)
+        assert found is not None
+        assert found.kinds == ("spelling",)
+        assert "another casing or normalisation" in found.headline
+
+
+def test_casing_and_what_goes_with_it() -> None:
+    was = encode(tokenizer(**CASED))
+    now = encode(tokenizer(vocabulary=False, lower=True, ends=None, padding_side="left"), length=24)
+    found = diagnose(samples(was)["input_ids"], samples(now)["input_ids"], words=(words(was), words(now)))
+    assert found is not None
+    assert set(found.kinds) == {"special tokens", "casing", "truncation", "padding"}
+
+
+def test_capitals_that_a_vocabulary_does_not_know() -> None:
+    was, now = encode(tokenizer()), encode(tokenizer(lower=False))
+    found = diagnose(samples(was)["input_ids"], samples(now)["input_ids"])
+    assert found is not None
+    assert found.kinds == ("unknown tokens",)
+
+
+def test_another_vocabulary() -> None:
+    was = samples(encode(tokenizer()))["input_ids"]
+    names = np.r_[0, 1 + np.random.default_rng(0).permutation(was.max())]
+    found = diagnose(was, names[was])
+    assert found is not None
+    assert found.kinds == ("vocabulary",)
+
+
+def test_other_texts_are_not_explained() -> None:
+    was, now = encode(tokenizer()), encode(tokenizer(), lines()[40:52])
+    for told in (None, (words(was), words(now))):
+        found = diagnose(samples(was)["input_ids"], samples(now)["input_ids"], words=told)
+        assert found is not None
+        assert found.kinds == ()
+
+
+def test_one_token_off_is_not_explained() -> None:
+    was = samples(encode(tokenizer()))["input_ids"]
+    now = was.copy()
+    now[2, 5] += 1
+    found = diagnose(was, now)
+    assert found is not None
+    assert found.kinds == ()
+    assert found.details["where"] == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (str.lower, "casing"),
+        (lambda text: text.replace(" ", "  "), "white space"),
+        (lambda text: text[:30], "truncation"),
+        (lambda text: "another text", None),
+    ],
+)
+def test_texts(change: Any, kind: str | None) -> None:
+    found = diagnose(np.array(lines()[:5]), np.array([change(line) for line in lines()[:5]]))
+    assert found is not None
+    assert found.kinds == ((kind,) if kind else ())

@@ -1,0 +1,208 @@
+"""Tables, metrics and labels; what is harmless; and how a batch becomes arrays."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits, load_iris  # type: ignore[import-untyped]
+
+from pytest_evalmode.lock.inputs import arrays, compare_order, diagnose, samples
+from tests.lock import pictures
+from tests.lock.pictures import Array, normalise
+
+TABLE: Array = load_iris().data
+LABELS: Array = load_digits().target[:64]
+
+
+def column(factor: float) -> Array:
+    table = TABLE.copy()
+    table[:, 2] *= factor
+    return table
+
+
+FAULTS: dict[str, tuple[Array, Array, str, str]] = {
+    "thousand": (TABLE, TABLE * 1000, "unit", "multiplied by 1000"),
+    "per cent": (np.float64(0.873), np.float64(87.3), "unit", "multiplied by 100 (per cent"),  # type: ignore[dict-item]
+    "feet": (TABLE, TABLE * 0.3048, "unit", "feet and metres"),
+    "Fahrenheit": (TABLE, TABLE * 1.8 + 32, "unit", "Celsius and Fahrenheit"),
+    "Celsius": (TABLE, (TABLE - 32) / 1.8, "unit", "Celsius and Fahrenheit"),
+    "one column": (TABLE, column(25.4), "unit", "column 2 multiplied by 25.4"),
+    "columns": (TABLE, TABLE[:, [1, 0, 2, 3]], "columns", "columns in another order"),
+    "standardised": (TABLE, (TABLE - TABLE.mean(0)) / TABLE.std(0), "standardised", "standardised a column"),
+    "rows": (TABLE, TABLE[::-1], "reordered", "reordered"),
+    "float16": (TABLE, TABLE.astype(np.float16), "rounding", "rounded to float16"),
+    "float32": (TABLE, TABLE.astype(np.float32), "rounding", "rounded to float32"),
+    "labels from 1": (LABELS, LABELS + 1, "unit", "shifted by 1"),
+    "labels shuffled": (LABELS, LABELS[::-1], "reordered", "reordered"),
+    "labels dropped": (LABELS, LABELS[4:], "dropped", "without 4 of 64"),
+    "labels int32": (LABELS, LABELS.astype(np.int32), "dtype", "int32, not int64"),
+    "all zeros": (TABLE, TABLE * 0, "constant", "all of one value (0)"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_called_by_its_name(fault: str) -> None:
+    was, now, kind, words = FAULTS[fault]
+    found = diagnose(was, now)
+    assert found is not None
+    assert found.kinds == (kind,)
+    assert words in found.headline
+
+
+def one_off(values: Array, amount: float) -> Array:
+    values = values.copy()
+    values[5] += amount
+    return values
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        (TABLE, one_off(TABLE, 1)),
+        (TABLE, TABLE + np.random.default_rng(0).normal(0, 0.1, TABLE.shape)),
+        (LABELS, one_off(LABELS, 1)),
+        (np.float64(0.873), np.float64(0.81)),
+        (np.array([0.1, 0.2]), np.array([0.1, 0.25])),
+        (np.zeros((4, 5)), np.ones((4, 5))),
+        (TABLE[:0], TABLE[:0, :2]),
+        (TABLE, one_off(TABLE, np.nan)),
+    ],
+)
+def test_what_nothing_explains(was: Array, now: Array) -> None:
+    found = diagnose(was, now)
+    assert found is not None
+    assert found.kinds == ()
+    assert "no known cause explains it" in found.headline
+
+
+def test_the_samples_that_differ_are_counted() -> None:
+    found = diagnose(LABELS, one_off(LABELS, 1))
+    assert found is not None
+    assert found.headline.endswith("in 1 of 64 samples")
+    assert found.details["samples"] == (5,)
+
+
+HARMLESS: dict[str, Callable[[Array], Array]] = {
+    "a copy": np.copy,
+    "not contiguous": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "Fortran order": np.asfortranarray,
+    "big-endian": lambda a: a.astype(a.dtype.newbyteorder(">")),
+    "read-only": lambda a: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape),
+    "through a tensor": lambda a: arrays(torch.from_numpy(a))["batch"],
+    "with gradients": lambda a: arrays(torch.from_numpy(a).requires_grad_())["batch"],
+    "as a list of samples": lambda a: arrays(list(a))["batch"],
+    "in batches of other sizes": lambda a: np.concatenate([a[:3], a[3:]]),
+    "a negated view": lambda a: arrays(torch._neg_view(torch.from_numpy(-a)))["batch"],
+    "channels last": lambda a: arrays(torch.from_numpy(a).to(memory_format=torch.channels_last))["batch"],
+    "minus zero": lambda a: np.where(a == 0, np.float32(-0.0), a),
+}
+
+
+@pytest.mark.parametrize("change", HARMLESS)
+def test_harmless_variations_raise_nothing(change: str) -> None:
+    was = normalise(pictures.digits())
+    was[0, 0, 0, :2] = 0
+    assert diagnose(was, HARMLESS[change](was)) is None
+
+
+def test_what_is_not_a_number_is_equal_to_itself() -> None:
+    holes = one_off(TABLE, np.nan)
+    assert diagnose(holes, holes.copy()) is None
+    found = diagnose(holes, holes * 1000)
+    assert found is not None
+    assert found.kinds == ("unit",)
+
+
+def test_a_tolerance_is_for_values_alone() -> None:
+    was = normalise(pictures.digits())
+    now = was.astype(np.float64) + 1e-6
+    assert diagnose(was, now, atol=1e-5) is None
+    assert diagnose(was, now) is not None
+    assert diagnose(was, now, atol=1e-7) is not None
+    assert diagnose(was, was[:2], atol=1) is not None
+
+
+def test_order_by_keys() -> None:
+    found = compare_order(["a", "b", "c"], ["c", "b", "b"])
+    assert found is not None
+    assert found.kinds == ("dropped", "repeated", "reordered")
+    assert compare_order(["a", "b"], ["a", "b"]) is None
+    assert compare_order(["a", "b"], ["a", "x"]) is None
+
+
+@dataclass
+class Example:
+    image: Any
+    label: int
+
+
+def test_a_batch_becomes_named_arrays() -> None:
+    image = Image.fromarray(pictures.digits(1)[0, :, :, 0])
+    pair = namedtuple("pair", "left right")
+    batch = {
+        "pixels": torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16),
+        "images": [image, image],
+        "boxes": [torch.zeros(2, 4), torch.zeros(3, 4)],
+        "texts": ["one", "three"],
+        "labels": (1, 2),
+        "nothing": None,
+        "deep": [{"a": np.ones(2)}, {"a": np.ones(3)}],
+        "pair": pair(1.0, "x"),
+        "example": Example(image, 3),
+    }
+    found = arrays(batch)
+    assert {name: each.shape for name, each in found.items()} == {
+        "pixels": (2, 3, 4, 4),
+        "images": (2, 8, 8),
+        "boxes[0]": (2, 4),
+        "boxes[1]": (3, 4),
+        "texts": (2,),
+        "labels": (2,),
+        "deep[0].a": (2,),
+        "deep[1].a": (3,),
+        "pair.left": (),
+        "pair.right": (),
+        "example.image": (8, 8),
+        "example.label": (),
+    }
+    assert found["pixels"].dtype == np.float32
+    assert list(arrays(torch.ones(3))) == ["batch"]
+
+
+@pytest.mark.parametrize("batch", [{"x": object()}, [object()], np.array([object()]), torch.empty(2, device="meta")])
+def test_what_is_no_batch(batch: object) -> None:
+    with pytest.raises(TypeError, match=r"^inputs: "):
+        arrays(batch)
+
+
+def test_few_samples_are_kept() -> None:
+    batch = {"image": torch.zeros(64, 3, 64, 64), "label": torch.zeros(64), "big": torch.zeros(1, 3, 800, 600)}
+    kept = samples(batch)
+    assert sum(each.nbytes for each in kept.values()) <= 1_000_000
+    assert list(kept) == list(batch)
+    assert len(kept["label"]) == 64
+    assert len(kept["image"]) > 4
+    assert kept["big"].shape[:2] == (1, 3)
+
+
+def test_a_cut_image_still_tells_a_flip_and_a_jpeg() -> None:
+    images = pictures.photographs()[:1]
+    was = samples(images, 200_000)["batch"]
+    assert was.nbytes <= 200_000
+    for now, kind in ((images[:, :, ::-1], "flip"), (pictures.jpeg(images), "jpeg")):
+        found = diagnose(was, samples(now, 200_000)["batch"])
+        assert found is not None
+        assert found.kinds == (kind,)
+
+
+def test_nothing_of_another_type() -> None:
+    found = diagnose(np.zeros((0, 3)), np.zeros((0, 3), np.int8))
+    assert found is not None
+    assert found.headline == "values are empty, and of dtype int8, not float64"

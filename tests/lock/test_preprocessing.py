@@ -1,0 +1,249 @@
+"""What pipelines do, read from their objects, and how a difference is told."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pytest_evalmode.lock.preprocessing import assert_same_normalization, describe, differences
+from pytest_evalmode.lock.preprocessing.probe import probe
+from tests.lock.texts import tokenizer
+
+Wav2Vec2FeatureExtractor: Any = pytest.importorskip("transformers").Wav2Vec2FeatureExtractor
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+# Shaped like torchvision's: v1's plain objects, v2's modules.
+class InterpolationMode(Enum):
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+
+
+class Compose:
+    def __init__(self, *transforms: object) -> None:
+        self.transforms = list(transforms)
+
+
+class ToTensor:
+    def __call__(self, image: object) -> object:
+        return image
+
+    def __repr__(self) -> str:
+        return "ToTensor()"
+
+
+class Normalize(nn.Module):
+    def __init__(self, mean: object, std: object, inplace: bool = False) -> None:
+        super().__init__()
+        self.mean, self.std, self.inplace = mean, std, inplace
+
+
+class Resize(nn.Module):
+    def __init__(self, size: int, interpolation: InterpolationMode = InterpolationMode.BILINEAR) -> None:
+        super().__init__()
+        self.size, self.interpolation, self.antialias = size, interpolation, True
+
+
+class ToImage(nn.Module):
+    pass
+
+
+class ToDtype(nn.Module):
+    def __init__(self, dtype: torch.dtype, scale: bool) -> None:
+        super().__init__()
+        self.dtype, self.scale = dtype, scale
+
+
+class RandomHorizontalFlip(nn.Module):
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.p = p
+
+
+@dataclass
+class Settings:
+    size: int = 224
+    mean: tuple[float, ...] = IMAGENET[0]
+
+
+class Plain:
+    __slots__ = ("scale",)
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+
+def scaled(image: object, factor: float = 1.0) -> object:
+    return image, factor
+
+
+def closure(mean: float) -> Callable[[float], float]:
+    return lambda x: x - mean
+
+
+MEAN = 0.5
+
+
+def names_a_constant(x: float) -> float:
+    return x - MEAN
+
+
+Pair = tuple[Callable[[], object], Callable[[], object], str]
+CHANGES: dict[str, Pair] = {
+    "torchvision": (
+        lambda: Compose(Resize(224), ToTensor(), Normalize(*IMAGENET)),
+        lambda: Compose(Resize(224), ToTensor(), Normalize(HALF[0], IMAGENET[1])),
+        "Normalize.mean: (0.485, 0.456, 0.406) -> (0.5, 0.5, 0.5)",
+    ),
+    "interpolation": (
+        lambda: Compose(Resize(224), ToTensor()),
+        lambda: Compose(Resize(224, InterpolationMode.BICUBIC), ToTensor()),
+        "Resize.interpolation: 'InterpolationMode.BILINEAR' -> 'InterpolationMode.BICUBIC'",
+    ),
+    "modules": (
+        lambda: nn.Sequential(Resize(224), Normalize(*IMAGENET)),
+        lambda: nn.Sequential(Resize(256), Normalize(*IMAGENET)),
+        "Resize.size: 224 -> 256",
+    ),
+    "tensors": (
+        lambda: Normalize(torch.tensor([0.5]), np.array([0.25])),
+        lambda: Normalize(torch.tensor([0.5]), np.array([0.5])),
+        "Normalize.std: (0.25) -> (0.5)",
+    ),
+    "a step that went": (
+        lambda: Compose(ToTensor(), Normalize(*HALF)),
+        lambda: Compose(ToTensor()),
+        "Normalize: Normalize(inplace=False, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)) -> (absent)",
+    ),
+    "an order": (
+        lambda: Compose(Resize(224), ToTensor()),
+        lambda: Compose(ToTensor(), Resize(224)),
+        "Compose: in another order: Resize, ToTensor -> ToTensor, Resize",
+    ),
+    "timm": (
+        lambda: {"input_size": (3, 224, 224), "mean": IMAGENET[0], "crop_pct": 0.875},
+        lambda: {"input_size": (3, 224, 224), "mean": IMAGENET[0], "crop_pct": 0.9},
+        "crop_pct: 0.875 -> 0.9",
+    ),
+    "partial": (
+        lambda: functools.partial(scaled, factor=255),
+        lambda: functools.partial(scaled, factor=1),
+        "factor: 255 -> 1",
+    ),
+    "dataclass": (Settings, lambda: Settings(256), "Settings.size: 224 -> 256"),
+    "slots": (lambda: Plain(1.0), lambda: Plain(2.0), "Plain.scale: 1.0 -> 2.0"),
+    "closure": (lambda: closure(0.5), lambda: closure(0.4), "mean: 0.5 -> 0.4"),
+    "feature extractor": (
+        lambda: Wav2Vec2FeatureExtractor(sampling_rate=16000),
+        lambda: Wav2Vec2FeatureExtractor(sampling_rate=8000),
+        "Wav2Vec2FeatureExtractor.sampling_rate: 16000 -> 8000",
+    ),
+    "tokenizer": (
+        tokenizer,
+        lambda: tokenizer(padding_side="left"),
+        "padding_side: 'right' -> 'left'",
+    ),
+    "casing": (tokenizer, lambda: tokenizer(lower=False), "normalizer.lowercase: True -> False"),
+    "a function of C": (lambda: np.negative, lambda: np.abs, "'numpy.negative' -> 'numpy.absolute'"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_told_by_its_field(name: str) -> None:
+    old, new, words = CHANGES[name]
+    found = differences(*(json.loads(json.dumps(describe(make()))) for make in (old, new)))
+    assert len(found) == 1, found
+    assert found[0].endswith(words)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_is_made_anew_is_described_alike(name: str) -> None:
+    for make in CHANGES[name][:2]:
+        assert differences(describe(make()), describe(make())) == []
+        assert "0x" not in json.dumps(describe(make()))
+
+
+def test_a_constant_that_a_function_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = describe(names_a_constant)
+    monkeypatch.setitem(globals(), "MEAN", 0.4)
+    assert differences(before, describe(names_a_constant)) == ["MEAN: 0.5 -> 0.4"]
+
+
+def test_code_is_compared_within_a_version_of_python() -> None:
+    old = describe(lambda x: x + 1)
+    new = describe(lambda x: x - 1)
+    assert len(differences(old, new)) == 1
+    old["code"] = {"3.10": "another"}
+    assert differences(old, new) == []
+
+
+def test_a_call_leaves_a_tokenizer_as_it_was() -> None:
+    fast = tokenizer()
+    before = describe(fast)
+    fast(["a text"], padding="max_length", truncation=True, max_length=16)
+    assert differences(before, describe(fast)) == []
+
+
+def test_a_method_of_what_is_made_in_c() -> None:
+    one, other = (describe(np.array([each]).take) for each in (1, 2))
+    assert differences(one, one) == []
+    assert differences(one, other) == ["of: (1) -> (2)"]
+
+
+def test_what_tells_nothing_is_probed() -> None:
+    assert probe(np.negative) == probe(lambda image: -np.asarray(image))
+    assert probe(np.negative) != probe(np.square)
+    with pytest.raises(TypeError, match="draws at random"):
+        probe(lambda image: np.random.default_rng().normal(size=3))
+    with pytest.raises(TypeError, match="takes neither a Pillow image nor a tensor nor an array"):
+        describe(object())
+
+
+def test_what_holds_itself_is_described() -> None:
+    outer = Compose(ToTensor())
+    outer.transforms.append(outer)
+    assert json.dumps(describe(outer))
+
+
+def augmented(*last: object) -> Compose:
+    return Compose(RandomHorizontalFlip(), *last)
+
+
+@pytest.mark.parametrize(
+    ("train", "eval_"),
+    [
+        (augmented(ToTensor(), Normalize(*IMAGENET)), Compose(Resize(224), ToTensor(), Normalize(*IMAGENET))),
+        (augmented(ToImage(), ToDtype(torch.float32, True), Normalize(*HALF)), Compose(ToTensor(), Normalize(*HALF))),
+        (augmented(ToTensor(), Normalize(*HALF, inplace=True)), Compose(ToTensor(), Normalize(*HALF))),
+        ({"mean": HALF[0], "std": HALF[1], "crop_pct": 1.0}, {"mean": HALF[0], "std": HALF[1], "crop_pct": 0.9}),
+        (Wav2Vec2FeatureExtractor(), Wav2Vec2FeatureExtractor(padding_side="left")),
+    ],
+)
+def test_pipelines_that_share_what_they_must(train: object, eval_: object) -> None:
+    assert_same_normalization(train, eval_)
+
+
+@pytest.mark.parametrize(
+    ("train", "eval_", "words"),
+    [
+        (augmented(ToTensor(), Normalize(*IMAGENET)), Compose(ToTensor(), Normalize(*HALF)), "Normalize.mean"),
+        (augmented(ToTensor(), Normalize(*IMAGENET)), Compose(ToTensor()), r"Normalize.* -> \(absent\)"),
+        (augmented(ToTensor()), Compose(Resize(224)), r"scaled to 0..1.* -> \(absent\)"),
+        (augmented(Normalize(*HALF), ToTensor()), Compose(ToTensor(), Normalize(*HALF)), "in another order"),
+        (Wav2Vec2FeatureExtractor(), Wav2Vec2FeatureExtractor(do_normalize=False), "do_normalize: True -> False"),
+    ],
+)
+def test_pipelines_that_do_not(train: object, eval_: object, words: str) -> None:
+    with pytest.raises(AssertionError, match=words):
+        assert_same_normalization(train, eval_)

@@ -32,7 +32,7 @@ X = torch.randn(100, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 @pytest.mark.parametrize("size", [1, 7, 64, 100])
 def test_the_size_of_the_batches_is_of_no_account(size: int) -> None:
-    whole, parts = streams(X), streams(*X.split(size))
+    whole, parts = streams(X), streams(*X.split(size))  # type: ignore[no-untyped-call]
     assert entries(parts) == entries(whole)
     kept, others = batches.packed(whole), batches.packed(parts)
     assert kept.keys() == others.keys()

@@ -17,6 +17,7 @@ from torch import nn, no_grad
 from pytest_evalmode.errors import GuardError, HygieneError
 from pytest_evalmode.observe import forwards, leaks, loads, models, switches
 from pytest_evalmode.observe.failures import Failures
+from pytest_evalmode.observe.fingerprint import Fingerprint
 from pytest_evalmode.observe.forwards import Forwards
 from pytest_evalmode.observe.graphs import is_exported
 from pytest_evalmode.observe.history import History
@@ -29,7 +30,7 @@ from pytest_evalmode.observe.watch import Watch
 from pytest_evalmode.policy import Globs, Policy, read_policy
 from pytest_evalmode.rules import RULE_NAMES, RULES, Rule, Violation, joined, judge
 from pytest_evalmode.rules.exemptions import as_declared, needed
-from pytest_evalmode.trace import Trace, WatchedModel
+from pytest_evalmode.trace import LockChange, Trace, WatchedModel
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -75,6 +76,7 @@ class Guard:
         self._leaks: list[tuple[Trace, Policy]] = []
         """What each segment left otherwise: until the window ends, a later one may put it back."""
         self._opened = False
+        self._began = False
         self._listening = False
         self._violations: list[Violation] = []
         self._globals = Baseline({}, {})
@@ -99,6 +101,11 @@ class Guard:
     @property
     def models(self) -> tuple[WatchedModel, ...]:
         return self._watch.facts()
+
+    @property
+    def watched(self) -> bool:
+        """Whether the window was ever open: that of a test that is not guarded, and only locks something, is not."""
+        return self._began
 
     @property
     def seconds(self) -> float:
@@ -129,6 +136,21 @@ class Guard:
             self._watch.add(model, name, read=self._opened)  # what is watched before the window is read as it opens
         return model
 
+    def held(self, model: nn.Module) -> dict[str, Fingerprint] | None:
+        """What a watched model, or part of one, was when it was last read: its tensors by name.
+
+        What changed since is a violation.  None where it would be none, so that the model has to be read again.
+        """
+        lenient = self.policy.mutable or "state-mutated" in self.policy.allow
+        if not self._listening or lenient:
+            return None
+        self.watch(model)
+        return self._watch.held(model)
+
+    def note(self, *changes: LockChange) -> None:
+        """Enter what is not as it was locked."""
+        self._segments.append((Trace(locks=changes), self._policy))
+
     def watch_inside(self, value: object, name: str, *, shared: bool) -> None:
         """Find the models in a fixture's value and name them after it; watch shared ones now, others once they run."""
         for path, model in models.find(value, name):
@@ -142,7 +164,7 @@ class Guard:
 
     def open(self) -> None:
         """Begin the window."""
-        self._opened = True
+        self._opened = self._began = True
         with self.safely():
             self._watch.begin_anew()
             if self._terms.strict:

@@ -13,13 +13,15 @@ from pluggy import Result
 
 from pytest_evalmode import hookspecs
 from pytest_evalmode.fixtures import evalmode, forget, note, remember, unobserved
+from pytest_evalmode.lock.fixture import evalmode_lock
+from pytest_evalmode.lock.keeper import Collected, Keeper
 from pytest_evalmode.settings import SETTINGS, add_options, is_whole_suite, is_worker, read_settings
-from pytest_evalmode.stash import CALLING, GUARD, PROPERTY, forget_record
+from pytest_evalmode.stash import CALLING, GUARD, LOCK, PROPERTY, forget_record
 
 if TYPE_CHECKING:
     from pytest_evalmode.report.ledger import Ledger
 
-__all__ = ["evalmode"]
+__all__ = ["evalmode", "evalmode_lock"]
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -46,8 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_evalmode.teams import check_ini
 
         check_ini(settings.exempt, config)
+    collected = Collected()
+    config.pluginmanager.register(collected, "evalmode-collected")
     if not is_worker(config):  # a worker sends its reports on
         config.pluginmanager.register(Recorder(config), "evalmode-recorder")
+        config.pluginmanager.register(Keeper(config, collected), "evalmode-keeper")
     config.addinivalue_line(
         "markers",
         f"{settings.marker}(*, allow=(), train=(), mutable=(), reason=None): fail the test if its PyTorch inference "
@@ -88,6 +93,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], No
     note(item.config, item.nodeid, getattr(item, "fixturenames", ()))
     outcome = yield
     item.config.stash[CALLING] = None
+    if LOCK in item.stash:
+        item.stash[LOCK].finish(outcome)
+        del item.stash[LOCK]
     if GUARD in item.stash:  # by now the test may have asked for the fixture
         from pytest_evalmode import window
 

@@ -47,6 +47,8 @@ class Settings(NamedTuple):
     root: Path
     rank: Rank | None
     """Which process of a distributed run this is; None where there is but one."""
+    update_lock: bool = False
+    """Whether what tests use now is to be locked."""
 
     @property
     def policy(self) -> Policy:
@@ -87,6 +89,9 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption("--evalmode-strict", action="store_true", default=None, help="judge by the strict rules too")
     group.addoption("--evalmode-report", metavar="PATH", help="write the JSON report to this file")
+    group.addoption(
+        "--evalmode-update-lock", action="store_true", default=False, help="lock what the tests of this run use now"
+    )
     group.addoption("--evalmode-rules", action="store_true", help="print the rules and their remedies, and exit")
     parser.addini("evalmode", "enforce (the default), warn or off")
     parser.addini("evalmode_strict", "judge by the strict rules too", type="bool", default=False)
@@ -114,6 +119,7 @@ def read_settings(config: pytest.Config) -> Settings:
         exempt={name: _words(config, f"evalmode_{name}") for name in ("allow", "train", "mutable")},
         root=config.rootpath,
         rank=rank,
+        update_lock=config.getoption("evalmode_update_lock"),
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard
+    from pytest_evalmode.lock.fixture import EvaluationLock
     from pytest_evalmode.observe.history import History
 
 GUARD: pytest.StashKey[Guard] = pytest.StashKey()
@@ -18,9 +19,13 @@ CALLING: pytest.StashKey[pytest.Item | None] = pytest.StashKey()
 """On the session's config, the test whose call is under way."""
 HISTORY: pytest.StashKey[History] = pytest.StashKey()
 """What shared models were, once a strict guard has been made."""
+LOCK: pytest.StashKey[EvaluationLock] = pytest.StashKey()
+"""The lock of a test that asked for it."""
 PROPERTY = "evalmode"
 """The name under which a test's record travels in its `user_properties`."""
+LOCK_PROPERTY = "evalmode-lock"
+"""The name under which travels what a test has shown of what is locked."""
 
 
-def forget_record(item: pytest.Item) -> None:
-    item.user_properties[:] = [entry for entry in item.user_properties if entry[0] != PROPERTY]
+def forget_record(item: pytest.Item, name: str = PROPERTY) -> None:
+    item.user_properties[:] = [entry for entry in item.user_properties if entry[0] != name]

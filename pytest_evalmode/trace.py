@@ -5,7 +5,8 @@ Plain frozen values without behaviour: no torch, no pytest.  A test of a rule bu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,23 @@ class Drift:
 
 
 @dataclass(frozen=True, slots=True)
+class LockChange:
+    """Something that is not what was locked, with the diagnosis."""
+
+    kind: str
+    """`model`, `inputs`, `preprocessing` or `outputs`."""
+    name: str
+    headline: str
+    finding: str = ""
+    """More of it than has room in a headline."""
+    at: Site | None = None
+    file: str = ""
+    """Where it is locked."""
+    details: Mapping[str, object] = field(default_factory=dict)
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class WatchedModel:
     """A model of the window, with what was read of it and how often it ran."""
 
@@ -169,6 +187,7 @@ class Trace:
     loads: tuple[Load, ...] = ()
     leaks: tuple[Leak, ...] = ()
     drifts: tuple[Drift, ...] = ()
+    locks: tuple[LockChange, ...] = ()
     unused: tuple[str, ...] = ()
     """Exemptions that nothing needed, as they were declared: `train="drop"`."""
     needs_forward: bool = False

@@ -64,16 +64,29 @@ def begin(item: pytest.Item) -> None:
     _open(guard, item)
 
 
+def failure_of(item: pytest.Item, outcome: Result[object]) -> BaseException | None:
+    """What the call of a test ended with, if it did not pass."""
+    return outcome.exception if outcome.exception is not None else _failure_in_unittest(item)
+
+
+def guard_at_end(item: pytest.Item) -> Guard:
+    """The guard of a test whose call has ended; that of a test without one never opened."""
+    if GUARD not in item.stash:
+        prepare(item)
+    return item.stash[GUARD]
+
+
 def end(item: pytest.Item, outcome: Result[object]) -> None:
     """The call of a test has ended; it fails with HygieneViolation if it passed without having been clean."""
     guard = item.stash[GUARD]
-    own = outcome.exception if outcome.exception is not None else _failure_in_unittest(item)
+    own = failure_of(item, outcome)
     settings = item.config.stash[SETTINGS]
     marked = item.get_closest_marker(settings.marker) is not None
     withdrawn = isinstance(own, _WITHDRAWN)
     guard.close(name=item.nodeid, finished=own is None, needs_forward=marked, heard=not withdrawn)
     with guard.safely():
-        _record(item, guard, settings)
+        if guard.watched or guard.violations or guard.failures:
+            _record(item, guard, settings)
     with guard.safely():
         if own is not None:
             _drop_our_frames(own)
@@ -163,6 +176,7 @@ def _record(item: pytest.Item, guard: Guard, settings: Settings) -> None:
         seconds=guard.seconds,
         exemptions=guard.needed((*guard.policy.declared, *settings.policy.declared)),
         unjudged=bool(guard.failures),
+        guarded=guard.watched,
     )
     forget_record(item)
     item.user_properties.append((PROPERTY, found))

@@ -16,8 +16,10 @@ from tests import suites
 
 PACKAGE = Path(pytest_evalmode.__file__).parent
 SHELL = {"plugin", "settings", "stash", "teams", "window", "fixtures", "policy", "report.ledger", "report.message"}
+SHELL |= {"lock.file", "lock.fixture", "lock.keeper"}
 NEEDS_PYTEST = {"plugin", "settings", "stash", "window", "fixtures", "verdict", "hookspecs", "teams"}
 NEEDS_TRITON = {"observe.kernels"} if find_spec("triton") is None else set[str]()
+NEEDS_PYTEST |= {"lock.fixture", "lock.keeper"}
 
 
 def modules() -> list[str]:

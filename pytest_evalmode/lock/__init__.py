@@ -1,1 +1,1 @@
-"""The evaluation lock: what was validated is recorded, and a run that differs is told how."""
+"""The evaluation lock: what was validated, and how this run differs from it."""

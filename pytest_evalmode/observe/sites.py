@@ -73,6 +73,12 @@ class Sites:
             opener = opener.f_back
         return Caller(opener, borrowed=borrowed)
 
+    def caller(self, frame: FrameType | None) -> Site | None:
+        """The innermost user line from here outwards."""
+        while frame is not None and not self._file(frame.f_code):
+            frame = frame.f_back
+        return None if frame is None else self.site(frame.f_code, frame.f_lineno)
+
     def inside(self, frame: FrameType | None, model: FrameType | None) -> Site | None:
         """The innermost user line between a frame and the call of the model, its own code included."""
         while frame is not None and frame is not model:

@@ -14,6 +14,7 @@ from torch import nn
 
 from pytest_evalmode.observe import devices, leaks, models, state
 from pytest_evalmode.observe.failures import Failures
+from pytest_evalmode.observe.fingerprint import Fingerprint
 from pytest_evalmode.observe.history import History
 from pytest_evalmode.observe.state import Snapshot
 from pytest_evalmode.observe.wrapped import Wrapped
@@ -216,6 +217,18 @@ class Watch:
         if home is None or home[0]() is not module or home[1].module() is None:
             return self._search(module)
         return home[1], home[1].path_of(home[2])
+
+    def held(self, module: nn.Module) -> dict[str, Fingerprint] | None:
+        """What was last read of a module that is watched, or part of one: what is saved, by its name in it."""
+        module = models.unwrapped(module)
+        found = self.find(module)
+        snapshot = found[0].held() if found is not None else None
+        if found is None or snapshot is None:
+            return None
+        path = found[1][len(found[0].prefix) :].lstrip(".")
+        prefix = f"{path}." if path else ""
+        saved = ((name, print_) for name, print_ in snapshot.prints.items() if name not in snapshot.passing)
+        return {name.removeprefix(prefix): print_ for name, print_ in saved if name.startswith(prefix)}
 
     def read(self, model: Model) -> None:
         """Take what a model is now for what it was, unless that is known; once the capture of a graph has ended."""

@@ -17,7 +17,7 @@ from pytest_evalmode.rules.wording import plural
 from pytest_evalmode.trace import WatchedModel
 
 SCHEMA = 1
-_FOR_SUMMARY = ("exemptions", "unjudged")
+_FOR_SUMMARY = ("exemptions", "unjudged", "guarded")
 
 Record = dict[str, Any]
 
@@ -30,10 +30,12 @@ def record(
     seconds: float,
     exemptions: Iterable[str],
     unjudged: bool,
+    guarded: bool = True,
 ) -> str:
     """What one test found, as it travels in its report: JSON, so that every plugin and every process can carry it.
 
-    `exemptions` are those that excused something; it is `unjudged` where the guard failed.
+    `exemptions` are those that excused something; it is `unjudged` where the guard failed, and not `guarded` where the
+    test only locked something.
     """
     watched = [
         {"name": m.name, "type": m.type, "tensors": m.tensors, "bytes": m.bytes, "forwards": m.forwards} for m in models
@@ -43,6 +45,7 @@ def record(
             "reason": "; ".join(policy.reasons) or None,
             "exemptions": list(exemptions),
             "unjudged": unjudged,
+            "guarded": guarded,
             "forwards": sum(model["forwards"] for model in watched),
             "seconds": round(seconds, 6),
             "models": watched,
@@ -107,11 +110,12 @@ class Ledger:
     def summary(self) -> Iterator[str]:
         """The lines that end a run."""
         totals = self.totals()
+        guarded = sum(test["guarded"] for test in self._tests.values())
         found = sum(len(test["violations"]) for test in self._tests.values())
         clean = "no violation" if any(test["unjudged"] for test in self._tests.values()) else "all clean"
         said = f"{plural(found, 'violation')} in {plural(int(totals['violated']), 'test')}" if found else clean
         yield (
-            f"{plural(int(totals['tests']), 'test')} guarded, {plural(int(totals['models']), 'model')}, "
+            f"{plural(guarded, 'test')} guarded, {plural(int(totals['models']), 'model')}, "
             f"{plural(int(totals['forwards']), 'forward')}: {said} (guarding took {totals['seconds']:.2f} s)"
         )
         unjudged = sum(test["unjudged"] for test in self._tests.values())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from pytest_evalmode.rules import exemptions, leaks, modes, state
+from pytest_evalmode.rules import exemptions, leaks, locks, modes, state
 from pytest_evalmode.rules.base import Rule, RuleError, Violation, rule
 from pytest_evalmode.rules.exemptions import Segments
 from pytest_evalmode.trace import Leak, TensorChange, Trace, WatchedModel
@@ -28,6 +28,10 @@ RULES: tuple[Rule, ...] = (
     leaks.model_leaked,
     leaks.global_leaked,
     modes.no_forward,
+    locks.model_changed,
+    locks.preprocessing_changed,
+    locks.inputs_changed,
+    locks.outputs_changed,
     exemptions.unused_exemption,
 )
 RULE_NAMES = tuple(each.name for each in RULES)
@@ -40,7 +44,7 @@ def judge(
 
     `more` are a team's own rules.  A window that is not `finished` may yet need its exemptions.
     """
-    rules = [each for each in (*RULES, *more) if strict or each.level == "default"]
+    rules = [each for each in (*RULES, *more) if strict or each.level != "strict"]
     unused = tuple(exemptions.unused(segments, rules)) if strict and finished else ()
     found: list[Violation] = []
     for each in rules:
@@ -80,6 +84,7 @@ def joined(traces: Sequence[Trace]) -> Trace:
         loads=tuple(load for trace in traces for load in trace.loads),
         leaks=_left(leak for trace in traces for leak in trace.leaks),
         drifts=tuple(drift for trace in traces for drift in trace.drifts),
+        locks=tuple(change for trace in traces for change in trace.locks),
         needs_forward=any(trace.needs_forward for trace in traces),
         forwards=sum(trace.forwards for trace in traces),
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pytest_evalmode.trace import Site, Trace
 
-Level = Literal["default", "strict"]
+Level = Literal["default", "strict", "lock"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,7 @@ def test_names_are_unique_and_the_contract_has_five_default_rules() -> None:
 def test_every_rule_explains_itself(name: str) -> None:
     (this,) = (r for r in RULES if r.name == name)
     assert re.fullmatch(r"[a-z]+(-[a-z]+)+", name)
-    assert this.level in ("default", "strict")
+    assert this.level in ("default", "strict", "lock")
     assert this.fires_when
     assert this.remedy
     assert not this.fires_when.endswith(".")

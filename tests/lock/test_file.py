@@ -1,0 +1,251 @@
+"""The lock file: whole or not at all, read with suspicion, and clear about what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_evalmode.lock import file as files
+from pytest_evalmode.lock.file import Locked, LockError, LockFile, path_for, read, write
+from pytest_evalmode.lock.samples import pack, unpack
+
+ENTRY: dict[str, dict[str, Any]] = {"model": {"net": {"type": "Net", "digest": "0" * 32, "tensors": {}}}}
+OTHER: dict[str, dict[str, Any]] = {"outputs": {"accuracy": {"arrays": {}}}}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return path_for(tmp_path / "test_it.py")
+
+
+def written(path: Path) -> LockFile:
+    """A file that locks two tests, one with samples."""
+    write(LockFile(path, {"test_a": Locked(ENTRY), "test_b": Locked(OTHER)}), {"test_a": b"first", "test_b": None})
+    return read(path)
+
+
+def test_where_it_lies() -> None:
+    assert path_for(Path("tests/test_it.py")) == Path("tests/__evalmode__/test_it.lock.json")
+
+
+def test_what_is_written_is_read(path: Path) -> None:
+    found = written(path)
+    assert found.tests["test_a"].entries == ENTRY
+    assert found.tests["test_b"] == Locked(OTHER)
+    assert found.sample_bytes("test_a") == b"first"
+    assert found.sample_bytes("test_b") is None
+    assert sorted(os.listdir(path.parent)) == ["test_it.0.safetensors", "test_it.lock.json"]
+
+
+def test_it_is_sorted_and_ends_as_a_text_file_does(path: Path) -> None:
+    written(path)
+    text = path.read_text(encoding="utf-8")
+    assert text.endswith("}\n")
+    assert text == json.dumps(json.loads(text), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def test_the_same_again_changes_no_byte(path: Path) -> None:
+    found = written(path)
+    before = {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent)}
+    write(found, {"test_a": b"first"})
+    assert {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent)} == before
+
+
+def test_new_samples_take_a_new_number_and_the_old_ones_go(path: Path) -> None:
+    write(written(path), {"test_a": b"second"})
+    assert read(path).sample_bytes("test_a") == b"second"
+    assert sorted(os.listdir(path.parent)) == ["test_it.1.safetensors", "test_it.lock.json"]
+
+
+def test_nothing_locked_is_no_file(path: Path) -> None:
+    written(path)
+    write(LockFile(path), {})
+    assert not path.parent.exists()
+    assert read(path) == LockFile(path)
+
+
+def test_files_of_others_are_left(path: Path) -> None:
+    written(path)
+    other = path_for(path.parent.parent / "test_it.more.py")
+    written(other)
+    (path.parent / "README").touch()
+    write(LockFile(path), {})
+    assert sorted(os.listdir(path.parent)) == ["README", "test_it.more.0.safetensors", "test_it.more.lock.json"]
+
+
+class Killed(BaseException):
+    """What ends a process, to which no handler of errors listens."""
+
+
+@pytest.mark.parametrize("ending", [Killed, OSError])
+@pytest.mark.parametrize("step", range(12))
+def test_whenever_an_update_ends_one_whole_file_stands(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: int, ending: type[BaseException]
+) -> None:
+    """At every call that writes, renames or removes."""
+    written(path)
+    steps = iter(range(100))
+
+    def ends_at(owner: Any, name: str, partly: bool = False) -> None:
+        original = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if next(steps) == step:
+                if partly and isinstance(args[0], Path) and args[0].name.startswith("."):
+                    args[0].write_bytes(b"half")
+                raise ending
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    ends_at(os, "replace")
+    ends_at(os, "fsync")
+    ends_at(Path, "unlink")
+    ends_at(Path, "open", partly=True)
+    new = LockFile(path, {"test_a": Locked(OTHER), "test_c": Locked(ENTRY)})
+    ended = False
+    try:
+        write(new, {"test_a": b"second", "test_c": b"third"})
+    except (Killed, OSError, LockError):
+        ended = True
+    monkeypatch.undo()
+    files._parsed.cache_clear()
+    found = read(path)
+    if found.tests["test_a"].entries == ENTRY:
+        assert ended
+        assert found.sample_bytes("test_a") == b"first"
+        assert found.tests.keys() == {"test_a", "test_b"}
+    else:
+        assert found.sample_bytes("test_a") == b"second"
+        assert found.sample_bytes("test_c") == b"third"
+    write(new, {"test_a": b"second", "test_c": b"third"})
+    names = sorted(os.listdir(path.parent))
+    assert len(names) == 3, "what an interrupted update left is gone after the next"
+
+
+def lock_text(tests: dict[str, Any], schema: Any = 1) -> str:
+    return json.dumps({"schema": schema, "tests": tests}, indent=1)
+
+
+GOOD = lock_text({"test_a": ENTRY, "test_b": OTHER})
+SAMPLES = {"file": 0, "digest": "0" * 32}
+BROKEN: dict[str, tuple[str | bytes, str]] = {
+    "empty": ("", "broken or cut off"),
+    "cut off": (GOOD[:-20], r":\d+ \(test_b\): broken or cut off"),
+    "cut off in a string": (GOOD[: GOOD.index("accuracy") + 3], r"\(test_b\): broken or cut off"),
+    "conflict markers": (
+        GOOD.replace('  "test_b": {', '<<<<<<< HEAD\n  "test_b": {\n=======\n>>>>>>> other'),
+        r":\d+ \(test_a\): a merge left its conflict markers",
+    ),
+    "a test twice": (
+        GOOD.replace('"test_b"', '"test_a"'),
+        "'test_a' stands there twice",
+    ),
+    "an entry twice": (
+        GOOD.replace('"net": {', '"net": {},\n    "net": {'),
+        r"\(test_a\): 'net' stands there twice",
+    ),
+    "a future version": (lock_text({}, 2), "is of version 2, written by a newer pytest-evalmode"),
+    "no version": (json.dumps({"tests": {}}), "no lock file of version 1"),
+    "another version": (lock_text({}, "1"), "no lock file of version 1"),
+    "a list": ("[]", "no lock file of version 1"),
+    "tests that are none": (lock_text([]), "no lock file of version 1"),  # type: ignore[arg-type]
+    "a test that is none": (lock_text({"test_a": 1}), r"\(test_a\): 1 is no lock of a test"),
+    "an unknown kind": (lock_text({"test_a": {"weights": {}}}), r"\(test_a\): 'weights' is nothing that can be locked"),
+    "entries that are none": (lock_text({"test_a": {"model": 3}}), r"\(test_a\): model: 3 holds no entries"),
+    "an entry that is none": (lock_text({"test_a": {"model": {"net": 3}}}), r"\(test_a\): model 'net': 3 is no entry"),
+    "bytes": (b"\xff\xfe\x00", "is no lock file"),
+    "a tower": ("[" * 100_000, "is no lock file"),
+    "a number without end": ("9" * 100_000, "is no lock file"),
+    "a path for samples": (lock_text({"test_a": {"samples": {**SAMPLES, "file": "../../x"}}}), "names no samples"),
+    "a negative number": (lock_text({"test_a": {"samples": {**SAMPLES, "file": -1}}}), "names no samples"),
+    "a truth for a number": (lock_text({"test_a": {"samples": {**SAMPLES, "file": True}}}), "names no samples"),
+    "more about samples": (lock_text({"test_a": {"samples": {**SAMPLES, "path": "x"}}}), "names no samples"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), BROKEN.values(), ids=BROKEN)
+def test_what_is_broken_is_told_and_not_written_over(path: Path, text: str | bytes, words: str) -> None:
+    path.parent.mkdir()
+    data = text if isinstance(text, bytes) else text.encode()
+    path.write_bytes(data)
+    for use in (lambda: read(path), lambda: write(LockFile(path, {"test_a": Locked(ENTRY)}), {})):
+        with pytest.raises(LockError, match=words) as caught:
+            use()
+        assert str(path) in str(caught.value)
+    assert path.read_bytes() == data
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_file_without_end_is_not_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.parent.mkdir()
+    monkeypatch.setattr(files, "_MOST_BYTES", 1000)
+    path.write_text(" " * 1001)
+    with pytest.raises(LockError, match="has more than 1000 bytes"):
+        read(path)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a device")
+def test_what_is_no_file_is_not_read(path: Path) -> None:
+    path.parent.mkdir()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(LockError, match="is no regular file"):
+        read(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(LockError, match="is no regular file"):
+        read(path)
+
+
+def test_samples_that_are_gone_or_others_are_told(path: Path) -> None:
+    found = written(path)
+    found.sample_path(0).write_bytes(b"other")
+    with pytest.raises(LockError, match=r"is not what test_it\.lock\.json says of test_a"):
+        found.sample_bytes("test_a")
+    found.sample_path(0).unlink()
+    with pytest.raises(LockError, match="the samples of test_a, is missing"):
+        found.sample_bytes("test_a")
+
+
+def header(shape: list[int], end: int, dtype: str = "F32") -> bytes:
+    text = json.dumps({"x": {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}}).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+BOMBS: dict[str, bytes] = {
+    "a header longer than the file": struct.pack("<Q", 1 << 40) + b"{}",
+    "a shape larger than the data": header([1 << 20, 1 << 20], 4) + bytes(4),
+    "a shape that overflows": header([1 << 62, 1 << 62], 4) + bytes(4),
+    "offsets beyond the end": header([1], 1 << 40) + bytes(4),
+    "no such dtype": header([1], 4, "OBJ") + bytes(4),
+    "a pickle": b"cos\nsystem\n(S'false'\ntR.",
+    "nothing": b"\0",
+}
+
+
+@pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
+def test_samples_take_no_memory_on_their_word(data: bytes) -> None:
+    with pytest.raises(LockError, match="the samples of test_a holds no samples"):
+        unpack(data, "the samples of test_a")
+
+
+def test_samples_come_back_as_they_were() -> None:
+    import numpy as np
+
+    arrays = {"a": np.arange(6.0).reshape(2, 3).T, "b": np.array(3, np.int64), "c": np.array([True])}
+    found = unpack(pack(arrays), "")
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        assert np.array_equal(found[name], array)
+    assert pack({}) is None
+    assert unpack(None, "") == {}
+
+
+def test_the_digest_is_of_the_file(path: Path) -> None:
+    assert written(path).tests["test_a"].digest == sha256(b"first").hexdigest()[:32]

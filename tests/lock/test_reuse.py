@@ -1,0 +1,96 @@
+"""A model that a guard has read is not read again to be locked; where the guard's reading may be old, it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_evalmode import guard
+from pytest_evalmode.lock import model
+from pytest_evalmode.observe import state
+from tests.nets import Net
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each reading of a model."""
+    found: list[int] = []
+    take = state.take
+
+    def counted(*args: object, **kwargs: object) -> state.Snapshot:
+        snapshot = take(*args, **kwargs)  # type: ignore[arg-type]
+        found.append(snapshot.bytes)
+        return snapshot
+
+    monkeypatch.setattr(state, "take", counted)
+    return found
+
+
+def test_what_a_guard_has_read_is_not_read_again(reads: list[int]) -> None:
+    net = Net().eval()
+    entry = model.entry(model.hold(net))
+    with guard(net) as g:
+        reads.clear()
+        prints = g.held(net)
+        assert prints is not None
+        assert model.is_known_to_hold(entry, prints)
+        assert model.holds(entry, model.hold(net, prints))
+        assert reads == []
+
+
+@pytest.mark.parametrize("part", ["body", "1", "1.head"])
+def test_a_part_of_what_is_watched_is_known_too(reads: list[int], part: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), Net()).eval()
+    inner = net.get_submodule("1.body" if part == "body" else part)
+    entry = model.entry(model.hold(inner))
+    with guard(net) as g:
+        reads.clear()
+        prints = g.held(inner)
+        assert prints is not None
+        assert model.is_known_to_hold(entry, prints)
+        assert reads == []
+
+
+def test_a_model_is_told_from_another_by_the_reading() -> None:
+    net, other = Net().eval(), Net().eval()
+    entry = model.entry(model.hold(other))
+    with guard(net) as g:
+        prints = g.held(net)
+        assert prints is not None
+        assert not model.is_known_to_hold(entry, prints)
+
+
+def test_where_a_change_would_be_no_violation_the_model_is_read_anew() -> None:
+    net = Net().eval()
+    with guard(net, mutable="body.*") as g:
+        assert g.held(net) is None
+    with guard(net, allow="state-mutated") as g:
+        assert g.held(net) is None
+    with guard(net) as g:
+        with g.paused():
+            assert g.held(net) is None
+        with g.allow("state-mutated"):
+            assert g.held(net) is None
+
+
+def test_after_a_pause_it_is_what_the_guard_read_since() -> None:
+    net = Net().eval()
+    entry = model.entry(model.hold(net))
+    with guard(net) as g:
+        with g.paused(), torch.no_grad():
+            net.body.weight.add_(1)
+        prints = g.held(net)
+        assert prints is not None
+        assert not model.is_known_to_hold(entry, prints)
+
+
+def test_another_layout_in_memory_is_looked_at_and_holds() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)).eval()
+    entry = model.entry(model.hold(net))
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with guard(net) as g:
+        prints = g.held(net)
+        assert prints is not None
+        assert not model.is_known_to_hold(entry, prints)
+        assert model.holds(entry, model.hold(net, prints))

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard, guard, inference
     from pytest_evalmode.policy import Policy, PolicyError
     from pytest_evalmode.rules import Rule, Violation, rule
+    from pytest_evalmode.session.verdict import HygieneViolation
     from pytest_evalmode.trace import Trace
-    from pytest_evalmode.verdict import HygieneViolation
 
 __all__ = [
     "EvalModeWarning",
@@ -40,7 +40,7 @@ _HOMES = {
     "Guard": "guards",
     "GuardError": "errors",
     "HygieneError": "errors",
-    "HygieneViolation": "verdict",
+    "HygieneViolation": "session.verdict",
     "Policy": "policy",
     "PolicyError": "policy",
     "Rule": "rules",

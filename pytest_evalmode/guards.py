@@ -15,18 +15,21 @@ from typing import Self, TypeVar
 from torch import nn, no_grad
 
 from pytest_evalmode.errors import GuardError, HygieneError
-from pytest_evalmode.observe import forwards, leaks, loads, models, switches
+from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.calls import forwards, loads, switches
+from pytest_evalmode.observe.calls.forwards import Forwards
+from pytest_evalmode.observe.calls.loads import Loads
+from pytest_evalmode.observe.calls.owncalls import own_calls
+from pytest_evalmode.observe.calls.switches import Switches
 from pytest_evalmode.observe.failures import Failures
-from pytest_evalmode.observe.fingerprint import Fingerprint
-from pytest_evalmode.observe.forwards import Forwards
-from pytest_evalmode.observe.graphs import is_exported
-from pytest_evalmode.observe.history import History
-from pytest_evalmode.observe.leaks import Baseline
-from pytest_evalmode.observe.loads import Loads
-from pytest_evalmode.observe.owncalls import own_calls
-from pytest_evalmode.observe.sites import Sites
-from pytest_evalmode.observe.switches import Switches
-from pytest_evalmode.observe.watch import Watch
+from pytest_evalmode.observe.models import find
+from pytest_evalmode.observe.models.history import History
+from pytest_evalmode.observe.models.watch import Watch
+from pytest_evalmode.observe.source.graphs import is_exported
+from pytest_evalmode.observe.source.sites import Sites
+from pytest_evalmode.observe.state import leaks
+from pytest_evalmode.observe.state.fingerprint import Fingerprint
+from pytest_evalmode.observe.state.leaks import Baseline
 from pytest_evalmode.policy import Globs, Policy, read_policy
 from pytest_evalmode.rules import RULE_NAMES, RULES, Rule, Violation, joined, judge
 from pytest_evalmode.rules.exemptions import as_declared, needed
@@ -153,7 +156,7 @@ class Guard:
 
     def watch_inside(self, value: object, name: str, *, shared: bool) -> None:
         """Find the models in a fixture's value and name them after it; watch shared ones now, others once they run."""
-        for path, model in models.find(value, name):
+        for path, model in find.find(value, name):
             self._watch.name(model, path)
             if shared:
                 self._watch.share(model, self._terms.history)
@@ -351,8 +354,8 @@ class Inference(Guard):
         if not self._given:
             raise RuntimeError("inference(model) was entered a second time; make a new one for each block")
         (model,) = self._given
-        modes = [(part, mode) for part in models.tree(model) if (mode := models.mode(part)) is not None]
-        exported = {id(p) for part in models.tree(model) if is_exported(part) for p in models.tree(part)}
+        modes = [(part, mode) for part in modules.tree(model) if (mode := modules.mode(part)) is not None]
+        exported = {id(p) for part in modules.tree(model) if is_exported(part) for p in modules.tree(part)}
         with ExitStack() as undo:
             undo.callback(_set_modes, modes)
             if not exported:

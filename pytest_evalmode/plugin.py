@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pluggy import Result
 
-from pytest_evalmode import hookspecs
-from pytest_evalmode.fixtures import evalmode, forget, note, remember, unobserved
-from pytest_evalmode.lock.fixture import evalmode_lock
+from pytest_evalmode.lock.fixture import LOCK, evalmode_lock
 from pytest_evalmode.lock.keeper import Collected, Keeper
-from pytest_evalmode.settings import SETTINGS, add_options, is_whole_suite, is_worker, read_settings
-from pytest_evalmode.stash import CALLING, GUARD, LOCK, PROPERTY, forget_record
+from pytest_evalmode.session import hookspecs
+from pytest_evalmode.session.evalmode import evalmode
+from pytest_evalmode.session.fixtures import forget, note, remember, unobserved
+from pytest_evalmode.session.settings import SETTINGS, add_options, is_whole_suite, is_worker, read_settings
+from pytest_evalmode.session.stash import CALLING, GUARD, PROPERTY, forget_record
 
 if TYPE_CHECKING:
     from pytest_evalmode.report.ledger import Ledger
@@ -45,7 +46,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 def pytest_configure(config: pytest.Config) -> None:
     settings = config.stash[SETTINGS] = read_settings(config)
     if any(settings.exempt.values()):
-        from pytest_evalmode.teams import check_ini
+        from pytest_evalmode.session.teams import check_ini
 
         check_ini(settings.exempt, config)
     collected = Collected()
@@ -78,7 +79,7 @@ def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef[Any], request: p
 def pytest_runtest_setup(item: pytest.Item) -> None:
     forget_record(item)  # of an earlier run
     if item.config.stash[SETTINGS].asks_for(item):
-        from pytest_evalmode import window
+        from pytest_evalmode.session import window
 
         window.prepare(item)
 
@@ -87,7 +88,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], None]:
     item.config.stash[CALLING] = item
     if GUARD in item.stash or item.config.stash[SETTINGS].asks_for(item):  # a fixture may have marked it
-        from pytest_evalmode import window
+        from pytest_evalmode.session import window
 
         window.begin(item)
     note(item.config, item.nodeid, getattr(item, "fixturenames", ()))
@@ -97,7 +98,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], No
         item.stash[LOCK].finish(outcome)
         del item.stash[LOCK]
     if GUARD in item.stash:  # by now the test may have asked for the fixture
-        from pytest_evalmode import window
+        from pytest_evalmode.session import window
 
         window.end(item, outcome)
 
@@ -106,7 +107,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], No
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Result[object], None]:
     outcome = yield
     if GUARD in item.stash:
-        from pytest_evalmode import window
+        from pytest_evalmode.session import window
 
         window.tell_failure(item, outcome)
 
@@ -117,7 +118,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if call.when == "teardown" and call.excinfo is not None:
-        from pytest_evalmode import window
+        from pytest_evalmode.session import window
 
         window.keep_error(call.excinfo.value, report)
     return report

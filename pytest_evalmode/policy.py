@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pytest
-
-    from pytest_evalmode.settings import Settings
+from dataclasses import dataclass
 
 Globs = str | Sequence[str]
 
@@ -46,21 +40,6 @@ class Policy:
             _merged(self.reasons, other.reasons),
             tuple(dict.fromkeys((*self.declared, *other.declared))),
         )
-
-
-def policy_of(item: pytest.Item, settings: Settings, rules: Collection[str]) -> Policy:
-    """What a test declares, its marks added up from the outermost to its own.
-
-    Raises PolicyError on a wrong argument of a mark.
-    """
-    policy = replace(settings.policy, declared=())  # judged over the whole suite, not by each test
-    where = f"@pytest.mark.{settings.marker}"
-    for mark in reversed(list(item.iter_markers(settings.marker))):
-        if mark.args:
-            names = ", ".join(f"{name}=" for name in ARGUMENTS)
-            raise PolicyError(f"{where}: {mark.args[0]!r} was given without a name; it takes {names}")
-        policy |= read_policy(where, mark.kwargs, rules)
-    return policy
 
 
 def read_policy(where: str, arguments: Mapping[str, object], rules: Collection[str]) -> Policy:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from pytest_evalmode.guards import inference
-from pytest_evalmode.observe import models
+from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.models import modes
 from pytest_evalmode.rules.wording import first_and_more, plural
 
 _PADDING = 3
@@ -81,7 +82,7 @@ def assert_eval_matters(model: nn.Module, *inputs: Any, **named: Any) -> None:
     if _first_difference(told.output, trained_told.output) is not None:
         return
     sensitive = [
-        f"{path} ({models.type_name(part)})" for path, part in models.walk(trained) if models.is_sensitive(part)
+        f"{path} ({modules.type_name(part)})" for path, part in modules.walk(trained) if modes.is_sensitive(part)
     ]
     ran = {path for path, _ in trained_told.modules}
     if not sensitive:
@@ -90,7 +91,7 @@ def assert_eval_matters(model: nn.Module, *inputs: Any, **named: Any) -> None:
         why = f"{first_and_more(sensitive)} did not run"
     else:
         why = f"{first_and_more(sensitive)} changed nothing"
-    raise AssertionError(f"{models.type_name(model)} gives the same in training mode as in eval mode: {why}")
+    raise AssertionError(f"{modules.type_name(model)} gives the same in training mode as in eval mode: {why}")
 
 
 @contextmanager
@@ -108,10 +109,10 @@ def _copied(model: nn.Module, probe: str) -> Iterator[tuple[nn.Module, Callable[
         copied = copy.deepcopy(model)
     except Exception as error:
         raise TypeError(
-            f"{probe}(): {models.type_name(model)} cannot be copied, so that it could not be left as it is"
+            f"{probe}(): {modules.type_name(model)} cannot be copied, so that it could not be left as it is"
         ) from error
     devices = sorted({t.device.index or 0 for t in copied.parameters() if t.device.type == "cuda"})
-    names = {id(part): path for path, part in models.walk(copied)}
+    names = {id(part): path for path, part in modules.walk(copied)}
     with torch.random.fork_rng(devices=devices):
 
         def run(*inputs: Any, **named: Any) -> _Run:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 # An inner run forgets what it imports: what each of them needs is imported here once, as torch is in conftest.py.
-for _name in ("hypothesis", "pytest_evalmode.guards", "pytest_evalmode.verdict"):
+for _name in ("hypothesis", "pytest_evalmode.guards", "pytest_evalmode.session.verdict"):
     import_module(_name)
 
 # `from nets import *` in an inner suite.  A fresh Net is in training mode: `infer(Net())` breaks train-mode and nothing

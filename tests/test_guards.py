@@ -137,7 +137,7 @@ def test_a_failure_of_the_guard_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -
     def broken(*args: object) -> None:
         raise ZeroDivisionError("in the guard")
 
-    monkeypatch.setattr("pytest_evalmode.observe.generators.state", broken)
+    monkeypatch.setattr("pytest_evalmode.observe.state.generators.state", broken)
     with pytest.raises(GuardError, match=r"ZeroDivisionError.*in the guard itself") as caught, guard():
         output = Net().eval()(batch())
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
@@ -153,7 +153,7 @@ def test_a_failure_of_the_guard_does_not_hide_the_blocks_own(monkeypatch: pytest
             run()
             raise KeyError
 
-    monkeypatch.setattr("pytest_evalmode.observe.generators.state", broken)
+    monkeypatch.setattr("pytest_evalmode.observe.state.generators.state", broken)
     with pytest.raises(KeyError):
         block()
 

@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,11 +16,12 @@ import pytest_evalmode
 from tests import suites
 
 PACKAGE = Path(pytest_evalmode.__file__).parent
-SHELL = {"plugin", "settings", "stash", "teams", "window", "fixtures", "policy", "report.ledger", "report.message"}
+SESSION = {"evalmode", "marks", "settings", "stash", "teams", "window", "fixtures"}
+SHELL = {"plugin", "policy", "report.ledger", "report.message", *(f"session.{name}" for name in SESSION)}
 SHELL |= {"lock.file", "lock.fixture", "lock.keeper"}
-NEEDS_PYTEST = {"plugin", "settings", "stash", "window", "fixtures", "verdict", "hookspecs", "teams"}
-NEEDS_TRITON = {"observe.kernels"} if find_spec("triton") is None else set[str]()
+NEEDS_PYTEST = {"plugin", "session.verdict", "session.hookspecs", *(f"session.{name}" for name in SESSION)}
 NEEDS_PYTEST |= {"lock.fixture", "lock.keeper"}
+NEEDS_TRITON = {"observe.state.kernels"} if find_spec("triton") is None else set[str]()
 
 
 def modules() -> list[str]:
@@ -52,7 +54,7 @@ for name in {names!r}:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"guards", "trace", "observe.forwards", "rules.modes", *SHELL} <= set(modules())
+    assert {"guards", "trace", "observe.calls.forwards", "rules.modes", *SHELL} <= set(modules())
 
 
 def test_the_core_never_imports_pytest(tmp_path: Path) -> None:
@@ -74,38 +76,57 @@ def test_the_look_finds_what_is_there(tmp_path: Path) -> None:
     assert imported_by(["plugin"], "pytest", tmp_path) == {"plugin"}
 
 
-# Who may import whom: a module may import those of the parts named, and of its own.
+# Who may import whom, by the beginnings of their names: the longest that fits is the room that a module is in.
 DIRECTIONS = {
-    "trace": set(),
+    "trace": set[str](),
+    "errors": {"report", "rules"},
+    "policy": set(),
     "rules": {"trace", "policy"},
+    "report": {"trace", "rules", "policy"},
     "observe": {"trace"},
-    "report": {"trace", "rules", "policy", "__init__"},
+    "observe.source": {"trace", "observe"},
+    "observe.state": {"trace", "observe", "observe.source"},
+    "observe.models": {"trace", "observe", "observe.source", "observe.state"},
+    "observe.calls": {"trace", "observe", "observe.source", "observe.state", "observe.models"},
 }
 
 
-@pytest.mark.parametrize("part", DIRECTIONS)
-def test_imports_go_one_way(part: str) -> None:
-    files = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).with_suffix("").parts[0] == part]
-    assert files
-    found = {
-        name.split(".")[1] if "." in name else "__init__"
-        for path in files
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and node.module
-        for name in ([node.module] if node.module != "pytest_evalmode" else imported(node))
-        if name.startswith("pytest_evalmode")
-    }
-    assert found - {part} <= DIRECTIONS[part]
+def imports(module: str) -> set[str]:
+    """The modules of the package that a module imports anywhere in it, for type checkers too."""
+    known = set(modules())
+    path = PACKAGE / f"{module.replace('.', '/')}.py"
+    source = (path if path.exists() else path.with_suffix("") / "__init__.py").read_text(encoding="utf-8")
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "pytest_evalmode":
+            home = node.module.removeprefix("pytest_evalmode").removeprefix(".")
+            named = {".".join(filter(None, (home, alias.name))) for alias in node.names}
+            found |= named & known or {home}
+    return found - {""}
 
 
-def imported(node: ast.ImportFrom) -> list[str]:
-    """What `from pytest_evalmode import ...` names: modules, or the package itself."""
-    return [
-        f"pytest_evalmode.{alias.name}"
-        if alias.name in {name.split(".")[0] for name in modules()}
-        else "pytest_evalmode"
-        for alias in node.names
-    ]
+def room(module: str) -> str:
+    """The room of DIRECTIONS that a module is in, or its own name."""
+    rooms = [name for name in DIRECTIONS if module == name or module.startswith(f"{name}.")]
+    return max(rooms, key=len, default=module)
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_imports_go_one_way(name: str) -> None:
+    inside = [module for module in modules() if room(module) == name]
+    assert inside
+    assert {room(other) for module in inside for other in imports(module)} - {name} <= DIRECTIONS[name]
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    """Those for type checkers included; TopologicalSorter raises CycleError, which names the circle."""
+    list(TopologicalSorter({module: imports(module) for module in modules()}).static_order())
+
+
+def test_no_room_has_more_than_ten_doors() -> None:
+    rooms = [folder for folder in (PACKAGE, *PACKAGE.rglob("*")) if folder.is_dir() and folder.name != "__pycache__"]
+    doors = {folder.name: len([f for f in folder.glob("*.py") if f.name != "__init__.py"]) for folder in rooms}
+    assert {name: number for name, number in doors.items() if number > 10} == {}
 
 
 SCRIPT = """

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pytest_evalmode.lock.initial import initialisation
 from pytest_evalmode.lock.model import Held, Line, digest, sample, unordered
-from pytest_evalmode.observe.fingerprint import undisturbed
+from pytest_evalmode.observe.state.fingerprint import undisturbed
 from pytest_evalmode.rules.wording import first_and_more, plural
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from pytest_evalmode import fixtures
 from pytest_evalmode.lock.file import LockError, path_for
-from pytest_evalmode.settings import SETTINGS
-from pytest_evalmode.stash import GUARD, LOCK, LOCK_PROPERTY, forget_record
+from pytest_evalmode.session import fixtures
+from pytest_evalmode.session.settings import SETTINGS
+from pytest_evalmode.session.stash import GUARD, LOCK_PROPERTY, forget_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +98,7 @@ class EvaluationLock:
 
     def finish(self, outcome: Result[object]) -> None:
         """The call has ended: hand what differs to the guard of the test, which has one from now on."""
-        from pytest_evalmode import window
+        from pytest_evalmode.session import window
 
         self._closed = True
         if self._lock is None:
@@ -143,7 +143,8 @@ class EvaluationLock:
         return self._lock
 
     def _name_of(self, model: nn.Module) -> str:
-        from pytest_evalmode.observe.models import find, type_name
+        from pytest_evalmode.observe.models.find import find
+        from pytest_evalmode.observe.modules import type_name
 
         for name, value, _ in fixtures.handed_to(self._item):
             for path, found in find(value, name):
@@ -152,9 +153,13 @@ class EvaluationLock:
         return type_name(model)
 
     def _site(self) -> Site | None:
-        from pytest_evalmode.observe.sites import Sites
+        from pytest_evalmode.observe.source.sites import Sites
 
         return Sites(self._item.config.stash[SETTINGS].root).caller(sys._getframe())
+
+
+LOCK: pytest.StashKey[EvaluationLock] = pytest.StashKey()
+"""The lock of a test that asked for it."""
 
 
 @pytest.fixture

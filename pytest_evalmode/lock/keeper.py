@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pytest_evalmode.lock.file import Locked, LockError, LockFile, path_for, read, write
-from pytest_evalmode.settings import SETTINGS, is_whole_suite
-from pytest_evalmode.stash import LOCK_PROPERTY
+from pytest_evalmode.session.settings import SETTINGS, is_whole_suite
+from pytest_evalmode.session.stash import LOCK_PROPERTY
 
 _COLLECTED = "evalmode_collected"
 _MOST_NAMES = 10

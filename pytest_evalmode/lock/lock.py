@@ -17,7 +17,7 @@ from pytest_evalmode.lock.file import KINDS, Entry, Locked, LockError, LockFile,
 from pytest_evalmode.lock.model import Held
 from pytest_evalmode.lock.preprocessing import describe, differences
 from pytest_evalmode.lock.samples import MOST_BYTES, pack, unpack
-from pytest_evalmode.observe.fingerprint import Fingerprint
+from pytest_evalmode.observe.state.fingerprint import Fingerprint
 from pytest_evalmode.trace import LockChange, Site
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from xxhash import xxh3_128_hexdigest
 
 from pytest_evalmode.lock.file import Entry, LockError
-from pytest_evalmode.observe import models, state
-from pytest_evalmode.observe.fingerprint import Fingerprint, fingerprint, undisturbed
+from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.state import snapshot
+from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint, undisturbed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,15 +61,15 @@ def hold(model: nn.Module, prints: Mapping[str, Fingerprint] | None = None) -> H
 
     Raises LockError if it has yet to be given its shapes.
     """
-    model = models.unwrapped(model)
-    parts = models.walk(model)
+    model = modules.unwrapped(model)
+    parts = modules.walk(model)
     with undisturbed():
-        tensors = dict(state.named_tensors(parts)[0])
+        tensors = dict(snapshot.named_tensors(parts)[0])
     if prints is None or not tensors.keys() <= prints.keys():
-        prints = state.take(parts).prints
+        prints = snapshot.take(parts).prints
     with undisturbed():
         lines = {name: _line(name, tensor, prints[name]) for name, tensor in tensors.items()}
-    kind = models.type_name(model)
+    kind = modules.type_name(model)
     told = {name: f"{line.dtype} {line.shape} {line.digest}" for name, line in lines.items()}
     return Held(kind, lines, tensors, _digest(told))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pytest_evalmode.observe import devices
+from pytest_evalmode.observe.state import devices
 
 HERE = Path(__file__).parent
 HOST = torch.device("cpu")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pytest_evalmode.observe import generators
+from pytest_evalmode.observe.state import generators
 from tests.nets import rules, watching
 
 Forward = Callable[[Tensor], Tensor]

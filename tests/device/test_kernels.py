@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pytest_evalmode.observe import devices
+from pytest_evalmode.observe.state import devices
 
 SEGMENT = devices.SEGMENT_BYTES
 BLOCK = 8 * 2048
@@ -23,7 +23,7 @@ def kernel(device: torch.device) -> devices.Sum:
     pytest.importorskip("triton")
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("Triton has nothing for the host but its interpreter")
-    from pytest_evalmode.observe import kernels
+    from pytest_evalmode.observe.state import kernels
 
     return kernels.sums
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_evalmode.observe import devices
+from pytest_evalmode.observe.state import devices
 from tests.device.conftest import WAYS
 from tests.device.test_state import run, wide
 from tests.nets import rules, watching

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_evalmode.observe import devices
+from pytest_evalmode.observe.state import devices
 from tests.nets import Net, rules, watching
 
 WIDE = 320  # a matrix of 400 kB: four segments of sums, the last of them short

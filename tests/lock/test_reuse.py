@@ -8,7 +8,7 @@ from torch import nn
 
 from pytest_evalmode import guard
 from pytest_evalmode.lock import model
-from pytest_evalmode.observe import state
+from pytest_evalmode.observe.state import snapshot
 from tests.nets import Net
 
 
@@ -16,14 +16,14 @@ from tests.nets import Net
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The bytes of each reading of a model."""
     found: list[int] = []
-    take = state.take
+    take = snapshot.take
 
-    def counted(*args: object, **kwargs: object) -> state.Snapshot:
-        snapshot = take(*args, **kwargs)  # type: ignore[arg-type]
-        found.append(snapshot.bytes)
-        return snapshot
+    def counted(*args: object, **kwargs: object) -> snapshot.Snapshot:
+        read = take(*args, **kwargs)  # type: ignore[arg-type]
+        found.append(read.bytes)
+        return read
 
-    monkeypatch.setattr(state, "take", counted)
+    monkeypatch.setattr(snapshot, "take", counted)
     return found
 
 

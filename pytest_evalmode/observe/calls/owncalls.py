@@ -1,0 +1,78 @@
+"""Classes that replace `nn.Module.__call__` -> their calls, which are forwards as well.
+
+Such a class is found where it stands when a window opens, or when a module of it is built: its `__call__` is wrapped
+until the last window closes.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from torch import nn
+
+from pytest_evalmode.observe.calls.forwards import calls, observing
+from pytest_evalmode.observe.source import code
+from pytest_evalmode.observe.wrapped import Method, Wrapped
+
+_NAME = "__call__"
+
+
+class OwnCalls:
+    """The classes whose own `__call__` is observed, for all windows together."""
+
+    def __init__(self) -> None:
+        self._windows = 0
+        self._known: set[type] = set()
+        self._wrapped: dict[type, tuple[Method, Method]] = {}
+        """By class, what stands there now and what stood there before."""
+        self._lock = threading.RLock()
+
+    def start(self) -> None:
+        with self._lock:
+            self._windows += 1
+            waiting: list[type[nn.Module]] = [nn.Module]
+            while waiting:
+                for kind in type.__subclasses__(waiting.pop()):
+                    self.find(kind)
+                    waiting.append(kind)
+            built.start(self)
+
+    def find(self, kind: type[nn.Module]) -> None:
+        """Look at a class, and at those that it inherits from."""
+        if kind in self._known:
+            return
+        with self._lock:
+            for base in kind.__mro__:
+                if base not in self._known and base not in (nn.Module, object):
+                    self._known.add(base)
+                    if _NAME in vars(base) and not str(base.__module__).startswith("torch."):
+                        self._wrap(base)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._windows -= 1
+            built.stop(self)
+            if self._windows == 0:
+                self._known.clear()  # or they would not be freed
+                for kind, (ours, theirs) in self._wrapped.items():
+                    if vars(kind).get(_NAME) is ours:
+                        setattr(kind, _NAME, theirs)
+                self._wrapped.clear()
+
+    def _wrap(self, kind: type) -> None:
+        theirs = vars(kind)[_NAME]
+        if theirs is calls.original or code.goes_past_module(theirs):
+            ours = observing(theirs)
+            setattr(kind, _NAME, ours)
+            self._wrapped[kind] = ours, theirs
+
+
+own_calls = OwnCalls()
+built: Wrapped[OwnCalls] = Wrapped("__init__")
+
+
+@built.by
+def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+    own_calls.find(type(self))
+    built.original(self, *args, **kwargs)

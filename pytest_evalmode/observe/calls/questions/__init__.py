@@ -1,0 +1,1 @@
+"""What each forward is asked, one file a question."""

@@ -1,0 +1,80 @@
+"""Every `train()` -> the user's line that switched a module to training mode.
+
+`nn.Module.train` is wrapped while a window is open; `eval()` calls it, too.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from types import CodeType, FrameType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.failures import Failures
+from pytest_evalmode.observe.source.sites import Sites
+from pytest_evalmode.observe.wrapped import Wrapped
+from pytest_evalmode.trace import Site
+
+
+class Switches:
+    """Observes who switches the modules of a window."""
+
+    def __init__(self, sites: Sites) -> None:
+        self.failures = Failures()
+        self._sites = sites
+        self._lines: dict[int, tuple[weakref.ref[nn.Module], Site]] = {}
+
+    def line(self, module: nn.Module) -> Site | None:
+        """The line that has switched a module to training mode, unless that was before the window."""
+        known, line = self._lines.get(id(module), (None, None))
+        return line if known is not None and known() is module else None
+
+    def forget(self) -> None:
+        self._lines.clear()
+
+    def note(self, module: nn.Module) -> None:
+        """A `train()` has ended in the calling frame."""
+        try:
+            caller = sys._getframe(2)
+            if caller.f_code is _RECURSIVE:
+                return  # the module is part of one that is being switched
+            line = self._line(module, caller)
+            for part in modules.tree(module):
+                if line is not None and modules.mode(part):
+                    self._lines[id(part)] = weakref.ref(part), line
+                else:
+                    self._lines.pop(id(part), None)
+        except Exception as error:
+            self.failures.append(error)
+
+    def _line(self, module: nn.Module, caller: FrameType) -> Site | None:
+        """The user's line that called `train()`, be it overridden."""
+        own = _overrides(type(module))
+        frame: FrameType | None = caller
+        while frame is not None and frame.f_code in own:
+            frame = frame.f_back
+        return self._sites.inside(frame, None)
+
+
+def _overrides(kind: type[nn.Module]) -> set[CodeType]:
+    methods = (vars(base).get(name) for base in kind.__mro__ for name in ("train", "eval"))
+    return {method.__code__ for method in methods if isinstance(method, FunctionType)}
+
+
+switches: Wrapped[Switches] = Wrapped("train")
+_RECURSIVE = getattr(switches.original, "__code__", None)
+_is_compiling = torch.compiler.is_compiling
+
+
+@switches.by
+def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    __tracebackhide__ = True
+    result = switches.original(self, *args, **kwargs)
+    if not _is_compiling():
+        for observer in switches.observers:
+            observer.note(self)
+    return result

@@ -1,0 +1,1 @@
+"""The models of a window: which there are, what they are called, what became of them."""

@@ -1,0 +1,1 @@
+"""What code, graphs and the stack say."""

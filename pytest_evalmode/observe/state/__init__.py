@@ -1,0 +1,1 @@
+"""What is compared before and after."""

@@ -1,0 +1,80 @@
+"""What fixtures hand to a test, and what ran meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from inspect import isasyncgenfunction, isgeneratorfunction
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_evalmode.session.stash import CALLING, GUARD, HISTORY
+
+if TYPE_CHECKING:
+    from pytest_evalmode.guards import Guard
+
+_WIDE = pytest.StashKey[dict[int, object]]()
+
+
+def unobserved(config: pytest.Config) -> AbstractContextManager[None]:
+    """A fixture is set up: where a test asks for it in its call, by `request.getfixturevalue`, its guard looks away."""
+    guard = _open_guard(config)
+    return nullcontext() if guard is None else guard.paused()
+
+
+def _open_guard(config: pytest.Config) -> Guard | None:
+    item = config.stash.get(CALLING, None)
+    return None if item is None else item.stash.get(GUARD, None)
+
+
+def remember(fixturedef: pytest.FixtureDef[Any], value: object, request: pytest.FixtureRequest) -> None:
+    """Keep the value of a fixture that outlives a test, for as long as it lives, and that it was set up.
+
+    A test in whose call it was set up is handed it now.
+    """
+    if fixturedef.scope != "function":
+        request.config.stash.setdefault(_WIDE, {})[id(fixturedef)] = value
+    if fixturedef.argname != "evalmode":
+        _note_part("set-up", fixturedef, request)
+    guard = _open_guard(request.config)
+    if guard is not None:
+        with guard.safely():
+            guard.watch_inside(value, fixturedef.argname, shared=fixturedef.scope != "function")
+
+
+def note(config: pytest.Config, what: str, fixtures: Iterable[str], *, is_test: bool = True) -> None:
+    """Keep in mind that something ran that may have changed a shared model, once a strict guard has seen one."""
+    if HISTORY in config.stash:
+        from pytest_evalmode.observe.models.history import Event
+
+        config.stash[HISTORY].note(Event(what, frozenset(fixtures), is_test))
+
+
+def forget(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+    """A fixture has been torn down; what does not yield has no teardown to speak of."""
+    request.config.stash.get(_WIDE, {}).pop(id(fixturedef), None)
+    was_set_up = HISTORY in request.config.stash and fixturedef.cached_result is not None
+    if was_set_up and (isgeneratorfunction(fixturedef.func) or isasyncgenfunction(fixturedef.func)):
+        _note_part("teardown", fixturedef, request)
+
+
+def _note_part(part: str, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+    if HISTORY in request.config.stash:
+        what = f"the {part} of fixture {fixturedef.argname!r} for {request.node.nodeid or 'the session'}"
+        note(request.config, what, fixturedef.argnames, is_test=False)
+
+
+def handed_to(item: pytest.Item) -> Iterator[tuple[str, object, bool]]:
+    """The name and value of all that a test was handed, and whether it outlives the test.
+
+    What a class keeps for its tests counts, as `setUpClass` puts it there.
+    """
+    wide = {id(value) for value in item.config.stash.get(_WIDE, {}).values()}
+    for name, value in getattr(item, "funcargs", {}).items():
+        yield name, value, id(value) in wide
+    instance = getattr(item, "instance", None)
+    if instance is not None:
+        yield from ((f"self.{name}", value, False) for name, value in getattr(instance, "__dict__", {}).items())
+        for kind in type(instance).__mro__:
+            yield from ((f"self.{name}", value, True) for name, value in vars(kind).items())

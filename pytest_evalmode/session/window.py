@@ -1,0 +1,282 @@
+"""The window of one test: its guard is made at set-up, open for the call, and heard at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from inspect import iscoroutinefunction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import SkipTest, TestCase
+
+import pytest
+
+from pytest_evalmode.policy import Policy, PolicyError
+from pytest_evalmode.report.ledger import record
+from pytest_evalmode.rules import RULE_NAMES, Rule, RuleError
+from pytest_evalmode.session import fixtures, teams
+from pytest_evalmode.session.marks import policy_of
+from pytest_evalmode.session.settings import SETTINGS, Settings
+from pytest_evalmode.session.stash import CALLING, GUARD, HISTORY, MARKS, PROPERTY, forget_record
+from pytest_evalmode.trace import Site
+
+if TYPE_CHECKING:
+    from pluggy import Result
+
+    from pytest_evalmode.guards import Guard
+    from pytest_evalmode.observe.models.history import History
+    from pytest_evalmode.session.verdict import HygieneViolation
+
+_HERE = str(Path(__file__).parent.parent) + os.sep
+_WITHDRAWN = (pytest.skip.Exception, pytest.xfail.Exception, SkipTest, pytest.exit.Exception, KeyboardInterrupt)
+"""What is raised to have no result, of a test or of the whole run: nobody then hears what was found."""
+
+
+def prepare(item: pytest.Item) -> None:
+    """Give a test its guard, a new one for each rerun.  Fails the test if it asks for one that makes no sense."""
+    policy, own = _declared(item)
+    item.stash[GUARD] = _new_guard(item, policy, own)
+    item.stash[MARKS] = _marks(item)
+
+
+def guard_of(item: pytest.Item) -> Guard:
+    """The guard of a test that asks for it; one that never opens where guarding is off."""
+    if GUARD in item.stash:
+        return item.stash[GUARD]
+    if item.config.stash[SETTINGS].mode == "off":
+        from pytest_evalmode.guards import Guard, Terms
+
+        return Guard(terms=Terms(rules=teams.rules(item.ihook)))
+    prepare(item)
+    if item.config.stash.get(CALLING, None) is item:
+        _open(item.stash[GUARD], item)
+    return item.stash[GUARD]
+
+
+def begin(item: pytest.Item) -> None:
+    """The call of a guarded test begins; what marked it as it was set up counts."""
+    if GUARD not in item.stash:
+        prepare(item)
+    guard = item.stash[GUARD]
+    if item.stash[MARKS] != _marks(item):
+        guard.declare(_declared(item)[0])
+    _look_away_from_fixtures_of_unittest(guard, item)
+    _open(guard, item)
+
+
+def failure_of(item: pytest.Item, outcome: Result[object]) -> BaseException | None:
+    """What the call of a test ended with, if it did not pass."""
+    return outcome.exception if outcome.exception is not None else _failure_in_unittest(item)
+
+
+def guard_at_end(item: pytest.Item) -> Guard:
+    """The guard of a test whose call has ended; that of a test without one never opened."""
+    if GUARD not in item.stash:
+        prepare(item)
+    return item.stash[GUARD]
+
+
+def end(item: pytest.Item, outcome: Result[object]) -> None:
+    """The call of a test has ended; it fails with HygieneViolation if it passed without having been clean."""
+    guard = item.stash[GUARD]
+    own = failure_of(item, outcome)
+    settings = item.config.stash[SETTINGS]
+    marked = item.get_closest_marker(settings.marker) is not None
+    withdrawn = isinstance(own, _WITHDRAWN)
+    guard.close(name=item.nodeid, finished=own is None, needs_forward=marked, heard=not withdrawn)
+    with guard.safely():
+        if guard.watched or guard.violations or guard.failures:
+            _record(item, guard, settings)
+    with guard.safely():
+        if own is not None:
+            _drop_our_frames(own)
+        if own is not None and guard.violations:
+            _explain(own, guard)
+        elif guard.violations:
+            _tell(item, guard, outcome, warn=settings.mode == "warn")
+
+
+def tell_failure(item: pytest.Item, outcome: Result[object]) -> None:
+    """Let a test err whose guard failed, whatever its own result was; in any case let go of the guard."""
+    guard = item.stash[GUARD]
+    del item.stash[GUARD]
+    if not guard.failures:
+        return
+    from pytest_evalmode.errors import GuardError
+    from pytest_evalmode.guards import failure
+
+    first = guard.failures[0]
+    error = GuardError(str(first)) if isinstance(first, (teams.HookError, RuleError)) else failure(guard.failures)
+    own = outcome.exception
+    if isinstance(own, (pytest.exit.Exception, KeyboardInterrupt)):
+        own.add_note(f"\n{error}")
+    elif isinstance(own, Exception | pytest.fail.Exception):
+        outcome.force_exception(
+            BaseExceptionGroup("the teardown of the test failed, and so did its guard", [own, error])
+        )
+    else:
+        outcome.force_exception(error)
+
+
+def keep_error(error: BaseException, report: pytest.TestReport) -> None:
+    """An expected failure excuses the test, in its teardown too; not the guard."""
+    from pytest_evalmode.errors import GuardError
+
+    if isinstance(error, GuardError) or (isinstance(error, BaseExceptionGroup) and error.subgroup(GuardError)):
+        report.outcome = "failed"
+        report.__dict__.pop("wasxfail", None)
+
+
+def _marks(item: pytest.Item) -> list[pytest.Mark]:
+    return list(item.iter_markers(item.config.stash[SETTINGS].marker))
+
+
+def _declared(item: pytest.Item) -> tuple[Policy, tuple[Rule, ...]]:
+    """What a test declares, with the last word of its team, and the team's own rules."""
+    try:
+        own = teams.rules(item.ihook)
+        names = (*RULE_NAMES, *(rule.name for rule in own))
+        return teams.policy(item, policy_of(item, item.config.stash[SETTINGS], names), names), own
+    except (PolicyError, teams.HookError) as error:
+        wrong = str(error)
+    pytest.fail(wrong, pytrace=False)  # outside the except: it is to stand alone, not "during handling" of another
+
+
+def _new_guard(item: pytest.Item, policy: Policy, own: tuple[Rule, ...]) -> Guard:
+    from pytest_evalmode.guards import Guard, Terms
+
+    settings = item.config.stash[SETTINGS]
+    terms = Terms(
+        strict=settings.strict,
+        rules=own,
+        root=settings.root,
+        history=_history(item.config) if settings.strict else None,
+        verdict=partial(_verdict(), marker=settings.marker),
+        enforced=settings.mode == "enforce",
+        tell=partial(teams.told, item),
+    )
+    return Guard(policy, terms)
+
+
+def _open(guard: Guard, item: pytest.Item) -> None:
+    guard.open()
+    with guard.safely():
+        for name, value, shared in fixtures.handed_to(item):
+            guard.watch_inside(value, name, shared=shared)
+        for name, model in teams.models(item):
+            guard.watch_inside(model, name, shared=True)
+
+
+def _record(item: pytest.Item, guard: Guard, settings: Settings) -> None:
+    """Enter what was found, for the report to carry; a rerun's takes the place of the last."""
+    found = record(
+        policy=guard.policy,
+        models=guard.models,
+        violations=guard.violations,
+        seconds=guard.seconds,
+        exemptions=guard.needed((*guard.policy.declared, *settings.policy.declared)),
+        unjudged=bool(guard.failures),
+        guarded=guard.watched,
+    )
+    forget_record(item)
+    item.user_properties.append((PROPERTY, found))
+
+
+def _tell(item: pytest.Item, guard: Guard, outcome: Result[object], *, warn: bool) -> None:
+    from pytest_evalmode.errors import EvalModeWarning
+
+    error = guard.verdict()
+    if warn:
+        try:
+            item.warn(EvalModeWarning(str(error)))
+            return
+        except EvalModeWarning as warning:  # warnings are errors here
+            error = warning.with_traceback(None)
+    try:
+        _raise_at(guard.violations[0].at, error, item)
+    except type(error) as located:
+        _drop_our_frames(located)
+        outcome.force_exception(located)
+
+
+def _raise_at(site: Site | None, error: BaseException, item: pytest.Item) -> None:
+    """Raise as if from the user's line: there `--tb=line`, JUnit and editors look for it; ours would help nobody."""
+    path, line, _ = item.location
+    file = str(item.config.rootpath / (site.file if site else path))
+    code = compile("raise error", file, "exec").replace(co_firstlineno=site.line if site else (line or 0) + 1)
+    exec(code, {"error": error})
+
+
+def _explain(error: BaseException, guard: Guard) -> None:
+    """Add what was found to a test's own failure: often it is the reason."""
+    from pytest_evalmode.errors import HygieneError
+
+    if isinstance(error, (_verdict(), HygieneError, *_WITHDRAWN)):
+        return
+    told = f"\nIts inference was not clean either.  {guard.verdict()}"
+    if isinstance(error, pytest.fail.Exception) and not error.pytrace:
+        error.msg = f"{error.msg}\n{told}"  # pytest prints the message alone, without notes
+    else:
+        error.add_note(told)
+
+
+def _drop_our_frames(error: BaseException) -> None:
+    """Take the frames of the guard out of a traceback: `--tb=native` would print them, one for each module."""
+    kept = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        if not traceback.tb_frame.f_code.co_filename.startswith(_HERE):
+            kept.append(traceback)
+        traceback = traceback.tb_next
+    for before, after in zip(kept, [*kept[1:], None], strict=True):
+        before.tb_next = after
+    error.__traceback__ = kept[0] if kept else None
+
+
+def _history(config: pytest.Config) -> History:
+    from pytest_evalmode.observe.models.history import History
+
+    return config.stash.setdefault(HISTORY, History())
+
+
+def _verdict() -> type[HygieneViolation]:
+    from pytest_evalmode.session.verdict import HygieneViolation
+
+    return HygieneViolation
+
+
+def _failure_in_unittest(item: pytest.Item) -> BaseException | None:
+    """What a TestCase failed or skipped with: its call returns as if all were well.
+
+    There is no public way to ask; were `_excinfo` gone, the tests of TestCase would tell.
+    """
+    failures = getattr(item, "_excinfo", None) or [None]
+    return getattr(failures[0], "value", None)
+
+
+def _look_away_from_fixtures_of_unittest(guard: Guard, item: pytest.Item) -> None:
+    """A TestCase sets up and tears down inside pytest's call; fixture set-up is no inference."""
+    instance = getattr(item, "instance", None)
+    if not isinstance(instance, TestCase):
+        return
+    for name in ("setUp", "tearDown", "asyncSetUp", "asyncTearDown", "doCleanups"):
+        original = getattr(instance, name, None)
+        if original is not None:
+            setattr(instance, name, _unobserved(guard, original))
+
+
+def _unobserved(guard: Guard, function: Callable[[], Any]) -> Callable[[], Any]:
+    if iscoroutinefunction(function):
+
+        async def run_async() -> Any:
+            with guard.paused():
+                return await function()
+
+        return run_async
+
+    def run() -> Any:
+        with guard.paused():
+            return function()
+
+    return run

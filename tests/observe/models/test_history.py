@@ -1,0 +1,121 @@
+"""What is remembered of shared models between windows."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+from torch import nn
+
+from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.models.history import Event, History
+from pytest_evalmode.observe.state import snapshot
+from pytest_evalmode.trace import Drift
+from tests.nets import Net
+
+
+def seen(net: nn.Module, by: str = "test_old") -> History:
+    """A history in which a test has seen a model."""
+    history = History()
+    history.remember(net, snapshot.take(modules.walk(net)), by)
+    return history
+
+
+def drift(history: History, net: nn.Module, name: str = "net") -> Drift:
+    found = history.drift(net, name, snapshot.take(modules.walk(net), passing=True))
+    assert found is not None
+    return found
+
+
+def test_what_was_never_seen_has_not_drifted() -> None:
+    net = Net()
+    assert History().drift(net, "net", snapshot.take(modules.walk(net))) is None
+    assert seen(Net()).drift(net, "net", snapshot.take(modules.walk(net))) is None
+
+
+def test_what_is_as_it_was_has_not_drifted() -> None:
+    net = Net()
+    history = seen(net)
+    net.load_state_dict({name: value.clone() for name, value in net.state_dict().items()})
+    history.note(Event("test_reloads", frozenset(["net"])))
+    assert history.drift(net, "net", snapshot.take(modules.walk(net))) is None
+
+
+def test_which_tensors_and_who_saw_them_last() -> None:
+    net = Net()
+    history = seen(net)
+    history.remember(net, snapshot.take(modules.walk(net)), "test_later")
+    net.head.bias.data.add_(1)
+    found = drift(history, net)
+    assert [change.name for change in found.changes] == ["net.head.bias"]
+    assert (found.model, found.seen_by, found.between) == ("net", "test_later", ())
+
+
+@pytest.mark.parametrize(
+    ("name", "between"),
+    [
+        ("net", ("has it too", "has it", "last", "first")),
+        ("net.student", ("has it too", "has it", "last", "first")),
+        ("net['a']", ("has it too", "has it", "last", "first")),
+        ("other", ("last", "has it too", "has it", "first")),
+    ],
+)
+def test_likeliest_is_who_had_the_model_then_who_ran_last(name: str, between: tuple[str, ...]) -> None:
+    net = Net()
+    history = seen(net)
+    for what, fixtures in (("first", []), ("has it", ["net"]), ("has it too", ["x", "net"]), ("last", ["network"])):
+        history.note(Event(what, frozenset(fixtures)))
+    net.head.bias.data.add_(1)
+    assert drift(history, net, name).between == between
+
+
+def test_a_test_is_likelier_than_the_set_up_of_a_fixture_unless_that_had_the_model() -> None:
+    net = Net()
+    history = seen(net)
+    for what, fixtures, is_test in (("has it", ["net"], False), ("test", ["x"], True), ("has not", ["x"], False)):
+        history.note(Event(what, frozenset(fixtures), is_test))
+    net.head.bias.data.add_(1)
+    assert drift(history, net).between == ("has it", "test", "has not")
+
+
+def test_what_ran_before_it_was_seen_is_no_suspect() -> None:
+    net, other = Net(), Net()
+    history = seen(other)
+    history.note(Event("test_before", frozenset(["net"])))
+    history.remember(net, snapshot.take(modules.walk(net)), "test_old")
+    history.note(Event("test_after", frozenset(["net"])))
+    net.head.bias.data.add_(1)
+    assert drift(history, net).between == ("test_after",)
+
+
+def test_who_ran_twice_is_told_once() -> None:
+    net = Net()
+    history = seen(net)
+    for _ in range(2):
+        history.note(Event("test_rerun", frozenset(["net"])))
+    net.head.bias.data.add_(1)
+    assert drift(history, net).between == ("test_rerun",)
+
+
+def test_nothing_is_noted_before_a_model_is_seen() -> None:
+    history = History()
+    history.note(Event("test_first", frozenset([])))
+    assert history.events == []
+
+
+def test_a_model_that_died_is_forgotten() -> None:
+    net = Net()
+    history = seen(net)
+    del net
+    gc.collect()
+    history.note(Event("test_after", frozenset([])))
+    assert history.events == []
+
+
+def test_two_models_are_told_apart() -> None:
+    nets = Net(), Net()
+    history = seen(nets[0], "test_a")
+    history.remember(nets[1], snapshot.take(modules.walk(nets[1])), "test_b")
+    nets[1].head.bias.data.add_(1)
+    assert history.drift(nets[0], "net", snapshot.take(modules.walk(nets[0]))) is None
+    assert drift(history, nets[1]).seen_by == "test_b"

@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+import functools
+import gc
+import inspect
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pytest_evalmode.observe.source import code
+from pytest_evalmode.observe.source.code import DRAWS
+from tests.nets import rules, watching
+
+# Operators that are tagged as drawing, and that no Python code calls by these names.
+INTERNAL = frozenset(
+    """
+    cudnn_attention_backward cudnn_attention_forward cudnn_init_dropout_state cudnn_rnn efficient_attention_forward
+    fill_mem_eff_dropout_mask flash_attention_forward flash_attention_forward_no_dropout_inplace fused_dropout
+    fused_sdp_choice lstm_mps nested_tensor_softmax_with_shape sample_dirichlet scaled_dot_product_attention_math
+    scaled_dot_product_attention_math_for_mps scaled_dot_product_cudnn_attention
+    scaled_dot_product_cudnn_attention_backward scaled_dot_product_efficient_attention
+    scaled_dot_product_efficient_attention_backward scaled_dot_product_flash_attention
+    scaled_dot_product_flash_attention_for_cpu scaled_dot_product_fused_attention_overrideable standard_gamma
+    triton_scaled_dot_attention
+    miopen_rnn
+    normal_functional rrelu_with_noise_functional
+    """.split()  # private operators; what nn.LSTM calls on ROCm; what functionalisation makes of the in-place ones
+)
+
+
+def seeded_operators() -> set[str]:
+    """The base names of torch's operators that draw from a generator."""
+    names = set()
+    for schema in torch._C._jit_get_all_schemas():
+        namespace, _, name = schema.name.partition("::")
+        if namespace == "aten":
+            operator = getattr(getattr(torch.ops.aten, name), schema.overload_name or "default")
+            if torch.Tag.nondeterministic_seeded in operator.tags:
+                names.add(name.strip("_"))
+    return names
+
+
+def test_every_operator_that_draws_is_known() -> None:
+    assert seeded_operators() - INTERNAL <= DRAWS
+
+
+def test_the_exceptions_are_operators_that_draw() -> None:
+    assert seeded_operators() >= INTERNAL
+    assert not INTERNAL & DRAWS
+
+
+# What may draw, with the words that name it.  Nothing of it is run.
+DRAWING = {
+    "F.dropout(x)": "F.dropout",
+    "F.dropout(x, self.p)": "F.dropout",
+    "F.dropout2d(x)": "F.dropout2d",
+    "F.alpha_dropout(x, training=True)": "F.alpha_dropout",
+    "F.rrelu(x, training=True)": "F.rrelu",
+    "torch.dropout(x, 0.5, True)": "torch.dropout",
+    "torch.nn.functional.gumbel_softmax(x)": "torch.nn.functional.gumbel_softmax",
+    "F.scaled_dot_product_attention(x, x, x, dropout_p=0.1)": "F.scaled_dot_product_attention",
+    "F.scaled_dot_product_attention(x, x, x, None, 0.1)": "F.scaled_dot_product_attention",
+    "torch.empty_like(x).bernoulli_(0.5)": "torch.empty_like(x).bernoulli_",
+    "x + torch.randn_like(x)": "torch.randn_like",
+    "torch.multinomial(x, 1)": "torch.multinomial",
+    "torch.distributions.Normal(x, 1).rsample()": "torch.distributions.Normal(x, 1).rsample",
+    "torch.manual_seed(0) and x": "torch.manual_seed",
+    "nn.init.normal_(x)": "nn.init.normal_",
+}
+QUIET = (
+    "x * 2 + torch.ones_like(x)",
+    "torch.empty_like(x)",
+    "self.dropout(x)",
+    "F.scaled_dot_product_attention(x, x, x)",
+    "F.scaled_dot_product_attention(x, x, x, dropout_p=0.0)",
+    "F.dropout(x, training=False)",
+    "x + torch.rand(2, generator=self.generator)",
+    "self.random(x)",
+)
+GATED = (
+    "F.dropout(x, 0.5, self.training)",
+    "F.dropout(x, training=self.training)",
+    "F.scaled_dot_product_attention(x, x, x, dropout_p=self.p if self.training else 0.0)",
+    "x + torch.randn_like(x) if self.training else x",
+)
+
+
+@pytest.fixture
+def returning(tmp_path: Path) -> Callable[[str], nn.Module]:
+    """A module whose forward returns what an expression says, with its source in a file."""
+
+    def make(expression: str) -> nn.Module:
+        file = tmp_path / "net.py"
+        file.write_text(f"class Net(nn.Module):\n\n    def forward(self, x):\n        return {expression}\n")
+        scope: dict[str, Any] = {"nn": nn, "F": F, "torch": torch, "__name__": "net"}
+        exec(compile(file.read_text(), file, "exec"), scope)
+        module: nn.Module = scope["Net"]()
+        return module
+
+    return make
+
+
+@pytest.mark.parametrize(("expression", "text"), DRAWING.items())
+def test_a_draw_is_named_with_its_line(
+    returning: Callable[[str], nn.Module], tmp_path: Path, expression: str, text: str
+) -> None:
+    (draw,) = code.draws(returning(expression))
+    assert (draw.text, draw.gated) == (text, False)
+    assert (draw.code.co_filename, draw.line) == (str(tmp_path / "net.py"), 4)
+    assert code.traits(returning(expression)).may_draw
+
+
+@pytest.mark.parametrize("expression", QUIET)
+def test_no_draw(returning: Callable[[str], nn.Module], expression: str) -> None:
+    assert code.draws(returning(expression)) == []
+
+
+@pytest.mark.parametrize("expression", GATED)
+def test_a_gated_draw(returning: Callable[[str], nn.Module], expression: str) -> None:
+    (draw,) = code.draws(returning(expression))
+    assert draw.gated
+
+
+def test_a_call_over_several_lines(returning: Callable[[str], nn.Module]) -> None:
+    (draw,) = code.draws(
+        returning("(\n            x\n            .relu()\n            .normal_(\n            )\n        )")
+    )
+    assert (draw.text, draw.line) == ("x.relu().normal_", 7)
+
+
+NOISE = {
+    "a lambda in a table": lambda x: F.dropout(x, 0.5),
+    "another": lambda x: x,
+}
+
+
+class Activated(nn.Module):
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x)
+
+
+def test_a_function_that_a_module_was_given() -> None:
+    def noisy(x: Tensor) -> Tensor:
+        return F.dropout(x)
+
+    activations = (noisy, NOISE["a lambda in a table"], NOISE["another"])
+    assert [[draw.text for draw in code.draws(Activated(a))] for a in activations] == [["F.dropout"], ["F.dropout"], []]
+
+
+class Mixed(nn.Module):
+    """The draw that does not ask for the mode stands last, in a helper."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(x, 0.1, self.training)
+        if self.training:
+            x = x + torch.randn_like(x)
+        return self.last(x)
+
+    def last(self, x: Tensor) -> Tensor:
+        return F.feature_alpha_dropout(x, 0.1, True)
+
+
+def test_the_likeliest_draw_comes_first() -> None:
+    found = code.draws(Mixed())
+    assert [(draw.text, draw.gated) for draw in found] == [
+        ("F.feature_alpha_dropout", False),
+        ("F.dropout", True),
+        ("torch.randn_like", True),
+    ]
+
+
+class NoGrad(nn.Module):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class InferenceInside(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return x * 2
+
+
+class HoldsDropout(nn.Module):
+    """What its part draws is the part's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout()
+        self.normal = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.dropout(x + self.normal)
+        return next(out for _ in range(2))
+
+
+class UsesDropout(HoldsDropout):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + F.dropout(x, self.dropout.p)
+
+
+class HandsItOn(HoldsDropout):
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(x + value for value in map(torch.rand_like, [x]))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("module", "sensitive", "may_draw", "stops_grad"),
+    [
+        (nn.Linear(2, 2), False, False, False),
+        (nn.ReLU(), False, False, False),
+        (nn.Dropout(), True, True, False),
+        (nn.RReLU(), True, True, False),
+        (nn.MultiheadAttention(2, 1), True, True, False),
+        (nn.BatchNorm1d(2), True, False, False),
+        (nn.FractionalMaxPool2d(2, 1), False, True, False),
+        (Mixed(), True, True, False),
+        (HoldsDropout(), False, False, False),
+        (UsesDropout(), False, True, False),
+        (HandsItOn(), False, True, False),
+        (NoGrad(), False, False, True),
+        (InferenceInside(), False, False, True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_traits(module: nn.Module, sensitive: bool, may_draw: bool, stops_grad: bool) -> None:
+    read = code.traits(module)
+    assert (read.sensitive, read.may_draw, read.stops_grad) == (sensitive, may_draw, stops_grad)
+    assert code.traits(module) == read
+
+
+class Endless(nn.Module):
+    """Its methods name one another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(x)
+
+    def other(self, x: Tensor) -> Tensor:
+        return self.forward(x) if self.training else x
+
+
+def test_recursion_ends() -> None:
+    assert code.traits(Endless()).sensitive
+
+
+def test_code_without_source_is_read_by_its_names() -> None:
+    namespace: dict[str, type[nn.Module]] = {}
+    source = "class Typed(nn.Module):\n    def forward(self, x):\n        return F.dropout(x, training=self.training)\n"
+    exec(source, {"nn": nn, "F": F, "__name__": "typed"}, namespace)
+    module = namespace["Typed"]()
+    with pytest.raises(OSError, match=r"source|lineno"):
+        inspect.getsource(type(module).forward)
+    assert code.traits(module).sensitive
+    assert code.traits(module).may_draw
+    assert code.draws(module) == []
+
+
+def test_reading_runs_nothing() -> None:
+    class Trap(nn.Module):
+        @property
+        def noise(self) -> Tensor:
+            raise AssertionError
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AssertionError(name)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.noise
+
+    trap = Trap()
+    assert not code.traits(trap).may_draw
+    assert code.draws(trap) == []
+
+
+class Scales(nn.Module):
+    """Depends on the mode, and stops autograd."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x) if self.training else x
+
+
+class Late(Scales):
+    """Its forward is that of its base, until it is patched."""
+
+
+def spied(module: nn.Module) -> None:
+    mock.patch.object(module, "forward", autospec=True, side_effect=module.forward).start()
+
+
+def wrapped_by_a_mock(module: nn.Module) -> None:
+    module.forward = mock.MagicMock(wraps=module.forward)
+
+
+def made_partial(module: nn.Module) -> None:
+    module.forward = functools.partial(Scales.forward, module)  # type: ignore[arg-type]
+
+
+def hooked(module: nn.Module) -> None:
+    """As accelerate hooks modules."""
+    module.forward = functools.update_wrapper(functools.partial(lambda self, x: x, module), module.forward)
+
+
+def spied_by_a_closure(module: nn.Module) -> None:
+    method = module.forward
+    module.forward = lambda x: method(x)
+
+
+@pytest.mark.parametrize("spy", [spied, wrapped_by_a_mock, made_partial, hooked, spied_by_a_closure])
+def test_a_forward_that_somebody_looks_at_says_what_it_said(spy: Callable[[nn.Module], None]) -> None:
+    module = Scales()
+    plain = code.traits(module)
+    spy(module)
+    assert code.traits(module) == plain
+    assert [draw.text for draw in code.draws(module)] == ["F.dropout"]
+
+
+def test_a_type_that_is_spied_on_says_what_it_said() -> None:
+    plain = code.traits(Scales())
+    with mock.patch.object(Scales, "forward", autospec=True, side_effect=Scales.forward):
+        code.forget_replaced([Scales])
+        assert code.traits(Scales()) == plain
+
+
+def test_a_forward_that_is_replaced_is_read_anew() -> None:
+    for kind in (Scales, Late):
+        assert code.traits(kind()).sensitive
+        with mock.patch.object(Scales, "forward", lambda self, x: x):
+            code.forget_replaced([kind])
+            assert not code.traits(kind()).sensitive
+        code.forget_replaced([kind])
+        assert code.traits(kind()).sensitive
+
+
+@torch.no_grad()
+def test_no_window_believes_what_another_read_of_a_patched_forward() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Late()).eval()
+    for apply, expected in ((F.dropout, {"random-forward"}), (F.relu, set())):
+        with mock.patch.object(Late, "forward", lambda self, x, apply=apply: apply(x)), watching() as g:
+            model(torch.ones(2, 4))
+        assert rules(g) == expected
+    model[1].train()
+    for replaced, expected in ((lambda self, x: x, set()), (Scales.forward, {"train-mode"})):
+        with mock.patch.object(Late, "forward", replaced), watching() as g:
+            model(torch.ones(2, 4))
+        assert rules(g) == expected
+
+
+def test_what_is_known_of_a_type_does_not_keep_it_alive() -> None:
+    class Local(Scales):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)  # type: ignore[no-any-return, unused-ignore]
+
+    assert code.traits(Local()).sensitive
+    code.forget_replaced([Local])
+    known = weakref.ref(Local)
+    del Local
+    gc.collect()
+    assert known() is None

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import CodeType, FrameType
+
+import pytest
+import torch
+from torch import nn
+
+import pytest_evalmode.guards
+from pytest_evalmode.observe.source.sites import Caller, Sites
+from pytest_evalmode.trace import Site
+from tests.nets import batch
+
+HERE = Path(__file__).resolve()
+
+
+class Probe(nn.Module):
+    """Tells in its forward what is seen of its caller."""
+
+    def __init__(self, sites: Sites) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.sites = sites
+        self.seen: list[Caller] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(self.sites.outside(sys._getframe(1)))
+        return x * self.scale
+
+    def line(self) -> int:
+        """From where it was called last."""
+        frame = self.seen[-1].frame
+        assert frame is not None
+        assert frame.f_code.co_filename == __file__
+        return frame.f_code.co_firstlineno
+
+
+@pytest.fixture
+def probe() -> Probe:
+    return Probe(Sites())
+
+
+def first_line(function: Callable[..., object]) -> int:
+    line: int = function.__code__.co_firstlineno
+    return line
+
+
+def code_at(path: Path | str) -> CodeType:
+    return compile("1\n2\n", str(path), "exec")
+
+
+def test_relative_to_the_root(tmp_path: Path) -> None:
+    file = tmp_path / "tests" / "test_it.py"
+    file.parent.mkdir()
+    file.write_text("import torch\nlogits = model(x)   \n")
+    assert Sites(tmp_path).site(code_at(file), 2) == Site("tests/test_it.py", 2, "logits = model(x)")
+
+
+def test_a_script_may_lie_anywhere(tmp_path: Path) -> None:
+    file = tmp_path / "script.py"
+    site = Sites().site(code_at(file), 1)
+    assert site is not None
+    assert site.file == str(file.resolve())
+    assert Sites(HERE.parent).site(code_at(file), 1) is None
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        torch.__file__,
+        threading.__file__,
+        pytest.__file__,
+        pytest_evalmode.guards.__file__,
+        "<string>",
+        "<frozen runpy>",
+        "venv/lib/python3.11/site-packages/models/net.py",
+        "/usr/lib/python3/dist-packages/net.py",
+    ],
+)
+@pytest.mark.parametrize("root", [None, HERE.parent, Path("/")], ids=["script", "here", "everything"])
+def test_not_the_user(file: str, root: Path | None) -> None:
+    sites = Sites(root)
+    assert not sites.is_user(code_at(file))
+    assert sites.site(code_at(file), 1) is None
+
+
+def test_the_caller_is_the_innermost_user_frame(probe: Probe) -> None:
+    def call() -> None:
+        probe(batch())
+
+    call()
+    assert probe.line() == first_line(call)
+
+
+def test_the_caller_outside_of_torch(probe: Probe) -> None:
+    def call() -> None:
+        nn.Sequential(probe, nn.ReLU())(batch())
+
+    call()
+    assert probe.line() == first_line(call)
+    assert not probe.seen[-1].borrowed
+
+
+def test_weights_are_borrowed_by_functional_call(probe: Probe) -> None:
+    def call() -> None:
+        torch.func.functional_call(probe, {"scale": torch.zeros(1)}, (batch(),))
+
+    call()
+    assert probe.line() == first_line(call)
+    assert probe.seen[-1].borrowed
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_torch_calls_to_make_a_graph(probe: Probe) -> None:
+    torch.jit.trace(  # type: ignore[no-untyped-call]
+        probe, batch(), check_trace=False
+    )
+    assert all(caller.tracing for caller in probe.seen)
+    probe(batch())
+    assert not probe.seen[-1].tracing
+
+
+def test_a_worker_without_user_code_counts_where_its_opener_stands(probe: Probe) -> None:
+    def call() -> None:
+        thread = threading.Thread(target=probe, args=(batch(),))
+        thread.start()
+        thread.join()
+
+    call()
+    assert probe.line() == first_line(call)
+
+
+def test_a_worker_with_user_code_counts_where_it_stands(probe: Probe) -> None:
+    def work() -> None:
+        probe(batch())
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
+    assert probe.line() == first_line(work)
+
+
+def test_inside_ends_at_the_model() -> None:
+    sites = Sites()
+
+    def part() -> Site | None:
+        return sites.inside(sys._getframe(), model)
+
+    model: FrameType = sys._getframe()
+    site = part()
+    assert site is not None
+    assert site.source == "return sites.inside(sys._getframe(), model)"
+    assert sites.inside(model, model) is None
+
+
+def test_others_run() -> None:
+    sites, begun, done = Sites(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        done.wait()
+
+    assert not sites.others_run()
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        begun.wait()
+        assert sites.others_run()
+    finally:
+        done.set()
+        worker.join()
+    assert not sites.others_run()

@@ -1,0 +1,421 @@
+"""What runs on an accelerator, run on the CPU: it tells apart what the bytes tell apart, and brings over little."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.state import devices, fingerprint, snapshot
+from pytest_evalmode.observe.state.fingerprint import KEPT_BYTES, undisturbed
+from pytest_evalmode.trace import TensorChange
+from tests.observe.state.test_fingerprint import DTYPES, STRIDED, Make, equal, look, memory, numbered, square
+
+pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
+
+CPU = torch.device("cpu")
+SEGMENT = 64  # bytes of a segment: eight words
+
+
+@contextmanager
+def elsewhere(small: int = 15) -> Iterator[None]:
+    """Take all tensors for tensors on an accelerator, with segments so small that a test has several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "in_use", lambda: torch.cpu)
+        patch.setattr(devices, "holds", lambda tensor: True)
+        patch.setattr(devices, "SMALL_BYTES", small)
+        patch.setattr(fingerprint, "KEPT_BYTES", small)
+        patch.setattr(devices, "SEGMENT_BYTES", SEGMENT)
+        patch.setattr(devices, "CHUNK_BYTES", 2 * SEGMENT)
+        patch.setattr(fingerprint, "_address", lambda tensor, dtype: 0)
+        yield
+
+
+@pytest.fixture
+def there() -> Iterator[None]:
+    with elsewhere():
+        yield
+
+
+def tell_apart(before: Tensor, now: Tensor) -> bool:
+    """Whether two tensors count as different, on the host and elsewhere."""
+    here = not equal(look(before, keep=False), now)
+    with elsewhere():
+        assert (not equal(look(before, keep=False), now)) == here
+        assert (not equal(before, now)) == here
+    return here
+
+
+# --- what is told apart
+
+
+LENGTHS = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 63, 64, 65, 128, 200)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equal_bits_and_one_flipped(dtype: torch.dtype, length: int) -> None:
+    tensor = numbered(dtype, length)
+    assert not tell_apart(tensor, numbered(dtype, length))
+    for position in {0, length // 2, length - 1} if length else ():
+        changed = numbered(dtype, length)
+        memory(changed).view(length, -1)[position, -1] ^= 1
+        assert tell_apart(tensor, changed)
+
+
+@given(st.binary(min_size=1, max_size=5 * SEGMENT), st.data())
+def test_one_flipped_bit_anywhere(content: bytes, data: st.DataObject) -> None:
+    tensor = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    changed = tensor.clone()
+    changed[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    assert tell_apart(tensor, changed)
+
+
+@given(st.data())
+def test_two_flipped_bits(data: st.DataObject) -> None:
+    """As of two signs: what a sum with odd weights would miss."""
+    words = data.draw(
+        st.lists(st.sampled_from([0, 1, -1, 1 << 62, 0x3FF << 52]), min_size=2, max_size=5 * SEGMENT // 8)
+    )
+    tensor = torch.tensor(words)
+    changed = tensor.clone()
+    bit = data.draw(st.integers(0, 63))
+    for place in data.draw(st.sets(st.integers(0, len(words) - 1), min_size=2, max_size=2)):
+        changed[place] ^= 1 << bit if bit < 63 else -(1 << 63)
+    assert tell_apart(tensor, changed)
+
+
+@given(st.permutations(range(20)), st.sampled_from([torch.int64, torch.float32, torch.bfloat16, torch.uint8]))
+def test_another_order(order: list[int], dtype: torch.dtype) -> None:
+    tensor = torch.arange(20).repeat_interleave(3).to(dtype)
+    changed = tensor.view(20, 3)[order].view(-1)
+    assert tell_apart(tensor, changed) == (order != sorted(order))
+
+
+@pytest.mark.parametrize("apart", [1 << i for i in range(12)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
+def test_two_swapped_elements_far_apart(dtype: torch.dtype, apart: int) -> None:
+    tensor = (torch.arange(1 << 12) * 7 % 251).to(dtype)
+    for first in (0, 5):
+        changed = tensor.clone()
+        changed[first], changed[first + apart] = tensor[first + apart], tensor[first]
+        assert tell_apart(tensor, changed)
+
+
+def test_one_swap_for_another() -> None:
+    """The positions themselves, as a model of language holds them."""
+    positions = torch.arange(64)
+    one, other = positions.clone(), positions.clone()
+    one[0], one[1] = 1, 0
+    other[2], other[3] = 3, 2
+    assert tell_apart(one, other)
+
+
+WHOLE: dict[str, Make] = {
+    "negated": lambda t: -t,
+    "zeros": torch.zeros_like,
+    "ones": torch.ones_like,
+    "rolled": lambda t: t.roll(1),
+    "rolled by a segment": lambda t: t.view(torch.uint8).roll(SEGMENT).view(t.dtype),
+    "reversed": lambda t: t.flip(0),
+    "two segments swapped": lambda t: t.view(torch.uint8).view(-1, SEGMENT)[[2, 1, 0, 3]].view(-1).view(t.dtype),
+    "all words but one": lambda t: torch.cat([t[:1], t[1:] + 1]),
+}
+
+
+@pytest.mark.parametrize("change", WHOLE.values(), ids=WHOLE)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.float32, torch.float16], ids=str)
+def test_all_of_it(dtype: torch.dtype, change: Make) -> None:
+    length = 4 * SEGMENT // dtype.itemsize
+    for tensor in (torch.arange(2.0, length + 2).to(dtype), torch.full((length,), 2, dtype=dtype)):
+        changed = change(tensor)
+        assert tell_apart(tensor, changed) == (not torch.equal(tensor, changed))
+
+
+def test_constants() -> None:
+    fills = [torch.full((40,), value) for value in (0.0, -0.0, 1.0, -1.0, 2.0, float("nan"), float("inf"))]
+    for one in fills:
+        for other in fills:
+            assert tell_apart(one, other) == (one is not other)
+
+
+@pytest.mark.parametrize("make", STRIDED.values(), ids=STRIDED)
+def test_layouts(make: Make) -> None:
+    changed = square()
+    changed[1, 2] += 1
+    changed[1, 0] -= 1
+    assert not tell_apart(make(square()), make(square()))
+    assert tell_apart(make(square()), make(changed))
+
+
+@pytest.mark.parametrize("arrange", [lambda t: t.t().contiguous().t(), lambda t: t.repeat_interleave(2, 1)[:, ::2]])
+def test_how_it_lies_in_memory_is_no_value(arrange: Make) -> None:
+    tensor = torch.arange(400.0).reshape(20, 20)
+    assert not tell_apart(tensor, arrange(tensor))
+    assert tell_apart(tensor, tensor.t())
+    assert tell_apart(tensor, arrange(tensor + 1))
+
+
+@pytest.mark.parametrize("offset", range(1, 9))
+def test_words_that_do_not_begin_as_words_do(offset: int) -> None:
+    data = torch.arange(250, dtype=torch.uint8)
+    assert not tell_apart(data[offset : offset + 200], data[offset : offset + 200].clone())
+    assert tell_apart(data[offset : offset + 200], data[offset - 1 : offset + 199])
+
+
+def test_what_is_kept_by_value_is_its_bytes(there: None) -> None:
+    assert look(torch.tensor([1, 2, 3], dtype=torch.uint8)).bits == b"\x01\x02\x03"
+
+
+# --- what it costs
+
+
+class Peak(TorchDispatchMode):
+    """The most memory that what is made of some tensors takes at any moment."""
+
+    def __init__(self, given: list[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+        self._given = {tensor.untyped_storage().data_ptr() for tensor in given}
+        self._made: list[weakref.ref[Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self._made.append(weakref.ref(made))
+        sizes = {}
+        for tensor in (ref() for ref in self._made):
+            if tensor is not None:
+                sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        self.bytes = max(self.bytes, sum(size for place, size in sizes.items() if place not in self._given))
+        return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_memory_is_bounded(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "SEGMENT_BYTES", 1 << 11)
+    monkeypatch.setattr(devices, "CHUNK_BYTES", 1 << 12)
+    monkeypatch.setattr(devices, "SMALL_BYTES", 1 << 6)
+    devices._is_exact(CPU)
+    tensors = [torch.ones((1 << 16) + 1, dtype=dtype), *(torch.ones(64, dtype=torch.uint8) for _ in range(200))]
+    with torch.no_grad(), Peak(tensors) as peak:
+        devices.read(enumerate(tensors))
+    assert 2 * devices.CHUNK_BYTES < peak.bytes < 4 * devices.CHUNK_BYTES
+
+
+@pytest.fixture
+def transfers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes were brought to the host each time."""
+    devices._is_exact(CPU)
+    sizes: list[int] = []
+    original = Tensor.cpu
+
+    def cpu(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.nbytes)
+        return original(tensor)
+
+    monkeypatch.setattr(Tensor, "cpu", cpu)
+    return sizes
+
+
+def test_one_transfer_for_a_model(transfers: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "in_use", lambda: torch.cpu)
+    monkeypatch.setattr(devices, "holds", lambda tensor: True)
+    monkeypatch.setattr(fingerprint, "_address", lambda tensor, dtype: 0)
+    net = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.Linear(512, 7).double())
+    snapshot.take(modules.walk(net))
+    weight, *rest = (tensor.nbytes for tensor in net.state_dict().values())
+    assert weight > devices.SMALL_BYTES >= max(rest)
+    assert transfers == [16 * weight // devices.SEGMENT_BYTES + sum(rest)]
+
+
+def test_more_than_a_chunk_of_small_ones(there: None, transfers: list[int]) -> None:
+    tensors = [torch.full((i % 16,), i, dtype=torch.uint8) for i in range(100)]
+    assert devices.read(enumerate(tensors)) == {i: bytes([i] * (i % 16)) for i in range(100)}
+    assert len(transfers) > 1
+    assert max(transfers) <= 2 * SEGMENT + 15
+
+
+# --- on what terms
+
+
+def inference() -> AbstractContextManager[object]:
+    return torch.inference_mode()
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+TERMS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "as ever": nullcontext,
+    "inference mode": inference,
+    "another default device": lambda: torch.device("meta"),
+    "deterministic algorithms": deterministic,
+    "autograd": torch.enable_grad,
+}
+
+
+@pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
+@pytest.mark.parametrize("made_in", [nullcontext, inference])
+def test_under_any_terms(
+    terms: Callable[[], AbstractContextManager[object]],
+    made_in: Callable[[], AbstractContextManager[object]],
+    there: None,
+) -> None:
+    with made_in():
+        tensor = nn.Parameter(torch.arange(201.0))
+    draws = torch.get_rng_state()
+    expected = look(tensor)
+    with terms():
+        assert look(tensor) == expected
+    assert torch.equal(torch.get_rng_state(), draws)
+
+
+def test_a_device_that_cannot_be_trusted(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [torch.arange(201.0), torch.ones(3, dtype=torch.uint8)]
+    expected = devices.read(enumerate(tensors))
+    monkeypatch.setattr(devices, "_is_exact", lambda device: False)
+    assert devices.read(enumerate(tensors)) == expected
+
+
+def test_a_device_is_asked_whether_it_sums_as_the_host_does() -> None:
+    assert devices._is_exact(CPU)
+    assert not devices._is_exact(torch.device("meta"))
+
+
+def test_a_device_that_has_no_room(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read on the host then; what was found before compares with that."""
+    tensors = [torch.arange(201.0), torch.ones(3, dtype=torch.uint8)]
+    expected = devices.read(enumerate(tensors))
+
+    def full(device: torch.device, size: int) -> devices.Sum:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(devices, "_way", full)
+    assert devices.read(enumerate(tensors)) == expected
+
+
+def test_no_room_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that had no room for the sample is asked again."""
+    asked = []
+
+    def full(device: torch.device, way: devices.Sum) -> bool:
+        asked.append(device)
+        raise torch.OutOfMemoryError("no room")
+
+    devices._is_exact.cache_clear()
+    monkeypatch.setattr(devices, "_agrees", full)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            devices._is_exact(CPU)
+    assert asked == [CPU, CPU]
+
+
+def test_where_triton_is_not_or_fails_torch_sums_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (ImportError("triton"), RuntimeError("no compiler")):
+
+        def fail(name: str, error: Exception = error) -> None:
+            raise error
+
+        devices._kernel.cache_clear()
+        monkeypatch.setattr(devices, "import_module", fail)
+        assert devices._way(CPU, 1 << 40) is devices._on_device
+    devices._kernel.cache_clear()
+
+
+def test_a_capture_is_not_broken(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = torch.arange(201.0)
+    accelerator = SimpleNamespace(is_current_stream_capturing=lambda: True)
+    monkeypatch.setattr(devices, "in_use", lambda: accelerator)
+    with pytest.raises(RuntimeError, match="captured"):
+        look(tensor)
+
+
+def test_who_forbids_waiting_does_not_mean_the_guard(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = [2]
+    accelerator = SimpleNamespace(get_sync_debug_mode=lambda: modes[-1], set_sync_debug_mode=modes.append)
+    monkeypatch.setattr(devices, "in_use", lambda: accelerator)
+    look(torch.arange(201.0))
+    assert modes == [2, 0, 2]
+
+
+def test_no_accelerator_is_in_use_here() -> None:
+    assert devices.in_use() is None
+    assert not devices.holds(torch.ones(1))
+    assert devices.holds(torch.ones(1, device="meta"))
+
+
+# --- in a model
+
+
+def changes(net: nn.Module, act: Callable[[], object]) -> list[TensorChange]:
+    before = snapshot.take(modules.walk(net))
+    with torch.no_grad():
+        act()
+    return snapshot.changes("net", before, snapshot.take(modules.walk(net), before), modules.walk(net), None)
+
+
+def test_a_model_elsewhere() -> None:
+    first, norm, last = nn.Linear(40, 80), nn.BatchNorm1d(80), nn.Linear(40, 80)
+    last.weight = first.weight  # tied
+    mean, weight = norm.get_buffer("running_mean"), first.weight
+    net = nn.ModuleList([first, norm, last])
+    assert weight.nbytes > KEPT_BYTES
+    with elsewhere(KEPT_BYTES):
+        assert not changes(net, lambda: None)
+        told, *others = changes(net, lambda: (mean[3].add_(0.5), weight.view(torch.int32)[3, 5].bitwise_xor_(1)))
+    assert (told.path, told.elements, told.of, told.max_abs) == ("1.running_mean", 1, 80, 0.5)
+    assert [change.path for change in others] == ["0.weight", "2.weight"]
+
+
+def test_all_that_changes_here_changes_there() -> None:
+    def found() -> list[TensorChange]:
+        conv = nn.Conv2d(3, 8, 3, bias=False)
+        net = nn.Sequential(conv, nn.BatchNorm2d(8))
+        conv.weight = nn.Parameter(
+            torch.arange(216.0).reshape(8, 3, 3, 3).contiguous(memory_format=torch.channels_last)
+        )
+        return changes(net, lambda: (net(torch.ones(2, 3, 8, 8)), conv.weight[1, 2, 0, 1].neg_()))
+
+    here = found()
+    with elsewhere(KEPT_BYTES):
+        assert found() == here
+    assert len(here) == 4
+
+
+def test_the_part_of_a_distributed_tensor_that_lies_here(transfers: list[int]) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        net = nn.Linear(64, 64)
+        mesh = init_device_mesh("cpu", (2,))
+        net.weight = nn.Parameter(distribute_tensor(net.weight.detach(), mesh, [Shard(0)]))
+        local = net.weight._local_tensor  # type: ignore[attr-defined]
+        transfers.clear()
+        with elsewhere(), undisturbed():
+            found = fingerprint.brought([net.weight])
+            print_ = fingerprint.fingerprint(net.weight, True, found[id(net.weight)])
+            assert (print_.sharded, print_.size) == (True, local.nbytes)
+            assert transfers == [16 * local.nbytes // SEGMENT]
+        with elsewhere():
+            assert [change.path for change in changes(net, lambda: local[0, 0].add_(1))] == ["weight"]
+    finally:
+        torch.distributed.destroy_process_group()

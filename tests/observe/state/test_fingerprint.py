@@ -1,0 +1,463 @@
+"""Every kind of tensor that torch has: equal bits are the same, any other are not, and nobody notices the look."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_evalmode.observe.state.fingerprint import (
+    KEPT_BYTES,
+    Fingerprint,
+    fingerprint,
+    same,
+    undisturbed,
+    values,
+)
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Sparse", "ignore:torch.quantize", "ignore:The PyTorch API of nested tensors", "ignore:ComplexHalf"
+)
+
+Make = Callable[[Tensor], Tensor]
+
+
+def look(tensor: Tensor, keep: bool = True) -> Fingerprint:
+    with undisturbed():
+        return fingerprint(tensor, keep)
+
+
+def equal(before: Tensor | Fingerprint, now: Tensor) -> bool:
+    """Whether two tensors, or what one was and what it is, count as the same."""
+    then = before if isinstance(before, Fingerprint) else look(before)
+    with undisturbed():
+        return same(then, fingerprint(now, then.kept), now)
+
+
+def memory(tensor: Tensor) -> Tensor:
+    """The bytes beneath a tensor, to write to behind torch's back."""
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+
+
+def square() -> Tensor:
+    """Sixteen different values, all on the grid of the quantised types."""
+    return torch.arange(16.0).reshape(4, 4)
+
+
+# --- dtypes
+
+# Of quantised types the next section speaks.
+DTYPES = sorted(
+    {kind for kind in vars(torch).values() if isinstance(kind, torch.dtype) and not str(kind).startswith("torch.q")},
+    key=str,
+)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+both_sizes = pytest.mark.parametrize("length", [8, KEPT_BYTES + 8], ids=["kept", "digest"])
+
+
+def numbered(dtype: torch.dtype, length: int) -> Tensor:
+    """A tensor whose bytes count up, or in turns where only 0 and 1 are valid."""
+    tensor = torch.empty(length, dtype=dtype)
+    memory(tensor).copy_(torch.arange(memory(tensor).numel()) % (2 if dtype is torch.bool else 251))
+    return tensor
+
+
+@both_sizes
+@every_dtype
+def test_equal_bits(dtype: torch.dtype, length: int) -> None:
+    assert equal(numbered(dtype, length), numbered(dtype, length))
+
+
+@both_sizes
+@every_dtype
+def test_one_flipped_bit(dtype: torch.dtype, length: int) -> None:
+    tensor = numbered(dtype, length)
+    before = look(tensor)
+    memory(tensor)[-1] ^= 1
+    assert not equal(before, tensor)
+    memory(tensor)[-1] ^= 1
+    assert equal(before, tensor)
+
+
+@both_sizes
+@every_dtype
+def test_two_swapped_elements(dtype: torch.dtype, length: int) -> None:
+    tensor = numbered(dtype, length)
+    before = look(tensor)
+    elements = memory(tensor).view(length, -1)
+    elements[[0, 1]] = elements[[1, 0]]
+    assert not equal(before, tensor)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.zeros(2, 2),
+        torch.zeros(4, 1),
+        torch.zeros(4, dtype=torch.int32),
+        torch.zeros(4, dtype=torch.bfloat16),
+        torch.zeros(4, device="meta"),
+        torch.zeros(0),
+        torch.tensor(0.0),
+    ],
+    ids=lambda t: f"{tuple(t.shape)}-{t.dtype}-{t.device}",
+)
+def test_same_bits_are_not_the_same_in_another_shape_or_dtype_or_place(other: Tensor) -> None:
+    assert not equal(torch.zeros(4), other)
+    assert not equal(other, torch.zeros(4))
+
+
+@pytest.mark.parametrize(("before", "now"), [(0.0, -0.0), (1.0, float("nan")), (float("inf"), float("-inf"))])
+def test_values_that_compare_oddly_change_all_the_same(before: float, now: float) -> None:
+    assert not equal(torch.full((3,), before), torch.full((3,), now))
+    assert equal(torch.full((3,), now), torch.full((3,), now))
+
+
+# --- layouts
+
+
+def from_base(shape: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> Make:
+    return lambda t: torch.as_strided(t.clone(), shape, stride, offset)
+
+
+STRIDED: dict[str, Make] = {
+    "contiguous": lambda t: t.clone(),
+    "transposed": lambda t: t.t().contiguous().t(),
+    "a view of rows": lambda t: torch.cat([t, t])[:4],
+    "every other column": lambda t: t.repeat_interleave(2, 1)[:, ::2],
+    "channels last": lambda t: t.reshape(1, 4, 2, 2).contiguous(memory_format=torch.channels_last),
+    "expanded": lambda t: t.clone().expand(3, 4, 4),
+    "overlapping": from_base((3, 4), (2, 1)),
+    "with gaps": from_base((2, 2), (8, 3), 1),
+    "0-dim": lambda t: t[1, 2].clone(),
+    "conjugate": lambda t: torch.complex(t, t + 1).conj(),
+    "negative": lambda t: torch.complex(t, t + 1).conj().imag,
+    "parameter": lambda t: nn.Parameter(t.clone()),
+    "frozen parameter": lambda t: nn.Parameter(t.clone(), requires_grad=False),
+    "buffer": lambda t: nn.Buffer(t.clone()),
+    "part of a graph": lambda t: t.clone().requires_grad_() * 1,
+    "subclass": lambda t: t.clone().as_subclass(Tagged),
+    "large": lambda t: t.repeat(64, 64),
+    "large and transposed": lambda t: t.repeat(64, 64).t(),
+    "large with gaps": lambda t: t.repeat(64, 64)[:, ::2],
+}
+
+
+class Tagged(Tensor):
+    """A subclass without memory of its own."""
+
+
+def pair(one: Tensor, other: Tensor) -> Tensor:
+    wrapped: Tensor = TwoTensor(one, other)  # type: ignore[no-untyped-call]
+    return wrapped
+
+
+def wrapper(tensor: Tensor) -> Tensor:
+    return pair(tensor.clone(), tensor.clone())
+
+
+def inference(tensor: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return tensor.clone()
+
+
+def jagged(tensor: Tensor) -> list[Tensor]:
+    return [row[: 4 - i] for i, row in enumerate(tensor.clone())]
+
+
+def per_channel(dtype: torch.dtype) -> Make:
+    scales, zeros = torch.full((4,), 1.0), torch.zeros(4)
+    return lambda t: torch.quantize_per_channel(t, scales, zeros, 0, dtype)
+
+
+UNUSUAL: dict[str, Make] = {
+    "coo": lambda t: t.to_sparse(),
+    "coo, uncoalesced": lambda t: torch.sparse_coo_tensor(torch.tensor([[0, 0], [1, 1]]), t.flatten()[:2], (4, 4)),
+    "hybrid coo": lambda t: t.to_sparse(1),
+    "csr": lambda t: t.to_sparse_csr(),
+    "csc": lambda t: t.to_sparse_csc(),
+    "bsr": lambda t: t.to_sparse_bsr((2, 2)),
+    "bsc": lambda t: t.to_sparse_bsc((2, 2)),
+    "nested, jagged": lambda t: torch.nested.nested_tensor(jagged(t), layout=torch.jagged),
+    "nested, strided": lambda t: torch.nested.nested_tensor(jagged(t), layout=torch.strided),
+    "mkldnn": lambda t: t.to_mkldnn(),
+    "quint8": lambda t: torch.quantize_per_tensor(t, 1.0, 0, torch.quint8),
+    "qint8": lambda t: torch.quantize_per_tensor(t, 1.0, 0, torch.qint8),
+    "qint32": lambda t: torch.quantize_per_tensor(t, 1.0, 0, torch.qint32),
+    "qint8 per channel": per_channel(torch.qint8),
+    "quint4x2 per channel": per_channel(torch.quint4x2),
+    "wrapper subclass": wrapper,
+    "wrapper of a wrapper": lambda t: pair(wrapper(t), wrapper(t)),
+    "inference tensor": inference,
+    "parameter made of a wrapper": lambda t: nn.Parameter(wrapper(t)),
+}
+KINDS = STRIDED | UNUSUAL
+every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+
+
+def changed(i: tuple[int, int], j: tuple[int, int]) -> Tensor:
+    """The square with two elements swapped."""
+    tensor = square()
+    tensor[i], tensor[j] = square()[j], square()[i]
+    return tensor
+
+
+@every_kind
+def test_equal_content(make: Make) -> None:
+    assert equal(make(square()), make(square()))
+
+
+@every_kind
+def test_one_element(make: Make) -> None:
+    other = square()
+    other[1, 2 if make is STRIDED["0-dim"] else 0] += 1
+    if make is UNUSUAL["coo, uncoalesced"]:
+        other = square() + torch.eye(4)
+    assert not equal(make(square()), make(other))
+
+
+@every_kind
+def test_two_elements(make: Make) -> None:
+    if make is STRIDED["0-dim"]:
+        assert not equal(make(square()), make(changed((1, 2), (0, 1))))
+    else:
+        assert not equal(make(square()), make(changed((0, 1), (1, 0))))
+
+
+@every_kind
+def test_nobody_notices(make: Make) -> None:
+    class Functions(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    def state() -> tuple[object, ...]:
+        version = None if tensor.is_inference() else tensor._version
+        return version, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), bytes(torch.get_rng_state().numpy())
+
+    seen: list[object] = []
+    tensor = make(square())
+    before = state()
+    with Operators(), Functions(), undisturbed():  # type: ignore[no-untyped-call]
+        print_ = fingerprint(tensor)
+        assert same(print_, fingerprint(tensor), tensor)
+    assert not seen
+    assert state() == before
+    assert tensor.grad is None if tensor.is_leaf else tensor.grad_fn is not None
+
+
+@pytest.mark.parametrize("make", UNUSUAL.values(), ids=UNUSUAL)
+def test_from_one_layout_to_another(make: Make) -> None:
+    """Whether that is a change is a matter of taste; it is no failure, and the same both ways."""
+    assert equal(square(), make(square())) == equal(make(square()), square())
+    assert not equal(square() + 1, make(square()))
+    assert not equal(make(square() + 1), square())
+
+
+def test_what_is_only_marked_as_conjugate_or_negative_counts_as_it_reads() -> None:
+    number = torch.complex(square(), square() + 1)
+    conjugate, negative = number.conj(), number.conj().imag
+    assert conjugate.is_conj()
+    assert negative.is_neg()
+    assert equal(conjugate, conjugate.resolve_conj())
+    assert equal(negative, negative.resolve_neg())
+    assert not equal(number, conjugate)
+    assert not equal(number.imag, negative)
+
+
+def test_how_it_lies_in_memory_is_no_value() -> None:
+    image = torch.arange(2.0 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    for arranged in (
+        image.contiguous(memory_format=torch.channels_last),
+        image.transpose(0, 3).contiguous().transpose(0, 3),
+        image.repeat_interleave(2, 3)[..., ::2],
+    ):
+        assert arranged.stride() != image.stride()
+        assert equal(image, arranged)
+        assert equal(arranged, image)
+
+
+@pytest.mark.parametrize("side", [4, 64], ids=["kept", "digest"])
+def test_how_it_lies_in_memory_may_hide_no_other_value(side: int) -> None:
+    square = torch.arange(float(side * side)).reshape(side, side)
+    before = look(square)
+    assert not equal(before, square.t())  # the same bytes, read another way
+    square.t_()
+    assert not equal(before, square)
+    other = square.t().contiguous(memory_format=torch.contiguous_format).t().clone()
+    other[0, 1] += 1
+    assert not equal(look(square), other)
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if not str(d).startswith(("torch.int", "torch.uint"))], ids=str)
+def test_rearranged_in_any_dtype(dtype: torch.dtype) -> None:
+    tensor = numbered(dtype, 16).view(4, 4)
+    arranged = torch.empty_strided((4, 4), (1, 4), dtype=dtype)
+    memory(arranged).view(4, 4, -1).copy_(memory(tensor).view(4, 4, -1).transpose(0, 1))
+    assert equal(tensor, arranged)
+    memory(arranged)[-1] ^= 1
+    assert not equal(tensor, arranged)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0)])
+def test_empty(shape: tuple[int, ...]) -> None:
+    assert equal(torch.empty(shape), torch.empty(shape))
+    assert not equal(torch.empty(shape), torch.empty((*shape, 1)))
+    assert values(look(torch.empty(shape))) is None
+
+
+def test_same_content_with_other_indices() -> None:
+    one, other = torch.zeros(4, 4), torch.zeros(4, 4)
+    one[0, 1] = other[1, 0] = 1.0
+    for make in (UNUSUAL["coo"], UNUSUAL["csr"], UNUSUAL["csc"]):
+        assert not equal(make(one), make(other))
+
+
+def test_same_integers_with_another_scale() -> None:
+    def quantised(scale: float, zero: int) -> Tensor:
+        return torch._make_per_tensor_quantized_tensor(torch.ones(4, dtype=torch.uint8), scale, zero)
+
+    assert equal(quantised(0.5, 1), quantised(0.5, 1))
+    assert not equal(quantised(0.5, 1), quantised(0.25, 1))
+    assert not equal(quantised(0.5, 1), quantised(0.5, 2))
+
+
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_same_values_with_other_offsets(layout: torch.layout) -> None:
+    rows = torch.arange(4.0)
+    one, other = (torch.nested.nested_tensor([rows[:i], rows[i:]], layout=layout) for i in (1, 3))
+    assert not equal(one, other)
+
+
+def test_what_a_nested_tensor_finds_out_about_itself_is_no_change() -> None:
+    nested: Any = torch.nested.nested_tensor_from_jagged(torch.ones(5, 4), torch.tensor([0, 2, 5]))
+    before = look(nested)
+    parts = len(nested.__tensor_flatten__()[0])
+    torch.softmax(nested, 1)
+    assert len(nested.__tensor_flatten__()[0]) > parts  # it keeps the length of its longest row from now on
+    assert equal(before, nested)
+    nested.values()[0, 0] = 2
+    assert not equal(before, nested)
+
+
+def test_same_values_and_offsets_with_other_lengths() -> None:
+    def nested(*lengths: int) -> Tensor:
+        values, offsets = torch.ones(5, 4), torch.tensor([0, 2, 5])
+        return torch.nested.nested_tensor_from_jagged(values, offsets, lengths=torch.tensor(lengths))
+
+    assert equal(nested(1, 3), nested(1, 3))
+    assert not equal(nested(1, 3), nested(2, 2))
+
+
+# --- tensors without content
+
+
+FAKE = FakeTensorMode()
+EMPTY: dict[str, Make] = {"meta": lambda t: t.to("meta"), "fake": lambda t: FAKE.from_tensor(t)}
+
+
+@pytest.mark.parametrize("make", EMPTY.values(), ids=EMPTY)
+def test_what_has_no_content_has_shape_and_dtype(make: Make) -> None:
+    assert equal(make(square()), make(square() + 1))
+    assert values(look(make(square()))) is None
+    assert not equal(make(square()), make(square()[:2]))
+    assert not equal(make(square()), make(square().double()))
+
+
+def test_lazy_parameters_have_no_shape_and_get_one() -> None:
+    weight = nn.LazyLinear(2).weight
+    before = look(weight)
+    assert not before.initialised
+    assert equal(before, weight)
+    weight.materialize((2, 3))
+    assert not equal(before, weight)
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, lambda f: torch.func.grad(lambda t: f(t).sum())])
+def test_what_torch_func_puts_in_the_place_of_a_tensor(transform: Callable[[Make], Make]) -> None:
+    """It has no memory of its own; it is enough that looking does no harm."""
+
+    def body(tensor: Tensor) -> Tensor:
+        assert equal(tensor, tensor)
+        return tensor * 2
+
+    assert transform(body)(square()).shape == (4, 4)
+
+
+RELEASED = """
+import torch
+from torch import nn
+from pytest_evalmode import guard
+
+model = nn.Linear(64, 64).eval()
+model.weight.untyped_storage().resize_(0)
+with guard(model):
+    pass
+"""
+
+
+def test_a_tensor_whose_memory_was_released() -> None:
+    """FSDP does so between forwards.  In a process of its own: a read from there ends it."""
+    run = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_distributed() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+        one, equally, other = (
+            distribute_tensor(t, mesh, [Shard(0)]) for t in (square(), square(), changed((0, 1), (1, 0)))
+        )
+        assert equal(one, equally)
+        assert not equal(one, other)
+        assert not equal(one, one.to_local())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# --- what is kept
+
+
+def test_small_tensors_are_kept_by_value_and_large_ones_are_not() -> None:
+    small, large = torch.arange(KEPT_BYTES // 8), torch.arange(KEPT_BYTES // 8 + 1)
+    kept = values(look(small))
+    assert kept is not None
+    assert torch.equal(kept, small.flatten())
+    for digest in (look(large), look(small, keep=False)):
+        assert values(digest) is None
+        assert len(digest.bits) == 16
+
+
+def test_what_is_kept_is_a_copy() -> None:
+    tensor = square()
+    before = look(tensor)
+    tensor.zero_()
+    kept = values(before)
+    assert kept is not None
+    assert torch.equal(kept, square().flatten())
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_digests_and_copies_tell_the_same(keep: bool) -> None:
+    before = look(square(), keep)
+    assert equal(before, square())
+    assert not equal(before, square() + torch.eye(4))

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_evalmode.observe.state import devices, generators
+
+DRAWS: dict[str, Callable[[], object]] = {
+    "one number": lambda: torch.rand(1),
+    "one bit": lambda: torch.bernoulli(torch.tensor(1.0)),
+    "a dropout of almost nothing": lambda: F.dropout(torch.ones(1), 1e-9),
+    "a permutation": lambda: torch.randperm(2),
+    "initial weights": lambda: nn.Linear(1, 1),
+    "in place": lambda: torch.empty(1).normal_(),
+    "another seed": lambda: torch.manual_seed(torch.initial_seed() + 1),
+    "the same seed": lambda: torch.manual_seed(torch.initial_seed()) if torch.rand(1) < 2 else None,
+}
+QUIET: dict[str, Callable[[], object]] = {
+    "nothing": lambda: None,
+    "no elements": lambda: torch.rand(0),
+    "arithmetic": lambda: torch.ones(3) * 2,
+    "uninitialised": lambda: torch.empty(3),
+    "a generator of its own": lambda: torch.rand(3, generator=torch.Generator()),
+    "dropout in eval": lambda: nn.Dropout().eval()(torch.ones(3)),
+    "looking": lambda: torch.get_rng_state(),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_a_draw_moves_the_state(draw: Callable[[], object]) -> None:
+    torch.rand(1)
+    before = generators.state()
+    draw()
+    assert generators.state() != before
+
+
+@pytest.mark.parametrize("act", QUIET.values(), ids=QUIET)
+def test_nothing_else_does(act: Callable[[], object]) -> None:
+    before = generators.state()
+    act()
+    assert generators.state() == before
+
+
+def test_what_is_put_back_is_the_same() -> None:
+    before = generators.state()
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(3)
+        assert generators.state() != before
+    assert generators.state() == before
+
+
+def test_looking_draws_nothing_and_dispatches_no_operator() -> None:
+    class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            raise AssertionError(func)
+
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with Seen():  # type: ignore[no-untyped-call]
+        assert generators.state() == generators.state()
+    assert torch.equal(torch.rand(3), expected)
+
+
+# --- accelerators
+
+
+def one(generator: torch.Generator) -> SimpleNamespace:
+    """As `torch.mps` has it."""
+    return SimpleNamespace(get_rng_state=generator.get_state)
+
+
+def several(generator: torch.Generator) -> SimpleNamespace:
+    """As `torch.cuda` and `torch.xpu` have them."""
+    return SimpleNamespace(default_generators=(torch.Generator(), generator), get_rng_state=None)
+
+
+@pytest.mark.parametrize("accelerator", [one, several])
+def test_the_generators_of_an_accelerator(
+    accelerator: Callable[[torch.Generator], SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator()
+    monkeypatch.setattr(devices, "in_use", lambda: accelerator(generator))
+    before = generators.state()
+    assert generators.still(before, generators.state())
+    torch.rand(1, generator=generator)
+    assert not generators.still(before, generators.state())
+    assert generators.still(before[:1], generators.state())
+
+
+def captured() -> Tensor:
+    raise RuntimeError("Cannot call CUDAGeneratorImpl::current_seed during CUDA graph capture.")
+
+
+@pytest.mark.parametrize("accelerator", [SimpleNamespace(), SimpleNamespace(get_rng_state=captured)])
+def test_generators_that_do_not_tell(accelerator: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = generators.state()
+    monkeypatch.setattr(devices, "in_use", lambda: accelerator)
+    assert generators.state() == expected
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("asked", ["is_initialized", "is_available"])
+def test_an_accelerator_has_generators_once_it_is_in_use(
+    asked: str, begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerator = SimpleNamespace(is_available=lambda: True)
+    setattr(accelerator, asked, lambda: begun)
+    monkeypatch.setattr(devices, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(devices, "get_device_module", lambda device: accelerator)
+    found: object = devices.in_use()
+    assert found is (accelerator if begun else None)
+
+
+def test_a_device_that_comes_into_use_is_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = generators.state()
+    monkeypatch.setattr(devices, "in_use", lambda: one(torch.Generator()))
+    assert len(generators.state()) > len(before)
+    assert generators.still(before, generators.state())
+    torch.rand(1)
+    assert not generators.still(before, generators.state())

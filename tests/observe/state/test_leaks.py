@@ -1,0 +1,340 @@
+"""How models and torch are set, before and after."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from pytest_evalmode import Guard, guard
+from pytest_evalmode.observe.models.watch import Watch
+from pytest_evalmode.observe.state.leaks import global_flags, leaks, model_flags
+from tests.nets import Net, batch, rules, watching
+
+DTYPES = (torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda"))
+
+# Each global flag: what sets it, and the two values that it may have.
+Setter = Callable[[Any], object]
+GLOBALS: dict[str, tuple[Setter, Any, Any]] = {
+    "grad_mode": (torch.set_grad_enabled, True, False),
+    "default_dtype": (torch.set_default_dtype, torch.float32, torch.float64),
+    "default_device": (torch.set_default_device, None, "meta"),
+    "deterministic_algorithms": (torch.use_deterministic_algorithms, False, True),
+    "float32_matmul_precision": (torch.set_float32_matmul_precision, "highest", "high"),
+    "cudnn.enabled": (lambda on: setattr(torch.backends.cudnn, "enabled", on), True, False),
+    "cudnn.benchmark": (lambda on: setattr(torch.backends.cudnn, "benchmark", on), False, True),
+    "cudnn.deterministic": (lambda on: setattr(torch.backends.cudnn, "deterministic", on), False, True),
+    "cudnn.allow_tf32": (lambda on: setattr(torch.backends.cudnn, "allow_tf32", on), True, False),
+    "cuda.matmul.allow_tf32": (lambda on: setattr(torch.backends.cuda.matmul, "allow_tf32", on), False, True),
+    "autocast.cpu": (lambda on: torch.set_autocast_enabled("cpu", on), False, True),
+    "autocast.cpu_dtype": (lambda dtype: torch.set_autocast_dtype("cpu", dtype), DTYPES[0], torch.float16),
+    "autocast.cuda_dtype": (lambda dtype: torch.set_autocast_dtype("cuda", dtype), DTYPES[1], torch.bfloat16),
+    "threads": (torch.set_num_threads, 1, 2),
+    "anomaly_mode": (torch.autograd.set_detect_anomaly, False, True),
+}
+
+
+@pytest.fixture(autouse=True)
+def _put_back() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False, warn_only=False)
+    for set_, usual, _ in GLOBALS.values():
+        set_(usual)
+
+
+@pytest.mark.parametrize("name", GLOBALS)
+@pytest.mark.filterwarnings("ignore")
+def test_global_flag(name: str) -> None:
+    set_, usual, other = GLOBALS[name]
+    set_(usual)
+    before = global_flags()
+    set_(other)
+    assert name in {leak.name for leak in leaks(None, before, global_flags())}
+    set_(usual)
+    assert list(leaks(None, before, global_flags())) == []
+
+
+def test_what_it_was_and_what_it_is() -> None:
+    before = global_flags()
+    torch.set_default_dtype(torch.float64)
+    (leak,) = leaks(None, before, global_flags())
+    assert (leak.model, leak.name, leak.before, leak.after) == (None, "default_dtype", "float32", "float64")
+
+
+def test_only_a_warning_where_it_is_not_deterministic() -> None:
+    torch.use_deterministic_algorithms(True)
+    before = global_flags()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert [leak.name for leak in leaks(None, before, global_flags())] == ["deterministic_algorithms_warn_only"]
+
+
+CONTEXTS: dict[str, Callable[[], Any]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "device": lambda: torch.device("meta"),
+    "cudnn": lambda: torch.backends.cudnn.flags(enabled=False),
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+def test_a_context_leaves_nothing(context: Callable[[], Any]) -> None:
+    before = global_flags()
+    with context():
+        assert global_flags() != before
+    assert global_flags() == before
+
+
+@pytest.mark.parametrize("act", [lambda: torch.manual_seed(0), lambda: torch.rand(1)], ids=["seed", "draw"])
+def test_random_numbers_are_no_flag(act: Callable[[], object]) -> None:
+    before = global_flags()
+    act()
+    assert global_flags() == before
+
+
+# --- models
+
+
+def grad_in_place(net: Net) -> None:
+    assert net.head.weight.grad is not None
+    net.head.weight.grad.add_(1)
+
+
+LEAKS: dict[str, tuple[Callable[[Net], object], str, str]] = {
+    "training": (lambda net: net.drop.train(), "drop.training", "True"),
+    "the whole": (lambda net: net.train(), "training", "True"),
+    "requires_grad": (lambda net: net.head.bias.requires_grad_(False), "head.bias.requires_grad", "False"),
+    "a gradient": (lambda net: setattr(net.head.bias, "grad", torch.ones(2)), "head.bias.grad", "tensor of shape (2,)"),
+    "a gradient gone": (lambda net: net.zero_grad(), "head.weight.grad", "None"),
+    "a gradient that grew": (grad_in_place, "head.weight.grad", "tensor of shape (2, 4)"),
+    "forward hook": (lambda net: net.head.register_forward_hook(print), "head.forward_hooks", "print"),
+    "pre-hook": (lambda net: net.register_forward_pre_hook(print), "forward_pre_hooks", "print"),
+    "backward hook": (lambda net: net.register_full_backward_hook(print), "backward_hooks", "print"),
+    "backward pre-hook": (lambda net: net.register_full_backward_pre_hook(print), "backward_pre_hooks", "print"),
+    "state dict hook": (lambda net: net.register_state_dict_post_hook(lambda *_: None), "state_dict_hooks", "lambda"),  # type: ignore[no-untyped-call]
+    "load hook": (
+        lambda net: net.register_load_state_dict_post_hook(print),  # type: ignore[no-untyped-call]
+        "load_state_dict_post_hooks",
+        "print",
+    ),
+    "hook gone": (lambda net: net.bn._forward_hooks.clear(), "bn.forward_hooks", "none"),
+}
+PUT_BACK: dict[str, Callable[[Net], object]] = {
+    "mode": lambda net: net.train().eval(),
+    "requires_grad": lambda net: net.requires_grad_(False).requires_grad_(True),
+    "gradient": lambda net: (setattr(net.body.bias, "grad", torch.ones(4)), setattr(net.body.bias, "grad", None)),  # type: ignore[func-returns-value]
+    "hook": lambda net: net.register_forward_hook(print).remove(),
+    "a layer that came": lambda net: net.add_module("more", nn.Linear(1, 1)),
+    "a layer that went": lambda net: delattr(net, "body"),
+}
+
+
+def shared() -> Net:
+    """A model with a gradient and a hook."""
+    net = Net().eval()
+    net.head.weight.grad = torch.zeros(2, 4)
+    net.bn.register_forward_hook(lambda *_: None)
+    return net
+
+
+@pytest.mark.parametrize(("act", "name", "after"), LEAKS.values(), ids=LEAKS)
+def test_model(act: Callable[[Net], object], name: str, after: str) -> None:
+    net = shared()
+    before = model_flags(net)
+    act(net)
+    found = {leak.name: leak for leak in leaks("net", before, model_flags(net))}
+    assert name in found
+    assert after in found[name].after
+    assert found[name].before != found[name].after
+    assert found[name].model == "net"
+
+
+@pytest.mark.parametrize("act", PUT_BACK.values(), ids=PUT_BACK)
+def test_put_back(act: Callable[[Net], object]) -> None:
+    net = shared()
+    before = model_flags(net)
+    act(net)
+    assert list(leaks("net", before, model_flags(net))) == []
+
+
+def test_a_hook_replaced_by_another_of_the_same_name() -> None:
+    net = Net()
+    handle = net.register_forward_hook(print)
+    before = model_flags(net)
+    handle.remove()
+    net.register_forward_hook(print)
+    assert [leak.name for leak in leaks("net", before, model_flags(net))] == ["forward_hooks"]
+
+
+def test_a_model_that_died_leaks_nothing() -> None:
+    net, watch = shared(), Watch(lambda code, line: None, strict=True)
+    watch.share(net, None)
+    net.train()
+    assert watch.leaks()
+    net.eval()
+    del net
+    gc.collect()
+    assert watch.leaks() == ()
+
+
+def test_what_paused_code_left_is_the_new_beginning() -> None:
+    net = shared()
+    with watching(net, strict=True) as g, torch.no_grad():
+        with g.paused():
+            net.requires_grad_(False)
+        net(batch())
+    assert rules(g) == set()
+
+
+def left(g: Guard) -> list[tuple[str, ...]]:
+    """The settings that a window left otherwise."""
+    return [violation.subjects for violation in g.violations if violation.rule.endswith("-leaked")]
+
+
+# What happens before, in and after a pause to the mode of a model that was in eval mode, and whether that is a leak.
+PAUSES: dict[str, tuple[str, bool]] = {
+    "train before": ("train | |", True),
+    "train after": ("| | train", True),
+    "train in it": ("| train |", False),
+    "train in it, eval after": ("| train | eval", False),
+    "train before, eval in it": ("train | eval |", False),
+    "train before, eval after": ("train | | eval", False),
+    "train before, eval in it, train after": ("train | eval | train", True),
+}
+
+
+@pytest.mark.parametrize(("story", "leak"), PAUSES.values(), ids=PAUSES)
+def test_a_pause_hides_what_is_set_in_it_alone(story: str, leak: bool) -> None:
+    before, inside, after = (part.strip() for part in story.split("|"))
+    net = nn.Dropout().eval()
+
+    def act(mode: str) -> None:
+        if mode:
+            net.train(mode == "train")
+            torch.set_num_threads(2 if mode == "train" else 1)
+
+    with watching(net, strict=True) as g:
+        act(before)
+        with g.paused():
+            act(inside)
+        act(after)
+        assert left(g) == []  # it may yet be put back
+    assert left(g) == ([("Dropout.training",), ("torch threads",)] if leak else [])
+
+
+@pytest.mark.parametrize("rule", ["model-leaked", "global-leaked"])
+def test_allowed_for_a_part(rule: str) -> None:
+    net = nn.Dropout().eval()
+    with watching(net, strict=True) as g, g.allow(rule):
+        net.train()
+        torch.set_num_threads(2)
+    others = {"model-leaked": ("torch threads",), "global-leaked": ("Dropout.training",)}
+    assert left(g) == [others[rule]]
+    assert "unused-exemption" not in rules(g)
+
+
+def test_a_part_that_is_watched_itself_is_told_once() -> None:
+    part = nn.Linear(2, 2).eval()
+    whole = nn.Sequential(part).eval()
+    with watching(part, whole, strict=True) as g:
+        whole.train()
+    assert left(g) == [("Sequential.0.training", "Sequential.training")]
+
+
+# --- hooks that come and go by no doing of the test's
+
+
+class OwnLazy(nn.Module):
+    """Takes its own hook away as it first runs, and has another that stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight: Any = UninitializedParameter()
+        self.stays = self.register_forward_hook(lambda *_: None)
+        self.handle = self.register_forward_pre_hook(self.begin)
+
+    def begin(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self.weight.materialize((2, args[0].shape[-1]))
+        with torch.no_grad():
+            self.weight.zero_()
+        self.handle.remove()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight)
+
+
+class Hooking(Net):
+    """Puts a hook on a layer of its own as it runs."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        super().__init__()
+        self.hook = hook
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().forward(x)
+        next(self.children()).register_forward_hook(self.hook)
+        return out
+
+
+def users_hook(*_: Any) -> None: ...
+
+
+OWN_HOOKS: dict[str, Callable[[], nn.Module]] = {
+    "lazy": lambda: nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d()),
+    "lazy in its own way": lambda: nn.Sequential(OwnLazy()),
+    "of a library": lambda: Hooking(logging.debug),
+    "of a library, with something given": lambda: Hooking(functools.partial(logging.debug, "%s")),
+}
+
+
+@pytest.mark.parametrize("make", OWN_HOOKS.values(), ids=OWN_HOOKS)
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_what_a_model_does_about_hooks_as_it_runs_is_its_own(make: Callable[[], nn.Module], wrapped: bool) -> None:
+    model = make().eval()
+    ran = nn.Sequential(model) if wrapped else model
+    with watching(model, strict=True) as g, torch.no_grad():
+        ran(batch())
+    assert "model-leaked" not in rules(g)
+
+
+FOREIGN_HOOKS: dict[str, Callable[[Any], object]] = {
+    "taken away by the test": lambda lazy: lazy.handle.remove(),
+    "another, taken away": lambda lazy: lazy.stays.remove(),
+    "another, after a forward": lambda lazy: (lazy(batch()), lazy.stays.remove()),
+    "put on before": lambda lazy: (lazy.register_forward_hook(users_hook), lazy(batch())),
+    "put on after": lambda lazy: (lazy(batch()), lazy.register_forward_hook(users_hook)),
+    "of a library, put on by the test": lambda lazy: lazy.register_forward_hook(logging.debug),
+}
+
+
+@pytest.mark.parametrize("act", FOREIGN_HOOKS.values(), ids=FOREIGN_HOOKS)
+def test_what_the_test_does_about_hooks_is_told(act: Callable[[Any], object]) -> None:
+    model = OwnLazy().eval()
+    with watching(model, strict=True) as g, torch.no_grad():
+        act(model)
+    assert "model-leaked" in rules(g)
+
+
+def test_a_hook_of_the_user_s_that_a_forward_leaves_is_told() -> None:
+    model = Hooking(users_hook).eval()
+    with watching(model, strict=True) as g, torch.no_grad():
+        model(batch())
+    assert rules(g) == {"model-leaked"}
+
+
+def test_the_default_device_is_read_without_asking_what_a_test_may_have_patched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with guard(strict=True), monkeypatch.context() as patched:
+        patched.setattr(torch, "device", lambda *_: pytest.fail("called"))
+        with torch.no_grad():
+            Net().eval()(batch())
+        assert global_flags()["default_device"] == "cpu"

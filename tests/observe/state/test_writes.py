@@ -1,0 +1,446 @@
+"""Where the kernel tells what was written, the verdict is the one that reading everything would give."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import os
+import platform
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from pytest_evalmode import guard
+from pytest_evalmode.errors import HygieneError
+from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.state import fingerprint, memory, snapshot, writes
+from pytest_evalmode.observe.state.fingerprint import undisturbed
+from pytest_evalmode.observe.state.snapshot import Snapshot
+from pytest_evalmode.observe.state.writes import PAGE, Span
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+SIDE = 512
+
+
+@pytest.fixture(autouse=True)
+def _tracking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything is armed at once, however small, and this file leaves nothing armed."""
+    monkeypatch.delenv("EVALMODE_WRITES", raising=False)
+    monkeypatch.setattr(memory, "_PAYS", 0)
+    monkeypatch.setattr(writes, "_asked", False)
+    if writes.tracker() is None:
+        pytest.skip("this kernel does not track writes, or a filter forbids it")
+    yield
+    writes.switch_off()
+    monkeypatch.setattr(writes, "_asked", False)
+
+
+class Pair(nn.Module):
+    """A weight and a buffer of a mebibyte each, and small ones."""
+
+    table: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(SIDE, SIDE)
+        self.register_buffer("table", torch.rand(SIDE, SIDE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x)
+        return out
+
+
+def take(model: nn.Module, like: Snapshot | None = None) -> Snapshot:
+    return snapshot.take(modules.walk(model), like)
+
+
+def unread(model: nn.Module) -> int:
+    """How many bytes of it need no read."""
+    before = memory.tally.unread
+    take(model)
+    return memory.tally.unread - before
+
+
+def seen(model: nn.Module, before: Snapshot) -> set[str]:
+    """What has changed: by what the kernel says and, as a test of that, by a read of everything."""
+    parts = modules.walk(model)
+    with undisturbed():
+        tracked = snapshot.take(parts, before)
+        with patch.object(fingerprint, "memory", _Nothing()):
+            read = snapshot._read(parts, before, False)
+    by_kernel = {change.path for change in snapshot.changes("model", before, tracked, parts, None)}
+    assert by_kernel == {change.path for change in snapshot.changes("model", before, read, parts, None)}
+    return by_kernel
+
+
+class _Nothing:
+    """Nothing is known of memory."""
+
+    tally = memory.Tally()
+
+    def known(self, ranges: object) -> dict[memory.Range, bytes]:
+        return {}
+
+    def arm(self, tensors: object) -> list[memory.Block]:
+        return []
+
+
+def in_thread(act: Callable[[], object]) -> None:
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join()
+
+
+def in_child(act: Callable[[], object]) -> None:
+    child = os.fork()
+    if not child:
+        act()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def pages(tensor: torch.Tensor) -> Span:
+    """The whole pages in a tensor."""
+    address = tensor.data_ptr()
+    return Span(-(-address // PAGE) * PAGE, (address + tensor.nbytes) // PAGE * PAGE)
+
+
+def bytes_of(tensor: torch.Tensor) -> Any:
+    return (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+
+
+def step(model: Pair, optimizer: Any) -> None:
+    model(torch.ones(1, SIDE)).sum().backward()
+    optimizer.step()
+
+
+def read_into(model: Pair) -> None:
+    """The kernel writes for us."""
+    with open("/dev/zero", "rb", buffering=0) as file:
+        file.readinto(memoryview(bytes_of(model.layer.weight)))
+
+
+def dont_need(model: Pair, number: int) -> None:
+    start = pages(model.layer.weight).start
+    assert LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(number * PAGE), mmap.MADV_DONTNEED) == 0
+
+
+def map_anew(model: Pair) -> None:
+    """Other memory, empty, at the same address."""
+    start = pages(model.layer.weight).start
+    LIBC.mmap.restype = ctypes.c_void_p
+    fixed, prot = 0x10, mmap.PROT_READ | mmap.PROT_WRITE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | fixed
+    found = LIBC.mmap(ctypes.c_void_p(start), ctypes.c_size_t(4 * PAGE), prot, flags, -1, ctypes.c_long(0))
+    assert found == start
+
+
+def move_away(model: Pair) -> None:
+    """`mremap` takes the pages elsewhere, and leaves empty ones."""
+    start = pages(model.layer.weight).start
+    LIBC.mremap.restype = ctypes.c_void_p
+    size = ctypes.c_size_t(4 * PAGE)
+    may_move, dont_unmap = 1, 4
+    assert LIBC.mremap(ctypes.c_void_p(start), size, size, may_move | dont_unmap, None) != ctypes.c_void_p(-1).value
+
+
+def allocate_again(model: Pair) -> None:
+    """Likely at the same address."""
+    model.layer.weight.data = torch.empty(0)
+    model.layer.weight.data = torch.full((SIDE, SIDE), 7.0)
+
+
+def swap(model: Pair) -> None:
+    torch.utils.swap_tensors(model.layer.weight, nn.Parameter(torch.zeros(SIDE, SIDE)))  # type: ignore[no-untyped-call]
+
+
+def set_other(model: Pair) -> None:
+    with torch.no_grad():
+        model.layer.weight.set_(torch.zeros(SIDE, SIDE))  # type: ignore[call-overload]
+
+
+def resize(model: Pair) -> None:
+    with torch.no_grad():
+        model.table.resize_(SIDE, 2 * SIDE)
+
+
+def work_in_loader(model: Pair) -> None:
+    """In a process of its own: what it writes to private memory stays there."""
+
+    def zero(items: list[int]) -> list[int]:
+        model.table.zero_()
+        return items
+
+    items: Any = [1, 2]
+    assert list(DataLoader(items, num_workers=1, collate_fn=zero, multiprocessing_context="fork"))
+
+
+WEIGHT, TABLE = {"layer.weight"}, {"table"}
+BOTH = {"layer.weight", "layer.bias"}
+WAYS: dict[str, tuple[Callable[[Pair], object], set[str]]] = {
+    "nothing": (lambda m: None, set()),
+    "a read": (lambda m: m.layer.weight.sum(), set()),
+    "a forward": (lambda m: m(torch.ones(1, SIDE)), set()),
+    "an element": (lambda m: m.layer.weight.data[300].fill_(1), WEIGHT),
+    "the first element": (lambda m: m.table.view(-1)[:1].add_(1), TABLE),
+    "the last element": (lambda m: m.table.view(-1)[-1:].add_(1), TABLE),
+    "a small tensor": (lambda m: m.layer.bias.data.add_(1), {"layer.bias"}),
+    "equal bits": (lambda m: m.layer.weight.data.mul_(1), set()),
+    "there and back": (lambda m: m.table.neg_().neg_(), set()),
+    "numpy": (lambda m: m.table.numpy().__setitem__((200, 1), 5.0), TABLE),
+    "dlpack": (lambda m: torch.utils.dlpack.from_dlpack(m.table).fill_(5.0), TABLE),
+    "a storage": (lambda m: m.table.untyped_storage().copy_(torch.zeros(SIDE, SIDE).untyped_storage()), TABLE),
+    "other data": (lambda m: setattr(m.layer.weight, "data", torch.zeros(SIDE, SIDE)), WEIGHT),
+    "equal data elsewhere": (lambda m: setattr(m.layer.weight, "data", m.layer.weight.data.clone()), set()),
+    "another parameter": (lambda m: setattr(m.layer, "weight", nn.Parameter(torch.zeros(SIDE, SIDE))), WEIGHT),
+    "no parameter": (lambda m: delattr(m.layer, "bias"), {"layer.bias"}),
+    "one more buffer": (lambda m: m.layer.register_buffer("more", torch.zeros(3)), {"layer.more"}),
+    "another layer": (lambda m: setattr(m, "layer", nn.Linear(SIDE, SIDE)), BOTH),
+    "turned": (lambda m: m.table.t_(), TABLE),
+    "negated by a flag": (lambda m: setattr(m, "table", torch._neg_view(m.table)), TABLE),
+    "of another type": (lambda m: m.half(), {"layer.weight", "layer.bias", "table"}),
+    "set_": (set_other, WEIGHT),
+    "resize_": (resize, TABLE),
+    "swap_tensors": (swap, WEIGHT),
+    "ctypes": (lambda m: ctypes.memset(m.table.data_ptr() + 9 * PAGE, 0, 8), TABLE),
+    "the kernel": (read_into, WEIGHT),
+    "a thread": (lambda m: in_thread(m.table.zero_), TABLE),
+    "a child": (lambda m: in_child(m.table.zero_), set()),
+    "a loader's worker": (work_in_loader, set()),
+    "SGD": (lambda m: step(m, torch.optim.SGD(m.parameters(), 0.1)), BOTH),
+    "fused SGD": (lambda m: step(m, torch.optim.SGD(m.parameters(), 0.1, fused=True)), BOTH),
+    "fused Adam": (lambda m: step(m, torch.optim.Adam(m.parameters(), fused=True)), BOTH),
+    "fused AdamW": (lambda m: step(m, torch.optim.AdamW(m.parameters(), fused=True)), BOTH),
+    "MADV_DONTNEED": (lambda m: dont_need(m, 3), WEIGHT),
+    "mapped anew": (map_anew, WEIGHT),
+    "mremap": (move_away, WEIGHT),
+    "freed and allocated": (allocate_again, WEIGHT),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_write_is_seen(way: str) -> None:
+    act, changed = WAYS[way]
+    model = Pair()
+    before = take(model)
+    assert unread(model) == 2 * 4 * SIDE**2
+    act(model)
+    assert seen(model, before) == changed
+    after = take(model)
+    assert seen(model, after) == set()
+    model.table.add_(1)
+    assert "table" in seen(model, after)
+
+
+@pytest.mark.parametrize("way", ["an element", "fused Adam", "MADV_DONTNEED", "swap_tensors"])
+def test_a_guard_tells(way: str) -> None:
+    model = Pair().eval()
+    for _ in range(2):
+        with guard(model):
+            pass
+    with pytest.raises(HygieneError, match=r"layer\.weight"), guard(model):
+        WAYS[way][0](model)
+
+
+def plain(tensor: torch.Tensor) -> nn.Module:
+    return nn.ParameterList([nn.Parameter(tensor, requires_grad=False)])
+
+
+def test_shared_memory_is_read() -> None:
+    model = Pair()
+    model.share_memory()
+    before = take(model)
+    assert unread(model) == 0
+    in_child(model.table.zero_)
+    assert seen(model, before) == TABLE
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "private"])
+def test_a_file_is_read(tmp_path: Path, shared: bool) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(4 * SIDE**2))
+    model = plain(torch.from_file(str(path), shared=shared, size=SIDE**2))
+    before = take(model)
+    assert unread(model) == 0
+    with path.open("r+b") as file:
+        file.seek(5 * PAGE)
+        file.write(b"\1")
+    assert seen(model, before) == {"0"}
+
+
+def test_huge_pages() -> None:
+    size = 8 << 20
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
+        area.madvise(mmap.MADV_HUGEPAGE)
+        tensor = torch.frombuffer(area, dtype=torch.uint8).fill_(1)
+        model, area_address = plain(tensor), tensor.data_ptr()
+        before = take(model)
+        assert unread(model) > 0
+        assert seen(model, before) == set()
+        ctypes.memset(area_address + (5 << 20), 2, 1)
+        assert seen(model, before) == {"0"}
+        after = take(model)
+        start = -(-area_address // (2 << 20)) * (2 << 20)
+        assert LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(2 << 20), mmap.MADV_DONTNEED) == 0
+        assert seen(model, after) == {"0"}
+        del model, tensor
+        gc.collect()
+
+
+def test_a_view_in_another_model() -> None:
+    """Pages that are armed for one of them can no longer be asked about for the other."""
+    base = torch.rand(4 * SIDE, SIDE)
+    whole, part = plain(base), plain(base[SIDE : 2 * SIDE])
+    for _ in range(3):
+        was_whole, was_part = take(whole), take(part)
+        base[SIDE + 7].add_(1)
+        assert seen(whole, was_whole) == {"0"}
+        assert seen(part, was_part) == {"0"}
+
+
+def test_a_write_between_arming_and_reading_is_seen() -> None:
+    tensor = torch.zeros(SIDE, SIDE)
+    range_ = tensor.data_ptr(), tensor.nbytes
+    (block,) = memory.arm({range_: tensor})
+    tensor[100] = 1
+    block.digest = b"read before that"
+    assert memory.known({range_: None}) == {}
+
+
+def test_what_was_armed_anew_meanwhile_gets_no_digest() -> None:
+    tensor = torch.zeros(SIDE, SIDE)
+    range_ = tensor.data_ptr(), tensor.nbytes
+    (slow,) = memory.arm({range_: tensor})
+    tensor[100] = 1
+    (quick,) = memory.arm({range_: tensor})
+    slow.digest = b"read before that"
+    assert memory.known({range_: None}) == {}
+    quick.digest = b"read since"
+    assert memory.known({range_: None}) == {range_: b"read since"}
+
+
+def test_what_is_written_every_time_is_left() -> None:
+    model = Pair()
+    for _ in range(6):
+        before = take(model)
+        model.table.add_(1)
+        assert seen(model, before) == TABLE
+    take(model)
+    assert unread(model) == 4 * SIDE**2
+    assert writes.tracker().unwritten([pages(model.table)]) == set()  # type: ignore[union-attr]
+
+
+def test_what_died_is_let_go() -> None:
+    model = Pair()
+    take(model)
+    at_hand = memory.memory()
+    assert at_hand is not None
+    assert len(at_hand._blocks) == 2
+    del model
+    gc.collect()
+    other = Pair()
+    take(other)
+    assert {range_[0] for range_ in at_hand._blocks} == {other.layer.weight.data_ptr(), other.table.data_ptr()}
+
+
+def test_an_error_of_the_kernel_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Pair()
+    before = take(model)
+
+    def fail(*_: object) -> set[Span]:
+        raise OSError
+
+    monkeypatch.setattr(writes.Tracker, "unwritten", fail)
+    model.table.add_(1)
+    assert seen(model, before) == TABLE
+    assert writes.tracker() is None
+
+
+def test_descriptors_that_somebody_closed() -> None:
+    model = Pair()
+    before = take(model)
+    tracker = writes.tracker()
+    assert tracker is not None
+    os.close(tracker._uffd)
+    tracker._uffd = os.open(os.devnull, os.O_RDONLY)  # so that ours is closed only once
+    model.table.add_(1)
+    assert seen(model, before) == TABLE
+
+
+def test_a_child_does_not_track() -> None:
+    model = Pair()
+    before = take(model)
+
+    def look() -> None:
+        ok = writes.tracker() is None and unread(model) == 0
+        model.table.add_(1)
+        os._exit(0 if ok and seen(model, before) == TABLE else 1)
+
+    in_child(look)
+    assert unread(model) == 2 * 4 * SIDE**2
+
+
+def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writes, "_asked", False)
+    monkeypatch.setenv("EVALMODE_WRITES", "off")
+    assert writes.tracker() is None
+    assert unread(Pair()) == 0
+
+
+def test_a_wish_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writes, "_asked", False)
+    monkeypatch.setenv("EVALMODE_WRITES", "maybe")
+    with pytest.raises(ValueError, match=r"EVALMODE_WRITES is 'maybe': .*'on'.*'off'"):
+        writes.tracker()
+
+
+def test_mappings_are_not_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writes._Mappings, "room", lambda self: 0)
+    monkeypatch.setattr(writes.tracker(), "_room", 0)
+    model = Pair()
+    take(model)
+    assert unread(model) == 0
+
+
+REFUSED = """
+import ctypes, struct
+libc = ctypes.CDLL(None, use_errno=True)
+NUMBER = {number}
+rules = [(0x20, 0, 0, 0), (0x15, 0, 1, NUMBER), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]  # EPERM, or allowed
+program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+class Filter(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.byref(Filter(len(rules), ctypes.addressof(program)))) == 0
+
+import torch
+from pytest_evalmode import guard
+from pytest_evalmode.errors import HygieneError
+from pytest_evalmode.observe import writes
+model = torch.nn.Linear(512, 512).eval()
+with guard(model):
+    pass
+assert writes.tracker() is None
+try:
+    with guard(model):
+        model.weight.data.zero_()
+except HygieneError as error:
+    assert "weight" in str(error)
+    print("seen")
+"""
+
+
+def test_a_filter_refuses_it() -> None:
+    code = REFUSED.format(number=writes._NR_USERFAULTFD[platform.machine()])
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout == "seen\n", result.stderr

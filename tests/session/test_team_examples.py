@@ -1,0 +1,90 @@
+"""The examples for teams and for slow fixtures say what the README says of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(example: str, *options: str) -> list[str]:
+    """What a run of an example prints, line by line, as someone sees it who has copied its folder."""
+    folder = EXAMPLES / example
+    config = folder / "pytest.ini"
+    alone = ["-c", str(config if config.exists() else os.devnull), f"--rootdir={folder}"]
+    command = [sys.executable, "-m", "pytest", "-pno:randomly", "-pno:cacheprovider", *alone, *options]
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+    return done.stdout.splitlines()
+
+
+def has(lines: list[str], *texts: str) -> bool:
+    """Whether the texts stand in the lines, in this order, each in a line of its own."""
+    rest = iter(lines)
+    return all(any(text in line for line in rest) for text in texts)
+
+
+@pytest.fixture(scope="module")
+def team() -> list[str]:
+    return run("team", "-rA")
+
+
+def test_the_teams_rule_holds_in_its_directory_alone(team: list[str]) -> None:
+    assert has(team, "edge-dtype: server.ranker (Sequential) holds float32")
+    assert has(team, "FAILED tests/edge/test_edge.py::test_ranker - HygieneViolation: edge-dtype")
+    assert has(team, "PASSED tests/edge/test_edge.py::test_tiny")
+    assert has(team, "PASSED tests/test_server.py::test_ranker")
+
+
+def test_the_teams_rule_says_what_to_do(team: list[str]) -> None:
+    said = next((line.strip() for line in team if line.strip().startswith("edge-dtype  ")), "")
+    assert said.startswith("edge-dtype  server.ranker (Sequential) holds ")
+    assert said.endswith(": the devices have float16")
+    assert has(
+        team, said, "fix: convert it first: model.half()", 'intended? @pytest.mark.inference(allow=["edge-dtype"]'
+    )
+
+
+def test_a_model_that_only_the_team_can_find_is_watched(team: list[str]) -> None:
+    assert has(team, "FAILED tests/test_server.py::test_warm_up_of_the_other_model - HygieneViolation: state-mutated")
+    assert has(team, "state-mutated  server.tiny.0.weight changed    max |Δ|")
+    assert has(team, "2 failed, 2 passed")
+
+
+@pytest.fixture(scope="module")
+def predictions() -> list[str]:
+    return run("fixtures", "-rA")
+
+
+def test_who_predicts_once_in_a_fixture_is_not_held_up(predictions: list[str]) -> None:
+    assert has(predictions, "PASSED test_predictions.py::test_probabilities")
+    assert has(predictions, "PASSED test_predictions.py::test_every_class_is_predicted")
+
+
+def test_a_careless_fixture_fails_and_reads_as_a_test_that_fails(predictions: list[str]) -> None:
+    line = next(
+        number
+        for number, text in enumerate((EXAMPLES / "fixtures/test_predictions.py").read_text("utf-8").splitlines(), 1)
+        if "model.train()(batch)" in text
+    )
+    assert has(predictions, "ERROR at setup of test_careless")
+    assert has(
+        predictions,
+        "HygieneError: train-mode: Sequential ran once in training mode (+1 more)",
+        "Sequential.1 (BatchNorm1d)",
+        f"test_predictions.py:{line}  logits: Tensor = model.train()(batch)",
+        "fix: ",
+        "state-mutated",
+        "intended? guard(",
+    )
+    assert has(predictions, "2 passed, 1 error")
+    assert not [text for text in predictions if "pytest_evalmode/" in text]
+
+
+def test_nothing_fails_where_guarding_is_off() -> None:
+    assert has(run("team", "--evalmode=off"), "4 passed")

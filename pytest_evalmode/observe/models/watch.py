@@ -20,7 +20,7 @@ from pytest_evalmode.observe.state import devices, leaks, snapshot
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
 from pytest_evalmode.observe.state.snapshot import Snapshot
 from pytest_evalmode.observe.wrapped import Wrapped
-from pytest_evalmode.trace import Drift, Leak, Site, TensorChange, WatchedModel
+from pytest_evalmode.trace import Drift, Leak, Part, Site, TensorChange, WatchedModel
 
 
 class Locate(Protocol):
@@ -124,10 +124,13 @@ class Watch:
         self.own_hooks: set[int] = set()
         """What models did about hooks by themselves, as they ran."""
         self.failures = Failures()
+        self.names = 0
+        """Of the times that something may have come to be called otherwise."""
         self._locate = locate
         self._strict = strict
         self._models: list[Model] = []
         self._homes: dict[int, tuple[weakref.ref[nn.Module], Model, str]] = {}
+        self._parts: dict[int, tuple[weakref.ref[nn.Module], type, int, Part]] = {}
         self._names: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
         self._dead: list[Model] = []
         self._unread: list[Model] = []
@@ -139,6 +142,7 @@ class Watch:
         module = modules.unwrapped(module)
         if self._given_name(module) is None:
             self._names[id(module)] = weakref.ref(module), name
+            self.names += 1
 
     def name_of(self, module: nn.Module) -> str:
         """What a module is called that is part of no watched model."""
@@ -211,6 +215,7 @@ class Watch:
             if read:
                 self.read(model)
             self._models.append(model)
+            self.names += 1
             return model
 
     def find(self, module: nn.Module) -> tuple[Model, str] | None:
@@ -219,6 +224,18 @@ class Watch:
         if home is None or home[0]() is not module or home[1].module() is None:
             return self._search(module)
         return home[1], home[1].path_of(home[2])
+
+    def part(self, module: nn.Module) -> Part | None:
+        """A module that belongs to a model as it is told, by the name that the model has now."""
+        known = self._parts.get(id(module))
+        if known is not None and known[0]() is module and known[1:3] == (type(module), self.names):
+            return known[3]
+        home = self.find(modules.unwrapped(module))
+        if home is None:
+            return None
+        part = Part(home[0].name, home[1], modules.type_name(module))
+        self._parts[id(module)] = weakref.ref(module), type(module), self.names, part
+        return part
 
     def held(self, module: nn.Module) -> dict[str, Fingerprint] | None:
         """What was last read of a module that is watched, or part of one: what is saved, by its name in it."""
@@ -291,6 +308,7 @@ class Watch:
                 model.release()
             self._homes.clear()
             self._names.clear()
+            self._parts.clear()
 
     def facts(self) -> tuple[WatchedModel, ...]:
         """The models that hold parameters; losses, metrics and transforms are watched but are no models."""
@@ -315,6 +333,7 @@ class Watch:
 
     def _bury(self, model: Model) -> None:
         """Judge a model that has died, and go on watching what lives on of it: a wrapper may be made for one call."""
+        self.names += 1
         try:
             self._compare(model)
             before = model.before

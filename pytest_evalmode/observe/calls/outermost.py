@@ -10,7 +10,8 @@ from torch import nn
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.calls.trees import Tree
-from pytest_evalmode.observe.models.watch import Model, Watch
+from pytest_evalmode.observe.models.model import Model
+from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.trace import Finding, Part, Site
 
 RAISED = object()

@@ -75,7 +75,10 @@ class Draws(Question):
         else:
             hooked = part._forward_pre_hooks or part._forward_hooks  # what they draw is the module's, too
             may_draw = bool(hooked) or code.traits(part).may_draw
-        return may_draw or key in self.outermost.lazy or self._is_trained_inside(part)
+        if may_draw or key in self.outermost.lazy:
+            return True
+        trained = self.outermost.training.get(key)
+        return (trained is not None and trained.part.sensitive) or self._is_trained_inside(part)
 
     def _is_explained(self, part: nn.Module) -> bool:
         """Whether a module initialises itself, or is in training mode, which is another question's."""

@@ -73,8 +73,9 @@ class Modes(Question):
         if len(found) != len(tree.findings) or not all(map(is_, found, tree.findings)):
             tree.findings = Findings(found)
         elif tree.training and not tree.settled:
-            open_ = {key for key, finding in tree.told.items() if finding.cause is None and key not in tree.asked}
-            tree.settled = frozenset(id(self.outermost.parts[i]) for i in tree.training) - tree.drawing - open_
+            told = tree.told.items()
+            more = {key for key, found in told if found.part.sensitive or not (found.cause or key in tree.asked)}
+            tree.settled = frozenset(id(self.outermost.parts[i]) for i in tree.training) - tree.drawing - more
         return {"training": tree.findings}
 
     def _judge(self, part: nn.Module) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from pytest_evalmode.lock.inputs import layout, order, rounding, search, tokens, units
+from pytest_evalmode.lock.inputs import layout, order, tokens, units
 from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, told, unexplained
+from pytest_evalmode.lock.inputs.images import rounding, search
 from pytest_evalmode.lock.inputs.order import compare_order
 from pytest_evalmode.lock.inputs.samples import arrays, samples, words
 

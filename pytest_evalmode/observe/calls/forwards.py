@@ -145,6 +145,7 @@ class Forwards:
                 self.seconds += weight * (perf_counter() - began)
         if whole:
             self._running.outermost = outermost.around
+            outermost.questions.clear()  # they refer to it, too: what it was given would wait for the collector
 
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType

@@ -384,6 +384,23 @@ def test_a_model_elsewhere() -> None:
     assert [change.path for change in others] == ["0.weight", "2.weight"]
 
 
+@pytest.mark.parametrize("name", ["0.weight", "1.running_mean"])
+def test_a_tree_that_holds_the_same_is_known_by_its_plan(name: str) -> None:
+    net = nn.Sequential(nn.Linear(40, 80), nn.BatchNorm1d(80))
+    with elsewhere(KEPT_BYTES), torch.no_grad():
+        before = snapshot.take(modules.walk(net))
+        assert snapshot.take(modules.walk(net), before) is before
+        tensor = net.state_dict()[name]
+        assert (tensor.nbytes > KEPT_BYTES) == (name == "0.weight")
+        was = tensor.clone()
+        tensor.view(-1).view(torch.uint8)[-5] ^= 1
+        now = snapshot.take(modules.walk(net), before)
+        assert [path for path in now.prints if now.prints[path] != before.prints[path]] == [name]
+        assert snapshot.take(modules.walk(net), now) is now
+        tensor.copy_(was)
+        assert snapshot.take(modules.walk(net), now) == before
+
+
 def test_all_that_changes_here_changes_there() -> None:
     def found() -> list[TensorChange]:
         conv = nn.Conv2d(3, 8, 3, bias=False)

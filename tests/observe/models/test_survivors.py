@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -47,7 +48,36 @@ def parallel(model: nn.Module) -> nn.Module:
     return nn.Sequential(nn.DataParallel(model)).eval()
 
 
-WRAPPERS = [with_softmax, with_a_head, nested, ensemble, parallel]
+class Tables(nn.Module):
+    """Scripted, it has a method, and no forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+
+    @torch.jit.export
+    def scaled(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class Scaled(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is on its way out
+            self.tables = torch.jit.script(Tables())
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = self.tables.scaled(self.model(x))
+        return scaled
+
+
+def scripted(model: nn.Module) -> nn.Module:
+    return Scaled(model).eval()
+
+
+WRAPPERS = [with_softmax, with_a_head, nested, ensemble, parallel, scripted]
 Wrap = Callable[[nn.Module], nn.Module]
 
 

@@ -172,7 +172,8 @@ class Guard:
             self._watch.begin_anew()
             if self._terms.strict:
                 flags = leaks.global_flags()
-                self._globals = Baseline(flags, flags)
+                history = self._terms.history
+                self._globals = Baseline(flags, flags, began=history.world.began if history is not None else {})
         self._listen()
 
     def close(self, *, name: str = "", finished: bool = True, needs_forward: bool = False, heard: bool = True) -> None:
@@ -298,14 +299,16 @@ class Guard:
         for trace, policy in self._leaks:
             left = tuple(leak for leak in trace.leaks if (leak.model, leak.name) not in back)
             self._segments.append((Trace(leaks=left), policy))
+        history = self._terms.history
         trace = Trace(
             drifts=self._watch.drifts() if heard else (),
+            global_drifts=history.world.tell() if heard and history is not None else (),
             needs_forward=needs_forward,
             forwards=self._forwards.ran,
         )
         self._segments.append((trace, self._policy))
-        if self._terms.history is not None:
-            self._watch.keep(self._terms.history, name, drifted=heard)
+        if history is not None:
+            self._watch.keep(history, name, drifted=heard)
 
     @contextmanager
     def safely(self) -> Iterator[None]:

@@ -426,7 +426,7 @@ class Buffered(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.write(self)
-        h: Tensor = self.head(x) + self.keys.sum()
+        h: Tensor = self.head(x) + sum(buffer.sum() for buffer in self.buffers())
         return h
 
 
@@ -439,7 +439,7 @@ CHANGING: dict[str, Callable[[Buffered], object]] = {
     "one element": lambda model: model.keys[2:3].fill_(1),
     "replaced": replace,
     "registered again": lambda model: model.register_buffer("keys", torch.ones(8), persistent=False),
-    "gone": lambda model: delattr(model, "keys") or setattr(model, "keys", torch.ones(4)),
+    "gone": lambda model: model.register_buffer(model._buffers.popitem()[0] + "_now", torch.ones(4), persistent=False),
     "of another type": lambda model: model.register_buffer("keys", torch.zeros(4).char(), persistent=False),
 }
 STAYING: dict[str, Callable[[Buffered], object]] = {

@@ -173,7 +173,7 @@ class Forwards:
             outermost.quiet.difference_update(id(part) for part in parts if modules.is_opaque(part))
         if any(issubclass(kind, _GRAPHS) for kind in kinds):
             self._judge_graphs(outermost, parts)
-        if model.before is not None and model.before.unfinished:
+        if model.is_unfinished():
             outermost.lazy.update(id(part) for part in parts if modules.is_unfinished(part))
             outermost.quiet -= outermost.lazy
         batchers = _batchers(parts, kinds)

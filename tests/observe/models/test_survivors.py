@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.nets import Net, batch, only, watching
+from tests.nets import Net, batch, only, rules, watching
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,11 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weight * torch.stack([member(x) for member in self.members]).mean(0)
+
+
+class Drops(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x)
 
 
 def with_softmax(model: nn.Module) -> nn.Module:
@@ -90,6 +95,23 @@ def test_a_write_after_the_wrapper_has_died(wrap: Wrap, calls: int) -> None:
             wrap(model)(batch())
         model.head.weight.data.zero_()
     assert only(g, "state-mutated").subjects == ("Net.head.weight",)
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, *WRAPPERS])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_lazy_model_that_is_watched_first_runs_in_a_wrapper(wrap: Wrap, *, strict: bool) -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 2)).eval()
+    with watching(model, strict=strict) as g:
+        for _ in range(2):
+            wrap(model)(batch())
+    assert rules(g) == set()
+
+
+def test_a_lazy_model_in_a_wrapper_that_draws_all_the_same() -> None:
+    model = nn.Sequential(nn.LazyLinear(4), Drops()).eval()
+    with watching(model) as g:
+        with_softmax(model)(batch())
+    assert only(g, "random-forward").subjects == ("Sequential.0.1 (Drops)",)
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)

@@ -42,6 +42,8 @@ class Terms:
     """Whether `check()` raises; it does not where a violation is only to be warned of, at the end."""
     tell: Callable[[list[Violation]], list[Violation]] = list
     """Which of the violations are to be told."""
+    fails: Callable[[list[Violation]], list[Violation]] = list
+    """Which of these fail: those that are not known."""
 
 
 _NO_POLICY = Policy()
@@ -99,6 +101,16 @@ class Guard:
                 self._end_segment()
             self._judge()
         return self._violations
+
+    @property
+    def trace(self) -> Trace:
+        """What has been seen so far, whatever was declared of it."""
+        return self._segments.whole()
+
+    @property
+    def living(self) -> dict[str, nn.Module]:
+        """The watched models that live, by name."""
+        return self._observers.watch.living()
 
     def needed(self, exemptions: Iterable[tuple[str, str]]) -> list[str]:
         """Which of some exemptions of the whole suite excused something here."""
@@ -188,8 +200,9 @@ class Guard:
         violations = self.violations
         if self.failures:
             raise failure(self.failures)
-        if violations and self._terms.enforced:
-            raise self.verdict()
+        failing = self._terms.fails(violations)
+        if failing and self._terms.enforced:
+            raise self._terms.verdict(failing)
 
     def verdict(self) -> BaseException:
         """What to raise for what has been found; there must be something."""

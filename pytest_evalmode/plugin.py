@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from pluggy import Result
@@ -17,11 +17,9 @@ from pytest_evalmode.lock.keeper import Collected, Keeper
 from pytest_evalmode.session import hookspecs
 from pytest_evalmode.session.evalmode import evalmode
 from pytest_evalmode.session.fixtures import begin, end, forget, history, note, remember, set_up
-from pytest_evalmode.session.settings import SETTINGS, add_options, is_whole_suite, is_worker, read_settings
-from pytest_evalmode.session.stash import CALLING, GUARD, PROPERTY, forget_record
-
-if TYPE_CHECKING:
-    from pytest_evalmode.report.ledger import Ledger
+from pytest_evalmode.session.recorder import Recorder
+from pytest_evalmode.session.settings import SETTINGS, add_options, is_worker, read_settings
+from pytest_evalmode.session.stash import CALLING, GUARD, forget_record
 
 __all__ = ["evalmode", "evalmode_lock"]
 
@@ -53,12 +51,16 @@ def pytest_configure(config: pytest.Config) -> None:
     collected = Collected()
     config.pluginmanager.register(collected, "evalmode-collected")
     if not is_worker(config):  # a worker sends its reports on
-        config.pluginmanager.register(Recorder(config), "evalmode-recorder")
+        config.pluginmanager.register(Recorder(config, collected), "evalmode-recorder")
         config.pluginmanager.register(Keeper(config, collected), "evalmode-keeper")
     config.addinivalue_line(
         "markers",
         f"{settings.marker}(*, allow=(), train=(), mutable=(), reason=None): fail the test if its PyTorch inference "
         "was not clean (pytest-evalmode)",
+    )
+    config.addinivalue_line(
+        "markers",
+        f"{settings.no_guard}: leave the test out of what evalmode_mark or --evalmode-all guards (pytest-evalmode)",
     )
 
 
@@ -132,58 +134,20 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if call.when == "teardown" and call.excinfo is not None:
+    if call.excinfo is None:
+        return report
+    if call.when == "teardown":
         from pytest_evalmode.session import window
 
         window.keep_error(call.excinfo.value, report)
+    elif GUARD in item.stash or type(call.excinfo.value).__module__ == "pytest_evalmode":
+        from pytest_evalmode.session.verdict import shorten
+
+        shorten(report, call.excinfo.value)
     return report
 
 
-class Recorder:
-    """Keeps the session's record where the reports of all processes arrive."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-        self._ledger: Ledger | None = None
-        self._unwritten = ""
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        record = dict(report.user_properties).get(PROPERTY)
-        if record is None or not (report.when == "call" or report.failed):
-            return
-        status = self._config.hook.pytest_report_teststatus(report=report, config=self._config)
-        outcome = status[0] if status else report.outcome
-        if outcome != "rerun":
-            self._kept().add(report.nodeid, outcome, str(record))
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        settings = self._config.stash[SETTINGS]
-        if settings.report is not None:
-            try:
-                self._kept().write(settings.report, settings.mode, settings.strict)
-            except OSError as error:  # pytest has yet to tell how the tests ended
-                self._unwritten = f"--evalmode-report: {settings.report} could not be written: {error.strerror}"
-                session.exitstatus = session.exitstatus or pytest.ExitCode.USAGE_ERROR
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode) -> None:
-        settings = self._config.stash[SETTINGS]
-        if self._unwritten:
-            terminalreporter.write_line(self._unwritten, red=True)
-        elif settings.report is not None:
-            terminalreporter.write_sep("-", f"evalmode report: {settings.report}")
-        if not self._ledger:
-            return
-        terminalreporter.section(f"evalmode, {settings.rank}" if settings.rank else "evalmode")
-        for line in self._ledger.summary():
-            terminalreporter.line(line)
-        ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-        if settings.strict and ended and is_whole_suite(self._config):
-            for line in self._ledger.unneeded(settings.policy):
-                terminalreporter.line(line)
-
-    def _kept(self) -> Ledger:
-        from pytest_evalmode.report.ledger import Ledger
-
-        if self._ledger is None:
-            self._ledger = Ledger()
-        return self._ledger
+def pytest_unconfigure() -> None:
+    writes = sys.modules.get("pytest_evalmode.observe.state.writes")
+    if writes is not None:
+        writes.switch_off()  # whoever guards after pytest has ended, in this process, begins anew

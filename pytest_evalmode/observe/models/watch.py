@@ -117,6 +117,11 @@ class Watch(Registry):
             captures.stop(self)
         self.forget()
 
+    def living(self) -> dict[str, nn.Module]:
+        """The models that live, by name; each with its parts."""
+        whole = [model for model in self.models if model.whole is None]
+        return {model.name: module for model in whole if (module := model.module()) is not None}
+
     def facts(self) -> tuple[WatchedModel, ...]:
         """The models that hold parameters; losses, metrics and transforms are watched but are no models."""
         whole = [model for model in self.models if model.is_model and model.whole is None]

@@ -92,7 +92,13 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--evalmode-update-lock", action="store_true", default=False, help="lock what the tests of this run use now"
     )
-    group.addoption("--evalmode-rules", action="store_true", help="print the rules and their remedies, and exit")
+    group.addoption(
+        "--evalmode-rules",
+        metavar="RULE",
+        nargs="?",
+        const="",
+        help="print the rules and their remedies, or the page of one rule, and exit",
+    )
     parser.addini("evalmode", "enforce (the default), warn or off")
     parser.addini("evalmode_strict", "judge by the strict rules too", type="bool", default=False)
     parser.addini("evalmode_marker", "the marker's name", default="inference")

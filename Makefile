@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench device clean
+.PHONY: demo test lint bench device docs matrix clean
 
 demo: .venv/ready
 	@$(BIN)/python examples/digits/demo.py
@@ -21,6 +21,13 @@ bench: .venv/ready
 
 device: .venv/ready
 	$(BIN)/python -m pytest tests/device
+
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir .venv/site
+	@echo "file://$(CURDIR)/.venv/site/index.html"
+
+matrix: .venv/ready
+	$(BIN)/nox
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

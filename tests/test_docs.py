@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from math import isclose
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch._dynamo  # an optimizer imports it, and no second inner run could
 from benchmarks import harm
 from pytest_evalmode.rules import RULES, Rule
 from tests import suites
-from tests.pages import RULE_PAGES, blocks
+from tests.pages import DOCS, ROOT, RULE_PAGES, blocks
 
 HEADINGS = ["What it means", "Why it matters", "How it looks", "How to fix it", "When to exempt"]
 EACH_RULE = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
@@ -89,3 +90,36 @@ def test_every_number_of_a_rules_page_is_what_is_measured() -> None:
         # Another processor adds in another order, and trains another model.
         for told, found in zip(NUMBER.findall(said), NUMBER.findall(measured), strict=True):
             assert isclose(float(told), float(found), rel_tol=0.3, abs_tol=5), (said, measured)
+
+
+PAGES = [page for page in sorted([ROOT / "README.md", *DOCS.rglob("*.md")]) if not page.is_relative_to(DOCS / "rules")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_code_of_a_page_does_what_it_says(
+    pytester: pytest.Pytester, request: pytest.FixtureRequest, page: Path
+) -> None:
+    """Titled blocks are files; of a console each command is run, and says what stands below it, in this order."""
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.title:
+            file = pytester.path / block.title
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.code, encoding="utf-8")
+        elif block.language == "console":
+            for command in block.code.split("$ ")[1:]:
+                asked = re.findall(r"--(evalmode[\w-]*)", command)
+                if all(hasattr(request.config.option, name.replace("-", "_")) for name in asked):
+                    run_command(pytester, *command.splitlines())
+
+
+def run_command(pytester: pytest.Pytester, command: str, *expected: str) -> None:
+    program, *arguments = shlex.split(command)
+    if program == "pip":
+        return
+    if program == "python":
+        result = pytester.runpython(*arguments)
+    else:
+        result = suites.run(pytester, "-p", "no:cacheprovider", *arguments)
+        assert result.ret in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    # Of a glob, brackets are a set of characters.
+    result.stdout.fnmatch_lines([f"*{line.replace('[', '[[]')}" for line in expected if line != "..."])

@@ -2,11 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-<<<<<<< HEAD
-.PHONY: demo test lint bench device docs matrix clean
-=======
-.PHONY: demo test check lint bench device clean
->>>>>>> main
+.PHONY: demo test check lint bench device docs matrix clean
 
 demo: .venv/ready
 	@$(BIN)/python examples/digits/demo.py
@@ -21,7 +17,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	for example in examples/*/; do (cd $$example && ../../$(BIN)/mypy --config-file ../../pyproject.toml .) || exit 1; done
+	for example in $(sort $(dir $(wildcard examples/*/*.py))); do (cd $$example && ../../$(BIN)/mypy --config-file ../../pyproject.toml .) || exit 1; done
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks
@@ -44,4 +40,4 @@ matrix: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .nox .mypy_cache .pytest_cache .ruff_cache .hypothesis

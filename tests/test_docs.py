@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from math import isclose
 from pathlib import Path
@@ -117,7 +118,7 @@ def run_command(pytester: pytest.Pytester, command: str, *expected: str) -> None
     if program == "pip":
         return
     if program == "python":
-        result = pytester.runpython(*arguments)
+        result = pytester.run(sys.executable, *arguments)
     else:
         result = suites.run(pytester, "-p", "no:cacheprovider", *arguments)
         assert result.ret in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)

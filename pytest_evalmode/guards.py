@@ -145,7 +145,7 @@ class Guard:
         """Begin the window."""
         self._opened = self._began = True
         with self.safely():
-            self._observers.begin()
+            self._observers.begin(self._terms.history)
         self._listen()
 
     def close(self, *, name: str = "", finished: bool = True, needs_forward: bool = False, heard: bool = True) -> None:
@@ -243,9 +243,11 @@ class Guard:
         if not self._terms.strict:
             return
         self._segments.settle_leaks(self._observers.put_back())
-        self._segments.end(self._observers.ended(needs_forward=needs_forward, heard=heard), self._policy)
-        if self._terms.history is not None:
-            self._observers.shared.keep(self._terms.history, name, drifted=heard)
+        history = self._terms.history
+        ended = self._observers.ended(history if heard else None, needs_forward=needs_forward)
+        self._segments.end(ended, self._policy)
+        if history is not None:
+            self._observers.shared.keep(history, name, drifted=heard)
 
     @contextmanager
     def safely(self) -> Iterator[None]:

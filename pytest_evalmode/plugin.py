@@ -5,6 +5,7 @@ torch, and all that is needed to judge, is imported by the first guarded test, a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from pytest_evalmode.lock.fixture import LOCK, evalmode_lock
 from pytest_evalmode.lock.keeper import Collected, Keeper
 from pytest_evalmode.session import hookspecs
 from pytest_evalmode.session.evalmode import evalmode
-from pytest_evalmode.session.fixtures import forget, note, remember, unobserved
+from pytest_evalmode.session.fixtures import begin, end, forget, history, note, remember, set_up
 from pytest_evalmode.session.settings import SETTINGS, add_options, is_whole_suite, is_worker, read_settings
 from pytest_evalmode.session.stash import CALLING, GUARD, PROPERTY, forget_record
 
@@ -66,12 +67,26 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    settings = session.config.stash[SETTINGS]
+    # Before a test can set torch otherwise; one that is yet to be imported will be as it was made.
+    if settings.strict and "torch" in sys.modules and any(map(settings.asks_for, session.items)):
+        history(session.config)
+
+
 # Old-style wrappers, here and below: an exception that passes through a new-style one takes its frame along.
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Result[object], None]:
+    begin(item)
+    yield
+    end(item)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, Result[object], None]:
-    with unobserved(request.config):
+    with set_up(fixturedef, request.config):
         outcome = yield
     if outcome.exception is None:
         remember(fixturedef, outcome.get_result(), request)

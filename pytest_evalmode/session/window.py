@@ -18,14 +18,13 @@ from pytest_evalmode.rules import RULE_NAMES, Rule, RuleError
 from pytest_evalmode.session import fixtures, teams
 from pytest_evalmode.session.marks import policy_of
 from pytest_evalmode.session.settings import SETTINGS, Settings
-from pytest_evalmode.session.stash import CALLING, GUARD, HISTORY, MARKS, PROPERTY, forget_record
+from pytest_evalmode.session.stash import CALLING, GUARD, MARKS, PROPERTY, forget_record
 from pytest_evalmode.trace import Site
 
 if TYPE_CHECKING:
     from pluggy import Result
 
     from pytest_evalmode.guards import Guard
-    from pytest_evalmode.observe.models.history import History
     from pytest_evalmode.session.verdict import HygieneViolation
 
 _HERE = str(Path(__file__).parent.parent) + os.sep
@@ -151,7 +150,7 @@ def _new_guard(item: pytest.Item, policy: Policy, own: tuple[Rule, ...]) -> Guar
         strict=settings.strict,
         rules=own,
         root=settings.root,
-        history=_history(item.config) if settings.strict else None,
+        history=fixtures.history(item.config) if settings.strict else None,
         verdict=partial(_verdict(), marker=settings.marker),
         enforced=settings.mode == "enforce",
         tell=partial(teams.told, item),
@@ -232,12 +231,6 @@ def _drop_our_frames(error: BaseException) -> None:
     for before, after in zip(kept, [*kept[1:], None], strict=True):
         before.tb_next = after
     error.__traceback__ = kept[0] if kept else None
-
-
-def _history(config: pytest.Config) -> History:
-    from pytest_evalmode.observe.models.history import History
-
-    return config.stash.setdefault(HISTORY, History())
 
 
 def _verdict() -> type[HygieneViolation]:

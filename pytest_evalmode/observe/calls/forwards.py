@@ -183,7 +183,7 @@ class Forwards:
             known=tree.known,
             quiet=tree.quiet,
         )
-        if model.before is not None and model.before.unfinished:
+        if model.is_unfinished():
             outermost.lazy = frozenset(id(part) for part in parts if modules.is_unfinished(part))
             outermost.quiet -= outermost.lazy
         outermost.questions = [kind(self._scene, outermost) for kind in self._kinds]

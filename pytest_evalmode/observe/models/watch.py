@@ -84,6 +84,8 @@ class Watch(Registry):
 
     def finish_lazy(self, model: Model) -> None:
         """Read the parameters that got their shape in the forward that has just ended."""
+        for _, other in model.others.values():
+            self.finish_lazy(other)
         before = model.before
         if before is not None and before.unfinished and model.module() is not None:
             with self._lock:

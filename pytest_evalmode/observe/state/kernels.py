@@ -17,10 +17,10 @@ from torch import Tensor
 
 from pytest_evalmode.observe.state import devices
 
-BLOCK = 512
+BLOCK = 1024
 """The words that a program takes at a time."""
 WARPS = 4
-STAGES = 1
+STAGES = 3
 
 _HOST = torch.device("cpu")
 

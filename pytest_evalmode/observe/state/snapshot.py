@@ -140,7 +140,9 @@ def changes(model: str, before: Snapshot, now: Snapshot, parts: Parts, after: Si
                 found.append(TensorChange(model, path, "removed"))
             elif print_.initialised and not same(print_, latest, tensors[path]):
                 found.append(_change(model, path, print_, latest))
-    found.extend(TensorChange(model, path, "added") for path in now.prints if path not in before.prints)
+    # A buffer that is not saved and that appears, made when it is first needed, has not changed.
+    came = now.prints.keys() - before.prints.keys() - now.passing
+    found.extend(TensorChange(model, path, "added") for path in now.prints if path in came)
     passing = before.passing | now.passing
     told = [replace(change, after=after, persistent=change.path not in passing) for change in found]
     return sorted(told, key=lambda change: change.max_abs is None)

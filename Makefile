@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint bench device clean
+.PHONY: demo test check lint bench device docs matrix clean
 
 demo: .venv/ready
 	@$(BIN)/python examples/digits/demo.py
@@ -17,13 +17,20 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	for example in examples/*/; do (cd $$example && ../../$(BIN)/mypy --config-file ../../pyproject.toml .) || exit 1; done
+	for example in $(sort $(dir $(wildcard examples/*/*.py))); do (cd $$example && ../../$(BIN)/mypy --config-file ../../pyproject.toml .) || exit 1; done
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks
 
 device: .venv/ready
 	$(BIN)/python -m pytest tests/device
+
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir .venv/site
+	@echo "file://$(CURDIR)/.venv/site/index.html"
+
+matrix: .venv/ready
+	$(BIN)/nox
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -33,4 +40,4 @@ device: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .nox .mypy_cache .pytest_cache .ruff_cache .hypothesis

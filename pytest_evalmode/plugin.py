@@ -34,11 +34,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    if not config.getoption("evalmode_rules"):
+    rule = config.getoption("evalmode_rules")
+    if rule is None:
         return None
     from pytest_evalmode.report.message import rules_table
+    from pytest_evalmode.rules.pages import page_of
 
-    print(rules_table())
+    try:
+        print(page_of(rule) if rule else rules_table())
+    except LookupError as error:
+        raise pytest.UsageError(f"--evalmode-rules: {error}") from None
     return 0
 
 

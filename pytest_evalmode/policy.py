@@ -50,11 +50,11 @@ def read_policy(where: str, arguments: Mapping[str, object], rules: Collection[s
     """
     for name in arguments:
         if name not in ARGUMENTS:
-            raise PolicyError(f"{where} has no argument {name!r}; {_choices(name, ARGUMENTS)}")
+            raise PolicyError(f"{where} has no argument {name!r}; {choices(name, ARGUMENTS)}")
     allow = _strings(where, "allow", arguments.get("allow", ()))
     for rule in allow:
         if rule not in rules:
-            raise PolicyError(f"{where}: allow={rule!r} is no rule; {_choices(rule, rules)}")
+            raise PolicyError(f"{where}: allow={rule!r} is no rule; {choices(rule, rules)}")
     reason = arguments.get("reason")
     if reason is not None and not isinstance(reason, str):
         raise PolicyError(f"{where}: reason={reason!r} is a {type(reason).__name__}; it takes a string")
@@ -72,7 +72,8 @@ def _strings(where: str, name: str, value: object) -> tuple[str, ...]:
     raise PolicyError(f"{where}: {name}={value!r} is no name; it takes a string or a sequence of strings, none empty")
 
 
-def _choices(wrong: str, valid: Collection[str]) -> str:
+def choices(wrong: str, valid: Collection[str]) -> str:
+    """What would have been right: the nearest, then all."""
     from difflib import get_close_matches
 
     near = get_close_matches(wrong, valid, n=1, cutoff=0.5)

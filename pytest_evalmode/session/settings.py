@@ -135,7 +135,13 @@ def add_options(parser: pytest.Parser) -> None:
         default=False,
         help="read every tensor each time, even where the kernel can tell that nobody wrote to it",
     )
-    group.addoption("--evalmode-rules", action="store_true", help="print the rules and their remedies, and exit")
+    group.addoption(
+        "--evalmode-rules",
+        metavar="RULE",
+        nargs="?",
+        const="",
+        help="print the rules and their remedies, or the page of one rule, and exit",
+    )
     parser.addini("evalmode", "enforce (the default), warn or off")
     parser.addini("evalmode_strict", "judge by the strict rules too", type="bool", default=False)
     parser.addini("evalmode_baseline", "file of known violations, from the rootdir; none of them fails")

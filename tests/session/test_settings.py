@@ -345,6 +345,21 @@ def test_evalmode_rules_tells_each_rule_and_its_remedy_and_runs_nothing(
     result.stdout.no_fnmatch_line("*test session starts*")
 
 
+def test_evalmode_rules_prints_the_page_of_one_rule(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    suites.write(pytester, VIOLATION)
+    result = suites.run(pytester, "--evalmode-rules", "train-mode", *workers)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["# train-mode", "## What it means", "## When to exempt"])
+    result.stdout.no_fnmatch_line("*test session starts*")
+
+
+def test_evalmode_rules_says_which_rules_there_are(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    result = suites.run(pytester, "--evalmode-rules=train-mod", *workers)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    said = "ERROR: --evalmode-rules: 'train-mod' is no rule; did you mean 'train-mode'? valid: train-mode, grad-mode, *"
+    result.stderr.fnmatch_lines([said])
+
+
 def test_help_tells_every_option_and_ini_key(pytester: pytest.Pytester) -> None:
     said = suites.run(pytester, "--help").stdout.str()
     options = ["--evalmode=enforce|warn|off", "--evalmode-report=PATH", "--evalmode-rules"]

@@ -35,6 +35,8 @@ class Terms:
     """A team's own."""
     root: Path | None = None
     """Where user code lies; anywhere if not given."""
+    tests: tuple[str, ...] = ()
+    """Patterns of the files of tests, whose lines are told before those of other code."""
     history: History | None = None
     """What shared models were before, where that is remembered."""
     verdict: Callable[[Sequence[Violation]], BaseException] = HygieneError
@@ -58,7 +60,7 @@ class Guard:
         self._given = models
         self._policy = policy
         self._terms = terms
-        self._observers = Observers(terms.root, strict=terms.strict)
+        self._observers = Observers(terms.root, terms.tests, strict=terms.strict)
         self._segments = Segments(terms.strict, terms.rules)
         self._opened = False
         self._began = False

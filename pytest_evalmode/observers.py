@@ -23,9 +23,9 @@ from pytest_evalmode.trace import Leak, Trace
 class Observers:
     """The eyes of one guard."""
 
-    def __init__(self, root: Path | None, *, strict: bool) -> None:
+    def __init__(self, root: Path | None, tests: tuple[str, ...], *, strict: bool) -> None:
         self._strict = strict
-        self._sites = Sites(root)
+        self._sites = Sites(root, tests)
         self.watch = Watch(self._sites.site, strict=strict)
         self.shared = Shared(self.watch)
         self.forwards = Forwards(self.watch, self._sites, switched := Switches(self._sites), strict=strict)

@@ -35,6 +35,8 @@ class Terms:
     """A team's own."""
     root: Path | None = None
     """Where user code lies; anywhere if not given."""
+    tests: tuple[str, ...] = ()
+    """Patterns of the files of tests, whose lines are told before those of other code."""
     history: History | None = None
     """What shared models were before, where that is remembered."""
     verdict: Callable[[Sequence[Violation]], BaseException] = HygieneError
@@ -60,7 +62,7 @@ class Guard:
         self._given = models
         self._policy = policy
         self._terms = terms
-        self._observers = Observers(terms.root, strict=terms.strict)
+        self._observers = Observers(terms.root, terms.tests, strict=terms.strict)
         self._segments = Segments(terms.strict, terms.rules)
         self._opened = False
         self._began = False
@@ -257,8 +259,7 @@ class Guard:
             return
         self._segments.settle_leaks(self._observers.put_back())
         history = self._terms.history
-        ended = self._observers.ended(history if heard else None, needs_forward=needs_forward)
-        self._segments.end(ended, self._policy)
+        self._segments.end(self._observers.ended(history, needs_forward=needs_forward, heard=heard), self._policy)
         if history is not None:
             self._observers.shared.keep(history, name, drifted=heard)
 

@@ -23,9 +23,9 @@ from pytest_evalmode.trace import Leak, Trace
 class Observers:
     """The eyes of one guard."""
 
-    def __init__(self, root: Path | None, *, strict: bool) -> None:
+    def __init__(self, root: Path | None, tests: tuple[str, ...], *, strict: bool) -> None:
         self._strict = strict
-        self._sites = Sites(root)
+        self._sites = Sites(root, tests)
         self.watch = Watch(self._sites.site, strict=strict)
         self.shared = Shared(self.watch)
         self.forwards = Forwards(self.watch, self._sites, switched := Switches(self._sites), strict=strict)
@@ -89,11 +89,11 @@ class Observers:
         """The settings that are what they were at first."""
         return self.shared.put_back() | {(None, name) for name in self._globals.put_back()}
 
-    def ended(self, history: History | None, *, needs_forward: bool) -> Trace:
-        """What can only be told once all is over; drifts where there is a history, and it is heard."""
+    def ended(self, history: History | None, *, needs_forward: bool, heard: bool) -> Trace:
+        """What can only be told once all is over."""
         return Trace(
-            drifts=self.shared.drifts() if history is not None else (),
-            global_drifts=history.world.tell() if history is not None else (),
+            drifts=self.shared.drifts() if heard else (),
+            global_drifts=history.world.tell() if heard and history is not None else (),
             needs_forward=needs_forward,
             forwards=self.forwards.ran,
         )

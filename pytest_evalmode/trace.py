@@ -73,6 +73,8 @@ class ForwardCall:
     ran: Part
     at: Site | None
     modules: int
+    through: Site | None = None
+    """The innermost line outside the model, where `at` is that of the test that led to it."""
     by: Part | None = None
     """The part that ran, where a method of the model other than `__call__` called it: `model.encode(x)`, say."""
     training: tuple[Finding, ...] = ()

@@ -39,6 +39,8 @@ def _places(violation: Violation) -> list[str]:
         places.append(f"since {_line(violation.since)}")
     if violation.at:
         places.append(_line(violation.at))
+    if violation.through:
+        places.append(f"which led to {_line(violation.through)}")
     if violation.cause and violation.cause != violation.at:
         places.append(f"in the model: {_line(violation.cause)}")
     others = violation.details.get("also_at", ())

@@ -25,7 +25,9 @@ class Violation:
     """The sentence beneath the headline: which modules or tensors, and how far."""
     remedy: str = ""
     at: Site | None = None
-    """The innermost line of user code outside the model that led to the call."""
+    """The innermost line of user code outside the model that led to the call: of a test, where there is one."""
+    through: Site | None = None
+    """The line that called the model, where that is another."""
     cause: Site | None = None
     """The innermost line of user code at fault inside the model."""
     since: Site | None = None

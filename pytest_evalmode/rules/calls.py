@@ -48,13 +48,15 @@ def told(calls: list[ForwardCall], *, details: Mapping[str, Any] | None = None, 
     return Violation(
         model=calls[0].ran.model,
         at=calls[0].at,
+        through=calls[0].through,
         count=count(calls),
         details={**(details or {}), **sites(calls)},
         **facts,
     )
 
 
-def sites(calls: list[ForwardCall]) -> dict[str, list[str]]:
-    """The further lines that made such a call, for the details; the first is the violation's `at`."""
+def sites(calls: list[ForwardCall]) -> dict[str, Any]:
+    """The line that called the model, and the further lines that did, for the details; the first is known as `at`."""
+    through = {"through": str(calls[0].through)} if calls[0].through else {}
     others: list[Site] = [call.at for call in calls if call.at and call.at != calls[0].at]
-    return {"also_at": [str(site) for site in dict.fromkeys(others)]} if others else {}
+    return {**through, "also_at": [str(site) for site in dict.fromkeys(others)]} if others else through

@@ -182,6 +182,7 @@ def _new_guard(item: pytest.Item, policy: Policy, own: tuple[Rule, ...]) -> Guar
         strict=settings.strict,
         rules=own,
         root=settings.root,
+        tests=(*item.config.getini("python_files"), "conftest.py", item.path.name),
         history=fixtures.history(item.config) if settings.strict else None,
         verdict=partial(_verdict(), marker=settings.marker),
         enforced=settings.mode == "enforce",

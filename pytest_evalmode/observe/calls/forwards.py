@@ -161,8 +161,9 @@ class Forwards:
         model = watch.add(owner, read=False)
         if not caller.borrowed:
             watch.read(model)
-        if caller.frame is not None:
-            model.last = (caller.frame.f_code, caller.frame.f_lineno)
+        last = caller.test or caller.frame
+        if last is not None:
+            model.last = (last.f_code, last.f_lineno)
         parts = modules.tree(module)
         with self._lock:
             model.forwards += model.is_model
@@ -175,6 +176,7 @@ class Forwards:
             ran=module,
             frame=frame,
             called=model.last,
+            through=(caller.frame.f_code, caller.frame.f_lineno) if caller.frame and caller.test else None,
             cause=sites.inside(frame.f_back, called.f_back) if owner is not module else None,
             parts=parts,
             tree=tree,
@@ -203,6 +205,7 @@ class Forwards:
             ran=outermost.part(outermost.owner),
             by=None if outermost.owner is module else outermost.part(module),
             at=self._scene.sites.site(*outermost.called) if outermost.called else None,
+            through=self._scene.sites.site(*outermost.through) if outermost.through else None,
             modules=len(of) + len(outermost.guests),
             **facts,
         )

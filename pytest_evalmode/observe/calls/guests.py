@@ -45,7 +45,8 @@ def _tell(outermost: Outermost, parts: list[nn.Module]) -> None:
 def _watch(scene: Scene, outermost: Outermost, module: nn.Module, name: str, frame: FrameType) -> bool:
     """Watch a guest that holds tensors; whether it is a model, in what may be none by itself."""
     guest = scene.watch.add(module, name)
-    caller = scene.sites.outside(frame.f_back).frame
+    asked = scene.sites.outside(frame.f_back)
+    caller = asked.test or asked.frame
     if caller is not None:
         guest.last = (caller.f_code, caller.f_lineno)
     guest.forwards += guest.is_model

@@ -57,12 +57,14 @@ class Loads:
             if not (missing or unexpected):
                 return
             frame = sys._getframe(2)
-            caller = self._sites.outside(frame).frame
+            asked = self._sites.outside(frame)
+            caller = asked.frame
+            at = asked.test or caller
             home = self._watch.find(module)
             name, path = (home[0].name, home[1]) if home else (self._watch.name_of(module), "")
             load = Load(
                 Part(name, path, type_name(module)),
-                self._sites.site(caller.f_code, caller.f_lineno) if caller else None,
+                self._sites.site(at.f_code, at.f_lineno) if at else None,
                 tuple(missing),
                 tuple(unexpected),
                 by_user=caller is None or caller in _askers(frame),

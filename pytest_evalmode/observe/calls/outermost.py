@@ -30,6 +30,9 @@ class Outermost:
     """What that ran first past its own `__call__`; else the same."""
     frame: FrameType
     called: tuple[CodeType, int] | None
+    """By which line; of a test, where there is one."""
+    through: tuple[CodeType, int] | None
+    """The line that this led to outside the model, where it is another."""
     cause: Site | None
     """The line of the method by which its owner ran it."""
     parts: list[nn.Module]

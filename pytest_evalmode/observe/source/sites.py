@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from os import getcwd
-from pathlib import Path
+from pathlib import Path, PurePath
 from threading import get_ident
 from types import CodeType, FrameType
 
@@ -34,6 +34,8 @@ class Caller:
     """Who called a model."""
 
     frame: FrameType | None
+    test: FrameType | None = None
+    """Whose line that was in a test's file, if `frame` is in another: a library under test lies below the root, too."""
     tracing: bool = False
     """torch called it, to make something else of it: a graph, or a weight."""
     borrowed: bool = False
@@ -43,12 +45,14 @@ class Caller:
 class Sites:
     """Finds the user's lines on the stack of the thread that asks, or of the thread that opened the window."""
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, tests: tuple[str, ...] = ()) -> None:
         self._root = root.resolve() if root else None
+        self._tests = tests
         self._thread = get_ident()
         self._workers: set[int] = set()
         """Other threads that have run a model."""
         self._files: dict[str, str | None] = {}
+        self._test_files: dict[str, bool] = {}
 
     def outside(self, frame: FrameType | None) -> Caller:
         """The innermost user frame from here outwards, and what of torch's lies in between.
@@ -60,7 +64,7 @@ class Sites:
         borrowed = False
         while frame is not None:
             if self._file(frame.f_code):
-                return Caller(frame, borrowed=borrowed)
+                return Caller(frame, self._test(frame), borrowed=borrowed)
             name = frame.f_globals.get("__name__", "")
             if name.startswith(_TRACERS) or name in _PARAMETRIZERS:
                 return Caller(None, tracing=True)
@@ -71,7 +75,23 @@ class Sites:
         opener: FrameType | None = sys._current_frames().get(self._thread)
         while opener is not None and not self._file(opener.f_code):
             opener = opener.f_back
-        return Caller(opener, borrowed=borrowed)
+        return Caller(opener, self._test(opener), borrowed=borrowed)
+
+    def _test(self, caller: FrameType | None) -> FrameType | None:
+        """The innermost frame of a test's file from here outwards; None where that is the caller's."""
+        frame = caller if self._tests else None
+        while frame is not None and not self._is_test(frame.f_code):
+            frame = frame.f_back
+        return None if frame is caller else frame
+
+    def _is_test(self, code: CodeType) -> bool:
+        name = code.co_filename
+        try:
+            return self._test_files[name]
+        except KeyError:
+            found = self.is_user(code) and any(map(PurePath(name).match, self._tests))
+            self._test_files[name] = found
+            return found
 
     def caller(self, frame: FrameType | None) -> Site | None:
         """The innermost user line from here outwards."""

@@ -35,7 +35,7 @@ class InputChanges(Question):
     def _is_held(self, output: object, name: str, tensor: Tensor) -> bool:
         """Whether somebody else holds an argument: found out once for each line and argument."""
         outermost, held = self.outermost, self.scene.held
-        key = outermost.called, name, getrefcount(tensor)
+        key = outermost.through or outermost.called, name, getrefcount(tensor)
         if key not in held:
             apart = {id(output), *outermost.known}
             held[key] = holders.is_held(tensor, outermost.frame.f_back, self.scene.sites, apart)

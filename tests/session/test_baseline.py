@@ -195,12 +195,6 @@ HOSTILE = """
 import os, shutil, sys, threading
 
 @pytest.mark.inference
-def test_deletes_the_cwd(tmp_path):
-    os.chdir(tmp_path)
-    shutil.rmtree(tmp_path)
-    infer(Net())
-
-@pytest.mark.inference
 def test_replaces_stdout():
     sys.stdout = sys.stderr = None
     infer(Net())
@@ -228,6 +222,12 @@ def test_forks():
     os.wait()
 
 @pytest.mark.inference
+def test_deletes_the_cwd(tmp_path):
+    os.chdir(tmp_path)
+    shutil.rmtree(tmp_path)
+    infer(Net())
+
+@pytest.mark.inference
 def test_last():
     with torch.device("cpu"):
         infer(Net())
@@ -238,7 +238,10 @@ def test_last():
 def test_a_hostile_suite_breaks_neither_report_nor_baseline(
     pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
-    suites.write(pytester, HOSTILE if not workers else HOSTILE.replace("os.fork() == 0", "False"))
+    suites.write(
+        pytester,
+        HOSTILE if not workers else HOSTILE.replace('pytest.exit("the child goes its own way")', "os._exit(0)"),
+    )
     args = (*COMMANDS, "--evalmode-report=report.json", *suites.PLAIN, *workers)
     pytester.runpytest_subprocess(*args).assert_outcomes(passed=6, failed=1)
     names = ("deletes_the_cwd", "replaces_stdout", "leaves_a_thread", "exits", "sets_the_device", "forks", "last")

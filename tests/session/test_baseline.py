@@ -193,6 +193,7 @@ def test_a_group_of_xdist_is_no_part_of_a_name(pytester: pytest.Pytester) -> Non
 
 HOSTILE = """
 import os, shutil, sys, threading
+import torch._dynamo  # a default device brings it in, and torch then asks for the cwd
 
 @pytest.mark.inference
 def test_replaces_stdout():

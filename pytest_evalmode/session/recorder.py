@@ -151,9 +151,10 @@ class Recorder:
         from pytest_evalmode.report import suggest, summary
 
         if self._ledger:
-            yield summary.headline(self._ledger, settings.known)
+            known = None if settings.update_baseline else settings.known
+            yield summary.headline(self._ledger, known)
             if verbosity >= 0:
-                yield from summary.details(self._ledger, settings.known, verbose=verbosity > 0)
+                yield from summary.details(self._ledger, known, verbose=verbosity > 0)
             durations = self._config.getoption("durations", None)
             if durations is not None:
                 yield from summary.slowest(self._ledger, durations)

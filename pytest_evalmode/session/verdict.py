@@ -29,26 +29,39 @@ class HygieneViolation(pytest.fail.Exception):  # type: ignore[name-defined, mis
         self.violations = tuple(violations)
 
 
-def shorten(report: pytest.TestReport, error: BaseException) -> None:
+def shorten(report: pytest.TestReport, error: BaseException, style: str) -> None:
     """Let a report's last word be the headline, and its place the user's line at fault.
 
     With CI set, or -vv, the short summary would print all of it.  Where annotations look for a place, pytest has none
-    for a failure without a traceback.  The text is laid out, and coloured, as pytest lays out its own.
+    for a failure without a traceback.  The text is laid out, and coloured, as pytest lays out its own; in the `style`
+    `line` there is none but that last word.
     """
     longrepr: Any = report.longrepr
     crash = getattr(longrepr, "reprcrash", None)
     if crash is None:
         return
     crash.message = crash.message.partition(f"\n{NOTE}")[0]
-    if not isinstance(error, HygieneViolation | HygieneError | EvalModeWarning):
+    ours = isinstance(error, HygieneViolation | HygieneError | EvalModeWarning)
+    if ours:
+        crash.message = crash.message.partition("\n")[0]
+    if style == "line":
+        for entry in longrepr.reprtraceback.reprentries:
+            entry.lines = [] if ours else _without_note(entry.lines)
         return
-    crash.message = crash.message.partition("\n")[0]
+    if not ours:
+        return
     for entry in longrepr.reprtraceback.reprentries:
         if entry.style == "value":
             first, *rest = entry.lines
             entry.lines = [f"E   {line}".rstrip() for line in (f"{type(error).__name__}: {first}", *rest)]
             entry.style = "long"
             entry.reprfileloc = type(crash)(_near(crash.path), crash.lineno, type(error).__name__)
+
+
+def _without_note(lines: Sequence[str]) -> list[str]:
+    """What is printed of a test's own failure, up to what was added to it."""
+    noted = next((n for n, line in enumerate(lines) if NOTE.strip() in line), len(lines))
+    return "\n".join(lines[:noted]).rstrip().split("\n")
 
 
 def _near(path: str) -> str:

@@ -193,12 +193,7 @@ def test_a_group_of_xdist_is_no_part_of_a_name(pytester: pytest.Pytester) -> Non
 
 HOSTILE = """
 import os, shutil, sys, threading
-
-@pytest.mark.inference
-def test_deletes_the_cwd(tmp_path):
-    os.chdir(tmp_path)
-    shutil.rmtree(tmp_path)
-    infer(Net())
+import torch._dynamo  # a default device brings it in, and torch then asks for the cwd
 
 @pytest.mark.inference
 def test_replaces_stdout():
@@ -228,6 +223,12 @@ def test_forks():
     os.wait()
 
 @pytest.mark.inference
+def test_deletes_the_cwd(tmp_path):
+    os.chdir(tmp_path)
+    shutil.rmtree(tmp_path)
+    infer(Net())
+
+@pytest.mark.inference
 def test_last():
     with torch.device("cpu"):
         infer(Net())
@@ -238,7 +239,10 @@ def test_last():
 def test_a_hostile_suite_breaks_neither_report_nor_baseline(
     pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
-    suites.write(pytester, HOSTILE if not workers else HOSTILE.replace("os.fork() == 0", "False"))
+    suites.write(
+        pytester,
+        HOSTILE if not workers else HOSTILE.replace('pytest.exit("the child goes its own way")', "os._exit(0)"),
+    )
     args = (*COMMANDS, "--evalmode-report=report.json", *suites.PLAIN, *workers)
     pytester.runpytest_subprocess(*args).assert_outcomes(passed=6, failed=1)
     names = ("deletes_the_cwd", "replaces_stdout", "leaves_a_thread", "exits", "sets_the_device", "forks", "last")

@@ -1,0 +1,195 @@
+"""Where people read: the short summary, annotations, the debugger, the header, JUnit and warnings."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tests import suites
+
+SUITE = """
+@pytest.mark.inference
+def test_dirty():
+    infer(Net())
+
+@pytest.mark.inference
+def test_own():
+    infer(Net())
+    raise ValueError("own")
+
+@pytest.mark.inference
+def test_checks(evalmode):
+    infer(Net())
+    evalmode.check()
+"""
+
+LINE = "nets.py:20"
+
+
+@pytest.mark.parametrize("how", ["", "-vv", "-n1"])
+def test_the_short_summary_has_the_headline_alone(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    suites.write(pytester, SUITE)
+    lines = suites.run(pytester, *how.split()).outlines
+    begin = next(n for n, line in enumerate(lines) if "short test summary info" in line)
+    assert sorted(lines[begin + 1 : -1]) == [
+        "FAILED test_it.py::test_checks - HygieneViolation: train-mode: Net ran once in training mode",
+        "FAILED test_it.py::test_dirty - HygieneViolation: train-mode: Net ran once in training mode",
+        "FAILED test_it.py::test_own - ValueError: own",
+    ]
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+def test_a_report_points_at_the_line_at_fault(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    suites.write(pytester, SUITE)
+    result = suites.run(pytester, "-k", "dirty", "--junit-xml=junit.xml", *workers)
+    result.stdout.fnmatch_lines(["E   HygieneViolation: train-mode: *", f"{LINE}: HygieneViolation"])
+    (failure,) = ElementTree.parse(pytester.path / "junit.xml").iter("failure")
+    assert failure.get("message") == "HygieneViolation: train-mode: Net ran once in training mode"
+    assert failure.text is not None
+    assert failure.text.rstrip().endswith(f"{LINE}: HygieneViolation")
+
+
+def test_annotations_find_the_line_where_they_look_for_it(pytester: pytest.Pytester) -> None:
+    """As pytest-github-actions-annotate-failures does: the place of the first entry of the traceback."""
+    suites.write(pytester, SUITE)
+    reports: Any = pytester.inline_run(*suites.PLAIN, "-k", "dirty").getreports("pytest_runtest_logreport")
+    (entry,) = next(report.longrepr.reprtraceback.reprentries for report in reports if report.failed)
+    assert (entry.reprfileloc.path, entry.reprfileloc.lineno) == ("nets.py", 20)
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+def test_tb_line_is_one_line(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    suites.write(pytester, SUITE)
+    lines = suites.run(pytester, "--tb=line", "-k", "dirty", *workers).outlines
+    begin = next(n for n, line in enumerate(lines) if "FAILURES" in line)
+    assert lines[begin + 1].endswith(f"{LINE}: HygieneViolation: train-mode: Net ran once in training mode")
+    assert lines[begin + 2].startswith("=")
+    said = suites.run(pytester, "--tb=line", "-k", "own", *workers).stdout.str()
+    assert "ValueError: own" in said
+    assert "not clean either" not in said
+
+
+def test_colour_is_where_pytest_has_colour(pytester: pytest.Pytester) -> None:
+    suites.write(pytester, SUITE)
+    said = suites.run(pytester, "-k", "dirty", "--color=yes").stdout.str()
+    assert "\x1b[1m\x1b[31mE   HygieneViolation: train-mode" in said
+    assert "\x1b[31m1 test guarded" in said
+    assert "\x1b[" not in suites.run(pytester, "-k", "dirty", "--color=no").stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], None),
+        (["--evalmode-strict"], "evalmode: strict"),
+        (["--evalmode=warn", "--evalmode-all"], "evalmode: warn, all tests guarded"),
+        (["-o", "evalmode_mark=test_it.py"], "evalmode: guarded: test_it.py"),
+        (["--evalmode-baseline=k.json", "--evalmode-update-baseline"], "evalmode: baseline *k.json (to be updated)"),
+    ],
+)
+def test_a_header_says_how_a_run_is_configured(pytester: pytest.Pytester, args: list[str], said: str | None) -> None:
+    suites.write(pytester, SUITE)
+    result = suites.run(pytester, *args, "-k", "dirty")
+    if said is None:
+        result.stdout.no_fnmatch_line("evalmode: *")
+    else:
+        result.stdout.fnmatch_lines([said])
+    result = suites.run(pytester, "-q", *args, "-k", "dirty")
+    result.stdout.no_fnmatch_line("evalmode: *")
+
+
+def test_the_debugger_finds_the_model_the_violations_and_the_arguments(pytester: pytest.Pytester) -> None:
+    suites.write(
+        pytester,
+        """
+@pytest.mark.inference
+@pytest.mark.parametrize("n", [7])
+def test_it(n):
+    infer(Net())
+""",
+    )
+    command = (sys.executable, "-m", "pytest", *suites.PLAIN, "--pdb", "test_it.py")
+    asked = b"p n\np violations[0].rule\np type(model).__name__\nq\n"
+    result = pytester.run(*command, stdin=asked)
+    result.stdout.fnmatch_lines(
+        ["> *nets.py(20)*", "-> return net(torch.ones(2, 4))", "(Pdb) 7", "(Pdb) 'train-mode'", "(Pdb) 'Net'"]
+    )
+
+
+def test_a_warning_stands_at_the_line_at_fault_and_says_how_to_let_it_pass(pytester: pytest.Pytester) -> None:
+    suites.write(pytester, SUITE)
+    args = ("--evalmode=warn", "-k", "dirty")
+    suites.run(pytester, *args).stdout.fnmatch_lines([f"*{LINE}: EvalModeWarning: train-mode: *"])
+    result = suites.run(pytester, *args, "-W", "error")
+    result.assert_outcomes(failed=1)
+    filters = "default::pytest_evalmode.EvalModeWarning"
+    result.stdout.fnmatch_lines(["*EvalModeWarning: train-mode: *", f'*-W "{filters}"'])
+    suites.run(pytester, *args, "-W", "error", "-W", filters).assert_outcomes(passed=1, warnings=1)
+
+
+SHARED = """
+@pytest.fixture(scope="session")
+def net():
+    return Net()
+
+@pytest.mark.inference
+@pytest.mark.parametrize("n", range(3))
+def test_it(net, n):
+    infer(net)
+"""
+
+
+def test_a_shared_cause_is_told_once(pytester: pytest.Pytester) -> None:
+    suites.write(pytester, SHARED)
+    lines = suites.run(pytester).outlines
+    begin = lines.index("by rule: train-mode 3")
+    cause = lines[begin + 2]
+    assert lines[begin + 1] == "by cause:"
+    assert cause.endswith("train-mode in 3 tests")
+    assert "nets.py:" in cause
+
+
+def test_quiet_is_one_line_and_durations_tell_the_slowest_guards(pytester: pytest.Pytester) -> None:
+    suites.write(pytester, SHARED)
+    lines = suites.run(pytester, "-q", "--tb=no", "-rN").outlines
+    (told,) = [line for line in lines if "guard" in line or "rule" in line or "evalmode" in line]
+    assert told.startswith("3 tests guarded, ")
+    lines = suites.run(pytester, "--durations=2").outlines
+    begin = lines.index("slowest 2 guards:")
+    assert all("test_it.py::test_it[" in line for line in lines[begin + 1 : begin + 3])
+    assert "test_it.py::test_it[" not in lines[begin + 3]
+
+
+def test_what_a_hook_drops_is_counted_and_never_called_clean(pytester: pytest.Pytester) -> None:
+    suites.write(pytester, SHARED, conftest="def pytest_evalmode_violation(item, violation):\n    return False\n")
+    result = suites.run(pytester)
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["3 tests guarded, *: no violation *", "dropped by a hook: 3 violations in 3 tests"])
+    result.stdout.no_fnmatch_line("*all clean*")
+
+
+LARGE = """
+@pytest.fixture(scope="session")
+def net():
+    with torch.no_grad():
+        return nn.Sequential(nn.Linear(2048, 4096), nn.Dropout()).eval()
+
+@pytest.mark.inference
+@pytest.mark.parametrize("n", range(3))
+def test_it(net, n):
+    with torch.no_grad():
+        net(torch.ones(1, 2048))
+"""
+
+
+def test_the_cost_says_how_memory_was_read(pytester: pytest.Pytester) -> None:
+    suites.write(pytester, LARGE)
+    (line,) = [n for n in suites.run(pytester, "--evalmode-full-read").outlines if "tests guarded" in n]
+    assert line.endswith("MB read in full)")
+    assert "unwritten" not in line

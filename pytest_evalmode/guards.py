@@ -16,24 +16,28 @@ from torch import nn, no_grad
 
 from pytest_evalmode.errors import GuardError, HygieneError
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.calls import forwards, loads, switches
+from pytest_evalmode.observe.calls import exports, forwards, gradients, loads, switches
+from pytest_evalmode.observe.calls.exports import Exports
 from pytest_evalmode.observe.calls.forwards import Forwards
+from pytest_evalmode.observe.calls.gradients import Gradients
 from pytest_evalmode.observe.calls.loads import Loads
+from pytest_evalmode.observe.calls.optimizers import Optimizers
 from pytest_evalmode.observe.calls.owncalls import own_calls
 from pytest_evalmode.observe.calls.switches import Switches
 from pytest_evalmode.observe.failures import Failures
 from pytest_evalmode.observe.models import find
 from pytest_evalmode.observe.models.history import History
 from pytest_evalmode.observe.models.watch import Watch
+from pytest_evalmode.observe.source import submissions
 from pytest_evalmode.observe.source.graphs import is_exported
 from pytest_evalmode.observe.source.sites import Sites
 from pytest_evalmode.observe.state import leaks
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
 from pytest_evalmode.observe.state.leaks import Baseline
 from pytest_evalmode.policy import Globs, Policy, read_policy
-from pytest_evalmode.rules import RULE_NAMES, RULES, Rule, Violation, joined, judge
+from pytest_evalmode.rules import RULE_NAMES, RULES, Rule, Violation, handed_by, joined, judge
 from pytest_evalmode.rules.exemptions import as_declared, needed
-from pytest_evalmode.trace import LockChange, Trace, WatchedModel
+from pytest_evalmode.trace import LockChange, Site, Trace, WatchedModel
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -74,7 +78,12 @@ class Guard:
         self._watch = Watch(self._sites.site, strict=terms.strict)
         self._switches = Switches(self._sites)
         self._forwards = Forwards(self._watch, self._sites, self._switches, strict=terms.strict)
+        self._exports = Exports(self._watch, self._sites, self._switches)
         self._loads = Loads(self._watch, self._sites)
+        self._optimizers = Optimizers(self._watch, self._sites)
+        self._gradients = Gradients(self._sites)
+        self._fixtures: dict[str, tuple[str, Site]] = {}
+        """By the name of a model, the fixture that handed it over and where that stands."""
         self._segments: list[tuple[Trace, Policy]] = []
         self._leaks: list[tuple[Trace, Policy]] = []
         """What each segment left otherwise: until the window ends, a later one may put it back."""
@@ -89,7 +98,15 @@ class Guard:
     @property
     def failures(self) -> tuple[Exception, ...]:
         """What went wrong in the guard itself: if anything did, its verdict is worth nothing."""
-        observers = (self._watch, self._forwards, self._switches, self._loads)
+        observers = (
+            self._watch,
+            self._forwards,
+            self._switches,
+            self._loads,
+            self._exports,
+            self._optimizers,
+            self._gradients,
+        )
         return (*self._failures, *(failure for observer in observers for failure in observer.failures))
 
     @property
@@ -154,10 +171,15 @@ class Guard:
         """Enter what is not as it was locked."""
         self._segments.append((Trace(locks=changes), self._policy))
 
-    def watch_inside(self, value: object, name: str, *, shared: bool) -> None:
-        """Find the models in a fixture's value and name them after it; watch shared ones now, others once they run."""
+    def watch_inside(self, value: object, name: str, *, shared: bool, at: Site | None = None) -> None:
+        """Find the models in a fixture's value and name them after it; watch shared ones now, others once they run.
+
+        `at` is where the fixture stands.
+        """
         for path, model in find.find(value, name):
             self._watch.name(model, path)
+            if at is not None:
+                self._fixtures.setdefault(path, (name, at))
             if shared:
                 self._watch.share(model, self._terms.history)
 
@@ -256,6 +278,11 @@ class Guard:
             forwards.calls.start(self._forwards)
             own_calls.start()
             switches.switches.start(self._switches)
+            exports.programs.start(self._exports)
+            exports.traces.start(self._exports)
+            gradients.gradients.start(self._gradients)
+            submissions.start(self._sites)
+            self._optimizers.start()
             if self._terms.strict:
                 loads.loads.start(self._loads)
 
@@ -264,14 +291,23 @@ class Guard:
         forwards.calls.stop(self._forwards)
         own_calls.stop()
         switches.switches.stop(self._switches)
+        exports.programs.stop(self._exports)
+        exports.traces.stop(self._exports)
+        gradients.gradients.stop(self._gradients)
+        submissions.stop(self._sites)
+        self._optimizers.stop()
         loads.loads.stop(self._loads)
 
     def _end_segment(self) -> None:
         with self.safely():
+            names = self._watch.paths() if self._policy.train or self._policy.mutable else ()
             trace = Trace(
                 models=tuple(self._since_last(model) for model in self.models),
-                calls=self._forwards.take(),
+                calls=(*self._forwards.take(), *self._exports.take()),
                 changes=self._watch.compare(),
+                steps=self._optimizers.take(),
+                gradients=self._gradients.take(),
+                names=frozenset(names),
                 loads=self._loads.take(),
             )
             _extend(self._segments, trace, self._policy)
@@ -288,7 +324,7 @@ class Guard:
         terms = self._terms
         with self.safely():
             found = judge(self._segments, strict=terms.strict, more=terms.rules, finished=finished)
-            self._violations = terms.tell(found)
+            self._violations = terms.tell([handed_by(each, self._fixtures) for each in found])
 
     def _end(self, name: str, needs_forward: bool, heard: bool) -> None:
         """What can only be told once all is over."""

@@ -549,3 +549,47 @@ class TestIt(Base):
         self.net.fc.bias.data.add_(1)
 """,
     ) == {"writes": ["state-mutated"]}
+
+
+FORGETFUL = """
+@pytest.fixture(scope="module")
+@some_decorator
+def net():
+    return Net()
+
+@pytest.fixture
+def parts(net):
+    return {"net": net}
+
+@pytest.mark.inference
+@pytest.mark.parametrize("n", range(3))
+def test_whole(net, n):
+    infer(net)
+
+@pytest.mark.inference
+def test_inside(parts):
+    infer(parts["net"])
+
+@pytest.mark.inference
+@pytest.mark.parametrize("given", [Net()])
+def test_parameter(given):
+    infer(given)
+"""
+
+
+def test_the_fixture_that_forgot_eval_is_named_in_each_message(pytester: pytest.Pytester) -> None:
+    decorator = "def some_decorator(function):\n    return function\n"
+    suites.write(pytester, decorator + FORGETFUL)
+    tests = suites.json_report(pytester)["tests"]
+    lines = (pytester.path / "test_it.py").read_text(encoding="utf-8").splitlines()
+    where = {name: f"test_it.py:{lines.index(f'def {text}:') + 1}" for name, text in WHERE.items()}
+    found = {test["nodeid"].partition("::")[2].partition("[")[0]: test["violations"][0] for test in tests}
+    assert [found[test]["details"].get("fixture") for test in ("test_whole", "test_inside")] == ["net", "parts"]
+    assert found["test_whole"]["details"]["fixture_at"] == where["net"]
+    assert found["test_inside"]["details"]["fixture_at"] == where["parts"]
+    assert "fixture" not in found["test_parameter"]["details"]
+    said = suites.run(pytester).stdout.str()
+    assert said.count(f"from fixture net: {where['net']}  def net():") == 3
+
+
+WHERE = {"net": "net()", "parts": "parts(net)"}

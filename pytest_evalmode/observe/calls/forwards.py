@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.calls import gradients
 from pytest_evalmode.observe.calls.outermost import Before, Outermost
 from pytest_evalmode.observe.calls.questions import attributes, autograd, draws, inputs
 from pytest_evalmode.observe.calls.switches import Switches
@@ -337,7 +338,9 @@ class Forwards:
         if cause is None and module is not outermost.ran:
             cause = self._sites.inside(frame.f_back, outermost.frame)
         why = f"{suspects[0].text}(...)" if suspects else ""
-        outermost.draws.setdefault(id(drawer), Finding(self._part(outermost, drawer), cause, why))
+        found = Finding(self._part(outermost, drawer), cause, why, graph=isinstance(drawer, _GRAPHS))
+        found = replace(found, training=bool(modules.mode(drawer)))
+        outermost.draws.setdefault(id(drawer), found)
 
     def _end(self, outermost: Outermost, output: object) -> None:
         module = outermost.ran
@@ -352,6 +355,8 @@ class Forwards:
         is_model = outermost.model.is_model or outermost.hosts_model
         recorded = self._autograd(outermost, output) if is_model else None
         drawn = tuple(outermost.draws.values()) if is_model or self._strict else ()
+        if recorded:
+            gradients.mark(autograd.made(output, outermost.inputs), outermost.model.name)
         before = outermost.before
         if before is None and not (outermost.training or recorded or outermost.batch_stats or drawn):
             return
@@ -361,6 +366,7 @@ class Forwards:
             at=self._sites.site(*outermost.called) if outermost.called else None,
             modules=outermost.modules + len(outermost.guests),
             training=tuple(outermost.training.values()),
+            all_training=bool(outermost.training and modules.mode(outermost.owner)),
             autograd=recorded,
             batch_stats=tuple(outermost.batch_stats.values()),
             draws=drawn,
@@ -383,7 +389,9 @@ class Forwards:
             drawer, suspects = draws.suspects(outermost.ran, hosts=moved)
             if not draws.are_foreign(outermost.ran, suspects, self._sites):
                 why = f"the generator of {' and '.join(moved)} moved"
-                drawn.append(Finding(self._part(outermost, drawer), draws.first_site(suspects, self._sites), why))
+                where = draws.first_site(suspects, self._sites)
+                found = Finding(self._part(outermost, drawer), where, why, training=bool(modules.mode(drawer)))
+                drawn.append(found)
         return replace(
             call,
             draws=tuple(drawn),

@@ -65,7 +65,7 @@ class Loads:
                 self._sites.site(caller.f_code, caller.f_lineno) if caller else None,
                 tuple(missing),
                 tuple(unexpected),
-                by_user=caller is None or caller in _askers(frame),
+                by_user=caller is None or any(caller is asker for asker in _askers(frame)),
                 matched=len(matched),
             )
             self._loads.append((load, places))

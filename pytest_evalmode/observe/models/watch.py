@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from types import CodeType
 from typing import Protocol
@@ -219,6 +219,23 @@ class Watch:
         if home is None or home[0]() is not module or home[1].module() is None:
             return self._search(module)
         return home[1], home[1].path_of(home[2])
+
+    def holding(self, tensors: Container[int]) -> tuple[str, ...]:
+        """The models that hold one of these parameters, by `id`."""
+        names = (
+            model.name
+            for model in self._models
+            if any(id(parameter) in tensors for _, part in model.parts() for parameter in part._parameters.values())
+        )
+        return tuple(dict.fromkeys(names))
+
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """All modules and tensors by model and path."""
+        for model in self._models:
+            for path, part in model.parts():
+                yield model.name, model.path_of(path)
+                for name, _ in (*part._parameters.items(), *part._buffers.items()):
+                    yield model.name, model.path_of(".".join(filter(None, (path, name))))
 
     def held(self, module: nn.Module) -> dict[str, Fingerprint] | None:
         """What was last read of a module that is watched, or part of one: what is saved, by its name in it."""

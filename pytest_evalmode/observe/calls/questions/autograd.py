@@ -12,8 +12,14 @@ from pytest_evalmode.observe.state.fingerprint import is_tensor
 
 def records(output: object, inputs: object) -> bool:
     """Whether something came out that autograd knows the making of, and that did not go in."""
-    made = [leaf for leaf in _leaves(output) if leaf.grad_fn is not None]
-    return bool(made) and not {id(leaf) for leaf in made} <= {id(leaf) for leaf in _leaves(inputs)}
+    return bool(made(output, inputs))
+
+
+def made(output: object, inputs: object) -> list[Tensor]:
+    """What came out that autograd knows the making of, and that did not go in."""
+    found = [leaf for leaf in _leaves(output) if leaf.grad_fn is not None]
+    went_in = {id(leaf) for leaf in _leaves(inputs)} if found else set()
+    return [leaf for leaf in found if id(leaf) not in went_in]
 
 
 def requiring_grad(model: nn.Module, inputs: object) -> str:

@@ -105,7 +105,7 @@ def test_a_frozen_forward_that_turns_grad_mode_off_for_a_part() -> None:
 
     with watching(strict=True) as g:
         Masking().eval().requires_grad_(False)(batch())
-    assert only(g, "grad-mode").finding == "Masking (Masking) recorded autograd: grad mode was on"
+    assert only(g, "grad-mode").finding == "Masking recorded autograd: grad mode was on"
 
 
 # --- random-forward

@@ -18,9 +18,8 @@ from pytest_evalmode.trace import Finding, ForwardCall, Site, Trace
     remedy="call model.eval() before the first forward",
 )
 def train_mode(trace: Trace) -> Iterator[Violation]:
-    # A traced model that ran and drew has told it already, by what it did.
-    told_by_graph = {call.ran.type for call in trace.calls if any(f.graph for f in (*call.draws, *call.batch_stats))}
-    for calls in by_model(trace, lambda call: call.training and not (call.exported and call.ran.type in told_by_graph)):
+    graphs = {call.ran.type for call in trace.calls if any(finding.graph for finding in call.draws)}
+    for calls in by_model(trace, lambda call: call.training and not (call.exported and _has_told(graphs, call))):
         found = by_part(finding for call in calls for finding in call.training)
         # Batch norm and dropout say more than the containers and linear layers that merely share their flag.
         telling = [f for f in found if f.part.sensitive] or found
@@ -150,6 +149,14 @@ _MEANT = (
     "if the gradients are the purpose (saliency, an attack), say so with allow=['grad-mode']; "
     "if not, call it under torch.inference_mode() or torch.no_grad()"
 )
+
+
+def _has_told(graphs: set[str], export: ForwardCall) -> bool:
+    """Whether a graph that was made of a model ran and drew: by then it has told what is wrong.
+
+    A traced one is called as the model is, by its type; an exported one is a `GraphModule`.
+    """
+    return bool(graphs & {export.ran.type, "GraphModule"})
 
 
 def _what_became(calls: list[ForwardCall]) -> str:

@@ -21,7 +21,7 @@ from pytest_evalmode.observers import Observers
 from pytest_evalmode.policy import Globs, Policy, read_policy
 from pytest_evalmode.rules import RULE_NAMES, Rule, Violation
 from pytest_evalmode.segments import Segments
-from pytest_evalmode.trace import LockChange, Trace, WatchedModel
+from pytest_evalmode.trace import LockChange, Site, Trace, WatchedModel
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -64,6 +64,8 @@ class Guard:
         self._terms = terms
         self._observers = Observers(terms.root, terms.tests, strict=terms.strict)
         self._segments = Segments(terms.strict, terms.rules)
+        self._fixtures: dict[str, tuple[str, Site]] = {}
+        """By the name of a model, the fixture that handed it over and where that stands."""
         self._opened = False
         self._began = False
         self._listening = False
@@ -144,10 +146,15 @@ class Guard:
         """Enter what is not as it was locked."""
         self._segments.end(Trace(locks=changes), self._policy)
 
-    def watch_inside(self, value: object, name: str, *, shared: bool) -> None:
-        """Find the models in a fixture's value and name them after it; watch shared ones now, others once they run."""
+    def watch_inside(self, value: object, name: str, *, shared: bool, at: Site | None = None) -> None:
+        """Find the models in a fixture's value and name them after it; watch shared ones now, others once they run.
+
+        `at` is where the fixture stands.
+        """
         for path, model in find.find(value, name):
             self._observers.watch.name(model, path)
+            if at is not None:
+                self._fixtures.setdefault(path, (name, at))
             if shared:
                 self._observers.share(model, self._terms.history)
 
@@ -246,12 +253,14 @@ class Guard:
 
     def _end_segment(self) -> None:
         with self.safely():
-            self._segments.add(self._observers.take(), self._policy)
+            named = bool(self._policy.train or self._policy.mutable)
+            self._segments.add(self._observers.take(named=named), self._policy)
             self._segments.add_leaks(self._observers.leaks(), self._policy)
 
     def _judge(self, *, finished: bool = False) -> None:
         with self.safely():
-            self._violations = self._terms.tell(self._segments.violations(finished=finished))
+            found = self._segments.violations(finished=finished)
+            self._violations = self._terms.tell([handed_by(each, self._fixtures) for each in found])
 
     def _end(self, name: str, needs_forward: bool, heard: bool) -> None:
         """What can only be told once all is over."""

@@ -6,14 +6,18 @@ from pathlib import Path
 
 from torch import nn
 
-from pytest_evalmode.observe.calls import forwards, loads, switches
+from pytest_evalmode.observe.calls import exports, forwards, gradients, loads, switches
+from pytest_evalmode.observe.calls.exports import Exports
 from pytest_evalmode.observe.calls.forwards import Forwards
+from pytest_evalmode.observe.calls.gradients import Gradients
 from pytest_evalmode.observe.calls.loads import Loads
+from pytest_evalmode.observe.calls.optimizers import Optimizers
 from pytest_evalmode.observe.calls.owncalls import own_calls
 from pytest_evalmode.observe.calls.switches import Switches
 from pytest_evalmode.observe.models.history import History
 from pytest_evalmode.observe.models.shared import Shared
 from pytest_evalmode.observe.models.watch import Watch
+from pytest_evalmode.observe.source import submissions
 from pytest_evalmode.observe.source.sites import Sites
 from pytest_evalmode.observe.state import leaks
 from pytest_evalmode.observe.state.leaks import Baseline
@@ -31,11 +35,15 @@ class Observers:
         self.forwards = Forwards(self.watch, self._sites, switched := Switches(self._sites), strict=strict)
         self._switches = switched
         self._loads = Loads(self.watch, self._sites)
+        self._exports = Exports(self.watch, self._sites, self._switches)
+        self._optimizers = Optimizers(self.watch, self._sites)
+        self._gradients = Gradients(self._sites)
         self._globals = Baseline({}, {})
 
     @property
     def failures(self) -> tuple[Exception, ...]:
-        each = (self.watch, self.forwards, self._switches, self._loads)
+        calls = (self._switches, self._loads, self._exports, self._optimizers, self._gradients)
+        each = (self.watch, self.forwards, *calls)
         return tuple(failure for observer in each for failure in observer.failures)
 
     def share(self, model: nn.Module, history: History | None) -> None:
@@ -63,6 +71,11 @@ class Observers:
         forwards.calls.start(self.forwards)
         own_calls.start()
         switches.switches.start(self._switches)
+        exports.programs.start(self._exports)
+        exports.traces.start(self._exports)
+        gradients.gradients.start(self._gradients)
+        submissions.start(self._sites)
+        self._optimizers.start()
         if self._strict:
             loads.loads.start(self._loads)
 
@@ -70,14 +83,22 @@ class Observers:
         forwards.calls.stop(self.forwards)
         own_calls.stop()
         switches.switches.stop(self._switches)
+        exports.programs.stop(self._exports)
+        exports.traces.stop(self._exports)
+        gradients.gradients.stop(self._gradients)
+        submissions.stop(self._sites)
+        self._optimizers.stop()
         loads.loads.stop(self._loads)
 
-    def take(self) -> Trace:
-        """What was seen since this was last asked."""
+    def take(self, *, named: bool) -> Trace:
+        """What was seen since this was last asked; with the names of all there is, where exemptions go by them."""
         return Trace(
             models=self.watch.facts(),
-            calls=self.forwards.take(),
+            calls=(*self.forwards.take(), *self._exports.take()),
             changes=self.watch.compare(),
+            steps=self._optimizers.take(),
+            gradients=self._gradients.take(),
+            names=frozenset(self.watch.paths()) if named else frozenset(),
             loads=self._loads.take(),
         )
 

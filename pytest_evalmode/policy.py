@@ -58,6 +58,10 @@ def read_policy(where: str, arguments: Mapping[str, object], rules: Collection[s
     reason = arguments.get("reason")
     if reason is not None and not isinstance(reason, str):
         raise PolicyError(f"{where}: reason={reason!r} is a {type(reason).__name__}; it takes a string")
+    if reason is not None and reason.strip() in ("...", "…"):
+        raise PolicyError(
+            f"{where}: reason={reason!r} stands where the reason is to stand; say why this is intended, in a few words"
+        )
     train = _strings(where, "train", arguments.get("train", ()))
     mutable = _strings(where, "mutable", arguments.get("mutable", ()))
     given = (("allow", allow), ("train", train), ("mutable", mutable))

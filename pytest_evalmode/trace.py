@@ -48,6 +48,10 @@ class Finding:
     why: str = ""
     turned_on: bool = False
     """Of autograd: whether the forward turned it on by itself."""
+    training: bool = False
+    """Of a draw: whether the module was in training mode."""
+    graph: bool = False
+    """Whether the module is a graph, which keeps the modes in which it was made."""
     since: Site | None = None
     """The line that switched the module to training mode, if that was in the window."""
 
@@ -77,8 +81,12 @@ class ForwardCall:
     """The innermost line outside the model, where `at` is that of the test that led to it."""
     by: Part | None = None
     """The part that ran, where a method of the model other than `__call__` called it: `model.encode(x)`, say."""
+    exported: bool = False
+    """Whether torch ran it to make a graph of it, which keeps the modes."""
     training: tuple[Finding, ...] = ()
     """Modules in training mode that depend on the mode or hold parameters."""
+    all_training: bool = False
+    """Whether the model itself was, so that nobody had called its `eval()`."""
     autograd: Finding | None = None
     batch_stats: tuple[Finding, ...] = ()
     """Batch norms in eval mode that used the statistics of the batch."""
@@ -107,10 +115,22 @@ class TensorChange:
     """The last forward of the model before the change was first seen."""
     persistent: bool = True
     """Whether `state_dict()` saves it."""
+    buffer: bool = False
+    """Whether it is a buffer, which a forward in training mode may change."""
 
     @property
     def name(self) -> str:
         return f"{self.model}.{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A call by which a model was trained, or the graph of its forward was used."""
+
+    models: tuple[str, ...]
+    by: str
+    """`SGD.step()`, or `backward()`."""
+    at: Site | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +219,12 @@ class Trace:
     models: tuple[WatchedModel, ...] = ()
     calls: tuple[ForwardCall, ...] = ()
     changes: tuple[TensorChange, ...] = ()
+    steps: tuple[Use, ...] = ()
+    """Steps of optimizers."""
+    gradients: tuple[Use, ...] = ()
+    """Graphs that were asked for gradients."""
+    names: frozenset[tuple[str, str]] = frozenset()
+    """The modules and tensors there were, by model and path, where exemptions name some."""
     loads: tuple[Load, ...] = ()
     leaks: tuple[Leak, ...] = ()
     drifts: tuple[Drift, ...] = ()

@@ -111,7 +111,21 @@ def test_every_mistake_is_diagnosed(
 )
 def test_a_switch_to_training_mode_is_told_with_its_line(mistakes: Run, test: str, function: str) -> None:
     training = next(v for v in mistakes.tests[test]["violations"] if v["rule"] == "train-mode")
-    assert training["details"] == {"since": line("test_mistakes.py", function, "# the mistake")}
+    assert training["details"]["since"] == line("test_mistakes.py", function, "# the mistake")
+
+
+@pytest.mark.parametrize("test", ["test_faded_scans", "test_confidence", "test_one_submodule"])
+def test_the_fixture_that_handed_the_model_over_is_told(mistakes: Run, test: str) -> None:
+    for violation in mistakes.tests[test]["violations"]:
+        name, at = (violation["details"][key] for key in ("fixture", "fixture_at"))
+        assert name == violation["model"]
+        assert at in {
+            line(file, name, f"def {name}(") for file in ("conftest.py", "test_mistakes.py") if has(file, name)
+        }
+
+
+def has(file: str, function: str) -> bool:
+    return f"def {function}(" in (DIGITS / file).read_text(encoding="utf-8")
 
 
 def test_the_only_right_test_among_the_mistakes_passes(mistakes: Run) -> None:

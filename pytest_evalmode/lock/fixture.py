@@ -147,7 +147,7 @@ class EvaluationLock:
         from pytest_evalmode.observe.models.find import find
         from pytest_evalmode.observe.modules import type_name
 
-        for name, value, _ in fixtures.handed_to(self._item):
+        for name, value, *_ in fixtures.handed_to(self._item):
             for path, found in find(value, name):
                 if found is model:
                     return path

@@ -1,4 +1,4 @@
-"""A method of `nn.Module`, or of another class of torch's, that is wrapped while somebody observes it."""
+"""A method of `nn.Module`, or another function of torch's, that is wrapped while somebody observes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import wraps
-from types import CellType, FunctionType
+from types import CellType, FunctionType, ModuleType
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -23,7 +23,7 @@ class Wrapped(Generic[Observer]):
     It is one function without a closure, ever the same: torch.compile guards on closures, and would compile again.
     """
 
-    def __init__(self, name: str, of: type = nn.Module) -> None:
+    def __init__(self, name: str, of: type | ModuleType = nn.Module) -> None:
         self.observers: tuple[Observer, ...] = ()
         self.original: Method = getattr(of, name)
         self._of = of

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from pytest_evalmode.rules import RULES, Rule, Violation
+from pytest_evalmode.rules.globs import narrowest
 from pytest_evalmode.trace import Site
 
 _MOST_NAMES = 3
 
 
 def explain(violations: Sequence[Violation], marker: str | None = None) -> str:
-    """The headline, what was found of each rule with its line and remedy, and how to say that it was intended.
+    """The headline, what was found of each cause with its lines and remedy, and how to say that it was intended.
 
     `marker` is the name of the marker to suggest; without one the arguments of `guard()` are.
     """
@@ -19,22 +21,74 @@ def explain(violations: Sequence[Violation], marker: str | None = None) -> str:
     first = violations[0]
     lines = [f"{first.rule}: {first.message}{more}", ""]
     width = max(len(violation.rule) for violation in violations)
-    for violation in violations:
-        rows = [violation.finding, *_places(violation), f"fix: {violation.remedy}"]
-        heads = [violation.rule, *[""] * (len(rows) - 1)]
-        lines += [f"  {head:{width}}  {row}" for head, row in zip(heads, rows, strict=True)]
-    exemption = _exemption(violations)
+    entries = _entries(violations)
+    for entry in entries:
+        lines += [f"  {head:{width}}  {row}" for head, row in entry.rows()]
+    exemption = _exemption([each for entry in entries if not entry.head.plain for each in entry.all()])
     if exemption:
         call = f'@pytest.mark.{marker}({exemption}, reason="...")' if marker else f"guard({exemption})"
         lines += ["", f"  intended? {call}"]
     return "\n".join(lines)
 
 
+@dataclass(slots=True)
+class _Entry:
+    """One cause: the violation that tells it, others that it tells as well, and its consequences."""
+
+    head: Violation
+    alike: list[Violation] = field(default_factory=list)
+    consequences: list[Violation] = field(default_factory=list)
+
+    def all(self) -> list[Violation]:
+        return [self.head, *self.alike, *self.consequences]
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Each with the rule where one begins."""
+        yield self.head.rule, self.head.finding
+        yield from (("", f"and {other.finding}") for other in self.alike[: _MOST_NAMES - 1])
+        if len(self.alike) >= _MOST_NAMES:
+            yield "", f"and {len(self.alike) - _MOST_NAMES + 1} more like these"
+        yield from (("", place) for place in _places(self.head))
+        yield from ((other.rule, f"so {other.finding}") for other in self.consequences)
+        for note in dict.fromkeys(note for each in (self.head, *self.consequences) for note in each.notes):
+            yield "", note
+        yield "", f"fix: {self.head.remedy}"
+
+    def is_like(self, other: Violation) -> bool:
+        """Whether another is the same fault of another model: of a second block in one plain list, say."""
+        mine = self.head
+        return (mine.rule, mine.remedy, _places(mine)) == (other.rule, other.remedy, _places(other)) and bool(mine.at)
+
+    def explains(self, other: Violation) -> bool:
+        """Whether another is a consequence: of the same model, or of a part of it that is a model of its own."""
+        mine = (self.head.model, *(subject.partition(" ")[0] for subject in self.head.subjects))
+        return self.head.rule in other.because and any(
+            name is not None and (name == other.model or name.startswith(f"{other.model}.")) for name in mine
+        )
+
+
+def _entries(violations: Sequence[Violation]) -> list[_Entry]:
+    """One for each cause, in the order of the first that tells of it."""
+    entries: list[_Entry] = []
+    for violation in violations:
+        cause = next((entry for entry in entries if entry.explains(violation)), None)
+        twin = next((entry for entry in entries if entry.is_like(violation)), None)
+        if cause is not None:
+            cause.consequences.append(violation)
+        elif twin is not None:
+            twin.alike.append(violation)
+        else:
+            entries.append(_Entry(violation))
+    return entries
+
+
 def _places(violation: Violation) -> list[str]:
-    """Where: the line that brought it about, the one that called the model, and the one at fault inside it."""
-    if violation.mutable:  # the line is not at fault: it is the last forward before a change was seen
-        return [f"first seen after {violation.at}"] if violation.at else []
+    """Why here and where: the fixture, the line that brought it about, the call, and the line at fault in the model."""
     places = []
+    if violation.fixture and violation.fixture_at:
+        places.append(f"from fixture {violation.fixture}: {_line(violation.fixture_at)}")
+    if violation.mutable:  # the line is not at fault: it is the last forward before a change was seen
+        return [*places, f"first seen after {violation.at}"] if violation.at else places
     if violation.since:
         places.append(f"since {_line(violation.since)}")
     if violation.at:
@@ -54,29 +108,19 @@ def _line(site: Site) -> str:
 
 
 def _exemption(violations: Sequence[Violation]) -> str:
-    """The arguments that would let this pass: by name where there are few, else by the rule."""
+    """The arguments that would let this pass: by name where names tell it, else by the rule."""
     allow: list[str] = []
     train: list[str] = []
     mutable: list[str] = []
     for violation in violations:
         if violation.train and all(violation.train):
-            train += _short(violation.train)
+            train += violation.train
         elif violation.mutable:
-            mutable += _short(violation.mutable)
+            mutable += violation.mutable
         elif violation.rule != "unused-exemption":
             allow.append(violation.rule)
-    given = [(name, names) for name, names in (("allow", allow), ("train", train), ("mutable", mutable)) if names]
-    return ", ".join(f"{name}=[{', '.join(map(_quoted, dict.fromkeys(names)))}]" for name, names in given)
-
-
-def _short(paths: Sequence[str]) -> list[str]:
-    """A few names as they are; tensors of one module by that module; many by their common beginning."""
-    if len(paths) == 1:
-        return list(paths)
-    owners = list(dict.fromkeys(path.rpartition(".")[0] for path in paths))
-    if len(owners) == 1 and owners[0]:
-        return [f"{owners[0]}.*"]
-    return list(paths) if len(paths) <= _MOST_NAMES else ["*"]
+    given = (("allow", list(dict.fromkeys(allow))), ("train", narrowest(train)), ("mutable", narrowest(mutable)))
+    return ", ".join(f"{name}=[{', '.join(map(_quoted, names))}]" for name, names in given if names)
 
 
 def rules_table(rules: Iterable[Rule] = RULES) -> str:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from itertools import chain
 
 from pytest_evalmode.rules import exemptions, leaks, locks, modes, state
-from pytest_evalmode.rules.base import Rule, RuleError, Violation, rule
+from pytest_evalmode.rules.base import Rule, RuleError, Violation, handed_by, rule
 from pytest_evalmode.rules.exemptions import Segments
 from pytest_evalmode.trace import Leak, TensorChange, Trace, WatchedModel
 
-__all__ = ["RULES", "RULE_NAMES", "Rule", "RuleError", "Violation", "joined", "judge", "rule"]
+__all__ = ["RULES", "RULE_NAMES", "Rule", "RuleError", "Violation", "handed_by", "joined", "judge", "rule"]
 
 RULES: tuple[Rule, ...] = (
     modes.train_mode,
@@ -51,7 +51,7 @@ def judge(
         traces = [exemptions.excuse(trace, policy) for trace, policy in segments if each.name not in policy.allow]
         if traces:
             found += each.violations(replace(joined(traces), unused=unused))
-    return found
+    return [exemptions.with_misses(violation, segments) for violation in found]
 
 
 def _models(traces: Sequence[Trace]) -> tuple[WatchedModel, ...]:
@@ -81,6 +81,9 @@ def joined(traces: Sequence[Trace]) -> Trace:
         models=_models(traces),
         calls=tuple(call for trace in traces for call in trace.calls),
         changes=tuple(changes.values()),
+        steps=tuple(dict.fromkeys(step for trace in traces for step in trace.steps)),
+        gradients=tuple(dict.fromkeys(use for trace in traces for use in trace.gradients)),
+        names=frozenset().union(*(trace.names for trace in traces)),
         loads=tuple(load for trace in traces for load in trace.loads),
         leaks=_left(leak for trace in traces for leak in trace.leaks),
         drifts=tuple(drift for trace in traces for drift in trace.drifts),

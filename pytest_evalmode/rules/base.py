@@ -34,10 +34,29 @@ class Violation:
     """The line of user code that brought it about, before the call."""
     count: int = 1
     details: Mapping[str, Any] = field(default_factory=dict)
+    fixture: str | None = None
+    """The fixture that handed the model over."""
+    fixture_at: Site | None = None
+    because: tuple[str, ...] = ()
+    """The rules of which this is a consequence, where one of them is broken too: it is told under the first."""
+    notes: tuple[str, ...] = ()
+    """What else the reader should know, a sentence each."""
+    plain: bool = False
+    """Whether it can be nothing but a mistake, so that no exemption is offered."""
     train: tuple[str, ...] = ()
     """What the marker's `train` would have to name, were this intended."""
     mutable: tuple[str, ...] = ()
     """What the marker's `mutable` would have to name, were this intended."""
+
+
+def handed_by(violation: Violation, fixtures: Mapping[str, tuple[str, Site]]) -> Violation:
+    """The same with the fixture, of those by the name of their model, that handed the model over."""
+    handed = fixtures.get(violation.model or "")
+    if handed is None:
+        return violation
+    name, at = handed
+    details = {**violation.details, "fixture": name, "fixture_at": str(at)}
+    return replace(violation, fixture=name, fixture_at=at, details=details)
 
 
 Judge = Callable[[Trace], Iterable[Violation]]

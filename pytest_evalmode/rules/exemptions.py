@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 
 from pytest_evalmode.policy import Policy
@@ -58,6 +59,33 @@ def needed(exemption: Exemption, segments: Segments, rules: Iterable[Rule]) -> b
     return value == unused_exemption.name or any(
         rule.violations(excuse(trace, policy)) for rule in rules if rule.name == value for trace, policy in segments
     )
+
+
+def with_misses(violation: Violation, segments: Segments) -> Violation:
+    """The same, with the globs in force that name nothing there is, though what is at fault has a name like them."""
+    notes = [
+        f"{as_declared((kind, glob))} matches no {noun}; nearest: {near}"
+        for kind, noun, paths in (("train", "module", violation.train), ("mutable", "tensor", violation.mutable))
+        if paths
+        for glob in dict.fromkeys(glob for _, policy in segments for glob in getattr(policy, kind))
+        if not any(matches(model, path, [glob]) for trace, _ in segments for model, path in trace.names)
+        and (near := _nearest(glob, paths))
+    ]
+    return replace(violation, notes=(*violation.notes, *notes)) if notes else violation
+
+
+def _nearest(glob: str, paths: Iterable[str]) -> str | None:
+    """The path that is most like a glob, as a whole or by its last step."""
+    wanted = glob.strip("*.")
+    likeness = {
+        path: max(SequenceMatcher(None, wanted, name).ratio() for name in (path, path.rpartition(".")[2]))
+        for path in paths
+    }
+    nearest = max(likeness, key=lambda path: likeness[path])
+    return nearest if likeness[nearest] >= _ALIKE else None
+
+
+_ALIKE = 0.5
 
 
 def as_declared(exemption: Exemption) -> str:

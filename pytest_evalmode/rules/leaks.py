@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pytest_evalmode.rules.base import Violation, rule
+from pytest_evalmode.rules.wording import first_and_more, plural
 from pytest_evalmode.trace import Leak, Trace
 
 
@@ -33,13 +35,58 @@ def global_leaked(trace: Trace) -> Iterator[Violation]:
 
 
 def _violation(model: str | None, subjects: list[str], leaks: list[Leak]) -> Violation:
-    first = f"{subjects[0]} was {leaks[0].before} and is {leaks[0].after}"
-    more = f" (and {len(leaks) - 1} more)" if len(leaks) > 1 else ""
+    found = _sentences(model, leaks)
+    more = f" (and {len(found) - _MOST_TOLD} more)" if len(found) > _MOST_TOLD else ""
     return Violation(
         model=model,
         subjects=tuple(subjects),
-        message=f"{first}{more}",
-        finding=f"{first} after the test{more}",
+        message=found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""),
+        finding="; ".join(found[:_MOST_TOLD]) + more,
         count=len(leaks),
         details={"leaks": {name: f"{leak.before} -> {leak.after}" for name, leak in zip(subjects, leaks, strict=True)}},
     )
+
+
+_MOST_TOLD = 3
+
+
+def _sentences(model: str | None, leaks: list[Leak]) -> list[str]:
+    """What the test did, leaks of one kind in one sentence."""
+    kinds: dict[str, list[str]] = {}
+    for leak in leaks:
+        owner = ".".join(filter(None, (model, leak.name.rpartition(".")[0])))
+        for kind, name in _kinds(leak, owner) if model is not None else [("{} " + _now(leak), f"torch {leak.name}")]:
+            kinds.setdefault(kind, []).append(name)
+    return [_sentence(kind, names) for kind, names in kinds.items()]
+
+
+def _kinds(leak: Leak, owner: str) -> Iterator[tuple[str, str]]:
+    """The sentences that tell a leak of a model, each with the name that it is about."""
+    flag = leak.name.rpartition(".")[2]
+    if flag == "training":
+        yield f"{{}} {{was}} left in {'training' if leak.after == 'True' else 'eval'} mode", owner
+    elif flag == "requires_grad":
+        yield f"requires_grad was turned {'on' if leak.after == 'True' else 'off'} for {{}}", owner
+    elif flag == "grad":
+        done = "cleared from" if leak.after == "None" else "accumulated into"
+        yield f"gradients were {done} {{n}} ({{}})", owner
+    elif flag.endswith("hooks"):
+        before, after = (set(_HOOK.findall(told)) for told in (leak.before, leak.after))
+        noun = flag.removesuffix("s").replace("_", " ")
+        for done, hooks in (("added to", after - before), ("removed from", before - after)):
+            if hooks:
+                yield f"{plural(len(hooks), noun)} {'was' if len(hooks) == 1 else 'were'} {done} {{}}", owner
+    else:
+        yield f"{{}} {_now(leak)}", f"{owner}.{flag}"
+
+
+_HOOK = re.compile(r"\S+ #\d+")
+
+
+def _now(leak: Leak) -> str:
+    return f"was {leak.before} and is {leak.after}"
+
+
+def _sentence(kind: str, names: list[str]) -> str:
+    was = "was" if len(names) == 1 else "were"
+    return kind.format(first_and_more(names), n=plural(len(names), "parameter"), was=was)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from pytest_evalmode.rules.base import Violation, rule
 from pytest_evalmode.rules.calls import by_model, by_part, count, told, who
-from pytest_evalmode.rules.wording import first_and_more, plural, times
+from pytest_evalmode.rules.training import details, pause, trained, used
+from pytest_evalmode.rules.training import told as told_use
+from pytest_evalmode.rules.wording import first_and_more, plural, times, title, titles
 from pytest_evalmode.trace import Finding, ForwardCall, Site, Trace
 
 
@@ -16,23 +18,26 @@ from pytest_evalmode.trace import Finding, ForwardCall, Site, Trace
     remedy="call model.eval() before the first forward",
 )
 def train_mode(trace: Trace) -> Iterator[Violation]:
-    for calls in by_model(trace, lambda call: call.training):
+    graphs = {call.ran.type for call in trace.calls if any(finding.graph for finding in call.draws)}
+    for calls in by_model(trace, lambda call: call.training and not (call.exported and _has_told(graphs, call))):
         found = by_part(finding for call in calls for finding in call.training)
         # Batch norm and dropout say more than the containers and linear layers that merely share their flag.
         telling = [f for f in found if f.part.sensitive] or found
-        names = [str(f.part) for f in telling]
+        names = titles(f.part for f in telling)
         why = f": {telling[0].why}" if telling[0].why else ""
         since = _since(telling)
         of = f" of {plural(calls[0].modules, 'module')}" if len(names) > 1 else ""
+        step = trained(trace, calls[0].ran.model)
         yield told(
             calls,
-            subjects=tuple(names),
-            message=f"{who(calls)} ran {times(count(calls))} in training mode",
+            subjects=tuple(str(f.part) for f in telling),
+            message=f"{who(calls)} {_what_became(calls)} in training mode",
             finding=f"{first_and_more(names)}{of} {'was' if len(names) == 1 else 'were'} in training mode{why}",
-            remedy=_register_it(telling[0]) or _eval_it(calls, found),
+            remedy=_register_it(telling[0]) or (pause(step) if step else _eval_it(calls, found)),
             cause=telling[0].cause,
             since=since,
-            details={"since": str(since)} if since else {},
+            details={**({"since": str(since)} if since else {}), **details(trained=step)},
+            plain=bool(step or telling[0].why) or any(call.all_training for call in calls),
             train=tuple(f.part.path for f in found),
         )
 
@@ -45,13 +50,20 @@ def train_mode(trace: Trace) -> Iterator[Violation]:
 def grad_mode(trace: Trace) -> Iterator[Violation]:
     for calls in by_model(trace, lambda call: call.autograd):
         found = by_part(call.autograd for call in calls if call.autograd)
+        model = calls[0].ran.model
+        step, use = trained(trace, model), used(trace, model)
+        purpose = f"; {use.by} used the graph" if use else ""
         yield told(
             calls,
             subjects=tuple(str(f.part) for f in found),
-            message=f"{who(calls)} ran {times(count(calls))} with autograd recording",
-            finding=f"{found[0].part} recorded autograd: {found[0].why}",
-            remedy=_leave_it_off(found[0]),
+            message=f"{who(calls)} ran {times(count(calls))} with autograd recording{purpose}",
+            finding=f"{title(found[0].part)} recorded autograd: {found[0].why}"
+            + (f"; the graph was used by {told_use(use)}" if use else ""),
+            remedy=(pause(step) if step else _MEANT if use else _leave_it_off(found[0])),
             cause=found[0].cause,
+            details=details(trained=step, used=use),
+            because=("train-mode",) if step else (),
+            plain=bool(step),
         )
 
 
@@ -63,10 +75,10 @@ def grad_mode(trace: Trace) -> Iterator[Violation]:
 def batch_stats(trace: Trace) -> Iterator[Violation]:
     for calls in by_model(trace, lambda call: call.batch_stats):
         found = by_part(finding for call in calls for finding in call.batch_stats)
-        names = [str(f.part) for f in found]
+        names = titles(f.part for f in found)
         yield told(
             calls,
-            subjects=tuple(names),
+            subjects=tuple(str(f.part) for f in found),
             message=f"{who(calls)} ran {times(count(calls))} on the statistics of the batch",
             finding=f"{first_and_more(names)} used the batch's own statistics in eval mode: {found[0].why}",
             cause=found[0].cause,
@@ -81,13 +93,15 @@ def batch_stats(trace: Trace) -> Iterator[Violation]:
 def random_forward(trace: Trace) -> Iterator[Violation]:
     for calls in by_model(trace, lambda call: call.draws):
         found = by_part(finding for call in calls for finding in call.draws)
-        names = [str(f.part) for f in found]
+        names = titles(f.part for f in found)
         why = f": {found[0].why}" if found[0].why else ""
+        mode = "" if any(f.training for f in found) else " in eval mode"
         yield told(
             calls,
-            subjects=tuple(names),
-            message=f"{who(calls)} drew random numbers in {plural(count(calls), 'forward')} in eval mode",
-            finding=f"{first_and_more(names)} drew random numbers in eval mode{why}",
+            subjects=tuple(str(f.part) for f in found),
+            message=f"{who(calls)} drew random numbers in {plural(count(calls), 'forward')}{mode}",
+            finding=f"{first_and_more(names)} drew random numbers{mode}{why}",
+            remedy=_EXPORT_ANEW if found[0].graph else "",
             cause=found[0].cause,
         )
 
@@ -101,10 +115,10 @@ def random_forward(trace: Trace) -> Iterator[Violation]:
 def unregistered_module(trace: Trace) -> Iterator[Violation]:
     for calls in by_model(trace, lambda call: call.unregistered):
         found = by_part(finding for call in calls for finding in call.unregistered)
-        names = [str(f.part) for f in found]
+        names = titles(f.part for f in found)
         yield told(
             calls,
-            subjects=tuple(names),
+            subjects=tuple(str(f.part) for f in found),
             message=f"{who(calls)} ran {first_and_more(names)}, which it does not register",
             finding=f"{first_and_more(names)} ran inside it: eval(), to() and state_dict() cannot reach it",
             cause=found[0].cause,
@@ -127,6 +141,30 @@ def no_forward(trace: Trace) -> Iterator[Violation]:
         )
 
 
+_EXPORT_ANEW = (
+    "call eval() before export: a graph keeps the modes in which it was made; "
+    "what it draws in eval mode too, let depend on self.training"
+)
+_MEANT = (
+    "if the gradients are the purpose (saliency, an attack), say so with allow=['grad-mode']; "
+    "if not, call it under torch.inference_mode() or torch.no_grad()"
+)
+
+
+def _has_told(graphs: set[str], export: ForwardCall) -> bool:
+    """Whether a graph that was made of a model ran and drew: by then it has told what is wrong.
+
+    A traced one is called as the model is, by its type; an exported one is a `GraphModule`.
+    """
+    return bool(graphs & {export.ran.type, "GraphModule"})
+
+
+def _what_became(calls: list[ForwardCall]) -> str:
+    """Models that torch made graphs of did not run; where both happened, the runs say enough."""
+    ran = [call for call in calls if not call.exported]
+    return f"ran {times(count(ran))}" if ran else "was exported"
+
+
 def _since(found: list[Finding]) -> Site | None:
     """The line that switched them all to training mode, if one did."""
     lines = {finding.since for finding in found}
@@ -145,6 +183,8 @@ def _leave_it_off(finding: Finding) -> str:
 
 def _eval_it(calls: list[ForwardCall], found: list[Finding]) -> str:
     """`eval()` on the one module that was forgotten, else on what ran; on the model where several parts of it ran."""
+    if all(call.exported for call in calls):
+        return "call eval() before export: the graph keeps the mode, and its own eval() comes too late"
     ran = {call.ran.name for call in calls}
     who = found[0].part.name if len(found) == 1 else ran.pop() if len(ran) == 1 else calls[0].ran.model
     return f"call {who if who[0].islower() else 'model'}.eval() before the first forward"

@@ -8,8 +8,10 @@ from itertools import chain
 
 from pytest_evalmode.rules.base import Violation, rule
 from pytest_evalmode.rules.calls import by_model, told
+from pytest_evalmode.rules.training import details, pause, trained, used
+from pytest_evalmode.rules.training import told as told_use
 from pytest_evalmode.rules.wording import first_and_more, plural, title
-from pytest_evalmode.trace import Load, TensorChange, Trace
+from pytest_evalmode.trace import Load, TensorChange, Trace, Use
 
 
 @rule(
@@ -18,17 +20,28 @@ from pytest_evalmode.trace import Load, TensorChange, Trace
     remedy="call model.eval(); declare what may change with mutable=[...]",
 )
 def state_mutated(trace: Trace) -> Iterator[Violation]:
-    trained = {
+    training = {
         name: call.at
         for call in reversed(trace.calls)
         if call.training
         for name in (call.ran.model, *(finding.part.model for finding in call.training))
     }
+    weights = {change.model for change in trace.changes if change.persistent and not change.buffer}
     for violation in _mutated(change for change in trace.changes if change.persistent):
-        if violation.model in trained:
-            yield replace(violation, at=trained[violation.model] or violation.at)
-        else:
+        model = violation.model
+        step, use = trained(trace, model), used(trace, model)
+        if model in training:
+            violation = replace(violation, at=training[model] or violation.at)
+        if step:
+            facts = {**violation.details, **details(trained=step)}
+            because = ("train-mode", "grad-mode")
+            yield replace(violation, remedy=pause(step), details=facts, because=because, plain=True)
+        elif model in weights and use:
+            yield replace(violation, remedy=_by_hand(use))
+        elif model in weights or model not in training:
             yield replace(violation, remedy=_WRITTEN)
+        else:
+            yield replace(violation, because=("train-mode",))
 
 
 @rule(
@@ -55,7 +68,7 @@ def input_mutated(trace: Trace) -> Iterator[Violation]:
             calls,
             subjects=(str(writer),),
             message=f"{title(writer)} changed its input in place",
-            finding=f"{writer} wrote into {first_and_more(names)}: the next to read it sees other data",
+            finding=f"{title(writer)} wrote into {first_and_more(names)}: the next to read it sees other data",
             details={"arguments": names},
         )
 
@@ -156,6 +169,11 @@ def _ran(between: Sequence[str], by: Sequence[str] = ()) -> str:
         return f"it changed as {first_and_more(by)} ran"
     more = f" and {len(between) - 3} more" if len(between) > 3 else ""
     return f"in between ran {', '.join(between[:3])}{more}" if between else "nothing ran in between"
+
+
+def _by_hand(use: Use) -> str:
+    """The remedy where weights changed and gradients were taken, though no optimizer made a step."""
+    return f"where it is meant to train, put that in `with evalmode.paused():` ({told_use(use)}); else {_WRITTEN}"
 
 
 def _common_cause(load: Load) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pytest_evalmode.trace import Part
 
@@ -19,6 +19,10 @@ def times(n: int) -> str:
 def title(part: Part) -> str:
     """A module in a headline: `model (ResNet)`, or `ResNet` alone where it is named after its type."""
     return part.type if part.name == part.type else str(part)
+
+
+def titles(parts: Iterable[Part]) -> list[str]:
+    return [title(part) for part in parts]
 
 
 def first_and_more(names: Sequence[str]) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from inspect import isasyncgenfunction, isgeneratorfunction
+from inspect import isasyncgenfunction, isgeneratorfunction, unwrap
+from linecache import getline
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_evalmode.session.stash import CALLING, GUARD, HISTORY, PROPERTY
+from pytest_evalmode.trace import Site
 
 if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard
@@ -35,7 +38,8 @@ def remember(fixturedef: pytest.FixtureDef[Any], value: object, request: pytest.
     guard = _open_guard(request.config)
     if guard is not None:
         with guard.safely():
-            guard.watch_inside(value, fixturedef.argname, shared=fixturedef.scope != "function")
+            at = _site(fixturedef, request.config)
+            guard.watch_inside(value, fixturedef.argname, shared=fixturedef.scope != "function", at=at)
 
 
 def begin(item: pytest.Item) -> None:
@@ -102,16 +106,34 @@ def _note_part(part: str, fixturedef: pytest.FixtureDef[Any], request: pytest.Fi
         note(request.config, what, fixturedef.argnames, is_test=False)
 
 
-def handed_to(item: pytest.Item) -> Iterator[tuple[str, object, bool]]:
-    """The name and value of all that a test was handed, and whether it outlives the test.
+def _site(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Site | None:
+    """Where a fixture of the user's stands; None for one of a plugin's, or of a parameter."""
+    code = getattr(unwrap(fixturedef.func), "__code__", None)
+    if code is None or not Path(code.co_filename).is_relative_to(config.rootpath):
+        return None
+    file = Path(code.co_filename).relative_to(config.rootpath)
+    if "site-packages" in file.parts:
+        return None
+    lines = [getline(code.co_filename, code.co_firstlineno + i).strip() for i in range(_MOST_DECORATORS)]
+    begins = next((i for i, line in enumerate(lines) if line.startswith(("def ", "async def "))), 0)
+    return Site(file.as_posix(), code.co_firstlineno + begins, lines[begins])
+
+
+_MOST_DECORATORS = 20
+
+
+def handed_to(item: pytest.Item) -> Iterator[tuple[str, object, bool, Site | None]]:
+    """The name and value of all that a test was handed, whether it outlives the test, and where its fixture stands.
 
     What a class keeps for its tests counts, as `setUpClass` puts it there.
     """
     wide = {id(value) for value in item.config.stash.get(_WIDE, {}).values()}
+    definitions = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
     for name, value in getattr(item, "funcargs", {}).items():
-        yield name, value, id(value) in wide
+        fixtures = definitions.get(name)
+        yield name, value, id(value) in wide, _site(fixtures[-1], item.config) if fixtures else None
     instance = getattr(item, "instance", None)
     if instance is not None:
-        yield from ((f"self.{name}", value, False) for name, value in getattr(instance, "__dict__", {}).items())
+        yield from ((f"self.{name}", value, False, None) for name, value in getattr(instance, "__dict__", {}).items())
         for kind in type(instance).__mro__:
-            yield from ((f"self.{name}", value, True) for name, value in vars(kind).items())
+            yield from ((f"self.{name}", value, True, None) for name, value in vars(kind).items())

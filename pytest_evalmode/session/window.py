@@ -234,8 +234,8 @@ def _open(guard: Guard, item: pytest.Item) -> None:
         item.stash[KEPT] = Kept()
     guard.open()
     with guard.safely():
-        for name, value, shared in fixtures.handed_to(item):
-            guard.watch_inside(value, name, shared=shared)
+        for name, value, shared, at in fixtures.handed_to(item):
+            guard.watch_inside(value, name, shared=shared, at=at)
         for name, model in teams.models(item):
             guard.watch_inside(model, name, shared=True)
 

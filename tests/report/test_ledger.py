@@ -94,6 +94,7 @@ def test_the_values_of_a_known_fault(suite: pytest.Pytester) -> None:
     training, recording = fault["violations"]
     lines = (suite.path / "test_it.py").read_text(encoding="utf-8").splitlines()
     switch, call = (next(n for n, text in enumerate(lines, 1) if told in text) for told in ("the switch", "the call"))
+    fixture = {"fixture": "net", "fixture_at": "test_it.py:4"}
     assert training == {
         "rule": "train-mode",
         "model": "net",
@@ -103,7 +104,7 @@ def test_the_values_of_a_known_fault(suite: pytest.Pytester) -> None:
         "at": f"test_it.py:{call}",
         "cause": "nets.py:15",
         "count": 3,
-        "details": {"since": f"test_it.py:{switch}"},
+        "details": {"since": f"test_it.py:{switch}", **fixture},
     }
     assert (recording["rule"], recording["count"], recording["at"]) == ("grad-mode", 3, f"test_it.py:{call}")
 

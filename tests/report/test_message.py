@@ -42,20 +42,49 @@ RANDOM = Violation(
     at=Site("tests/test_accuracy.py", 31, "logits = model(images)"),
     cause=Site("src/net.py", 88, "x = F.dropout(x)"),
 )
+CONSEQUENCE = replace(MUTATED, because=("train-mode",))
+FIXTURE = Site("tests/conftest.py", 12, "def model():")
 
 
 def test_the_whole_text_of_the_promise() -> None:
-    assert explain([TRAINING, MUTATED], "inference") == dedent("""\
+    assert explain([replace(TRAINING, fixture="model", fixture_at=FIXTURE), CONSEQUENCE], "inference") == dedent("""\
         train-mode: model (ResNet) ran 40 times in training mode (+1 more)
 
           train-mode     model.bn1 (BatchNorm2d) and 1 more of 149 modules were in training mode
+                         from fixture model: tests/conftest.py:12  def model():
                          tests/test_accuracy.py:31  logits = model(images)
+          state-mutated  so model.bn1.running_mean and 1 more changed    max |Δ| 0.031, 64 of 64 elements
                          fix: call model.eval() before the first forward
-          state-mutated  model.bn1.running_mean and 1 more changed    max |Δ| 0.031, 64 of 64 elements
-                         first seen after tests/test_accuracy.py:31
-                         fix: call model.eval(); declare what may change with mutable=[...]
 
-          intended? @pytest.mark.inference(train=["bn1"], mutable=["bn1.*"], reason="...")""")
+          intended? @pytest.mark.inference(train=["bn1"], mutable=["bn1.running_*"], reason="...")""")
+
+
+def test_a_change_of_another_cause_is_an_entry_of_its_own() -> None:
+    assert explain([TRAINING, MUTATED]).count("fix: ") == 2
+    elsewhere = replace(CONSEQUENCE, model="teacher", subjects=("teacher.bn1.running_mean",))
+    assert explain([TRAINING, elsewhere]).count("fix: ") == 2
+    assert explain([RANDOM, CONSEQUENCE]).count("fix: ") == 2
+
+
+def test_blocks_of_one_list_that_have_the_same_fault_are_one_entry() -> None:
+    blocks = [replace(RANDOM, model=f"net.blocks[{i}]", finding=f"net.blocks[{i}] drew") for i in range(5)]
+    text = explain(blocks)
+    assert text.count("fix: ") == text.count("src/net.py:88") == 1
+    assert "net.blocks[0] drew" in text
+    assert "and net.blocks[1] drew" in text
+    assert "and 2 more like these" in text
+    other = replace(blocks[1], at=Site("tests/test_accuracy.py", 40, "model(other)"))
+    assert explain([blocks[0], other]).count("fix: ") == 2
+
+
+def test_no_exemption_is_offered_for_a_plain_mistake() -> None:
+    assert "intended?" not in explain([replace(TRAINING, plain=True), CONSEQUENCE])
+    assert explain([replace(TRAINING, plain=True), RANDOM]).endswith('intended? guard(allow=["random-forward"])')
+
+
+def test_a_note_stands_before_the_remedy() -> None:
+    note, fix = explain([replace(TRAINING, notes=("train is wrong",))]).splitlines()[-4:-2]
+    assert (note.strip(), fix.strip()) == ("train is wrong", f"fix: {TRAINING.remedy}")
 
 
 def test_one_violation_has_no_more_beside_it() -> None:
@@ -101,14 +130,14 @@ def test_without_a_line_none_is_told() -> None:
     [
         ([TRAINING], 'train=["bn1"]'),
         ([replace(TRAINING, train=("bn1", "drop"))], 'train=["bn1", "drop"]'),
-        ([replace(TRAINING, train=("a.b", "a.c"))], 'train=["a.*"]'),
+        ([replace(TRAINING, train=("a.b", "a.c"))], 'train=["a.b", "a.c"]'),
         ([replace(TRAINING, train=tuple("abcd"))], 'train=["*"]'),
         ([replace(TRAINING, train=("",))], 'allow=["train-mode"]'),  # no glob names the model itself
-        ([MUTATED], 'mutable=["bn1.*"]'),
+        ([MUTATED], 'mutable=["bn1.running_*"]'),
         ([replace(MUTATED, mutable=("fc.bias",))], 'mutable=["fc.bias"]'),
         ([RANDOM], 'allow=["random-forward"]'),
         ([RANDOM, RANDOM], 'allow=["random-forward"]'),
-        ([RANDOM, TRAINING, MUTATED], 'allow=["random-forward"], train=["bn1"], mutable=["bn1.*"]'),
+        ([RANDOM, TRAINING, MUTATED], 'allow=["random-forward"], train=["bn1"], mutable=["bn1.running_*"]'),
     ],
 )
 def test_what_to_declare_if_it_was_intended(violations: list[Violation], intended: str) -> None:

@@ -549,3 +549,43 @@ class TestIt(Base):
         self.net.fc.bias.data.add_(1)
 """,
     ) == {"writes": ["state-mutated"]}
+
+
+FORGETFUL = """
+@pytest.fixture(scope="module")
+@some_decorator
+def net():
+    return Net()
+
+@pytest.fixture
+def parts(net):
+    return {"net": net}
+
+@pytest.mark.inference
+@pytest.mark.parametrize("n", range(3))
+def test_whole(net, n):
+    infer(net)
+
+@pytest.mark.inference
+def test_inside(parts):
+    infer(parts["net"])
+
+@pytest.mark.inference
+@pytest.mark.parametrize("given", [Net()])
+def test_parameter(given):
+    infer(given)
+"""
+
+
+def test_the_fixture_that_forgot_eval_is_named_in_each_message(pytester: pytest.Pytester) -> None:
+    decorator = "def some_decorator(function):\n    return function\n"
+    suites.write(pytester, decorator + FORGETFUL)
+    tests = suites.json_report(pytester)["tests"]
+    lines = (pytester.path / "test_it.py").read_text(encoding="utf-8").splitlines()
+    where = f"test_it.py:{lines.index('def net():') + 1}"
+    found = {test["nodeid"].partition("::")[2].partition("[")[0]: test["violations"][0] for test in tests}
+    for test in ("test_whole", "test_inside"):
+        details = found[test]["details"]
+        assert (details["fixture"], details["fixture_at"]) == ("net", where)
+    assert "fixture" not in found["test_parameter"]["details"]
+    assert suites.run(pytester).stdout.str().count(f"from fixture net: {where}  def net():") == 4

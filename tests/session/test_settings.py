@@ -167,7 +167,9 @@ def test_evalmode_marker_renames_the_marker(pytester: pytest.Pytester) -> None:
         """
 @pytest.mark.clean
 def test_renamed():
-    infer(Net())
+    net = Net().eval()
+    net.drop.train()
+    infer(net)
 
 @pytest.mark.inference
 def test_anothers():

@@ -67,7 +67,7 @@ class Loads:
                 self._sites.site(at.f_code, at.f_lineno) if at else None,
                 tuple(missing),
                 tuple(unexpected),
-                by_user=caller is None or caller in _askers(frame),
+                by_user=caller is None or any(caller is asker for asker in _askers(frame)),
                 matched=len(matched),
             )
             self._loads.append((load, places))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from itertools import count
 
 from torch import nn
@@ -81,6 +81,23 @@ class Registry:
         part = Part(home[0].name, home[1], modules.type_name(module))
         self._parts[id(module)] = weakref.ref(module), type(module), self.names, part
         return part
+
+    def holding(self, tensors: Container[int]) -> tuple[str, ...]:
+        """The models that hold one of these parameters, by `id`."""
+        names = (
+            model.name
+            for model in self.models
+            if any(id(parameter) in tensors for _, part in model.parts() for parameter in part._parameters.values())
+        )
+        return tuple(dict.fromkeys(names))
+
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """All modules and tensors by model and path."""
+        for model in self.models:
+            for path, part in model.parts():
+                yield model.name, model.path_of(path)
+                for name, _ in (*part._parameters.items(), *part._buffers.items()):
+                    yield model.name, model.path_of(".".join(filter(None, (path, name))))
 
     def is_elsewhere(self, module: object, model: Model) -> bool:
         """Whether a module is at home in another model, which lives and was read."""

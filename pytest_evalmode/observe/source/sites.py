@@ -16,6 +16,8 @@ from pathlib import Path, PurePath
 from threading import get_ident
 from types import CodeType, FrameType
 
+from pytest_evalmode.observe.source import submissions
+from pytest_evalmode.observe.source.submissions import Place
 from pytest_evalmode.trace import Site
 
 _INSTALLED = ("site-packages", "dist-packages")
@@ -33,7 +35,8 @@ _BORROWERS = ("torch.nn.utils.stateless",)
 class Caller:
     """Who called a model."""
 
-    frame: FrameType | None
+    frame: FrameType | Place | None
+    """Or where it was submitted to a pool of threads that ran it."""
     test: FrameType | None = None
     """Whose line that was in a test's file, if `frame` is in another: a library under test lies below the root, too."""
     tracing: bool = False
@@ -57,7 +60,8 @@ class Sites:
     def outside(self, frame: FrameType | None) -> Caller:
         """The innermost user frame from here outwards, and what of torch's lies in between.
 
-        A worker thread may hold no user code at all: then the line counts at which its opener stands.
+        A worker thread may hold no user code at all: then the line counts that submitted what it runs, else the one at
+        which its opener stands.
         """
         if self.in_worker():
             self._workers.add(get_ident())
@@ -72,6 +76,9 @@ class Sites:
             frame = frame.f_back
         if not self.in_worker():
             return Caller(None, borrowed=borrowed)
+        submitted = submissions.place()
+        if submitted is not None and self._file(submitted.f_code):
+            return Caller(submitted, borrowed=borrowed)
         opener: FrameType | None = sys._current_frames().get(self._thread)
         while opener is not None and not self._file(opener.f_code):
             opener = opener.f_back

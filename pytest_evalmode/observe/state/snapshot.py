@@ -144,7 +144,11 @@ def changes(model: str, before: Snapshot, now: Snapshot, parts: Parts, after: Si
     came = now.prints.keys() - before.prints.keys() - now.passing
     found.extend(TensorChange(model, path, "added") for path in now.prints if path in came)
     passing = before.passing | now.passing
-    told = [replace(change, after=after, persistent=change.path not in passing) for change in found]
+    buffers = {f"{path}.{name}" if path else name for path, part in parts for name, _ in part._buffers.items()}
+    told = [
+        replace(change, after=after, persistent=change.path not in passing, buffer=change.path in buffers)
+        for change in found
+    ]
     return sorted(told, key=lambda change: change.max_abs is None)
 
 

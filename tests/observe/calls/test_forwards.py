@@ -507,7 +507,7 @@ every_graph = pytest.mark.parametrize("make", GRAPHS.values(), ids=GRAPHS)
 @every_graph
 def test_making_a_graph_is_not_inference(make: Callable[[nn.Module, Tensor], Any]) -> None:
     with watching() as g:
-        make(Dropper(), batch())
+        make(Dropper().eval(), batch())
     assert not rules(g)
     assert [model.forwards for model in g.models] in ([], [0])
 

@@ -11,6 +11,7 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.utils._pytree import tree_leaves
 
 from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.calls import gradients
 from pytest_evalmode.observe.calls.outermost import RAISED
 from pytest_evalmode.observe.calls.questions.question import Question
 from pytest_evalmode.observe.source import code
@@ -44,7 +45,10 @@ class Autograd(Question):
             outermost.recorded = True
 
     def end(self, output: object) -> Mapping[str, object]:
-        return {"autograd": self._judge(output) if self.outermost.is_model else None}
+        found = self._judge(output) if self.outermost.is_model else None
+        if found is not None:
+            gradients.mark(made(output, self.outermost.inputs), self.outermost.model.name)
+        return {"autograd": found}
 
     def _holds(self, part: nn.Module) -> bool:
         return modules.holds_parameters(part) if self.scene.strict else is_trainable(part)
@@ -97,8 +101,14 @@ def _told(model: nn.Module) -> str:
 
 def records(output: object, inputs: object) -> bool:
     """Whether something came out that autograd knows the making of, and that did not go in."""
-    made = [leaf for leaf in _leaves(output) if leaf.grad_fn is not None]
-    return bool(made) and not {id(leaf) for leaf in made} <= {id(leaf) for leaf in _leaves(inputs)}
+    return bool(made(output, inputs))
+
+
+def made(output: object, inputs: object) -> list[Tensor]:
+    """What came out that autograd knows the making of, and that did not go in."""
+    found = [leaf for leaf in _leaves(output) if leaf.grad_fn is not None]
+    went_in = {id(leaf) for leaf in _leaves(inputs)} if found else set()
+    return [leaf for leaf in found if id(leaf) not in went_in]
 
 
 def is_trainable(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.calls.questions.modes import judge
 from pytest_evalmode.observe.calls.questions.question import Question
+from pytest_evalmode.observe.calls.trees import GRAPHS
 from pytest_evalmode.observe.source import callers, code, graphs
 from pytest_evalmode.observe.source.code import Draw
 from pytest_evalmode.observe.source.sites import Sites
@@ -122,7 +123,10 @@ class Draws(Question):
         if cause is None and module is not outermost.ran:
             cause = sites.inside(frame.f_back, outermost.frame)
         why = f"{found[0].text}(...)" if found else ""
-        self.found.setdefault(id(drawer), Finding(outermost.part(drawer), cause, why))
+        told = Finding(
+            outermost.part(drawer), cause, why, graph=isinstance(drawer, GRAPHS), training=bool(modules.mode(drawer))
+        )
+        self.found.setdefault(id(drawer), told)
 
 
 class HostDraws(Question):
@@ -139,7 +143,8 @@ class HostDraws(Question):
         if are_foreign(self.outermost.ran, found, self.scene.sites):
             return {}
         why = f"the generator of {' and '.join(moved)} moved"
-        return {"draws": (Finding(self.outermost.part(drawer), first_site(found, self.scene.sites), why),)}
+        where = first_site(found, self.scene.sites)
+        return {"draws": (Finding(self.outermost.part(drawer), where, why, training=bool(modules.mode(drawer))),)}
 
 
 def suspects(

@@ -76,7 +76,8 @@ class Modes(Question):
             told = tree.told.items()
             more = {key for key, found in told if found.part.sensitive or not (found.cause or key in tree.asked)}
             tree.settled = frozenset(id(self.outermost.parts[i]) for i in tree.training) - tree.drawing - more
-        return {"training": tree.findings}
+        whole = bool(found and modules.mode(self.outermost.owner))
+        return {"training": tree.findings, "all_training": whole}
 
     def _judge(self, part: nn.Module) -> None:
         if id(part) not in self.judged:

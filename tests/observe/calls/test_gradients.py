@@ -1,0 +1,114 @@
+"""Who stepped an optimizer, and who used a graph: the line, whose model, and what must not be told."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import grad  # by its name, as many import it
+from torch.optim.optimizer import _global_optimizer_post_hooks
+
+from pytest_evalmode.rules import Violation
+from tests.nets import Net, batch, watching
+
+
+def line_of(function: Any, text: str) -> str:
+    lines, begin = inspect.getsourcelines(function)
+    return f"test_gradients.py:{next(i for i, line in enumerate(lines, begin) if text in line)}"
+
+
+def told(model: nn.Module, run: Any, rule: str) -> Violation:
+    with watching(model) as g:
+        run(model)
+    return next(violation for violation in g.violations if violation.rule == rule)
+
+
+def train(model: nn.Module) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(batch()).sum().backward()
+    optimizer.step()  # here
+
+
+def saliency(model: nn.Module) -> None:
+    images = batch().requires_grad_()
+    model(images)[:, 0].sum().backward()  # here
+
+
+def attack(model: nn.Module) -> None:
+    images = batch().requires_grad_()
+    grad(model(images).sum() * 2, images)  # here
+
+
+def forgot(model: nn.Module) -> None:
+    model(batch())
+
+
+def penalty(model: nn.Module) -> None:
+    """The weights get gradients, by no output of the model's."""
+    model(batch())
+    next(model.parameters()).square().sum().backward()  # type: ignore[no-untyped-call]
+
+
+def another(model: nn.Module) -> None:
+    model(batch())
+    train(nn.Linear(4, 1))
+
+
+def test_a_step_of_an_optimizer() -> None:
+    violation = told(Net().eval(), train, "state-mutated")
+    assert violation.details["trained"].startswith("SGD.step() at ")
+    assert violation.details["trained"].endswith(line_of(train, "# here"))
+    assert "evalmode.paused()" in violation.remedy
+
+
+@pytest.mark.parametrize(("run", "by"), [(saliency, "backward()"), (attack, "autograd.grad()")])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_graph_that_was_used(run: Any, by: str, frozen: bool) -> None:
+    violation = told(Net().eval().requires_grad_(not frozen), run, "grad-mode")
+    assert violation.details["used"].startswith(f"{by} at ")
+    assert violation.details["used"].endswith(line_of(run, "# here"))
+    assert "allow=['grad-mode']" in violation.remedy
+    assert "eval()" not in violation.remedy
+
+
+@pytest.mark.parametrize("run", [forgot, penalty, another])
+def test_a_graph_that_was_not_used(run: Any) -> None:
+    violation = told(Net().eval(), run, "grad-mode")
+    assert "used" not in violation.details
+    assert "trained" not in violation.details
+    assert violation.remedy == "call it under torch.inference_mode() or torch.no_grad()"
+
+
+def test_what_trains_in_a_pause_is_not_told() -> None:
+    model = Net().eval()
+    with watching(model) as g:
+        with g.paused():
+            train(model)
+        forgot(model)
+    (violation,) = g.violations
+    assert "trained" not in violation.details
+
+
+def test_neither_is_there_afterwards() -> None:
+    engine = vars(torch.autograd)["_engine_run_backward"]
+    hooks = _global_optimizer_post_hooks
+    with watching(Net()):
+        assert vars(torch.autograd)["_engine_run_backward"] is not engine
+        assert len(hooks) == 1
+    assert vars(torch.autograd)["_engine_run_backward"] is engine
+    assert not hooks
+
+
+def test_gradients_are_what_they_are_without_a_guard() -> None:
+    model, images = Net().eval(), batch()
+
+    def gradients() -> list[Tensor]:
+        return list(grad(model(images).sum(), list(model.parameters())))
+
+    expected = gradients()
+    with watching(model):
+        found = gradients()
+    assert all(map(torch.equal, expected, found))

@@ -1,0 +1,56 @@
+"""A model that a pool of threads runs is told with the line that submitted it."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.nets import Net, batch, only, watching
+
+
+def submit(model: nn.Module) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(model, batch())  # here
+        future.result()
+
+
+def to_thread(model: nn.Module) -> None:
+    async def serve() -> Any:
+        task = asyncio.create_task(wait())
+        await task
+
+    async def wait() -> Any:
+        return await asyncio.to_thread(model, batch())  # here
+
+    asyncio.run(serve())
+
+
+def by_a_function(model: nn.Module) -> None:
+    def predict() -> Any:
+        return model(batch())  # here
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(predict).result()
+
+
+@pytest.mark.parametrize("run", [submit, to_thread, by_a_function])
+def test_the_line_of_the_user(run: Any) -> None:
+    model = Net().eval()
+    with watching(model) as g:
+        run(model)
+    at = only(g, "grad-mode").at
+    assert at is not None
+    assert at.source.endswith("# here")
+
+
+def test_what_a_pool_runs_returns_and_raises_as_ever() -> None:
+    with watching() as g, torch.no_grad(), ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(str, range(9))) == list(map(str, range(9)))
+        with pytest.raises(ZeroDivisionError):
+            pool.submit(lambda: 1 // 0).result()
+    assert g.violations == []

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+
+from pytest_evalmode.rules.exemptions import matches
+from pytest_evalmode.rules.globs import narrowest
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@pytest.mark.parametrize(
+    ("paths", "globs"),
+    [
+        ([], []),
+        (["drop"], ["drop"]),
+        (["drop", "bn"], ["drop", "bn"]),
+        (["bn1.running_mean", "bn1.running_var"], ["bn1.running_*"]),
+        ([f"bn{i}.{n}" for i in (1, 2) for n in STATISTICS[:2]], ["bn*.running_*"]),
+        ([f"bn{i}.{n}" for i in (1, 2) for n in STATISTICS], ["bn*.running_*", "bn*.num_batches_tracked"]),
+        (["features.1", "features.5"], ["features.1", "features.5"]),
+        ([f"features.{i}" for i in (1, 3, 5, 7)], ["features.*"]),
+        (
+            [f"{bn}.{n}" for bn in ("bn1", "layer1.0.bn1", "layer2.1.bn2", "layer1.0.down.1") for n in STATISTICS],
+            ["*.running_*", "*.num_batches_tracked"],
+        ),
+        (["a", "b", "c", "d"], ["*"]),
+        (["fc.weight", "fc.bias"], ["fc.weight", "fc.bias"]),
+    ],
+)
+def test_narrowest(paths: list[str], globs: list[str]) -> None:
+    assert narrowest(paths) == globs
+    assert all(matches("model", path, globs) for path in paths)
+
+
+def test_what_did_not_change_is_not_named() -> None:
+    globs = narrowest([f"bn{i}.{n}" for i in (1, 2) for n in STATISTICS])
+    assert not any(matches("model", path, globs) for path in ("bn1.weight", "bn2.bias", "fc.weight"))

@@ -17,6 +17,7 @@ from torch import nn, no_grad
 from pytest_evalmode.errors import GuardError, HygieneError
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.calls import forwards, loads, switches
+from pytest_evalmode.observe.calls.events import Events
 from pytest_evalmode.observe.calls.forwards import Forwards
 from pytest_evalmode.observe.calls.loads import Loads
 from pytest_evalmode.observe.calls.owncalls import own_calls
@@ -54,6 +55,8 @@ class Terms:
     """Whether `check()` raises; it does not where a violation is only to be warned of, at the end."""
     tell: Callable[[list[Violation]], list[Violation]] = list
     """Which of the violations are to be told."""
+    shown: bool = False
+    """Whether what the models are made of, and what happened when, is to be shown."""
 
 
 _NO_POLICY = Policy()
@@ -71,9 +74,10 @@ class Guard:
         self._policy = policy
         self._terms = terms
         self._sites = Sites(terms.root)
-        self._watch = Watch(self._sites.site, strict=terms.strict)
-        self._switches = Switches(self._sites)
-        self._forwards = Forwards(self._watch, self._sites, self._switches, strict=terms.strict)
+        self._watch = Watch(self._sites.site, strict=terms.strict, shown=terms.shown)
+        self._events = Events(self._watch, self._sites) if terms.shown else None
+        self._switches = Switches(self._sites, self._events)
+        self._forwards = Forwards(self._watch, self._sites, self._switches, self._events, strict=terms.strict)
         self._loads = Loads(self._watch, self._sites)
         self._segments: list[tuple[Trace, Policy]] = []
         self._leaks: list[tuple[Trace, Policy]] = []
@@ -104,6 +108,11 @@ class Guard:
     @property
     def models(self) -> tuple[WatchedModel, ...]:
         return self._watch.facts()
+
+    @property
+    def trace(self) -> Trace:
+        """All that was seen so far, what is intended included."""
+        return joined([trace for trace, _ in self._segments])
 
     @property
     def watched(self) -> bool:
@@ -273,6 +282,7 @@ class Guard:
                 calls=self._forwards.take(),
                 changes=self._watch.compare(),
                 loads=self._loads.take(),
+                events=self._events.take() if self._events is not None else (),
             )
             _extend(self._segments, trace, self._policy)
             if self._terms.strict:

@@ -13,13 +13,22 @@ from pluggy import Result
 
 from pytest_evalmode.lock.fixture import LOCK, evalmode_lock
 from pytest_evalmode.lock.keeper import Collected, Keeper
-from pytest_evalmode.session import hookspecs
+from pytest_evalmode.session import files, hookspecs
 from pytest_evalmode.session.evalmode import evalmode
 from pytest_evalmode.session.fixtures import forget, note, remember, unobserved
-from pytest_evalmode.session.settings import SETTINGS, add_options, is_whole_suite, is_worker, read_settings
+from pytest_evalmode.session.settings import (
+    SETTINGS,
+    add_options,
+    is_whole_suite,
+    is_worker,
+    read_settings,
+    step_summary,
+)
 from pytest_evalmode.session.stash import CALLING, GUARD, PROPERTY, forget_record
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pytest_evalmode.report.ledger import Ledger
 
 __all__ = ["evalmode", "evalmode_lock"]
@@ -54,6 +63,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not is_worker(config):  # a worker sends its reports on
         config.pluginmanager.register(Recorder(config), "evalmode-recorder")
         config.pluginmanager.register(Keeper(config, collected), "evalmode-keeper")
+        if config.pluginmanager.hasplugin("html"):
+            config.pluginmanager.register(files.Panels(), "evalmode-panels")
     config.addinivalue_line(
         "markers",
         f"{settings.marker}(*, allow=(), train=(), mutable=(), reason=None): fail the test if its PyTorch inference "
@@ -130,7 +141,8 @@ class Recorder:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._ledger: Ledger | None = None
-        self._unwritten = ""
+        self._written: list[tuple[str, Path]] = []
+        self._unwritten: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         record = dict(report.user_properties).get(PROPERTY)
@@ -143,19 +155,26 @@ class Recorder:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         settings = self._config.stash[SETTINGS]
-        if settings.report is not None:
-            try:
-                self._kept().write(settings.report, settings.mode, settings.strict)
-            except OSError as error:  # pytest has yet to tell how the tests ended
-                self._unwritten = f"--evalmode-report: {settings.report} could not be written: {error.strerror}"
-                session.exitstatus = session.exitstatus or pytest.ExitCode.USAGE_ERROR
+        for what, path, write in (
+            ("report", settings.report, files.write_report),
+            ("page", settings.html, files.write_page),
+            ("step summary", step_summary() if self._ledger else None, files.write_step_summary),
+        ):
+            if path is not None:
+                try:
+                    write(path, self._kept(), settings)
+                except OSError as error:  # pytest has yet to tell how the tests ended
+                    self._unwritten.append(f"evalmode {what}: {path} could not be written: {error.strerror}")
+                    session.exitstatus = session.exitstatus or pytest.ExitCode.USAGE_ERROR
+                else:
+                    self._written.append((what, path))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode) -> None:
         settings = self._config.stash[SETTINGS]
-        if self._unwritten:
-            terminalreporter.write_line(self._unwritten, red=True)
-        elif settings.report is not None:
-            terminalreporter.write_sep("-", f"evalmode report: {settings.report}")
+        for line in self._unwritten:
+            terminalreporter.write_line(line, red=True)
+        for what, path in self._written:
+            terminalreporter.write_sep("-", f"evalmode {what}: {path}")
         if not self._ledger:
             return
         terminalreporter.section(f"evalmode, {settings.rank}" if settings.rank else "evalmode")

@@ -17,7 +17,7 @@ from pytest_evalmode.rules.wording import plural
 from pytest_evalmode.trace import WatchedModel
 
 SCHEMA = 1
-_FOR_SUMMARY = ("exemptions", "unjudged", "guarded")
+_NOT_REPORTED = ("exemptions", "unjudged", "guarded", "shown")
 
 Record = dict[str, Any]
 
@@ -31,11 +31,12 @@ def record(
     exemptions: Iterable[str],
     unjudged: bool,
     guarded: bool = True,
+    shown: Mapping[str, Any] | None = None,
 ) -> str:
     """What one test found, as it travels in its report: JSON, so that every plugin and every process can carry it.
 
     `exemptions` are those that excused something; it is `unjudged` where the guard failed, and not `guarded` where the
-    test only locked something.
+    test only locked something.  `shown` is what a page needs beyond the JSON report.
     """
     watched = [
         {"name": m.name, "type": m.type, "tensors": m.tensors, "bytes": m.bytes, "forwards": m.forwards} for m in models
@@ -50,6 +51,7 @@ def record(
             "seconds": round(seconds, 6),
             "models": watched,
             "violations": [_violation(violation) for violation in violations],
+            "shown": dict(shown or {}),
         },
         default=str,  # of the details of a team's rule
     )
@@ -82,6 +84,11 @@ class Ledger:
     def __bool__(self) -> bool:
         return bool(self._tests)
 
+    @property
+    def tests(self) -> list[Record]:
+        """All that is known of each test: what the JSON report tells of it, and more."""
+        return list(self._tests.values())
+
     def totals(self) -> dict[str, int | float]:
         tests = self._tests.values()
         return {
@@ -95,11 +102,11 @@ class Ledger:
     def write(self, path: Path, mode: str, strict: bool) -> None:
         """Write the JSON report; folders on the way are made."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        tests = [{k: v for k, v in test.items() if k not in _FOR_SUMMARY} for test in self._tests.values()]
+        tests = [{k: v for k, v in test.items() if k not in _NOT_REPORTED} for test in self._tests.values()]
         report = {
             "schema": SCHEMA,
             "evalmode": __version__,
-            "torch": _torch(),
+            "torch": torch_version(),
             "mode": mode,
             "strict": strict,
             "totals": self.totals(),
@@ -137,7 +144,7 @@ def _exemption(test: Mapping[str, Any]) -> str:
     return ", ".join(test["exemptions"]) + (f" ({test['reason']})" if test["reason"] else "")
 
 
-def _torch() -> str | None:
+def torch_version() -> str | None:
     try:
         return version("torch")
     except PackageNotFoundError:

@@ -23,9 +23,8 @@ def explain(violations: Sequence[Violation], marker: str | None = None) -> str:
         rows = [violation.finding, *_places(violation), f"fix: {violation.remedy}"]
         heads = [violation.rule, *[""] * (len(rows) - 1)]
         lines += [f"  {head:{width}}  {row}" for head, row in zip(heads, rows, strict=True)]
-    exemption = _exemption(violations)
-    if exemption:
-        call = f'@pytest.mark.{marker}({exemption}, reason="...")' if marker else f"guard({exemption})"
+    call = exemption(violations, marker)
+    if call:
         lines += ["", f"  intended? {call}"]
     return "\n".join(lines)
 
@@ -51,7 +50,15 @@ def _line(site: Site) -> str:
     return f"{site}  {site.source}".rstrip()
 
 
-def _exemption(violations: Sequence[Violation]) -> str:
+def exemption(violations: Sequence[Violation], marker: str | None = None) -> str:
+    """What would let this pass, if something would: the marker or, without one, `guard()` with its arguments."""
+    arguments = _exempting(violations)
+    if not arguments:
+        return ""
+    return f'@pytest.mark.{marker}({arguments}, reason="...")' if marker else f"guard({arguments})"
+
+
+def _exempting(violations: Sequence[Violation]) -> str:
     """The arguments that would let this pass: by name where there are few, else by the rule."""
     allow: list[str] = []
     train: list[str] = []

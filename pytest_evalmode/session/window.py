@@ -155,6 +155,7 @@ def _new_guard(item: pytest.Item, policy: Policy, own: tuple[Rule, ...]) -> Guar
         verdict=partial(_verdict(), marker=settings.marker),
         enforced=settings.mode == "enforce",
         tell=partial(teams.told, item),
+        shown=settings.shown,
     )
     return Guard(policy, terms)
 
@@ -178,9 +179,18 @@ def _record(item: pytest.Item, guard: Guard, settings: Settings) -> None:
         exemptions=guard.needed((*guard.policy.declared, *settings.policy.declared)),
         unjudged=bool(guard.failures),
         guarded=guard.watched,
+        shown=_shown(item, guard, settings) if settings.shown else None,
     )
     forget_record(item)
     item.user_properties.append((PROPERTY, found))
+
+
+def _shown(item: pytest.Item, guard: Guard, settings: Settings) -> dict[str, Any]:
+    from pytest_evalmode.report.shown import shown
+
+    names = [model.name for model in guard.models]
+    handed = {name: site for name in fixtures.givers(names, item) if (site := fixtures.line(name, item)) is not None}
+    return shown(guard.trace, guard.violations, fixtures=handed, marker=settings.marker, root=settings.root)
 
 
 def _tell(item: pytest.Item, guard: Guard, outcome: Result[object], *, warn: bool) -> None:

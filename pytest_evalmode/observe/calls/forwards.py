@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.calls.events import Events
 from pytest_evalmode.observe.calls.outermost import Before, Outermost
 from pytest_evalmode.observe.calls.questions import attributes, autograd, draws, inputs
 from pytest_evalmode.observe.calls.switches import Switches
@@ -52,7 +53,9 @@ class Running(threading.local):
 class Forwards:
     """Observes the forwards of a window, and adds the models that run to its watch."""
 
-    def __init__(self, watch: Watch, sites: Sites, switches: Switches, *, strict: bool = False) -> None:
+    def __init__(
+        self, watch: Watch, sites: Sites, switches: Switches, events: Events | None = None, *, strict: bool = False
+    ) -> None:
         self.failures = Failures()
         self.seconds = 0.0
         """What it cost to begin and to end outermost forwards; what runs for each part is too short to be timed."""
@@ -63,6 +66,7 @@ class Forwards:
         self._watch = watch
         self._sites = sites
         self._switches = switches
+        self._events = events
         self._strict = strict
         self._running = Running()
         self._held: dict[tuple[tuple[CodeType, int] | None, str, int], bool] = {}
@@ -146,6 +150,8 @@ class Forwards:
             self._watch.read(model)
         if caller.frame is not None:
             model.last = (caller.frame.f_code, caller.frame.f_lineno)
+        if self._events is not None:
+            self._events.ran(model)
         parts = modules.tree(module)
         kinds = set(map(type, parts))
         with self._lock:

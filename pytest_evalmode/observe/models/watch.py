@@ -57,6 +57,8 @@ class Model:
         self.tensors = 0
         self.bytes = 0
         self.dtypes: frozenset[str] = frozenset()
+        self.outline: tuple[tuple[str, str], ...] = ()
+        """Path and type of each module in it, where that is to be shown."""
         self.flags: leaks.Baseline | None = None
         """How a shared model was set, where that is asked for."""
         self.drift: Drift | None = None
@@ -119,13 +121,14 @@ class Model:
 class Watch:
     """The registry of a window's models."""
 
-    def __init__(self, locate: Locate, *, strict: bool = False) -> None:
+    def __init__(self, locate: Locate, *, strict: bool = False, shown: bool = False) -> None:
         self._changes: list[TensorChange] = []
         self.own_hooks: set[int] = set()
         """What models did about hooks by themselves, as they ran."""
         self.failures = Failures()
         self._locate = locate
         self._strict = strict
+        self._shown = shown
         self._models: list[Model] = []
         self._homes: dict[int, tuple[weakref.ref[nn.Module], Model, str]] = {}
         self._names: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
@@ -208,6 +211,8 @@ class Watch:
             for path, part in parts:
                 self._house(model, path, part)
             model.own_name = self._unique(name or modules.type_name(module))
+            if self._shown:
+                model.outline = tuple((path, modules.type_name(part)) for path, part in parts)
             if read:
                 self.read(model)
             self._models.append(model)
@@ -353,6 +358,7 @@ class Watch:
             sum(part.bytes for part in parts),
             sum(part.forwards for part in parts),
             tuple(sorted(frozenset().union(*(part.dtypes for part in parts)))),
+            model.outline,
         )
 
     def _compare(self, model: Model) -> None:

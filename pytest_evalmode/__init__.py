@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_evalmode.errors import EvalModeWarning, GuardError, HygieneError
-    from pytest_evalmode.guards import Guard, guard, inference
+    from pytest_evalmode.evaluation import inference
+    from pytest_evalmode.guards import Guard, guard
     from pytest_evalmode.policy import Policy, PolicyError
     from pytest_evalmode.rules import Rule, Violation, rule
     from pytest_evalmode.session.verdict import HygieneViolation
@@ -47,7 +48,7 @@ _HOMES = {
     "Trace": "trace",
     "Violation": "rules",
     "guard": "guards",
-    "inference": "guards",
+    "inference": "evaluation",
     "rule": "rules",
 }
 

@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import reduce
-from operator import or_
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Self, TypeVar
 
-from torch import nn, no_grad
+from torch import nn
 
 from pytest_evalmode.errors import GuardError, HygieneError
-from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.calls import forwards, loads, switches
-from pytest_evalmode.observe.calls.events import Events
-from pytest_evalmode.observe.calls.forwards import Forwards
-from pytest_evalmode.observe.calls.loads import Loads
-from pytest_evalmode.observe.calls.owncalls import own_calls
-from pytest_evalmode.observe.calls.switches import Switches
 from pytest_evalmode.observe.failures import Failures
 from pytest_evalmode.observe.models import find
 from pytest_evalmode.observe.models.history import History
-from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.source.graphs import is_exported
-from pytest_evalmode.observe.source.sites import Sites
-from pytest_evalmode.observe.state import leaks
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
-from pytest_evalmode.observe.state.leaks import Baseline
+from pytest_evalmode.observers import Observers
 from pytest_evalmode.policy import Globs, Policy, read_policy
-from pytest_evalmode.rules import RULE_NAMES, RULES, Rule, Violation, joined, judge
-from pytest_evalmode.rules.exemptions import as_declared, needed
+from pytest_evalmode.rules import RULE_NAMES, Rule, Violation
+from pytest_evalmode.segments import Segments
 from pytest_evalmode.trace import LockChange, Trace, WatchedModel
 
 M = TypeVar("M", bound=nn.Module)
@@ -73,46 +60,33 @@ class Guard:
         self._given = models
         self._policy = policy
         self._terms = terms
-        self._sites = Sites(terms.root)
-        self._watch = Watch(self._sites.site, strict=terms.strict, shown=terms.shown)
-        self._events = Events(self._watch, self._sites) if terms.shown else None
-        self._switches = Switches(self._sites, self._events)
-        self._forwards = Forwards(self._watch, self._sites, self._switches, self._events, strict=terms.strict)
-        self._loads = Loads(self._watch, self._sites)
-        self._segments: list[tuple[Trace, Policy]] = []
-        self._leaks: list[tuple[Trace, Policy]] = []
-        """What each segment left otherwise: until the window ends, a later one may put it back."""
+        self._observers = Observers(terms.root, strict=terms.strict, shown=terms.shown)
+        self._segments = Segments(terms.strict, terms.rules)
         self._opened = False
         self._began = False
         self._listening = False
         self._violations: list[Violation] = []
-        self._globals = Baseline({}, {})
         self._seconds = 0.0
         self._failures = Failures()
 
     @property
     def failures(self) -> tuple[Exception, ...]:
         """What went wrong in the guard itself: if anything did, its verdict is worth nothing."""
-        observers = (self._watch, self._forwards, self._switches, self._loads)
-        return (*self._failures, *(failure for observer in observers for failure in observer.failures))
-
-    @property
-    def _rule_names(self) -> tuple[str, ...]:
-        return (*RULE_NAMES, *(rule.name for rule in self._terms.rules))
+        return (*self._failures, *self._observers.failures)
 
     @property
     def policy(self) -> Policy:
         """All that was declared as intended in any part of the window."""
-        return reduce(or_, (policy for _, policy in self._segments), self._policy)
+        return self._segments.declared(self._policy)
 
     @property
     def models(self) -> tuple[WatchedModel, ...]:
-        return self._watch.facts()
+        return self._observers.watch.facts()
 
     @property
     def trace(self) -> Trace:
         """All that was seen so far, what is intended included."""
-        return joined([trace for trace, _ in self._segments])
+        return self._segments.whole()
 
     @property
     def watched(self) -> bool:
@@ -122,7 +96,7 @@ class Guard:
     @property
     def seconds(self) -> float:
         """What the guarding has cost so far."""
-        return self._seconds + self._forwards.seconds
+        return self._seconds + self._observers.forwards.seconds
 
     @property
     def violations(self) -> list[Violation]:
@@ -135,17 +109,17 @@ class Guard:
 
     def needed(self, exemptions: Iterable[tuple[str, str]]) -> list[str]:
         """Which of some exemptions of the whole suite excused something here."""
-        rules = (*RULES, *self._terms.rules)
-        return [as_declared(exemption) for exemption in exemptions if needed(exemption, self._segments, rules)]
+        return self._segments.needed(exemptions)
 
     def watch(self, model: M, name: str | None = None) -> M:
         """Watch a model from now on, whether or not it runs; returns it.
 
         `name` is what messages call it, unless it is watched already; without one it is its fixture's or its type's.
         """
-        _checked("watch(model)", model)
+        checked("watch(model)", model)
         with self.safely():
-            self._watch.add(model, name, read=self._opened)  # what is watched before the window is read as it opens
+            # What is watched before the window is read as it opens.
+            self._observers.watch.add(model, name, read=self._opened)
         return model
 
     def held(self, model: nn.Module) -> dict[str, Fingerprint] | None:
@@ -157,18 +131,18 @@ class Guard:
         if not self._listening or lenient:
             return None
         self.watch(model)
-        return self._watch.held(model)
+        return self._observers.watch.held(model)
 
     def note(self, *changes: LockChange) -> None:
         """Enter what is not as it was locked."""
-        self._segments.append((Trace(locks=changes), self._policy))
+        self._segments.end(Trace(locks=changes), self._policy)
 
     def watch_inside(self, value: object, name: str, *, shared: bool) -> None:
         """Find the models in a fixture's value and name them after it; watch shared ones now, others once they run."""
         for path, model in find.find(value, name):
-            self._watch.name(model, path)
+            self._observers.watch.name(model, path)
             if shared:
-                self._watch.share(model, self._terms.history)
+                self._observers.share(model, self._terms.history)
 
     def declare(self, policy: Policy) -> None:
         """Let this be what is intended, before the window opens."""
@@ -178,10 +152,7 @@ class Guard:
         """Begin the window."""
         self._opened = self._began = True
         with self.safely():
-            self._watch.begin_anew()
-            if self._terms.strict:
-                flags = leaks.global_flags()
-                self._globals = Baseline(flags, flags)
+            self._observers.begin()
         self._listen()
 
     def close(self, *, name: str = "", finished: bool = True, needs_forward: bool = False, heard: bool = True) -> None:
@@ -193,12 +164,11 @@ class Guard:
         """
         if self._listening:
             self._stop_listening()
-            self._end_segment()
         with self.safely():
             if self._opened:
                 self._end(name, finished and needs_forward, heard)
         with self.safely():
-            self._watch.close()
+            self._observers.watch.close()
         self._opened = False
         self._judge(finished=finished)
 
@@ -215,7 +185,8 @@ class Guard:
         Raises PolicyError on a rule that does not exist.
         """
         arguments = {"allow": rules, "train": train, "mutable": mutable, "reason": reason}
-        with self._segment(self._policy | read_policy("evalmode.allow()", arguments, self._rule_names)):
+        names = (*RULE_NAMES, *(rule.name for rule in self._terms.rules))
+        with self._segment(self._policy | read_policy("evalmode.allow()", arguments, names)):
             yield
 
     def check(self) -> None:
@@ -248,13 +219,9 @@ class Guard:
     def _switch(self, policy: Policy, listen: bool) -> None:
         if self._listening:
             self._stop_listening()
-            self._end_segment()
         elif listen:
             with self.safely():
-                self._watch.begin_anew()
-                self._switches.forget()
-                if self._terms.strict:
-                    self._globals.last = leaks.global_flags()
+                self._observers.begin_anew()
         self._policy = policy
         if listen:
             self._listen()
@@ -262,60 +229,30 @@ class Guard:
     def _listen(self) -> None:
         self._listening = True
         with self.safely():
-            forwards.calls.start(self._forwards)
-            own_calls.start()
-            switches.switches.start(self._switches)
-            if self._terms.strict:
-                loads.loads.start(self._loads)
+            self._observers.listen()
 
     def _stop_listening(self) -> None:
         self._listening = False
-        forwards.calls.stop(self._forwards)
-        own_calls.stop()
-        switches.switches.stop(self._switches)
-        loads.loads.stop(self._loads)
+        self._observers.stop()
+        self._end_segment()
 
     def _end_segment(self) -> None:
         with self.safely():
-            trace = Trace(
-                models=tuple(self._since_last(model) for model in self.models),
-                calls=self._forwards.take(),
-                changes=self._watch.compare(),
-                loads=self._loads.take(),
-                events=self._events.take() if self._events is not None else (),
-            )
-            _extend(self._segments, trace, self._policy)
-            if self._terms.strict:
-                found = (*self._watch.leaks(), *self._globals.since(None, leaks.global_flags()))
-                _extend(self._leaks, Trace(leaks=found), self._policy)
-
-    def _since_last(self, model: WatchedModel) -> WatchedModel:
-        """A model with the forwards of this segment alone."""
-        earlier = sum(m.forwards for trace, _ in self._segments for m in trace.models if m.name == model.name)
-        return replace(model, forwards=model.forwards - earlier)
+            self._segments.add(self._observers.take(), self._policy)
+            self._segments.add_leaks(self._observers.leaks(), self._policy)
 
     def _judge(self, *, finished: bool = False) -> None:
-        terms = self._terms
         with self.safely():
-            found = judge(self._segments, strict=terms.strict, more=terms.rules, finished=finished)
-            self._violations = terms.tell(found)
+            self._violations = self._terms.tell(self._segments.violations(finished=finished))
 
     def _end(self, name: str, needs_forward: bool, heard: bool) -> None:
         """What can only be told once all is over."""
         if not self._terms.strict:
             return
-        back = self._watch.put_back() | {(None, name) for name in self._globals.put_back()}
-        for trace, policy in self._leaks:
-            left = tuple(leak for leak in trace.leaks if (leak.model, leak.name) not in back)
-            self._segments.append((Trace(leaks=left), policy))
-        trace = Trace(
-            drifts=self._watch.drifts() if heard else (),
-            needs_forward=needs_forward,
-            forwards=self._forwards.ran,
-        )
-        self._segments.append((trace, self._policy))
+        self._segments.settle_leaks(self._observers.put_back())
+        self._segments.end(self._observers.ended(needs_forward=needs_forward, heard=heard), self._policy)
         if self._terms.history is not None:
-            self._watch.keep(self._terms.history, name, drifted=heard)
+            self._observers.shared.keep(self._terms.history, name, drifted=heard)
 
     @contextmanager
     def safely(self) -> Iterator[None]:
@@ -335,7 +272,7 @@ class Guard:
         for model in self._given:
             self.watch(model)
             with self.safely():
-                self._watch.share(model, None)
+                self._observers.share(model, None)
         self._given = ()  # who drops a model inside sees it freed
         return self
 
@@ -350,43 +287,6 @@ class Guard:
             error.add_note(f"\nIts inference was not clean either.  {self.verdict()}")
 
 
-def _extend(segments: list[tuple[Trace, Policy]], trace: Trace, policy: Policy) -> None:
-    """Add to the last segment or, where another policy holds, begin the next: who asks often gets no more of them."""
-    if segments and segments[-1][1] is policy:
-        trace = joined([segments.pop()[0], trace])
-    segments.append((trace, policy))
-
-
-class Inference(Guard):
-    """A guard that also sets the model to eval mode and turns autograd off, and puts back what it found."""
-
-    def __enter__(self) -> Self:
-        if not self._given:
-            raise RuntimeError("inference(model) was entered a second time; make a new one for each block")
-        (model,) = self._given
-        modes = [(part, mode) for part in modules.tree(model) if (mode := modules.mode(part)) is not None]
-        exported = {id(p) for part in modules.tree(model) if is_exported(part) for p in modules.tree(part)}
-        with ExitStack() as undo:
-            undo.callback(_set_modes, modes)
-            if not exported:
-                model.eval()
-            _set_modes((module, False) for module, training in modes if training and id(module) not in exported)
-            undo.enter_context(no_grad())
-            super().__enter__()
-            self._undo = undo.pop_all()
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        __tracebackhide__ = True
-        with self._undo:
-            super().__exit__(kind, error, traceback)
-
-
-def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
-    for module, training in modes:
-        module.training = training
-
-
 def guard(*models: nn.Module, strict: bool = False, allow: Globs = (), train: Globs = (), mutable: Globs = ()) -> Guard:
     """Watch the inference inside, in a fixture, a script or an evaluation loop, as a marked test is watched.
 
@@ -398,15 +298,7 @@ def guard(*models: nn.Module, strict: bool = False, allow: Globs = (), train: Gl
     was found added as a note.  Raises PolicyError on an argument that makes no sense, GuardError if the guard failed.
     """
     policy = read_policy("guard()", {"allow": allow, "train": train, "mutable": mutable}, RULE_NAMES)
-    return Guard(policy, Terms(strict=strict), *(_checked("guard(*models)", model) for model in models))
-
-
-def inference(model: nn.Module) -> Guard:
-    """Run a model as it is meant to be run: eval mode for every submodule, autograd off, guarded inside.
-
-    `with inference(model):`; each module's own flag is put back on the way out, whatever it was.
-    """
-    return Inference(_NO_POLICY, _NO_TERMS, _checked("inference(model)", model))
+    return Guard(policy, Terms(strict=strict), *(checked("guard(*models)", model) for model in models))
 
 
 def failure(failures: Sequence[Exception]) -> GuardError:
@@ -419,7 +311,7 @@ def failure(failures: Sequence[Exception]) -> GuardError:
     return error
 
 
-def _checked(where: str, model: object) -> nn.Module:
+def checked(where: str, model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{where}: {reprlib.repr(model)} is of type {type(model).__name__}; it takes a torch.nn.Module")
     return model

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from pytest_evalmode.guards import inference
+from pytest_evalmode.evaluation import inference
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.models import modes
 from pytest_evalmode.rules.wording import first_and_more, plural

@@ -98,34 +98,6 @@ def walk(module: nn.Module | Remains, skip: Container[int] = ()) -> Parts:
     return list(found.values())
 
 
-def survivors(dying: Remains, skip: Container[int]) -> tuple[Parts, list[Any]]:
-    """What of a model that is being freed somebody else holds, by its path there; and the parts that go with the model.
-
-    Neither what is beneath a part that lives on, nor the parts to `skip`, by `id`.
-    """
-    living: dict[int, tuple[str, Any]] = {}
-    lost: list[Any] = [dying]
-    paths = {id(part): path for path, part in walk(dying, skip)}
-    for owner in lost:
-        table = owner._modules
-        for name in table:
-            key = id(table[name])
-            if key in paths and key not in living:
-                if _references(table, name) > _ALONE:
-                    living[key] = paths[key], table[name]
-                else:
-                    lost.append(table[name])
-    return list(living.values()), lost
-
-
-def _references(table: Mapping[str, object], name: str) -> int:
-    return sys.getrefcount(table[name])
-
-
-_ALONE = _references({"part": object()}, "part")
-"""What is counted of an object that nothing but a table holds; it differs among versions of Python."""
-
-
 def unwrapped(module: nn.Module) -> nn.Module:
     """The model inside `torch.compile`'s, DDP's and other shells that hold nothing of their own."""
     while True:

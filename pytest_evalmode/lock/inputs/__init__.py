@@ -11,10 +11,12 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from pytest_evalmode.lock.inputs import layout, order, rounding, search, tokens, units
+from pytest_evalmode.lock.inputs import layout, order, text, units
 from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, told, unexplained
+from pytest_evalmode.lock.inputs.images import rounding, search
 from pytest_evalmode.lock.inputs.order import compare_order
 from pytest_evalmode.lock.inputs.samples import arrays, samples, words
+from pytest_evalmode.lock.inputs.text.rows import Words
 
 __all__ = ["Diagnosis", "arrays", "compare_order", "diagnose", "equal", "samples", "words"]
 
@@ -37,13 +39,13 @@ def diagnose(
         return None
     if was.dtype.kind in "US" or now.dtype.kind in "US":
         both = was.dtype.kind == now.dtype.kind
-        return (tokens.explain_texts(was, now) if both else None) or unexplained("texts", was, now)
+        return (text.explain_texts(was, now) if both else None) or unexplained("texts", was, now)
     if was.size and now.size and was.dtype.kind in "biuf" and now.dtype.kind in "biuf":
         finite = _finite(was, now)
         found = None if finite is None else _explained(*finite, words)
         if found is not None:
             return found
-    return unexplained("tokens" if tokens.is_tokens(was, now) else _noun(was, now), was, now)
+    return unexplained("tokens" if text.is_tokens(was, now) else _noun(was, now), was, now)
 
 
 def equal(was: Array, now: Array, *, rtol: float = 0.0, atol: float = 0.0) -> bool:
@@ -57,13 +59,13 @@ def equal(was: Array, now: Array, *, rtol: float = 0.0, atol: float = 0.0) -> bo
     return bool(np.array_equal(was, now, equal_nan=was.dtype.kind in "fc"))
 
 
-def _explained(was: Array, now: Array, words: tokens.Words | None) -> Diagnosis | None:
+def _explained(was: Array, now: Array, words: Words | None) -> Diagnosis | None:
     """By one of the known causes, the most particular first."""
     if was.size > 1 and was.min() < was.max() and now.min() == now.max():
         words_ = f"all of one value ({now.flat[0]:.4g})"
         return told(_noun(was, now), [Step("constant", words_, {"value": float(now.flat[0])})])
-    if tokens.is_tokens(was, now):
-        return _only_dtype(was, now) or tokens.explain(was, now, words) or _table(was, now)
+    if text.is_tokens(was, now):
+        return _only_dtype(was, now) or text.explain(was, now, words) or _table(was, now)
     images = layout.readings(was)
     single = bool(images) and images[0].layout in ("CHW", "HWC", "HW")
     exact = _only_dtype(was, now) or _rearranged(was, now) or (None if single else _reordered(was, now))

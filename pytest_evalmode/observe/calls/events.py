@@ -8,7 +8,8 @@ from types import CodeType
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.models.watch import Model, Watch
+from pytest_evalmode.observe.models.model import Model
+from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.source.sites import Sites
 from pytest_evalmode.trace import Event, Site
 
@@ -41,8 +42,12 @@ class Events:
             self._note(key)
 
     def ran(self, model: Model) -> None:
-        """A model begins to run."""
+        """A model begins to run; of what it consists is noted the first time."""
         if model.is_model:
+            module = model.module()
+            if module is not None and not model.outline:
+                parts = modules.walk(module)
+                model.outline = tuple((path, modules.type_name(part)) for path, part in parts)
             with self._lock:
                 self._note(("forward", model.name, model.last))
 

@@ -26,6 +26,8 @@ class Switches:
 
     def __init__(self, sites: Sites, events: Events | None = None) -> None:
         self.failures = Failures()
+        self.count = 0
+        """Of the times that something was switched."""
         self._sites = sites
         self._events = events
         self._lines: dict[int, tuple[weakref.ref[nn.Module], Site]] = {}
@@ -36,10 +38,12 @@ class Switches:
         return line if known is not None and known() is module else None
 
     def forget(self) -> None:
+        self.count += 1
         self._lines.clear()
 
     def note(self, module: nn.Module) -> None:
         """A `train()` has ended in the calling frame."""
+        self.count += 1
         try:
             caller = sys._getframe(2)
             if caller.f_code is _RECURSIVE:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from pytest_evalmode import Guard, guard
+from pytest_evalmode.observe.models.shared import Shared
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.state.leaks import global_flags, leaks, model_flags
 from tests.nets import Net, batch, rules, watching
@@ -174,14 +175,14 @@ def test_a_hook_replaced_by_another_of_the_same_name() -> None:
 
 
 def test_a_model_that_died_leaks_nothing() -> None:
-    net, watch = shared(), Watch(lambda code, line: None, strict=True)
-    watch.share(net, None)
+    net, models = shared(), Shared(Watch(lambda code, line: None, strict=True))
+    models.share(net, None)
     net.train()
-    assert watch.leaks()
+    assert models.leaks()
     net.eval()
     del net
     gc.collect()
-    assert watch.leaks() == ()
+    assert models.leaks() == ()
 
 
 def test_what_paused_code_left_is_the_new_beginning() -> None:

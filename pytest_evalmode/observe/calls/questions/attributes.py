@@ -1,4 +1,4 @@
-"""The plain attributes of modules, before a forward and after -> AttributeChange.
+"""Did a plain attribute of a module change?
 
 Numbers, strings, bools, None and tensors.  Lists, dicts and other objects are not compared: caches live there.
 """
@@ -12,7 +12,9 @@ from typing import NamedTuple
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint, is_tensor, same
+from pytest_evalmode.observe.calls.questions.question import Question
+from pytest_evalmode.observe.state import devices
+from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint, is_tensor, same, undisturbed
 from pytest_evalmode.trace import AttributeChange, Part
 
 # What torch keeps for itself in every module; `training` has rules of its own.
@@ -28,6 +30,21 @@ class Attributes(NamedTuple):
     part: nn.Module
     values: dict[str, object]
     tensors: dict[str, Fingerprint]
+
+
+class AttributeChanges(Question):
+    """Strict: compares the attributes of a model before and after."""
+
+    def begin(self) -> None:
+        self.before: list[Attributes] = []
+        if self.outermost.model.has_state and not devices.is_capturing():  # nothing is computed then
+            with undisturbed():
+                self.before = take(self.outermost.parts)
+
+    def end(self, output: object) -> Mapping[str, object]:
+        settled = [old for old in self.before if id(old.part) not in self.outermost.lazy]
+        with undisturbed():
+            return {"attributes": tuple(changes(settled, self.outermost.part))}
 
 
 def take(parts: list[nn.Module]) -> list[Attributes]:

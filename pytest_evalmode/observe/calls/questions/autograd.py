@@ -1,23 +1,89 @@
-"""What of a forward autograd knows: what came out of it, and what of that went in."""
+"""Did autograd record?  What came out of a forward, and what of that went in, tells."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Mapping
+from dataclasses import replace
+from types import FrameType
+
+from torch import Tensor, is_grad_enabled, nn
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.utils._pytree import tree_leaves
 
 from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.calls.outermost import RAISED
+from pytest_evalmode.observe.calls.questions.question import Question
+from pytest_evalmode.observe.source import code
 from pytest_evalmode.observe.state.fingerprint import is_tensor
+from pytest_evalmode.trace import Finding
 
 
-def records(output: object, inputs: object) -> bool:
-    """Whether something came out that autograd knows the making of, and that did not go in."""
-    made = [leaf for leaf in _leaves(output) if leaf.grad_fn is not None]
-    return bool(made) and not {id(leaf) for leaf in made} <= {id(leaf) for leaf in _leaves(inputs)}
+class Autograd(Question):
+    """Notes the first part that recorded, and judges at the end why."""
+
+    def begin(self) -> None:
+        self.part: Finding | None = None
+        self.stopped = False
+        """Grad mode was on when the whole began, and off when a part had run."""
+
+    def leave(self, part: nn.Module, output: object, frame: FrameType) -> None:
+        outermost = self.outermost
+        if part is outermost.ran:
+            return
+        on = is_grad_enabled()
+        if outermost.grad and not on and output is not RAISED:
+            self.stopped = True
+        if not on or self.part is not None:
+            return
+        if outermost.grad and output is not RAISED and self._holds(part) and not code.traits(part).stops_grad:
+            self.part = Finding(outermost.part(part), None)
+            outermost.recorded = True
+        elif is_tensor(output) and requires_grad(output):
+            cause = None if outermost.grad else self.scene.sites.inside(frame.f_back, outermost.frame)
+            self.part = Finding(outermost.part(part), cause, "its output requires grad")
+            outermost.recorded = True
+
+    def end(self, output: object) -> Mapping[str, object]:
+        return {"autograd": self._judge(output) if self.outermost.is_model else None}
+
+    def _holds(self, part: nn.Module) -> bool:
+        return modules.holds_parameters(part) if self.scene.strict else is_trainable(part)
+
+    def _judge(self, output: object) -> Finding | None:
+        """Whether the forward recorded autograd, and why: told by what came out, else by what went in."""
+        outermost, part = self.outermost, self.part
+        came_out = records(output, outermost.inputs)
+        if not outermost.grad:
+            if part is None and came_out:
+                why = "grad mode was off, yet its output requires grad"
+                part = Finding(outermost.part(outermost.ran), None, why)
+            return replace(part, turned_on=True) if part else None
+        stopped = output is RAISED or self.stopped or code.traits(outermost.ran).stops_grad
+        if stopped and not (part or came_out):
+            return None
+        what = self._requiring_grad()
+        if not what and (came_out or (part and part.why)):
+            what = "its output requires grad"
+        if not what and not self.scene.strict:
+            return replace(part, why="grad mode was on and its parameters require grad") if part else None
+        why = f"grad mode was on and {what}" if what else "grad mode was on"
+        if self.scene.sites.in_worker():
+            why += " (a worker thread: no_grad() holds only in the thread that enters it)"
+        return Finding(outermost.part(outermost.ran), None, why)
+
+    def _requiring_grad(self) -> str:
+        """What autograd would record for: parameters, else an input; nothing if neither requires grad."""
+        parts, tree = self.outermost.parts, self.outermost.tree
+        flags = [requires_grad(p) for part in parts for p in part._parameters.values() if p is not None]
+        if tree.recording is None or tree.recording[0] != flags:
+            tree.recording = flags, _told(self.outermost.ran)
+        if tree.recording[1]:
+            return tree.recording[1]
+        return "an input requires grad" if any(map(requires_grad, _leaves(self.outermost.inputs))) else ""
 
 
-def requiring_grad(model: nn.Module, inputs: object) -> str:
-    """What autograd would record for: parameters, else an input; nothing if neither requires grad."""
+def _told(model: nn.Module) -> str:
+    """The parameters that require grad, in words."""
     names = [
         f"{path}.{name}" if path else name
         for path, holder in modules.walk(model)
@@ -26,9 +92,13 @@ def requiring_grad(model: nn.Module, inputs: object) -> str:
     ]
     if len(names) > 1:
         return f"{names[0]} and {len(names) - 1} more of its parameters require grad"
-    if names:
-        return f"{names[0]} requires grad"
-    return "an input requires grad" if any(map(requires_grad, _leaves(inputs))) else ""
+    return f"{names[0]} requires grad" if names else ""
+
+
+def records(output: object, inputs: object) -> bool:
+    """Whether something came out that autograd knows the making of, and that did not go in."""
+    made = [leaf for leaf in _leaves(output) if leaf.grad_fn is not None]
+    return bool(made) and not {id(leaf) for leaf in made} <= {id(leaf) for leaf in _leaves(inputs)}
 
 
 def is_trainable(module: nn.Module) -> bool:

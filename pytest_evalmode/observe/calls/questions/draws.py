@@ -1,47 +1,145 @@
-"""A random generator that moved in a forward -> the call that drew, if that is to be told at all."""
+"""Did a forward draw random numbers from a global generator, and who?
+
+What was drawn since a generator was last read is put down to the module that ran then; so it is read wherever a module
+that may draw begins or ends.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
+from types import FrameType
 
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.calls.outermost import Outermost
-from pytest_evalmode.observe.source import code, graphs
+from pytest_evalmode.observe.calls.questions.modes import judge
+from pytest_evalmode.observe.calls.questions.question import Question
+from pytest_evalmode.observe.source import callers, code, graphs
 from pytest_evalmode.observe.source.code import Draw
 from pytest_evalmode.observe.source.sites import Sites
 from pytest_evalmode.observe.state import generators
-from pytest_evalmode.trace import Site
+from pytest_evalmode.trace import Finding, Site
 
 
-def moved(outermost: Outermost) -> bool:
-    """Whether a generator has moved since this was last asked."""
-    now = generators.state()
-    if generators.still(outermost.state, now):
-        return False
-    outermost.state = now
-    return True
+class Draws(Question):
+    """Notes the modules in eval mode that moved a generator of torch's."""
 
+    def begin(self) -> None:
+        self.found: dict[int, Finding] = {}
+        self.unseen: dict[int, set[int]] = {}
+        """Of those that drew, the parts beneath them that may have: they are in training mode, and draw if they run."""
+        self.seen: set[int] = set()
+        """The parts that may draw which were seen to run."""
+        self.start = self.state = generators.state()
 
-def is_boundary(outermost: Outermost, module: nn.Module) -> bool:
-    """Whether what was drawn before a module and what is drawn in it are different modules' draws."""
-    hooked = module._forward_pre_hooks or module._forward_hooks  # what they draw is the module's, too
-    return bool(hooked) or code.traits(module).may_draw or may_draw(outermost, module)
+    def enter(self, part: nn.Module, frame: FrameType) -> None:
+        if frame is not self.outermost.frame and self._is_boundary(part):
+            self.seen.add(id(part))
+            if self._moved():
+                self._blame(callers.enclosing(frame), frame)
 
+    def leave(self, part: nn.Module, output: object, frame: FrameType) -> None:
+        if self._is_boundary(part) and self._moved() and not self._is_explained(part):
+            self._blame(frame, frame)
 
-def may_draw(outermost: Outermost, module: nn.Module) -> bool:
-    """Whether a module may draw: it initialises itself, or is in training mode, which is another rule's."""
-    if id(module) in outermost.lazy or id(module) in outermost.training:
+    def interrupt(self, frame: FrameType) -> None:
+        if self._moved():
+            self._blame(callers.enclosing(frame), frame)
+
+    def resume(self) -> None:
+        self.state = generators.state()  # what was drawn so far has been told
+
+    def end(self, output: object) -> Mapping[str, object]:
+        if self._moved():
+            self._blame(self.outermost.frame, self.outermost.frame)
+        for drawer, trained in self.unseen.items():
+            if not trained <= self.seen:  # one of them ran by its `.forward()`
+                self.found.pop(drawer, None)
+        if self.found and generators.still(self.start, generators.state()):
+            self.found.clear()  # what was drawn was put back, by fork_rng
+        return {"draws": tuple(self.found.values()) if self.outermost.is_model or self.scene.strict else ()}
+
+    def _moved(self) -> bool:
+        """Whether a generator has moved since this was last asked."""
+        now = generators.state()
+        if generators.still(self.state, now):
+            return False
+        self.state = now
         return True
-    trained = bool(outermost.training) and modules.is_opaque(module)
-    return trained and any(id(part) in outermost.training for part in modules.tree(module))
+
+    def _is_boundary(self, part: nn.Module) -> bool:
+        """Whether what was drawn before a module and what is drawn in it are different modules' draws."""
+        key = id(part)
+        if key in self.outermost.tree.known:
+            may_draw = key in self.outermost.tree.drawing
+        else:
+            hooked = part._forward_pre_hooks or part._forward_hooks  # what they draw is the module's, too
+            may_draw = bool(hooked) or code.traits(part).may_draw
+        if may_draw or key in self.outermost.lazy:
+            return True
+        trained = self.outermost.training.get(key)
+        return (trained is not None and trained.part.sensitive) or self._is_trained_inside(part)
+
+    def _is_explained(self, part: nn.Module) -> bool:
+        """Whether a module initialises itself, or is in training mode, which is another question's."""
+        return id(part) in self.outermost.lazy or id(part) in self.outermost.training or self._is_trained_inside(part)
+
+    def _is_trained_inside(self, part: nn.Module) -> bool:
+        """Whether a module in training mode is compiled into this one, where nobody sees it run."""
+        training, tree = self.outermost.training, self.outermost.tree
+        if not training or (id(part) in tree.known and not tree.opaque):
+            return False
+        return modules.is_opaque(part) and any(id(p) in training for p in modules.tree(part))
+
+    def _trained(self, module: nn.Module) -> set[int]:
+        """The parts beneath a module, by `id`, that draw in training mode and are in it."""
+        training = self.outermost.training
+        parts = modules.tree(module)[1:] if training else []
+        return {id(part) for part in parts if id(part) in training and code.traits(part).may_draw}
+
+    def _blame(self, began: FrameType, frame: FrameType) -> None:
+        """A generator has moved in the module that began in a frame, unless its training mode explains that."""
+        outermost, sites = self.outermost, self.scene.sites
+        module = callers.running(began)
+        drawer, found = module, list[Draw]()
+        while not self._is_explained(module):
+            drawer, found = suspects(module, seen=self.seen)
+            if found or began is outermost.frame:
+                break
+            began = callers.enclosing(began)  # it was drawn before the module began, by who runs it
+            module = callers.running(began)
+        else:
+            return
+        if are_foreign(module, found, sites):
+            return
+        if modules.mode(drawer) and outermost.is_model:
+            judge(self.scene, outermost, [drawer], sensitive=True)  # whatever its code tells, but for exported graphs
+            if id(drawer) in outermost.training:
+                return
+        if drawer is not module or not found or found[0].gated:
+            self.unseen[id(drawer)] = self._trained(module)
+        cause = first_site(found, sites)
+        if cause is None and module is not outermost.ran:
+            cause = sites.inside(frame.f_back, outermost.frame)
+        why = f"{found[0].text}(...)" if found else ""
+        self.found.setdefault(id(drawer), Finding(outermost.part(drawer), cause, why))
 
 
-def trained(outermost: Outermost, module: nn.Module) -> set[int]:
-    """The parts beneath a module, by `id`, that draw in training mode and are in it."""
-    parts = modules.tree(module)[1:] if outermost.training else []
-    return {id(part) for part in parts if id(part) in outermost.training and code.traits(part).may_draw}
+class HostDraws(Question):
+    """Strict: notes who moved Python's generator, or NumPy's."""
+
+    def begin(self) -> None:
+        self.before = generators.host_state()
+
+    def end(self, output: object) -> Mapping[str, object]:
+        moved = generators.moved(self.before)
+        if not moved or self.outermost.training:
+            return {}
+        drawer, found = suspects(self.outermost.ran, hosts=moved)
+        if are_foreign(self.outermost.ran, found, self.scene.sites):
+            return {}
+        why = f"the generator of {' and '.join(moved)} moved"
+        return {"draws": (Finding(self.outermost.part(drawer), first_site(found, self.scene.sites), why),)}
 
 
 def suspects(

@@ -1,18 +1,45 @@
-"""What a forward is given: the tensors before and after, and a model if there is one."""
+"""Did a forward change what it was given?"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from sys import getrefcount
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from pytest_evalmode.observe.calls.questions.question import Question
 from pytest_evalmode.observe.source import holders
-from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint, is_tensor, same
+from pytest_evalmode.observe.state import devices
+from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint, is_tensor, same, undisturbed
 
 Inputs = list[tuple[str, Tensor, Fingerprint, bool]]
 """The tensors by name, what they were, and whether another has the same memory."""
+
+
+class InputChanges(Question):
+    """Strict: compares the arguments that somebody else holds before and after."""
+
+    def begin(self) -> None:
+        self.before: Inputs = []
+        if not devices.is_capturing():  # nothing is computed then
+            with undisturbed():
+                self.before = take(*self.outermost.inputs)
+
+    def end(self, output: object) -> Mapping[str, object]:
+        with undisturbed():
+            return {"inputs": changes(self.before, partial(self._is_held, output))}
+
+    def _is_held(self, output: object, name: str, tensor: Tensor) -> bool:
+        """Whether somebody else holds an argument: found out once for each line and argument."""
+        outermost, held = self.outermost, self.scene.held
+        key = outermost.called, name, getrefcount(tensor)
+        if key not in held:
+            apart = {id(output), *outermost.known}
+            held[key] = holders.is_held(tensor, outermost.frame.f_back, self.scene.sites, apart)
+        return held[key]
 
 
 def take(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:

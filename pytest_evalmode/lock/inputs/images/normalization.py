@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pytest_evalmode.lock.inputs.diagnosis import Array, Step, numbers
-from pytest_evalmode.lock.inputs.statistics import Coding, coding_of, codings, on_levels, plausible, possessive
+from pytest_evalmode.lock.inputs.images.statistics import Coding, coding_of, codings, on_levels, plausible, possessive
 
 
 class Fit(NamedTuple):

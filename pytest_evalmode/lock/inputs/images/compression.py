@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from pytest_evalmode.lock.inputs.diagnosis import Array, Step, psnr
-from pytest_evalmode.lock.inputs.normalization import fit
+from pytest_evalmode.lock.inputs.images.normalization import fit
 
 _BLOCK = 8
 # The tables of the standard, from which libjpeg makes those of a quality.

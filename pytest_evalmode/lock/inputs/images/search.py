@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs import compression, geometry, layout, normalization, order, resampling, rounding
+from pytest_evalmode.lock.inputs import layout, order
 from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, told
-from pytest_evalmode.lock.inputs.statistics import Coding, coding_of
+from pytest_evalmode.lock.inputs.images import compression, geometry, normalization, resampling, rounding
+from pytest_evalmode.lock.inputs.images.statistics import Coding, coding_of
 
 Dtype = np.dtype[Any]
 _SURE = 0.999  # the likeness from which a scale and a shift are worth trying

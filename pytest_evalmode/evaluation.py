@@ -1,0 +1,52 @@
+"""`inference()`: the remedy as one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Self
+
+from torch import nn, no_grad
+
+from pytest_evalmode.guards import Guard, Terms, checked
+from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.source.graphs import is_exported
+from pytest_evalmode.policy import Policy
+
+
+def inference(model: nn.Module) -> Guard:
+    """Run a model as it is meant to be run: eval mode for every submodule, autograd off, guarded inside.
+
+    `with inference(model):`; each module's own flag is put back on the way out, whatever it was.
+    """
+    return Inference(Policy(), Terms(), checked("inference(model)", model))
+
+
+class Inference(Guard):
+    """A guard that also sets the model to eval mode and turns autograd off, and puts back what it found."""
+
+    def __enter__(self) -> Self:
+        if not self._given:
+            raise RuntimeError("inference(model) was entered a second time; make a new one for each block")
+        (model,) = self._given
+        modes = [(part, mode) for part in modules.tree(model) if (mode := modules.mode(part)) is not None]
+        exported = {id(p) for part in modules.tree(model) if is_exported(part) for p in modules.tree(part)}
+        with ExitStack() as undo:
+            undo.callback(_set_modes, modes)
+            if not exported:
+                model.eval()
+            _set_modes((module, False) for module, training in modes if training and id(module) not in exported)
+            undo.enter_context(no_grad())
+            super().__enter__()
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        __tracebackhide__ = True
+        with self._undo:
+            super().__exit__(kind, error, traceback)
+
+
+def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training

@@ -1,0 +1,61 @@
+"""A model that is not the one that was locked -> how it differs, in the words of the field.
+
+One file a family of causes.  Each question looks at the tensors that no earlier one has explained, and takes away those
+that it explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pytest_evalmode.lock.checkpoint import loading, merging, names, places, precision, quantisation
+from pytest_evalmode.lock.checkpoint.case import Case, Cause
+from pytest_evalmode.lock.model import Held, Line
+from pytest_evalmode.observe.state.fingerprint import undisturbed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["Cause", "diagnose", "told"]
+
+_MOST_NAMES = 10
+_QUESTIONS: tuple[Callable[[Case], Cause | None], ...] = (
+    names.renamed,
+    quantisation.quantised,
+    merging.folded,
+    merging.adapted,
+    precision.recast,
+    precision.rounded,
+    places.rearranged,
+    loading.rerun,
+    quantisation.coarse,
+    merging.merged,
+    loading.unloaded,
+    loading.another,
+    names.left_over,
+)
+
+
+def diagnose(was: Mapping[str, Line], now: Held, samples: Mapping[str, Array]) -> list[Cause]:
+    """The causes that together make of the locked model the live one, in the order in which they are told."""
+    case = Case(was, now, samples)
+    causes: list[Cause] = []
+    with undisturbed():
+        for question in _QUESTIONS:
+            cause = question(case)
+            if cause is not None:
+                causes.append(cause)
+    return causes
+
+
+def told(title: str, causes: list[Cause]) -> tuple[str, str, dict[str, object]]:
+    """The headline, the finding and the details of what became of a model."""
+    if [cause.kind for cause in causes] == ["renamed"]:
+        words = f"only the names changed: {causes[0].words}"
+    else:
+        words = "; ".join(cause.words for cause in causes) or "its digest is another, and its tensors are the same"
+    details: dict[str, object] = {"causes": {cause.kind: list(cause.tensors[:_MOST_NAMES]) for cause in causes}}
+    return f"{title}: {words}", f"{title}: {words}", details

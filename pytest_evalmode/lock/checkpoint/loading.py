@@ -1,0 +1,95 @@
+"""Whether it was loaded at all, in part, from another checkpoint, and run in training mode since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from pytest_evalmode.lock.checkpoint.case import Case, Cause, furthest, is_another, is_statistic, numel
+from pytest_evalmode.lock.checkpoint.initial import initialisation
+from pytest_evalmode.rules.wording import first_and_more, plural
+
+
+def rerun(case: Case) -> Cause | None:
+    """Running statistics that moved, as a forward in training mode moves them, while nothing else did."""
+    moved = [name for name in case.changed if is_statistic(name)]
+    others = [name for name in case.changed if name not in moved]
+    if not moved or is_another(case, others) or all(initialisation(case.live(name)) for name in moved):
+        return None
+    case.explained(moved)
+    far = furthest(case, [name for name in moved if not name.endswith("num_batches_tracked")])
+    batches = furthest(case, [name for name in moved if name.endswith("num_batches_tracked")])
+    norms = {name.rpartition(".")[0] for name in moved}
+    only = "" if case.changed or case.gone or case.new else "only "
+    words = f"{only}running statistics changed, of {plural(len(norms), 'batch norm')}"
+    if batches:
+        words += f": {plural(int(batches), 'forward')} in training mode since"
+    if far:
+        words += f", {'' if batches else 'moved '}by up to {far:.2g}"
+    return Cause("statistics", words, tuple(moved))
+
+
+def unloaded(case: Case) -> Cause | None:
+    """What holds what it was born with: zeros, ones, or a default's draw."""
+    fresh = {name: words for name in case.changed if (words := initialisation(case.live(name)))}
+    if is_another(case, [name for name in case.changed if name not in fresh]):
+        # In another checkpoint a bias may well be zero.
+        fresh = {name: words for name, words in fresh.items() if len(case.was[name].shape) > 1}
+    # Of a small tensor beside such a one, its bias say, the distribution cannot be told.
+    owners = {name.rpartition(".")[0] for name in fresh}
+    small = [
+        name
+        for name in case.changed
+        if name.rpartition(".")[0] in owners and name not in fresh and numel(case.was[name]) < 512
+    ]
+    if not fresh:
+        return None
+    names = [name for name in case.changed if name in fresh or name in small]
+    whole = is_another(case, names) and len(names) >= 0.9 * len(case.changed)
+    case.explained(names)
+    ways = ", ".join(dict.fromkeys(fresh.values()))
+    if whole:
+        case.explained(list(case.changed))
+        return Cause(
+            "unloaded",
+            f"no checkpoint was loaded: {plural(len(names), 'tensor')} at initial values ({ways})",
+            tuple(names),
+        )
+    count = f"{len(names)} of {plural(len(case.was), 'tensor')} not loaded"
+    return Cause("partial", f"{count}: {first_and_more(names)}, at initial values ({ways})", tuple(names))
+
+
+def another(case: Case) -> Cause | None:
+    """What nothing above explains: all, or some."""
+    if not case.changed:
+        return None
+    names = tuple(case.changed)
+    shapes = [name for name in names if case.was[name].shape != case.line(name).shape]
+    if is_another(case, names):
+        case.changed = {}
+        return Cause(
+            "checkpoint",
+            f"another checkpoint: {len(names)} of {plural(len(case.was), 'tensor')} differ{_nearness(case, names)}",
+            names,
+        )
+    case.changed = {}
+    how = ""
+    if shapes:
+        how = f" (shape {case.was[shapes[0]].shape} -> {case.line(shapes[0]).shape})"
+    elif far := furthest(case, names):
+        how = f", by up to {far:.2g}"
+    return Cause(
+        "values", f"{len(names)} of {plural(len(case.was), 'tensor')} changed: {first_and_more(names)}{how}", names
+    )
+
+
+def _nearness(case: Case, names: Iterable[str]) -> str:
+    """How far another checkpoint lies, where it is near: the same one trained on, say."""
+    pairs = [both for name in names if len(case.was[name].shape) > 1 and (both := case.both(name)) is not None]
+    if not pairs:
+        return ""
+    old, new = (np.concatenate([each.ravel().astype(float) for each in side]) for side in zip(*pairs, strict=True))
+    norm = float(np.linalg.norm(old))
+    far = float(np.linalg.norm(new - old)) / norm if norm else float("inf")
+    return f", but by {far:.1%} only: the same one, trained further?" if far < 0.5 else ""

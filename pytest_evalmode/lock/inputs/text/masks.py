@@ -1,0 +1,32 @@
+"""Masks, which mark the tokens that are no padding."""
+
+from __future__ import annotations
+
+from pytest_evalmode.lock.inputs import order
+from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, told
+from pytest_evalmode.lock.inputs.text.padding import padding
+from pytest_evalmode.lock.inputs.text.truncation import cut_step
+
+
+def marked(was: Array, now: Array) -> Diagnosis | None:
+    """The diagnosis of masks, which mark the tokens that are no padding."""
+    steps: list[Step] = []
+    old, new = (each.sum(1).tolist() for each in (was, now))
+    if len(old) != len(new) or (old != new and sorted(old) == sorted(new)):
+        index = order.places(old, new)
+        if index is None:
+            return None
+        steps += order.describe(len(old), index)
+    elif old != new:
+        most = max(new)
+        shift = next((b - a for a, b in zip(old, new, strict=True) if b < most), new[0] - old[0])
+        cut = [i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a + shift != b]
+        if any(new[i] != most or old[i] + shift < most for i in cut):
+            return None
+        if shift:
+            words = f"marked with {abs(shift)} {'more' if shift > 0 else 'fewer'} in every text"
+            steps.append(Step("length", words, {"tokens": shift}))
+        if cut:
+            steps.append(cut_step(f"cut to {most} tokens", "(by the mask)", cut, len(old), most))
+    steps += padding(was, now, (0, 0), bool(steps))
+    return told("tokens", steps) if steps else None

@@ -1,0 +1,131 @@
+"""Which models there are in a window, what they are called, and which module belongs to which."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from abc import abstractmethod
+from collections.abc import Iterator
+from itertools import count
+
+from torch import nn
+
+from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.models.model import Model
+from pytest_evalmode.trace import Part
+
+
+class Registry:
+    """The models by the modules that belong to them: a part of one is no other; who holds others takes them in."""
+
+    def __init__(self) -> None:
+        self.names = 0
+        """Of the times that something may have come to be called otherwise."""
+        self.models: list[Model] = []
+        self._homes: dict[int, tuple[weakref.ref[nn.Module], Model, str]] = {}
+        self._parts: dict[int, tuple[weakref.ref[nn.Module], type, int, Part]] = {}
+        self._names: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
+        self._lock = threading.RLock()
+
+    @abstractmethod
+    def bury(self, model: Model) -> None:
+        """A model has died."""
+
+    def name(self, module: nn.Module, name: str) -> None:
+        """What to call a model should it run; the first name given stays."""
+        module = modules.unwrapped(module)
+        if self._given_name(module) is None:
+            self._names[id(module)] = weakref.ref(module), name
+            self.names += 1
+
+    def name_of(self, module: nn.Module) -> str:
+        """What a module is called that is part of no watched model."""
+        return self._given_name(module) or modules.type_name(module)
+
+    def _given_name(self, module: nn.Module) -> str | None:
+        named, name = self._names.get(id(module), (None, None))
+        return name if named is not None and named() is module else None
+
+    def enter(self, module: nn.Module, name: str | None = None) -> Model:
+        """Watch a model from now on.  A part of another is watched already; one that holds others takes in the rest."""
+        module = modules.unwrapped(module)
+        with self._lock:
+            known = self.find(module)
+            if known is not None:
+                return known[0]
+            name = name or self._given_name(module)
+            parts = modules.walk(module)
+            model = Model(parts, weakref.WeakMethod(self.bury), named=name is not None)
+            for path, part in parts:
+                self._house(model, path, part)
+            model.own_name = self._unique(name or modules.type_name(module))
+            self.models.append(model)
+            self.names += 1
+            return model
+
+    def find(self, module: nn.Module) -> tuple[Model, str] | None:
+        """The model that a module belongs to, and its path there."""
+        home = self._homes.get(id(module))
+        if home is None or home[0]() is not module or home[1].module() is None:
+            return self._search(module)
+        return home[1], home[1].path_of(home[2])
+
+    def part(self, module: nn.Module) -> Part | None:
+        """A module that belongs to a model as it is told, by the name that the model has now."""
+        known = self._parts.get(id(module))
+        if known is not None and known[0]() is module and known[1:3] == (type(module), self.names):
+            return known[3]
+        home = self.find(modules.unwrapped(module))
+        if home is None:
+            return None
+        part = Part(home[0].name, home[1], modules.type_name(module))
+        self._parts[id(module)] = weakref.ref(module), type(module), self.names, part
+        return part
+
+    def is_elsewhere(self, module: object, model: Model) -> bool:
+        """Whether a module is at home in another model, which lives and was read."""
+        home = self._homes.get(id(module))
+        if home is None or home[0]() is not module or home[1] is model:
+            return False
+        return home[1].module() is not None and home[1].before is not None
+
+    def forget(self) -> None:
+        """Let go of all models."""
+        with self._lock:
+            for model in self.models:
+                model.release()
+            self._homes.clear()
+            self._names.clear()
+            self._parts.clear()
+
+    def _house(self, model: Model, path: str, part: nn.Module) -> None:
+        """Give a part its home, unless it has one: a model that the new one holds goes on as the model it is."""
+        home = self._homes.get(id(part))
+        other = home[1] if home is not None and home[0]() is part else None
+        if other is None or other.module() is None:
+            self._homes[id(part)] = (weakref.ref(part), model, path)
+        elif other.module() is part:
+            model.others[id(part)] = path, other
+            if not other.named and other.whole is None:
+                other.place, other.whole = path, model
+
+    def _search(self, module: nn.Module) -> tuple[Model, str] | None:
+        """A module that was put into a watched model after the model was first seen."""
+        with self._lock:
+            for model in self.models:
+                whole = model.module()
+                for path, part in modules.walk(whole, model.others) if whole is not None else ():
+                    if part is module:
+                        self._homes[id(module)] = (weakref.ref(module), model, path)
+                        return model, model.path_of(path)
+        return None
+
+    def _unique(self, name: str) -> str:
+        taken = {model.name for model in self.models if model.whole is None}
+        return next(n for n in _candidates(name) if n not in taken)
+
+
+def _candidates(name: str) -> Iterator[str]:
+    yield name
+    for number in count(2):
+        yield f"{name}#{number}"

@@ -1,0 +1,99 @@
+"""All that observes one window: begun together, ended together, asked together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from pytest_evalmode.observe.calls import forwards, loads, switches
+from pytest_evalmode.observe.calls.events import Events
+from pytest_evalmode.observe.calls.forwards import Forwards
+from pytest_evalmode.observe.calls.loads import Loads
+from pytest_evalmode.observe.calls.owncalls import own_calls
+from pytest_evalmode.observe.calls.switches import Switches
+from pytest_evalmode.observe.models.history import History
+from pytest_evalmode.observe.models.shared import Shared
+from pytest_evalmode.observe.models.watch import Watch
+from pytest_evalmode.observe.source.sites import Sites
+from pytest_evalmode.observe.state import leaks
+from pytest_evalmode.observe.state.leaks import Baseline
+from pytest_evalmode.trace import Leak, Trace
+
+
+class Observers:
+    """The eyes of one guard."""
+
+    def __init__(self, root: Path | None, *, strict: bool, shown: bool = False) -> None:
+        self._strict = strict
+        self._sites = Sites(root)
+        self.watch = Watch(self._sites.site, strict=strict)
+        self.shared = Shared(self.watch)
+        self._events = Events(self.watch, self._sites) if shown else None
+        self._switches = Switches(self._sites, self._events)
+        self.forwards = Forwards(self.watch, self._sites, self._switches, self._events, strict=strict)
+        self._loads = Loads(self.watch, self._sites)
+        self._globals = Baseline({}, {})
+
+    @property
+    def failures(self) -> tuple[Exception, ...]:
+        each = (self.watch, self.forwards, self._switches, self._loads)
+        return tuple(failure for observer in each for failure in observer.failures)
+
+    def share(self, model: nn.Module, history: History | None) -> None:
+        """Watch a model that outlives the window."""
+        self.watch.add(model)
+        if self._strict:
+            self.shared.share(model, history)
+
+    def begin(self) -> None:
+        """Take what is now for the beginning of the window."""
+        self.watch.begin_anew()
+        if self._strict:
+            flags = leaks.global_flags()
+            self._globals = Baseline(flags, flags)
+
+    def begin_anew(self) -> None:
+        """The same for a part of the window, behind a pause."""
+        self.watch.begin_anew()
+        self._switches.forget()
+        if self._strict:
+            self.shared.begin_anew()
+            self._globals.last = leaks.global_flags()
+
+    def listen(self) -> None:
+        forwards.calls.start(self.forwards)
+        own_calls.start()
+        switches.switches.start(self._switches)
+        if self._strict:
+            loads.loads.start(self._loads)
+
+    def stop(self) -> None:
+        forwards.calls.stop(self.forwards)
+        own_calls.stop()
+        switches.switches.stop(self._switches)
+        loads.loads.stop(self._loads)
+
+    def take(self) -> Trace:
+        """What was seen since this was last asked."""
+        return Trace(
+            models=self.watch.facts(),
+            calls=self.forwards.take(),
+            changes=self.watch.compare(),
+            loads=self._loads.take(),
+            events=self._events.take() if self._events is not None else (),
+        )
+
+    def leaks(self) -> tuple[Leak, ...]:
+        """What has been set otherwise since this was last asked."""
+        return (*self.shared.leaks(), *self._globals.since(None, leaks.global_flags())) if self._strict else ()
+
+    def put_back(self) -> set[tuple[str | None, str]]:
+        """The settings that are what they were at first."""
+        return self.shared.put_back() | {(None, name) for name in self._globals.put_back()}
+
+    def ended(self, *, needs_forward: bool, heard: bool) -> Trace:
+        """What can only be told once all is over."""
+        return Trace(
+            drifts=self.shared.drifts() if heard else (), needs_forward=needs_forward, forwards=self.forwards.ran
+        )

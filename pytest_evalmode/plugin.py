@@ -5,7 +5,7 @@ torch, and all that is needed to judge, is imported by the first guarded test, a
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +18,7 @@ from pytest_evalmode.session.evalmode import evalmode
 from pytest_evalmode.session.fixtures import forget, note, remember, unobserved
 from pytest_evalmode.session.settings import (
     SETTINGS,
+    Settings,
     add_options,
     is_whole_suite,
     is_worker,
@@ -141,8 +142,8 @@ class Recorder:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._ledger: Ledger | None = None
-        self._written: list[tuple[str, Path]] = []
-        self._unwritten: list[str] = []
+        self._unwritten: dict[Path, str] = {}
+        """The files that could not be written, with what to say of each."""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         record = dict(report.user_properties).get(PROPERTY)
@@ -155,26 +156,22 @@ class Recorder:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         settings = self._config.stash[SETTINGS]
-        for what, path, write in (
-            ("report", settings.report, files.write_report),
-            ("page", settings.html, files.write_page),
-            ("step summary", step_summary() if self._ledger else None, files.write_step_summary),
-        ):
-            if path is not None:
-                try:
-                    write(path, self._kept(), settings)
-                except OSError as error:  # pytest has yet to tell how the tests ended
-                    self._unwritten.append(f"evalmode {what}: {path} could not be written: {error.strerror}")
-                    session.exitstatus = session.exitstatus or pytest.ExitCode.USAGE_ERROR
-                else:
-                    self._written.append((what, path))
+        asked = (
+            self._write("--evalmode-report", settings.report, files.write_report),
+            self._write("--evalmode-html", settings.html, files.write_page),
+        )
+        if not all(asked):  # pytest has yet to tell how the tests ended
+            session.exitstatus = session.exitstatus or pytest.ExitCode.USAGE_ERROR
+        if self._ledger:
+            self._write("GITHUB_STEP_SUMMARY", step_summary(), files.write_step_summary)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode) -> None:
         settings = self._config.stash[SETTINGS]
-        for line in self._unwritten:
+        for line in self._unwritten.values():
             terminalreporter.write_line(line, red=True)
-        for what, path in self._written:
-            terminalreporter.write_sep("-", f"evalmode {what}: {path}")
+        for path, what in ((settings.report, "report"), (settings.html, "page")):
+            if path is not None and path not in self._unwritten:
+                terminalreporter.write_sep("-", f"evalmode {what}: {path}")
         if not self._ledger:
             return
         terminalreporter.section(f"evalmode, {settings.rank}" if settings.rank else "evalmode")
@@ -184,6 +181,16 @@ class Recorder:
         if settings.strict and ended and is_whole_suite(self._config):
             for line in self._ledger.unneeded(settings.policy):
                 terminalreporter.line(line)
+
+    def _write(self, option: str, path: Path | None, write: Callable[[Path, Ledger, Settings], None]) -> bool:
+        """Write a file, if it is asked for; False if that failed."""
+        if path is None:
+            return True
+        try:
+            write(path, self._kept(), self._config.stash[SETTINGS])
+        except OSError as error:
+            self._unwritten[path] = f"{option}: {path} could not be written: {error.strerror}"
+        return path not in self._unwritten
 
     def _kept(self) -> Ledger:
         from pytest_evalmode.report.ledger import Ledger

@@ -16,7 +16,7 @@ import pytest_evalmode
 from tests import suites
 
 PACKAGE = Path(pytest_evalmode.__file__).parent
-SESSION = {"evalmode", "marks", "settings", "stash", "teams", "window", "fixtures"}
+SESSION = {"evalmode", "files", "marks", "settings", "stash", "teams", "window", "fixtures"}
 SHELL = {"plugin", "policy", "report.ledger", "report.message", *(f"session.{name}" for name in SESSION)}
 SHELL |= {"lock.file", "lock.fixture", "lock.keeper"}
 NEEDS_PYTEST = {"plugin", "session.verdict", "session.hookspecs", *(f"session.{name}" for name in SESSION)}

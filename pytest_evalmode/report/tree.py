@@ -52,7 +52,14 @@ class _Node:
 def trees(trace: Trace) -> dict[str, dict[str, Any]]:
     """The models to which something happened, each as nested rows: `name`, `type`, `marks`, `rows`, `modules`."""
     marks = _marks(trace)
-    return {model.name: _tree(model, marks[model.name]) for model in trace.models if model.name in marks}
+    found = [finding.part for call in trace.calls for finding in (*call.training, *call.draws, *call.unregistered)]
+    return {
+        model.name: _tree(
+            model, marks[model.name], {part.path: part.type for part in found if part.model == model.name}
+        )
+        for model in trace.models
+        if model.name in marks
+    }
 
 
 def _marks(trace: Trace) -> dict[str, dict[str, list[Mark]]]:
@@ -87,11 +94,13 @@ def _of_changes(trace: Trace) -> Iterator[tuple[str, str, Mark]]:
         yield change.model, owner, ("changed", f"{tensor}  {how(change)}".strip())
 
 
-def _tree(model: WatchedModel, marks: dict[str, list[Mark]]) -> dict[str, Any]:
-    types = dict(model.parts)
+def _tree(model: WatchedModel, marks: dict[str, list[Mark]], guests: dict[str, str]) -> dict[str, Any]:
+    types = {**guests, **dict(model.parts)}
     root = _Node("", model.name, model.type, marks.get("", []))
     nodes = {"": root}
-    for path in dict.fromkeys([*types, *marks]):  # what ran inside without being part of it stands at the end
+    for path in dict.fromkeys(
+        [path for path, _ in model.parts] + list(marks)
+    ):  # what ran inside without being part of it stands at the end
         _plant(path, nodes, types, marks)
     root.count()
     return _row(root, _opened(root))

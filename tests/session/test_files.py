@@ -32,12 +32,6 @@ def test_clean(net):
 """
 
 
-@pytest.fixture(autouse=True)
-def _at_a_desk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
-    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-
-
 @pytest.fixture
 def suite(pytester: pytest.Pytester) -> pytest.Pytester:
     suites.write(pytester, SUITE)
@@ -58,7 +52,7 @@ def test_the_page_shows_what_happened(suite: pytest.Pytester, how: list[str]) ->
         "fixture <code>net</code> handed its model over",
         "<code>net.train()</code>",
         "    net.train()</mark>",
-        "since test_it.py:8",
+        "since test_it.py:9",
         "train=&#34;drop&#34;",
         "MC dropout",
     ):
@@ -135,7 +129,7 @@ def test_under_github_actions_the_step_has_a_summary(
     suites.run(suite)
     told = summary.read_text(encoding="utf-8")
     assert told.startswith("of an earlier step\n### evalmode: 1 of 3 tests was not clean")
-    assert "**`test_it.py:10`**" in told
+    assert "**`test_it.py:9`**" in told
 
 
 def test_a_step_summary_that_cannot_be_written_fails_nothing(

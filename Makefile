@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench device clean
+.PHONY: demo test check lint bench device clean
 
 demo: .venv/ready
 	@$(BIN)/python examples/digits/demo.py
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+check: lint
+	$(BIN)/python -m pytest -q -n 2 tests/rules tests/observe/source tests/observe/calls tests/test_layering.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

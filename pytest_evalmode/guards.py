@@ -42,6 +42,8 @@ class Terms:
     """Whether `check()` raises; it does not where a violation is only to be warned of, at the end."""
     tell: Callable[[list[Violation]], list[Violation]] = list
     """Which of the violations are to be told."""
+    fails: Callable[[list[Violation]], list[Violation]] = list
+    """Which of these fail: those that are not known."""
     shown: bool = False
     """Whether what the models are made of, and what happened when, is to be shown."""
 
@@ -84,11 +86,6 @@ class Guard:
         return self._observers.watch.facts()
 
     @property
-    def trace(self) -> Trace:
-        """All that was seen so far, what is intended included."""
-        return self._segments.whole()
-
-    @property
     def watched(self) -> bool:
         """Whether the window was ever open: that of a test that is not guarded, and only locks something, is not."""
         return self._began
@@ -106,6 +103,16 @@ class Guard:
                 self._end_segment()
             self._judge()
         return self._violations
+
+    @property
+    def trace(self) -> Trace:
+        """What has been seen so far, whatever was declared of it."""
+        return self._segments.whole()
+
+    @property
+    def living(self) -> dict[str, nn.Module]:
+        """The watched models that live, by name."""
+        return self._observers.watch.living()
 
     def needed(self, exemptions: Iterable[tuple[str, str]]) -> list[str]:
         """Which of some exemptions of the whole suite excused something here."""
@@ -152,7 +159,7 @@ class Guard:
         """Begin the window."""
         self._opened = self._began = True
         with self.safely():
-            self._observers.begin()
+            self._observers.begin(self._terms.history)
         self._listen()
 
     def close(self, *, name: str = "", finished: bool = True, needs_forward: bool = False, heard: bool = True) -> None:
@@ -195,8 +202,9 @@ class Guard:
         violations = self.violations
         if self.failures:
             raise failure(self.failures)
-        if violations and self._terms.enforced:
-            raise self.verdict()
+        failing = self._terms.fails(violations)
+        if failing and self._terms.enforced:
+            raise self._terms.verdict(failing)
 
     def verdict(self) -> BaseException:
         """What to raise for what has been found; there must be something."""
@@ -250,9 +258,11 @@ class Guard:
         if not self._terms.strict:
             return
         self._segments.settle_leaks(self._observers.put_back())
-        self._segments.end(self._observers.ended(needs_forward=needs_forward, heard=heard), self._policy)
-        if self._terms.history is not None:
-            self._observers.shared.keep(self._terms.history, name, drifted=heard)
+        history = self._terms.history
+        ended = self._observers.ended(history if heard else None, needs_forward=needs_forward)
+        self._segments.end(ended, self._policy)
+        if history is not None:
+            self._observers.shared.keep(history, name, drifted=heard)
 
     @contextmanager
     def safely(self) -> Iterator[None]:

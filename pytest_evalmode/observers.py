@@ -46,12 +46,12 @@ class Observers:
         if self._strict:
             self.shared.share(model, history)
 
-    def begin(self) -> None:
+    def begin(self, history: History | None) -> None:
         """Take what is now for the beginning of the window."""
         self.watch.begin_anew()
         if self._strict:
             flags = leaks.global_flags()
-            self._globals = Baseline(flags, flags)
+            self._globals = Baseline(flags, flags, began=history.world.began if history is not None else {})
 
     def begin_anew(self) -> None:
         """The same for a part of the window, behind a pause."""
@@ -92,8 +92,11 @@ class Observers:
         """The settings that are what they were at first."""
         return self.shared.put_back() | {(None, name) for name in self._globals.put_back()}
 
-    def ended(self, *, needs_forward: bool, heard: bool) -> Trace:
-        """What can only be told once all is over."""
+    def ended(self, history: History | None, *, needs_forward: bool) -> Trace:
+        """What can only be told once all is over; drifts where there is a history, and it is heard."""
         return Trace(
-            drifts=self.shared.drifts() if heard else (), needs_forward=needs_forward, forwards=self.forwards.ran
+            drifts=self.shared.drifts() if history is not None else (),
+            global_drifts=history.world.tell() if history is not None else (),
+            needs_forward=needs_forward,
+            forwards=self.forwards.ran,
         )

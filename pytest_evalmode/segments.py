@@ -44,13 +44,13 @@ class Segments:
         """What can only be told once all is over, or is told as it is."""
         self._traces.append((trace, policy))
 
+    def whole(self) -> Trace:
+        """All that was seen, whatever was declared of it."""
+        return joined([trace for trace, _ in self._traces])
+
     def violations(self, *, finished: bool) -> list[Violation]:
         """What they break; of a window that is `finished`, unused exemptions too."""
         return judge(self._traces, strict=self.strict, more=self.rules, finished=finished)
-
-    def whole(self) -> Trace:
-        """All that they saw, what is intended included."""
-        return joined([trace for trace, _ in self._traces])
 
     def declared(self, policy: Policy) -> Policy:
         """A policy, and all that was declared as intended in any part."""

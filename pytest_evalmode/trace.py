@@ -148,6 +148,19 @@ class Drift:
 
 
 @dataclass(frozen=True, slots=True)
+class GlobalDrift:
+    """Torch's global state is not what the last guarded test left."""
+
+    changes: tuple[Leak, ...]
+    seen_by: str
+    """The last guarded test that saw the old state."""
+    between: tuple[str, ...]
+    """The tests that ran since, unguarded, the last one first."""
+    by: tuple[str, ...] = ()
+    """Those of them as which it changed, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
 class LockChange:
     """Something that is not what was locked, with the diagnosis."""
 
@@ -200,6 +213,7 @@ class Trace:
     loads: tuple[Load, ...] = ()
     leaks: tuple[Leak, ...] = ()
     drifts: tuple[Drift, ...] = ()
+    global_drifts: tuple[GlobalDrift, ...] = ()
     locks: tuple[LockChange, ...] = ()
     unused: tuple[str, ...] = ()
     """Exemptions that nothing needed, as they were declared: `train="drop"`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 
-DIGITS = Path(__file__).parent.parent / "examples" / "digits"
+ROOT = Path(__file__).parent.parent
+DIGITS = ROOT / "examples" / "digits"
 
 
 @dataclass(frozen=True)
@@ -125,14 +127,39 @@ def test_plain_pytest_passes_every_mistake(tmp_path: Path) -> None:
     assert "7 passed" in run("test_mistakes.py", tmp_path, "--evalmode=off").output
 
 
-def test_the_demo_finds_what_it_promises() -> None:
+@pytest.fixture(scope="module")
+def demo() -> str:
     done = subprocess.run([sys.executable, DIGITS / "demo.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "All 5 clean tests passed, and all 6 mistakes were found." in done.stdout
+    return done.stdout
+
+
+def test_the_demo_finds_what_it_promises(demo: str) -> None:
+    assert "All 5 clean tests passed, all 6 mistakes were found, and all 5 causes of a lost accuracy were" in demo
+
+
+def table(text: str) -> tuple[list[str], list[float]]:
+    """The table of lost accuracies in a text: its words, and its accuracies in per cent."""
+    lines = text.splitlines()
+    start = lines.index("| what went wrong | accuracy | what the test says |")
+    rows = lines[start : start + 7]
+    shares = [float(share) for row in rows for share in re.findall(r"([\d.]+)%", row)]
+    return [re.sub(r"\d+\.\d+", "#", row) for row in rows], shares
+
+
+def test_the_readme_shows_the_demos_table(demo: str) -> None:
+    """To the word; of numbers, the accuracies within three points, since another processor trains another model."""
+    shown, made = (table(text) for text in ((ROOT / "README.md").read_text(encoding="utf-8"), demo))
+    assert shown[0] == made[0]
+    assert shown[1] == pytest.approx(made[1], abs=3.0)
+    assert len(made[1]) == 10
+
+
+def test_plain_pytest_passes_what_was_lost(tmp_path: Path) -> None:
+    assert "5 passed" in run("test_lost_accuracy.py", tmp_path, "--inject", "--evalmode=off").output
 
 
 def test_the_clean_suite_runs_from_the_root_of_the_repository() -> None:
-    root = DIGITS.parent.parent
     command = [sys.executable, "-m", "pytest", "-pno:cacheprovider", "examples/digits/test_clean.py"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -16,8 +16,9 @@ import pytest_evalmode
 from tests import suites
 
 PACKAGE = Path(pytest_evalmode.__file__).parent
-SESSION = {"evalmode", "files", "marks", "settings", "stash", "teams", "window", "fixtures"}
-SHELL = {"plugin", "policy", "report.ledger", "report.message", *(f"session.{name}" for name in SESSION)}
+SESSION = {"evalmode", "files", "marks", "recorder", "settings", "stash", "teams", "window", "fixtures"}
+SHELL = {"plugin", "policy", "files", *(f"session.{name}" for name in SESSION)}
+SHELL |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}
 SHELL |= {"lock.file", "lock.fixture", "lock.keeper"}
 NEEDS_PYTEST = {"plugin", "session.verdict", "session.hookspecs", *(f"session.{name}" for name in SESSION)}
 NEEDS_PYTEST |= {"lock.fixture", "lock.keeper"}
@@ -79,10 +80,11 @@ def test_the_look_finds_what_is_there(tmp_path: Path) -> None:
 # Who may import whom, by the beginnings of their names: the longest that fits is the room that a module is in.
 DIRECTIONS = {
     "trace": set[str](),
+    "files": set(),
     "errors": {"report", "rules"},
     "policy": set(),
     "rules": {"trace", "policy"},
-    "report": {"trace", "rules", "policy"},
+    "report": {"trace", "rules", "policy", "files"},
     "observe": {"trace"},
     "observe.source": {"trace", "observe"},
     "observe.state": {"trace", "observe", "observe.source"},
@@ -208,4 +210,4 @@ def test_guarding_needs_no_other_plugin(pytester: pytest.Pytester, monkeypatch: 
     suites.write(pytester, "@pytest.mark.inference\ndef test_it():\n    infer(Net())\n")
     result = pytester.runpytest_subprocess("-p", "pytest_evalmode.plugin", "-W", "error", "--strict-markers")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["train-mode: Net ran once in training mode"])
+    result.stdout.fnmatch_lines(["E   HygieneViolation: train-mode: Net ran once in training mode"])

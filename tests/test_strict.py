@@ -426,7 +426,7 @@ class Buffered(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.write(self)
-        h: Tensor = self.head(x) + self.keys.sum()
+        h: Tensor = self.head(x) + sum(buffer.sum() for buffer in self.buffers())
         return h
 
 
@@ -439,13 +439,14 @@ CHANGING: dict[str, Callable[[Buffered], object]] = {
     "one element": lambda model: model.keys[2:3].fill_(1),
     "replaced": replace,
     "registered again": lambda model: model.register_buffer("keys", torch.ones(8), persistent=False),
-    "grown": lambda model: model.register_buffer("more", torch.ones(8), persistent=False),
-    "gone": lambda model: model.register_buffer("keys", torch.zeros(4, dtype=torch.int8), persistent=False),
+    "gone": lambda model: model.register_buffer(model._buffers.popitem()[0] + "_now", torch.ones(4), persistent=False),
+    "of another type": lambda model: model.register_buffer("keys", torch.zeros(4).char(), persistent=False),
 }
 STAYING: dict[str, Callable[[Buffered], object]] = {
     "read": lambda model: model.keys.sum(),
     "the same values": lambda model: model.keys.zero_(),
     "equal values": lambda model: model.register_buffer("keys", torch.zeros(4), persistent=False),
+    "made when it is first needed": lambda model: model.register_buffer("more", torch.ones(8), persistent=False),
 }
 
 
@@ -457,6 +458,10 @@ def test_buffer_that_is_not_saved(case: Callable[[Buffered], object]) -> None:
 @each(STAYING)
 def test_buffer_that_stays(case: Callable[[Buffered], object]) -> None:
     assert run(Buffered(case)) == set()
+
+
+def test_buffer_that_appears_and_is_saved() -> None:
+    assert run(Buffered(lambda model: model.register_buffer("more", torch.ones(8)))) == {"state-mutated"}
 
 
 def test_buffer_that_is_saved_is_of_the_default_rules() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from _pytest.mark import ParameterSet
 
 from tests.architectures import ARCHITECTURES, Architecture
 from tests.nets import rules, watching
@@ -17,7 +16,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the models' own
 
 # What these break they break by design: who tests them under strict has to say so.
 TRUE: dict[str, dict[str, str]] = {
-    "esmfold": {"buffer-mutated": "its structure module registers its constants in the first forward"},
     "funnel": {"attribute-mutated": "the pooling of its attention keeps its progress and masks on the module"},
     "ibert": {
         "state-mutated": "its quantised activations keep their ranges up to date in persistent buffers",
@@ -40,16 +38,6 @@ TRUE: dict[str, dict[str, str]] = {
     "vits": {"random-forward": "samples durations and latents"},
 }
 
-# What is told of these is no fault of theirs, nor of who tests them.
-HOOKS = "transformers sets its output-capturing hooks, and the flag that says so, once, in the first forward that asks"
-FALSE = {
-    "esmfold": HOOKS,
-    "llava": HOOKS,
-    "rgcn": "an attribute that torch_geometric sets once, when first needed, has not changed",
-    "segformer-semantic": HOOKS,
-    "wavlm-xvector": HOOKS,
-}
-
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
@@ -60,24 +48,16 @@ def _quiet() -> Iterator[None]:
     transformers.logging.set_verbosity(before)
 
 
-def _judged(architecture: Architecture) -> ParameterSet:
-    false = FALSE.get(architecture.name)
-    marks = [pytest.mark.xfail(reason=false, raises=AssertionError, strict=True)] if false else []
-    return pytest.param(architecture, id=architecture.name, marks=marks)
-
-
-@pytest.mark.parametrize("architecture", [_judged(architecture) for architecture in ARCHITECTURES])
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
 def test_strict(architecture: Architecture) -> None:
     model, inputs = architecture.build().eval(), architecture.inputs()
     with watching(model, strict=True) as g:
         for _ in range(2):
             model(**inputs)
-    for v in g.violations:
-        print("FOUND", architecture.name, v.rule, v.finding)
     assert rules(g) == set(TRUE.get(architecture.name, ()))
 
 
 def test_the_exceptions_are_few_and_among_them() -> None:
     names = {architecture.name for architecture in ARCHITECTURES}
-    assert names >= TRUE.keys() | FALSE.keys()
+    assert names >= TRUE.keys()
     assert len(names - TRUE.keys()) > 250

@@ -8,6 +8,10 @@ from digits import DigitNet, Loader, load_split, train
 from torch.utils.data import DataLoader, TensorDataset
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--inject", action="store_true", help="put into each test of test_lost_accuracy.py what is wrong")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """On images this small a second thread gains nothing, and the workers of xdist would fight over the cores."""

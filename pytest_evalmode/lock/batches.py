@@ -15,8 +15,9 @@ import numpy as np
 from xxhash import xxh3_64_intdigest, xxh3_128
 
 from pytest_evalmode.lock.file import Entry, LockError
-from pytest_evalmode.lock.inputs import Diagnosis, arrays, compare_order, diagnose
-from pytest_evalmode.lock.inputs.samples import few
+from pytest_evalmode.lock.inputs import Diagnosis, compare_order, diagnose
+from pytest_evalmode.lock.inputs.samples import few, given
+from pytest_evalmode.lock.sketches import Sketch
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -38,9 +39,12 @@ class Stream:
     """Whether this is one number, not an array of samples."""
     fewest: bool
     """Whether a few samples will do, the middle of the first where a whole one has no room."""
+    exact: bool
+    """Whether it is to be the same bit by bit; else each sample has a sketch, not a digest of its own."""
     count: int = 0
     kept: list[Array] = field(default_factory=list)
     digests: list[int] = field(default_factory=list)
+    sketch: Sketch = field(default_factory=Sketch)
     total: float = 0.0
     squares: float = 0.0
     numbers: int = 0
@@ -54,8 +58,11 @@ class Stream:
             self._digest.update(str(samples.shape[1:]).encode())
         rows = [_bytes(row) for row in samples] if samples.dtype.kind in "US" else None
         self._digest.update(b"".join(rows) if rows is not None else _bytes(samples))
-        first = samples[: _MOST_DIGESTS - len(self.digests)]
-        self.digests += [xxh3_64_intdigest(_bytes(row)) for row in first]
+        if self.exact:
+            first = samples[: _MOST_DIGESTS - len(self.digests)]
+            self.digests += [xxh3_64_intdigest(_bytes(row)) for row in first]
+        elif samples.dtype.kind in "biufc":
+            self.sketch.add(samples)
         if samples.dtype.kind in "biuf" and samples.size:
             wide = samples.astype(np.float64)
             self.total += float(wide.sum())
@@ -108,24 +115,32 @@ class Stream:
         return found
 
 
-def extend(streams: dict[str, Stream], batch: object, room: Mapping[str, int] | int, left: int, *, fewest: bool) -> int:
+def extend(
+    streams: dict[str, Stream],
+    batch: object,
+    room: Mapping[str, int] | int,
+    left: int,
+    *,
+    fewest: bool = True,
+    exact: bool = True,
+) -> int:
     """Add a batch to the streams of its arrays, and tell how many bytes more are kept, no more than are `left`.
 
     `room` is what may be kept of each array, or of all those that are new.  Raises LockError on what holds no arrays.
     """
     try:
-        found = arrays(batch)
+        found = given(batch)
     except TypeError as error:
         raise LockError(f"evalmode_lock: {error}") from None
     to_share = room if isinstance(room, int) else 0
     taken = 0
-    for i, name in enumerate(sorted(found, key=lambda name: found[name].nbytes)):
-        array = found[name]
+    for i, name in enumerate(sorted(found, key=lambda name: found[name].array.nbytes)):
+        array, dtype = found[name]
         samples = array if array.ndim else array[None]
         stream = streams.get(name)
         if stream is None:
             own = room.get(name, 0) if isinstance(room, Mapping) else to_share // (len(found) - i)
-            stream = Stream(_kind(array), samples.shape[1:], own, array.ndim == 0, fewest)
+            stream = Stream(dtype, samples.shape[1:], own, array.ndim == 0, fewest, exact)
             streams[name] = stream
         kept = stream.add(samples, left - taken)
         taken += kept
@@ -141,6 +156,8 @@ def packed(streams: Mapping[str, Stream]) -> dict[str, Array]:
             found[name] = _stored(stream.values())
         if not stream.whole and stream.digests:
             found[f"{name}#digests"] = np.asarray(stream.digests, np.uint64)
+        if not stream.whole and stream.sketch.count:
+            found[f"{name}#sketch"] = stream.sketch.sums
     return found
 
 
@@ -166,12 +183,22 @@ def holds(was: Entry, now: Entry) -> bool:
     return all(was[name] == now[name] for name in ("dtype", "shape", "samples", "digest"))
 
 
-def difference(was: Entry, now: Stream, kept: Array | None, digests: Array | None) -> tuple[str, Mapping[str, object]]:
+def difference(
+    was: Entry,
+    now: Stream,
+    kept: Array | None,
+    digests: Array | None,
+    *,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+) -> tuple[str, Mapping[str, object]]:
     """How an array differs, in words, and in details."""
-    found = _diagnosis(was, now, kept, digests)
-    if found is not None:
-        return found.headline, {"kinds": list(found.kinds), **found.details}
     new = now.entry()
+    found = _diagnosis(was, now, kept, digests, rtol=rtol, atol=atol)
+    if found is not None:
+        recast = was["dtype"] != new["dtype"] and "dtype" not in found.kinds
+        and_recast = f"; given as {new['dtype']}, not {was['dtype']}" if recast else ""
+        return f"{found.headline}{and_recast}", {"kinds": list(found.kinds), **found.details}
     for name in ("dtype", "shape", "samples"):
         if was[name] != new[name]:
             return f"values differ: {name} {new[name]}, not {was[name]}", {}
@@ -182,12 +209,14 @@ def difference(was: Entry, now: Stream, kept: Array | None, digests: Array | Non
     return f"values differ after the first {max(len(_list(digests)), len(now.values()))} samples", {}
 
 
-def _diagnosis(was: Entry, now: Stream, kept: Array | None, digests: Array | None) -> Diagnosis | None:
+def _diagnosis(
+    was: Entry, now: Stream, kept: Array | None, digests: Array | None, *, rtol: float, atol: float
+) -> Diagnosis | None:
     live = now.values()
     if kept is None or not live.size:
         return None
-    old = _restored(kept, was["dtype"])
-    complete = digests is None and now.whole
+    old = restored(kept, was["dtype"])
+    complete = digests is None and now.whole and len(old) == was["samples"]
     if not complete:
         cut = old.shape[1:] != now.shape or live.shape[1:] != now.shape
         if not cut and digests is not None and len(digests) == was["samples"] and len(now.digests) == now.count:
@@ -199,7 +228,7 @@ def _diagnosis(was: Entry, now: Stream, kept: Array | None, digests: Array | Non
             old, live = old[:both], live[:both]
     if now.single and not complete:
         return None
-    return diagnose(old, live)
+    return diagnose(old, live, rtol=rtol, atol=atol)
 
 
 def _list(digests: Array | None) -> list[int]:
@@ -213,10 +242,6 @@ def _bytes(array: Array) -> bytes:
     return np.ascontiguousarray(array).tobytes()
 
 
-def _kind(array: Array) -> str:
-    return "text" if array.dtype.kind in "US" else array.dtype.name
-
-
 def _stored(values: Array) -> Array:
     if values.dtype.kind in "US":
         return np.frombuffer(json.dumps(values.astype(str).tolist()).encode(), np.uint8)
@@ -225,7 +250,8 @@ def _stored(values: Array) -> Array:
     return values.view(np.int64) if values.dtype.kind == "M" else values
 
 
-def _restored(kept: Array, dtype: str) -> Array:
+def restored(kept: Array, dtype: str) -> Array:
+    """What was kept of an array, as it was before it was packed."""
     if dtype == "text" and kept.dtype == np.uint8:
         try:
             return np.asarray(json.loads(kept.tobytes()), dtype=str)

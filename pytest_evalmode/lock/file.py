@@ -7,16 +7,16 @@ number, never by path; and whatever is wrong with it is told before anything is 
 from __future__ import annotations
 
 import json
-import os
 import re
 import stat
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from pytest_evalmode.files import replace_file
 
 SCHEMA = 1
 KINDS = ("model", "inputs", "preprocessing", "outputs")
@@ -140,10 +140,10 @@ def write(file: LockFile, samples: Mapping[str, bytes | None]) -> None:
         elif number is None or before.digest != digest or not file.sample_path(number).exists():
             number = next(n for n in range(len(taken) + 1) if n not in taken)
             taken.add(number)
-            _replace(file.sample_path(number), data)
+            replace_file(file.sample_path(number), data)
         tests[test] = replace(tests[test], samples=number, digest=digest)
     if tests:
-        _replace(file.path, _text(tests).encode("utf-8"))
+        replace_file(file.path, _text(tests).encode("utf-8"))
     else:
         file.path.unlink(missing_ok=True)
     _tidy(file.path, {lock.samples for lock in tests.values()})
@@ -157,21 +157,6 @@ def _text(tests: Mapping[str, Locked]) -> str:
             found["samples"] = {"digest": lock.digest, "file": lock.samples}
         content[name] = found
     return json.dumps({"schema": SCHEMA, "tests": content}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Put a file in its place whole: on the disk first, then under its name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _tidy(path: Path, used: set[int | None]) -> None:

@@ -68,14 +68,16 @@ class EvaluationLock:
         return model
 
     @_telling
-    def inputs(self, batch: T, name: str) -> T:
+    def inputs(self, batch: T, name: str, *, rtol: float | None = None, atol: float | None = None) -> T:
         """Lock inputs: tensors, arrays, images, texts, and mappings, sequences and dataclasses of them.
 
-        Called for batch after batch under one name, it locks all their samples in order.
+        They are to be the same bit by bit, unless a tolerance is given.  Called for batch after batch under one name,
+        it locks all their samples in order.
         """
+        tolerance = _tolerance("inputs", rtol, atol)
         lock = self._opened("inputs", name)
         if lock is not None:
-            lock.inputs(batch, name, self._site())
+            lock.inputs(batch, name, self._site(), tolerance)
         return batch
 
     @_telling
@@ -89,11 +91,10 @@ class EvaluationLock:
     @_telling
     def outputs(self, outputs: T, name: str, *, rtol: float | None = None, atol: float | None = None) -> T:
         """Lock outputs or metrics, within the tolerance of `torch.testing.assert_close`."""
-        if (rtol is None) != (atol is None):
-            raise LockError(f"evalmode_lock.outputs(): rtol={rtol!r}, atol={atol!r}: give both, or neither")
+        tolerance = _tolerance("outputs", rtol, atol)
         lock = self._opened("outputs", name)
         if lock is not None:
-            lock.outputs(outputs, name, self._site(), {"rtol": rtol, "atol": atol})
+            lock.outputs(outputs, name, self._site(), tolerance)
         return outputs
 
     def finish(self, outcome: Result[object]) -> None:
@@ -156,6 +157,12 @@ class EvaluationLock:
         from pytest_evalmode.observe.source.sites import Sites
 
         return Sites(self._item.config.stash[SETTINGS].root).caller(sys._getframe())
+
+
+def _tolerance(method: str, rtol: float | None, atol: float | None) -> dict[str, float | None]:
+    if (rtol is None) != (atol is None):
+        raise LockError(f"evalmode_lock.{method}(): rtol={rtol!r}, atol={atol!r}: give both, or neither")
+    return {"rtol": rtol, "atol": atol}
 
 
 LOCK: pytest.StashKey[EvaluationLock] = pytest.StashKey()

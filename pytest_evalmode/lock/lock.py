@@ -15,6 +15,7 @@ from pytest_evalmode.lock import batches, checkpoint, model, outputs
 from pytest_evalmode.lock.batches import Stream
 from pytest_evalmode.lock.file import KINDS, Entry, Locked, LockError, LockFile, read
 from pytest_evalmode.lock.model import Held
+from pytest_evalmode.lock.outputs import Tolerance
 from pytest_evalmode.lock.preprocessing import describe, differences
 from pytest_evalmode.lock.samples import MOST_BYTES, pack, unpack
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
@@ -36,7 +37,7 @@ class _Flow:
     """What comes batch by batch, and is compared when the test has ended."""
 
     at: Site | None
-    tolerance: Mapping[str, float | None]
+    tolerance: Tolerance
     streams: dict[str, Stream] = field(default_factory=dict)
 
 
@@ -76,9 +77,9 @@ class Lock:
         title = held.type if name == held.type else f"{name} ({held.type})"
         self._change("model", name, at, *checkpoint.told(title, causes))
 
-    def inputs(self, batch: object, name: str, at: Site | None) -> None:
+    def inputs(self, batch: object, name: str, at: Site | None, tolerance: Tolerance) -> None:
         """Compare or take a batch; further ones of this name come after it."""
-        self._extend("inputs", name, batch, at, {}, self._left * 2 // 3)
+        self._extend("inputs", name, batch, at, tolerance, self._left * 2 // 3)
 
     def preprocessing(self, transform: object, name: str, at: Site | None) -> None:
         """Compare or take the steps of a transform and their parameters."""
@@ -95,7 +96,7 @@ class Lock:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         self._change("preprocessing", name, at, f"{found[0]}{more}", "; ".join(found[:10]), {"differences": found[:32]})
 
-    def outputs(self, value: object, name: str, at: Site | None, tolerance: Mapping[str, float | None]) -> None:
+    def outputs(self, value: object, name: str, at: Site | None, tolerance: Tolerance) -> None:
         """Compare or take outputs; further ones of this name come after them."""
         self._extend("outputs", name, value, at, tolerance, min(_MOST_OUTPUT, self._left // 2))
 
@@ -124,18 +125,17 @@ class Lock:
             found |= {"entries": self._entries, "samples": b64encode(data).decode() if data else None}
         return json.dumps(found)
 
-    def _extend(
-        self, kind: str, name: str, value: object, at: Site | None, tolerance: Mapping[str, float | None], room: int
-    ) -> None:
+    def _extend(self, kind: str, name: str, value: object, at: Site | None, tolerance: Tolerance, room: int) -> None:
+        exact = kind == "inputs" and tolerance["rtol"] is None
         flow = self._flows.get((kind, name))
         if flow is None:
             flow = self._flows[kind, name] = _Flow(at, tolerance)
         was = self._locked.entries.get(kind, {}).get(name)
         if was is None or self._update:
-            self._left -= batches.extend(flow.streams, value, room, self._left, fewest=kind == "inputs")
+            self._left -= batches.extend(flow.streams, value, room, self._left, fewest=kind == "inputs", exact=exact)
         else:
             known = batches.room_of(batches.checked(was, self._where(kind, name)))
-            batches.extend(flow.streams, value, known, MOST_BYTES, fewest=kind == "inputs")
+            batches.extend(flow.streams, value, known, MOST_BYTES, fewest=kind == "inputs", exact=exact)
         self._used.setdefault((kind, name), "holds")
 
     def _compare(self, kind: str, name: str, flow: _Flow, *, finished: bool) -> None:
@@ -155,14 +155,15 @@ class Lock:
             if path not in was or batches.holds(was[path], stream.entry()):
                 continue
             kept = {key[2]: values for key, values in self._samples(kind, name)}
-            if kind == "outputs":
-                far = outputs.difference(was[path], stream, kept.get(path), flow.tolerance)
-                if far is not None:
-                    told[path] = far
-            else:
-                words, more = batches.difference(was[path], stream, kept.get(path), kept.get(f"{path}#digests"))
+            values, sketch, digests = (kept.get(f"{path}{more}") for more in ("", "#sketch", "#digests"))
+            limits = {limit: value for limit, value in flow.tolerance.items() if value is not None}
+            is_exact = kind == "inputs" and not limits
+            far = None if is_exact else outputs.difference(was[path], stream, values, sketch, flow.tolerance)
+            if kind == "outputs" and far is not None:
+                told[path] = far
+            elif is_exact or far is not None:
+                words, details[path] = batches.difference(was[path], stream, values, digests, **limits)
                 told[path] = words, words
-                details[path] = more
         if told:
             alone = len(was) == 1
             heads = [words if alone or not path else f"{path}: {words}" for path, (words, _) in told.items()]

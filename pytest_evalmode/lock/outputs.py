@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pytest_evalmode.lock.batches import Stream, holds
+from pytest_evalmode.lock.batches import Stream, holds, restored
 from pytest_evalmode.lock.file import Entry
+from pytest_evalmode.lock.sketches import MOST
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 Tolerance = Mapping[str, float | None]
+_DEFAULTS = {
+    "float16": (1e-3, 1e-5),
+    "bfloat16": (1.6e-2, 1e-5),
+    "float32": (1.3e-6, 1e-5),
+    "float64": (1e-7, 1e-7),
+    "complex64": (1.3e-6, 1e-5),
+    "complex128": (1e-7, 1e-7),
+}
+"""What `assert_close` allows by default; bfloat16 is kept as float32, and so it must be told."""
 
 
-def difference(was: Entry, now: Stream, kept: Array | None, tolerance: Tolerance) -> tuple[str, str] | None:
+def difference(
+    was: Entry, now: Stream, kept: Array | None, sketch: Array | None, tolerance: Tolerance
+) -> tuple[str, str] | None:
     """How an output differs, in a few words and in `assert_close`'s own; None if it is close enough.
 
-    What is kept is compared by value; of a larger one the rest by mean and root mean square.
+    What is kept is compared by value; of a larger one the rest by the sketches of its samples.
     """
     new = now.entry()
     if holds(was, new):
@@ -30,31 +43,47 @@ def difference(was: Entry, now: Stream, kept: Array | None, tolerance: Tolerance
             words = f"{name} {was[name]} -> {new[name]}"
             return words, words
     live = now.values()
-    if kept is not None and not now.whole:
-        both = min(len(kept), len(live))
-        kept, live = kept[:both], live[:both]
-    if kept is None or kept.shape != live.shape:
-        return "values differ, and none were kept to compare", ""
-    if live.dtype.kind not in "biufc":
+    if live.dtype.kind not in "biufc" or new["dtype"] == "text":
         return "values differ", ""
-    far = _far(kept, live, tolerance)
-    if far is not None:
-        return far
-    for name in ("mean", "rms") if not now.whole else ():
-        rest = _far(np.asarray(was.get(name, 0.0)), np.asarray(new[name]), tolerance)
-        if rest is not None:
-            return f"{name} {was.get(name)} -> {new[name]}, over all {now.count} samples", rest[1]
-    exact = now.whole or live.dtype.kind == "f"
-    return None if exact else ("values differ", "")
+    rtol, atol = _limits(tolerance, new["dtype"])
+    if kept is not None:
+        kept = restored(kept, was["dtype"])
+        both = min(len(kept), len(live)) if not now.whole else len(live)
+        if kept[:both].shape == live[:both].shape:
+            far = _far(kept[:both], live[:both], rtol, atol)
+            if far is not None or now.whole:
+                return far
+    if sketch is None or sketch.dtype != np.float64 or sketch.shape != now.sketch.sums.shape:
+        return "values differ, and too few were kept to compare them within a tolerance", ""
+    return _further(was, now, sketch, rtol, atol)
 
 
-def _far(was: Array, now: Array, tolerance: Tolerance) -> tuple[str, str] | None:
+def _further(was: Entry, now: Stream, sketch: Array, rtol: float, atol: float) -> tuple[str, str] | None:
+    """How the samples differ of which no values were kept."""
+    apart = now.sketch.apart(sketch, rtol, atol)
+    if not apart:
+        return None
+    names = [str(i) if i < MOST else f"some from {i} on" for i in apart]
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    words = f"samples {shown} of {now.count} differ"
+    new = now.entry()
+    for name in ("mean", "rms"):
+        old, live = was.get(name, math.nan), new.get(name, math.nan)
+        if not math.isclose(old, live, rel_tol=max(rtol, 1e-6), abs_tol=atol):
+            words += f"; {name} {old:.6g} -> {live:.6g}"
+    return words, words
+
+
+def _limits(tolerance: Tolerance, dtype: str) -> tuple[float, float]:
+    """The tolerance that was asked for, else the one that `assert_close` has for a dtype."""
+    rtol, atol = tolerance.get("rtol"), tolerance.get("atol")
+    return _DEFAULTS.get(dtype, (0.0, 0.0)) if rtol is None or atol is None else (rtol, atol)
+
+
+def _far(was: Array, now: Array, rtol: float, atol: float) -> tuple[str, str] | None:
     old, new = (torch.from_numpy(np.array(values)) for values in (was, now))
-    limits = dict(tolerance)
-    if limits["rtol"] is None and limits["atol"] is None and _is_narrow(was) and _is_narrow(now):
-        limits = {"rtol": 1.6e-2, "atol": 1e-5}  # what `assert_close` allows bfloat16, as which they came
     try:
-        torch.testing.assert_close(new, old, rtol=limits["rtol"], atol=limits["atol"], equal_nan=True)
+        torch.testing.assert_close(new, old, rtol=rtol, atol=atol, equal_nan=True)
     except AssertionError as error:
         return _words(was, now), " ".join(str(error).split())
     return None
@@ -71,10 +100,3 @@ def _words(was: Array, now: Array) -> str:
         turned = int((was.argmax(1) != now.argmax(1)).sum())
         words += f"; {turned} of {len(was)} samples have another largest value" if turned else ""
     return words
-
-
-def _is_narrow(values: Array) -> bool:
-    """Whether these are values of bfloat16, for which numpy has no type."""
-    if values.dtype != np.float32 or values.size < 8:
-        return False
-    return not bool((np.ascontiguousarray(values).view(np.uint32) & 0xFFFF).any())

@@ -1,23 +1,22 @@
-"""The session's record, made from test reports alone: its summary, and the JSON report."""
+"""The session's record, made from test reports alone; and the JSON report."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pytest_evalmode import __version__
+from pytest_evalmode.files import replace_file
 from pytest_evalmode.policy import Policy
+from pytest_evalmode.report.baseline import Seen
 from pytest_evalmode.rules import Violation
-from pytest_evalmode.rules.exemptions import as_declared
-from pytest_evalmode.rules.wording import plural
 from pytest_evalmode.trace import WatchedModel
 
 SCHEMA = 1
-_NOT_REPORTED = ("exemptions", "unjudged", "guarded", "shown")
+_FOR_SUMMARY = ("exemptions", "unjudged", "guarded", "finished", "dropped", "timed", "read", "unread", "shown")
 
 Record = dict[str, Any]
 
@@ -31,12 +30,20 @@ def record(
     exemptions: Iterable[str],
     unjudged: bool,
     guarded: bool = True,
+    finished: bool = True,
+    dropped: int = 0,
+    timed: bool = False,
+    read: int = 0,
+    unread: int = 0,
     shown: Mapping[str, Any] | None = None,
 ) -> str:
     """What one test found, as it travels in its report: JSON, so that every plugin and every process can carry it.
 
     `exemptions` are those that excused something; it is `unjudged` where the guard failed, and not `guarded` where the
-    test only locked something.  `shown` is what a page needs beyond the JSON report.
+    test only locked something.  It `finished` if it came to its end.  `dropped` violations are those of which a hook
+    wants nothing told.  It is `timed` if a benchmark times what it guards.  `read` are the bytes of large tensors that
+    were read, `unread` those that did not have to be, as the kernel knows that nobody wrote to them.
+    `shown` is what a page needs beyond the JSON report.
     """
     watched = [
         {"name": m.name, "type": m.type, "tensors": m.tensors, "bytes": m.bytes, "forwards": m.forwards} for m in models
@@ -47,6 +54,11 @@ def record(
             "exemptions": list(exemptions),
             "unjudged": unjudged,
             "guarded": guarded,
+            "finished": finished,
+            "dropped": dropped,
+            "timed": timed,
+            "read": read,
+            "unread": unread,
             "forwards": sum(model["forwards"] for model in watched),
             "seconds": round(seconds, 6),
             "models": watched,
@@ -55,6 +67,16 @@ def record(
         },
         default=str,  # of the details of a team's rule
     )
+
+
+def short(
+    models: Iterable[WatchedModel], violations: Iterable[Violation], seconds: float
+) -> tuple[int, str, str, int, float]:
+    """The same in a few numbers and words: violations, their rules, the models, forwards and seconds."""
+    models, violations = list(models), list(violations)
+    rules = ", ".join(violation.rule for violation in violations)
+    names = ", ".join(f"{model.name} ({model.type})" for model in models)
+    return len(violations), rules, names, sum(model.forwards for model in models), round(seconds, 6)
 
 
 def _violation(violation: Violation) -> Record:
@@ -84,11 +106,6 @@ class Ledger:
     def __bool__(self) -> bool:
         return bool(self._tests)
 
-    @property
-    def tests(self) -> list[Record]:
-        """All that is known of each test: what the JSON report tells of it, and more."""
-        return list(self._tests.values())
-
     def totals(self) -> dict[str, int | float]:
         tests = self._tests.values()
         return {
@@ -102,7 +119,7 @@ class Ledger:
     def write(self, path: Path, mode: str, strict: bool) -> None:
         """Write the JSON report; folders on the way are made."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        tests = [{k: v for k, v in test.items() if k not in _NOT_REPORTED} for test in self._tests.values()]
+        tests = [{k: v for k, v in test.items() if k not in _FOR_SUMMARY} for test in self._tests.values()]
         report = {
             "schema": SCHEMA,
             "evalmode": __version__,
@@ -112,36 +129,22 @@ class Ledger:
             "totals": self.totals(),
             "tests": tests,
         }
-        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        replace_file(path, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
 
-    def summary(self) -> Iterator[str]:
-        """The lines that end a run."""
-        totals = self.totals()
-        guarded = sum(test["guarded"] for test in self._tests.values())
-        found = sum(len(test["violations"]) for test in self._tests.values())
-        clean = "no violation" if any(test["unjudged"] for test in self._tests.values()) else "all clean"
-        said = f"{plural(found, 'violation')} in {plural(int(totals['violated']), 'test')}" if found else clean
-        yield (
-            f"{plural(guarded, 'test')} guarded, {plural(int(totals['models']), 'model')}, "
-            f"{plural(int(totals['forwards']), 'forward')}: {said} (guarding took {totals['seconds']:.2f} s)"
-        )
-        unjudged = sum(test["unjudged"] for test in self._tests.values())
-        if unjudged:
-            yield f"the guard failed in {plural(unjudged, 'test')}: whether the inference was clean there is not known"
-        used: Counter[str] = Counter(map(_exemption, (test for test in self._tests.values() if test["exemptions"])))
-        for exemption, tests in sorted(used.items()):
-            yield f"exempted in {plural(tests, 'test')}: {exemption}"
+    @property
+    def tests(self) -> Collection[Record]:
+        """The record of each test."""
+        return self._tests.values()
 
-    def unneeded(self, policy: Policy) -> Iterator[str]:
-        """The exemptions of the ini that no test needed, as lines of the summary."""
-        used = {exemption for test in self._tests.values() for exemption in test["exemptions"]}
-        for exemption in map(as_declared, policy.declared):
-            if exemption not in used:
-                yield f"unused-exemption: no test needed {exemption} of the ini (evalmode_...): take it out"
-
-
-def _exemption(test: Mapping[str, Any]) -> str:
-    return ", ".join(test["exemptions"]) + (f" ({test['reason']})" if test["reason"] else "")
+    def seen(self) -> dict[str, Seen]:
+        """What each guarded test was seen to break, for the baseline; an expected failure is no news."""
+        return {
+            nodeid: Seen(
+                frozenset((v["rule"], v["model"]) for v in test["violations"] if test["outcome"] != "xfailed"),
+                finished=test["finished"] and not test["unjudged"],
+            )
+            for nodeid, test in self._tests.items()
+        }
 
 
 def torch_version() -> str | None:

@@ -84,6 +84,7 @@ def joined(traces: Sequence[Trace]) -> Trace:
         loads=tuple(load for trace in traces for load in trace.loads),
         leaks=_left(leak for trace in traces for leak in trace.leaks),
         drifts=tuple(drift for trace in traces for drift in trace.drifts),
+        global_drifts=tuple(drift for trace in traces for drift in trace.global_drifts),
         locks=tuple(change for trace in traces for change in trace.locks),
         needs_forward=any(trace.needs_forward for trace in traces),
         forwards=sum(trace.forwards for trace in traces),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -109,19 +109,17 @@ def partial_load(trace: Trace) -> Iterator[Violation]:
 @rule(
     "state-drifted",
     level="strict",
-    fires_when="a shared model's state changed between two guarded tests",
+    fires_when="a shared model's state, or torch's global state, changed between two guarded tests",
     remedy="let what trains work on a copy (copy.deepcopy) or on a fixture of its own",
 )
 def state_drifted(trace: Trace) -> Iterator[Violation]:
     for drift in trace.drifts:
         names = tuple(change.name for change in drift.changes)
-        ran = f"; in between ran {', '.join(drift.between[:3])}" if drift.between else "; nothing ran in between"
-        more = f" and {len(drift.between) - 3} more" if len(drift.between) > 3 else ""
         yield Violation(
             model=drift.model,
             subjects=names,
             message=f"{first_and_more(names)} changed since the last guarded test",
-            finding=f"{first_and_more(names)} was otherwise when {drift.seen_by} ended{ran}{more}",
+            finding=f"{first_and_more(names)} was otherwise when {drift.seen_by} ended; {_ran(drift.between)}",
             count=len(names),
             details={
                 "last_seen_by": drift.seen_by,
@@ -129,9 +127,35 @@ def state_drifted(trace: Trace) -> Iterator[Violation]:
                 "changes": {change.name: how(change) for change in drift.changes},
             },
         )
+    for found in trace.global_drifts:
+        names = tuple(f"torch {change.name}" for change in found.changes)
+        first = f"{names[0]} was {found.changes[0].before} and is {found.changes[0].after}"
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        yield Violation(
+            model=None,
+            subjects=names,
+            message=f"{first_and_more(names)} changed since the last guarded test",
+            finding=f"{first} since {found.seen_by} ended{more}; {_ran(found.between, found.by)}",
+            remedy="set it in a context manager, or put it back in a fixture's teardown",
+            count=len(names),
+            details={
+                "last_seen_by": found.seen_by,
+                "between": list(found.between),
+                "changed_by": list(found.by),
+                "changes": {name: f"{c.before} -> {c.after}" for name, c in zip(names, found.changes, strict=True)},
+            },
+        )
 
 
 _WRITTEN = "find what wrote to it (the forward itself, an optimizer, .data, a load); or declare it with mutable=[...]"
+
+
+def _ran(between: Sequence[str], by: Sequence[str] = ()) -> str:
+    """Who may have done it, or who did."""
+    if by:
+        return f"it changed as {first_and_more(by)} ran"
+    more = f" and {len(between) - 3} more" if len(between) > 3 else ""
+    return f"in between ran {', '.join(between[:3])}{more}" if between else "nothing ran in between"
 
 
 def _common_cause(load: Load) -> str:

@@ -23,7 +23,7 @@ def write_page(path: Path, ledger: Ledger, settings: Settings) -> None:
     """Write the page; folders on the way are made."""
     from pytest_evalmode.report.page import page
 
-    text = page(ledger.tests, totals=ledger.totals(), mode=settings.mode, strict=settings.strict)
+    text = page(list(ledger.tests), totals=ledger.totals(), mode=settings.mode, strict=settings.strict)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
@@ -33,7 +33,7 @@ def write_step_summary(path: Path, ledger: Ledger, settings: Settings) -> None:
     from pytest_evalmode.report.markdown import markdown
 
     with path.open("a", encoding="utf-8") as file:
-        file.write(markdown(ledger.tests, ledger.totals()))
+        file.write(markdown(list(ledger.tests), ledger.totals()))
 
 
 class Panels:

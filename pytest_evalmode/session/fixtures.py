@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from inspect import isasyncgenfunction, isgeneratorfunction, unwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_evalmode.session.stash import CALLING, GUARD, HISTORY
+from pytest_evalmode.session.stash import CALLING, GUARD, HISTORY, PROPERTY
 from pytest_evalmode.trace import Site
 
 if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard
+    from pytest_evalmode.observe.models.history import History
 
 _WIDE = pytest.StashKey[dict[int, object]]()
-
-
-def unobserved(config: pytest.Config) -> AbstractContextManager[None]:
-    """A fixture is set up: where a test asks for it in its call, by `request.getfixturevalue`, its guard looks away."""
-    guard = _open_guard(config)
-    return nullcontext() if guard is None else guard.paused()
 
 
 def _open_guard(config: pytest.Config) -> Guard | None:
@@ -45,6 +40,46 @@ def remember(fixturedef: pytest.FixtureDef[Any], value: object, request: pytest.
             guard.watch_inside(value, fixturedef.argname, shared=fixturedef.scope != "function")
 
 
+def begin(item: pytest.Item) -> None:
+    """A test begins, its set-up included."""
+    if HISTORY in item.config.stash:
+        item.config.stash[HISTORY].world.begin()
+
+
+def end(item: pytest.Item) -> None:
+    """A test has ended, its teardown included."""
+    if HISTORY in item.config.stash:
+        guarded = any(name == PROPERTY for name, _ in item.user_properties)
+        item.config.stash[HISTORY].world.end(item.nodeid, guarded=guarded)
+
+
+@contextmanager
+def set_up(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Iterator[None]:
+    """A fixture is set up: what one of wide scope sets in torch is meant to last.
+
+    Where a test asks for it in its call, by `request.getfixturevalue`, its guard looks away.
+    """
+    guard = _open_guard(config)
+    with nullcontext() if guard is None else guard.paused():
+        if fixturedef.scope == "function" or HISTORY not in config.stash:
+            yield
+            return
+        from pytest_evalmode.observe.state.leaks import global_flags
+
+        before = global_flags()
+        yield
+        config.stash[HISTORY].world.fixture_began(id(fixturedef), before)
+
+
+def history(config: pytest.Config) -> History:
+    """The memory of the session, from the first time that it is asked for."""
+    from pytest_evalmode.observe.models.history import History
+
+    if HISTORY not in config.stash:
+        config.stash[HISTORY] = History()
+    return config.stash[HISTORY]
+
+
 def note(config: pytest.Config, what: str, fixtures: Iterable[str], *, is_test: bool = True) -> None:
     """Keep in mind that something ran that may have changed a shared model, once a strict guard has seen one."""
     if HISTORY in config.stash:
@@ -56,6 +91,8 @@ def note(config: pytest.Config, what: str, fixtures: Iterable[str], *, is_test: 
 def forget(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
     """A fixture has been torn down; what does not yield has no teardown to speak of."""
     request.config.stash.get(_WIDE, {}).pop(id(fixturedef), None)
+    if HISTORY in request.config.stash:
+        request.config.stash[HISTORY].world.fixture_ended(id(fixturedef))
     was_set_up = HISTORY in request.config.stash and fixturedef.cached_result is not None
     if was_set_up and (isgeneratorfunction(fixturedef.func) or isasyncgenfunction(fixturedef.func)):
         _note_part("teardown", fixturedef, request)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import reprlib
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -20,6 +21,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_evalmode.policy import Policy
+    from pytest_evalmode.report.baseline import Known
 
 Mode = Literal["enforce", "warn", "off"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -50,6 +52,16 @@ class Settings(NamedTuple):
     """Which process of a distributed run this is; None where there is but one."""
     update_lock: bool = False
     """Whether what tests use now is to be locked."""
+    baseline: Path | None = None
+    """The file of known violations."""
+    known: Known | None = None
+    """What it says; None without one."""
+    update_baseline: bool = False
+    """Whether that file is to say what this run sees."""
+    suggest: bool = False
+    """Whether to watch every test and fail none."""
+    full_read: bool = False
+    """Whether to read all tensors each time, whatever the kernel knows of writes to them."""
     html: Path | None = None
     shown: bool = False
     """Whether anything is written that shows more of a test than the JSON report tells; in workers, too."""
@@ -61,13 +73,25 @@ class Settings(NamedTuple):
 
         return read_policy("evalmode ini", self.exempt, self.exempt["allow"])
 
+    @property
+    def no_guard(self) -> str:
+        """The marker that takes a test out of what is guarded by its path."""
+        return f"no_{self.marker}_guard"
+
     def asks_for(self, item: pytest.Item) -> bool:
+        """Whether a test is to be watched: it is guarded, or might be suggested."""
+        return self.guards(item) or (self.suggest and self.mode != "off" and not self._leaves_out(item))
+
+    def guards(self, item: pytest.Item) -> bool:
         """Whether a test is to be guarded: it is marked, asks for the fixture, or lies where all tests are guarded."""
         if self.mode == "off":
             return False
         if item.get_closest_marker(self.marker) is not None or "evalmode" in getattr(item, "fixturenames", ()):
             return True
-        return self._guards_all_of(item.path)
+        return self._guards_all_of(item.path) and not self._leaves_out(item)
+
+    def _leaves_out(self, item: pytest.Item) -> bool:
+        return item.get_closest_marker(self.no_guard) is not None
 
     def _guards_all_of(self, path: Path) -> bool:
         """Whether a glob of `evalmode_mark` names a file or a folder above it."""
@@ -79,6 +103,8 @@ class Settings(NamedTuple):
 
 
 SETTINGS = pytest.StashKey[Settings]()
+BASELINE_INPUT = "evalmode_baseline"
+"""Under which a worker is sent the text of the baseline."""
 
 
 _TAKEN = ("filterwarnings", "parametrize", "skip", "skipif", "usefixtures", "xfail")
@@ -96,10 +122,28 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--evalmode-update-lock", action="store_true", default=False, help="lock what the tests of this run use now"
     )
+    group.addoption("--evalmode-baseline", metavar="PATH", help="violations that this file lists are known: none fails")
+    group.addoption(
+        "--evalmode-update-baseline", action="store_true", default=False, help="rewrite that file from this run"
+    )
+    group.addoption("--evalmode-all", action="store_true", default=False, help="guard every test, marked or not")
+    group.addoption(
+        "--evalmode-suggest",
+        action="store_true",
+        default=False,
+        help="watch unmarked tests too, fail nothing, and tell which tests ran inference and should be marked",
+    )
+    group.addoption(
+        "--evalmode-full-read",
+        action="store_true",
+        default=False,
+        help="read every tensor each time, even where the kernel can tell that nobody wrote to it",
+    )
     group.addoption("--evalmode-html", metavar="PATH", help="write a page that shows what was found to this file")
     group.addoption("--evalmode-rules", action="store_true", help="print the rules and their remedies, and exit")
     parser.addini("evalmode", "enforce (the default), warn or off")
     parser.addini("evalmode_strict", "judge by the strict rules too", type="bool", default=False)
+    parser.addini("evalmode_baseline", "file of known violations, from the rootdir; none of them fails")
     parser.addini("evalmode_marker", "the marker's name", default="inference")
     parser.addini("evalmode_mark", "globs of paths, from the rootdir, whose tests are all guarded", type="args")
     parser.addini("evalmode_allow", "rules that any test may break", type="args")
@@ -115,8 +159,13 @@ def read_settings(config: pytest.Config) -> Settings:
     if marker in _TAKEN:
         raise pytest.UsageError(f"evalmode_marker: {marker!r} is a marker of pytest's own; it takes another identifier")
     rank = _rank()
+    mode = _mode(config)
+    update = config.getoption("evalmode_update_baseline")
+    baseline, known = _baseline(config, update=update)
+    if update and mode == "off":
+        raise pytest.UsageError("--evalmode-update-baseline: with evalmode=off nothing is guarded; use enforce")
     return Settings(
-        mode=_mode(config),
+        mode=mode,
         strict=_strict(config),
         report=_file(config, "--evalmode-report", rank),
         marker=marker,
@@ -125,6 +174,11 @@ def read_settings(config: pytest.Config) -> Settings:
         root=config.rootpath,
         rank=rank,
         update_lock=config.getoption("evalmode_update_lock"),
+        baseline=baseline,
+        known=known,
+        update_baseline=update,
+        suggest=config.getoption("evalmode_suggest"),
+        full_read=config.getoption("evalmode_full_read"),
         html=_html(config, rank),
         shown=_is_shown(config),
     )
@@ -143,6 +197,12 @@ def is_whole_suite(config: pytest.Config) -> bool:
 def is_worker(config: pytest.Config) -> bool:
     """Whether this process runs tests for an xdist controller, which may be on another machine with other files."""
     return hasattr(config, "workerinput")
+
+
+def plain_id(nodeid: str, config: pytest.Config) -> str:
+    """The node id of a test as it is without xdist, which adds the name of a group under `--dist=loadgroup`."""
+    grouped = config.getoption("dist", None) == "loadgroup" or config.getoption("loadgroup", False)
+    return nodeid.rpartition("@")[0] if grouped and nodeid.rfind("@") > nodeid.rfind("]") else nodeid
 
 
 def _mode(config: pytest.Config) -> Mode:
@@ -200,6 +260,43 @@ def _file(config: pytest.Config, option: str, rank: Rank | None) -> Path | None:
     return path if rank is None else path.with_name(f"{path.stem}.rank{rank.number}{path.suffix}")
 
 
+def _baseline(config: pytest.Config, *, update: bool) -> tuple[Path | None, Known | None]:
+    """The file of known violations, and what it says.  A worker, which may have other files, is told by its controller.
+
+    Raises UsageError where it is missing or broken, with the way to make one.
+    """
+    if is_worker(config):
+        sent = config.workerinput[BASELINE_INPUT]  # type: ignore[attr-defined]
+        return None, None if sent is None else _parsed(sent)
+    given = config.getoption("evalmode_baseline")
+    where = "--evalmode-baseline" if given is not None else "evalmode_baseline (ini)"
+    folder = config.invocation_params.dir if given is not None else config.rootpath
+    name = given if given is not None else config.getini("evalmode_baseline")
+    if not name and given is None:
+        if update:
+            raise pytest.UsageError("--evalmode-update-baseline: it needs a file to write: --evalmode-baseline=PATH")
+        return None, None
+    path: Path = folder / name
+    if not name or not _may_be_written(path):
+        raise pytest.UsageError(f"{where}: {reprlib.repr(name)} is no file to read or write")
+    make = f"pytest --evalmode-baseline={shlex.quote(str(name))} --evalmode-update-baseline"
+    try:
+        return path, _parsed(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if update:
+            return path, {}
+        raise pytest.UsageError(f"{where}: {path} does not exist; to make it, run: {make}") from None
+    except (OSError, ValueError) as error:
+        told = f"{where}: {path} cannot be used: {error}; mend it, or remove it and run: {make}"
+        raise pytest.UsageError(told) from None
+
+
+def _parsed(text: str) -> Known:
+    from pytest_evalmode.report.baseline import parse
+
+    return parse(text)
+
+
 def _may_be_written(path: Path) -> bool:
     """Whether a file can be there, as far as can be told without making it."""
     try:
@@ -214,6 +311,8 @@ def _may_be_written(path: Path) -> bool:
 
 
 def _mark(config: pytest.Config) -> tuple[str, ...]:
+    if config.getoption("evalmode_all"):
+        return (".",)
     globs = tuple(map(normpath, _words(config, "evalmode_mark")))
     for glob in globs if not is_worker(config) else ():
         below = not PurePosixPath(glob).is_absolute() and PurePosixPath(glob).parts[:1] != ("..",)

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pytest_evalmode.guards import Guard
+    from pytest_evalmode.observe.calls.kept import Kept
+    from pytest_evalmode.observe.calls.steps import Steps
     from pytest_evalmode.observe.models.history import History
 
 GUARD: pytest.StashKey[Guard] = pytest.StashKey()
@@ -16,13 +20,31 @@ MARKS: pytest.StashKey[list[pytest.Mark]] = pytest.StashKey()
 """The marks of a test from which its guard's policy was made."""
 CALLING: pytest.StashKey[pytest.Item | None] = pytest.StashKey()
 """On the session's config, the test whose call is under way."""
+DROPPED: pytest.StashKey[int] = pytest.StashKey()
+"""How many violations of a test a hook wants not told."""
+TALLY: pytest.StashKey[tuple[int, int]] = pytest.StashKey()
+"""How many bytes had been read, and not been read, as the window of a test began."""
+MODELS: pytest.StashKey[dict[str, nn.Module]] = pytest.StashKey()
+"""The models of a test by name, kept for a debugger."""
+KEPT: pytest.StashKey[Kept] = pytest.StashKey()
+"""What keeps the models of a test alive for a debugger."""
+STEPS: pytest.StashKey[Steps] = pytest.StashKey()
+"""What optimizers step in a test that may be suggested."""
 HISTORY: pytest.StashKey[History] = pytest.StashKey()
 """What shared models were, once a strict guard has been made."""
 PROPERTY = "evalmode"
 """The name under which a test's record travels in its `user_properties`."""
+SUGGESTION = "evalmode-suggestion"
+"""The name under which travels what an unmarked test ran."""
 LOCK_PROPERTY = "evalmode-lock"
 """The name under which travels what a test has shown of what is locked."""
 
 
-def forget_record(item: pytest.Item, name: str = PROPERTY) -> None:
-    item.user_properties[:] = [entry for entry in item.user_properties if entry[0] != name]
+SHORT_PROPERTIES = tuple(f"evalmode_{name}" for name in ("violations", "rules", "models", "forwards", "seconds"))
+"""Beside the record, what a person reads in JUnit's XML."""
+
+
+def forget_record(item: pytest.Item, *names: str) -> None:
+    """Take out what an earlier run of a test entered: what is called so, or its record."""
+    gone = names or (PROPERTY, SUGGESTION, *SHORT_PROPERTIES)
+    item.user_properties[:] = [entry for entry in item.user_properties if entry[0] not in gone]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from inspect import iscoroutinefunction
@@ -12,25 +13,43 @@ from unittest import SkipTest, TestCase
 
 import pytest
 
+from pytest_evalmode.errors import EvalModeWarning
 from pytest_evalmode.policy import Policy, PolicyError
-from pytest_evalmode.report.ledger import record
-from pytest_evalmode.rules import RULE_NAMES, Rule, RuleError
+from pytest_evalmode.report.ledger import record, short
+from pytest_evalmode.rules import RULE_NAMES, Rule, RuleError, Violation
 from pytest_evalmode.session import fixtures, teams
 from pytest_evalmode.session.marks import policy_of
-from pytest_evalmode.session.settings import SETTINGS, Settings
-from pytest_evalmode.session.stash import CALLING, GUARD, HISTORY, MARKS, PROPERTY, forget_record
+from pytest_evalmode.session.settings import SETTINGS, Settings, plain_id
+from pytest_evalmode.session.stash import (
+    CALLING,
+    DROPPED,
+    GUARD,
+    KEPT,
+    MARKS,
+    MODELS,
+    PROPERTY,
+    SHORT_PROPERTIES,
+    STEPS,
+    SUGGESTION,
+    TALLY,
+    forget_record,
+)
 from pytest_evalmode.trace import Site
 
 if TYPE_CHECKING:
     from pluggy import Result
 
     from pytest_evalmode.guards import Guard
-    from pytest_evalmode.observe.models.history import History
     from pytest_evalmode.session.verdict import HygieneViolation
 
 _HERE = str(Path(__file__).parent.parent) + os.sep
 _WITHDRAWN = (pytest.skip.Exception, pytest.xfail.Exception, SkipTest, pytest.exit.Exception, KeyboardInterrupt)
 """What is raised to have no result, of a test or of the whole run: nobody then hears what was found."""
+_LET_PASS = (
+    "  warnings are errors here; to be told of this one and no more, add it to what filters them:\n"
+    '    -W "default::pytest_evalmode.EvalModeWarning"\n'
+    '    filterwarnings = ["error", "default::pytest_evalmode.EvalModeWarning"]'
+)
 
 
 def prepare(item: pytest.Item) -> None:
@@ -84,24 +103,32 @@ def end(item: pytest.Item, outcome: Result[object]) -> None:
     settings = item.config.stash[SETTINGS]
     marked = item.get_closest_marker(settings.marker) is not None
     withdrawn = isinstance(own, _WITHDRAWN)
+    if KEPT in item.stash:
+        item.stash[KEPT].stop()
+        item.stash[MODELS] = guard.living
     guard.close(name=item.nodeid, finished=own is None, needs_forward=marked, heard=not withdrawn)
+    if STEPS in item.stash:
+        with guard.safely():
+            _suggest(item, guard)
+        return
     with guard.safely():
         if guard.watched or guard.violations or guard.failures:
-            _record(item, guard, settings)
+            _record(item, guard, settings, finished=own is None)
     with guard.safely():
         if own is not None:
             _drop_our_frames(own)
+        failing = _failing(item, guard.violations)
         if own is not None and guard.violations:
             _explain(own, guard)
-        elif guard.violations:
-            _tell(item, guard, outcome, warn=settings.mode == "warn")
+        elif failing:
+            _tell(item, failing, outcome, warn=settings.mode == "warn")
 
 
 def tell_failure(item: pytest.Item, outcome: Result[object]) -> None:
     """Let a test err whose guard failed, whatever its own result was; in any case let go of the guard."""
     guard = item.stash[GUARD]
     del item.stash[GUARD]
-    if not guard.failures:
+    if not guard.failures or item.config.stash[SETTINGS].suggest:
         return
     from pytest_evalmode.errors import GuardError
     from pytest_evalmode.guards import failure
@@ -147,20 +174,64 @@ def _new_guard(item: pytest.Item, policy: Policy, own: tuple[Rule, ...]) -> Guar
     from pytest_evalmode.guards import Guard, Terms
 
     settings = item.config.stash[SETTINGS]
+    if settings.full_read:
+        from pytest_evalmode.observe.state import writes
+
+        writes.switch_off()
     terms = Terms(
         strict=settings.strict,
         rules=own,
         root=settings.root,
-        history=_history(item.config) if settings.strict else None,
+        history=fixtures.history(item.config) if settings.strict else None,
         verdict=partial(_verdict(), marker=settings.marker),
         enforced=settings.mode == "enforce",
-        tell=partial(teams.told, item),
+        tell=partial(_told, item),
+        fails=partial(_failing, item),
         shown=settings.shown,
     )
     return Guard(policy, terms)
 
 
+def _told(item: pytest.Item, violations: list[Violation]) -> list[Violation]:
+    """What no team drops; the rest is counted."""
+    kept = teams.told(item, violations)
+    item.stash[DROPPED] = len(violations) - len(kept)
+    return kept
+
+
+def _failing(item: pytest.Item, violations: list[Violation]) -> list[Violation]:
+    """The violations that are not known; none where the run only asks.
+
+    A run that makes the baseline fails nothing, so that each test comes to its end; but a failure that is expected is
+    none to list.
+    """
+    settings = item.config.stash[SETTINGS]
+    if settings.suggest:
+        return []
+    if settings.update_baseline:
+        return violations if item.get_closest_marker("xfail") is not None else []
+    known = (settings.known or {}).get(plain_id(item.nodeid, item.config), frozenset())
+    return [violation for violation in violations if (violation.rule, violation.model) not in known]
+
+
+def _tally() -> tuple[int, int]:
+    """How many bytes of large tensors have been read, and how many did not have to be."""
+    from pytest_evalmode.observe.state.memory import tally
+
+    return tally.read, tally.unread
+
+
 def _open(guard: Guard, item: pytest.Item) -> None:
+    settings = item.config.stash[SETTINGS]
+    item.stash[TALLY] = _tally()
+    if settings.suggest and not settings.guards(item):
+        from pytest_evalmode.observe.calls.steps import Steps
+
+        item.stash[STEPS] = Steps(lambda: guard.living)
+    if item.config.getoption("usepdb", False):
+        from pytest_evalmode.observe.calls.kept import Kept
+
+        item.stash[KEPT] = Kept()
     guard.open()
     with guard.safely():
         for name, value, shared in fixtures.handed_to(item):
@@ -169,8 +240,10 @@ def _open(guard: Guard, item: pytest.Item) -> None:
             guard.watch_inside(model, name, shared=True)
 
 
-def _record(item: pytest.Item, guard: Guard, settings: Settings) -> None:
+def _record(item: pytest.Item, guard: Guard, settings: Settings, *, finished: bool) -> None:
     """Enter what was found, for the report to carry; a rerun's takes the place of the last."""
+    read, unread = _tally()
+    before = item.stash.get(TALLY, (read, unread))  # there is none if the window was never open
     found = record(
         policy=guard.policy,
         models=guard.models,
@@ -179,10 +252,17 @@ def _record(item: pytest.Item, guard: Guard, settings: Settings) -> None:
         exemptions=guard.needed((*guard.policy.declared, *settings.policy.declared)),
         unjudged=bool(guard.failures),
         guarded=guard.watched,
+        finished=finished,
+        dropped=item.stash.get(DROPPED, 0),
+        timed="benchmark" in getattr(item, "fixturenames", ()) and item.config.pluginmanager.hasplugin("benchmark"),
+        read=read - before[0],
+        unread=unread - before[1],
         shown=_shown(item, guard, settings) if settings.shown else None,
     )
     forget_record(item)
     item.user_properties.append((PROPERTY, found))
+    values = short(guard.models, guard.violations, guard.seconds)
+    item.user_properties.extend(zip(SHORT_PROPERTIES, values, strict=True))
 
 
 def _shown(item: pytest.Item, guard: Guard, settings: Settings) -> dict[str, Any]:
@@ -193,38 +273,69 @@ def _shown(item: pytest.Item, guard: Guard, settings: Settings) -> dict[str, Any
     return shown(guard.trace, guard.violations, fixtures=handed, marker=settings.marker, root=settings.root)
 
 
-def _tell(item: pytest.Item, guard: Guard, outcome: Result[object], *, warn: bool) -> None:
-    from pytest_evalmode.errors import EvalModeWarning
+def _suggest(item: pytest.Item, guard: Guard) -> None:
+    """Enter what an unmarked test ran; it is told of nothing else."""
+    from pytest_evalmode.report.suggest import suggestion
 
-    error = guard.verdict()
+    steps = item.stash[STEPS]
+    del item.stash[STEPS]
+    steps.stop()
+    found = suggestion(guard.trace, guard.violations, steps.models)
+    if found is not None:
+        item.user_properties.append((SUGGESTION, found))
+
+
+def _tell(item: pytest.Item, violations: list[Violation], outcome: Result[object], *, warn: bool) -> None:
+    """Fail the test, or warn, at the user's line at fault."""
+    error: BaseException = _verdict()(violations, item.config.stash[SETTINGS].marker)
+    file, line = _place(violations[0].at, item)
     if warn:
         try:
-            item.warn(EvalModeWarning(str(error)))
+            warnings.warn_explicit(EvalModeWarning(str(error)), None, file, line)
             return
-        except EvalModeWarning as warning:  # warnings are errors here
-            error = warning.with_traceback(None)
+        except EvalModeWarning:  # warnings are errors here
+            error = EvalModeWarning(f"{error}\n\n{_LET_PASS}")
     try:
-        _raise_at(guard.violations[0].at, error, item)
+        _raise_at(file, line, {**_at_hand(item, violations), "error": error})
     except type(error) as located:
         _drop_our_frames(located)
         outcome.force_exception(located)
 
 
-def _raise_at(site: Site | None, error: BaseException, item: pytest.Item) -> None:
-    """Raise as if from the user's line: there `--tb=line`, JUnit and editors look for it; ours would help nobody."""
+def _place(site: Site | None, item: pytest.Item) -> tuple[str, int]:
+    """The user's line at fault; where none is known, that of the test."""
     path, line, _ = item.location
-    file = str(item.config.rootpath / (site.file if site else path))
-    code = compile("raise error", file, "exec").replace(co_firstlineno=site.line if site else (line or 0) + 1)
-    exec(code, {"error": error})
+    return str(item.config.rootpath / (site.file if site else path)), site.line if site else (line or 0) + 1
+
+
+def _raise_at(file: str, line: int, names: dict[str, object]) -> None:
+    """Raise `error` as if from the user's line: there `--tb=line`, JUnit, editors and `--pdb` look for it.
+
+    Our own lines would help nobody.  `names` are what a debugger finds there.
+    """
+    exec(compile("raise error", file, "exec").replace(co_firstlineno=line), names)
+
+
+def _at_hand(item: pytest.Item, violations: list[Violation]) -> dict[str, object]:
+    """What a debugger is to find where it stops: the violations, the model, and the test's own arguments."""
+    models = item.stash.get(MODELS, {})
+    found: dict[str, object] = {
+        "violations": violations,
+        "models": models,
+        "model": models.get(violations[0].model or ""),
+    }
+    instance = getattr(item, "instance", None)
+    return found | ({} if instance is None else {"self": instance}) | getattr(item, "funcargs", {})
 
 
 def _explain(error: BaseException, guard: Guard) -> None:
     """Add what was found to a test's own failure: often it is the reason."""
     from pytest_evalmode.errors import HygieneError
+    from pytest_evalmode.session.verdict import NOTE
 
     if isinstance(error, (_verdict(), HygieneError, *_WITHDRAWN)):
         return
-    told = f"\nIts inference was not clean either.  {guard.verdict()}"
+    told = f"{NOTE}  {guard.verdict()}"
     if isinstance(error, pytest.fail.Exception) and not error.pytrace:
         error.msg = f"{error.msg}\n{told}"  # pytest prints the message alone, without notes
     else:
@@ -242,12 +353,6 @@ def _drop_our_frames(error: BaseException) -> None:
     for before, after in zip(kept, [*kept[1:], None], strict=True):
         before.tb_next = after
     error.__traceback__ = kept[0] if kept else None
-
-
-def _history(config: pytest.Config) -> History:
-    from pytest_evalmode.observe.models.history import History
-
-    return config.stash.setdefault(HISTORY, History())
 
 
 def _verdict() -> type[HygieneViolation]:

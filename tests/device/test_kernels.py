@@ -13,19 +13,20 @@ from torch import Tensor
 
 from pytest_evalmode.observe.state import devices
 
-SEGMENT = devices.SEGMENT_BYTES
-BLOCK = 8 * 2048
-SIZES = [1, 7, 8, 9, BLOCK - 1, BLOCK, BLOCK + 8, SEGMENT - 8, SEGMENT, SEGMENT + 1, 2 * SEGMENT + BLOCK + 3]
+SEGMENT, SMALL = devices.SEGMENT_BYTES, devices.SMALL_BYTES
+BLOCK = 8 * 512
+SIZES = [0, 1, 7, 8, 9, BLOCK - 1, BLOCK, BLOCK + 8, SMALL - 1, SMALL, SMALL + 1, 17 * BLOCK + 8, SEGMENT - 8, SEGMENT]
+SIZES += [SEGMENT + 1, 2 * SEGMENT + BLOCK + 3]
 
 
 @pytest.fixture
-def kernel(device: torch.device) -> devices.Sum:
+def kernel(device: torch.device) -> devices.Way:
     pytest.importorskip("triton")
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("Triton has nothing for the host but its interpreter")
     from pytest_evalmode.observe.state import kernels
 
-    return kernels.sums
+    return kernels.read
 
 
 def bits(size: int, device: torch.device) -> Tensor:
@@ -33,28 +34,38 @@ def bits(size: int, device: torch.device) -> Tensor:
     return torch.randint(256, (size,), dtype=torch.uint8, generator=generator).to(device)
 
 
-def as_torch_does(parts: list[Tensor], found: list[Tensor]) -> bool:
-    expected = [devices._sums(part, torch.device("cpu")) for part in parts]
-    return len(found) == len(parts) and all(map(torch.equal, (each.cpu() for each in found), expected))
+def as_on_the_host(kernel: devices.Way, parts: list[Tensor]) -> bool:
+    found = kernel(dict(enumerate(parts)))
+    expected = devices._on_host({i: part.cpu() for i, part in enumerate(parts)})
+    return len(found) == len(parts) and found == expected
 
 
-@pytest.mark.parametrize("offset", [0, 1, 4, 8])
-def test_every_size(device: torch.device, kernel: devices.Sum, offset: int) -> None:
-    parts = [bits(size + offset, device)[offset:] for size in SIZES]
-    assert as_torch_does(parts, kernel(parts))
+@pytest.mark.parametrize("offset", [0, 1, 4, 8, 16])
+def test_every_size(device: torch.device, kernel: devices.Way, offset: int) -> None:
+    assert as_on_the_host(kernel, [bits(size + offset, device)[offset:] for size in SIZES])
 
 
-def test_nothing(device: torch.device, kernel: devices.Sum) -> None:
-    assert kernel([]) == []
+def test_nothing(kernel: devices.Way) -> None:
+    assert kernel({}) == {}
+
+
+def test_more_than_one_launch(device: torch.device, kernel: devices.Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "CHUNK_BYTES", SEGMENT)
+    assert as_on_the_host(kernel, [bits(size, device) for size in (SMALL, SMALL - 3, SEGMENT, 3, SMALL, SMALL, 1)])
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 15, 16, 17, 100])
+def test_every_tensor_is_found(device: torch.device, kernel: devices.Way, number: int) -> None:
+    assert as_on_the_host(kernel, [bits(3 * i + 1 if i % 16 else SMALL + i + 1, device) for i in range(number)])
 
 
 @pytest.mark.parametrize("fill", [0, 255])
-def test_constants(device: torch.device, kernel: devices.Sum, fill: int) -> None:
+def test_constants(device: torch.device, kernel: devices.Way, fill: int) -> None:
     parts = [torch.full((size,), fill, dtype=torch.uint8, device=device) for size in (SEGMENT, SEGMENT + 5)]
-    assert as_torch_does(parts, kernel(parts))
+    assert as_on_the_host(kernel, parts)
 
 
-def test_it_is_used(accelerator: torch.device, kernel: devices.Sum) -> None:
+def test_it_is_used(accelerator: torch.device, kernel: devices.Way) -> None:
     here = torch.ones(1, device=accelerator).device
     assert devices._kernel(here) is kernel
     assert devices._way(here, devices.KERNEL_BYTES) is kernel

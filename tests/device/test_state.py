@@ -284,7 +284,7 @@ def test_no_room_to_read(place: torch.device, monkeypatch: pytest.MonkeyPatch) -
     net = wide(place)
     way = devices._way
 
-    def full(device: torch.device, size: int) -> devices.Sum:
+    def full(device: torch.device, size: int) -> devices.Way:
         raise torch.OutOfMemoryError("no room")
 
     for first, second in ((way, full), (full, way)):

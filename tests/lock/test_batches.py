@@ -13,13 +13,13 @@ from pytest_evalmode.lock import batches, outputs
 from pytest_evalmode.lock.batches import Stream
 
 ROOM = 1 << 19
-EXACT = {"rtol": None, "atol": None}
+DEFAULT = {"rtol": None, "atol": None}
 
 
-def streams(*parts: Any, room: int = ROOM, fewest: bool = True) -> dict[str, Stream]:
+def streams(*parts: Any, room: int = ROOM, fewest: bool = True, exact: bool = True) -> dict[str, Stream]:
     found: dict[str, Stream] = {}
     for part in parts:
-        batches.extend(found, part, room, ROOM, fewest=fewest)
+        batches.extend(found, part, room, ROOM, fewest=fewest, exact=exact)
     return found
 
 
@@ -88,11 +88,30 @@ def test_texts_are_compared_as_texts() -> None:
     assert entries(streams(["a"], ["longer"])) == entries(streams(["a", "longer"]))
 
 
-def far(was: Any, now: Any, tolerance: Any = EXACT) -> str | None:
-    old, new = streams(was, fewest=False, room=4000), streams(now, fewest=False, room=4000)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_a_dtype_that_numpy_has_not_is_recorded_as_it_is(dtype: torch.dtype) -> None:
+    narrow = X.to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    assert streams(narrow)["batch"].entry()["dtype"] == streams([*narrow])["batch"].entry()["dtype"] == name
+    assert difference(narrow, narrow.float()) == f"values differ: dtype float32, not {name}"
+    told = difference(X, narrow)
+    assert "rounded to bfloat16" in told or dtype != torch.bfloat16, told
+    assert f"given as {name}, not float32" in told, told
+
+
+def far(was: Any, now: Any, tolerance: Any = DEFAULT) -> str | None:
+    old, new = (streams(each, fewest=False, exact=False, room=4000) for each in (was, now))
     kept = batches.packed(old)
-    found = outputs.difference(old["batch"].entry(), new["batch"], kept.get("batch"), tolerance)
+    found = outputs.difference(
+        old["batch"].entry(), new["batch"], kept.get("batch"), kept.get("batch#sketch"), tolerance
+    )
     return None if found is None else found[0]
+
+
+def swapped(x: torch.Tensor, i: int, j: int) -> torch.Tensor:
+    other = x.clone()
+    other[[i, j]] = x[[j, i]]
+    return other
 
 
 Y = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
@@ -110,7 +129,17 @@ Y = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
         (float("nan"), float("nan"), None),
         (Y.bfloat16(), (Y.bfloat16().float() * 1.004).bfloat16(), None),
         (Y.repeat(20, 1), Y.repeat(20, 1) + 1e-7, None),
-        (Y.repeat(20, 1), torch.cat([Y.repeat(10, 1), Y.repeat(10, 1) * 2]), "over all 1000 samples"),
+        (Y.bfloat16(), Y.bfloat16().float(), "dtype bfloat16 -> float32"),
+        (Y.repeat(20, 1), Y.repeat(20, 1) * (1 + 1.2e-6), None),
+        (Y.repeat(20, 1), torch.cat([Y.repeat(10, 1), Y.repeat(10, 1) * 2]), "of 1000 differ; mean "),
+        (Y.repeat(20, 1), swapped(Y.repeat(20, 1), 998, 999), "samples 998, 999 of 1000 differ"),
+        (Y.repeat(200, 1), swapped(Y.repeat(200, 1), 9998, 9999), "samples some from 9984 on of 10000 differ"),
+        (Y.repeat(20, 1).argmax(1), swapped(Y.repeat(20, 1).argmax(1), 998, 999), "samples 998, 999 of 1000 differ"),
+        (Y.repeat(20, 1).to(torch.complex64), swapped(Y.repeat(20, 1).to(torch.complex64), 998, 999), "998, 999"),
+        (Y[:1].repeat(1, 2000), Y[:1].repeat(1, 2000) + 1e-7, None),
+        (Y[:1].repeat(1, 2000), Y[:1].repeat(1, 2000).flip(1), "samples 0 of 1 differ"),
+        (torch.cat([Y.repeat(19, 1), Y / Y.ne(Y[0, 0])]), Y.repeat(20, 1), "samples 950 of 1000 differ; mean -inf -> "),
+        (Y.to(torch.complex64), Y.to(torch.complex64) + 1e-7, None),
     ],
 )
 def test_outputs_are_compared_within_tolerance(was: Any, now: Any, words: str | None) -> None:

@@ -325,6 +325,7 @@ WRONG = {
     'inputs(object(), "x")': "*of type object*tensors, arrays, images*",
     'inputs(torch.ones(2), "")': "evalmode_lock.inputs(): name='' is no name*",
     "inputs(torch.ones(2), 3)": "evalmode_lock.inputs(): name=3 is no name*",
+    'inputs(torch.ones(2), "x", atol=0.1)': "evalmode_lock.inputs(): rtol=None, atol=0.1: give both, or neither",
     'outputs(1.0, "x", rtol=0.1)': "evalmode_lock.outputs(): rtol=0.1, atol=None: give both, or neither",
 }
 

@@ -21,7 +21,7 @@ from pytest_evalmode.rules.state import (
     state_drifted,
     state_mutated,
 )
-from pytest_evalmode.trace import AttributeChange, Drift, Leak, Load, Part, Trace
+from pytest_evalmode.trace import AttributeChange, Drift, GlobalDrift, Leak, Load, Part, Trace
 from tests.rules.facts import HERE, INSIDE, THERE, call, calls, changed, changes, found
 
 
@@ -327,3 +327,22 @@ def test_a_part_may_allow_what_the_rest_may_not() -> None:
     wrote = FAULTS[input_mutated]
     assert judge([(RAN, Policy()), (wrote, allowing)], strict=True) == []
     assert [v.rule for v in judge([(wrote, Policy()), (wrote, allowing)], strict=True)] == ["input-mutated"]
+
+
+# --- state-drifted: torch's global state
+
+WAS = Leak(None, "default_dtype", "float32", "float64")
+
+
+@pytest.mark.parametrize(
+    ("between", "by", "said"),
+    [
+        ((), (), "nothing ran in between"),
+        (("b", "a"), (), "in between ran b, a"),
+        (("b", "a"), ("a",), "it changed as a ran"),
+    ],
+)
+def test_what_torch_was(between: tuple[str, ...], by: tuple[str, ...], said: str) -> None:
+    violation = only(state_drifted, Trace(global_drifts=(GlobalDrift((WAS,), "test_old", between, by),)))
+    assert (violation.model, violation.subjects) == (None, ("torch default_dtype",))
+    assert violation.finding == f"torch default_dtype was float32 and is float64 since test_old ended; {said}"

@@ -162,12 +162,14 @@ def test_it():
     )
     result = suites.run(pytester, "--tb=line")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([f"{rule}: *", f"FAILED *HygieneViolation: {rule}: *"])
+    result.stdout.fnmatch_lines([f"*: HygieneViolation: {rule}: *", f"FAILED *HygieneViolation: {rule}: *"])
 
 
 def test_several_violations_are_counted_in_the_first_line(pytester: pytest.Pytester) -> None:
     suites.write(pytester, "@pytest.mark.inference\ndef test_it():\n    Net()(torch.ones(2, 4))\n")
-    suites.run(pytester).stdout.fnmatch_lines(["train-mode: Net ran once in training mode (+1 more)", "*grad-mode *"])
+    suites.run(pytester).stdout.fnmatch_lines(
+        ["E   HygieneViolation: train-mode: Net ran once in training mode (+1 more)", "*grad-mode *"]
+    )
 
 
 def test_the_verdict_is_a_failure_to_pytest_and_carries_its_violations() -> None:

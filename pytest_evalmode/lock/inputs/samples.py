@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,12 +17,21 @@ _MANY = 64  # samples of one array that are kept at most
 _STEP = 16  # by which a cut image is smaller, so that its middle lies on the grid of JPEG
 
 
-def arrays(batch: object) -> dict[str, Array]:
+class Given(NamedTuple):
+    """An array, and the dtype that it was given in, for some of which numpy has none: `bfloat16`, `text`."""
+
+    array: Array
+    dtype: str
+
+
+def given(batch: object) -> dict[str, Given]:
     """Every array of a batch, in its order, named by its path in it: `pixel_values`, `boxes[0].size`."""
-    found: dict[str, Array] = {}
-    for path, array in _walk(batch, ""):
-        found[path or WHOLE] = array
-    return found
+    return {path or WHOLE: found for path, found in _walk(batch, "")}
+
+
+def arrays(batch: object) -> dict[str, Array]:
+    """Every array of a batch by its path, whatever dtype it was given in."""
+    return {path: found.array for path, found in given(batch).items()}
 
 
 def samples(batch: object, limit: int = 1_000_000) -> dict[str, Array]:
@@ -72,12 +81,12 @@ def words(batch: object) -> dict[int, str]:
     return known
 
 
-def _walk(value: Any, path: str) -> Iterator[tuple[str, Array]]:
+def _walk(value: Any, path: str) -> Iterator[tuple[str, Given]]:
     if value is None:
         return
     array = _array(value)
     if array is not None:
-        yield path, array
+        yield path, Given(array, _dtype(value, array))
     elif isinstance(value, Mapping):
         for key, each in value.items():
             yield from _walk(each, f"{path}.{key}" if path else str(key))
@@ -96,17 +105,17 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, Array]]:
         )
 
 
-def _walk_sequence(value: Sequence[Any], path: str) -> Iterator[tuple[str, Array]]:
+def _walk_sequence(value: Sequence[Any], path: str) -> Iterator[tuple[str, Given]]:
     """Equal things become one array with a sample each; others are named by their place."""
     parts = [list(_walk(each, "")) for each in value]
     if parts and all(len(part) == 1 and part[0][0] == "" for part in parts):
         found = [part[0][1] for part in parts]
-        if len({(each.shape, each.dtype if each.dtype.kind != "U" else "U") for each in found}) == 1:
-            yield path, np.stack(found)
+        if len({(each.array.shape, each.dtype) for each in found}) == 1:
+            yield path, Given(np.stack([each.array for each in found]), found[0].dtype)
             return
     for i, part in enumerate(parts):
-        for name, array in part:
-            yield f"{path}[{i}]" + (name if name.startswith("[") or not name else f".{name}"), array
+        for name, each in part:
+            yield f"{path}[{i}]" + (name if name.startswith("[") or not name else f".{name}"), each
 
 
 def _array(value: Any) -> Array | None:
@@ -126,6 +135,13 @@ def _array(value: Any) -> Array | None:
     if hasattr(value, "__array__") and not isinstance(value, (Mapping, list, tuple)):
         return _numeric(np.asarray(value))
     return None
+
+
+def _dtype(value: Any, array: Array) -> str:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return str(value.dtype).removeprefix("torch.")
+    return "text" if array.dtype.kind in "US" else array.dtype.name
 
 
 def _numeric(value: Array) -> Array:

@@ -149,6 +149,7 @@ class Forwards:
                 self.seconds += weight * (perf_counter() - began)
         if whole:
             self._running.outermost = outermost.around
+            outermost.questions.clear()  # they refer to it, too: what it was given would wait for the collector
 
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType
@@ -188,7 +189,7 @@ class Forwards:
             known=tree.known,
             quiet=tree.quiet,
         )
-        if model.before is not None and model.before.unfinished:
+        if model.is_unfinished():
             outermost.lazy = frozenset(id(part) for part in parts if modules.is_unfinished(part))
             outermost.quiet -= outermost.lazy
         outermost.questions = [kind(self._scene, outermost) for kind in self._kinds]

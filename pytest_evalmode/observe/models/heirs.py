@@ -19,7 +19,7 @@ def survivors(dying: Remains, skip: Container[int]) -> tuple[Parts, list[Any]]:
     paths = {id(part): path for path, part in walk(dying, skip)}
     for owner in lost:
         table = owner._modules
-        for name in table:
+        for name in list(table.keys()):  # that of a ScriptModule cannot be iterated over
             key = id(table[name])
             if key in paths and key not in living:
                 if _references(table, name) > _ALONE:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.models.world import World
 from pytest_evalmode.observe.state import snapshot
 from pytest_evalmode.observe.state.snapshot import Snapshot
 from pytest_evalmode.trace import Drift
@@ -38,6 +39,7 @@ class Event:
 class History:
     """The memory of a session; a model that dies is forgotten."""
 
+    world: World = field(default_factory=World)
     events: list[Event] = field(default_factory=list)
     """Since the model that has not been seen for longest."""
     _forgotten: int = 0

@@ -96,6 +96,12 @@ class Model:
                 passing.update(f"{path}.{name}" for name in inner.passing)
         return replace(self.before, prints=prints, passing=frozenset(passing))
 
+    def is_unfinished(self) -> bool:
+        """Whether a lazy tensor in it, or in a part that is a model of its own, has yet to be given its shape."""
+        if self.before is not None and self.before.unfinished:
+            return True
+        return any(other.is_unfinished() for _, other in self.others.values())
+
     def remember(self, snapshot: Snapshot) -> None:
         self.before = snapshot
         self.tensors = len(snapshot.prints) - len(snapshot.passing)

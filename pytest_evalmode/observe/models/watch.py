@@ -84,6 +84,8 @@ class Watch(Registry):
 
     def finish_lazy(self, model: Model) -> None:
         """Read the parameters that got their shape in the forward that has just ended."""
+        for _, other in model.others.values():
+            self.finish_lazy(other)
         before = model.before
         if before is not None and before.unfinished and model.module() is not None:
             with self._lock:
@@ -114,6 +116,11 @@ class Watch(Registry):
         if self._unread:
             captures.stop(self)
         self.forget()
+
+    def living(self) -> dict[str, nn.Module]:
+        """The models that live, by name; each with its parts."""
+        whole = [model for model in self.models if model.whole is None]
+        return {model.name: module for model in whole if (module := model.module()) is not None}
 
     def facts(self) -> tuple[WatchedModel, ...]:
         """The models that hold parameters; losses, metrics and transforms are watched but are no models."""

@@ -45,8 +45,8 @@ MIX = 0xD6E8FEB86659FD93 - (1 << 64)
 
 _HOST = torch.device("cpu")
 
-Sum = Callable[[Iterable[Tensor]], list[Tensor]]
-"""The sums of tensors that are bytes, of each as bytes."""
+Way = Callable[[Mapping[int, Tensor]], dict[int, bytes]]
+"""Of tensors on one device, each a block of memory: its bytes if it is small, else its sums, by the keys given."""
 
 
 def in_use() -> ModuleType | None:
@@ -85,23 +85,19 @@ def read(tensors: Iterable[tuple[int, Tensor]]) -> dict[int, bytes]:
     """
     there: dict[torch.device, dict[int, Tensor]] = {}
     for key, tensor in tensors:
-        there.setdefault(tensor.device, {})[key] = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+        there.setdefault(tensor.device, {})[key] = tensor
     if there and is_capturing():
         raise RuntimeError("what lies on a device cannot be read while its work is captured as a graph")
     return {key: data for device, parts in there.items() for key, data in _read(device, parts).items()}
 
 
 def _read(device: torch.device, parts: Mapping[int, Tensor]) -> dict[int, bytes]:
-    """What tensors hold that lie on one device, as bytes."""
-    large = {key: part for key, part in parts.items() if part.numel() > SMALL_BYTES}
+    to_sum = sum(size for part in parts.values() if (size := part.nbytes) > SMALL_BYTES)
     with _free_to_wait():
         try:
-            sums = _way(device, sum(part.numel() for part in large.values()))(large.values())
-            return dict(_brought({**parts, **dict(zip(large, sums, strict=True))}))
+            return _way(device, to_sum)(parts)
         except torch.OutOfMemoryError:
-            sums = _on_host(large.values())  # the same, more slowly, for want of room
-            rest = {key: part.cpu() for key, part in parts.items() if key not in large}
-            return dict(_brought({**rest, **dict(zip(large, sums, strict=True))}))
+            return _on_host(parts)  # the same, more slowly, for want of room
 
 
 @contextmanager
@@ -120,34 +116,47 @@ def _free_to_wait() -> Iterator[None]:
         accelerator.set_sync_debug_mode(mode)
 
 
-def _brought(parts: Mapping[int, Tensor]) -> Iterator[tuple[int, bytes]]:
-    """The bytes of tensors on one device: in one transfer, unless together they are more than a chunk."""
-    ends = accumulate(part.numel() for part in parts.values())
-    for _, batch in groupby(zip(parts, ends, strict=True), lambda part: part[1] // CHUNK_BYTES):
-        keys = [key for key, _ in batch]
-        host = torch.cat([parts[key] for key in keys]).cpu()
-        data = ctypes.string_at(host.data_ptr(), host.numel())
-        start = 0
-        for key in keys:
-            end = start + parts[key].numel()
-            yield key, data[start:end]
-            start = end
-
-
-def _way(device: torch.device, size: int) -> Sum:
-    """How to sum up so many bytes on a device.  Every way finds the same."""
+def _way(device: torch.device, size: int) -> Way:
+    """How to read a device where so many bytes are to be summed up.  Every way finds the same."""
     kernel = _kernel(device) if size >= KERNEL_BYTES else None
     if kernel is not None:
         return kernel
     return _on_device if not size or _is_exact(device) else _on_host
 
 
-def _on_device(parts: Iterable[Tensor]) -> list[Tensor]:
-    return [_sums(part, part.device) for part in parts]
+def _on_device(parts: Mapping[int, Tensor]) -> dict[int, bytes]:
+    blocks = {key: _bytes(part) for key, part in parts.items()}
+    return dict(_brought({key: _sums(b, b.device) if b.numel() > SMALL_BYTES else b for key, b in blocks.items()}))
 
 
-def _on_host(parts: Iterable[Tensor]) -> list[Tensor]:
-    return [_sums(part, _HOST) for part in parts]
+def _on_host(parts: Mapping[int, Tensor]) -> dict[int, bytes]:
+    blocks = {key: _bytes(part) for key, part in parts.items()}
+    return dict(_brought({key: _sums(b, _HOST) if b.numel() > SMALL_BYTES else b.cpu() for key, b in blocks.items()}))
+
+
+def _bytes(part: Tensor) -> Tensor:
+    return part.as_strided((part.numel(),), (1,)).view(torch.uint8)
+
+
+def batches(sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """From where to where things of such sizes come to no more than about a chunk."""
+    ends = accumulate(sizes)
+    for _, batch in groupby(enumerate(ends), lambda item: item[1] // CHUNK_BYTES):
+        places = [place for place, _ in batch]
+        yield places[0], places[-1] + 1
+
+
+def _brought(parts: Mapping[int, Tensor]) -> Iterator[tuple[int, bytes]]:
+    """The bytes of tensors on one device: in one transfer, unless together they are more than a chunk."""
+    keys, blocks = list(parts), list(parts.values())
+    for first, last in batches(block.numel() for block in blocks):
+        host = torch.cat(blocks[first:last]).cpu()
+        data = ctypes.string_at(host.data_ptr(), host.numel())
+        start = 0
+        for key, block in zip(keys[first:last], blocks[first:last], strict=True):
+            end = start + block.numel()
+            yield key, data[start:end]
+            start = end
 
 
 def _sums(data: Tensor, where: torch.device) -> Tensor:
@@ -186,15 +195,15 @@ def _words(chunk: Tensor) -> Tensor:
     return chunk.view(torch.int64)
 
 
-def _sample(device: torch.device) -> list[Tensor]:
-    """What shows whether a way to sum finds what it should: parts that begin and end anywhere."""
+def _sample(device: torch.device) -> dict[int, Tensor]:
+    """What shows whether a way to read finds what it should: parts that begin and end anywhere."""
     data = torch.arange(1 << 17, dtype=torch.int64, device=_HOST).mul_(MIX).view(torch.uint8).to(device)
-    return [data, data[3:-2], data[8 : SEGMENT_BYTES + 9], data[:SMALL_BYTES]]
+    middle = data[8 : SEGMENT_BYTES + 9]
+    return dict(enumerate([data, data[3:-2], middle, data[:SMALL_BYTES], data[5:-9], data[:13], data[1:2], data[:0]]))
 
 
-def _agrees(device: torch.device, way: Sum) -> bool:
-    expected, found = _on_host(_sample(_HOST)), way(_sample(device))
-    return all(torch.equal(sums.cpu(), right) for sums, right in zip(found, expected, strict=True))
+def _agrees(device: torch.device, way: Way) -> bool:
+    return way(_sample(device)) == _on_host(_sample(_HOST))
 
 
 @cache
@@ -213,12 +222,12 @@ def _is_exact(device: torch.device) -> bool:
 
 
 @cache
-def _kernel(device: torch.device) -> Sum | None:
+def _kernel(device: torch.device) -> Way | None:
     """One launch for all tensors of a device, where Triton is there to compile it and it finds what it should."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Triton's, which a test may have turned into errors
-            way: Sum = import_module("pytest_evalmode.observe.state.snapshot.kernels").sums
+            way: Way = import_module("pytest_evalmode.observe.state.kernels").read
             return way if _agrees(device, way) else None
     except torch.OutOfMemoryError:
         raise

@@ -112,12 +112,16 @@ def fingerprint(tensor: Tensor, keep: bool = True, found: bytes | None = None) -
 
 
 def address_of(tensor: Tensor, dtype: torch.dtype) -> int:
-    """Where a tensor lies that is no more than its bytes in memory, one element after the other; 0 of any other."""
+    """Where a tensor lies on the host that is no more than its bytes in order; 0 of any other."""
+    return place_of(tensor, dtype) if tensor.is_cpu else 0
+
+
+def place_of(tensor: Tensor, dtype: torch.dtype) -> int:
+    """The same on any device, of which this is an address."""
     if (
         type(tensor) in _TYPES
         and dtype in _PLAIN_DTYPES
         and tensor.layout is _STRIDED
-        and tensor.is_cpu
         and not (tensor.is_nested or tensor.is_neg())
         and tensor.is_contiguous()
     ):
@@ -204,11 +208,17 @@ def brought(tensors: Iterable[Tensor]) -> dict[int, bytes]:
     copied: dict[int, Tensor] = {}
     for tensor in tensors:
         if devices.holds(tensor):
+            if place_of(tensor, tensor.dtype):  # nearly all are, and to know more of one takes a while
+                there[id(tensor)] = tensor
+                continue
             local: Tensor = cast(Any, tensor)._local_tensor if _is_sharded(tensor) else tensor
             if not is_lazy(local) and _is_plain(local):
                 in_place = _is_dense(local) and not (local.is_conj() or local.is_neg())
-                (there if in_place else copied)[id(tensor)] = local
-    found = devices.read((key, _packed(local)) for key, local in there.items())
+                if in_place:
+                    there[id(tensor)] = local.detach()
+                else:
+                    copied[id(tensor)] = local
+    found = devices.read(there.items())
     for key, local in copied.items():  # one at a time: there may be room for no more
         found.update(devices.read([(key, _packed(local))]))
     return found
@@ -242,6 +252,8 @@ def _joined(digests: list[bytes]) -> bytes:
 
 
 def _unusual(tensor: Tensor, keep: bool, found: bytes | None) -> Fingerprint:
+    if found is not None and not _is_sharded(tensor):
+        return _strided(tensor, keep, found)  # `brought` has seen to all that follows
     if is_lazy(tensor):
         return Fingerprint((), tensor.dtype, tensor.device, None, b"", False, 0, initialised=False)
     if _is_plain(tensor):
@@ -298,7 +310,7 @@ def _strided(tensor: Tensor, keep: bool, found: bytes | None) -> Fingerprint:
         address = packed.data_ptr()
         bits = _block(size).from_address(address).raw if kept else _digest(address, size)
     strides = None if tensor.is_contiguous() or not _is_dense(tensor) else tensor.stride()
-    return Fingerprint(tensor.shape, tensor.dtype, tensor.device, strides, bits, kept, size)
+    return _new(Fingerprint, (tensor.shape, tensor.dtype, tensor.device, strides, bits, kept, size, True, False))
 
 
 def _packed(tensor: Tensor) -> Tensor:

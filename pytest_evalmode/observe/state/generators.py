@@ -1,4 +1,4 @@
-"""The state of torch's global random generators, as bytes that can be compared."""
+"""The state of torch's global random generators, in a form that can be compared."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pickle import dumps
 from random import getstate
 from types import ModuleType
 
-from torch import Tensor, default_generator
+from torch import Generator, Tensor, default_generator
 
 from pytest_evalmode.observe.source.code import NUMPY, PYTHON
 from pytest_evalmode.observe.state import devices
 
-State = tuple[bytes, ...]
+State = tuple[object, ...]
+"""What can be compared, of each generator."""
 HostState = tuple[object, bytes | None]
 
 
@@ -25,7 +26,7 @@ def state() -> State:
     """
     cpu = _bytes(default_generator.get_state())
     accelerator = devices.in_use()
-    return (cpu,) if accelerator is None else (cpu, *map(_bytes, _states(accelerator)))
+    return (cpu,) if accelerator is None else (cpu, *_states(accelerator))
 
 
 def still(before: State, now: State) -> bool:
@@ -59,7 +60,7 @@ def _bytes(state: Tensor) -> bytes:
     return string_at(state.data_ptr(), state.numel())
 
 
-def _states(accelerator: ModuleType) -> list[Tensor]:
+def _states(accelerator: ModuleType) -> list[object]:
     """What the generators of an accelerator hold: seed and offset, which CUDA, XPU and MPS all keep on the host.
 
     So nothing waits for the device.  While its work is captured as a graph they do not tell
@@ -68,6 +69,14 @@ def _states(accelerator: ModuleType) -> list[Tensor]:
     try:
         # Of these CUDA and XPU have one for each device; MPS has one, which it does not name.
         generators = getattr(accelerator, "default_generators", ())
-        return [generator.get_state() for generator in generators] or [accelerator.get_rng_state()]
+        return [_state(generator) for generator in generators] or [_bytes(accelerator.get_rng_state())]
     except (AttributeError, RuntimeError):
         return []
+
+
+def _state(generator: Generator) -> object:
+    """It is asked twice a forward, and where it counts its offset, that and the seed are all there is."""
+    try:
+        return generator.initial_seed(), generator.get_offset()
+    except RuntimeError:
+        return _bytes(generator.get_state())

@@ -45,6 +45,8 @@ class Baseline:
     """When the part of the window began that runs now."""
     before: Flags = field(default_factory=dict)
     """When it was set for the first time, but for what was set in a pause."""
+    began: Flags = field(default_factory=dict)
+    """When the session began, where that is remembered: who puts that back repairs what another left."""
 
     def since(self, model: str | None, now: Flags, own: Container[int] = ()) -> list[Leak]:
         """What has been set otherwise in this part of the window; another begins.  Its `own` hooks do not count."""
@@ -58,8 +60,9 @@ class Baseline:
         return found
 
     def put_back(self) -> set[str]:
-        """What is now as it was at first, or before it was set."""
-        return {name for name, is_ in self.last.items() if is_ in (self.first.get(name), self.before.get(name))}
+        """What is now as it was at first, or before it was set, or when the session began."""
+        earlier = self.first, self.before, self.began
+        return {name for name, is_ in self.last.items() if is_ in [flags.get(name) for flags in earlier]}
 
 
 def model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:

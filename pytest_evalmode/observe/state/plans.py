@@ -1,14 +1,15 @@
 """What a tree of modules held when it was last read, and a cheap way to say that it holds the same still.
 
 It does where the same names lead to tensors of the same form at the same addresses, and no byte there is another: the
-kernel says so of the large ones, and the small ones are read, all in one go.  No module or tensor is kept for it.
+kernel says so of the large ones, and the small ones are read, all in one go, as is all that lies on a device, which
+has been read before it comes to a plan.  No module or tensor is kept for it.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 from xxhash import xxh3_128
 
 from pytest_evalmode.observe.modules import Parts
-from pytest_evalmode.observe.state import memory
-from pytest_evalmode.observe.state.fingerprint import LARGE_ELEMENTS, address_of
+from pytest_evalmode.observe.state import devices, memory
+from pytest_evalmode.observe.state.fingerprint import LARGE_ELEMENTS, place_of
 
 _TYPES = {nn.Parameter, Tensor}
-# An address alone says on which device a tensor lies, and that it is a block of memory: others have none, and raise.
+# An address alone says that a tensor is a block of memory: others have none, and raise.
 _FORM = (Tensor.data_ptr, Tensor.is_contiguous, Tensor.is_neg, attrgetter("dtype"), attrgetter("shape"))
+_FORM_ELSEWHERE = (*_FORM, attrgetter("device"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +38,8 @@ class Plan:
     """To be looked at only while the form is what it was."""
     digest: bytes
     """Of the small ones."""
+    there: bytes | None
+    """The digest of what devices said; None where nothing lies on one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,27 +50,37 @@ class Outline:
     tensors: list[Tensor]
     form: list[list[Any]]
 
-    def agrees(self, plan: Plan) -> bool:
-        """Whether this tree is the one of a plan, bit for bit."""
+    def agrees(self, plan: Plan, there: Mapping[int, bytes]) -> bool:
+        """Whether this tree is the one of a plan, bit for bit, of which devices say what is `there`, by `id`."""
         return (
             self.names == plan.names
             and self.form == plan.form
+            and self._told(there) == plan.there
             and _digest(plan.small) == plan.digest
             and len(memory.known(plan.large)) == len(plan.large)
         )
 
-    def plan(self) -> Plan | None:
+    def plan(self, there: Mapping[int, bytes]) -> Plan | None:
         """What to compare with later, taken before the tree is read; None where a tensor is more than its bytes."""
-        if not all(address_of(tensor, tensor.dtype) for tensor in self.tensors):
+        if not all(place_of(tensor, tensor.dtype) for tensor in self.tensors):
             return None
         large: dict[memory.Range, None] = {}
         small: list[ctypes.Array[ctypes.c_char]] = []
         for tensor in self.tensors:
+            if id(tensor) in there:
+                continue
+            if not tensor.is_cpu:
+                return None
             if tensor.numel() >= LARGE_ELEMENTS:
                 large[tensor.data_ptr(), tensor.nbytes] = None
             else:
                 small.append((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()))
-        return Plan(self.names, self.form, large, small, _digest(small))
+        if large and memory.memory() is None:
+            return None
+        return Plan(self.names, self.form, large, small, _digest(small), self._told(there))
+
+    def _told(self, there: Mapping[int, bytes]) -> bytes | None:
+        return _digest(map(there.__getitem__, filter(there.__contains__, map(id, self.tensors)))) if there else None
 
 
 def outline(parts: Parts, *, passing: bool) -> Outline | None:
@@ -87,13 +101,14 @@ def outline(parts: Parts, *, passing: bool) -> Outline | None:
     tensors = [tensor for tensor in found if tensor is not None]
     if not tensors or not _TYPES.issuperset(map(type, tensors)):
         return None
+    form = _FORM_ELSEWHERE if devices.in_use() else _FORM
     try:
-        return Outline(names, tensors, [list(map(column, tensors)) for column in _FORM])
+        return Outline(names, tensors, [list(map(column, tensors)) for column in form])
     except (RuntimeError, NotImplementedError):
         return None
 
 
-def _digest(blocks: Iterable[ctypes.Array[ctypes.c_char]]) -> bytes:
+def _digest(blocks: Iterable[ctypes.Array[ctypes.c_char] | bytes]) -> bytes:
     digest = xxh3_128()
     deque(map(digest.update, blocks), maxlen=0)
     return digest.digest()

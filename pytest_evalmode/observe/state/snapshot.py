@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter
@@ -73,28 +73,36 @@ def take(parts: Parts, like: Snapshot | None = None, *, passing: bool = False) -
     Small tensors are kept by value while they are a small part of all; what `like` kept so is kept so again.
     """
     with undisturbed():
-        outline = plans.outline(parts, passing=passing) if parts and memory.memory() is not None else None
+        elsewhere = devices.in_use() is not None
+        planned = parts and (elsewhere or memory.memory() is not None)
+        outline = plans.outline(parts, passing=passing) if planned else None
         if outline is None:
             return _read(parts, like, passing)
+        there = _brought(outline.tensors) if elsewhere else {}
         last = _last_of(parts, passing)
-        if last is not None and like in (None, last.snapshot) and outline.agrees(last.plan):
+        if last is not None and like in (None, last.snapshot) and outline.agrees(last.plan, there):
             memory.tally.unread += sum(size for _, size in last.plan.large)
             return last.snapshot
-        plan = outline.plan()
-        snapshot = _read(parts, like, passing)
+        plan = outline.plan(there)
+        snapshot = _read(parts, like, passing, there)
         if plan is not None and len(snapshot.prints) == len(outline.tensors):  # not with packed weights, nor unsaved
             _keep(parts, passing, plan, snapshot)
         return snapshot
 
 
-def _read(parts: Parts, like: Snapshot | None, passing: bool) -> Snapshot:
+def _brought(tensors: Collection[Tensor]) -> dict[int, bytes]:
+    """What devices say of tensors, by `id`, once nothing is under way there any more."""
+    settle(tensors)
+    return brought(tensors)
+
+
+def _read(parts: Parts, like: Snapshot | None, passing: bool, there: Mapping[int, bytes] | None = None) -> Snapshot:
+    """`there` is what devices have said of these tensors, where they were asked already."""
     known = like.prints if like is not None else {}
     saved, not_saved = named_tensors(parts)
     tensors = [*saved, *not_saved] if passing else saved
-    there: dict[int, bytes] = {}
-    if devices.in_use():
-        settle(tensor for _, tensor in tensors)
-        there = brought(tensor for _, tensor in tensors)
+    if there is None:
+        there = _brought([tensor for _, tensor in tensors]) if devices.in_use() else {}
     in_threads = large(tensor for _, tensor in tensors)
     room = max(_KEPT_AT_LEAST, sum(tensor.nbytes for tensor in in_threads.values()) // _KEPT_SHARE)
     read: dict[int, Fingerprint] = {}  # a tied tensor is read once
@@ -132,7 +140,9 @@ def changes(model: str, before: Snapshot, now: Snapshot, parts: Parts, after: Si
                 found.append(TensorChange(model, path, "removed"))
             elif print_.initialised and not same(print_, latest, tensors[path]):
                 found.append(_change(model, path, print_, latest))
-    found.extend(TensorChange(model, path, "added") for path in now.prints if path not in before.prints)
+    # A buffer that is not saved and that appears, made when it is first needed, has not changed.
+    came = now.prints.keys() - before.prints.keys() - now.passing
+    found.extend(TensorChange(model, path, "added") for path in now.prints if path in came)
     passing = before.passing | now.passing
     told = [replace(change, after=after, persistent=change.path not in passing) for change in found]
     return sorted(told, key=lambda change: change.max_abs is None)

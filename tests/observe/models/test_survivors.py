@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.nets import Net, batch, only, watching
+from tests.nets import Net, batch, only, rules, watching
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +26,11 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weight * torch.stack([member(x) for member in self.members]).mean(0)
+
+
+class Drops(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x)
 
 
 def with_softmax(model: nn.Module) -> nn.Module:
@@ -47,7 +53,36 @@ def parallel(model: nn.Module) -> nn.Module:
     return nn.Sequential(nn.DataParallel(model)).eval()
 
 
-WRAPPERS = [with_softmax, with_a_head, nested, ensemble, parallel]
+class Tables(nn.Module):
+    """Scripted, it has a method, and no forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+
+    @torch.jit.export
+    def scaled(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class Scaled(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is on its way out
+            self.tables = torch.jit.script(Tables())
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = self.tables.scaled(self.model(x))
+        return scaled
+
+
+def scripted(model: nn.Module) -> nn.Module:
+    return Scaled(model).eval()
+
+
+WRAPPERS = [with_softmax, with_a_head, nested, ensemble, parallel, scripted]
 Wrap = Callable[[nn.Module], nn.Module]
 
 
@@ -60,6 +95,23 @@ def test_a_write_after_the_wrapper_has_died(wrap: Wrap, calls: int) -> None:
             wrap(model)(batch())
         model.head.weight.data.zero_()
     assert only(g, "state-mutated").subjects == ("Net.head.weight",)
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, *WRAPPERS])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_lazy_model_that_is_watched_first_runs_in_a_wrapper(wrap: Wrap, *, strict: bool) -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 2)).eval()
+    with watching(model, strict=strict) as g:
+        for _ in range(2):
+            wrap(model)(batch())
+    assert rules(g) == set()
+
+
+def test_a_lazy_model_in_a_wrapper_that_draws_all_the_same() -> None:
+    model = nn.Sequential(nn.LazyLinear(4), Drops()).eval()
+    with watching(model) as g:
+        with_softmax(model)(batch())
+    assert only(g, "random-forward").subjects == ("Sequential.0.1 (Drops)",)
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)

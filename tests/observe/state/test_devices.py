@@ -38,7 +38,7 @@ def elsewhere(small: int = 15) -> Iterator[None]:
         patch.setattr(fingerprint, "KEPT_BYTES", small)
         patch.setattr(devices, "SEGMENT_BYTES", SEGMENT)
         patch.setattr(devices, "CHUNK_BYTES", 2 * SEGMENT)
-        patch.setattr(fingerprint, "_address", lambda tensor, dtype: 0)
+        patch.setattr(fingerprint, "address_of", lambda tensor, dtype: 0)
         yield
 
 
@@ -231,7 +231,7 @@ def transfers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_one_transfer_for_a_model(transfers: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "in_use", lambda: torch.cpu)
     monkeypatch.setattr(devices, "holds", lambda tensor: True)
-    monkeypatch.setattr(fingerprint, "_address", lambda tensor, dtype: 0)
+    monkeypatch.setattr(fingerprint, "address_of", lambda tensor, dtype: 0)
     net = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.Linear(512, 7).double())
     snapshot.take(modules.walk(net))
     weight, *rest = (tensor.nbytes for tensor in net.state_dict().values())
@@ -304,7 +304,7 @@ def test_a_device_that_has_no_room(there: None, monkeypatch: pytest.MonkeyPatch)
     tensors = [torch.arange(201.0), torch.ones(3, dtype=torch.uint8)]
     expected = devices.read(enumerate(tensors))
 
-    def full(device: torch.device, size: int) -> devices.Sum:
+    def full(device: torch.device, size: int) -> devices.Way:
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(devices, "_way", full)
@@ -315,7 +315,7 @@ def test_no_room_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that had no room for the sample is asked again."""
     asked = []
 
-    def full(device: torch.device, way: devices.Sum) -> bool:
+    def full(device: torch.device, way: devices.Way) -> bool:
         asked.append(device)
         raise torch.OutOfMemoryError("no room")
 
@@ -382,6 +382,23 @@ def test_a_model_elsewhere() -> None:
         told, *others = changes(net, lambda: (mean[3].add_(0.5), weight.view(torch.int32)[3, 5].bitwise_xor_(1)))
     assert (told.path, told.elements, told.of, told.max_abs) == ("1.running_mean", 1, 80, 0.5)
     assert [change.path for change in others] == ["0.weight", "2.weight"]
+
+
+@pytest.mark.parametrize("name", ["0.weight", "1.running_mean"])
+def test_a_tree_that_holds_the_same_is_known_by_its_plan(name: str) -> None:
+    net = nn.Sequential(nn.Linear(40, 80), nn.BatchNorm1d(80))
+    with elsewhere(KEPT_BYTES), torch.no_grad():
+        before = snapshot.take(modules.walk(net))
+        assert snapshot.take(modules.walk(net), before) is before
+        tensor = net.state_dict()[name]
+        assert (tensor.nbytes > KEPT_BYTES) == (name == "0.weight")
+        was = tensor.clone()
+        tensor.view(-1).view(torch.uint8)[-5] ^= 1
+        now = snapshot.take(modules.walk(net), before)
+        assert [path for path in now.prints if now.prints[path] != before.prints[path]] == [name]
+        assert snapshot.take(modules.walk(net), now) is now
+        tensor.copy_(was)
+        assert snapshot.take(modules.walk(net), now) == before
 
 
 def test_all_that_changes_here_changes_there() -> None:

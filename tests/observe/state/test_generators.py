@@ -95,6 +95,18 @@ def test_the_generators_of_an_accelerator(
     assert generators.still(before[:1], generators.state())
 
 
+def test_a_generator_that_counts_is_asked_for_its_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new seed and a draw both show; nothing is made for it."""
+    told = [1, 0]
+    generator = SimpleNamespace(initial_seed=lambda: told[0], get_offset=lambda: told[1])
+    monkeypatch.setattr(devices, "in_use", lambda: SimpleNamespace(default_generators=(generator,)))
+    before = generators.state()
+    assert generators.still(before, generators.state())
+    for now in ([2, 0], [1, 4]):
+        told[:] = now
+        assert not generators.still(before, generators.state())
+
+
 def captured() -> Tensor:
     raise RuntimeError("Cannot call CUDAGeneratorImpl::current_seed during CUDA graph capture.")
 

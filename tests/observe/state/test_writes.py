@@ -426,7 +426,7 @@ assert libc.prctl(22, 2, ctypes.byref(Filter(len(rules), ctypes.addressof(progra
 import torch
 from pytest_evalmode import guard
 from pytest_evalmode.errors import HygieneError
-from pytest_evalmode.observe import writes
+from pytest_evalmode.observe.state import writes
 model = torch.nn.Linear(512, 512).eval()
 with guard(model):
     pass

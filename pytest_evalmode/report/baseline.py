@@ -1,0 +1,90 @@
+"""Known violations, which do not fail; and the file that lists them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+SCHEMA = 1
+
+Broken = tuple[str, str | None]
+"""A rule and the model that breaks it; None where it is nobody's: the state of torch itself, say."""
+Known = Mapping[str, frozenset[Broken]]
+"""What tests are known to break, by their node ids."""
+
+
+class BaselineError(ValueError):
+    """What is said to be a baseline is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a test was seen to break."""
+
+    broken: frozenset[Broken]
+    finished: bool = True
+    """Whether it ran to its end: if not, what it is known to break may only not have been reached."""
+
+
+def parse(text: str) -> Known:
+    """Read a baseline.  Raises BaselineError, which says what is wrong with it."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise BaselineError(f"it is no JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("known"), dict):
+        raise BaselineError("it has no table of known violations")
+    if content.get("schema") != SCHEMA:
+        raise BaselineError(f"its schema is {content.get('schema')!r}; this version knows {SCHEMA}")
+    return {nodeid: frozenset(_broken(nodeid, rules)) for nodeid, rules in content["known"].items()}
+
+
+def _broken(nodeid: str, rules: object) -> Iterator[Broken]:
+    if not isinstance(rules, dict):
+        raise BaselineError(f"the entry of {nodeid} is no table of rules")
+    for rule, models in rules.items():
+        if not isinstance(models, list) or not all(model is None or isinstance(model, str) for model in models):
+            raise BaselineError(f"{rule} of {nodeid} is no list of models")
+        yield from ((rule, model) for model in models)
+
+
+def text(known: Known) -> str:
+    """A baseline as it is written: sorted, one line a violation."""
+    table = {nodeid: _by_rule(broken) for nodeid, broken in sorted(known.items()) if broken}
+    return json.dumps({"schema": SCHEMA, "known": table}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _by_rule(broken: Iterable[Broken]) -> dict[str, list[str | None]]:
+    table: dict[str, list[str | None]] = {}
+    for rule, model in sorted(broken, key=_order):
+        table.setdefault(rule, []).append(model)
+    return table
+
+
+def _order(broken: Broken) -> tuple[str, bool, str]:
+    rule, model = broken
+    return rule, model is not None, model or ""
+
+
+def stale(known: Known, seen: Mapping[str, Seen]) -> list[tuple[str, str]]:
+    """The entries, as test and rule, whose test ran to its end and no longer breaks the rule."""
+    found = []
+    for nodeid, broken in sorted(known.items()):
+        if nodeid in seen and seen[nodeid].finished:
+            mended = sorted(broken - seen[nodeid].broken, key=_order)
+            found += [(nodeid, rule if model is None else f"{rule} ({model})") for rule, model in mended]
+    return found
+
+
+def updated(known: Known, seen: Mapping[str, Seen], is_gone: Callable[[str], bool]) -> Known:
+    """What is known now: of the tests that ran, what they were seen to break; of others what was, unless they are gone.
+
+    A test that did not run to its end keeps its entries: nothing tells that they are mended.
+    """
+    kept = {nodeid: broken for nodeid, broken in known.items() if nodeid in seen or not is_gone(nodeid)}
+    found = {
+        nodeid: test.broken if test.finished else test.broken | known.get(nodeid, frozenset())
+        for nodeid, test in seen.items()
+    }
+    return {nodeid: broken for nodeid, broken in {**kept, **found}.items() if broken}

@@ -1,0 +1,92 @@
+"""Which unmarked tests ran inference, and how to have them guarded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from pytest_evalmode.report.summary import Line
+from pytest_evalmode.rules import Violation
+from pytest_evalmode.rules.wording import first_and_more, plural
+from pytest_evalmode.trace import Trace
+
+Suggestion = Mapping[str, Any]
+
+
+def suggestion(trace: Trace, violations: Iterable[Violation], stepped: Collection[str]) -> str | None:
+    """What an unmarked test ran, as it travels in its report; None if it ran no model.
+
+    A model is inferred from where a forward ran in eval mode or recorded no autograd, unless an optimizer stepped it.
+    """
+    ran = [model for model in trace.models if model.forwards]
+    if not ran:
+        return None
+    training = {model.name: 0 for model in ran}
+    for call in trace.calls:
+        if call.training and call.autograd and call.ran.model in training:
+            training[call.ran.model] += call.count
+    inferred = [m for m in ran if m.forwards > training[m.name] and m.name not in stepped]
+    names = {model.name for model in inferred}
+    return json.dumps(
+        {
+            "models": [
+                model.name if model.name == model.type else f"{model.name} ({model.type})" for model in inferred
+            ],
+            "trains": len(inferred) < len(ran),
+            "violations": [v.rule for v in violations if v.model is None or v.model in names],
+        }
+    )
+
+
+def lines(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterator[Line]:
+    """The tests that should be guarded, worst first, and what to write to have them guarded.
+
+    `tests` are all unmarked ones that ran a model, by node id; `toml` is how the project is configured.
+    """
+    found = {nodeid: test for nodeid, test in tests.items() if test["models"]}
+    if not found:
+        yield Line("no unmarked test ran inference")
+        return
+    dirty = sum(bool(test["violations"]) for test in found.values())
+    yield Line(f"{plural(len(found), 'unmarked test')} ran inference; guarded, {dirty} would fail today:")
+    for nodeid, test in sorted(found.items(), key=lambda each: (-len(each[1]["violations"]), each[0])):
+        rules = ", ".join(dict.fromkeys(test["violations"]))
+        yield Line(f"  {nodeid}  {rules or 'clean'}  {first_and_more(test['models'])}", "yellow" if rules else "green")
+    files = {_file(nodeid) for nodeid in found}
+    training = {_file(nodeid) for nodeid, test in tests.items() if test["trains"]}
+    whole = sorted(_folders(files - training, training))
+    if whole:
+        yield Line("to guard them, add to the configuration:")
+        yield from (Line(f"  {text}") for text in _ini(whole, toml=toml))
+    alone = dict.fromkeys(nodeid.partition("[")[0] for nodeid in sorted(found) if _file(nodeid) in training)
+    if alone:
+        yield Line(f"and, as other tests of the file train, put @pytest.mark.{marker} on:")
+        yield from (Line(f"  {nodeid}") for nodeid in alone)
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+def _folders(files: Iterable[str], others: Iterable[str]) -> set[str]:
+    """The files, those of a folder by its name where it holds several, and none of the others."""
+    taken = {str(folder) for other in others for folder in PurePosixPath(other).parents}
+    names = set(files)
+    folders = {str(folder) for file in names for folder in PurePosixPath(file).parents} - taken - {"."}
+    for folder in sorted(folders, key=lambda name: (name.count("/"), name)):
+        inside = {name for name in names if name.startswith(f"{folder}/")}
+        if len(inside) > 1:
+            names = names - inside | {folder}
+    return names
+
+
+def _ini(names: Collection[str], *, toml: bool) -> Iterator[str]:
+    if toml:
+        yield "evalmode_mark = ["
+        yield from (f'    "{name}",' for name in names)
+        yield "]"
+    else:
+        yield "evalmode_mark ="
+        yield from (f"    {name}" for name in names)

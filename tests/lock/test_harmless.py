@@ -1,0 +1,169 @@
+"""Another way to the same samples, model and numbers: nothing is told of it."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from pytest_evalmode.lock.file import Locked, LockFile, read, write
+from pytest_evalmode.lock.lock import Lock
+from pytest_evalmode.trace import LockChange
+from tests.lock import pictures
+
+Show = Callable[[Lock], None]
+LOOSE = {"rtol": 1e-4, "atol": 1e-5}
+EXACT = {"rtol": None, "atol": None}
+X = torch.from_numpy(pictures.normalise(pictures.digits(200)))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 10)).eval()
+
+
+def changes(path: Path, was: Show, now: Show) -> list[LockChange]:
+    """What is told of `now`, once `was` has been locked."""
+    lock = Lock(path, "test", update=True)
+    was(lock)
+    assert lock.close(finished=True) == []
+    record = json.loads(lock.record())
+    samples = b64decode(record["samples"]) if record["samples"] else None
+    write(LockFile(path, {"test": Locked(record["entries"])}), {"test": samples})
+    assert read(path).tests
+    lock = Lock(path, "test", update=False)
+    now(lock)
+    return lock.close(finished=True)
+
+
+def inputs(*batches: Any, tolerance: Any = EXACT) -> Show:
+    def show(lock: Lock) -> None:
+        for batch in batches:
+            lock.inputs(batch, "x", None, tolerance)
+
+    return show
+
+
+def outputs(*values: Any) -> Show:
+    def show(lock: Lock) -> None:
+        for value in values:
+            lock.outputs(value, "y", None, EXACT)
+
+    return show
+
+
+def model(module: nn.Module) -> Show:
+    return lambda lock: lock.model(module, "net", None, None)
+
+
+def parts(x: Tensor, size: int) -> list[Tensor]:
+    return list(torch.split(x, size))
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    for weight in module.parameters():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
+def threaded(count: int) -> Tensor:
+    """What a model makes of the images, on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with torch.inference_mode():
+            logits: Tensor = net()(X)
+            return logits
+    finally:
+        torch.set_num_threads(before)
+
+
+def another_file(folder: Path) -> list[Any]:
+    """The first images, each from a file and from its copy."""
+    pixels = pictures.digits()[:3, ..., 0]
+    paths = [[folder / f"{kind}{i}.png" for i in range(3)] for kind in ("image", "copy")]
+    for names in paths:
+        for name, each in zip(names, pixels, strict=True):
+            Image.fromarray(each).save(name)
+    return [[Image.open(name) for name in names] for names in paths]
+
+
+def loaded(folder: Path, **how: Any) -> nn.Module:
+    """The model from a checkpoint on disk."""
+    path = folder / "model.pt"
+    torch.save(net().state_dict(), path)
+    other = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 10))
+    other.load_state_dict(torch.load(path, weights_only=True, **how), assign=bool(how))
+    return other
+
+
+VARIATIONS: dict[str, Callable[[Path], tuple[Show, Show]]] = {
+    "another batch size": lambda _: (inputs(*parts(X, 64)), inputs(*parts(X, 7))),
+    "not contiguous": lambda _: (inputs(X), inputs(X.transpose(2, 3).contiguous().transpose(2, 3))),
+    "channels last": lambda _: (inputs(X), inputs(X.to(memory_format=torch.channels_last))),
+    "an array": lambda _: (inputs(X), inputs(X.numpy())),
+    "a list of samples": lambda _: (inputs(X), inputs(list(X))),
+    "another order of a dict": lambda _: (
+        inputs({"a": X, "b": np.arange(200)}),
+        inputs({"b": np.arange(200), "a": X}),
+    ),
+    "with gradients": lambda _: (inputs(X), inputs(X.clone().requires_grad_())),
+    "another path to the same images": lambda folder: (lambda a, b: (inputs(a), inputs(b)))(*another_file(folder)),
+    "a worker process": lambda _: (
+        inputs(*DataLoader(TensorDataset(X), batch_size=50)),
+        inputs(*DataLoader(TensorDataset(X), batch_size=50, num_workers=1)),
+    ),
+    "one thread or two, inputs": lambda _: (
+        inputs(threaded(1), tolerance=LOOSE),
+        inputs(threaded(2), tolerance=LOOSE),
+    ),
+    "one thread or two, outputs": lambda _: (outputs(threaded(1)), outputs(threaded(2))),
+    "noise, too much to keep": lambda _: (
+        outputs(X.repeat(60, 1, 1, 1)),
+        outputs(*parts(X.repeat(60, 1, 1, 1) * (1 + 1e-6), 999)),
+    ),
+    "noise within a tolerance, too much to keep": lambda _: (
+        inputs(X.repeat(60, 1, 1, 1), tolerance=LOOSE),
+        inputs(*parts(X.repeat(60, 1, 1, 1) * (1 + 1e-5), 999), tolerance=LOOSE),
+    ),
+    "the model from its checkpoint": lambda folder: (model(net()), model(loaded(folder))),
+    "a checkpoint mapped into memory": lambda folder: (model(net()), model(loaded(folder, mmap=True))),
+    "weights channels last": lambda _: (model(net()), model(channels_last(net()))),
+}
+
+
+@pytest.mark.parametrize("variation", VARIATIONS.values(), ids=VARIATIONS)
+def test_a_harmless_variation_raises_nothing(tmp_path: Path, variation: Callable[[Path], tuple[Show, Show]]) -> None:
+    assert changes(tmp_path / "it.lock.json", *variation(tmp_path)) == []
+
+
+LATER = X.repeat(60, 1, 1, 1)
+SWAPPED = torch.cat([LATER[:-2], LATER[-1:], LATER[-2:-1]])
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "words"),
+    [
+        (inputs(X), inputs(X * (1 + 1e-6)), ""),
+        (inputs(X, tolerance=LOOSE), inputs(X * 1.01, tolerance=LOOSE), "scaled by 1.01"),
+        (inputs(LATER, tolerance=LOOSE), inputs(SWAPPED, tolerance=LOOSE), "values differ after the first 64 samples"),
+        (inputs(X), inputs(X.flip(0), tolerance=LOOSE), "differ"),
+        (inputs(LATER), inputs(LATER * (1 + 1e-5), tolerance=LOOSE), "differ"),
+        (inputs(X.bfloat16(), tolerance=LOOSE), inputs(X.bfloat16().float(), tolerance=LOOSE), "float32, not bfloat16"),
+        (outputs(LATER), outputs(SWAPPED), "some from 11968 on of 12000 differ"),
+        (outputs(X.bfloat16()), outputs(X.bfloat16().float()), "dtype bfloat16 -> float32"),
+    ],
+)
+def test_its_neighbour_is_told(tmp_path: Path, was: Show, now: Show, words: str) -> None:
+    (change,) = changes(tmp_path / "it.lock.json", was, now)
+    assert words in change.headline

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_evalmode import __version__
+from pytest_evalmode.report.baseline import Known
 from pytest_evalmode.report.causes import Cause, causes
 from pytest_evalmode.report.ledger import torch_version
 from pytest_evalmode.rules import RULE_NAMES
@@ -27,9 +28,11 @@ _TOP = 5
 _MOST_NAMES = 12
 
 
-def page(tests: Sequence[Test], *, totals: Mapping[str, Any], mode: str, strict: bool) -> str:
-    """The page of a session.  `tests` are those of a Ledger."""
-    view = view_of(tests, totals=totals, mode=mode, strict=strict)
+def page(
+    tests: Sequence[Test], *, totals: Mapping[str, Any], mode: str, strict: bool, known: Known | None = None
+) -> str:
+    """The page of a session.  `tests` are those of a Ledger, `known` what the baseline lists."""
+    view = {**view_of(tests, totals=totals, mode=mode, strict=strict), "known": known_of(tests, known or {})}
     return _templates().get_template("page.html.j2").render(**view, evalmode=__version__, torch=torch_version())
 
 
@@ -71,6 +74,16 @@ def verdict(tests: Sequence[Test], totals: Mapping[str, Any]) -> str:
     if unjudged:
         return f"the guard failed in {unjudged} of {plural(guarded, 'test')}: whether they were clean is not known"
     return f"{plural(guarded, 'guarded test')}, all clean" if guarded else "no test was guarded"
+
+
+def known_of(tests: Sequence[Test], known: Known) -> list[dict[str, str]]:
+    """The violations of these tests that the baseline lists."""
+    return [
+        {"nodeid": test["nodeid"], "rule": violation["rule"], "message": violation["message"]}
+        for test in tests
+        for violation in test["violations"]
+        if (violation["rule"], violation["model"]) in known.get(test["nodeid"], frozenset())
+    ]
 
 
 def exemptions(tests: Sequence[Test]) -> list[dict[str, Any]]:

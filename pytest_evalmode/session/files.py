@@ -23,7 +23,9 @@ def write_page(path: Path, ledger: Ledger, settings: Settings) -> None:
     """Write the page; folders on the way are made."""
     from pytest_evalmode.report.page import page
 
-    text = page(list(ledger.tests), totals=ledger.totals(), mode=settings.mode, strict=settings.strict)
+    text = page(
+        list(ledger.tests), totals=ledger.totals(), mode=settings.mode, strict=settings.strict, known=settings.known
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 

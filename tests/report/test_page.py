@@ -117,6 +117,15 @@ def test_exemptions_are_told_with_their_reasons() -> None:
     assert 'allow="grad-mode" : no reason given 1 test' in told
 
 
+def test_known_violations_are_told_apart() -> None:
+    tests = [guarded("test_a", violation(), violation("grad-mode")), guarded("test_b", violation())]
+    listed = {"test_it.py::test_a": frozenset({("train-mode", "net")})}
+    told = text(page(tests, totals=totals(tests), mode="enforce", strict=False, known=listed))
+    assert "1 that the baseline lists" in told
+    assert told.count("Known violations") == 1
+    assert "Known violations" not in text(shown(*tests))
+
+
 def test_names_are_shown_as_they_are_and_run_nothing() -> None:
     nasty = violation(NASTY, model=NASTY, subjects=[NASTY, NASTY], message=NASTY, remedy=NASTY, cause=f"{NASTY}:3")
     row = {"name": NASTY, "type": NASTY, "modules": 1, "marks": [[NASTY, NASTY]], "rows": []}

@@ -16,9 +16,8 @@ from pytest_evalmode.lock.fixture import LOCK, evalmode_lock
 from pytest_evalmode.lock.keeper import Collected, Keeper
 from pytest_evalmode.session import hookspecs
 from pytest_evalmode.session.evalmode import evalmode
-from pytest_evalmode.session.files import Panels
 from pytest_evalmode.session.fixtures import begin, end, forget, history, note, remember, set_up
-from pytest_evalmode.session.recorder import Recorder
+from pytest_evalmode.session.recorder import Panels, Recorder
 from pytest_evalmode.session.settings import SETTINGS, add_options, is_worker, read_settings
 from pytest_evalmode.session.stash import CALLING, GUARD, forget_record
 

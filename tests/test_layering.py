@@ -16,7 +16,7 @@ import pytest_evalmode
 from tests import suites
 
 PACKAGE = Path(pytest_evalmode.__file__).parent
-SESSION = {"evalmode", "files", "marks", "recorder", "settings", "stash", "teams", "window", "fixtures"}
+SESSION = {"evalmode", "marks", "recorder", "settings", "stash", "teams", "window", "fixtures"}
 SHELL = {"plugin", "policy", "files", *(f"session.{name}" for name in SESSION)}
 SHELL |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}
 SHELL |= {"lock.file", "lock.fixture", "lock.keeper"}

@@ -19,7 +19,7 @@ from pytest_evalmode.observe.models.history import History
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
 from pytest_evalmode.observers import Observers
 from pytest_evalmode.policy import Globs, Policy, read_policy
-from pytest_evalmode.rules import RULE_NAMES, Rule, Violation
+from pytest_evalmode.rules import RULE_NAMES, Rule, Violation, handed_by
 from pytest_evalmode.segments import Segments
 from pytest_evalmode.trace import LockChange, Site, Trace, WatchedModel
 
@@ -46,6 +46,8 @@ class Terms:
     """Which of the violations are to be told."""
     fails: Callable[[list[Violation]], list[Violation]] = list
     """Which of these fail: those that are not known."""
+    shown: bool = False
+    """Whether what the models are made of, and what happened when, is to be shown."""
 
 
 _NO_POLICY = Policy()
@@ -62,7 +64,7 @@ class Guard:
         self._given = models
         self._policy = policy
         self._terms = terms
-        self._observers = Observers(terms.root, terms.tests, strict=terms.strict)
+        self._observers = Observers(terms.root, terms.tests, strict=terms.strict, shown=terms.shown)
         self._segments = Segments(terms.strict, terms.rules)
         self._fixtures: dict[str, tuple[str, Site]] = {}
         """By the name of a model, the fixture that handed it over and where that stands."""

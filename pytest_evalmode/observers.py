@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from pytest_evalmode.observe.calls import exports, forwards, gradients, loads, switches
+from pytest_evalmode.observe.calls.events import Events
 from pytest_evalmode.observe.calls.exports import Exports
 from pytest_evalmode.observe.calls.forwards import Forwards
 from pytest_evalmode.observe.calls.gradients import Gradients
@@ -27,13 +28,14 @@ from pytest_evalmode.trace import Leak, Trace
 class Observers:
     """The eyes of one guard."""
 
-    def __init__(self, root: Path | None, tests: tuple[str, ...], *, strict: bool) -> None:
+    def __init__(self, root: Path | None, tests: tuple[str, ...], *, strict: bool, shown: bool = False) -> None:
         self._strict = strict
         self._sites = Sites(root, tests)
         self.watch = Watch(self._sites.site, strict=strict)
         self.shared = Shared(self.watch)
-        self.forwards = Forwards(self.watch, self._sites, switched := Switches(self._sites), strict=strict)
-        self._switches = switched
+        self._events = Events(self.watch, self._sites) if shown else None
+        self._switches = Switches(self._sites, self._events)
+        self.forwards = Forwards(self.watch, self._sites, self._switches, self._events, strict=strict)
         self._loads = Loads(self.watch, self._sites)
         self._exports = Exports(self.watch, self._sites, self._switches)
         self._optimizers = Optimizers(self.watch, self._sites)
@@ -100,6 +102,7 @@ class Observers:
             gradients=self._gradients.take(),
             names=frozenset(self.watch.paths()) if named else frozenset(),
             loads=self._loads.take(),
+            events=self._events.take() if self._events is not None else (),
         )
 
     def leaks(self) -> tuple[Leak, ...]:

@@ -17,7 +17,7 @@ from pytest_evalmode.lock.keeper import Collected, Keeper
 from pytest_evalmode.session import hookspecs
 from pytest_evalmode.session.evalmode import evalmode
 from pytest_evalmode.session.fixtures import begin, end, forget, history, note, remember, set_up
-from pytest_evalmode.session.recorder import Recorder
+from pytest_evalmode.session.recorder import Panels, Recorder
 from pytest_evalmode.session.settings import SETTINGS, add_options, is_worker, read_settings
 from pytest_evalmode.session.stash import CALLING, GUARD, forget_record
 
@@ -58,6 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not is_worker(config):  # a worker sends its reports on
         config.pluginmanager.register(Recorder(config, collected), "evalmode-recorder")
         config.pluginmanager.register(Keeper(config, collected), "evalmode-keeper")
+        if config.pluginmanager.hasplugin("html"):
+            config.pluginmanager.register(Panels(), "evalmode-panels")
     config.addinivalue_line(
         "markers",
         f"{settings.marker}(*, allow=(), train=(), mutable=(), reason=None): fail the test if its PyTorch inference "

@@ -210,6 +210,19 @@ class WatchedModel:
     forwards: int
     dtypes: tuple[str, ...] = ()
     """Of its parameters and buffers: `float32`, say."""
+    parts: tuple[tuple[str, str], ...] = ()
+    """Path and type of each module in it, where that is to be shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in a window: the same again, until a mode was switched, is counted."""
+
+    what: str
+    """`train()`, `eval()` or `forward`."""
+    model: str
+    at: Site | None
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,3 +249,5 @@ class Trace:
     """Whether a test was marked, and ran to its end, so that it should have run a model."""
     forwards: int = 0
     """The outermost forwards of models."""
+    events: tuple[Event, ...] = ()
+    """What happened in their order, where that is to be shown."""

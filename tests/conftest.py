@@ -16,7 +16,8 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """Print on CI what is printed at a desk: there pytest shortens the lines of its summary (`running_on_ci`)."""
+    """Do on CI what is done at a desk: there pytest shortens the lines of its summary, and we write one of a step."""
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("BUILD_NUMBER", raising=False)
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     return pytester

@@ -9,7 +9,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+
+import pytest_evalmode
+
+SCHEMA = json.loads((Path(pytest_evalmode.__file__).parent / "report" / "report.schema.json").read_text("utf-8"))
+"""What every JSON report is valid against."""
 
 # An inner run forgets what it imports: what each of them needs is imported here once, as torch is in conftest.py.
 for _name in ("hypothesis", "pytest_evalmode.guards", "pytest_evalmode.session.verdict"):
@@ -91,6 +97,7 @@ def json_report(pytester: pytest.Pytester, *args: str) -> dict[str, Any]:
     path = pytester.path / "report.json"
     run(pytester, f"--evalmode-report={path}", *args)
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    jsonschema.validate(report, SCHEMA)
     return report
 
 

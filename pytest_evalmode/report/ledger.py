@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pytest_evalmode.rules import Violation
 from pytest_evalmode.trace import WatchedModel
 
 SCHEMA = 1
-_FOR_SUMMARY = ("exemptions", "unjudged", "guarded", "finished", "dropped", "timed", "read", "unread")
+_FOR_SUMMARY = ("exemptions", "unjudged", "guarded", "finished", "dropped", "timed", "read", "unread", "shown")
 
 Record = dict[str, Any]
 
@@ -35,6 +35,7 @@ def record(
     timed: bool = False,
     read: int = 0,
     unread: int = 0,
+    shown: Mapping[str, Any] | None = None,
 ) -> str:
     """What one test found, as it travels in its report: JSON, so that every plugin and every process can carry it.
 
@@ -42,6 +43,7 @@ def record(
     test only locked something.  It `finished` if it came to its end.  `dropped` violations are those of which a hook
     wants nothing told.  It is `timed` if a benchmark times what it guards.  `read` are the bytes of large tensors that
     were read, `unread` those that did not have to be, as the kernel knows that nobody wrote to them.
+    `shown` is what a page needs beyond the JSON report.
     """
     watched = [
         {"name": m.name, "type": m.type, "tensors": m.tensors, "bytes": m.bytes, "forwards": m.forwards} for m in models
@@ -61,6 +63,7 @@ def record(
             "seconds": round(seconds, 6),
             "models": watched,
             "violations": [_violation(violation) for violation in violations],
+            "shown": dict(shown or {}),
         },
         default=str,  # of the details of a team's rule
     )
@@ -120,7 +123,7 @@ class Ledger:
         report = {
             "schema": SCHEMA,
             "evalmode": __version__,
-            "torch": _torch(),
+            "torch": torch_version(),
             "mode": mode,
             "strict": strict,
             "totals": self.totals(),
@@ -144,7 +147,7 @@ class Ledger:
         }
 
 
-def _torch() -> str | None:
+def torch_version() -> str | None:
     try:
         return version("torch")
     except PackageNotFoundError:

@@ -24,9 +24,8 @@ def explain(violations: Sequence[Violation], marker: str | None = None) -> str:
     entries = _entries(violations)
     for entry in entries:
         lines += [f"  {head:{width}}  {row}" for head, row in entry.rows()]
-    exemption = _exemption([each for entry in entries if not entry.head.plain for each in entry.all()])
-    if exemption:
-        call = f'@pytest.mark.{marker}({exemption}, reason="...")' if marker else f"guard({exemption})"
+    call = exemption([each for entry in entries if not entry.head.plain for each in entry.all()], marker)
+    if call:
         lines += ["", f"  intended? {call}"]
     return "\n".join(lines)
 
@@ -107,7 +106,15 @@ def _line(site: Site) -> str:
     return f"{site}  {site.source}".rstrip()
 
 
-def _exemption(violations: Sequence[Violation]) -> str:
+def exemption(violations: Sequence[Violation], marker: str | None = None) -> str:
+    """What would let this pass, if something would: the marker or, without one, `guard()` with its arguments."""
+    arguments = _exempting(violations)
+    if not arguments:
+        return ""
+    return f'@pytest.mark.{marker}({arguments}, reason="...")' if marker else f"guard({arguments})"
+
+
+def _exempting(violations: Sequence[Violation]) -> str:
     """The arguments that would let this pass: by name where names tell it, else by the rule."""
     allow: list[str] = []
     train: list[str] = []

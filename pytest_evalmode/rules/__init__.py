@@ -91,4 +91,5 @@ def joined(traces: Sequence[Trace]) -> Trace:
         locks=tuple(change for trace in traces for change in trace.locks),
         needs_forward=any(trace.needs_forward for trace in traces),
         forwards=sum(trace.forwards for trace in traces),
+        events=tuple(event for trace in traces for event in trace.events),
     )

@@ -137,7 +137,7 @@ def state_drifted(trace: Trace) -> Iterator[Violation]:
             details={
                 "last_seen_by": drift.seen_by,
                 "between": list(drift.between),
-                "changes": {change.name: _how(change) for change in drift.changes},
+                "changes": {change.name: how(change) for change in drift.changes},
             },
         )
     for found in trace.global_drifts:
@@ -196,20 +196,20 @@ def _mutated(found: Iterable[TensorChange]) -> Iterator[Violation]:
     for model in dict.fromkeys(change.model for change in all_changes):
         changes = [change for change in all_changes if change.model == model]
         names = tuple(change.name for change in changes)
-        how = f"    {_how(changes[0])}" if _how(changes[0]) else ""
+        extent = f"    {how(changes[0])}" if how(changes[0]) else ""
         yield Violation(
             model=model,
             subjects=names,
             message=f"{first_and_more(names)} changed",
-            finding=f"{first_and_more(names)} changed{how}",
+            finding=f"{first_and_more(names)} changed{extent}",
             at=changes[0].after,
             count=len(changes),
-            details={"changes": {change.name: _how(change) for change in changes}},
+            details={"changes": {change.name: how(change) for change in changes}},
             mutable=tuple(change.path for change in changes),
         )
 
 
-def _how(change: TensorChange) -> str:
+def how(change: TensorChange) -> str:
     """How far a tensor moved where that is known: `max |Δ| 0.031, 64 of 64 elements`."""
     if change.elements is None:
         return "" if change.what == "values" else change.what

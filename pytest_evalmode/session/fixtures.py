@@ -137,3 +137,24 @@ def handed_to(item: pytest.Item) -> Iterator[tuple[str, object, bool, Site | Non
         yield from ((f"self.{name}", value, False, None) for name, value in getattr(instance, "__dict__", {}).items())
         for kind in type(instance).__mro__:
             yield from ((f"self.{name}", value, True, None) for name, value in vars(kind).items())
+
+
+def givers(models: Iterable[str], item: pytest.Item) -> list[str]:
+    """The fixtures that handed these models to a test: a model is named after its fixture, and its place in that."""
+    return [
+        fixture
+        for fixture in getattr(item, "funcargs", {})
+        if any(name == fixture or name.startswith((f"{fixture}.", f"{fixture}[")) for name in models)
+    ]
+
+
+def line(fixture: str, item: pytest.Item) -> Site | None:
+    """Where a fixture of a test is defined, if that is in the user's own code."""
+    info = getattr(item, "_fixtureinfo", None)
+    found = info.name2fixturedefs.get(fixture) if info is not None else None
+    code = getattr(unwrap(found[-1].func), "__code__", None) if found else None
+    root = item.config.rootpath
+    path = Path(code.co_filename) if code is not None else None
+    if code is None or path is None or not path.is_relative_to(root):
+        return None
+    return Site(path.relative_to(root).as_posix(), code.co_firstlineno)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_evalmode.lock.keeper import Collected
-from pytest_evalmode.session.settings import BASELINE_INPUT, SETTINGS, is_whole_suite, plain_id
+from pytest_evalmode.session.settings import BASELINE_INPUT, SETTINGS, Settings, is_whole_suite, plain_id, step_summary
 from pytest_evalmode.session.stash import PROPERTY, SUGGESTION
 
 if TYPE_CHECKING:
@@ -78,16 +79,25 @@ class Recorder:
         if os.getpid() != self._process:  # a test forked, and its child came back here
             return
         settings = self._settings
-        if settings.report is not None:
-            try:
-                self._kept().write(settings.report, settings.mode, settings.strict)
-                self._told.append((f"evalmode report: {settings.report}", False))
-            except OSError as error:  # pytest has yet to tell how the tests ended
-                told = f"--evalmode-report: {settings.report} could not be written: {error.strerror}"
-                self._told.append((told, True))
+        for what, path, write in (("report", settings.report, write_report), ("html", settings.html, write_page)):
+            if path is not None and not self._write(f"--evalmode-{what}", path, write):
                 session.exitstatus = session.exitstatus or pytest.ExitCode.USAGE_ERROR
+            elif path is not None:
+                self._told.append((f"evalmode {what}: {path}", False))
+        summary = step_summary()
+        if summary is not None and self._ledger:
+            self._write("GITHUB_STEP_SUMMARY", summary, write_step_summary)
         if settings.known is not None and settings.mode != "off" and not settings.suggest:
             self._compare_with_baseline(session, exitstatus)
+
+    def _write(self, option: str, path: Path, write: Callable[[Path, Ledger, Settings], None]) -> bool:
+        """Write a file; False, to be told, if that failed: pytest has yet to tell how the tests ended."""
+        try:
+            write(path, self._kept(), self._settings)
+        except OSError as error:
+            self._told.append((f"{option}: {path} could not be written: {error.strerror}", True))
+            return False
+        return True
 
     def _compare_with_baseline(self, session: pytest.Session, exitstatus: int) -> None:
         from pytest_evalmode.report.baseline import stale
@@ -173,3 +183,40 @@ class Recorder:
         if self._ledger is None:
             self._ledger = Ledger()
         return self._ledger
+
+
+def write_report(path: Path, ledger: Ledger, settings: Settings) -> None:
+    ledger.write(path, settings.mode, settings.strict)
+
+
+def write_page(path: Path, ledger: Ledger, settings: Settings) -> None:
+    """Write the page; folders on the way are made."""
+    from pytest_evalmode.report.page import page
+
+    text = page(
+        list(ledger.tests), totals=ledger.totals(), mode=settings.mode, strict=settings.strict, known=settings.known
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def write_step_summary(path: Path, ledger: Ledger, settings: Settings) -> None:
+    """Add to what other steps of the job have written."""
+    from pytest_evalmode.report.markdown import markdown
+
+    with path.open("a", encoding="utf-8") as file:
+        file.write(markdown(list(ledger.tests), ledger.totals()))
+
+
+class Panels:
+    """A panel in each row of pytest-html.  To be registered where that is installed; it brings Jinja2 along."""
+
+    def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
+        record = dict(report.user_properties).get(PROPERTY)
+        if record is None or not (report.when == "call" or report.failed):
+            return
+        test = json.loads(str(record))
+        if test["shown"]:
+            from pytest_evalmode.report.page import panel
+
+            data.insert(0, panel({"nodeid": report.nodeid, "outcome": report.outcome, **test}))

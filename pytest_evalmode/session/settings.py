@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from keyword import iskeyword
 from pathlib import Path, PurePath, PurePosixPath
 from posixpath import normpath
@@ -61,6 +62,9 @@ class Settings(NamedTuple):
     """Whether to watch every test and fail none."""
     full_read: bool = False
     """Whether to read all tensors each time, whatever the kernel knows of writes to them."""
+    html: Path | None = None
+    shown: bool = False
+    """Whether anything is written that shows more of a test than the JSON report tells; in workers, too."""
 
     @property
     def policy(self) -> Policy:
@@ -135,6 +139,7 @@ def add_options(parser: pytest.Parser) -> None:
         default=False,
         help="read every tensor each time, even where the kernel can tell that nobody wrote to it",
     )
+    group.addoption("--evalmode-html", metavar="PATH", help="write a page that shows what was found to this file")
     group.addoption(
         "--evalmode-rules",
         metavar="RULE",
@@ -168,7 +173,7 @@ def read_settings(config: pytest.Config) -> Settings:
     return Settings(
         mode=mode,
         strict=_strict(config),
-        report=_report(config, rank),
+        report=_file(config, "--evalmode-report", rank),
         marker=marker,
         mark=_mark(config),
         exempt={name: _words(config, f"evalmode_{name}") for name in ("allow", "train", "mutable")},
@@ -180,6 +185,8 @@ def read_settings(config: pytest.Config) -> Settings:
         update_baseline=update,
         suggest=config.getoption("evalmode_suggest"),
         full_read=config.getoption("evalmode_full_read"),
+        html=_html(config, rank),
+        shown=_is_shown(config),
     )
 
 
@@ -229,13 +236,32 @@ def _rank() -> Rank | None:
     return Rank(int(number), int(of)) if several else None
 
 
-def _report(config: pytest.Config, rank: Rank | None) -> Path | None:
-    given = config.getoption("evalmode_report")
+def _html(config: pytest.Config, rank: Rank | None) -> Path | None:
+    path = _file(config, "--evalmode-html", rank)
+    if path is not None and find_spec("jinja2") is None:
+        raise pytest.UsageError("--evalmode-html: Jinja2 is not installed; pip install 'pytest-evalmode[html]'")
+    return path
+
+
+def _is_shown(config: pytest.Config) -> bool:
+    panels = config.pluginmanager.hasplugin("html") and config.getoption("htmlpath", None)
+    return bool(config.getoption("evalmode_html") or panels or step_summary())
+
+
+def step_summary() -> Path | None:
+    """Where GitHub takes the Markdown from that it shows of a job, if this is one."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    return Path(path) if path and os.environ.get("GITHUB_ACTIONS") == "true" else None
+
+
+def _file(config: pytest.Config, option: str, rank: Rank | None) -> Path | None:
+    """A file to be written; none in a worker, which sends on what it finds."""
+    given = config.getoption(option)
     if given is None or is_worker(config):
         return None
     path: Path = config.invocation_params.dir / given
     if not given or not _may_be_written(path):
-        raise pytest.UsageError(f"--evalmode-report: {reprlib.repr(given)} is no file to write to")
+        raise pytest.UsageError(f"{option}: {reprlib.repr(given)} is no file to write to")
     # Ranks share a file system more often than not; none of their reports is the whole.
     return path if rank is None else path.with_name(f"{path.stem}.rank{rank.number}{path.suffix}")
 

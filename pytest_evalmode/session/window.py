@@ -188,6 +188,7 @@ def _new_guard(item: pytest.Item, policy: Policy, own: tuple[Rule, ...]) -> Guar
         enforced=settings.mode == "enforce",
         tell=partial(_told, item),
         fails=partial(_failing, item),
+        shown=settings.shown,
     )
     return Guard(policy, terms)
 
@@ -257,11 +258,20 @@ def _record(item: pytest.Item, guard: Guard, settings: Settings, *, finished: bo
         timed="benchmark" in getattr(item, "fixturenames", ()) and item.config.pluginmanager.hasplugin("benchmark"),
         read=read - before[0],
         unread=unread - before[1],
+        shown=_shown(item, guard, settings) if settings.shown else None,
     )
     forget_record(item)
     item.user_properties.append((PROPERTY, found))
     values = short(guard.models, guard.violations, guard.seconds)
     item.user_properties.extend(zip(SHORT_PROPERTIES, values, strict=True))
+
+
+def _shown(item: pytest.Item, guard: Guard, settings: Settings) -> dict[str, Any]:
+    from pytest_evalmode.report.shown import shown
+
+    names = [model.name for model in guard.models]
+    handed = {name: site for name in fixtures.givers(names, item) if (site := fixtures.line(name, item)) is not None}
+    return shown(guard.trace, guard.violations, fixtures=handed, marker=settings.marker, root=settings.root)
 
 
 def _suggest(item: pytest.Item, guard: Guard) -> None:

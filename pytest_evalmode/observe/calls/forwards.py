@@ -25,6 +25,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.calls import guests
+from pytest_evalmode.observe.calls.events import Events
 from pytest_evalmode.observe.calls.outermost import RAISED, Outermost
 from pytest_evalmode.observe.calls.questions.attributes import AttributeChanges
 from pytest_evalmode.observe.calls.questions.autograd import Autograd
@@ -61,7 +62,9 @@ class Running(threading.local):
 class Forwards:
     """Observes the forwards of a window, and adds the models that run to its watch."""
 
-    def __init__(self, watch: Watch, sites: Sites, switches: Switches, *, strict: bool = False) -> None:
+    def __init__(
+        self, watch: Watch, sites: Sites, switches: Switches, events: Events | None = None, *, strict: bool = False
+    ) -> None:
         self.failures = Failures()
         self.seconds = 0.0
         """What it cost to watch; of the parts, which are many and short, it is found out by samples."""
@@ -69,6 +72,7 @@ class Forwards:
         """Outermost forwards of what may be a model: one that is quantised has no parameters."""
         self._calls: Counter[ForwardCall] = Counter()
         self._lock = threading.Lock()
+        self._events = events
         self._scene = Scene(watch, sites, switches, strict)
         self._kinds = (*QUESTIONS, *STRICT) if strict else QUESTIONS
         self._entering, self._leaving = (_who_has(self._kinds, verb) for verb in ("enter", "leave"))
@@ -164,6 +168,8 @@ class Forwards:
         last = caller.test or caller.frame
         if last is not None:
             model.last = (last.f_code, last.f_lineno)
+        if self._events is not None:
+            self._events.ran(model)
         parts = modules.tree(module)
         with self._lock:
             model.forwards += model.is_model

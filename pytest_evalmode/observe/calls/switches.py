@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.calls.events import Events
 from pytest_evalmode.observe.failures import Failures
 from pytest_evalmode.observe.source.sites import Sites
 from pytest_evalmode.observe.wrapped import Wrapped
@@ -23,11 +24,12 @@ from pytest_evalmode.trace import Site
 class Switches:
     """Observes who switches the modules of a window."""
 
-    def __init__(self, sites: Sites) -> None:
+    def __init__(self, sites: Sites, events: Events | None = None) -> None:
         self.failures = Failures()
         self.count = 0
         """Of the times that something was switched."""
         self._sites = sites
+        self._events = events
         self._lines: dict[int, tuple[weakref.ref[nn.Module], Site]] = {}
 
     def line(self, module: nn.Module) -> Site | None:
@@ -47,6 +49,8 @@ class Switches:
             if caller.f_code is _RECURSIVE:
                 return  # the module is part of one that is being switched
             line = self._line(module, caller)
+            if self._events is not None:
+                self._events.switched(module, line)
             for part in modules.tree(module):
                 if line is not None and modules.mode(part):
                     self._lines[id(part)] = weakref.ref(part), line

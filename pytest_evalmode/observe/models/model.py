@@ -47,6 +47,8 @@ class Model:
         self.tensors = 0
         self.bytes = 0
         self.dtypes: frozenset[str] = frozenset()
+        self.outline: tuple[tuple[str, str], ...] = ()
+        """Path and type of each module in it, where that is to be shown."""
         self.flags: leaks.Baseline | None = None
         """How a shared model was set, where that is asked for."""
         self.drift: Drift | None = None

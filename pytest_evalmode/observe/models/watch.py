@@ -184,6 +184,7 @@ class Watch(Registry):
             sum(part.bytes for part in parts),
             sum(part.forwards for part in parts),
             tuple(sorted(frozenset().union(*(part.dtypes for part in parts)))),
+            model.outline,
         )
 
     def _compare(self, model: Model) -> None:

@@ -1,0 +1,42 @@
+"""Records of tests, as a Ledger keeps them, made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def violation(rule: str = "train-mode", **facts: Any) -> dict[str, Any]:
+    return {
+        "rule": rule,
+        "model": "net",
+        "subjects": ["net.bn (BatchNorm1d)"],
+        "message": f"{rule}, the headline",
+        "remedy": "call net.eval()",
+        "at": "test_it.py:9",
+        "cause": None,
+        "count": 1,
+        "details": {},
+        **facts,
+    }
+
+
+def test(name: str, *violations: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    return {
+        "nodeid": f"test_it.py::{name}",
+        "outcome": "failed" if violations else "passed",
+        "reason": None,
+        "exemptions": [],
+        "unjudged": False,
+        "guarded": True,
+        "forwards": 1,
+        "seconds": 0.001,
+        "models": [{"name": "net", "type": "Net", "tensors": 2, "bytes": 8, "forwards": 1}],
+        "violations": list(violations),
+        "shown": {},
+        **facts,
+    }
+
+
+def totals(tests: list[dict[str, Any]]) -> dict[str, Any]:
+    violated = sum(bool(each["violations"]) for each in tests)
+    return {"tests": len(tests), "violated": violated, "models": 1, "forwards": len(tests), "seconds": 0.5}

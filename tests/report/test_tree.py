@@ -1,0 +1,119 @@
+"""A model as a tree: what happened where, the rest folded, never more than a screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_evalmode.report.tree import ROWS, trees
+from pytest_evalmode.trace import Finding, ForwardCall, Part, Site, TensorChange, Trace, WatchedModel
+
+BLOCKS = [(f"layer{i}", "Sequential") for i in range(1, 5)]
+PARTS = [("", "ResNet"), ("conv1", "Conv2d"), ("bn1", "BatchNorm2d"), ("relu", "ReLU")]
+for layer, kind in BLOCKS:
+    PARTS.append((layer, kind))
+    for block in range(6):
+        PARTS += [(f"{layer}.{block}", "Bottleneck")]
+        PARTS += [(f"{layer}.{block}.conv{i}", "Conv2d") for i in (1, 2, 3)]
+        PARTS += [(f"{layer}.{block}.bn{i}", "BatchNorm2d") for i in (1, 2, 3)]
+PARTS.append(("fc", "Linear"))
+TYPES = dict(PARTS)
+
+
+def training(paths: list[str], since: Site | None = None) -> ForwardCall:
+    found = tuple(Finding(Part("model", path, TYPES[path]), since=since) for path in paths)
+    return ForwardCall(ran=Part("model", "", "ResNet"), at=None, modules=len(PARTS), training=found)
+
+
+def changed(path: str, **facts: Any) -> TensorChange:
+    return TensorChange("model", path, "values", **facts)
+
+
+def tree(*calls: ForwardCall, changes: tuple[TensorChange, ...] = ()) -> dict[str, Any]:
+    model = WatchedModel("model", "ResNet", 0, 0, 1, parts=tuple(PARTS))
+    return trees(Trace(models=(model,), calls=calls, changes=changes))["model"]
+
+
+def rows(node: dict[str, Any], depth: int = 0) -> list[str]:
+    marks = "; ".join(" ".join(filter(None, mark)) for mark in node["marks"])
+    name = "  " * depth + " ".join(filter(None, (node["name"], node["type"])))
+    text = f"{name}: {marks or ('' if node['rows'] else 'clean')}".removesuffix(": ")
+    return [text, *(row for child in node["rows"] for row in rows(child, depth + 1))]
+
+
+def test_a_clean_model_has_no_tree() -> None:
+    model = WatchedModel("model", "ResNet", 0, 0, 1, parts=tuple(PARTS))
+    assert trees(Trace(models=(model,))) == {}
+    quiet = ForwardCall(ran=Part("model", "", "ResNet"), at=None, modules=3)
+    assert trees(Trace(models=(model,), calls=(quiet,))) == {}
+
+
+def test_one_module_is_shown_where_it_is_and_its_clean_neighbours_are_folded() -> None:
+    found = tree(
+        training(["layer3.2.bn1"], Site("test_it.py", 9)),
+        changes=(changed("layer3.2.bn1.running_mean", elements=4, of=8, max_abs=0.25),),
+    )
+    assert rows(found) == [
+        "model ResNet",
+        "  conv1 … layer2: clean",
+        "  layer3 Sequential",
+        "    0 … 1 Bottleneck: clean",
+        "    2 Bottleneck",
+        "      conv1 … conv3 Conv2d: clean",
+        "      bn1 BatchNorm2d: training since test_it.py:9; changed running_mean  max |Δ| 0.25, 4 of 8 elements",
+        "      bn2 … bn3 BatchNorm2d: clean",
+        "    3 … 5 Bottleneck: clean",
+        "  layer4 … fc: clean",
+    ]
+
+
+def test_a_branch_in_which_much_happened_is_told_by_its_sum() -> None:
+    norms = [path for path, kind in PARTS if kind == "BatchNorm2d"]
+    found = tree(training(norms), changes=tuple(changed(f"{path}.running_mean", max_abs=0.5) for path in norms))
+    (layer,) = [row for row in found["rows"] if row["name"] == "layer2"]
+    assert layer["marks"] == [("training", "18 modules"), ("changed", "18 tensors: running_mean")]
+    assert (layer["modules"], layer["rows"]) == (43, [])
+    assert len(rows(found)) <= ROWS
+
+
+def test_many_alike_side_by_side_are_one_row() -> None:
+    parts = (("", "Net"), *((str(i), "Linear") for i in range(1000)))
+    found = tuple(Finding(Part("net", path, kind)) for path, kind in parts[1:])
+    call = ForwardCall(ran=Part("net", "", "Net"), at=None, modules=1001, training=found)
+    trace = Trace(models=(WatchedModel("net", "Net", 0, 0, 1, parts=parts),), calls=(call,))
+    (row,) = trees(trace)["net"]["rows"]
+    assert (row["name"], row["type"], row["times"]) == ("0 … 999", "Linear", 1000)
+    assert row["marks"] == [("training", "1000 modules")]
+
+
+def test_it_fits_a_screen_whatever_happened() -> None:
+    parts = [("", "Net")]
+    for i in range(300):
+        parts += [(f"m{i}", f"Type{i}"), (f"m{i}.a", "A"), (f"m{i}.b", "B")]
+    found = tuple(Finding(Part("net", path, kind)) for path, kind in parts[1:])
+    call = ForwardCall(ran=Part("net", "", "Net"), at=None, modules=1001, training=found)
+    trace = Trace(models=(WatchedModel("net", "Net", 0, 0, 1, parts=tuple(parts)),), calls=(call,))
+    root = trees(trace)["net"]
+    assert len(rows(root)) <= ROWS + 1
+    assert root["rows"][-1]["times"] == 300 - ROWS + 1
+
+
+def test_what_ran_without_being_part_of_it_stands_at_the_end() -> None:
+    guest = Finding(Part("model", "layer1.<Dropout>", "Dropout"))
+    call = ForwardCall(ran=Part("model", "", "ResNet"), at=None, modules=3, unregistered=(guest,), draws=(guest,))
+    last = rows(tree(call))
+    assert "    <Dropout> Dropout: drew; unregistered" in last
+    assert last[-1] == "  layer2 … fc: clean"
+
+
+def test_a_model_of_which_only_the_marks_are_known() -> None:
+    model = WatchedModel("net", "Net", 2, 8, 0)
+    change = TensorChange("net", "body.fc.weight", "values", elements=1, of=4, max_abs=1.0)
+    assert rows(trees(Trace(models=(model,), changes=(change,)))["net"]) == [
+        "net Net",
+        "  body",
+        "    fc: changed weight  max |Δ| 1, 1 of 4 elements",
+    ]
+
+
+def test_a_tensor_of_the_model_itself() -> None:
+    assert rows(tree(changes=(changed("scale"),)))[0] == "model ResNet: changed scale"

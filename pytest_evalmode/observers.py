@@ -6,15 +6,16 @@ from pathlib import Path
 
 from torch import nn
 
-from pytest_evalmode.observe.calls import exports, forwards, gradients, loads, switches
+from pytest_evalmode.observe.calls import forwards
+from pytest_evalmode.observe.calls.beside import exports, gradients, loads, switches
+from pytest_evalmode.observe.calls.beside.exports import Exports
+from pytest_evalmode.observe.calls.beside.gradients import Gradients
+from pytest_evalmode.observe.calls.beside.loads import Loads
+from pytest_evalmode.observe.calls.beside.optimizers import Optimizers
+from pytest_evalmode.observe.calls.beside.switches import Switches
 from pytest_evalmode.observe.calls.events import Events
-from pytest_evalmode.observe.calls.exports import Exports
 from pytest_evalmode.observe.calls.forwards import Forwards
-from pytest_evalmode.observe.calls.gradients import Gradients
-from pytest_evalmode.observe.calls.loads import Loads
-from pytest_evalmode.observe.calls.optimizers import Optimizers
 from pytest_evalmode.observe.calls.owncalls import own_calls
-from pytest_evalmode.observe.calls.switches import Switches
 from pytest_evalmode.observe.models.history import History
 from pytest_evalmode.observe.models.shared import Shared
 from pytest_evalmode.observe.models.watch import Watch

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_evalmode.guards import Guard
+    from pytest_evalmode.observe.calls.beside.steps import Steps
     from pytest_evalmode.observe.calls.kept import Kept
-    from pytest_evalmode.observe.calls.steps import Steps
     from pytest_evalmode.observe.models.history import History
 
 GUARD: pytest.StashKey[Guard] = pytest.StashKey()

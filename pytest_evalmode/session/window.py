@@ -226,7 +226,7 @@ def _open(guard: Guard, item: pytest.Item) -> None:
     settings = item.config.stash[SETTINGS]
     item.stash[TALLY] = _tally()
     if settings.suggest and not settings.guards(item):
-        from pytest_evalmode.observe.calls.steps import Steps
+        from pytest_evalmode.observe.calls.beside.steps import Steps
 
         item.stash[STEPS] = Steps(lambda: guard.living)
     if item.config.getoption("usepdb", False):

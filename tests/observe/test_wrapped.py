@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from pytest_evalmode import Guard, guard
+from pytest_evalmode.observe.calls.beside.loads import loads
+from pytest_evalmode.observe.calls.beside.switches import switches
 from pytest_evalmode.observe.calls.forwards import calls
-from pytest_evalmode.observe.calls.loads import loads
-from pytest_evalmode.observe.calls.switches import switches
 from pytest_evalmode.observe.wrapped import Wrapped
 from tests.nets import Net, batch, only, rules, watching
 

@@ -25,6 +25,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.calls import guests
+from pytest_evalmode.observe.calls.beside.switches import Switches
 from pytest_evalmode.observe.calls.events import Events
 from pytest_evalmode.observe.calls.outermost import RAISED, Outermost
 from pytest_evalmode.observe.calls.questions.attributes import AttributeChanges
@@ -36,7 +37,6 @@ from pytest_evalmode.observe.calls.questions.modes import Modes
 from pytest_evalmode.observe.calls.questions.question import Question, Scene
 from pytest_evalmode.observe.calls.questions.statistics import Statistics
 from pytest_evalmode.observe.calls.questions.unregistered import Unregistered
-from pytest_evalmode.observe.calls.switches import Switches
 from pytest_evalmode.observe.calls.trees import Trees
 from pytest_evalmode.observe.failures import Failures
 from pytest_evalmode.observe.models.watch import Watch

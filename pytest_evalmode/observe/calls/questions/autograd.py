@@ -11,7 +11,7 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.utils._pytree import tree_leaves
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.calls import gradients
+from pytest_evalmode.observe.calls.beside import gradients
 from pytest_evalmode.observe.calls.outermost import RAISED
 from pytest_evalmode.observe.calls.questions.question import Question
 from pytest_evalmode.observe.source import code

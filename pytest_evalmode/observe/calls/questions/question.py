@@ -8,8 +8,8 @@ from types import CodeType, FrameType
 
 from torch import nn
 
+from pytest_evalmode.observe.calls.beside.switches import Switches
 from pytest_evalmode.observe.calls.outermost import Outermost
-from pytest_evalmode.observe.calls.switches import Switches
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.source.sites import Sites
 from pytest_evalmode.trace import Site

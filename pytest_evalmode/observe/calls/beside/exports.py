@@ -16,7 +16,7 @@ from torch.export import ExportedProgram, export
 from torch.jit import ScriptModule, trace_module
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.calls.switches import Switches
+from pytest_evalmode.observe.calls.beside.switches import Switches
 from pytest_evalmode.observe.failures import Failures
 from pytest_evalmode.observe.models import modes
 from pytest_evalmode.observe.models.watch import Watch

@@ -1,0 +1,1 @@
+"""What is called beside forwards: `train()`, loads, exports, optimizers, `backward()`."""

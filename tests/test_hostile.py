@@ -213,6 +213,6 @@ def test_a_test_that_uses_up_the_stack(strict: bool, net: nn.Module) -> None:
 
 def test_another_error_of_the_guard_is_told(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """The look-alike: only the end of the stack is no failure of the guard."""
-    monkeypatch.setattr("pytest_evalmode.observe.calls.forwards.generators.state", _boom)
+    monkeypatch.setattr("pytest_evalmode.observe.state.generators.state", _boom)
     with pytest.raises(GuardError), guard(net), torch.no_grad():
         net(batch())

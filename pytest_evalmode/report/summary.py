@@ -107,7 +107,8 @@ def _by_cause(ledger: Ledger, most: int | None) -> Iterator[Line]:
 def _root(violation: Record) -> str | None:
     """The line that brought a violation about, as far back as is known."""
     details = violation["details"]
-    root = details.get("fixture") or details.get("since") or violation["cause"] or violation["at"]
+    handed = f"fixture {details['fixture']}, {details['fixture_at']}" if details.get("fixture") else None
+    root = details.get("since") or handed or violation["cause"] or violation["at"]
     return None if root is None else str(root)
 
 

@@ -238,4 +238,4 @@ def test_it(monkeypatch, capsys, tmp_path):
     )
     result = suites.run(pytester)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["train-mode: Net ran once*", "*nets.py:*return net(torch.ones(2, 4))*"])
+    result.stdout.fnmatch_lines(["*train-mode: Net ran once*", "*nets.py:*return net(torch.ones(2, 4))*"])

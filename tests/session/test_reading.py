@@ -26,7 +26,7 @@ def test_checks(evalmode):
     evalmode.check()
 """
 
-LINE = "nets.py:20"
+LINE = "test_it.py:5"
 
 
 @pytest.mark.parametrize("how", ["", "-vv", "-n1"])
@@ -60,7 +60,7 @@ def test_annotations_find_the_line_where_they_look_for_it(pytester: pytest.Pytes
     suites.write(pytester, SUITE)
     reports: Any = pytester.inline_run(*suites.PLAIN, "-k", "dirty").getreports("pytest_runtest_logreport")
     (entry,) = next(report.longrepr.reprtraceback.reprentries for report in reports if report.failed)
-    assert (entry.reprfileloc.path, entry.reprfileloc.lineno) == ("nets.py", 20)
+    assert (entry.reprfileloc.path, entry.reprfileloc.lineno) == ("test_it.py", 5)
 
 
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
@@ -118,7 +118,7 @@ def test_it(n):
     asked = b"p n\np violations[0].rule\np type(model).__name__\nq\n"
     result = pytester.run(*command, stdin=asked)
     result.stdout.fnmatch_lines(
-        ["> *nets.py(20)*", "-> return net(torch.ones(2, 4))", "(Pdb) 7", "(Pdb) 'train-mode'", "(Pdb) 'Net'"]
+        ["> *test_it.py(6)*", "-> infer(Net())", "(Pdb) 7", "(Pdb) 'train-mode'", "(Pdb) 'Net'"]
     )
 
 
@@ -152,7 +152,7 @@ def test_a_shared_cause_is_told_once(pytester: pytest.Pytester) -> None:
     cause = lines[begin + 2]
     assert lines[begin + 1] == "by cause:"
     assert cause.endswith("train-mode in 3 tests")
-    assert "nets.py:" in cause
+    assert "fixture net, test_it.py:" in cause
 
 
 def test_quiet_is_one_line_and_durations_tell_the_slowest_guards(pytester: pytest.Pytester) -> None:

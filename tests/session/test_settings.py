@@ -69,7 +69,7 @@ def test_warn_warns_with_all_that_enforce_would_say(pytester: pytest.Pytester) -
     suites.run(pytester, "--evalmode=warn").stdout.fnmatch_lines(
         [
             "*warnings summary*",
-            "*nets.py:20: EvalModeWarning: train-mode: Net ran once in training mode*",
+            "*test_it.py:*: EvalModeWarning: train-mode: Net ran once in training mode*",
             "*fix: call model.eval() before the first forward*",
         ]
     )

@@ -189,7 +189,7 @@ def test_a_teams_rule_reads_as_any_other(pytester: pytest.Pytester) -> None:
     write(pytester, CLEAN)
     run(pytester).stdout.fnmatch_lines(
         [
-            "edge-dtype: Net holds float32",
+            "*edge-dtype: Net holds float32",
             "*edge-dtype  Net holds float32",
             "*fix: call model.half()",
             '*intended? @pytest.mark.inference(allow=[[]"edge-dtype"[]], reason="...")',

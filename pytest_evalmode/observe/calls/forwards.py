@@ -89,7 +89,7 @@ class Forwards:
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """A forward begins in the calling frame.  False if there is nothing to see of it; else `leave` must follow."""
         outermost = self._running.outermost
-        if outermost is None:
+        if outermost is None or id(module) not in outermost.known:
             if not modules.is_built(module):
                 return False
         elif id(module) in outermost.settled:
@@ -113,7 +113,7 @@ class Forwards:
                 for question in inner.questions:
                     question.begin()
             elif id(module) not in outermost.known:
-                if not modules.is_built(module) or callers.builds(frame):
+                if callers.builds(frame):
                     return False
                 if guests.take_in(self._scene, outermost, module, frame):
                     self.ran += 1

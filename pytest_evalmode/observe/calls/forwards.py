@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import wraps
+from functools import cache, wraps
 from operator import attrgetter
 from time import perf_counter
 from types import FrameType
@@ -79,6 +79,7 @@ class Forwards:
         self._running = Running()
         self._trees = Trees()
         self._parts = 0
+        self._unseen = _seconds_unseen()
 
     def take(self) -> tuple[ForwardCall, ...]:
         """The calls so far that have something to say; from now on they are counted anew."""
@@ -199,6 +200,7 @@ class Forwards:
 
     def _end(self, outermost: Outermost, output: object) -> None:
         watch, module = self._scene.watch, outermost.ran
+        self.seconds += len(outermost.known) * self._unseen
         facts: dict[str, Any] = {}
         for question in outermost.questions:
             for name, found in question.end(output).items():
@@ -224,6 +226,26 @@ class Forwards:
             return 1
         self._parts += 1
         return 0 if self._parts % _SAMPLE else _SAMPLE
+
+
+@cache
+def _seconds_unseen() -> float:
+    """What it costs that a part runs of which there is nothing to see: tried once, with nobody to observe it."""
+    part = nn.Identity()
+
+    @observing
+    def ours(self: nn.Module) -> None: ...
+
+    def theirs(self: nn.Module) -> None: ...
+
+    def seconds(call: Method) -> float:
+        began = perf_counter()
+        for _ in range(_SAMPLE):
+            call(part)
+        return perf_counter() - began
+
+    seen = 2  # the call of ours, and about as much again for an observer to find that there is nothing
+    return max(0.0, seen * (seconds(ours) - seconds(theirs)) / _SAMPLE)
 
 
 def _who_has(kinds: tuple[type[Question], ...], verb: str) -> tuple[int, ...]:

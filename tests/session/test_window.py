@@ -446,7 +446,7 @@ def test_torch_is_as_it_was_after_the_run(pytester: pytest.Pytester) -> None:
 
 # Where the guard can fail, and what it is broken with.
 BROKEN = {
-    "the fingerprint": "pytest_evalmode.observe.state.fingerprint",
+    "the fingerprint": "pytest_evalmode.observe.state.snapshot.fingerprint",
     "the finding of models": "pytest_evalmode.observe.models.find.find",
     "the forward observer": "pytest_evalmode.observe.state.generators.state",
     "the rules": "pytest_evalmode.segments.judge",

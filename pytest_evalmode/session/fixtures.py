@@ -152,9 +152,4 @@ def line(fixture: str, item: pytest.Item) -> Site | None:
     """Where a fixture of a test is defined, if that is in the user's own code."""
     info = getattr(item, "_fixtureinfo", None)
     found = info.name2fixturedefs.get(fixture) if info is not None else None
-    code = getattr(unwrap(found[-1].func), "__code__", None) if found else None
-    root = item.config.rootpath
-    path = Path(code.co_filename) if code is not None else None
-    if code is None or path is None or not path.is_relative_to(root):
-        return None
-    return Site(path.relative_to(root).as_posix(), code.co_firstlineno)
+    return _site(found[-1], item.config) if found else None

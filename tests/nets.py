@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pytest_evalmode import Guard, HygieneError, guard
@@ -26,6 +27,31 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h: Tensor = self.head(self.drop(self.bn(self.body(x))))
         return h
+
+
+class Dropper(nn.Module):
+    """Has no running statistics, to which vmap could not write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        self.drop = nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.drop(self.head(x))
+        return out
+
+
+class Noisy(Dropper):
+    """Draws in eval mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.head(x))
+
+
+def compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
 
 
 def batch(*shape: int) -> Tensor:

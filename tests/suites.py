@@ -54,6 +54,19 @@ def train(net):
     net.eval()
 """
 
+# What comes behind a hazard: whatever that was, of these the violation is found, and nothing else.
+NEXT = """
+
+@pytest.mark.inference
+def test_next_clean():
+    infer(Net().eval())
+
+@pytest.mark.inference
+def test_next_violation():
+    infer(Net())
+"""
+NEXT_IS_RIGHT = {"test_next_clean": "passed", "test_next_violation": "failed"}
+
 
 # In the order in which they are written; without what pytest-asyncio warns about; not under the filters of this run.
 PLAIN = ("-p", "no:randomly", "-o", "asyncio_default_fixture_loop_scope=function", "-W", "default")
@@ -92,6 +105,12 @@ def _outcomes(reports: Iterable[Any]) -> Iterable[tuple[str, str]]:
             yield report.nodeid, report.outcome
 
 
+def results(pytester: pytest.Pytester, source: str, *args: str) -> dict[str, str]:
+    """The outcome of each test of a suite by its bare name, the next tests behind it included."""
+    write(pytester, source + NEXT)
+    return {nodeid.rpartition("::")[2]: outcome for nodeid, outcome in outcomes(pytester, *args).items()}
+
+
 def json_report(pytester: pytest.Pytester, *args: str) -> dict[str, Any]:
     """Run the inner suite and read the JSON report it writes."""
     path = pytester.path / "report.json"
@@ -99,6 +118,18 @@ def json_report(pytester: pytest.Pytester, *args: str) -> dict[str, Any]:
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     jsonschema.validate(report, SCHEMA)
     return report
+
+
+def found(pytester: pytest.Pytester, source: str, *args: str) -> dict[str, list[str]]:
+    """The rules that each guarded test broke, by the bare name of the test."""
+    write(pytester, source)
+    return {name: [v["rule"] for v in test["violations"]] for name, test in guarded(pytester, *args).items()}
+
+
+def guarded(pytester: pytest.Pytester, *args: str) -> dict[str, dict[str, Any]]:
+    """What the JSON report of the inner suite tells of each guarded test, by its bare name without `test_`."""
+    report = json_report(pytester, *args)
+    return {test["nodeid"].rpartition("::test_")[2]: test for test in report["tests"]}
 
 
 def frames(result: pytest.RunResult, packages: str = "pytest_evalmode|_pytest|pluggy") -> list[str]:

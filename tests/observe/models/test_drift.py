@@ -1,4 +1,4 @@
-"""`state-drifted` from end to end, and the rest of strict that concerns whole runs."""
+"""`state-drifted` from end to end: which test or fixture changed a model that tests share."""
 
 from __future__ import annotations
 
@@ -307,51 +307,6 @@ def test_what_does_not_run_between_is_no_suspect_and_without_it_nothing_drifts(p
     assert drifts(pytester, "-k", "trains or last") == {}  # nobody saw the old state
 
 
-# --- how strict is turned on
-
-ON = {
-    "nothing": ("", [], False),
-    "option": ("", [STRICT], True),
-    "ini": ("evalmode_strict = true", [], True),
-    "ini off": ("evalmode_strict = false", [], False),
-    "option above ini": ("evalmode_strict = false", [STRICT], True),
-    "addopts": (f"addopts = {STRICT}", [], True),
-    "-o above ini": ("evalmode_strict = true", ["-o", "evalmode_strict=false"], False),
-    "off is above strict": ("evalmode_strict = true\nevalmode = off", [], False),
-}
-
-
-@pytest.mark.parametrize(("ini", "args", "strict"), ON.values(), ids=ON)
-def test_strict_is_asked_for(pytester: pytest.Pytester, ini: str, args: list[str], strict: bool) -> None:
-    pytester.makeini(f"[pytest]\n{ini}\n")
-    write(pytester, "@pytest.mark.inference\ndef test_it():\n    pass\n")
-    assert outcomes(pytester, *args) == {"test_it.py::test_it": "failed" if strict else "passed"}
-
-
-def test_the_report_says_whether_it_was_strict(pytester: pytest.Pytester) -> None:
-    write(pytester, "@pytest.mark.inference\ndef test_it():\n    infer(Net().eval())\n")
-    assert [json_report(pytester, *args)["strict"] for args in ((), (STRICT,))] == [False, True]
-
-
-def test_a_test_that_did_not_come_to_its_end_may_have_run_no_model(pytester: pytest.Pytester) -> None:
-    marked = "@pytest.mark.inference(train='drop')\ndef test_{0}():\n    pytest.{0}('so')\n"
-    write(pytester, "".join(marked.format(how) for how in ("skip", "fail", "xfail")))
-    assert [t["violations"] for t in json_report(pytester, STRICT)["tests"]] == [[], [], []]
-
-
-def test_no_forward_is_asked_of_marked_tests_alone(pytester: pytest.Pytester) -> None:
-    write(pytester, "def test_asks(evalmode):\n    pass\n\ndef test_unmarked():\n    pass\n")
-    assert set(outcomes(pytester, STRICT).values()) == {"passed"}
-
-
-def test_an_allowed_no_forward_that_was_not_needed(pytester: pytest.Pytester) -> None:
-    marked = "@pytest.mark.inference(allow='no-forward')\n"
-    write(pytester, f"{marked}def test_needs():\n    pass\n\n{marked}def test_not():\n    infer(Net().eval())\n")
-    found = {t["nodeid"].partition("::")[2]: t["violations"] for t in json_report(pytester, STRICT)["tests"]}
-    assert found["test_needs"] == []
-    assert [v["rule"] for v in found["test_not"]] == ["unused-exemption"]
-
-
 def test_a_part_of_the_model_is_a_fixture_of_some_tests(pytester: pytest.Pytester) -> None:
     """Where both are handed to a test, the part is a model of its own."""
     write(
@@ -442,79 +397,3 @@ class Tests(unittest.TestCase):
         "test_leaks": ["model-leaked"],
         "test_put_back": [],
     }
-
-
-# --- exemptions of the ini
-
-INI = '[pytest]\nevalmode_train = drop "no.such.*"\nevalmode_mutable = cache\nevalmode_allow = partial-load grad-mode\n'
-SUITE = """
-@pytest.mark.inference
-def test_drops():
-    net = Net().eval()
-    net.drop.train()
-    infer(net)
-
-@pytest.mark.inference
-def test_grad():
-    Net().eval()(torch.ones(2, 4))
-"""
-UNNEEDED = ['allow="partial-load"', 'train="no.such.*"', 'mutable="cache"']
-
-
-def unneeded(result: pytest.RunResult) -> list[str]:
-    """The exemptions of the ini that nothing needed, as the summary tells them."""
-    lines = [line for line in result.outlines if line.startswith("unused-exemption: no test needed ")]
-    return [line.split(" needed ")[1].partition(" of the ini")[0] for line in lines]
-
-
-@pytest.mark.parametrize(
-    ("args", "expected"),
-    [
-        ([STRICT], UNNEEDED),
-        ([STRICT, "-n2"], UNNEEDED),
-        ([], []),
-        ([STRICT, "-k", "drops"], []),
-        ([STRICT, "-m", "inference"], []),
-        ([STRICT, "test_it.py"], []),
-        ([STRICT, "test_it.py::test_drops"], []),
-        ([STRICT, "--deselect", "test_it.py::test_grad"], []),
-        ([STRICT, "--ignore", "test_more.py"], []),
-        ([STRICT, "--ignore-glob", "*_more.py"], []),
-        ([STRICT, "-x"], []),
-        ([STRICT, "--evalmode=off"], []),
-    ],
-    ids=lambda value: " ".join(value) if value and value[0].startswith("-") else "",
-)
-def test_the_ini_is_judged_over_the_whole_suite(
-    pytester: pytest.Pytester, args: list[str], expected: list[str]
-) -> None:
-    pytester.makeini(INI)
-    write(pytester, SUITE, test_more="from nets import *\n" + SUITE.replace("def test_", "def test_more_"))
-    result = run(pytester, *args)
-    assert unneeded(result) == expected
-    assert result.ret == 0
-
-
-def test_after_a_failure_the_last_failed_are_not_the_whole_suite(pytester: pytest.Pytester) -> None:
-    pytester.makeini(INI)
-    write(pytester, SUITE + "\n@pytest.mark.inference\ndef test_no_forward():\n    pass\n")
-    assert unneeded(run(pytester, STRICT)) == UNNEEDED
-    assert unneeded(run(pytester, STRICT, "--lf")) == []
-
-
-@pytest.mark.parametrize("broken", ["import no_such_module", "def test_z():\n    pytest.exit('enough')"])
-def test_a_run_that_was_cut_short_is_not_the_whole_suite(pytester: pytest.Pytester, broken: str) -> None:
-    pytester.makeini(INI)
-    write(pytester, SUITE, test_later=f"import pytest\n{broken}")
-    assert unneeded(run(pytester, STRICT)) == []
-
-
-def test_a_folder_of_it_is_not_the_whole_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytester.makeini(INI)
-    write(pytester)
-    folder = pytester.mkdir("folder")
-    (folder / "test_it.py").write_text(f"from nets import *\n{SUITE}", encoding="utf-8")
-    monkeypatch.syspath_prepend(pytester.path)
-    assert unneeded(run(pytester, STRICT)) == UNNEEDED
-    monkeypatch.chdir(folder)
-    assert unneeded(run(pytester, STRICT)) == []

@@ -1,0 +1,179 @@
+"""The models that fixtures and base classes hand to a test."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import suites
+from tests.suites import found, guarded
+
+# What a shared fixture holds is watched from the start of the window; what is in it has the fixture's name.
+HOLDERS = {
+    "itself": ("net", "shared.fc.bias"),
+    "dict": ("{'a': net}", "shared['a'].fc.bias"),
+    "list": ("[1, net]", "shared[1].fc.bias"),
+    "tuple": ("(net,)", "shared[0].fc.bias"),
+    "object": ("Holder(net)", "shared.net.fc.bias"),
+    "dataclass": ("Data(net)", "shared.net.fc.bias"),
+    "nested": ("{'a': [Holder(net)]}", "shared['a'][0].net.fc.bias"),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("scope", ["function", "class", "module", "package", "session"])
+def test_models_in_shared_fixtures_are_watched_from_the_start(
+    pytester: pytest.Pytester, holder: str, scope: str
+) -> None:
+    value, name = HOLDERS[holder]
+    suites.write(
+        pytester,
+        f"""
+from dataclasses import dataclass
+
+class Holder:
+    def __init__(self, net):
+        self.net = net
+
+@dataclass
+class Data:
+    net: object
+
+NET = Net().eval()
+
+@pytest.fixture(scope="{scope}")
+def shared():
+    net = NET
+    return {value}
+
+@pytest.mark.inference
+def test_it(shared):
+    NET.fc.bias.data.add_(1)
+""",
+    )
+    subjects = [violation["subjects"] for violation in guarded(pytester)["it"]["violations"]]
+    assert subjects == ([] if scope == "function" else [[name]])
+
+
+def test_a_fixture_that_is_set_up_in_the_call_is_not_judged_but_what_it_hands_over_is(
+    pytester: pytest.Pytester,
+) -> None:
+    source = """
+@pytest.fixture(scope="module")
+def trained():
+    net = Net()
+    train(net)
+    return net
+
+@pytest.fixture
+def own():
+    net = Net()
+    train(net)
+    return net
+
+@pytest.fixture
+def failing():
+    train(Net())
+    raise LookupError
+
+@pytest.mark.inference
+@pytest.mark.parametrize("name", ["trained", "own"])
+def test_clean(request, name):
+    infer(request.getfixturevalue(name))
+
+@pytest.mark.inference
+def test_forgotten(request):
+    infer(request.getfixturevalue("own").train())
+
+@pytest.mark.inference
+def test_failing(request):
+    with pytest.raises(LookupError):
+        request.getfixturevalue("failing")
+    infer(Net())
+
+def test_asks(evalmode, request):
+    infer(request.getfixturevalue("own"))
+
+def test_asks_as_it_runs(request):
+    request.getfixturevalue("evalmode")
+    infer(request.getfixturevalue("own").train())
+
+@pytest.fixture(scope="class")
+def late():
+    return Net().eval()
+
+@pytest.mark.inference
+class TestLate:
+    def test_writes(self, request):
+        request.getfixturevalue("late").fc.bias.data.add_(1)
+"""
+    suites.write(pytester, source)
+    tests = suites.json_report(pytester)["tests"]
+    found = {t["nodeid"].rpartition("::")[2]: [v["rule"] for v in t["violations"]] for t in tests}
+    assert found == {
+        "test_clean[trained]": [],
+        "test_clean[own]": [],
+        "test_forgotten": ["train-mode"],
+        "test_failing": ["train-mode"],
+        "test_asks": [],
+        "test_asks_as_it_runs": ["train-mode"],
+        "test_writes": ["state-mutated"],
+    }
+    (named,) = (test["violations"] for test in tests if test["nodeid"].endswith("test_forgotten"))
+    assert named[0]["model"] == "own"
+
+
+def test_what_a_base_class_keeps_is_shared_too(pytester: pytest.Pytester) -> None:
+    assert found(
+        pytester,
+        """
+import unittest
+
+class Base(unittest.TestCase):
+    net = Net().eval()
+
+@pytest.mark.inference
+class TestIt(Base):
+    def test_writes(self):
+        self.net.fc.bias.data.add_(1)
+""",
+    ) == {"writes": ["state-mutated"]}
+
+
+FORGETFUL = """
+@pytest.fixture(scope="module")
+@some_decorator
+def net():
+    return Net()
+
+@pytest.fixture
+def parts(net):
+    return {"net": net}
+
+@pytest.mark.inference
+@pytest.mark.parametrize("n", range(3))
+def test_whole(net, n):
+    infer(net)
+
+@pytest.mark.inference
+def test_inside(parts):
+    infer(parts["net"])
+
+@pytest.mark.inference
+@pytest.mark.parametrize("given", [Net()])
+def test_parameter(given):
+    infer(given)
+"""
+
+
+def test_the_fixture_that_forgot_eval_is_named_in_each_message(pytester: pytest.Pytester) -> None:
+    decorator = "def some_decorator(function):\n    return function\n"
+    suites.write(pytester, decorator + FORGETFUL)
+    tests = suites.json_report(pytester)["tests"]
+    lines = (pytester.path / "test_it.py").read_text(encoding="utf-8").splitlines()
+    where = f"test_it.py:{lines.index('def net():') + 1}"
+    found = {test["nodeid"].partition("::")[2].partition("[")[0]: test["violations"][0] for test in tests}
+    for test in ("test_whole", "test_inside"):
+        details = found[test]["details"]
+        assert (details["fixture"], details["fixture_at"]) == ("net", where)
+    assert "fixture" not in found["test_parameter"]["details"]
+    assert suites.run(pytester).stdout.str().count(f"from fixture net: {where}  def net():") == 4

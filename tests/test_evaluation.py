@@ -1,0 +1,131 @@
+"""`inference()`: a model in eval mode, without autograd, guarded, and left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_evalmode import Guard, HygieneError, inference
+from tests.nets import Net, batch
+
+
+class Frozen(nn.Module):
+    """One part is in training mode on purpose, another in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+        self.norm = nn.BatchNorm1d(2).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.net(x))
+        return out
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+@pytest.mark.parametrize("grad", [torch.enable_grad, torch.no_grad])
+def test_inference(grad: Callable[[], Any]) -> None:
+    model = Frozen()
+    before = modes(model)
+    with grad():
+        with inference(model) as g:
+            assert isinstance(g, Guard)
+            assert not any(modes(model))
+            assert not torch.is_grad_enabled()
+            assert not model(batch()).requires_grad
+        assert torch.is_grad_enabled() == (grad is torch.enable_grad)
+    assert modes(model) == before
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, GeneratorExit])
+def test_inference_puts_the_flags_back_after_an_exception(error: type[BaseException]) -> None:
+    model = Frozen()
+    before = modes(model)
+    with pytest.raises(error), inference(model):
+        raise error
+    assert modes(model) == before
+    assert torch.is_grad_enabled()
+
+
+def test_inference_puts_the_flags_back_where_eval_fails() -> None:
+    class Stubborn(Frozen):
+        def train(self, mode: bool = True) -> Self:
+            super().train(mode)
+            raise RuntimeError("not now")
+
+    model = Stubborn()
+    before = modes(model)
+    with pytest.raises(RuntimeError, match="not now"), inference(model):
+        pass
+    assert modes(model) == before
+    assert torch.is_grad_enabled()
+
+
+def test_inference_is_guarded() -> None:
+    model = Frozen()
+    before = modes(model)
+    with pytest.raises(HygieneError, match="state-mutated"), inference(model):
+        model.net.head.bias.add_(1)
+    assert modes(model) == before
+
+
+def test_inference_does_not_hide_what_is_switched_back() -> None:
+    model = Frozen()
+    with pytest.raises(HygieneError, match="train-mode"), inference(model):
+        model(model.net.drop.train()(batch()))
+    assert model.net.drop.training
+
+
+def test_inference_of_an_exported_model_leaves_its_flag_alone() -> None:
+    exported = torch.export.export(Net().eval(), (batch(),)).module()
+    before = modes(exported)
+    with inference(exported):
+        exported(batch())
+    assert modes(exported) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_inference_of_a_scripted_model() -> None:
+    scripted = torch.jit.script(Net())
+    with inference(scripted):
+        scripted(batch())
+    assert scripted.training
+    frozen = torch.jit.freeze(torch.jit.script(Net().eval()))
+    with inference(frozen):
+        frozen(batch())
+    assert not frozen.training
+
+
+def test_inference_of_a_compiled_model() -> None:
+    model: Any = torch.compile(Net(), backend="eager")
+    with inference(model):
+        model(batch())
+    assert all(modes(model))
+
+
+def test_inference_runs_a_train_method_of_the_models_own_once() -> None:
+    calls: list[bool] = []
+
+    class Counted(Net):
+        def train(self, mode: bool = True) -> Counted:
+            calls.append(mode)
+            return super().train(mode)
+
+    with inference(Counted()) as g:
+        assert g.violations == []
+    assert calls == [False]
+
+
+def test_part_of_a_model() -> None:
+    model = Frozen()
+    with inference(model.net):
+        assert [name for name, m in model.named_modules() if m.training] == [""]
+        model.net(batch())
+    assert model.net.training

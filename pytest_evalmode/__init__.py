@@ -32,7 +32,7 @@ __all__ = [
     "inference",
     "rule",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The module is `guards`: were it `guard`, importing it would put it in the place of the function.
 # The plugin is imported in every pytest run and `guard` in scripts without pytest: neither is to pay for the other's.

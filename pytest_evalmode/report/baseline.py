@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 SCHEMA = 1
 
@@ -25,6 +26,11 @@ class Seen:
     broken: frozenset[Broken]
     finished: bool = True
     """Whether it ran to its end: if not, what it is known to break may only not have been reached."""
+
+
+def is_known(nodeid: str, violation: Mapping[str, Any], known: Known | None) -> bool:
+    """Whether a baseline, if there is one, lists a violation of a test."""
+    return known is not None and (violation["rule"], violation["model"]) in known.get(nodeid, ())
 
 
 def parse(text: str) -> Known:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_evalmode.rules import RULE_NAMES
 
 Test = Mapping[str, Any]
+Violation = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,43 +31,43 @@ class Cause:
 
 def causes(tests: Iterable[Test]) -> list[Cause]:
     """The root causes of what was found, those that explain most tests first."""
-    found: dict[tuple[str, str, str | None], list[tuple[Test, Mapping[str, Any], list[str]]]] = {}
+    found: dict[tuple[str, str, str | None], list[tuple[Test, Violation, list[str]]]] = {}
     for test in tests:
-        for violation, rules in _roots(test["violations"]):
+        for violation, explained in rooted(test["violations"]):
             what, at = _place(test, violation)
+            rules = [each["rule"] for each in (violation, *explained)]
             found.setdefault((violation["rule"], what, at), []).append((test, violation, rules))
     merged = [_cause(what, at, entries) for (_, what, at), entries in found.items()]
     return sorted(merged, key=lambda cause: (-len(cause.tests), _order(cause.rules[0])))
 
 
-def _roots(violations: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[str]]]:
-    """The violations that no other of the test explains, each with its rule and those that it explains.
+def rooted(violations: Iterable[Violation]) -> list[tuple[Violation, list[Violation]]]:
+    """The violations that no other of the test explains, each with those that it explains.
 
     Training mode explains the change of a tensor of a module that was in training mode.
     """
     violations = list(violations)
     training = {v["model"]: v for v in violations if v["rule"] == "train-mode"}
-    explained: dict[int, list[str]] = {}
+    explained: dict[int, list[Violation]] = {}
     roots = []
     for violation in violations:
         cause = training.get(violation["model"])
         if cause is not None and violation["rule"] in _CONSEQUENCES and _explains(cause, violation):
-            explained.setdefault(id(cause), []).append(violation["rule"])
+            explained.setdefault(id(cause), []).append(violation)
         else:
             roots.append(violation)
-    for violation in roots:
-        yield violation, [violation["rule"], *explained.get(id(violation), ())]
+    return [(root, explained.get(id(root), [])) for root in roots]
 
 
 _CONSEQUENCES = frozenset({"state-mutated", "buffer-mutated"})
 
 
-def _explains(training: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
+def _explains(training: Violation, changed: Violation) -> bool:
     modules = {subject.rpartition(" (")[0] for subject in training["subjects"]}
     return all(subject.rpartition(".")[0] in modules for subject in changed["subjects"])
 
 
-def _place(test: Test, violation: Mapping[str, Any]) -> tuple[str, str | None]:
+def _place(test: Test, violation: Violation) -> tuple[str, str | None]:
     """What is to be mended, and its line: what switched the mode, else the fixture that handed the model over so.
 
     Else the line at fault in the model, else the call; the call itself comes first for autograd, which it should stop.
@@ -92,7 +93,7 @@ def _place(test: Test, violation: Mapping[str, Any]) -> tuple[str, str | None]:
 _OF_THE_MODEL = frozenset({"batch-stats", "random-forward", "unregistered-module", "attribute-mutated"})
 
 
-def _cause(what: str, at: str | None, entries: list[tuple[Test, Mapping[str, Any], list[str]]]) -> Cause:
+def _cause(what: str, at: str | None, entries: list[tuple[Test, Violation, list[str]]]) -> Cause:
     _, violation, _ = entries[0]
     return Cause(
         what=what,

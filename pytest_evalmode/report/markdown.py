@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pytest_evalmode.report.baseline import Known
 from pytest_evalmode.report.causes import Cause, causes
-from pytest_evalmode.report.page import exemptions, verdict
+from pytest_evalmode.report.page import apart, exemptions, verdict
 from pytest_evalmode.rules.wording import plural
 
 _MOST_CAUSES = 20
@@ -15,10 +16,10 @@ _MOST_TESTS = 20
 """Of each cause: GitHub shows no more than 1 MiB of a step."""
 
 
-def markdown(tests: Sequence[Mapping[str, Any]], totals: Mapping[str, Any]) -> str:
+def markdown(tests: Sequence[Mapping[str, Any]], totals: Mapping[str, Any], known: Known | None = None) -> str:
     """The verdict, what to mend first with the tests that it explains, and the exemptions in use."""
-    lines = [f"### evalmode: {verdict(tests, totals)}", ""]
-    found = causes(tests)
+    lines = [f"### evalmode: {verdict(tests, known)}", ""]
+    found = causes(apart(tests, known)[0])
     for number, cause in enumerate(found[:_MOST_CAUSES], 1):
         lines += _cause(number, cause)
     if len(found) > _MOST_CAUSES:

@@ -5,16 +5,18 @@ One file: nothing is fetched, and without script all of it can be read.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_evalmode import __version__
-from pytest_evalmode.report.baseline import Known
-from pytest_evalmode.report.causes import Cause, causes
+from pytest_evalmode.report.baseline import Known, is_known
+from pytest_evalmode.report.causes import Cause, causes, rooted
 from pytest_evalmode.report.ledger import torch_version
+from pytest_evalmode.report.suggest import Unmarked
 from pytest_evalmode.rules import RULE_NAMES
 from pytest_evalmode.rules.wording import plural
 
@@ -25,65 +27,92 @@ Test = Mapping[str, Any]
 
 _TOP = 5
 """Root causes that stand open; they and the verdict fit a screen."""
-_MOST_NAMES = 12
 
 
 def page(
-    tests: Sequence[Test], *, totals: Mapping[str, Any], mode: str, strict: bool, known: Known | None = None
+    tests: Sequence[Test],
+    *,
+    totals: Mapping[str, Any],
+    mode: str,
+    strict: bool,
+    known: Known | None = None,
+    unmarked: Sequence[Unmarked] = (),
+    advice: Sequence[str] = (),
+    unguarded: int = 0,
 ) -> str:
-    """The page of a session.  `tests` are those of a Ledger, `known` what the baseline lists."""
-    view = {**view_of(tests, totals=totals, mode=mode, strict=strict), "known": known_of(tests, known or {})}
-    return _templates().get_template("page.html.j2").render(**view, evalmode=__version__, torch=torch_version())
+    """The page of a session.  `tests` are those of a Ledger, `known` what the baseline lists.
+
+    `unmarked` are the tests that should be guarded, with the `advice` how; of `unguarded` ones nobody asked.
+    """
+    by_name = {test["nodeid"]: test for test in tests}
+    new, old = apart(tests, known)
+    timed = [test for test in tests if test["seconds"]]
+    return (
+        _templates()
+        .get_template("page.html.j2")
+        .render(
+            verdict=verdict(tests, known),
+            tone="bad" if new else "warm" if old or _is_hidden(tests) else "good",
+            mode=mode,
+            strict=strict,
+            totals=totals,
+            new=_part(new, by_name, "t"),
+            known=_part(old, by_name, "k"),
+            unmarked=unmarked,
+            advice=advice,
+            unguarded=unguarded,
+            clean=[test for test in tests if not test["violations"]],
+            exemptions=exemptions(tests),
+            slowest=sorted(timed, key=lambda test: -float(test["seconds"]))[:5],
+            evalmode=__version__,
+            torch=torch_version(),
+        )
+    )
 
 
 def panel(test: Test) -> str:
     """What the page shows of one test, with its style, to stand in another's page."""
-    return _templates().get_template("panel.html.j2").render(test=_test(test, 0))
+    return _templates().get_template("panel.html.j2").render(test=_test(_told_whole(test), "t0"))
 
 
-def view_of(tests: Sequence[Test], *, totals: Mapping[str, Any], mode: str, strict: bool) -> dict[str, Any]:
-    """What stands on the page, in its order."""
-    dirty = [_test(test, number) for number, test in enumerate(tests) if test["violations"]]
-    numbers = {test["nodeid"]: test["number"] for test in dirty}
-    by_name = {test["nodeid"]: test for test in tests}
-    found = [_cause(cause, by_name[cause.test], numbers) for cause in causes(tests)]
-    rules = Counter(rule for test in dirty for rule in test["rules"])
-    return {
-        "verdict": verdict(tests, totals),
-        "is_clean": not dirty and not any(test["unjudged"] for test in tests),
-        "mode": mode,
-        "strict": strict,
-        "totals": totals,
-        "causes": found[:_TOP],
-        "more_causes": found[_TOP:],
-        "rules": sorted(rules.items(), key=lambda item: _order(item[0])),
-        "tests": dirty,
-        "clean": [test for test in tests if not test["violations"]],
-        "exemptions": exemptions(tests),
-        "slowest": sorted((test for test in tests if test["seconds"]), key=lambda test: -float(test["seconds"]))[:5],
-    }
+def apart(tests: Iterable[Test], known: Known | None) -> tuple[list[Test], list[Test]]:
+    """The tests with what is new in them, and the tests with what the baseline lists; some are in both."""
+    new: list[Test] = []
+    old: list[Test] = []
+    for test in tests:
+        whole = _told_whole(test)
+        listed = [violation for violation in whole["violations"] if is_known(test["nodeid"], violation, known)]
+        unlisted = [violation for violation in whole["violations"] if violation not in listed]
+        if unlisted:
+            new.append({**whole, "violations": unlisted})
+        if listed:
+            old.append({**whole, "violations": listed})
+    return new, old
 
 
-def verdict(tests: Sequence[Test], totals: Mapping[str, Any]) -> str:
+def verdict(tests: Sequence[Test], known: Known | None = None) -> str:
     """The run in one sentence."""
-    guarded = sum(bool(test["guarded"]) for test in tests)
+    new, old = apart(tests, known)
+    guarded = plural(sum(bool(test["guarded"]) for test in tests), "guarded test")
+    if new:
+        said = [f"{len(new)} of {plural(len(tests), 'test')} {'was' if len(new) == 1 else 'were'} not clean"]
+    elif old:
+        said = [f"{guarded}, nothing new"]
+    elif _is_hidden(tests):
+        said = [f"{guarded}, no violation"]
+    elif any(test["guarded"] for test in tests):
+        said = [f"{guarded}, all clean"]
+    else:
+        said = ["no test was guarded"]
+    dropped = sum(test["dropped"] for test in tests)
     unjudged = sum(bool(test["unjudged"]) for test in tests)
-    if totals["violated"]:
-        was = "was" if totals["violated"] == 1 else "were"
-        return f"{totals['violated']} of {plural(guarded, 'test')} {was} not clean"
+    if old:
+        said.append(f"{plural(sum(len(test['violations']) for test in old), 'known violation')}")
+    if dropped:
+        said.append(f"{plural(dropped, 'violation')} dropped by a hook")
     if unjudged:
-        return f"the guard failed in {unjudged} of {plural(guarded, 'test')}: whether they were clean is not known"
-    return f"{plural(guarded, 'guarded test')}, all clean" if guarded else "no test was guarded"
-
-
-def known_of(tests: Sequence[Test], known: Known) -> list[dict[str, str]]:
-    """The violations of these tests that the baseline lists."""
-    return [
-        {"nodeid": test["nodeid"], "rule": violation["rule"], "message": violation["message"]}
-        for test in tests
-        for violation in test["violations"]
-        if (violation["rule"], violation["model"]) in known.get(test["nodeid"], frozenset())
-    ]
+        said.append(f"the guard failed in {plural(unjudged, 'test')}: whether clean is not known")
+    return "; ".join(said)
 
 
 def exemptions(tests: Sequence[Test]) -> list[dict[str, Any]]:
@@ -96,50 +125,80 @@ def exemptions(tests: Sequence[Test]) -> list[dict[str, Any]]:
     return [{"what": what, "reason": reason, "tests": names} for (what, reason), names in ordered]
 
 
-def _cause(cause: Cause, test: Test, numbers: Mapping[str, int]) -> dict[str, Any]:
+def _is_hidden(tests: Iterable[Test]) -> bool:
+    """Whether there may be violations that are not told."""
+    return any(test["unjudged"] or test["dropped"] for test in tests)
+
+
+def _told_whole(test: Test) -> Test:
+    """A test whose violations have beside them what travelled apart: what was found, and since which line."""
+    shown = test["shown"]
+    findings = shown.get("findings") or [violation["message"] for violation in test["violations"]]
+    since = shown.get("since") or [None] * len(findings)
+    violations = [
+        {**violation, "finding": finding, "since": line}
+        for violation, finding, line in zip(test["violations"], findings, since, strict=True)
+    ]
+    return {**test, "violations": violations}
+
+
+def _part(tests: Sequence[Test], by_name: Mapping[str, Test], prefix: str) -> dict[str, Any]:
+    """Root causes, and the tests as a grid that filters, by name.  Their anchors begin with `prefix`."""
+    dirty = [_test(test, f"{prefix}{n}") for n, test in enumerate(sorted(tests, key=_by_name))]
+    anchors = {test["nodeid"]: test["anchor"] for test in dirty}
+    found = [_cause(cause, by_name[cause.test], anchors) for cause in causes(tests)]
+    counts = Counter(rule for test in dirty for rule in test["rules"])
+    rules = sorted(counts.items(), key=lambda item: _order(item[0]))
+    return {
+        "causes": found[:_TOP],
+        "more_causes": found[_TOP:],
+        "rules": rules,
+        "explained": next((rule for rule, _ in rules if rule in RULE_NAMES), None),
+        "columns": {rule: column for column, (rule, _) in enumerate(rules, 2)},
+        "tests": dirty,
+        "violations": sum(len(test["violations"]) for test in tests),
+    }
+
+
+def _by_name(test: Test) -> list[tuple[int, str]]:
+    """In the order of people: `test_it[2]` before `test_it[10]`."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", test["nodeid"])]
+
+
+def _cause(cause: Cause, test: Test, anchors: Mapping[str, str]) -> dict[str, Any]:
     code = _code(test, cause.at)
     at_fault = next((i for i, line in enumerate(code) if line["at_fault"]), 0)
+    # A fixture's line is that of its decorator: what it is called and does comes next.
+    told = code[at_fault : at_fault + (3 if cause.what else 1)]
+    while told and not told[-1]["text"].strip():
+        told.pop()
     return {
         "what": cause.what,
         "at": cause.at,
         "message": cause.message,
         "remedy": cause.remedy,
         "rules": cause.rules,
-        # A fixture's line is that of its decorator: what it is called and does comes next.
-        "code": code[at_fault : at_fault + (3 if cause.what else 1)],
-        "tests": [{"nodeid": nodeid, "number": numbers[nodeid]} for nodeid in cause.tests],
+        "code": told,
+        "tests": [{"nodeid": nodeid, "anchor": anchors[nodeid]} for nodeid in cause.tests],
     }
 
 
-def _test(test: Test, number: int) -> dict[str, Any]:
+def _test(test: Test, anchor: str) -> dict[str, Any]:
     shown = test["shown"]
-    findings = shown.get("findings") or [violation["message"] for violation in test["violations"]]
-    since = shown.get("since") or [None] * len(findings)
     told: set[str] = set()
-    violations = []
-    for violation, finding, switched in zip(test["violations"], findings, since, strict=True):
-        places = [("since", switched), ("called", violation["at"]), ("in the model", violation["cause"])]
+    entries = []
+    for violation, consequences in rooted(test["violations"]):
+        places = [("since", violation["since"]), ("called", violation["at"]), ("in the model", violation["cause"])]
         lines = [{"label": label, "at": at, "code": _code(test, at)} for label, at in places if at and at not in told]
         told.update(line["at"] for line in lines)
-        subjects = violation["subjects"]
-        violations.append(
-            {
-                **violation,
-                "finding": finding,
-                "lines": lines,
-                "subjects": subjects[:_MOST_NAMES],
-                "more_subjects": len(subjects[_MOST_NAMES:]),
-            }
-        )
+        entries.append({**violation, "lines": lines, "consequences": consequences})
     return {
-        "number": number,
+        "anchor": anchor,
         "nodeid": test["nodeid"],
         "outcome": test["outcome"],
         "reason": test["reason"],
-        "seconds": test["seconds"],
-        "forwards": test["forwards"],
-        "rules": list(dict.fromkeys(violation["rule"] for violation in violations)),
-        "violations": violations,
+        "rules": list(dict.fromkeys(violation["rule"] for violation in test["violations"])),
+        "entries": entries,
         "models": [{**model, "tree": shown.get("trees", {}).get(model["name"])} for model in test["models"]],
         "events": [
             {"what": what, "model": model, "at": at, "count": count}

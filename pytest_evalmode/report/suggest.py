@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_evalmode.report.summary import Line
 from pytest_evalmode.rules import Violation
@@ -45,25 +45,46 @@ def lines(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterat
 
     `tests` are all unmarked ones that ran a model, by node id; `toml` is how the project is configured.
     """
-    found = {nodeid: test for nodeid, test in tests.items() if test["models"]}
+    found = unmarked(tests)
     if not found:
         yield Line("no unmarked test ran inference")
         return
-    dirty = sum(bool(test["violations"]) for test in found.values())
+    dirty = sum(bool(test.rules) for test in found)
     yield Line(f"{plural(len(found), 'unmarked test')} ran inference; guarded, {dirty} would fail today:")
-    for nodeid, test in sorted(found.items(), key=lambda each: (-len(each[1]["violations"]), each[0])):
-        rules = ", ".join(dict.fromkeys(test["violations"]))
-        yield Line(f"  {nodeid}  {rules or 'clean'}  {first_and_more(test['models'])}", "yellow" if rules else "green")
+    for test in found:
+        told = f"  {test.nodeid}  {', '.join(test.rules) or 'clean'}  {first_and_more(test.models)}"
+        yield Line(told, "yellow" if test.rules else "green")
+    yield from map(Line, advice(tests, marker, toml=toml))
+
+
+class Unmarked(NamedTuple):
+    """A test that should be guarded: the models that it ran, and the rules that it would break."""
+
+    nodeid: str
+    models: Sequence[str]
+    rules: Sequence[str]
+
+
+def unmarked(tests: Mapping[str, Suggestion]) -> list[Unmarked]:
+    """The tests that should be guarded, worst first."""
+    found = {nodeid: test for nodeid, test in tests.items() if test["models"]}
+    ordered = sorted(found.items(), key=lambda each: (-len(each[1]["violations"]), each[0]))
+    return [Unmarked(nodeid, test["models"], list(dict.fromkeys(test["violations"]))) for nodeid, test in ordered]
+
+
+def advice(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterator[str]:
+    """What to write to have them guarded."""
+    found = [test.nodeid for test in unmarked(tests)]
     files = {_file(nodeid) for nodeid in found}
     training = {_file(nodeid) for nodeid, test in tests.items() if test["trains"]}
     whole = sorted(_folders(files - training, training))
     if whole:
-        yield Line("to guard them, add to the configuration:")
-        yield from (Line(f"  {text}") for text in _ini(whole, toml=toml))
+        yield "to guard them, add to the configuration:"
+        yield from (f"  {text}" for text in _ini(whole, toml=toml))
     alone = dict.fromkeys(nodeid.partition("[")[0] for nodeid in sorted(found) if _file(nodeid) in training)
     if alone:
-        yield Line(f"and, as other tests of the file train, put @pytest.mark.{marker} on:")
-        yield from (Line(f"  {nodeid}") for nodeid in alone)
+        yield f"{'and, ' if whole else ''}as other tests of the file train, put @pytest.mark.{marker} on:"
+        yield from (f"  {nodeid}" for nodeid in alone)
 
 
 def _file(nodeid: str) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pytest_evalmode.policy import Policy
-from pytest_evalmode.report.baseline import Known
+from pytest_evalmode.report.baseline import Known, is_known
 from pytest_evalmode.report.ledger import Ledger
+from pytest_evalmode.rules import RULE_NAMES
 from pytest_evalmode.rules.exemptions import as_declared
 from pytest_evalmode.rules.wording import plural
 
@@ -31,7 +32,7 @@ def headline(ledger: Ledger, known: Known | None) -> Line:
     totals = ledger.totals()
     guarded = [test for test in ledger.tests if test["guarded"]]
     found = sum(len(test["violations"]) for test in ledger.tests)
-    old = sum(_is_known(test, violation, known) for test in ledger.tests for violation in test["violations"])
+    old = sum(is_known(test["nodeid"], violation, known) for test in ledger.tests for violation in test["violations"])
     hidden = any(test["unjudged"] or test["dropped"] for test in ledger.tests)
     if found:
         said = f"{plural(found, 'violation')} in {plural(int(totals['violated']), 'test')}"
@@ -69,10 +70,13 @@ def details(ledger: Ledger, known: Known | None, *, verbose: bool = False) -> It
     if rules:
         yield Line("by rule: " + ", ".join(f"{rule} {number}" for rule, number in rules.most_common()))
         yield from _by_cause(ledger, most=None if verbose else _MOST_CAUSES)
+        explained = next((rule for rule, _ in rules.most_common() if rule in RULE_NAMES), None)
+        if explained:
+            yield Line(f"more on a rule: pytest --evalmode-rules {explained}")
     if verbose:
         for test in ledger.tests:
             for violation in test["violations"]:
-                if _is_known(test, violation, known):
+                if is_known(test["nodeid"], violation, known):
                     yield Line(f"known: {test['nodeid']}  {violation['rule']}: {violation['message']}")
     dropped = [test["dropped"] for test in ledger.tests if test["dropped"]]
     if dropped:
@@ -110,10 +114,6 @@ def _root(violation: Record) -> str | None:
     handed = f"fixture {details['fixture']}, {details['fixture_at']}" if details.get("fixture") else None
     root = details.get("since") or handed or violation["cause"] or violation["at"]
     return None if root is None else str(root)
-
-
-def _is_known(test: Record, violation: Record, known: Known | None) -> bool:
-    return known is not None and (violation["rule"], violation["model"]) in known.get(test["nodeid"], ())
 
 
 def _exemption(test: Record) -> str:

@@ -70,10 +70,13 @@ def _marks(trace: Trace) -> dict[str, dict[str, list[Mark]]]:
     return {model: {path: list(marks) for path, marks in paths.items()} for model, paths in found.items()}
 
 
-def _of_calls(calls: Iterable[ForwardCall]) -> Iterator[tuple[str, str, Mark]]:
+def _of_calls(calls: Sequence[ForwardCall]) -> Iterator[tuple[str, str, Mark]]:
+    switched = {finding.since for call in calls for finding in call.training}
     for call in calls:
         for finding in call.training:
-            yield finding.part.model, finding.part.path, ("training", f"since {finding.since}" if finding.since else "")
+            # One line that switched all is told with the violation, and need not be with each module.
+            since = f"since {finding.since}" if finding.since and len(switched) > 1 else ""
+            yield finding.part.model, finding.part.path, ("training", since)
         if call.autograd:
             yield call.autograd.part.model, call.autograd.part.path, ("recorded autograd", call.autograd.why)
         for what, findings in (

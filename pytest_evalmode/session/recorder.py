@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_evalmode.lock.keeper import Collected
-from pytest_evalmode.session.settings import BASELINE_INPUT, SETTINGS, Settings, is_whole_suite, plain_id, step_summary
+from pytest_evalmode.session.settings import BASELINE_INPUT, SETTINGS, is_whole_suite, plain_id, step_summary
 from pytest_evalmode.session.stash import PROPERTY, SUGGESTION
 
 if TYPE_CHECKING:
-    from pytest_evalmode.report.baseline import Seen
+    from pytest_evalmode.report.baseline import Known, Seen
     from pytest_evalmode.report.ledger import Ledger
     from pytest_evalmode.report.suggest import Suggestion
     from pytest_evalmode.report.summary import Line
@@ -79,25 +79,68 @@ class Recorder:
         if os.getpid() != self._process:  # a test forked, and its child came back here
             return
         settings = self._settings
-        for what, path, write in (("report", settings.report, write_report), ("html", settings.html, write_page)):
+        for what, path, write in (
+            ("report", settings.report, self._write_report),
+            ("html", settings.html, self._write_page),
+        ):
             if path is not None and not self._write(f"--evalmode-{what}", path, write):
                 session.exitstatus = session.exitstatus or pytest.ExitCode.USAGE_ERROR
             elif path is not None:
                 self._told.append((f"evalmode {what}: {path}", False))
         summary = step_summary()
         if summary is not None and self._ledger:
-            self._write("GITHUB_STEP_SUMMARY", summary, write_step_summary)
+            self._write("GITHUB_STEP_SUMMARY", summary, self._write_step_summary)
         if settings.known is not None and settings.mode != "off" and not settings.suggest:
             self._compare_with_baseline(session, exitstatus)
 
-    def _write(self, option: str, path: Path, write: Callable[[Path, Ledger, Settings], None]) -> bool:
+    def _write(self, option: str, path: Path, write: Callable[[Path], None]) -> bool:
         """Write a file; False, to be told, if that failed: pytest has yet to tell how the tests ended."""
         try:
-            write(path, self._kept(), self._settings)
+            write(path)
         except OSError as error:
             self._told.append((f"{option}: {path} could not be written: {error.strerror}", True))
             return False
         return True
+
+    def _write_report(self, path: Path) -> None:
+        self._kept().write(path, self._settings.mode, self._settings.strict)
+
+    def _write_page(self, path: Path) -> None:
+        """Write the page; folders on the way are made."""
+        from pytest_evalmode.report import suggest
+        from pytest_evalmode.report.page import page
+
+        ledger, settings = self._kept(), self._settings
+        text = page(
+            list(ledger.tests),
+            totals=ledger.totals(),
+            mode=settings.mode,
+            strict=settings.strict,
+            known=self._known,
+            unmarked=suggest.unmarked(self._suggestions),
+            advice=list(suggest.advice(self._suggestions, settings.marker, toml=self._is_toml)),
+            unguarded=0 if settings.suggest else len(self._unguarded),
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def _write_step_summary(self, path: Path) -> None:
+        """Add to what other steps of the job have written."""
+        from pytest_evalmode.report.markdown import markdown
+
+        ledger = self._kept()
+        with path.open("a", encoding="utf-8") as file:
+            file.write(markdown(list(ledger.tests), ledger.totals(), self._known))
+
+    @property
+    def _known(self) -> Known | None:
+        """What the baseline lists, if the run goes by it."""
+        return None if self._settings.update_baseline else self._settings.known
+
+    @property
+    def _is_toml(self) -> bool:
+        """Whether the project is configured in TOML."""
+        return self._config.inipath is not None and self._config.inipath.suffix == ".toml"
 
     def _compare_with_baseline(self, session: pytest.Session, exitstatus: int) -> None:
         from pytest_evalmode.report.baseline import stale
@@ -161,17 +204,14 @@ class Recorder:
         from pytest_evalmode.report import suggest, summary
 
         if self._ledger:
-            known = None if settings.update_baseline else settings.known
-            yield summary.headline(self._ledger, known)
+            yield summary.headline(self._ledger, self._known)
             if verbosity >= 0:
-                yield from summary.details(self._ledger, known, verbose=verbosity > 0)
+                yield from summary.details(self._ledger, self._known, verbose=verbosity > 0)
             durations = self._config.getoption("durations", None)
             if durations is not None:
                 yield from summary.slowest(self._ledger, durations)
         if settings.suggest:
-            file = self._config.inipath
-            toml = file is not None and file.suffix == ".toml"
-            yield from suggest.lines(self._suggestions, settings.marker, toml=toml)
+            yield from suggest.lines(self._suggestions, settings.marker, toml=self._is_toml)
         yield from summary.stale(self._stale, str(settings.baseline), verbose=verbosity > 0)
         ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         if self._ledger and settings.strict and ended and is_whole_suite(self._config):
@@ -183,29 +223,6 @@ class Recorder:
         if self._ledger is None:
             self._ledger = Ledger()
         return self._ledger
-
-
-def write_report(path: Path, ledger: Ledger, settings: Settings) -> None:
-    ledger.write(path, settings.mode, settings.strict)
-
-
-def write_page(path: Path, ledger: Ledger, settings: Settings) -> None:
-    """Write the page; folders on the way are made."""
-    from pytest_evalmode.report.page import page
-
-    text = page(
-        list(ledger.tests), totals=ledger.totals(), mode=settings.mode, strict=settings.strict, known=settings.known
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-
-
-def write_step_summary(path: Path, ledger: Ledger, settings: Settings) -> None:
-    """Add to what other steps of the job have written."""
-    from pytest_evalmode.report.markdown import markdown
-
-    with path.open("a", encoding="utf-8") as file:
-        file.write(markdown(list(ledger.tests), ledger.totals()))
 
 
 class Panels:

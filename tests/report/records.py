@@ -27,6 +27,7 @@ def test(name: str, *violations: dict[str, Any], **facts: Any) -> dict[str, Any]
         "reason": None,
         "exemptions": [],
         "unjudged": False,
+        "dropped": 0,
         "guarded": True,
         "forwards": 1,
         "seconds": 0.001,

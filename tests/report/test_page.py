@@ -8,6 +8,7 @@ from typing import Any
 
 from pytest_evalmode.report.markdown import markdown
 from pytest_evalmode.report.page import page, panel, verdict
+from pytest_evalmode.report.suggest import Unmarked
 from tests.report.records import test as guarded
 from tests.report.records import totals, violation
 
@@ -67,15 +68,19 @@ def text(page: str) -> str:
 
 def test_the_verdict() -> None:
     clean, dirty = guarded("test_a"), guarded("test_b", violation())
+    known = {"test_it.py::test_b": frozenset({("train-mode", "net")})}
+    assert verdict([clean, clean]) == "2 guarded tests, all clean"
+    assert verdict([clean, dirty]) == "1 of 2 tests was not clean"
+    assert verdict([dirty, guarded("test_c", violation())]) == "2 of 2 tests were not clean"
+    assert verdict([clean, dirty], known) == "2 guarded tests, nothing new; 1 known violation"
+    assert verdict([guarded("test_c", violation()), dirty], known) == "1 of 2 tests was not clean; 1 known violation"
+    assert verdict([]) == "no test was guarded"
 
-    def said(*tests: dict[str, Any]) -> str:
-        return verdict(tests, totals(list(tests)))
 
-    assert said(clean, clean) == "2 guarded tests, all clean"
-    assert said(clean, dirty) == "1 of 2 tests was not clean"
-    assert said(dirty, dirty) == "2 of 2 tests were not clean"
-    assert "not known" in said(clean, guarded("test_c", unjudged=True))
-    assert said() == "no test was guarded"
+def test_a_run_that_may_hide_something_is_not_said_to_be_clean() -> None:
+    assert verdict([guarded("test_a", dropped=2)]) == "1 guarded test, no violation; 2 violations dropped by a hook"
+    unjudged = verdict([guarded("test_a", unjudged=True)])
+    assert unjudged == "1 guarded test, no violation; the guard failed in 1 test: whether clean is not known"
 
 
 def test_a_failed_test_is_told_whole() -> None:
@@ -98,16 +103,29 @@ def test_a_failed_test_is_told_whole() -> None:
 
 def test_the_first_to_mend_comes_before_the_tests() -> None:
     told = text(shown(*(guarded(f"test_{i}", FAULT, shown=SHOWN) for i in range(15)), guarded("test_clean")))
-    assert told.index("Mend first") < told.index("explains 15 tests") < told.index("Rules and tests")
+    assert told.index("Mend first") < told.index("explains 15 tests") < told.index("The tests")
 
 
 def test_the_grid_tells_which_test_broke_which_rule() -> None:
-    made = shown(guarded("test_a", violation(), violation("grad-mode")), guarded("test_b", violation()))
-    rows = re.findall(r'<tr data-test="(\d+)" data-rules="([^"]*)">(.*?)</tr>', made)
-    assert [(number, rules, row.count("●")) for number, rules, row in rows] == [
-        ("0", "train-mode grad-mode", 2),
-        ("1", "train-mode", 1),
+    made = shown(guarded("test_a[10]", violation(), violation("grad-mode")), guarded("test_a[9]", violation()))
+    rows = re.findall(r'data-rules="([^"]*)">\n<summary>(.*?)</summary>', made)
+    assert [(rules, re.findall(r'column: (\d+)" title="([^"]+)"', row)) for rules, row in rows] == [
+        ("train-mode", [("2", "train-mode")]),
+        ("train-mode grad-mode", [("2", "train-mode"), ("3", "grad-mode")]),
     ]
+    assert made.index("test_a[9]</span>") < made.index("test_a[10]</span>")
+
+
+def test_what_training_mode_explains_stands_beneath_it() -> None:
+    moved = violation("state-mutated", subjects=["net.bn.running_mean"], remedy="call model.eval()")
+    told = text(shown(guarded("test_a", violation(), moved)))
+    assert "so state-mutated state-mutated, the headline" in told
+    assert "call model.eval()" not in told
+
+
+def test_the_page_of_a_rule_is_named_where_there_is_one() -> None:
+    assert "pytest --evalmode-rules train-mode" in text(shown(guarded("test_a", violation("own"), violation())))
+    assert "--evalmode-rules" not in shown(guarded("test_a", violation("own")))
 
 
 def test_exemptions_are_told_with_their_reasons() -> None:
@@ -119,11 +137,34 @@ def test_exemptions_are_told_with_their_reasons() -> None:
 
 def test_known_violations_are_told_apart() -> None:
     tests = [guarded("test_a", violation(), violation("grad-mode")), guarded("test_b", violation())]
-    listed = {"test_it.py::test_a": frozenset({("train-mode", "net")})}
-    told = text(page(tests, totals=totals(tests), mode="enforce", strict=False, known=listed))
-    assert "1 that the baseline lists" in told
-    assert told.count("Known violations") == 1
+    listed = {f"test_it.py::{name}": frozenset({("train-mode", "net")}) for name in ("test_a", "test_b")}
+    made = page(tests, totals=totals(tests), mode="enforce", strict=False, known=listed)
+    new, _, known = made.partition('<h2 id="known">')
+    assert "1 of 2 tests was not clean; 2 known violations" in text(new)
+    assert "grad-mode, the headline" in text(new)
+    assert "train-mode, the headline" not in text(new)
+    assert "2 that the baseline lists, in 2 tests" in text(known)
+    assert "explains 2 tests" in text(known)
+    assert "grad-mode, the headline" not in text(known)
     assert "Known violations" not in text(shown(*tests))
+    assert "train-mode" not in markdown(tests, totals(tests), listed)
+
+
+def test_unmarked_tests_that_ran_models_are_told_with_how_to_guard_them() -> None:
+    found = [Unmarked("test_it.py::test_a", ["net (Net)"], ["grad-mode"]), Unmarked("test_it.py::test_b", ["Net"], [])]
+    advice = ["to guard them, add to the configuration:", "  evalmode_mark ="]
+    made = page([], totals=totals([]), mode="enforce", strict=False, unmarked=found, advice=advice)
+    told = text(made)
+    assert "Unmarked tests that ran models test_it.py::test_a grad-mode net (Net)" in told
+    assert "test_it.py::test_b clean Net" in told
+    assert "\n".join(advice) in made
+
+
+def test_of_tests_that_nobody_asked_it_tells_how_to_ask() -> None:
+    tests = [guarded("test_a")]
+    made = page(tests, totals=totals(tests), mode="enforce", strict=False, unguarded=3)
+    assert "3 unmarked tests passed: pytest --evalmode-suggest tells which of them run a model." in text(made)
+    assert "--evalmode-suggest" not in shown(*tests)
 
 
 def test_names_are_shown_as_they_are_and_run_nothing() -> None:
@@ -153,7 +194,7 @@ def test_nothing_is_fetched() -> None:
 
 def test_links_lead_to_what_is_there() -> None:
     made = shown(*(guarded(f"test_{i}", FAULT, shown=SHOWN) for i in range(30)), guarded("test_clean"))
-    assert {link[1:] for link in Text(made).links} == set(re.findall(r'id="(t\d+)"', made))
+    assert {link[1:] for link in Text(made).links} == set(re.findall(r'id="(\w+)"', made))
 
 
 def test_a_thousand_failed_tests_are_a_page_of_bounded_size() -> None:
@@ -165,7 +206,7 @@ def test_a_clean_run_has_nothing_to_mend() -> None:
     told = text(shown(guarded("test_a"), guarded("test_b")))
     assert "2 guarded tests, all clean" in told
     assert "Mend first" not in told
-    assert "Rules and tests" not in told
+    assert "The tests" not in told
 
 
 def test_the_panel_has_the_test_alone() -> None:

@@ -47,6 +47,13 @@ def test_a_clean_model_has_no_tree() -> None:
     assert trees(Trace(models=(model,), calls=(quiet,))) == {}
 
 
+def test_which_line_switched_a_module_is_told_where_several_lines_did() -> None:
+    one, other = (training([path], Site("test_it.py", line)) for path, line in (("bn1", 9), ("fc", 12)))
+    found = "\n".join(rows(tree(one, other)))
+    assert "bn1 BatchNorm2d: training since test_it.py:9" in found
+    assert "fc Linear: training since test_it.py:12" in found
+
+
 def test_one_module_is_shown_where_it_is_and_its_clean_neighbours_are_folded() -> None:
     found = tree(
         training(["layer3.2.bn1"], Site("test_it.py", 9)),
@@ -59,7 +66,7 @@ def test_one_module_is_shown_where_it_is_and_its_clean_neighbours_are_folded() -
         "    0 … 1 Bottleneck: clean",
         "    2 Bottleneck",
         "      conv1 … conv3 Conv2d: clean",
-        "      bn1 BatchNorm2d: training since test_it.py:9; changed running_mean  max |Δ| 0.25, 4 of 8 elements",
+        "      bn1 BatchNorm2d: training; changed running_mean  max |Δ| 0.25, 4 of 8 elements",
         "      bn2 … bn3 BatchNorm2d: clean",
         "    3 … 5 Bottleneck: clean",
         "  layer4 … fc: clean",

@@ -52,7 +52,7 @@ def test_the_page_shows_what_happened(suite: pytest.Pytester, how: list[str]) ->
         "fixture <code>net</code> handed its model over",
         "<code>net.train()</code>",
         "    net.train()</mark>",
-        "since test_it.py:9",
+        "since</span> <code>test_it.py:9</code>",
         "train=&#34;drop&#34;",
         "MC dropout",
     ):

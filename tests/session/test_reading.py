@@ -154,6 +154,7 @@ def test_a_shared_cause_is_told_once(pytester: pytest.Pytester) -> None:
     assert lines[begin + 1] == "by cause:"
     assert cause.endswith("train-mode in 3 tests")
     assert "fixture net, test_it.py:" in cause
+    assert lines[begin + 3] == "more on a rule: pytest --evalmode-rules train-mode"
 
 
 def test_quiet_is_one_line_and_durations_tell_the_slowest_guards(pytester: pytest.Pytester) -> None:

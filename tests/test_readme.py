@@ -1,0 +1,95 @@
+"""The README's code runs, in the folder of the example that it speaks of, and its failure is printed so."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pages import ROOT, Block, blocks
+
+AROUND = """
+import pytest
+import torch
+from digits import DigitNet, accuracy, load_split, train
+from digits import predict as probabilities
+from test_mistakes import faded_accuracy
+
+
+@pytest.fixture(scope="module")
+def shared_model():
+    return train(load_split()[0])
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return DigitNet().eval()
+
+
+@pytest.fixture
+def preprocess():
+    return torch.nn.Identity()
+
+
+def fine_tune(model):
+    model.load_state_dict(train(load_split()[0], epochs=2).state_dict())
+
+
+def predict(model, images):
+    return probabilities(model, images).argmax(dim=1)
+
+
+"""
+"""What the README leaves to its reader."""
+BLOCKS = list(blocks((ROOT / "README.md").read_text(encoding="utf-8")))
+
+
+def of(language: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language == language]
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    """A project configured as the README says, whose guarded folder holds the example and the README's tests."""
+    (configuration,) = of("toml")
+    (tmp_path / "pyproject.toml").write_text(configuration.code, encoding="utf-8")
+    folder = tmp_path / "tests" / "inference"
+    shutil.copytree(ROOT / "examples" / "digits", folder, ignore=shutil.ignore_patterns("__*"))
+    code = AROUND + "\n\n".join(block.code for block in of("python"))
+    (folder / "test_readme.py").write_text(code, encoding="utf-8")
+    return tmp_path
+
+
+def run(folder: Path, *args: str) -> str:
+    command = [sys.executable, "-m", "pytest", "-pno:randomly", "-pno:cacheprovider", *args]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
+
+
+def test_the_code_does_what_it_says(suite: Path) -> None:
+    said = run(suite, "tests/inference/test_readme.py", "--evalmode-report=report.json", "--evalmode-update-lock")
+    found: list[dict[str, Any]] = json.loads((suite / "report.json").read_text(encoding="utf-8"))["tests"]
+    broken = {test["nodeid"].rpartition("::")[2]: [v["rule"] for v in test["violations"]] for test in found}
+    expected = {"test_faded_scans": ["train-mode", "state-mutated"], "test_fine_tuning": [], "test_accuracy": []}
+    assert broken == expected, said
+    assert "1 failed, 2 passed" in said
+    assert "1 passed" in run(suite, "tests/inference/test_readme.py", "-k", "test_accuracy")
+
+
+def test_the_failure_is_printed_so(suite: Path) -> None:
+    (printed,) = of("text")
+    test = "test_mistakes.py::test_faded_scans"
+    said = run(suite / "tests" / "inference", "-c", os.devnull, "--rootdir=.", test)
+    assert shortened(printed.code) in shortened(said)
+
+
+def shortened(text: str) -> str:
+    """Without decimals, which another processor may round otherwise."""
+    return re.sub(r"(\d\.\d)\d*", r"\1", text)

@@ -154,6 +154,10 @@ class Lock:
         for path, stream in flow.streams.items():
             if path not in was or batches.holds(was[path], stream.entry()):
                 continue
+            other = next((name for name in was if name != path and batches.holds(was[name], stream.entry())), None)
+            if other is not None:
+                told[path] = (f"what was {other}", f"{path} is what {other} was")
+                continue
             kept = {key[2]: values for key, values in self._samples(kind, name)}
             values, sketch, digests = (kept.get(f"{path}{more}") for more in ("", "#sketch", "#digests"))
             limits = {limit: value for limit, value in flow.tolerance.items() if value is not None}

@@ -83,6 +83,26 @@ def test_a_sample_that_has_no_room_is_cut_alike() -> None:
     assert "flipped left to right" in difference(big, big.flip(3), room=20_000)
 
 
+CLASSES = torch.arange(100) % 10
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "words"),
+    [
+        (CLASSES, (CLASSES + 1) % 10, r"labels were given with 10 classes under other numbers \(0 -> 1, 1 -> 2"),
+        (
+            CLASSES,
+            CLASSES.reshape(2, 50).T.flatten(),
+            "samples were reord",
+        ),
+        (CLASSES, CLASSES + 1, "shifted by 1"),
+    ],
+)
+def test_labels(was: Any, now: Any, words: str) -> None:
+    told = difference(was, now)
+    assert re.search(words, told), told
+
+
 def test_texts_are_compared_as_texts() -> None:
     assert "lower-cased" in difference(["A cat", "The Dog"], ["a cat", "the dog"])
     assert entries(streams(["a"], ["longer"])) == entries(streams(["a", "longer"]))

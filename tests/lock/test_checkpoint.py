@@ -213,7 +213,40 @@ def lora_merged(net: nn.Module) -> nn.Module:
 
 
 def one_tensor(net: nn.Module) -> None:
-    weights(net)[1][1].mul_(1.1)
+    weights(net)[1][1].add_(0.1).mul_(1.1)
+
+
+def multiplied(net: nn.Module) -> None:
+    for _, weight in weights(net):
+        weight.mul_(2)
+
+
+def negated(net: nn.Module) -> None:
+    weights(net)[1][1].neg_()
+
+
+def pruned(net: nn.Module) -> None:
+    for _, weight in weights(net):
+        weight.mul_(weight.abs() > weight.abs().median())
+
+
+def through_float8(net: nn.Module) -> None:
+    for _, weight in weights(net):
+        weight.copy_(weight.to(torch.float8_e4m3fn))
+
+
+def layers_swapped(net: Any) -> None:
+    layers = net.layer1 if isinstance(net, ResNet) else net.bert.encoder.layer
+    layers[0], layers[1] = layers[1], layers[0]
+
+
+def averaged(net: nn.Module) -> None:
+    for parameter, other in zip(net.parameters(), other_checkpoint(net).parameters(), strict=True):
+        parameter.lerp_(other, 0.4)
+
+
+def broken(net: nn.Module) -> None:
+    weights(net)[1][1].view(-1)[3] = torch.nan
 
 
 def layer_dropped(net: Any) -> None:
@@ -259,6 +292,13 @@ FAULTS: list[tuple[Fault, tuple[str, ...], list[str], str]] = [
     (with_lora, ("bert",), ["renamed", "adapter"], "a LoRA adapter was added, unmerged: 8 tensors"),
     (lora_merged, ("bert",), ["merged"], "an update of rank 4 was merged into 4 weights"),
     (one_tensor, BOTH, ["values"], "1 of .* tensors changed: .*, by up to"),
+    (multiplied, BOTH, ["scaled"], "more were multiplied by 2"),
+    (negated, BOTH, ["scaled"], "was multiplied by -1"),
+    (pruned, BOTH, ["pruned"], "pruned: 50% of the values of .* are 0"),
+    (through_float8, BOTH, ["rounded"], "went through float8_e4m3fn"),
+    (layers_swapped, BOTH, ["exchanged"], "tensors hold what another one held"),
+    (averaged, BOTH, ["checkpoint"], "another checkpoint"),
+    (broken, BOTH, ["values"], "1 of .* tensors changed: .* has values that are not finite"),
     (layer_dropped, BOTH, ["tensors"], "tensors missing"),
 ]
 TABLE = [

@@ -160,6 +160,7 @@ SWAPPED = torch.cat([LATER[:-2], LATER[-1:], LATER[-2:-1]])
         (inputs(X), inputs(X.flip(0), tolerance=LOOSE), "differ"),
         (inputs(LATER), inputs(LATER * (1 + 1e-5), tolerance=LOOSE), "differ"),
         (inputs(X.bfloat16(), tolerance=LOOSE), inputs(X.bfloat16().float(), tolerance=LOOSE), "float32, not bfloat16"),
+        (inputs({"a": X, "b": -X}), inputs({"a": -X, "b": X}), "a: what was b; b: what was a"),
         (outputs(LATER), outputs(SWAPPED), "some from 11968 on of 12000 differ"),
         (outputs(X.bfloat16()), outputs(X.bfloat16().float()), "dtype bfloat16 -> float32"),
     ],

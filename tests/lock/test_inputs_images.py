@@ -63,6 +63,24 @@ def moved(a: Array) -> Array:
     return out
 
 
+def some(images: Array, change: Callable[[Array], Array]) -> Array:
+    """Every second image changed."""
+    images = images.copy()
+    images[1::2] = change(images[1::2])
+    return images
+
+
+def each_standardised(s: Source) -> Array:
+    images = unit(s.images)
+    axes = (1, 2, 3)
+    return np.asarray((images - images.mean(axes, keepdims=True)) / images.std(axes, keepdims=True))
+
+
+def jittered(s: Source) -> Array:
+    factors = np.random.default_rng(0).uniform(0.6, 1.4, (len(s.images), 1, 1, 1))
+    return np.asarray(unit(s.images) * factors, np.float32)
+
+
 Fault = tuple[set[str], Callable[[Source], tuple[Array, Array]]]
 FAULTS: dict[str, Fault] = {
     "not normalised": ({"not normalised"}, lambda s: (s.normalised(), unit(s.images))),
@@ -99,6 +117,12 @@ FAULTS: dict[str, Fault] = {
     "JPEG": ({"jpeg"}, lambda s: (s.normalised(), s.normalised(jpeg(s.images)))),
     "JPEG of high quality": ({"jpeg"}, lambda s: (s.images, jpeg(s.images, 95))),
     "JPEG of low quality": ({"jpeg"}, lambda s: (s.images, jpeg(s.images, 30))),
+    "levels of video": ({"range"}, lambda s: (s.images, (16 + s.images * (219 / 255)).round().astype(np.uint8))),
+    "few levels": ({"rounding"}, lambda s: (s.images, s.images & 0xC0)),
+    "some flipped": ({"flip"}, lambda s: (s.normalised(), some(s.normalised(), lambda x: x[..., ::-1]))),
+    "some shifted": ({"shift"}, lambda s: (s.normalised(), some(s.normalised(), lambda x: np.roll(x, 2, -1)))),
+    "each with its own statistics": ({"other statistics"}, lambda s: (unit(s.images), each_standardised(s))),
+    "each brighter or darker": ({"augmented"}, lambda s: (unit(s.images), jittered(s))),
     # Pairs
     "flipped, not normalised": ({"flip", "not normalised"}, lambda s: (s.normalised(), unit(s.images[:, :, ::-1]))),
     "layout, not normalised": (
@@ -147,6 +171,14 @@ def blurred(images: Array) -> Array:
     return pictures.each(images, lambda image: image.filter(ImageFilter.GaussianBlur(1)))
 
 
+def sharpened(images: Array) -> Array:
+    return pictures.each(images, lambda image: image.filter(ImageFilter.SHARPEN))
+
+
+def caffe(images: Array) -> Array:
+    return normalise(images[..., ::-1], ((103.939, 116.779, 123.68), (1, 1, 1)), divisor=1)
+
+
 def grey(images: Array) -> Array:
     return np.repeat(pictures.each(images, lambda image: image.convert("L")), 3, axis=3)
 
@@ -158,6 +190,11 @@ PHOTOGRAPHS: dict[str, Fault] = {
     "one image": ({"channels"}, lambda s: (s.images[0], s.images[0][..., ::-1])),
     "one image, flipped": ({"flip"}, lambda s: (s.images[0], s.images[0][::-1])),
     "grey": ({"grey"}, lambda s: (s.normalised(), s.normalised(grey(s.images)))),
+    "JPEG twice": ({"jpeg"}, lambda s: (s.images, jpeg(jpeg(s.images, 90), 60))),
+    "sharpened": ({"sharpened"}, lambda s: (s.images, sharpened(s.images))),
+    "one channel lost": ({"channels"}, lambda s: (s.images, s.images * np.array([1, 1, 0], np.uint8))),
+    "with alpha": ({"channels"}, lambda s: (s.images, np.pad(s.images, [(0, 0)] * 3 + [(0, 1)], constant_values=255))),
+    "Caffe": ({"channels", "other statistics"}, lambda s: (s.normalised(), caffe(s.images))),
     "view for permute": ({"shape"}, lambda s: (s.normalised(), s.normalised().reshape(2, SIZE, SIZE, 3))),
     "nearest": ({"resized"}, lambda s: (s.images, resize(sources(), SIZE, Image.Resampling.NEAREST))),
     "bicubic": ({"resized"}, lambda s: (s.normalised(), s.normalised(bicubic()))),
@@ -210,11 +247,17 @@ def spots(images: Array) -> Array:
     return np.where(np.random.default_rng(0).random(images.shape) < 0.01, np.uint8(255), images)
 
 
+def spoilt(images: Array) -> Array:
+    return np.concatenate([spots(images[:1]), images[1:]])
+
+
 # What no known cause explains, and what only looks like one.
 UNEXPLAINED: dict[str, Callable[[Source], tuple[Array, Array]]] = {
     "noise": lambda s: (s.normalised(), noise(s.normalised(), 0.05)),
     "much noise": lambda s: (s.normalised(), noise(s.normalised(), 1)),
     "noise in levels": lambda s: (s.images, np.clip(noise(s.images.astype(float), 4), 0, 255).astype(np.uint8)),
+    "less than a level": lambda s: (unit(s.images), noise(unit(s.images), 0.0005)),
+    "one flipped, one spoilt": lambda s: (s.images, spoilt(some(s.images, lambda x: x[:, :, ::-1]))),
     "spots": lambda s: (s.images, spots(s.images)),
     "one pixel": lambda s: (s.images, np.where(np.arange(s.images.size).reshape(s.images.shape) == 99, 7, s.images)),
     "pixels shuffled": lambda s: (

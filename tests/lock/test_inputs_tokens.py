@@ -105,6 +105,28 @@ def test_another_vocabulary() -> None:
     assert found.kinds == ("vocabulary",)
 
 
+def test_a_prompt_before_every_text() -> None:
+    was, now = encode(tokenizer()), encode(tokenizer(), [f"query: {line}" for line in lines()[:12]])
+    found = diagnose(samples(was)["input_ids"], samples(now)["input_ids"])
+    assert found is not None
+    assert found.kinds == ("prompt",)
+    assert "4 more tokens at the start of every text" in found.headline
+
+
+def test_special_tokens_given_twice() -> None:
+    was = samples(encode(tokenizer()))["input_ids"]
+    found = diagnose(was, np.c_[was[:, :1], was])
+    assert found is not None
+    assert found.headline == f"tokens were begun with id {was[0, 0]} more"
+
+
+def test_a_mask_the_other_way_round() -> None:
+    was = samples(encode(tokenizer()))["attention_mask"]
+    found = diagnose(was, 1 - was)
+    assert found is not None
+    assert found.kinds == ("inverted",)
+
+
 def test_other_texts_are_not_explained() -> None:
     was, now = encode(tokenizer()), encode(tokenizer(), lines()[40:52])
     for told in (None, (words(was), words(now))):
@@ -129,10 +151,33 @@ def test_one_token_off_is_not_explained() -> None:
         (str.lower, "casing"),
         (lambda text: text.replace(" ", "  "), "white space"),
         (lambda text: text[:30], "truncation"),
+        (lambda text: f"query: {text}", "prompt"),
+        (lambda text: f"{text}</s>", "prompt"),
         (lambda text: "another text", None),
+        (lambda text: text[::-1], None),
     ],
 )
 def test_texts(change: Any, kind: str | None) -> None:
     found = diagnose(np.array(lines()[:5]), np.array([change(line) for line in lines()[:5]]))
     assert found is not None
     assert found.kinds == ((kind,) if kind else ())
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "words"),
+    [
+        ("naïve café", "naïve café".encode().decode("latin-1"), "decoded as Latin-1, and are UTF-8"),
+        ("naïve café".encode().decode("latin-1"), "naïve café", "no longer decoded as Latin-1"),
+        ("a <b> & c", "a &lt;b&gt; &amp; c", "escaped as HTML"),
+    ],
+)
+def test_texts_through_a_codec(was: str, now: str, words: str) -> None:
+    found = diagnose(np.array([was, "plain"]), np.array([now, "plain"]))
+    assert found is not None
+    assert words in found.headline
+
+
+def test_texts_that_nothing_explains_are_shown_where_they_differ() -> None:
+    found = diagnose(np.array(["the same beginning, one end"]), np.array(["the same beginning, another end"]))
+    assert found is not None
+    assert found.headline.endswith("first at (0,): 'eginning, another end', not 'eginning, one end'")

@@ -27,6 +27,12 @@ def column(factor: float) -> Array:
     return table
 
 
+def holes() -> Array:
+    table = TABLE.copy()
+    table.flat[::90] = np.nan
+    return table
+
+
 FAULTS: dict[str, tuple[Array, Array, str, str]] = {
     "thousand": (TABLE, TABLE * 1000, "unit", "multiplied by 1000"),
     "per cent": (np.float64(0.873), np.float64(87.3), "unit", "multiplied by 100 (per cent"),  # type: ignore[dict-item]
@@ -43,6 +49,15 @@ FAULTS: dict[str, tuple[Array, Array, str, str]] = {
     "labels shuffled": (LABELS, LABELS[::-1], "reordered", "reordered"),
     "labels dropped": (LABELS, LABELS[4:], "dropped", "without 4 of 64"),
     "labels int32": (LABELS, LABELS.astype(np.int32), "dtype", "int32, not int64"),
+    "16 bits": (TABLE, TABLE / 32768, "unit", "multiplied by 1/32768 (16-bit levels)"),
+    "log1p": (TABLE, np.log1p(TABLE), "function", "log1p) of what they were"),
+    "no sigmoid": (1 / (1 + np.exp(-TABLE)), TABLE, "function", "given as what they were the sigmoid of"),
+    "stretched": (TABLE, (TABLE - TABLE.min(0)) / np.ptp(TABLE, 0), "standardised", "stretched to 0..1 a column"),
+    "no column": (TABLE, TABLE[:, 1:], "columns", "given without column 0"),
+    "rolled": (TABLE, np.roll(TABLE, -1, 1), "columns", "columns moved by one to the left"),
+    "filled": (holes(), np.nan_to_num(holes(), nan=3.0), "missing", "not finite (by 3)"),
+    "missing": (TABLE, holes(), "missing", "with 7 not finite"),
+    "classes": (LABELS, (LABELS * 3) % 10, "classes", "8 classes under other numbers (1 -> 3,"),
     "all zeros": (TABLE, TABLE * 0, "constant", "all of one value (0)"),
 }
 
@@ -72,7 +87,6 @@ def one_off(values: Array, amount: float) -> Array:
         (np.array([0.1, 0.2]), np.array([0.1, 0.25])),
         (np.zeros((4, 5)), np.ones((4, 5))),
         (TABLE[:0], TABLE[:0, :2]),
-        (TABLE, one_off(TABLE, np.nan)),
     ],
 )
 def test_what_nothing_explains(was: Array, now: Array) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_evalmode.lock.checkpoint import loading, merging, names, places, precision, quantisation
+from pytest_evalmode.lock.checkpoint import factors, loading, merging, names, places, precision, quantisation
 from pytest_evalmode.lock.checkpoint.case import Case, Cause
 from pytest_evalmode.lock.model import Held, Line
 from pytest_evalmode.observe.state.fingerprint import undisturbed
@@ -29,6 +29,9 @@ _QUESTIONS: tuple[Callable[[Case], Cause | None], ...] = (
     merging.adapted,
     precision.recast,
     precision.rounded,
+    factors.pruned,
+    factors.scaled,
+    places.exchanged,
     places.rearranged,
     loading.rerun,
     quantisation.coarse,

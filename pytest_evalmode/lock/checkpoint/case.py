@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pytest_evalmode.lock.model import Held, Line, sample
@@ -66,6 +67,12 @@ def numel(line: Line) -> int:
 
 def is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in STATISTICS
+
+
+def is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.is_quantized or tensor.layout is not torch.strided:
+        return True
+    return bool(tensor.detach().isfinite().all())
 
 
 def is_another(case: Case, changed: Iterable[str]) -> bool:

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pytest_evalmode.lock.checkpoint.case import Case, Cause, furthest, is_another, is_statistic, numel
+from pytest_evalmode.lock.checkpoint.case import Case, Cause, furthest, is_another, is_finite, is_statistic, numel
 from pytest_evalmode.lock.checkpoint.initial import initialisation
 from pytest_evalmode.rules.wording import first_and_more, plural
+
+_FEWEST = 32  # values that tell whether two tensors have anything in common
 
 
 def rerun(case: Case) -> Cause | None:
@@ -32,7 +34,7 @@ def rerun(case: Case) -> Cause | None:
 
 def unloaded(case: Case) -> Cause | None:
     """What holds what it was born with: zeros, ones, or a default's draw."""
-    fresh = {name: words for name in case.changed if (words := initialisation(case.live(name)))}
+    fresh = {name: words for name in case.changed if (words := initialisation(case.live(name))) and _is_new(case, name)}
     if is_another(case, [name for name in case.changed if name not in fresh]):
         # In another checkpoint a bias may well be zero.
         fresh = {name: words for name, words in fresh.items() if len(case.was[name].shape) > 1}
@@ -60,6 +62,17 @@ def unloaded(case: Case) -> Cause | None:
     return Cause("partial", f"{count}: {first_and_more(names)}, at initial values ({ways})", tuple(names))
 
 
+def _is_new(case: Case, name: str) -> bool:
+    """Whether a tensor has nothing of what was locked: weights that moved a little, or were scaled, still have."""
+    both = case.both(name)
+    if both is None or both[0].size < _FEWEST:
+        return True
+    old, new = (values.ravel().astype(float) for values in both)
+    old, new = old - old.mean(), new - new.mean()
+    norms = float(np.linalg.norm(old) * np.linalg.norm(new))
+    return not norms or abs(float(old @ new)) / norms < 5 / old.size**0.5
+
+
 def another(case: Case) -> Cause | None:
     """What nothing above explains: all, or some."""
     if not case.changed:
@@ -79,6 +92,9 @@ def another(case: Case) -> Cause | None:
         how = f" (shape {case.was[shapes[0]].shape} -> {case.line(shapes[0]).shape})"
     elif far := furthest(case, names):
         how = f", by up to {far:.2g}"
+    broken = [name for name in names if not is_finite(case.now.tensors[case.pairs[name]])]
+    if broken:
+        how += f"; {first_and_more(broken)} {'has' if len(broken) == 1 else 'have'} values that are not finite"
     return Cause(
         "values", f"{len(names)} of {plural(len(case.was), 'tensor')} changed: {first_and_more(names)}{how}", names
     )

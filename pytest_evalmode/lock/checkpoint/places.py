@@ -6,7 +6,25 @@ from itertools import permutations
 
 from pytest_evalmode.lock.checkpoint.case import Case, Cause, numel
 from pytest_evalmode.lock.model import digest, unordered
-from pytest_evalmode.rules.wording import first_and_more
+from pytest_evalmode.rules.wording import first_and_more, plural
+
+
+def exchanged(case: Case) -> Cause | None:
+    """Tensors that hold, bit by bit, what another one held: layers swapped, query for key."""
+    held = {(case.was[name].dtype, case.was[name].shape, case.was[name].digest): name for name in case.changed}
+    found: dict[str, str] = {}
+    for name in case.changed:
+        line = case.line(name)
+        other = held.get((line.dtype, line.shape, line.digest))
+        if other is not None:
+            found[name] = other
+    if not found:
+        return None
+    case.explained(found)
+    new, old = next(iter(found.items()))
+    verb = "holds" if len(found) == 1 else "hold"
+    words = f"{plural(len(found), 'tensor')} {verb} what another one held ({new} that of {old})"
+    return Cause("exchanged", words, tuple(found))
 
 
 def rearranged(case: Case) -> Cause | None:

@@ -45,7 +45,7 @@ def _casts(case: Case, name: str) -> bool:
 
 def rounded(case: Case) -> Cause | None:
     """The same dtype as before, but the values have gone through a narrower one."""
-    for dtype in (torch.float16, torch.bfloat16):
+    for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
         found = []
         for name in case.changed:
             both = case.both(name) if case.was[name].dtype in ("float32", "float64") else None

@@ -6,19 +6,19 @@ tells only what then is as it is now, in the fewest steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from pytest_evalmode.lock.inputs import layout, order, text, units
-from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, told, unexplained
+from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, numbers, told, unexplained
 from pytest_evalmode.lock.inputs.images import rounding, search
 from pytest_evalmode.lock.inputs.order import compare_order
 from pytest_evalmode.lock.inputs.samples import arrays, samples, words
 from pytest_evalmode.lock.inputs.text.rows import Words
 
-__all__ = ["Diagnosis", "arrays", "compare_order", "diagnose", "equal", "samples", "words"]
+__all__ = ["Diagnosis", "arrays", "compare_classes", "compare_order", "diagnose", "equal", "samples", "words"]
 
 
 def diagnose(
@@ -42,7 +42,7 @@ def diagnose(
         return (text.explain_texts(was, now) if both else None) or unexplained("texts", was, now)
     if was.size and now.size and was.dtype.kind in "biuf" and now.dtype.kind in "biuf":
         finite = _finite(was, now)
-        found = None if finite is None else _explained(*finite, words)
+        found = _filled(was, now) if finite is None else _explained(*finite, words)
         if found is not None:
             return found
     return unexplained("tokens" if text.is_tokens(was, now) else _noun(was, now), was, now)
@@ -68,7 +68,8 @@ def _explained(was: Array, now: Array, words: Words | None) -> Diagnosis | None:
         return _only_dtype(was, now) or text.explain(was, now, words) or _table(was, now)
     images = layout.readings(was)
     single = bool(images) and images[0].layout in ("CHW", "HWC", "HW")
-    exact = _only_dtype(was, now) or _rearranged(was, now) or (None if single else _reordered(was, now))
+    exact = _only_dtype(was, now) or _classes(was, now) or _rearranged(was, now)
+    exact = exact or (None if single else _reordered(was, now))
     if exact is not None:
         return exact
     if images and layout.readings(now):
@@ -97,19 +98,71 @@ def _reordered(was: Array, now: Array) -> Diagnosis | None:
     return None if index is None else told("samples", order.describe(len(was), index))
 
 
+def _classes(was: Array, now: Array) -> Diagnosis | None:
+    """Labels whose classes have other numbers: each became one other, and often enough that chance does not do it."""
+    if was.ndim != 1 or was.shape != now.shape or was.dtype.kind not in "iu" or now.dtype.kind not in "iu":
+        return None
+    pairs = text.mapping([tuple(was.tolist())], [tuple(now.tolist())])
+    if pairs is None or len({new - old for old, new in pairs.items()}) == 1 or len(was) < 2 * len(np.unique(was)):
+        return None
+    shown = ", ".join(f"{old} -> {new}" for old, new in list(pairs.items())[:4]) + (", ..." if len(pairs) > 4 else "")
+    words = f"given with {len(pairs)} classes under other numbers ({shown})"
+    return told("labels", [Step("classes", words, {"classes": dict(list(pairs.items())[:32])})])
+
+
+def compare_classes(was: Sequence[int], now: Sequence[int], first: Array, first_now: Array) -> Diagnosis | None:
+    """The same of labels by their digests, all of them, and the first by their values."""
+    if text.mapping([tuple(was)], [tuple(now)]) is None:
+        return None
+    n = min(len(first), len(first_now))
+    return _classes(first[:n], first_now[:n])
+
+
+def _filled(was: Array, now: Array) -> Diagnosis | None:
+    """Values that were not finite, and are numbers now; or the reverse."""
+    if was.shape != now.shape or was.dtype.kind != "f" or now.dtype.kind != "f":
+        return None
+    holes = [~np.isfinite(each) for each in (was, now)]
+    either = holes[0] | holes[1]
+    if holes[0].any() == holes[1].any() or not np.array_equal(was[~either], now[~either]):
+        return None
+    count = int(either.sum())
+    if holes[1].any():
+        return told(_noun(was, now), [Step("missing", f"given with {count} not finite", {"not finite": count})])
+    values = np.unique(now[either])
+    by = f" (by {numbers(values)})" if len(values) == 1 else ""
+    words = f"filled in at the {count} places that were not finite{by}"
+    return told(_noun(was, now), [Step("missing", words, {"filled": count})])
+
+
 def _table(was: Array, now: Array) -> Diagnosis | None:
     """Numbers that are no images: metrics, features, labels."""
     a, b = was.astype(float), now.astype(float)
     if a.shape != b.shape:
-        return None
+        step = _columns(was, now)
+        return None if step is None else told("values", [step])
     tolerance = 8 * max(_unit(was), _unit(now))
     step = next((each for each, _ in rounding.rounded(a, b, 0.0)), None) or units.rescaled(a, b, tolerance)
     if step is None and a.ndim == 2:
-        columns = order.exact(was.T, now.T)
-        if columns is not None and sorted(columns) == list(range(a.shape[1])):
-            step = Step("columns", "given with columns in another order", {"order": tuple(columns[:32])})
-        step = step or units.standardised(a, b, tolerance) or units.rescaled_columns(a, b, tolerance)
+        step = _columns(was, now) or units.standardised(a, b, tolerance) or units.rescaled_columns(a, b, tolerance)
+    step = step or units.curved(a, b, tolerance)
     return None if step is None else told("values", [step])
+
+
+def _columns(was: Array, now: Array) -> Step | None:
+    """Columns of a table in another order, or left out."""
+    if was.ndim != 2 or now.ndim != 2 or len(was) != len(now) or len(was) < 2:
+        return None
+    found = order.exact(was.T, now.T)
+    if found is None or len(set(found)) < len(found):
+        return None
+    details: dict[str, object] = {"order": tuple(found[:32])}
+    gone = sorted(set(range(was.shape[1])) - set(found))
+    if gone:
+        return Step("columns", f"given without column{'s' * (len(gone) > 1)} {', '.join(map(str, gone[:5]))}", details)
+    by = next((n for n in (1, -1) if found == list(np.roll(range(len(found)), n))), 0)
+    way = f"moved by one to the {'right' if by > 0 else 'left'}" if by else "in another order"
+    return Step("columns", f"given with columns {way}", details)
 
 
 def _unit(array: Array) -> float:

@@ -48,7 +48,14 @@ def unexplained(noun: str, was: Array, now: Array) -> Diagnosis:
         differ = np.asarray(was != now)
         where = tuple(int(i) for i in np.argwhere(differ)[0])
         share = float(differ.mean())
-        return Diagnosis(f"{noun} differ in {share:.0%}, first at {where}", (), {"share": share, "first": where})
+        shown = ""
+        if was.dtype.kind in "US" and now.dtype.kind in "US":
+            a_, b_ = str(was[where]), str(now[where])
+            same = next((i for i, (x, y) in enumerate(zip(a_, b_, strict=False)) if x != y), min(len(a_), len(b_)))
+            start = max(0, same - 10)
+            shown = f": {b_[start : start + 40]!r}, not {a_[start : start + 40]!r}"
+        headline = f"{noun} differ, and no known cause explains it: in {share:.0%}, first at {where}{shown}"
+        return Diagnosis(headline, (), {"share": share, "first": where})
     if not was.size:
         return Diagnosis(f"{noun} are empty, and of dtype {now.dtype}, not {was.dtype}", (), {"was": was.shape})
     complex_ = was.dtype.kind == "c" or now.dtype.kind == "c"

@@ -89,5 +89,7 @@ def recoloured(a: Array, b: Array) -> Iterator[tuple[list[Step], Array]]:
             yield [Step("channels", words, {"channels": order})], a[:, list(order)]
     if (old, new) == (4, 3):
         yield [Step("channels", "given without their alpha channel")], a[:, :3]
+    if (old, new) == (3, 4):
+        yield [Step("channels", "given with a fourth channel (alpha)")], np.concatenate([a, b[:, 3:]], axis=1)
     if old == 1 and new == 3:
         yield [Step("channels", "given in three equal channels, not one")], np.repeat(a, 3, axis=1)

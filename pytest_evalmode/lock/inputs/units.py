@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from pytest_evalmode.lock.inputs.diagnosis import Array, Step, numbers
@@ -17,6 +19,7 @@ _FACTORS = {
     24.0: "days and hours",
     86400.0: "days and seconds",
     255.0: "8-bit levels",
+    32768.0: "16-bit levels",
     0.3048: "feet and metres",
     2.54: "inches and centimetres",
     25.4: "inches and millimetres",
@@ -27,6 +30,17 @@ _FACTORS = {
     float(np.pi / 180): "degrees and radians",
     float(np.log(2)): "nats and bits",
     float(np.log(10)): "natural and decimal logarithms",
+}
+_CURVES: dict[str, Callable[[Array], Array]] = {
+    "the natural logarithm": np.log,
+    "the logarithm of one more (log1p)": np.log1p,
+    "the decimal logarithm": np.log10,
+    "the binary logarithm": np.log2,
+    "the square root": np.sqrt,
+    "the square": np.square,
+    "the exponential": np.exp,
+    "the sigmoid": lambda values: 1 / (1 + np.exp(-values)),
+    "the absolute value": np.abs,
 }
 _AFFINE = {(1.8, 32.0): "Celsius and Fahrenheit", (1.0, 273.15): "Celsius and kelvin"}
 
@@ -75,6 +89,19 @@ def rescaled_columns(a: Array, b: Array, tolerance: float) -> Step | None:
     return Step("unit", f"given in other units: {shown}{more}", {"columns": factors})
 
 
+def curved(a: Array, b: Array, tolerance: float) -> Step | None:
+    """A function that is in use, of each value; or what it was a function of."""
+    if np.unique(a).size < 3:
+        return None
+    for old, new, words in ((a, b, "given as {} of what they were"), (b, a, "given as what they were {} of")):
+        for name, function in _CURVES.items():
+            with np.errstate(all="ignore"):
+                made = function(old)
+            if np.all(np.abs(made - new) <= 4 * tolerance * (np.abs(new) + np.abs(old) + 1)):
+                return Step("function", words.format(name), {"function": name})
+    return None
+
+
 def standardised(a: Array, b: Array, tolerance: float) -> Step | None:
     """A table whose every column was centred and scaled, or no longer is."""
     if len(a) < 4 or not (np.ptp(a, 0).any() and np.ptp(b, 0).any()):
@@ -83,6 +110,10 @@ def standardised(a: Array, b: Array, tolerance: float) -> Step | None:
         std = old.std(0)
         if np.allclose(new, (old - old.mean(0)) / np.where(std > 0, std, 1), atol=max(tolerance, 1e-6)):
             return Step("standardised", words, {"mean": numbers(old.mean(0)), "std": numbers(std)})
+        low, spread = old.min(0), np.ptp(old, 0)
+        if np.allclose(new, (old - low) / np.where(spread > 0, spread, 1), atol=max(tolerance, 1e-6)):
+            words = words.replace("standardised a column", "stretched to 0..1 a column")
+            return Step("standardised", words, {"low": numbers(low), "high": numbers(old.max(0))})
     return None
 
 

@@ -24,6 +24,8 @@ _CHROMA = np.full((_BLOCK, _BLOCK), 99.0)
 _CHROMA[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
 _TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]])
 _EXPLAINED = 0.35  # of the squared difference is left over at most
+_EXPLAINED_IN_BLOCKS = 0.55  # where the blocks can be seen: compressed twice, the first time is left over
+_SEEN = 0.05  # of the frequencies, more than on another grid, are gone where blocks can be seen
 _PART = 32 * _BLOCK  # of an image, a side, on which quality and grid are found
 
 
@@ -35,7 +37,7 @@ def recompressed(a: Array, b: Array) -> tuple[Step, Array] | None:
     luma_a, luma_b = (_planes(each[:few, :, :_PART, :_PART])[:, :1] for each in (a, b))
     if float(np.mean((luma_a - luma_b) ** 2)) < 0.02:
         return None
-    grid = _grid(luma_b)
+    grid, seen = _grid(luma_b)
     quality = min(range(1, 101), key=lambda q: _left(luma_a, luma_b, q, grid))
     best, halved = min(
         (
@@ -47,7 +49,7 @@ def recompressed(a: Array, b: Array) -> tuple[Step, Array] | None:
     inner = np.s_[:, :, grid[0] :, grid[1] :]
     # A scale and a shift are the rival: what they explain is no compression.
     left, all_ = (float(np.mean((each - b)[inner] ** 2)) for each in (best, fit(a, b)(a)))
-    if left > _EXPLAINED * all_:
+    if left > (_EXPLAINED_IN_BLOCKS if seen and quality < 98 else _EXPLAINED) * all_:
         return None
     noise = psnr(a, b)
     details: dict[str, object] = {"quality": quality, "grid": grid, "psnr": noise, "unexplained": left / all_}
@@ -58,17 +60,18 @@ def recompressed(a: Array, b: Array) -> tuple[Step, Array] | None:
     return Step("jpeg", words, details), best
 
 
-def _grid(luma: Array) -> tuple[int, int]:
-    """Where the blocks begin: there the most frequencies are gone, up to the rounding of pixels."""
+def _grid(luma: Array) -> tuple[tuple[int, int], bool]:
+    """Where the blocks begin: there the most frequencies are gone, up to the rounding of pixels; and if it is plain."""
     if min(luma.shape[2:]) < 3 * _BLOCK:
-        return (0, 0)
+        return (0, 0), False
     gone = {}
     for y in range(_BLOCK):
         for x in range(_BLOCK):
             frequencies = _frequencies(luma[:1, :, y : y + 16 * _BLOCK, x : x + 16 * _BLOCK])
             gone[(y, x)] = float((np.abs(frequencies) < 1).mean())
     best = max(gone, key=lambda each: gone[each])
-    return best if gone[best] > gone[(0, 0)] + 0.01 else (0, 0)
+    best = best if gone[best] > gone[(0, 0)] + 0.01 else (0, 0)
+    return best, gone[best] > float(np.median(list(gone.values()))) + _SEEN
 
 
 def _frequencies(a: Array) -> Array:

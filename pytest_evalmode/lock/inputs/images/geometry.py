@@ -36,7 +36,7 @@ def moved(a: Array, b: Array) -> Iterator[tuple[list[Step], Array, Array]]:
     if same:
         yield [], a, b
     for dy, dx in _offsets(a, b):
-        cut = _overlap(a, b, dy, dx)
+        cut = overlap(a, b, dy, dx)
         if cut is not None and not (same and dy == dx == 0):
             yield [_step(a, b, dy, dx)], *cut
 
@@ -45,7 +45,7 @@ def _step(a: Array, b: Array, dy: int, dx: int) -> Step:
     (height, width), (rows, columns) = a.shape[2:], b.shape[2:]
     details = {"offset": (dy, dx), "size": ((height, width), (rows, columns))}
     if (height, width) == (rows, columns):
-        return Step("shift", f"shifted by {_way(-dy, 'down', 'up')} and {_way(-dx, 'right', 'left')}", details)
+        return Step("shift", f"shifted by {way(-dy, 'down', 'up')} and {way(-dx, 'right', 'left')}", details)
     if 0 <= dy <= height - rows and 0 <= dx <= width - columns:
         words = f"cropped to {rows}x{columns} from {height}x{width}, at row {dy}, column {dx}"
         return Step("crop", words, details)
@@ -54,11 +54,11 @@ def _step(a: Array, b: Array, dy: int, dx: int) -> Step:
     return Step("crop", f"cut to {rows}x{columns} elsewhere, {height}x{width} before", details)
 
 
-def _way(n: int, forth: str, back: str) -> str:
+def way(n: int, forth: str, back: str) -> str:
     return f"{abs(n)} px {forth if n >= 0 else back}"
 
 
-def _overlap(a: Array, b: Array, dy: int, dx: int) -> tuple[Array, Array] | None:
+def overlap(a: Array, b: Array, dy: int, dx: int) -> tuple[Array, Array] | None:
     """The parts that coincide if b's origin lies at (dy, dx) of a."""
     top, left = max(dy, 0), max(dx, 0)
     bottom, right = min(a.shape[2], dy + b.shape[2]), min(a.shape[3], dx + b.shape[3])
@@ -96,7 +96,7 @@ def _every_offset(a: Array, b: Array) -> list[tuple[int, int]]:
     scores: list[tuple[float, int, tuple[int, int]]] = []
     for dy in range(-b.shape[2] + 3, a.shape[2] - 2):
         for dx in range(-b.shape[3] + 3, a.shape[3] - 2):
-            cut = _overlap(old, new, dy, dx)
+            cut = overlap(old, new, dy, dx)
             if cut is not None:
                 scores.append((_alike(*cut), -abs(dy) - abs(dx), (dy, dx)))
     return [offset for _, _, offset in sorted(scores, reverse=True)[:3]]

@@ -10,6 +10,8 @@ import numpy as np
 from pytest_evalmode.lock.inputs.diagnosis import Array, Step, numbers
 from pytest_evalmode.lock.inputs.images.statistics import Coding, coding_of, codings, on_levels, plausible, possessive
 
+_VIDEO = (219 / 255, 16 / 255)  # the scale and the shift of its levels
+
 
 class Fit(NamedTuple):
     """The scale and the shift that take one array nearest to another, a channel each."""
@@ -121,6 +123,10 @@ def _free(a: Array, b: Array, found: Fit, order: Sequence[int] | None) -> Step:
     """A scale and a shift of no known name, in terms of a mean and a std where a range tells them."""
     details: dict[str, object] = {"scale": _tuple(found.scale), "shift": _tuple(found.shift)}
     old, new = coding_of(a, order), coding_of(b)
+    if old is not None and old.family in ("unit", "bytes"):
+        top = float(old.scale[0])
+        if np.allclose(found.scale, _VIDEO[0], atol=0.003) and np.allclose(found.shift / top, _VIDEO[1], atol=0.003):
+            return Step("range", "given in the limited range of video (16..235)", details)
     plain = f"scaled by {numbers(found.scale)}"
     if np.abs(found.shift).max() > 1e-6 * np.abs(b).max():
         plain += f" and shifted by {numbers(found.shift)}"
@@ -175,6 +181,23 @@ def _tuple(values: Array) -> tuple[float, ...]:
     return tuple(float(f"{each:.6g}") for each in np.ravel(values))
 
 
+def rescaled(a: Array, b: Array, tolerance: float, order: Sequence[int] | None = None) -> tuple[Step, float] | None:
+    """A scale and a shift, a channel each, up to the rounding to levels; or a channel that is lost."""
+    found = fit(a, b)
+    far = np.abs(found(a) - b)
+    left, axes = float(far.max()), (0, 2, 3)
+    if left > tolerance or np.abs(a - b).max() <= 2 * tolerance:
+        return None
+    lost = [int(i) for i in np.flatnonzero((np.ptp(b, axes) == 0) & (np.ptp(a, axes) > 0))]
+    if not lost:
+        return _free(a, b, found, order), left
+    if len(lost) == b.shape[1] or np.delete(np.abs(a - b), lost, 1).max() > tolerance:
+        return None
+    values = numbers(b[0, lost, 0, 0])
+    words = f"given with channel {', '.join(map(str, lost))} all of one value ({values})"
+    return Step("channels", words, {"lost": tuple(lost)}), left
+
+
 def mixed(a: Array, b: Array, tolerance: float) -> tuple[Step, float] | None:
     """Colours mixed by a matrix: turned grey, another colour space."""
     if a.shape[1] != 3 or b.shape[1] not in (1, 3):
@@ -193,6 +216,8 @@ def mixed(a: Array, b: Array, tolerance: float) -> tuple[Step, float] | None:
 
 def curved(a: Array, b: Array, tolerance: float) -> tuple[Step, float] | None:
     """Each value taken to one other, whatever the pixel: values cut off, a gamma, another curve."""
+    if np.abs(a - b).max() <= 2 * tolerance:
+        return None
     cut = np.abs(np.clip(a, b.min(), b.max()) - b).max()
     if cut <= tolerance:
         words = f"cut off to {b.min():.4g}..{b.max():.4g}"

@@ -9,6 +9,8 @@ import numpy as np
 from pytest_evalmode.lock.inputs.diagnosis import Array, Step
 from pytest_evalmode.lock.inputs.images.statistics import Coding
 
+_FEW = 64  # levels
+
 
 def bfloat16(values: Array) -> Array:
     """The nearest bfloat16 values, ties to even, which numpy has no type for."""
@@ -73,3 +75,16 @@ def _to_levels(a: Array, b: Array, slack: float, code: Coding | None) -> Iterato
                     "rounding", f"{words} to {unit} (uint8)" if levels > 1 else f"{words} to {unit}", {"rounded": unit}
                 )
                 yield step, float(np.abs(a - b).max()) if off.any() else slack
+
+
+def coarser(a: Array, b: Array, _: float) -> tuple[Step, float] | None:
+    """Values that lie on few even levels, each within one of what it was."""
+    levels, before = np.unique(b), np.unique(a).size
+    if not 2 < len(levels) <= _FEW or before < 2 * len(levels):
+        return None
+    step = float(np.diff(levels).min())
+    places = (levels - levels[0]) / step
+    left = float(np.abs(a - b).max())
+    if left > 1.01 * step or np.abs(places - places.round()).max() > 0.02:
+        return None
+    return Step("rounding", f"given in {len(levels)} levels, not {before}", {"levels": (before, len(levels))}), left

@@ -9,7 +9,7 @@ import numpy as np
 
 from pytest_evalmode.lock.inputs import layout, order
 from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, told
-from pytest_evalmode.lock.inputs.images import compression, geometry, normalization, resampling, rounding
+from pytest_evalmode.lock.inputs.images import augmented, compression, geometry, normalization, resampling, rounding
 from pytest_evalmode.lock.inputs.images.statistics import Coding, coding_of
 
 Dtype = np.dtype[Any]
@@ -39,6 +39,9 @@ def explain(was: Array, now: Array) -> Diagnosis | None:
             if exact is not None:
                 return told(noun, exact.steps, residual=exact.residual, **_dtypes(was, now))
             candidates += found
+        each = None if steps else augmented.placed(a, b)
+        if each is not None:
+            return told(noun, each, **_dtypes(was, now))
     lossy = _first_lossy(candidates)
     return None if lossy is None else told(noun, lossy.steps, residual=lossy.residual, **_dtypes(was, now))
 
@@ -153,10 +156,12 @@ def _first_lossy(candidates: list[Candidate]) -> Found | None:
 def _lossy(candidate: Candidate) -> Found | None:
     a, b, order_ = candidate.a, candidate.b, _order(candidate)
     code = coding_of(a, order_)
-    for pointwise in (normalization.mixed, normalization.curved):
-        found = pointwise(a, b, 0.6 / 255 * (code.scale.max() if code is not None else np.ptp(b)))
-        if found is not None:
-            return Found([found[0]], found[1])
+    level = 0.6 / 255 * (code.scale.max() if code is not None else np.ptp(b))
+    found = normalization.rescaled(a, b, level, order_)
+    for pointwise in (rounding.coarser, augmented.own, normalization.mixed, normalization.curved):
+        found = found or pointwise(a, b, level)
+    if found is not None:
+        return Found([found[0]], found[1])
     tries: list[tuple[float, list[Step], Array]] = [(1.0, [], b)]
     for steps, fit, new in normalization.recodings(a, b, 0.15, order_):
         back = normalization.Fit(1 / fit.scale, -fit.shift / fit.scale)

@@ -11,10 +11,12 @@ from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, told
 from pytest_evalmode.lock.inputs.text.masks import marked
 from pytest_evalmode.lock.inputs.text.padding import both, cores, filler, padding
 from pytest_evalmode.lock.inputs.text.rows import Row, Words
-from pytest_evalmode.lock.inputs.text.special import replaced, special
-from pytest_evalmode.lock.inputs.text.spelling import cased, spelt
+from pytest_evalmode.lock.inputs.text.special import prefixed, replaced, special
+from pytest_evalmode.lock.inputs.text.spelling import cased, rewritten, spelt, surrounded
 from pytest_evalmode.lock.inputs.text.truncation import truncated
-from pytest_evalmode.lock.inputs.text.vocabulary import renamed, respelt, unknown
+from pytest_evalmode.lock.inputs.text.vocabulary import mapping, renamed, respelt, unknown
+
+__all__ = ["explain", "explain_texts", "is_tokens", "mapping"]
 
 
 def explain(was: Array, now: Array, words: Words | None = None) -> Diagnosis | None:
@@ -51,6 +53,10 @@ def _texts(old: list[Row], new: list[Row], words: Words | None) -> Iterator[list
         found = replaced(a, b)
         if found is not None:
             yield [*steps, found]
+    for steps, a, b, _ in sorted(ends, key=lambda each: len(each[0])):
+        found = prefixed(a, b)
+        if found is not None:
+            yield [*steps, found]
     for steps, a, b, (head, tail) in ends:
         found = truncated(a, b, longest)
         if found is not None and min(map(len, (*old, *new))) > head + tail:
@@ -79,6 +85,8 @@ def explain_texts(was: Array, now: Array) -> Diagnosis | None:
         steps.append(Step("white space", "given with other white space"))
     elif all(x.startswith(y) or x.endswith(y) for x, y in zip(a, b, strict=True)):
         steps.append(Step("truncation", f"cut ({sum(x != y for x, y in zip(a, b, strict=True))} of {len(a)} texts)"))
+    else:
+        steps += filter(None, [rewritten(a, b) or surrounded(a, b)])
     return told("texts", steps) if steps else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from pytest_evalmode.lock.inputs import order
 from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, told
 from pytest_evalmode.lock.inputs.text.padding import padding
@@ -10,6 +12,8 @@ from pytest_evalmode.lock.inputs.text.truncation import cut_step
 
 def marked(was: Array, now: Array) -> Diagnosis | None:
     """The diagnosis of masks, which mark the tokens that are no padding."""
+    if was.shape == now.shape and np.array_equal(was, 1 - now):
+        return told("tokens", [Step("inverted", "marked the other way round: padding for text")])
     steps: list[Step] = []
     old, new = (each.sum(1).tolist() for each in (was, now))
     if len(old) != len(new) or (old != new and sorted(old) == sorted(new)):

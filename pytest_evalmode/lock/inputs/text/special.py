@@ -43,12 +43,35 @@ def _ends_step(old: tuple[Row, Row], new: tuple[Row, Row]) -> Step:
     words = []
     for a, b, where in zip(old, new, ("begun", "ended"), strict=True):
         if a != b:
-            words.append(f"{where} with {_ids(b)}, not {_ids(a)}")
+            if not a or not b:
+                words.append(f"{where} with {_ids(b)} more" if b else f"not {where} with {_ids(a)}")
+            else:
+                words.append(f"{where} with {_ids(b)}, not {_ids(a)}")
     return Step("special tokens", " and ".join(words), {"special tokens": (old, new)})
 
 
 def _ids(row: Row) -> str:
-    return f"id {row[0]}" if len(row) == 1 else f"ids {row}" if row else "no special token"
+    return f"id {row[0]}" if len(row) == 1 else f"ids {row}"
+
+
+def prefixed(old: list[Row], new: list[Row]) -> Step | None:
+    """The same few tokens before, or after, every text: a prompt."""
+    for longer, shorter, words in (
+        (new, old, "given with {} more tokens {}"),
+        (old, new, "given without {} tokens {}"),
+    ):
+        counts = {len(a) - len(b) for a, b in zip(longer, shorter, strict=True)}
+        if len(counts) != 1 or (n := counts.pop()) <= 0:
+            continue
+        pairs = list(zip(longer, shorter, strict=True))
+        for where, cut, rest in (
+            ("at the start", {a[:n] for a, _ in pairs}, all(a[n:] == b for a, b in pairs)),
+            ("at the end", {a[-n:] for a, _ in pairs}, all(a[:-n] == b for a, b in pairs)),
+        ):
+            if rest and len(cut) == 1:
+                told_ = f"{words.format(n, where)} of every text: ids {cut.pop()}"
+                return Step("prompt", told_, {"tokens": n})
+    return None
 
 
 def replaced(old: list[Row], new: list[Row]) -> Step | None:

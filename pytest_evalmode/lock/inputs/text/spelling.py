@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
+from collections.abc import Callable
 
 from pytest_evalmode.lock.inputs.diagnosis import Step
 from pytest_evalmode.lock.inputs.text.rows import Row, Words
@@ -61,4 +63,50 @@ def cased(a: list[str], b: list[str]) -> Step | None:
         return Step(
             "accents", "given with other accents and in other case" if other_case else "given with other accents"
         )
+    return None
+
+
+def rewritten(a: list[str], b: list[str]) -> Step | None:
+    """Texts that went through a codec or an escape that they should not have, or no longer go through it."""
+    for kind, function, words in _REWRITES:
+        if _all(function, a, b):
+            return Step(kind, words)
+        if _all(function, b, a):
+            return Step(kind, f"no longer {words}")
+    return None
+
+
+def _mojibake(codec: str) -> Callable[[str], str]:
+    return lambda text: text.encode("utf-8").decode(codec)
+
+
+_REWRITES: tuple[tuple[str, Callable[[str], str], str], ...] = (
+    ("encoding", _mojibake("latin-1"), "decoded as Latin-1, and are UTF-8"),
+    ("encoding", _mojibake("cp1252"), "decoded as Windows-1252, and are UTF-8"),
+    ("escapes", html.escape, "escaped as HTML"),
+    ("escapes", lambda text: html.escape(text, quote=False), "escaped as HTML"),
+)
+
+
+def _all(function: Callable[[str], str], a: list[str], b: list[str]) -> bool:
+    try:
+        return all(function(x) == y for x, y in zip(a, b, strict=True))
+    except UnicodeError:
+        return False
+
+
+def surrounded(a: list[str], b: list[str]) -> Step | None:
+    """The same words before or after every text: a prompt."""
+    for longer, shorter, words in ((b, a, "given with {!r} {}"), (a, b, "given without {!r} {}")):
+        pairs = list(zip(longer, shorter, strict=True))
+        counts = {len(x) - len(y) for x, y in pairs}
+        if len(counts) != 1 or min(counts) <= 0 or len(pairs) < 2:
+            continue
+        n = counts.pop()
+        for where, more, rest in (
+            ("before every text", {x[:n] for x, _ in pairs}, all(x[n:] == y for x, y in pairs)),
+            ("after every text", {x[-n:] for x, _ in pairs}, all(x[:-n] == y for x, y in pairs)),
+        ):
+            if rest and len(more) == 1:
+                return Step("prompt", words.format(more.pop()[:40], where))
     return None

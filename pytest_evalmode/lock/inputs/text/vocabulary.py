@@ -14,7 +14,9 @@ def renamed(old: list[Row], new: list[Row]) -> Step | None:
     pairs = mapping(old, new)
     if pairs is None or len(pairs) <= FEW or 2 * sum(map(len, old)) < 3 * len({id_ for row in old for id_ in row}):
         return None  # where ids hardly recur, any others would go with them one for one
-    words = f"given in another vocabulary ({len(pairs)} ids are others, one for one)"
+    by = {new - old for old, new in pairs.items()}
+    how = f"all shifted by {by.pop()}" if len(by) == 1 else "one for one"
+    words = f"given in another vocabulary ({len(pairs)} ids are others, {how})"
     return Step("vocabulary", words, {"replaced": dict(list(pairs.items())[:32])})
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from pytest_evalmode.observe.calls import forwards
-from pytest_evalmode.observe.calls.beside import exports, gradients, loads, switches
+from pytest_evalmode.observe.calls.beside import exports, gradients, loads, setters, settings, switches, writers
 from pytest_evalmode.observe.calls.beside.exports import Exports
 from pytest_evalmode.observe.calls.beside.gradients import Gradients
 from pytest_evalmode.observe.calls.beside.loads import Loads
 from pytest_evalmode.observe.calls.beside.optimizers import Optimizers
+from pytest_evalmode.observe.calls.beside.setters import Setters
 from pytest_evalmode.observe.calls.beside.switches import Switches
+from pytest_evalmode.observe.calls.beside.writers import Writers
 from pytest_evalmode.observe.calls.events import Events
 from pytest_evalmode.observe.calls.forwards import Forwards
 from pytest_evalmode.observe.calls.owncalls import own_calls
@@ -23,7 +26,7 @@ from pytest_evalmode.observe.source import submissions
 from pytest_evalmode.observe.source.sites import Sites
 from pytest_evalmode.observe.state import leaks
 from pytest_evalmode.observe.state.leaks import Baseline
-from pytest_evalmode.trace import Leak, Trace
+from pytest_evalmode.trace import Leak, Site, Trace
 
 
 class Observers:
@@ -37,15 +40,18 @@ class Observers:
         self._events = Events(self.watch, self._sites) if shown else None
         self._switches = Switches(self._sites, self._events)
         self.forwards = Forwards(self.watch, self._sites, self._switches, self._events, strict=strict)
-        self._loads = Loads(self.watch, self._sites)
+        self._writers = Writers(self.watch, self._sites)
+        self._loads = Loads(self.watch, self._sites, self._writers, strict=strict)
         self._exports = Exports(self.watch, self._sites, self._switches)
         self._optimizers = Optimizers(self.watch, self._sites)
         self._gradients = Gradients(self._sites)
+        self._setters = Setters(self._sites)
         self._globals = Baseline({}, {})
 
     @property
     def failures(self) -> tuple[Exception, ...]:
-        calls = (self._switches, self._loads, self._exports, self._optimizers, self._gradients)
+        writers = (self._loads, self._writers, self._setters)
+        calls = (self._switches, self._exports, self._optimizers, self._gradients, *writers)
         each = (self.watch, self.forwards, *calls)
         return tuple(failure for observer in each for failure in observer.failures)
 
@@ -74,24 +80,28 @@ class Observers:
         forwards.calls.start(self.forwards)
         own_calls.start()
         switches.switches.start(self._switches)
-        exports.programs.start(self._exports)
-        exports.traces.start(self._exports)
+        exports.start(self._exports)
         gradients.gradients.start(self._gradients)
         submissions.start(self._sites)
         self._optimizers.start()
+        loads.loads.start(self._loads)
+        writers.conversions.start(self._writers)
+        writers.demands.start(self._writers)
         if self._strict:
-            loads.loads.start(self._loads)
+            setters.start(self._setters)
 
     def stop(self) -> None:
         forwards.calls.stop(self.forwards)
         own_calls.stop()
         switches.switches.stop(self._switches)
-        exports.programs.stop(self._exports)
-        exports.traces.stop(self._exports)
+        exports.stop(self._exports)
         gradients.gradients.stop(self._gradients)
         submissions.stop(self._sites)
         self._optimizers.stop()
         loads.loads.stop(self._loads)
+        writers.conversions.stop(self._writers)
+        writers.demands.stop(self._writers)
+        setters.stop(self._setters)
 
     def take(self, *, named: bool) -> Trace:
         """What was seen since this was last asked; with the names of all there is, where exemptions go by them."""
@@ -100,6 +110,7 @@ class Observers:
             calls=(*self.forwards.take(), *self._exports.take()),
             changes=self.watch.compare(),
             steps=self._optimizers.take(),
+            writes=self._writers.take(),
             gradients=self._gradients.take(),
             names=frozenset(self.watch.paths()) if named else frozenset(),
             loads=self._loads.take(),
@@ -107,8 +118,18 @@ class Observers:
         )
 
     def leaks(self) -> tuple[Leak, ...]:
-        """What has been set otherwise since this was last asked."""
-        return (*self.shared.leaks(), *self._globals.since(None, leaks.global_flags())) if self._strict else ()
+        """What has been set otherwise since this was last asked, and by which lines, where that is known."""
+        if not self._strict:
+            return ()
+        left = self._globals.since(None, leaks.global_flags())
+        return (
+            *(replace(leak, at=self._set_by(leak)) for leak in self.shared.leaks()),
+            *(replace(leak, at=self._setters.line(leak.name, leak.after)) for leak in left),
+        )
+
+    def _set_by(self, leak: Leak) -> Site | None:
+        model = self.watch.living().get(leak.model or "")
+        return settings.line(leak, model, self._switches, self._sites) if model is not None else None
 
     def put_back(self) -> set[tuple[str | None, str]]:
         """The settings that are what they were at first."""

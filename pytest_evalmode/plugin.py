@@ -150,7 +150,7 @@ def pytest_runtest_makereport(
     elif GUARD in item.stash or type(call.excinfo.value).__module__ == "pytest_evalmode":
         from pytest_evalmode.session.verdict import shorten
 
-        shorten(report, call.excinfo.value, item.config.getoption("tbstyle"))
+        shorten(report, call.excinfo.value, item.config.getoption("tbstyle"), item.config.rootpath)
     return report
 
 

@@ -83,6 +83,8 @@ class ForwardCall:
     """The part that ran, where a method of the model other than `__call__` called it: `model.encode(x)`, say."""
     exported: bool = False
     """Whether torch ran it to make a graph of it, which keeps the modes."""
+    graphs: frozenset[str] = frozenset()
+    """The names of those graphs that ran as models."""
     training: tuple[Finding, ...] = ()
     """Modules in training mode that depend on the mode or hold parameters."""
     all_training: bool = False
@@ -125,7 +127,7 @@ class TensorChange:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A call by which a model was trained, or the graph of its forward was used."""
+    """A call by which a model was trained or written to, or the graph of its forward was used."""
 
     models: tuple[str, ...]
     by: str
@@ -155,6 +157,8 @@ class Leak:
     name: str
     before: str
     after: str
+    at: Site | None = None
+    """The line that did it, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +238,8 @@ class Trace:
     changes: tuple[TensorChange, ...] = ()
     steps: tuple[Use, ...] = ()
     """Steps of optimizers."""
+    writes: tuple[Use, ...] = ()
+    """Methods that set or convert all tensors of a module: `load_state_dict()`, `half()`."""
     gradients: tuple[Use, ...] = ()
     """Graphs that were asked for gradients."""
     names: frozenset[tuple[str, str]] = frozenset()

@@ -86,9 +86,11 @@ def _places(violation: Violation) -> list[str]:
     places = []
     if violation.fixture and violation.fixture_at:
         places.append(f"from fixture {violation.fixture}: {_line(violation.fixture_at)}")
-    if violation.mutable:  # the line is not at fault: it is the last forward before a change was seen
-        return [*places, f"first seen after {violation.at}"] if violation.at else places
-    if violation.since:
+    if violation.mutable:  # `at` is not at fault: it is the last forward before a change was seen
+        if violation.since:
+            return [*places, f"since {_line(violation.since)}"]
+        return [*places, f"first seen after {violation.at}, its last forward"] if violation.at else places
+    if violation.since and violation.since != violation.at:
         places.append(f"since {_line(violation.since)}")
     if violation.at:
         places.append(_line(violation.at))

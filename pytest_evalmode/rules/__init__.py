@@ -68,7 +68,7 @@ def _left(found: Iterable[Leak]) -> tuple[Leak, ...]:
     left: dict[tuple[str | None, str], Leak] = {}
     for leak in found:
         key = leak.model, leak.name
-        left[key] = replace(left[key], after=leak.after) if key in left else leak
+        left[key] = replace(leak, before=left[key].before) if key in left else leak
     return tuple(leak for leak in left.values() if leak.before != leak.after)
 
 
@@ -82,6 +82,7 @@ def joined(traces: Sequence[Trace]) -> Trace:
         calls=tuple(call for trace in traces for call in trace.calls),
         changes=tuple(changes.values()),
         steps=tuple(dict.fromkeys(step for trace in traces for step in trace.steps)),
+        writes=tuple(dict.fromkeys(use for trace in traces for use in trace.writes)),
         gradients=tuple(dict.fromkeys(use for trace in traces for use in trace.gradients)),
         names=frozenset().union(*(trace.names for trace in traces)),
         loads=tuple(load for trace in traces for load in trace.loads),

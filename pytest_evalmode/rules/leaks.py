@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pytest_evalmode.rules.base import Violation, rule
 from pytest_evalmode.rules.wording import first_and_more, plural
-from pytest_evalmode.trace import Leak, Trace
+from pytest_evalmode.trace import Leak, Site, Trace
 
 
 @rule(
@@ -19,7 +19,9 @@ from pytest_evalmode.trace import Leak, Trace
 def model_leaked(trace: Trace) -> Iterator[Violation]:
     for model in dict.fromkeys(leak.model for leak in trace.leaks if leak.model is not None):
         leaks = [leak for leak in trace.leaks if leak.model == model]
-        yield _violation(model, [f"{model}.{leak.name}" for leak in leaks], leaks)
+        yield _violation(
+            model, [f"{model}.{leak.name}" for leak in leaks], leaks, [_line(leak, trace) for leak in leaks]
+        )
 
 
 @rule(
@@ -31,20 +33,32 @@ def model_leaked(trace: Trace) -> Iterator[Violation]:
 def global_leaked(trace: Trace) -> Iterator[Violation]:
     leaks = [leak for leak in trace.leaks if leak.model is None]
     if leaks:
-        yield _violation(None, [f"torch {leak.name}" for leak in leaks], leaks)
+        yield _violation(None, [f"torch {leak.name}" for leak in leaks], leaks, [leak.at for leak in leaks])
 
 
-def _violation(model: str | None, subjects: list[str], leaks: list[Leak]) -> Violation:
+def _violation(model: str | None, subjects: list[str], leaks: list[Leak], lines: Sequence[Site | None]) -> Violation:
     found = _sentences(model, leaks)
+    at, *others = dict.fromkeys(line for line in lines if line is not None) or (None,)
     more = f" (and {len(found) - _MOST_TOLD} more)" if len(found) > _MOST_TOLD else ""
     return Violation(
         model=model,
         subjects=tuple(subjects),
         message=found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""),
         finding="; ".join(found[:_MOST_TOLD]) + more,
+        at=at,
         count=len(leaks),
-        details={"leaks": {name: f"{leak.before} -> {leak.after}" for name, leak in zip(subjects, leaks, strict=True)}},
+        details={
+            "leaks": {name: f"{leak.before} -> {leak.after}" for name, leak in zip(subjects, leaks, strict=True)},
+            **({"also_at": [str(line) for line in others]} if others else {}),
+        },
     )
+
+
+def _line(leak: Leak, trace: Trace) -> Site | None:
+    """The line that set a model otherwise, or that did what left something on it."""
+    by = {"grad": "backward()", "requires_grad": "requires_grad_()"}.get(leak.name.rpartition(".")[2])
+    uses = (*trace.gradients, *trace.writes)
+    return leak.at or next((use.at for use in uses if use.by == by and leak.model in use.models), None)
 
 
 _MOST_TOLD = 3
@@ -55,7 +69,9 @@ def _sentences(model: str | None, leaks: list[Leak]) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for leak in leaks:
         owner = ".".join(filter(None, (model, leak.name.rpartition(".")[0])))
-        for kind, name in _kinds(leak, owner) if model is not None else [("{} " + _now(leak), f"torch {leak.name}")]:
+        for kind, name in (
+            _kinds(leak, owner) if model is not None else [(f"torch {leak.name} {_now(leak)}", leak.name)]
+        ):
             kinds.setdefault(kind, []).append(name)
     return [_sentence(kind, names) for kind, names in kinds.items()]
 

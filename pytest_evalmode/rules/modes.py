@@ -18,8 +18,10 @@ from pytest_evalmode.trace import Finding, ForwardCall, Site, Trace
     remedy="call model.eval() before the first forward",
 )
 def train_mode(trace: Trace) -> Iterator[Violation]:
-    graphs = {call.ran.type for call in trace.calls if any(finding.graph for finding in call.draws)}
-    for calls in by_model(trace, lambda call: call.training and not (call.exported and _has_told(graphs, call))):
+    drew = {call.ran.model for call in trace.calls if any(finding.graph for finding in call.draws)}
+    for calls in by_model(trace, lambda call: call.training and not call.graphs & drew):
+        model = calls[0].ran.model
+        calls.sort(key=lambda call: model not in call.graphs)  # who made a graph comes before who ran it
         found = by_part(finding for call in calls for finding in call.training)
         # Batch norm and dropout say more than the containers and linear layers that merely share their flag.
         telling = [f for f in found if f.part.sensitive] or found
@@ -27,7 +29,7 @@ def train_mode(trace: Trace) -> Iterator[Violation]:
         why = f": {telling[0].why}" if telling[0].why else ""
         since = _since(telling)
         of = f" of {plural(calls[0].modules, 'module')}" if len(names) > 1 else ""
-        step = trained(trace, calls[0].ran.model)
+        step = trained(trace, model)
         yield told(
             calls,
             subjects=tuple(str(f.part) for f in telling),
@@ -81,7 +83,10 @@ def batch_stats(trace: Trace) -> Iterator[Violation]:
             subjects=tuple(str(f.part) for f in found),
             message=f"{who(calls)} ran {times(count(calls))} on the statistics of the batch",
             finding=f"{first_and_more(names)} used the batch's own statistics in eval mode: {found[0].why}",
+            remedy=_EXPORT_TRACKED if found[0].graph else "",
             cause=found[0].cause,
+            since=_made(trace, calls),
+            because=("train-mode",),
         )
 
 
@@ -103,6 +108,8 @@ def random_forward(trace: Trace) -> Iterator[Violation]:
             finding=f"{first_and_more(names)} drew random numbers{mode}{why}",
             remedy=_EXPORT_ANEW if found[0].graph else "",
             cause=found[0].cause,
+            since=_made(trace, calls),
+            because=("batch-stats",) if found[0].graph else (),
         )
 
 
@@ -141,22 +148,18 @@ def no_forward(trace: Trace) -> Iterator[Violation]:
         )
 
 
-_EXPORT_ANEW = (
-    "call eval() before export: a graph keeps the modes in which it was made; "
-    "what it draws in eval mode too, let depend on self.training"
-)
+_EXPORT = "call eval() before export: a graph keeps the modes in which it was made; "
+_EXPORT_ANEW = f"{_EXPORT}what it draws in eval mode too, let depend on self.training"
+_EXPORT_TRACKED = f"{_EXPORT}keep running statistics (track_running_stats=True)"
 _MEANT = (
     "if the gradients are the purpose (saliency, an attack), say so with allow=['grad-mode']; "
     "if not, call it under torch.inference_mode() or torch.no_grad()"
 )
 
 
-def _has_told(graphs: set[str], export: ForwardCall) -> bool:
-    """Whether a graph that was made of a model ran and drew: by then it has told what is wrong.
-
-    A traced one is called as the model is, by its type; an exported one is a `GraphModule`.
-    """
-    return bool(graphs & {export.ran.type, "GraphModule"})
+def _made(trace: Trace, calls: list[ForwardCall]) -> Site | None:
+    """The line that made the graph which ran, of a model in training mode."""
+    return next((call.at for call in trace.calls if calls[0].ran.model in call.graphs), None)
 
 
 def _what_became(calls: list[ForwardCall]) -> str:
@@ -183,7 +186,7 @@ def _leave_it_off(finding: Finding) -> str:
 
 def _eval_it(calls: list[ForwardCall], found: list[Finding]) -> str:
     """`eval()` on the one module that was forgotten, else on what ran; on the model where several parts of it ran."""
-    if all(call.exported for call in calls):
+    if all(call.exported for call in calls) or calls[0].graphs:
         return "call eval() before export: the graph keeps the mode, and its own eval() comes too late"
     ran = {call.ran.name for call in calls}
     who = found[0].part.name if len(found) == 1 else ran.pop() if len(ran) == 1 else calls[0].ran.model

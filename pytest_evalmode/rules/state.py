@@ -26,10 +26,12 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
         if call.training
         for name in (call.ran.model, *(finding.part.model for finding in call.training))
     }
+    graphs = {call.ran.model for call in trace.calls if any(f.graph for f in (*call.draws, *call.batch_stats))}
     weights = {change.model for change in trace.changes if change.persistent and not change.buffer}
     for violation in _mutated(change for change in trace.changes if change.persistent):
         model = violation.model
         step, use = trained(trace, model), used(trace, model)
+        writer = _writer(trace, [change for change in trace.changes if change.persistent and change.model == model])
         if model in training:
             violation = replace(violation, at=training[model] or violation.at)
         if step:
@@ -38,10 +40,13 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
             yield replace(violation, remedy=pause(step), details=facts, because=because, plain=True)
         elif model in weights and use:
             yield replace(violation, remedy=_by_hand(use))
-        elif model in weights or model not in training:
+        elif model in weights and writer and writer.at:
+            facts = {**violation.details, **details(written=writer)}
+            yield replace(violation, at=writer.at, since=writer.at, remedy=_BEFORE.format(writer.by), details=facts)
+        elif model in weights or not (model in training or model in graphs):
             yield replace(violation, remedy=_WRITTEN)
         else:
-            yield replace(violation, because=("train-mode",))
+            yield replace(violation, because=("train-mode", *(("batch-stats", "random-forward") if graphs else ())))
 
 
 @rule(
@@ -160,7 +165,22 @@ def state_drifted(trace: Trace) -> Iterator[Violation]:
         )
 
 
-_WRITTEN = "find what wrote to it (the forward itself, an optimizer, .data, a load); or declare it with mutable=[...]"
+_WRITTEN = (
+    "find what wrote to it: a forward of its own, or code beside them (an optimizer, .data, a method, a load); "
+    "or declare it with mutable=[...]"
+)
+_BEFORE = "call {} before the test's first forward, in a fixture say; or declare what it changes with mutable=[...]"
+
+
+def _writer(trace: Trace, changes: Sequence[TensorChange]) -> Use | None:
+    """The first call that sets whole models as these changes are: a load sets values, a conversion what they are."""
+    loaded = all(change.what.startswith("values") for change in changes)
+    converted = all(change.what.startswith(("dtype", "device")) for change in changes)
+    for use in trace.writes:
+        wrote = loaded if use.by == "load_state_dict()" else converted and use.by != "requires_grad_()"
+        if wrote and any(change.model in use.models for change in changes):
+            return use
+    return None
 
 
 def _ran(between: Sequence[str], by: Sequence[str] = ()) -> str:

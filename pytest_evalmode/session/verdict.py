@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,8 +30,8 @@ class HygieneViolation(pytest.fail.Exception):  # type: ignore[name-defined, mis
         self.violations = tuple(violations)
 
 
-def shorten(report: pytest.TestReport, error: BaseException, style: str) -> None:
-    """Let a report's last word be the headline, and its place the user's line at fault.
+def shorten(report: pytest.TestReport, error: BaseException, style: str, root: Path) -> None:
+    """Let a report's last word be the headline, and its place the user's line at fault: not that of `evalmode.check()`.
 
     With CI set, or -vv, the short summary would print all of it.  Where annotations look for a place, pytest has none
     for a failure without a traceback.  The text is laid out, and coloured, as pytest lays out its own; in the `style`
@@ -44,6 +45,9 @@ def shorten(report: pytest.TestReport, error: BaseException, style: str) -> None
     ours = isinstance(error, HygieneViolation | HygieneError | EvalModeWarning)
     if ours:
         crash.message = crash.message.partition("\n")[0]
+    at = error.violations[0].at if isinstance(error, HygieneViolation) else None
+    if at is not None:
+        crash.path, crash.lineno = str(root / at.file), at.line
     if style == "line":
         for entry in longrepr.reprtraceback.reprentries:
             entry.lines = [] if ours else _without_note(entry.lines)

@@ -82,11 +82,6 @@ def test_it_looks_like_the_method(name: str) -> None:
         assert method.__wrapped__ is TORCHS[name]
 
 
-def test_load_state_dict_is_left_alone_where_it_is_not_strict() -> None:
-    with guard():
-        assert nn.Module.load_state_dict is TORCHS["load_state_dict"]
-
-
 @methods
 def test_windows_in_windows(name: str) -> None:
     with watching(strict=True):

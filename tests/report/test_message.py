@@ -94,8 +94,18 @@ def test_one_violation_has_no_more_beside_it() -> None:
 
 def test_the_line_before_a_change_was_seen_is_not_told_as_the_one_at_fault() -> None:
     text = explain([replace(MUTATED, rule="buffer-mutated")], "inference")
-    assert "first seen after tests/test_accuracy.py:31\n" in text
+    assert "first seen after tests/test_accuracy.py:31, its last forward\n" in text
     assert "logits = model(images)" not in text
+
+
+def test_the_line_that_wrote_is_told_where_it_is_known() -> None:
+    text = explain([replace(MUTATED, since=Site("tests/test_accuracy.py", 29, "model.half()"))], "inference")
+    assert "since tests/test_accuracy.py:29  model.half()\n" in text
+    assert "first seen" not in text
+
+
+def test_a_line_that_switched_a_mode_and_called_is_told_once() -> None:
+    assert "since" not in explain([replace(TRAINING, since=TRAINING.at)], "inference")
 
 
 def test_the_line_that_brought_it_about_is_told_first() -> None:

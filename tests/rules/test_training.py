@@ -67,10 +67,26 @@ def test_an_export_is_told_to_call_eval_first() -> None:
 
 
 def test_a_traced_model_that_ran_has_told_it_by_what_it_did() -> None:
-    exported = call("Net", training=(found("drop", "Dropout"),), exported=True)
-    drew = call("Net", draws=(replace(found("", "Net"), graph=True),))
+    exported = call("Net", at=THERE, training=(found("drop", "Dropout"),), exported=True, graphs=frozenset({"graph"}))
+    drew = call("graph", draws=(replace(found("", "Net"), graph=True),))
     assert train_mode.violations(calls(exported, drew)) == []
-    assert the(random_forward.violations(calls(exported, drew))).remedy.startswith("call eval() before export")
+    violation = the(random_forward.violations(calls(exported, drew)))
+    assert violation.remedy.startswith("call eval() before export")
+    assert violation.since == THERE
+
+
+def test_what_another_graph_did_tells_nothing_of_an_export() -> None:
+    exported = call("Net", training=(found("drop", "Dropout"),), exported=True)
+    drew = call("graph", draws=(replace(found("", "Net"), graph=True),))
+    assert the(train_mode.violations(calls(drew, exported))).message == "Net was exported in training mode"
+
+
+def test_a_graph_that_ran_in_training_mode_is_told_where_it_was_made() -> None:
+    dropout = (found("drop", "Dropout", model="Net"),)
+    exported = call("Net", at=THERE, training=dropout, exported=True, graphs=frozenset({"Net"}))
+    violation = the(train_mode.violations(calls(call("Net", training=dropout), exported)))
+    assert (violation.at, violation.count) == (THERE, 2)
+    assert violation.remedy.startswith("call eval() before export")
 
 
 def test_eval_mode_is_not_said_of_a_module_in_training_mode() -> None:

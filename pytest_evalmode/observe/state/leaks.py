@@ -110,11 +110,11 @@ def by_itself(
     A lazy module takes away its own once it has its shape; a library puts some on as its model first runs.
     """
     now = hooks_of(parts)
-    came = {key for key in now.keys() - before.keys() if (code := _code(now[key])) is not None and not is_user(code)}
+    came = {key for key in now.keys() - before.keys() if (code := code_of(now[key])) is not None and not is_user(code)}
     return came | (before.keys() - now.keys())
 
 
-def _code(hook: object) -> CodeType | None:
+def code_of(hook: object) -> CodeType | None:
     """The code of a function or method, of one beneath a partial one, or of an object that can be called."""
     while isinstance(hook, partial):
         hook = hook.func

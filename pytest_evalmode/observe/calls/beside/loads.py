@@ -1,6 +1,6 @@
-"""Every `load_state_dict()`; those that left something over -> Load.
+"""Every `load_state_dict()`, which writes; under the strict rules, those that left something over -> Load.
 
-`nn.Module.load_state_dict` is wrapped while a strict window is open: it has hooks, but no global one.
+`nn.Module.load_state_dict` is wrapped while a window is open: it has hooks, but no global one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from pytest_evalmode.observe.calls.beside.writers import Writers
 from pytest_evalmode.observe.failures import Failures
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.modules import type_name
@@ -31,8 +32,10 @@ _HANDS_ON = ("torch.utils._contextlib", "torch._dynamo.")
 class Loads:
     """Observes the loads of a window."""
 
-    def __init__(self, watch: Watch, sites: Sites) -> None:
+    def __init__(self, watch: Watch, sites: Sites, writers: Writers, *, strict: bool) -> None:
         self.failures = Failures()
+        self._writers = writers
+        self._strict = strict
         self._loads: list[tuple[Load, dict[str, Place]]] = []
         self._filled: set[Place] = set()
         self._watch = watch
@@ -48,6 +51,9 @@ class Loads:
 
     def add(self, module: nn.Module, given: Iterable[str], result: Any) -> None:
         """A load of the `given` keys has ended in the calling frame."""
+        self._writers.note(module, "load_state_dict", sys._getframe(2))
+        if not self._strict:
+            return
         try:
             missing, unexpected = (result.missing_keys, result.unexpected_keys) if result is not None else ([], [])
             matched = set(given).difference(unexpected)

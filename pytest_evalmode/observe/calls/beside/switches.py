@@ -1,4 +1,4 @@
-"""Every `train()` -> the user's line that switched a module to training mode.
+"""Every `train()` -> the user's line that switched a module to training mode, or to eval mode.
 
 `nn.Module.train` is wrapped while a window is open; `eval()` calls it, too.
 """
@@ -30,12 +30,12 @@ class Switches:
         """Of the times that something was switched."""
         self._sites = sites
         self._events = events
-        self._lines: dict[int, tuple[weakref.ref[nn.Module], Site]] = {}
+        self._lines: dict[int, tuple[weakref.ref[nn.Module], Site, bool]] = {}
 
-    def line(self, module: nn.Module) -> Site | None:
-        """The line that has switched a module to training mode, unless that was before the window."""
-        known, line = self._lines.get(id(module), (None, None))
-        return line if known is not None and known() is module else None
+    def line(self, module: nn.Module, *, training: bool = True) -> Site | None:
+        """The line that has switched a module to training mode, or to eval mode, unless that was before the window."""
+        known, line, mode = self._lines.get(id(module), (None, None, None))
+        return line if known is not None and known() is module and mode is training else None
 
     def forget(self) -> None:
         self.count += 1
@@ -52,8 +52,8 @@ class Switches:
             if self._events is not None:
                 self._events.switched(module, line)
             for part in modules.tree(module):
-                if line is not None and modules.mode(part):
-                    self._lines[id(part)] = weakref.ref(part), line
+                if line is not None:
+                    self._lines[id(part)] = weakref.ref(part), line, bool(modules.mode(part))
                 else:
                     self._lines.pop(id(part), None)
         except Exception as error:

@@ -52,7 +52,7 @@ class Statistics(Question):
                 inside.update(map(id, modules.tree(part)))
                 if id(part) not in self.outermost.training:
                     for sentence in graphs.batch_norms(part):
-                        self.found.setdefault(id(part), Finding(self.outermost.part(part), None, sentence))
+                        self.found.setdefault(id(part), Finding(self.outermost.part(part), None, sentence, graph=True))
 
     def _note(self, norm: _BatchNorm, cause: Site | None) -> None:
         kept = getattr(norm, "track_running_stats", False)

@@ -1,0 +1,125 @@
+"""Every call that sets torch's global state -> the user's line that made it.
+
+What is wrapped is where all names of a setter end, while a strict window is open.  What torch sets for itself, and puts
+back, is nobody's line.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.autograd.anomaly_mode import set_detect_anomaly
+from torch.autograd.grad_mode import set_grad_enabled
+from torch.backends import ContextProp
+from torch.backends.cuda import cuBLASModule
+from torch.utils._device import DeviceContext
+
+from pytest_evalmode.observe.failures import Failures
+from pytest_evalmode.observe.source.sites import Sites
+from pytest_evalmode.observe.state import leaks
+from pytest_evalmode.observe.state.leaks import Flags
+from pytest_evalmode.observe.wrapped import Wrapped
+from pytest_evalmode.trace import Site
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A flag that a call has changed, and the user's line that led to the call."""
+
+    before: str
+    after: str
+    line: Site | None
+
+
+class Setters:
+    """Observes who sets the global flags of a window."""
+
+    def __init__(self, sites: Sites) -> None:
+        self.failures = Failures()
+        self._sites = sites
+        self._settings: dict[str, list[Setting]] = {}
+        """By name, those that hold: what is put back is none."""
+
+    def line(self, name: str, value: str) -> Site | None:
+        """The line that has set a flag to what it is."""
+        held = self._settings.get(name)
+        return held[-1].line if held and held[-1].after == value else None
+
+    def flags(self) -> Flags:
+        """How torch is set; a test may have broken what tells it."""
+        try:
+            return leaks.global_flags()
+        except Exception as error:
+            self.failures.append(error)
+            return {}
+
+    def note(self, before: Flags, now: Flags, frame: FrameType) -> None:
+        """A call that somebody made in a frame has ended."""
+        try:
+            if self._sites.in_worker():
+                return  # some flags are a thread's own
+            for leak in leaks.leaks(None, before, now):
+                held = self._settings.setdefault(leak.name, [])
+                while held and held[-1].after != leak.before:
+                    held.pop()  # it was put back where nobody saw it
+                if held and held[-1].before == leak.after:
+                    held.pop()
+                else:
+                    held.append(Setting(leak.before, leak.after, self._sites.caller(frame)))
+        except Exception as error:
+            self.failures.append(error)
+
+
+_SETTERS: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (torch._C, ("_set_default_dtype", "_set_default_tensor_type")),
+    (torch._C, ("_set_deterministic_algorithms", "_set_float32_matmul_precision")),
+    (torch, ("set_num_threads",)),
+    (ContextProp, ("__set__",)),
+    (cuBLASModule, ("__setattr__",)),
+    (set_grad_enabled, ("__init__", "__exit__")),
+    (set_detect_anomaly, ("__init__", "__exit__")),
+    (DeviceContext, ("__enter__", "__exit__")),
+)
+_is_compiling = torch.compiler.is_compiling
+
+setters: tuple[Wrapped[Setters], ...] = tuple(
+    Wrapped(name, of) for of, names in _SETTERS for name in names if hasattr(of, name)
+)
+
+
+def start(observer: Setters) -> None:
+    for setter in setters:
+        setter.start(observer)
+
+
+def stop(observer: Setters) -> None:
+    for setter in setters:
+        setter.stop(observer)
+
+
+def _is_torchs_own(frame: FrameType) -> bool:
+    """Whether torch sets something for itself; `torch` and `torch.backends` hand on what others set."""
+    name = frame.f_globals.get("__name__", "")
+    return name.startswith("torch.") and not name.startswith("torch.backends")
+
+
+def _observe(setter: Wrapped[Setters]) -> None:
+    @setter.by
+    def observed(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        frame = sys._getframe(1)
+        if not setter.observers or _is_compiling() or _is_torchs_own(frame):
+            return setter.original(*args, **kwargs)
+        before = setter.observers[0].flags()
+        result = setter.original(*args, **kwargs)
+        for observer in setter.observers:
+            observer.note(before, observer.flags(), frame)
+        return result
+
+
+for _setter in setters:
+    _observe(_setter)

@@ -1,0 +1,245 @@
+"""The line that set torch's global state otherwise, or a shared model, is told with the leak."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import (
+    Tensor,
+    nn,
+    set_default_device,
+    set_default_dtype,
+    set_float32_matmul_precision,
+    use_deterministic_algorithms,
+)
+from torch.backends import cudnn  # by their names, as many import them
+
+from pytest_evalmode import Guard
+from tests.nets import Net, batch, only, watching
+
+THREADS = torch.get_num_threads()
+
+
+def put_back() -> None:
+    set_default_dtype(torch.float32)
+    set_default_device(None)
+    torch.set_num_threads(THREADS)
+    set_float32_matmul_precision("highest")
+    use_deterministic_algorithms(mode=False)
+    torch.set_grad_enabled(True)
+    torch.set_anomaly_enabled(False)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    cudnn.benchmark = False
+
+
+@pytest.fixture(autouse=True)
+def _put_back() -> Iterator[None]:
+    yield
+    put_back()
+
+
+def dtype() -> None:
+    set_default_dtype(torch.float64)
+
+
+def device() -> None:
+    set_default_device("meta")
+
+
+def threads() -> None:
+    torch.set_num_threads(torch.get_num_threads() + 1)
+
+
+def precision() -> None:
+    set_float32_matmul_precision("medium")
+
+
+def deterministic() -> None:
+    use_deterministic_algorithms(mode=True)
+
+
+def grad_mode() -> None:
+    torch.set_grad_enabled(False)
+
+
+def anomaly() -> None:
+    torch.autograd.set_detect_anomaly(True)
+
+
+def benchmark() -> None:
+    cudnn.benchmark = True
+
+
+def tf32() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def put_back_and_set_again() -> None:
+    with torch.set_grad_enabled(False):
+        pass
+    torch.set_grad_enabled(False)
+
+
+def and_torch_for_itself() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)
+    torch.set_grad_enabled(False)
+    optimizer.step()
+
+
+SETTERS = [dtype, device, threads, precision, deterministic, grad_mode, anomaly, benchmark, tf32]
+
+
+def source(g: Guard) -> str:
+    violation = only(g, "global-leaked")
+    return violation.at.source if violation.at else ""
+
+
+@pytest.mark.parametrize("setter", SETTERS)
+def test_the_line_that_set_it(setter: Callable[[], None]) -> None:
+    with watching(strict=True) as g:
+        setter()
+    assert source(g) == inspect.getsource(setter).splitlines()[1].strip()
+
+
+@pytest.mark.parametrize("setter", [put_back_and_set_again, and_torch_for_itself])
+def test_the_line_that_set_it_last(setter: Callable[[], None]) -> None:
+    with watching(strict=True) as g:
+        setter()
+    violation = only(g, "global-leaked")
+    assert violation.at is not None
+    assert violation.at.line == setter.__code__.co_firstlineno + (3 if setter is put_back_and_set_again else 2)
+
+
+@pytest.mark.parametrize("setter", SETTERS)
+def test_what_is_put_back_is_no_leak(setter: Callable[[], None]) -> None:
+    with watching(strict=True) as g:
+        setter()
+        put_back()
+    assert g.violations == []
+
+
+def test_who_set_what_nobody_saw_is_not_guessed() -> None:
+    with watching(strict=True) as g:
+        with torch.set_grad_enabled(False):
+            pass
+        torch.no_grad().__enter__()
+    assert source(g) == ""
+
+
+def test_several_lines_are_all_told() -> None:
+    with watching(strict=True) as g:
+        set_default_dtype(torch.float64)
+        cudnn.benchmark = True
+    violation = only(g, "global-leaked")
+    assert violation.at is not None
+    assert violation.at.source == "set_default_dtype(torch.float64)"
+    assert len(violation.details["also_at"]) == 1
+    assert violation.finding.startswith("torch default_dtype was float32 and is float64; torch cudnn.benchmark was")
+
+
+def test_the_setters_are_torchs_own_outside_a_strict_window() -> None:
+    before = torch._C._set_default_dtype, torch.autograd.grad_mode.set_grad_enabled.__init__
+    with watching(strict=True):
+        pass
+    with watching():
+        assert (torch._C._set_default_dtype, torch.autograd.grad_mode.set_grad_enabled.__init__) == before
+
+
+def hook(module: nn.Module, args: Any, output: Tensor) -> None: ...
+
+
+def switch(model: Net) -> None:
+    model.drop.train()
+
+
+def freeze(model: Net) -> None:
+    model.requires_grad_(False)
+
+
+def hang(model: Net) -> None:
+    model.head.register_forward_hook(hook)
+
+
+def gather(model: Net) -> None:
+    model(batch()).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (switch, "model.drop.train()"),
+        (freeze, "model.requires_grad_(False)"),
+        (hang, "def hook(module: nn.Module, args: Any, output: Tensor) -> None: ..."),
+        (gather, "model(batch()).sum().backward()"),
+    ],
+)
+def test_the_line_that_left_a_model_otherwise(change: Callable[[Net], None], line: str) -> None:
+    model = Net().eval()
+    with watching(model, strict=True, allow="grad-mode" if change is gather else ()) as g:
+        change(model)
+    violation = only(g, "model-leaked")
+    assert violation.at is not None
+    assert violation.at.source == line
+
+
+def test_the_line_that_left_it_in_eval_mode() -> None:
+    model = Net()
+    with watching(model, strict=True) as g:
+        model.eval()
+    violation = only(g, "model-leaked")
+    assert violation.at is not None
+    assert violation.at.source == "model.eval()"
+
+
+def load(model: nn.Module) -> None:
+    model.load_state_dict(Net().state_dict())
+
+
+def convert(model: nn.Module) -> None:
+    model.double()
+
+
+def write(model: nn.Module) -> None:
+    next(model.parameters()).mul_(2)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"), [(load, "model.load_state_dict(Net().state_dict())"), (convert, "model.double()")]
+)
+def test_the_line_that_wrote_to_a_whole_model(change: Callable[[nn.Module], None], line: str) -> None:
+    model = Net().eval()
+    with torch.no_grad(), watching() as g:
+        model(batch())
+        change(model)
+    violation = only(g, "state-mutated")
+    assert violation.since is not None
+    assert violation.since.source == line
+    assert f"call {'load_state_dict' if change is load else 'double'}() before" in violation.remedy
+
+
+@pytest.mark.parametrize("others", [(), (load,), (convert,)])
+def test_who_wrote_one_tensor_is_not_guessed(others: tuple[Callable[[nn.Module], None], ...]) -> None:
+    model = Net().eval()
+    other = Net().eval()
+    with torch.no_grad(), watching() as g:
+        model(batch())
+        for change in others:
+            change(other)
+        write(model)
+    violation = only(g, "state-mutated")
+    assert violation.since is None
+    assert violation.remedy.startswith("find what wrote to it")
+
+
+def test_a_load_before_the_first_forward_is_no_change() -> None:
+    model = Net().eval()
+    with torch.no_grad(), watching() as g:
+        load(model)
+        convert(model)
+        model.float()
+        model(batch())
+    assert g.violations == []

@@ -1,0 +1,72 @@
+"""Beside plugins that time tests and annotate failures, both as they are."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import suites
+
+SUITE = """
+@pytest.mark.inference
+def test_dirty():
+    infer(Net())
+
+@pytest.mark.inference
+def test_checks(evalmode):
+    infer(Net())
+    evalmode.check()
+
+@pytest.mark.inference
+def test_own():
+    infer(Net())
+    raise ValueError("own")
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+def test_github_is_shown_the_line_at_fault(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: tuple[str, ...]
+) -> None:
+    pytest.importorskip("pytest_github_actions_annotate_failures")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(pytester.path.parent))
+    suites.write(pytester, SUITE)
+    result = suites.run(pytester, *workers)
+    told = sorted(line.partition("::error ")[2] for line in result.errlines if "::error " in line)
+    headline = "HygieneViolation: train-mode: Net ran once in training mode"
+    assert told == [
+        f"file={pytester.path.name}/test_it.py,line=15::test_own%0A%0AValueError: own",
+        f"file={pytester.path.name}/test_it.py,line=5::test_dirty%0A%0A{headline}",
+        f"file={pytester.path.name}/test_it.py,line=9::test_checks%0A%0A{headline}",
+    ]
+
+
+def test_github_is_shown_the_line_that_is_warned_of(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pytest_github_actions_annotate_failures")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    suites.write(pytester, SUITE)
+    result = suites.run(pytester, "--evalmode=warn", "-k", "dirty")
+    assert any("::warning file=test_it.py,line=5::train-mode: Net ran once" in line for line in result.errlines)
+
+
+BENCHMARKS = """
+@pytest.mark.inference
+def test_guarded(benchmark):
+    benchmark(infer, Net().eval())
+
+def test_not_guarded(benchmark):
+    benchmark(infer, Net().eval())
+
+@pytest.mark.inference
+def test_not_timed():
+    infer(Net().eval())
+"""
+NOTE = "the guard is inside what pytest-benchmark timed in 1 test: compare with --evalmode=off"
+
+
+def test_who_times_a_guarded_test_is_told(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("pytest_benchmark")
+    suites.write(pytester, BENCHMARKS)
+    suites.run(pytester, "--benchmark-max-time=0.01").stdout.fnmatch_lines([NOTE])
+    for quiet in (["-k", "not_guarded"], ["-k", "not_timed"], ["--evalmode=off"]):
+        suites.run(pytester, "--benchmark-max-time=0.01", *quiet).stdout.no_fnmatch_line("*guard is inside*")

@@ -9,10 +9,10 @@ from pickle import dumps
 from random import getstate
 from types import ModuleType
 
-from torch import Generator, Tensor, default_generator
+from torch import Generator, Tensor
 
 from pytest_evalmode.observe.source.code import NUMPY, PYTHON
-from pytest_evalmode.observe.state import devices
+from pytest_evalmode.observe.state import devices, engine
 
 State = tuple[object, ...]
 """What can be compared, of each generator."""
@@ -24,14 +24,14 @@ def state() -> State:
 
     Reads memory and dispatches no operator, so a mode of the user's does not see it.
     """
-    cpu = _bytes(default_generator.get_state())
+    cpu = engine.state()
     accelerator = devices.in_use()
     return (cpu,) if accelerator is None else (cpu, *_states(accelerator))
 
 
 def still(before: State, now: State) -> bool:
     """Whether none has moved.  Those of a device that came into use in between have no before."""
-    return all(map(eq, before, now))
+    return before == now or all(map(eq, before, now))
 
 
 def host_state() -> HostState:

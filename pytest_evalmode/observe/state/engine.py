@@ -96,7 +96,12 @@ def _default() -> Lies | None:
 
 def at(generator: Generator, place: int) -> Lies:
     """The memory of a generator's engine."""
-    return _block.from_address(generator._cdata + place)
+    return _block.from_address(_address(generator) + place)
+
+
+def _address(generator: Generator) -> int:
+    address: int = generator._cdata  # type: ignore[attr-defined]
+    return address
 
 
 def place(generator: Generator) -> int | None:
@@ -106,7 +111,7 @@ def place(generator: Generator) -> int | None:
         return None
     try:
         with open(_MEMORY, "rb", buffering=0) as memory:  # to read too far there is an error, and no crash
-            head = os.pread(memory.fileno(), _HEAD, generator._cdata)
+            head = os.pread(memory.fileno(), _HEAD, _address(generator))
     except (OSError, AttributeError):
         return None
     found = head.find(_words(tensor)) - Engine.words.offset

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_evalmode.rules.base import Violation
-from pytest_evalmode.rules.wording import first_and_more, title
+from pytest_evalmode.rules.wording import first_and_more, title, titles
 from pytest_evalmode.trace import Finding, ForwardCall, Part, Site, Trace
 
 
@@ -18,6 +18,14 @@ def by_model(trace: Trace, fact: Callable[[ForwardCall], object]) -> Iterator[li
         if fact(call):
             groups.setdefault(call.ran.model, []).append(call)
     return iter(groups.values())
+
+
+def found_in(
+    trace: Trace, findings: Callable[[ForwardCall], Iterable[Finding]]
+) -> Iterator[tuple[list[ForwardCall], list[Finding]]]:
+    """The calls in which something was found, one group a model, with each module that it was found of."""
+    for calls in by_model(trace, findings):
+        yield calls, by_part(finding for call in calls for finding in findings(call))
 
 
 def by_part(findings: Iterable[Finding]) -> list[Finding]:
@@ -38,6 +46,11 @@ def count(calls: Iterable[ForwardCall]) -> int:
     return sum(max(parts.values()) for parts in ran.values())
 
 
+def what(found: Iterable[Finding]) -> str:
+    """The modules of which something was found, in a sentence."""
+    return first_and_more(titles(finding.part for finding in found))
+
+
 def who(calls: Iterable[ForwardCall]) -> str:
     """What ran, in a headline."""
     return first_and_more([title(part) for part in dict.fromkeys(call.ran for call in calls)])
@@ -53,6 +66,11 @@ def told(calls: list[ForwardCall], *, details: Mapping[str, Any] | None = None, 
         details={**(details or {}), **sites(calls)},
         **facts,
     )
+
+
+def told_of(calls: list[ForwardCall], found: Sequence[Finding], **facts: Any) -> Violation:
+    """The same of some modules, where the line in the model that led to the first is known."""
+    return told(calls, subjects=tuple(str(f.part) for f in found), cause=found[0].cause, **facts)
 
 
 def sites(calls: list[ForwardCall]) -> dict[str, Any]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pytest_evalmode.rules.base import Violation, rule
-from pytest_evalmode.rules.calls import by_model, by_part, count, told, who
-from pytest_evalmode.rules.training import details, pause, trained, used
-from pytest_evalmode.rules.training import told as told_use
-from pytest_evalmode.rules.wording import first_and_more, plural, times, title, titles
+from pytest_evalmode.rules.calls import by_model, by_part, count, found_in, told_of, what, who
+from pytest_evalmode.rules.training import details, pause, told, trained, used
+from pytest_evalmode.rules.wording import plural, times, title
 from pytest_evalmode.trace import Finding, ForwardCall, Site, Trace
 
 
@@ -25,18 +24,17 @@ def train_mode(trace: Trace) -> Iterator[Violation]:
         found = by_part(finding for call in calls for finding in call.training)
         # Batch norm and dropout say more than the containers and linear layers that merely share their flag.
         telling = [f for f in found if f.part.sensitive] or found
-        names = titles(f.part for f in telling)
         why = f": {telling[0].why}" if telling[0].why else ""
         since = _since(telling)
-        of = f" of {plural(calls[0].modules, 'module')}" if len(names) > 1 else ""
+        of = f" of {plural(calls[0].modules, 'module')}" if len(telling) > 1 else ""
+        were = "was" if len(telling) == 1 else "were"
         step = trained(trace, model)
-        yield told(
+        yield told_of(
             calls,
-            subjects=tuple(str(f.part) for f in telling),
+            telling,
             message=f"{who(calls)} {_what_became(calls)} in training mode",
-            finding=f"{first_and_more(names)}{of} {'was' if len(names) == 1 else 'were'} in training mode{why}",
+            finding=f"{what(telling)}{of} {were} in training mode{why}",
             remedy=_register_it(telling[0]) or (pause(step) if step else _eval_it(calls, found)),
-            cause=telling[0].cause,
             since=since,
             details={**({"since": str(since)} if since else {}), **details(trained=step)},
             plain=bool(step or telling[0].why) or any(call.all_training for call in calls),
@@ -50,19 +48,17 @@ def train_mode(trace: Trace) -> Iterator[Violation]:
     remedy="call it under torch.inference_mode() or torch.no_grad()",
 )
 def grad_mode(trace: Trace) -> Iterator[Violation]:
-    for calls in by_model(trace, lambda call: call.autograd):
-        found = by_part(call.autograd for call in calls if call.autograd)
+    for calls, found in found_in(trace, lambda call: (call.autograd,) if call.autograd else ()):
         model = calls[0].ran.model
         step, use = trained(trace, model), used(trace, model)
         purpose = f"; {use.by} used the graph" if use else ""
-        yield told(
+        yield told_of(
             calls,
-            subjects=tuple(str(f.part) for f in found),
+            found,
             message=f"{who(calls)} ran {times(count(calls))} with autograd recording{purpose}",
             finding=f"{title(found[0].part)} recorded autograd: {found[0].why}"
-            + (f"; the graph was used by {told_use(use)}" if use else ""),
+            + (f"; the graph was used by {told(use)}" if use else ""),
             remedy=(pause(step) if step else _MEANT if use else _leave_it_off(found[0])),
-            cause=found[0].cause,
             details=details(trained=step, used=use),
             because=("train-mode",) if step else (),
             plain=bool(step),
@@ -75,16 +71,13 @@ def grad_mode(trace: Trace) -> Iterator[Violation]:
     remedy="keep running statistics (track_running_stats=True); trace or export the model after model.eval()",
 )
 def batch_stats(trace: Trace) -> Iterator[Violation]:
-    for calls in by_model(trace, lambda call: call.batch_stats):
-        found = by_part(finding for call in calls for finding in call.batch_stats)
-        names = titles(f.part for f in found)
-        yield told(
+    for calls, found in found_in(trace, lambda call: call.batch_stats):
+        yield told_of(
             calls,
-            subjects=tuple(str(f.part) for f in found),
+            found,
             message=f"{who(calls)} ran {times(count(calls))} on the statistics of the batch",
-            finding=f"{first_and_more(names)} used the batch's own statistics in eval mode: {found[0].why}",
+            finding=f"{what(found)} used the batch's own statistics in eval mode: {found[0].why}",
             remedy=_EXPORT_TRACKED if found[0].graph else "",
-            cause=found[0].cause,
             since=_made(trace, calls),
             because=("train-mode",),
         )
@@ -96,18 +89,15 @@ def batch_stats(trace: Trace) -> Iterator[Violation]:
     remedy="let it depend on self.training (F.dropout takes training=), or draw from a torch.Generator of its own",
 )
 def random_forward(trace: Trace) -> Iterator[Violation]:
-    for calls in by_model(trace, lambda call: call.draws):
-        found = by_part(finding for call in calls for finding in call.draws)
-        names = titles(f.part for f in found)
+    for calls, found in found_in(trace, lambda call: call.draws):
         why = f": {found[0].why}" if found[0].why else ""
         mode = "" if any(f.training for f in found) else " in eval mode"
-        yield told(
+        yield told_of(
             calls,
-            subjects=tuple(str(f.part) for f in found),
+            found,
             message=f"{who(calls)} drew random numbers in {plural(count(calls), 'forward')}{mode}",
-            finding=f"{first_and_more(names)} drew random numbers{mode}{why}",
+            finding=f"{what(found)} drew random numbers{mode}{why}",
             remedy=_EXPORT_ANEW if found[0].graph else "",
-            cause=found[0].cause,
             since=_made(trace, calls),
             because=("batch-stats",) if found[0].graph else (),
         )
@@ -120,15 +110,12 @@ def random_forward(trace: Trace) -> Iterator[Violation]:
     remedy="make it in __init__ and register it as a submodule (a list as nn.ModuleList)",
 )
 def unregistered_module(trace: Trace) -> Iterator[Violation]:
-    for calls in by_model(trace, lambda call: call.unregistered):
-        found = by_part(finding for call in calls for finding in call.unregistered)
-        names = titles(f.part for f in found)
-        yield told(
+    for calls, found in found_in(trace, lambda call: call.unregistered):
+        yield told_of(
             calls,
-            subjects=tuple(str(f.part) for f in found),
-            message=f"{who(calls)} ran {first_and_more(names)}, which it does not register",
-            finding=f"{first_and_more(names)} ran inside it: eval(), to() and state_dict() cannot reach it",
-            cause=found[0].cause,
+            found,
+            message=f"{who(calls)} ran {what(found)}, which it does not register",
+            finding=f"{what(found)} ran inside it: eval(), to() and state_dict() cannot reach it",
         )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 from pytest_evalmode.rules.base import Violation, rule
 from pytest_evalmode.rules.calls import by_model, told
 from pytest_evalmode.rules.training import details, pause, trained, used
 from pytest_evalmode.rules.training import told as told_use
 from pytest_evalmode.rules.wording import first_and_more, plural, title
-from pytest_evalmode.trace import Load, TensorChange, Trace, Use
+from pytest_evalmode.trace import Drift, GlobalDrift, Load, TensorChange, Trace, Use
 
 
 @rule(
@@ -91,12 +92,12 @@ def attribute_mutated(trace: Trace) -> Iterator[Violation]:
         for change in chain.from_iterable(call.attributes for call in calls):
             changed.setdefault(change.name, f"{change.before} -> {change.after}")
         first = next(iter(changed))
-        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        said = f"{first}: {changed[first]}{_and_more(changed)}"
         yield told(
             calls,
             subjects=tuple(changed),
-            message=f"{first}: {changed[first]}{more}",
-            finding=f"{first}: {changed[first]}{more}",
+            message=said,
+            finding=said,
             details={"attributes": changed},
         )
 
@@ -133,35 +134,24 @@ def partial_load(trace: Trace) -> Iterator[Violation]:
 def state_drifted(trace: Trace) -> Iterator[Violation]:
     for drift in trace.drifts:
         names = tuple(change.name for change in drift.changes)
-        yield Violation(
+        yield _drifted(
+            drift,
+            names,
             model=drift.model,
-            subjects=names,
-            message=f"{first_and_more(names)} changed since the last guarded test",
             finding=f"{first_and_more(names)} was otherwise when {drift.seen_by} ended; {_ran(drift.between)}",
-            count=len(names),
-            details={
-                "last_seen_by": drift.seen_by,
-                "between": list(drift.between),
-                "changes": {change.name: how(change) for change in drift.changes},
-            },
+            details={"changes": {change.name: how(change) for change in drift.changes}},
         )
     for found in trace.global_drifts:
         names = tuple(f"torch {change.name}" for change in found.changes)
         first = f"{names[0]} was {found.changes[0].before} and is {found.changes[0].after}"
-        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-        yield Violation(
+        changes = {name: f"{c.before} -> {c.after}" for name, c in zip(names, found.changes, strict=True)}
+        yield _drifted(
+            found,
+            names,
             model=None,
-            subjects=names,
-            message=f"{first_and_more(names)} changed since the last guarded test",
-            finding=f"{first} since {found.seen_by} ended{more}; {_ran(found.between, found.by)}",
+            finding=f"{first} since {found.seen_by} ended{_and_more(names)}; {_ran(found.between, found.by)}",
             remedy="set it in a context manager, or put it back in a fixture's teardown",
-            count=len(names),
-            details={
-                "last_seen_by": found.seen_by,
-                "between": list(found.between),
-                "changed_by": list(found.by),
-                "changes": {name: f"{c.before} -> {c.after}" for name, c in zip(names, found.changes, strict=True)},
-            },
+            details={"changed_by": list(found.by), "changes": changes},
         )
 
 
@@ -181,6 +171,22 @@ def _writer(trace: Trace, changes: Sequence[TensorChange]) -> Use | None:
         if wrote and any(change.model in use.models for change in changes):
             return use
     return None
+
+
+def _drifted(drift: Drift | GlobalDrift, names: tuple[str, ...], *, details: dict[str, Any], **facts: Any) -> Violation:
+    """Something that changed between two guarded tests: what, since which test, and what ran in between."""
+    return Violation(
+        subjects=names,
+        message=f"{first_and_more(names)} changed since the last guarded test",
+        count=len(names),
+        details={"last_seen_by": drift.seen_by, "between": list(drift.between), **details},
+        **facts,
+    )
+
+
+def _and_more(all_of_them: Sized) -> str:
+    """How many there are besides the first, which has been told."""
+    return f" (and {len(all_of_them) - 1} more)" if len(all_of_them) > 1 else ""
 
 
 def _ran(between: Sequence[str], by: Sequence[str] = ()) -> str:

@@ -17,8 +17,9 @@ from pytest_evalmode.lock.keeper import Collected, Keeper
 from pytest_evalmode.session import hookspecs
 from pytest_evalmode.session.evalmode import evalmode
 from pytest_evalmode.session.fixtures import begin, end, forget, history, note, remember, set_up
+from pytest_evalmode.session.options import add_options, read_settings
 from pytest_evalmode.session.recorder import Panels, Recorder
-from pytest_evalmode.session.settings import SETTINGS, add_options, is_worker, read_settings
+from pytest_evalmode.session.settings import SETTINGS, is_worker
 from pytest_evalmode.session.stash import CALLING, GUARD, forget_record
 
 __all__ = ["evalmode", "evalmode_lock"]
@@ -103,7 +104,7 @@ def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef[Any], request: p
 def pytest_runtest_setup(item: pytest.Item) -> None:
     forget_record(item)  # of an earlier run
     if item.config.stash[SETTINGS].asks_for(item):
-        from pytest_evalmode.session import window
+        from pytest_evalmode.session.window import window
 
         window.prepare(item)
 
@@ -112,7 +113,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], None]:
     item.config.stash[CALLING] = item
     if GUARD in item.stash or item.config.stash[SETTINGS].asks_for(item):  # a fixture may have marked it
-        from pytest_evalmode.session import window
+        from pytest_evalmode.session.window import window
 
         window.begin(item)
     note(item.config, item.nodeid, getattr(item, "fixturenames", ()))
@@ -122,7 +123,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], No
         item.stash[LOCK].finish(outcome)
         del item.stash[LOCK]
     if GUARD in item.stash:  # by now the test may have asked for the fixture
-        from pytest_evalmode.session import window
+        from pytest_evalmode.session.window import window
 
         window.end(item, outcome)
 
@@ -131,7 +132,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], No
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Result[object], None]:
     outcome = yield
     if GUARD in item.stash:
-        from pytest_evalmode.session import window
+        from pytest_evalmode.session.window import window
 
         window.tell_failure(item, outcome)
 
@@ -144,11 +145,11 @@ def pytest_runtest_makereport(
     if call.excinfo is None:
         return report
     if call.when == "teardown":
-        from pytest_evalmode.session import window
+        from pytest_evalmode.session.window import window
 
         window.keep_error(call.excinfo.value, report)
     elif GUARD in item.stash or type(call.excinfo.value).__module__ == "pytest_evalmode":
-        from pytest_evalmode.session.verdict import shorten
+        from pytest_evalmode.session.window.verdict import shorten
 
         shorten(report, call.excinfo.value, item.config.getoption("tbstyle"), item.config.rootpath)
     return report

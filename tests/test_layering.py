@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 import sys
-from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,21 +12,16 @@ import pytest
 
 import pytest_evalmode
 from tests import suites
+from tests.test_rooms import PACKAGE, modules
 
-PACKAGE = Path(pytest_evalmode.__file__).parent
-SESSION = {"evalmode", "marks", "recorder", "settings", "stash", "teams", "window", "fixtures"}
+SESSION = {"evalmode", "fixtures", "marks", "options", "recorder", "settings", "stash", "teams"}
+SESSION |= {f"window.{name}" for name in ("entries", "telling", "terms", "testcases", "verdict", "window")}
 SHELL = {"plugin", "policy", "files", *(f"session.{name}" for name in SESSION)}
 SHELL |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}
 SHELL |= {"lock.file", "lock.fixture", "lock.keeper"}
-NEEDS_PYTEST = {"plugin", "session.verdict", "session.hookspecs", *(f"session.{name}" for name in SESSION)}
+NEEDS_PYTEST = {"plugin", "session.hookspecs", *(f"session.{name}" for name in SESSION)}
 NEEDS_PYTEST |= {"lock.fixture", "lock.keeper"}
 NEEDS_TRITON = {"observe.state.kernels"} if find_spec("triton") is None else set[str]()
-
-
-def modules() -> list[str]:
-    """Every module of the package, by its name within it."""
-    files = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
-    return sorted(".".join(file.parts).removesuffix(".__init__") for file in files if file.parts != ("__init__",))
 
 
 def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -75,60 +68,6 @@ def test_neither_rules_nor_reports_nor_facts_know_torch_or_pytest(tmp_path: Path
 def test_the_look_finds_what_is_there(tmp_path: Path) -> None:
     assert imported_by(["guards"], "torch", tmp_path) == {"guards"}
     assert imported_by(["plugin"], "pytest", tmp_path) == {"plugin"}
-
-
-# Who may import whom, by the beginnings of their names: the longest that fits is the room that a module is in.
-DIRECTIONS = {
-    "trace": set[str](),
-    "files": set(),
-    "errors": {"report", "rules"},
-    "policy": set(),
-    "rules": {"trace", "policy"},
-    "report": {"trace", "rules", "policy", "files"},
-    "observe": {"trace"},
-    "observe.source": {"trace", "observe"},
-    "observe.state": {"trace", "observe", "observe.source"},
-    "observe.models": {"trace", "observe", "observe.source", "observe.state"},
-    "observe.calls": {"trace", "observe", "observe.source", "observe.state", "observe.models"},
-}
-
-
-def imports(module: str) -> set[str]:
-    """The modules of the package that a module imports anywhere in it, for type checkers too."""
-    known = set(modules())
-    path = PACKAGE / f"{module.replace('.', '/')}.py"
-    source = (path if path.exists() else path.with_suffix("") / "__init__.py").read_text(encoding="utf-8")
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "pytest_evalmode":
-            home = node.module.removeprefix("pytest_evalmode").removeprefix(".")
-            named = {".".join(filter(None, (home, alias.name))) for alias in node.names}
-            found |= named & known or {home}
-    return found - {""}
-
-
-def room(module: str) -> str:
-    """The room of DIRECTIONS that a module is in, or its own name."""
-    rooms = [name for name in DIRECTIONS if module == name or module.startswith(f"{name}.")]
-    return max(rooms, key=len, default=module)
-
-
-@pytest.mark.parametrize("name", DIRECTIONS)
-def test_imports_go_one_way(name: str) -> None:
-    inside = [module for module in modules() if room(module) == name]
-    assert inside
-    assert {room(other) for module in inside for other in imports(module)} - {name} <= DIRECTIONS[name]
-
-
-def test_no_import_goes_in_a_circle() -> None:
-    """Those for type checkers included; TopologicalSorter raises CycleError, which names the circle."""
-    list(TopologicalSorter({module: imports(module) for module in modules()}).static_order())
-
-
-def test_no_room_has_more_than_ten_doors() -> None:
-    rooms = [folder for folder in (PACKAGE, *PACKAGE.rglob("*")) if folder.is_dir() and folder.name != "__pycache__"]
-    doors = {folder.name: len([f for f in folder.glob("*.py") if f.name != "__init__.py"]) for folder in rooms}
-    assert {name: number for name, number in doors.items() if number > 10} == {}
 
 
 SCRIPT = """

@@ -99,7 +99,7 @@ class EvaluationLock:
 
     def finish(self, outcome: Result[object]) -> None:
         """The call has ended: hand what differs to the guard of the test, which has one from now on."""
-        from pytest_evalmode.session import window
+        from pytest_evalmode.session.window import window
 
         self._closed = True
         if self._lock is None:

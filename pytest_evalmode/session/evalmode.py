@@ -17,6 +17,6 @@ def evalmode(request: pytest.FixtureRequest) -> Guard:
     `watch(model)` watches a model from now on, `paused()` is for code that may train, `allow(...)` for what is intended
     in a part of the test; `violations` tells what was found so far and `check()` raises it.
     """
-    from pytest_evalmode.session import window
+    from pytest_evalmode.session.window import window
 
     return window.guard_of(request.node)

@@ -13,7 +13,7 @@ BROKEN = {
     "the finding of models": "pytest_evalmode.observe.models.find.find",
     "the forward observer": "pytest_evalmode.observe.state.generators.state",
     "the rules": "pytest_evalmode.segments.judge",
-    "the record": "pytest_evalmode.session.window.record",
+    "the record": "pytest_evalmode.session.window.entries.record",
 }
 
 GUARDED = {

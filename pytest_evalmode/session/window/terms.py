@@ -1,0 +1,76 @@
+"""The terms on which the guard of one test judges: what the test declares, how the run is set, what is known."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_evalmode.policy import Policy, PolicyError
+from pytest_evalmode.rules import RULE_NAMES, Rule, Violation
+from pytest_evalmode.session import fixtures, teams
+from pytest_evalmode.session.marks import policy_of
+from pytest_evalmode.session.settings import SETTINGS, plain_id
+from pytest_evalmode.session.stash import DROPPED
+from pytest_evalmode.session.window.verdict import HygieneViolation
+
+if TYPE_CHECKING:
+    from pytest_evalmode.guards import Guard
+
+
+def declared(item: pytest.Item) -> tuple[Policy, tuple[Rule, ...]]:
+    """What a test declares, with the last word of its team, and the team's own rules."""
+    try:
+        own = teams.rules(item.ihook)
+        names = (*RULE_NAMES, *(rule.name for rule in own))
+        return teams.policy(item, policy_of(item, item.config.stash[SETTINGS], names), names), own
+    except (PolicyError, teams.HookError) as error:
+        wrong = str(error)
+    pytest.fail(wrong, pytrace=False)  # outside the except: it is to stand alone, not "during handling" of another
+
+
+def new_guard(item: pytest.Item, policy: Policy, own: tuple[Rule, ...]) -> Guard:
+    """A guard that judges as the run is set, and is told what its team wants and what is known."""
+    from pytest_evalmode.guards import Guard, Terms
+
+    settings = item.config.stash[SETTINGS]
+    if settings.full_read:
+        from pytest_evalmode.observe.state import writes
+
+        writes.switch_off()
+    terms = Terms(
+        strict=settings.strict,
+        rules=own,
+        root=settings.root,
+        tests=(*item.config.getini("python_files"), "conftest.py", item.path.name),
+        history=fixtures.history(item.config) if settings.strict else None,
+        verdict=partial(HygieneViolation, marker=settings.marker),
+        enforced=settings.mode == "enforce",
+        tell=partial(_told, item),
+        fails=partial(failing, item),
+        shown=settings.shown,
+    )
+    return Guard(policy, terms)
+
+
+def _told(item: pytest.Item, violations: list[Violation]) -> list[Violation]:
+    """What no team drops; the rest is counted."""
+    kept = teams.told(item, violations)
+    item.stash[DROPPED] = len(violations) - len(kept)
+    return kept
+
+
+def failing(item: pytest.Item, violations: list[Violation]) -> list[Violation]:
+    """The violations that are not known; none where the run only asks.
+
+    A run that makes the baseline fails nothing, so that each test comes to its end; but a failure that is expected is
+    none to list.
+    """
+    settings = item.config.stash[SETTINGS]
+    if settings.suggest:
+        return []
+    if settings.update_baseline:
+        return violations if item.get_closest_marker("xfail") is not None else []
+    known = (settings.known or {}).get(plain_id(item.nodeid, item.config), frozenset())
+    return [violation for violation in violations if (violation.rule, violation.model) not in known]

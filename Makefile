@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint bench device docs matrix clean
+.PHONY: demo test check lint style types examples bench device docs matrix clean
 
 demo: .venv/ready
 	@$(BIN)/python examples/digits/demo.py
@@ -10,14 +10,25 @@ demo: .venv/ready
 test: lint
 	$(BIN)/python -m pytest -n 2
 
-check: lint
-	$(BIN)/python -m pytest -q -n 2 tests/rules tests/observe/source tests/observe/calls tests/test_layering.py
+# Of the tests those that run no other suite and no other process, and so are quick.
+check: style types
+	$(BIN)/python -m pytest -q -n 2 tests/rules tests/report tests/observe/source tests/observe/calls \
+		tests/test_guards.py tests/test_evaluation.py tests/test_strict.py tests/test_rooms.py
 
-lint: .venv/ready
+lint: style types examples
+
+style: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/ready
 	$(BIN)/mypy
-	for example in $(sort $(dir $(wildcard examples/*/*.py))); do (cd $$example && ../../$(BIN)/mypy --config-file ../../pyproject.toml .) || exit 1; done
+
+# What mypy has read of torch for one example it need not read again for the next.
+examples: .venv/ready
+	for example in $(sort $(dir $(wildcard examples/*/*.py))); do \
+		(cd $$example && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache/examples .) || exit 1; \
+	done
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks

@@ -20,6 +20,7 @@ TESTS = [
     "tests/observe/source",
     "tests/observe/calls",
     "tests/test_guards.py",
+    "tests/test_evaluation.py",
 ]
 NEEDS = ["numpy", "safetensors", "hypothesis", "anyio", "pytest-xdist", "pytest-asyncio", "pytest-rerunfailures"]
 SCORE = os.environ.get("EVALMODE_SCORE")

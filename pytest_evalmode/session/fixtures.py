@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from inspect import isasyncgenfunction, isgeneratorfunction, unwrap
 from linecache import getline
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -109,12 +111,18 @@ def _note_part(part: str, fixturedef: pytest.FixtureDef[Any], request: pytest.Fi
 def _site(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Site | None:
     """Where a fixture of the user's stands; None for one of a plugin's, or of a parameter."""
     code = getattr(unwrap(fixturedef.func), "__code__", None)
-    if code is None or not Path(code.co_filename).is_relative_to(config.rootpath):
+    return None if code is None else _begin(code.co_filename, code, config.rootpath)
+
+
+@cache  # each test that is handed the fixture asks; code alone does not differ by its file
+def _begin(path: str, code: CodeType, root: Path) -> Site | None:
+    """The line of the `def`, which comes after the decorators; None outside the root and in site-packages."""
+    if not Path(path).is_relative_to(root):
         return None
-    file = Path(code.co_filename).relative_to(config.rootpath)
+    file = Path(path).relative_to(root)
     if "site-packages" in file.parts:
         return None
-    lines = [getline(code.co_filename, code.co_firstlineno + i).strip() for i in range(_MOST_DECORATORS)]
+    lines = [getline(path, code.co_firstlineno + i).strip() for i in range(_MOST_DECORATORS)]
     begins = next((i for i, line in enumerate(lines) if line.startswith(("def ", "async def "))), 0)
     return Site(file.as_posix(), code.co_firstlineno + begins, lines[begins])
 

@@ -26,7 +26,6 @@ from pytest_evalmode import HygieneError, guard
 from tests.nets import Net, batch, only, rules, watching
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 
@@ -186,7 +185,6 @@ TRAINING: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize(("make", "train"), TRAINING.values(), ids=TRAINING)
 @torch.no_grad()
 def test_a_draw_of_a_part_in_training_mode_is_told_as_that(

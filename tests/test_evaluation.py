@@ -91,7 +91,6 @@ def test_inference_of_an_exported_model_leaves_its_flag_alone() -> None:
     assert modes(exported) == before
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_inference_of_a_scripted_model() -> None:
     scripted = torch.jit.script(Net())
     with inference(scripted):

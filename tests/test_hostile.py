@@ -167,7 +167,6 @@ def test_a_module_that_was_never_initialised(strict: bool) -> None:
 
 @STRICT
 @pytest.mark.parametrize("make", [WithoutMode, Homeless, WithTables])
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_an_odd_module(make: Callable[[], nn.Module], strict: bool) -> None:
     model = nn.Sequential(make(), nn.Dropout()).eval()
     with guard(model, strict=strict), torch.no_grad():
@@ -176,7 +175,6 @@ def test_an_odd_module(make: Callable[[], nn.Module], strict: bool) -> None:
 
 
 @pytest.mark.parametrize("make", [WithoutMode, Homeless, WithTables])
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_what_is_at_fault_beside_an_odd_module_is_told(make: Callable[[], nn.Module]) -> None:
     model = nn.Sequential(make().eval(), nn.Dropout())
     with watching() as g, torch.no_grad():

@@ -16,7 +16,6 @@ from tests.nets import Dropper, Net, batch, rules, watching
 
 pytestmark = [
     pytest.mark.usefixtures("fresh"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 

@@ -19,7 +19,6 @@ from tests.nets import Dropper, Net, Noisy, batch, compiled_in_place, only, rule
 
 pytestmark = [
     pytest.mark.usefixtures("fresh"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 

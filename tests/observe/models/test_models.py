@@ -255,7 +255,6 @@ def test_module_is_a_name_like_any_other() -> None:
     assert [path for path, _ in modules.walk(Holder())] == ["", "module"]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_type_names() -> None:
     assert modules.type_name(torch.jit.script(Net())) == "Net"
     assert modules.type_name(torch.export.export(Net().eval(), (batch(),)).module()) == "GraphModule"

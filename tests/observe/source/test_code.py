@@ -18,29 +18,17 @@ from pytest_evalmode.observe.source import code
 from pytest_evalmode.observe.source.code import DRAWS
 from tests.nets import rules, watching
 
-# Operators that are tagged as drawing, and that no Python code calls by these names.
-INTERNAL = frozenset(
-    """
-    cudnn_attention_backward cudnn_attention_forward cudnn_init_dropout_state cudnn_rnn efficient_attention_forward
-    fill_mem_eff_dropout_mask flash_attention_forward flash_attention_forward_no_dropout_inplace fused_dropout
-    fused_sdp_choice lstm_mps nested_tensor_softmax_with_shape sample_dirichlet scaled_dot_product_attention_math
-    scaled_dot_product_attention_math_for_mps scaled_dot_product_cudnn_attention
-    scaled_dot_product_cudnn_attention_backward scaled_dot_product_efficient_attention
-    scaled_dot_product_efficient_attention_backward scaled_dot_product_flash_attention
-    scaled_dot_product_flash_attention_for_cpu scaled_dot_product_fused_attention_overrideable standard_gamma
-    triton_scaled_dot_attention
-    miopen_rnn
-    normal_functional rrelu_with_noise_functional
-    """.split()  # private operators; what nn.LSTM calls on ROCm; what functionalisation makes of the in-place ones
-)
+# Public operators that are tagged as drawing, and that no Python code calls by these names: what nn.LSTM calls on ROCm,
+# and what functionalisation makes of the in-place ones.
+INTERNAL = {"miopen_rnn", "normal_functional", "rrelu_with_noise_functional"}
 
 
 def seeded_operators() -> set[str]:
-    """The base names of torch's operators that draw from a generator."""
+    """The base names of torch's public operators that draw from a generator."""
     names = set()
     for schema in torch._C._jit_get_all_schemas():
         namespace, _, name = schema.name.partition("::")
-        if namespace == "aten":
+        if namespace == "aten" and not name.startswith("_"):
             operator = getattr(getattr(torch.ops.aten, name), schema.overload_name or "default")
             if torch.Tag.nondeterministic_seeded in operator.tags:
                 names.add(name.strip("_"))

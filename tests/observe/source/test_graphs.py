@@ -14,7 +14,6 @@ from pytest_evalmode.observe.source import graphs
 from tests.nets import batch, rules, watching
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 

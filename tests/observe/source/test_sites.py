@@ -115,7 +115,7 @@ def test_weights_are_borrowed_by_functional_call(probe: Probe) -> None:
     assert probe.seen[-1].borrowed
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_torch_calls_to_make_a_graph(probe: Probe) -> None:
     torch.jit.trace(  # type: ignore[no-untyped-call]
         probe, batch(), check_trace=False

@@ -120,15 +120,18 @@ def random_forward(trace: Trace) -> Iterator[Violation]:
     remedy="make it in __init__ and register it as a submodule (a list as nn.ModuleList)",
 )
 def unregistered_module(trace: Trace) -> Iterator[Violation]:
+    unreached = {f.part.name for call in trace.calls for f in call.training if f.why}
     for calls in by_model(trace, lambda call: call.unregistered):
         found = by_part(finding for call in calls for finding in call.unregistered)
         names = titles(f.part for f in found)
+        told_already = unreached.issuperset(f.part.name for f in found)
         yield told(
             calls,
             subjects=tuple(str(f.part) for f in found),
             message=f"{who(calls)} ran {first_and_more(names)}, which it does not register",
             finding=f"{first_and_more(names)} ran inside it: eval(), to() and state_dict() cannot reach it",
             cause=found[0].cause,
+            because=("train-mode",) if told_already else (),
         )
 
 

@@ -137,7 +137,8 @@ def state_drifted(trace: Trace) -> Iterator[Violation]:
             model=drift.model,
             subjects=names,
             message=f"{first_and_more(names)} changed since the last guarded test",
-            finding=f"{first_and_more(names)} was otherwise when {drift.seen_by} ended; {_ran(drift.between)}",
+            finding=f"{first_and_more(names)} {'was' if len(names) == 1 else 'were'} otherwise "
+            f"when {drift.seen_by} ended; {_ran(drift.between)}",
             count=len(names),
             details={
                 "last_seen_by": drift.seen_by,

@@ -110,12 +110,15 @@ def random_forward(trace: Trace) -> Iterator[Violation]:
     remedy="make it in __init__ and register it as a submodule (a list as nn.ModuleList)",
 )
 def unregistered_module(trace: Trace) -> Iterator[Violation]:
+    unreached = {f.part.name for call in trace.calls for f in call.training if f.why}
     for calls, found in found_in(trace, lambda call: call.unregistered):
+        told_already = unreached.issuperset(f.part.name for f in found)
         yield told_of(
             calls,
             found,
             message=f"{who(calls)} ran {what(found)}, which it does not register",
             finding=f"{what(found)} ran inside it: eval(), to() and state_dict() cannot reach it",
+            because=("train-mode",) if told_already else (),
         )
 
 

@@ -138,7 +138,8 @@ def state_drifted(trace: Trace) -> Iterator[Violation]:
             drift,
             names,
             model=drift.model,
-            finding=f"{first_and_more(names)} was otherwise when {drift.seen_by} ended; {_ran(drift.between)}",
+            finding=f"{first_and_more(names)} {'was' if len(names) == 1 else 'were'} otherwise "
+            f"when {drift.seen_by} ended; {_ran(drift.between)}",
             details={"changes": {change.name: how(change) for change in drift.changes}},
         )
     for found in trace.global_drifts:

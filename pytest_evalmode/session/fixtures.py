@@ -84,12 +84,14 @@ def history(config: pytest.Config) -> History:
     return config.stash[HISTORY]
 
 
-def note(config: pytest.Config, what: str, fixtures: Iterable[str], *, is_test: bool = True) -> None:
+def note(
+    config: pytest.Config, what: str, fixtures: Iterable[str], *, is_test: bool = True, is_installed: bool = False
+) -> None:
     """Keep in mind that something ran that may have changed a shared model, once a strict guard has seen one."""
     if HISTORY in config.stash:
         from pytest_evalmode.observe.models.history import Event
 
-        config.stash[HISTORY].note(Event(what, frozenset(fixtures), is_test))
+        config.stash[HISTORY].note(Event(what, frozenset(fixtures), is_test, is_installed))
 
 
 def forget(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
@@ -105,7 +107,13 @@ def forget(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -
 def _note_part(part: str, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
     if HISTORY in request.config.stash:
         what = f"the {part} of fixture {fixturedef.argname!r} for {request.node.nodeid or 'the session'}"
-        note(request.config, what, fixturedef.argnames, is_test=False)
+        note(request.config, what, fixturedef.argnames, is_test=False, is_installed=_is_installed(fixturedef))
+
+
+def _is_installed(fixturedef: pytest.FixtureDef[Any]) -> bool:
+    """Whether a fixture is a plugin's, of pytest's own say."""
+    code = getattr(unwrap(fixturedef.func), "__code__", None)
+    return code is not None and "site-packages" in Path(code.co_filename).parts
 
 
 def _site(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Site | None:

@@ -211,6 +211,7 @@ def test_a_trainer_that_trains(trainer: Any) -> None:
     with watching(model) as g:
         trainer.fit(model, loader())
     assert rules(g) == {"train-mode", "grad-mode", "state-mutated"}
+    assert all("evalmode.paused()" in violation.remedy for violation in g.violations)
 
 
 def test_used_by_hand_after_training(trainer: Any) -> None:
@@ -251,3 +252,37 @@ def test_dropout_that_ignores_the_mode(trainer: Any) -> None:
     violation = only(g, "random-forward")
     assert violation.cause is not None
     assert violation.cause.source == "return nn.functional.dropout(super().forward(x))"
+
+
+# --- transformers: its trainer, too
+
+
+@pytest.fixture
+def hugging(tmp_path: Any) -> Any:
+    """A trainer with a model of one layer."""
+    transformers: Any = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BertConfig(vocab_size=20, max_position_embeddings=16, **sizes)
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), max_steps=2, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True
+    )
+    return transformers.Trainer(transformers.BertForSequenceClassification(config), arguments, train_dataset=SENTENCES)
+
+
+SENTENCES = [{"input_ids": torch.arange(5), "labels": torch.tensor(i % 2)} for i in range(8)]
+
+
+def test_a_trainer_of_transformers_that_trains(hugging: Any) -> None:
+    with watching(hugging.model) as g:
+        hugging.train()
+    assert rules(g) == {"train-mode", "grad-mode", "state-mutated"}
+    assert all("evalmode.paused()" in violation.remedy for violation in g.violations)
+
+
+def test_a_trainer_of_transformers_that_trains_in_a_pause_and_predicts(hugging: Any) -> None:
+    with watching(hugging.model) as g:
+        with g.paused():
+            hugging.train()
+        hugging.predict(SENTENCES)
+    assert not rules(g)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -222,6 +223,13 @@ def test_every_key_is_told_and_how_to_say_that_it_was_meant() -> None:
     assert violation.details == {"missing": ["a", "b"], "unexpected": ["c"]}
     assert (violation.at, violation.count) == (HERE, 3)
     assert "allow=['partial-load']" in violation.remedy
+
+
+def test_a_module_that_eval_cannot_reach_is_one_cause() -> None:
+    hidden, other = (found(path, "Linear", why=why) for path, why in (("parts[0]", "no submodule"), ("parts[1]", "")))
+    for training, because in (((hidden,), ("train-mode",)), ((other,), ()), ((), ())):
+        trace = calls(call(training=training, unregistered=(replace(hidden, why=""),)))
+        assert only(unregistered_module, trace).because == because
 
 
 # --- state-drifted: the suspects

@@ -33,6 +33,8 @@ class Event:
     fixtures: frozenset[str]
     """The names of those at hand."""
     is_test: bool = True
+    is_installed: bool = False
+    """Whether it is a fixture of an installed plugin's: a suspect only where there is no other."""
 
 
 @dataclass(slots=True)
@@ -72,5 +74,6 @@ class History:
             return None
         fixture = name.partition(".")[0].partition("[")[0]
         since = list(reversed(self.events[seen.events - self._forgotten :]))
+        since = [event for event in since if fixture in event.fixtures or not event.is_installed] or since
         since.sort(key=lambda event: (fixture not in event.fixtures, not event.is_test))
         return Drift(name, tuple(changes), seen.by, tuple(dict.fromkeys(event.what for event in since)))

@@ -84,9 +84,9 @@ def model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:
     return flags
 
 
-def global_flags() -> Flags:
-    """What torch keeps for the whole process, and for this thread."""
-    return {name: _read(flag) for name, flag in _GLOBALS.items()}
+def global_flags(names: Iterable[str] = ()) -> Flags:
+    """What torch keeps for the whole process, and for this thread: all of it, or what is named."""
+    return {name: _read(_GLOBALS[name]) for name in names or _GLOBALS}
 
 
 def leaks(model: str | None, before: Flags, now: Flags) -> Iterator[Leak]:

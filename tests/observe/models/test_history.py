@@ -78,6 +78,28 @@ def test_a_test_is_likelier_than_the_set_up_of_a_fixture_unless_that_had_the_mod
     assert drift(history, net).between == ("has it", "test", "has not")
 
 
+@pytest.mark.parametrize(("others", "between"), [(["test"], ("has it", "test")), ([], ("has it",))])
+def test_the_fixture_of_a_plugin_is_no_suspect_unless_it_had_the_model(
+    others: list[str], between: tuple[str, ...]
+) -> None:
+    net = Net()
+    history = seen(net)
+    for what in others:
+        history.note(Event(what, frozenset()))
+    for what, names in (("has it", ["net"]), ("has not", ["x"])):
+        history.note(Event(what, frozenset(names), is_test=False, is_installed=True))
+    net.head.bias.data.add_(1)
+    assert drift(history, net).between == between
+
+
+def test_the_fixture_of_a_plugin_is_told_where_nothing_else_ran() -> None:
+    net = Net()
+    history = seen(net)
+    history.note(Event("of a plugin", frozenset(), is_test=False, is_installed=True))
+    net.head.bias.data.add_(1)
+    assert drift(history, net).between == ("of a plugin",)
+
+
 def test_what_ran_before_it_was_seen_is_no_suspect() -> None:
     net, other = Net(), Net()
     history = seen(other)

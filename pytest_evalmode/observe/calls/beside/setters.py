@@ -49,10 +49,10 @@ class Setters:
         held = self._settings.get(name)
         return held[-1].line if held and held[-1].after == value else None
 
-    def flags(self) -> Flags:
+    def flags(self, names: tuple[str, ...]) -> Flags:
         """How torch is set; a test may have broken what tells it."""
         try:
-            return leaks.global_flags()
+            return leaks.global_flags(names)
         except Exception as error:
             self.failures.append(error)
             return {}
@@ -74,21 +74,22 @@ class Setters:
             self.failures.append(error)
 
 
-_SETTERS: tuple[tuple[Any, tuple[str, ...]], ...] = (
-    (torch._C, ("_set_default_dtype", "_set_default_tensor_type")),
-    (torch._C, ("_set_deterministic_algorithms", "_set_float32_matmul_precision")),
-    (torch, ("set_num_threads",)),
-    (ContextProp, ("__set__",)),
-    (cuBLASModule, ("__setattr__",)),
-    (set_grad_enabled, ("__init__", "__exit__")),
-    (set_detect_anomaly, ("__init__", "__exit__")),
-    (DeviceContext, ("__enter__", "__exit__")),
+# Who sets, by what, and which flags are to be read: all of them, but where a forward may well be in a `with`.
+_SETTERS: tuple[tuple[Any, tuple[str, ...], tuple[str, ...]], ...] = (
+    (torch._C, ("_set_default_dtype", "_set_default_tensor_type"), ()),
+    (torch._C, ("_set_deterministic_algorithms", "_set_float32_matmul_precision"), ()),
+    (torch, ("set_num_threads",), ()),
+    (ContextProp, ("__set__",), ()),
+    (cuBLASModule, ("__setattr__",), ()),
+    (set_grad_enabled, ("__init__", "__exit__"), ("grad_mode",)),
+    (set_detect_anomaly, ("__init__", "__exit__"), ("anomaly_mode",)),
+    (DeviceContext, ("__enter__", "__exit__"), ("default_device",)),
 )
 _is_compiling = torch.compiler.is_compiling
 
-setters: tuple[Wrapped[Setters], ...] = tuple(
-    Wrapped(name, of) for of, names in _SETTERS for name in names if hasattr(of, name)
-)
+setters: dict[Wrapped[Setters], tuple[str, ...]] = {
+    Wrapped(name, of): flags for of, names, flags in _SETTERS for name in names if hasattr(of, name)
+}
 
 
 def start(observer: Setters) -> None:
@@ -107,19 +108,19 @@ def _is_torchs_own(frame: FrameType) -> bool:
     return name.startswith("torch.") and not name.startswith("torch.backends")
 
 
-def _observe(setter: Wrapped[Setters]) -> None:
+def _observe(setter: Wrapped[Setters], flags: tuple[str, ...]) -> None:
     @setter.by
     def observed(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         frame = sys._getframe(1)
         if not setter.observers or _is_compiling() or _is_torchs_own(frame):
             return setter.original(*args, **kwargs)
-        before = setter.observers[0].flags()
+        before = setter.observers[0].flags(flags)
         result = setter.original(*args, **kwargs)
         for observer in setter.observers:
-            observer.note(before, observer.flags(), frame)
+            observer.note(before, observer.flags(flags), frame)
         return result
 
 
-for _setter in setters:
-    _observe(_setter)
+for _setter, _flags in setters.items():
+    _observe(_setter, _flags)

@@ -164,6 +164,7 @@ class Lock:
         if moved:
             told[""] = ("; ".join(moved), "")
         details: dict[str, object] = {}
+        drawn: dict[str, object] = {}
         for path, stream in flow.streams.items():
             if path not in was or batches.holds(was[path], stream.entry()):
                 continue
@@ -181,6 +182,7 @@ class Lock:
             elif is_exact or far is not None:
                 words, details[path] = batches.difference(was[path], stream, values, digests, **limits)
                 told[path] = words, words
+                drawn |= {path: batches.drawn(was[path], stream, values)} if kind == "inputs" else {}
         if told:
             alone = len(was) == 1
             heads = [words if alone or not path else f"{path}: {words}" for path, (words, _) in told.items()]
@@ -190,7 +192,8 @@ class Lock:
                 headline = f"{name}: {headline}"
                 details = {"differences": [longer for longer in more_words if longer]}
             finding = headline if kind == "outputs" else f"{name}: {headline}"
-            self._change(kind, name, flow.at, headline, finding, details)
+            shown = {path: each for path, each in drawn.items() if each}
+            self._change(kind, name, flow.at, headline, finding, details, pictures=shown)
 
     def _tried(self, name: str, aside: Callable[[], AbstractContextManager[None]]) -> str:
         """What a metric is with the inputs that were locked, where the test tells how to make it, and they changed."""
@@ -238,10 +241,11 @@ class Lock:
         finding: str,
         details: Mapping[str, object],
         remedy: str = "",
+        pictures: Mapping[str, object] | None = None,
     ) -> None:
         self._used[kind, name] = "changed"
         file = str(self._file.path)
-        self._changes.append(LockChange(kind, name, headline, finding, at, file, details, remedy))
+        self._changes.append(LockChange(kind, name, headline, finding, at, file, details, remedy, pictures or {}))
 
     def _take(self, kind: str, name: str, entry: Entry) -> None:
         before = self._entries.setdefault(kind, {}).setdefault(name, entry)

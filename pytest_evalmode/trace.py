@@ -201,6 +201,8 @@ class LockChange:
     """Where it is locked."""
     details: Mapping[str, object] = field(default_factory=dict)
     remedy: str = ""
+    pictures: Mapping[str, object] = field(default_factory=dict)
+    """What a page shows of it, by the path in a batch."""
 
 
 @dataclass(frozen=True, slots=True)

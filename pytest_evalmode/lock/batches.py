@@ -15,8 +15,9 @@ import numpy as np
 from xxhash import xxh3_64_intdigest, xxh3_128
 
 from pytest_evalmode.lock.file import Entry, LockError
-from pytest_evalmode.lock.inputs import Diagnosis, compare_classes, compare_order, diagnose
+from pytest_evalmode.lock.inputs import Diagnosis, compare_classes, compare_order, diagnose, text
 from pytest_evalmode.lock.inputs.samples import few, given
+from pytest_evalmode.lock.pictures import pictures
 from pytest_evalmode.lock.sketches import Sketch
 
 if TYPE_CHECKING:
@@ -207,6 +208,14 @@ def difference(
         shown = ", ".join(map(str, others[:5])) + (", ..." if len(others) > 5 else "")
         return f"{len(others)} of {now.count} samples differ ({shown})", {"samples": others[:32]}
     return f"values differ after the first {max(len(_list(digests)), len(now.values()))} samples", {}
+
+
+def drawn(was: Entry, now: Stream, kept: Array | None) -> dict[str, Any] | None:
+    """What there is to look at of an array that differs."""
+    if kept is None or "text" in (was["dtype"], now.dtype):
+        return None
+    old, live = restored(kept, was["dtype"]), now.values()
+    return None if text.is_tokens(old, live) else pictures(old, live)
 
 
 def _diagnosis(

@@ -89,12 +89,28 @@ class EvaluationLock:
         return transform
 
     @_telling
-    def outputs(self, outputs: T, name: str, *, rtol: float | None = None, atol: float | None = None) -> T:
-        """Lock outputs or metrics, within the tolerance of `torch.testing.assert_close`."""
+    def outputs(
+        self,
+        outputs: T,
+        name: str,
+        *,
+        rtol: float | None = None,
+        atol: float | None = None,
+        again: Callable[[Any], object] | None = None,
+    ) -> T:
+        """Lock outputs or metrics, within the tolerance of `torch.testing.assert_close`.
+
+        `again` makes a metric anew of inputs.  Where the metric and the inputs changed, it is called when the test has
+        ended, with the first of this run's inputs and with those that were locked: how much of it is theirs?
+        """
         tolerance = _tolerance("outputs", rtol, atol)
+        if again is not None and not callable(again):
+            raise LockError(
+                f"evalmode_lock.outputs(): again={again!r:.80} cannot be called; it takes a function of inputs"
+            )
         lock = self._opened("outputs", name)
         if lock is not None:
-            lock.outputs(outputs, name, self._site(), tolerance)
+            lock.outputs(outputs, name, self._site(), tolerance, again)
         return outputs
 
     def finish(self, outcome: Result[object]) -> None:
@@ -110,7 +126,9 @@ class EvaluationLock:
             guard = window.guard_at_end(self._item)
             with guard.safely():
                 try:
-                    guard.note(*self._lock.close(finished=own is None))
+                    # What was not clean would not be the second time: models in training mode move on.
+                    aside = None if guard.violations else guard.paused
+                    guard.note(*self._lock.close(finished=own is None, aside=aside))
                     self._record(self._lock)
                 except LockError as error:
                     wrong = str(error)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from pytest_evalmode.lock import batches, checkpoint, model, outputs
 from pytest_evalmode.lock.batches import Stream
 from pytest_evalmode.lock.file import KINDS, Entry, Locked, LockError, LockFile, read
 from pytest_evalmode.lock.model import Held
-from pytest_evalmode.lock.outputs import Tolerance
+from pytest_evalmode.lock.outputs import Again, Tolerance
 from pytest_evalmode.lock.preprocessing import describe, differences
 from pytest_evalmode.lock.samples import MOST_BYTES, pack, unpack
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
@@ -38,6 +39,9 @@ class _Flow:
 
     at: Site | None
     tolerance: Tolerance
+    first: object
+    """The batch that came first."""
+    again: Again | None = None
     streams: dict[str, Stream] = field(default_factory=dict)
 
 
@@ -96,12 +100,20 @@ class Lock:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         self._change("preprocessing", name, at, f"{found[0]}{more}", "; ".join(found[:10]), {"differences": found[:32]})
 
-    def outputs(self, value: object, name: str, at: Site | None, tolerance: Tolerance) -> None:
+    def outputs(
+        self, value: object, name: str, at: Site | None, tolerance: Tolerance, again: Again | None = None
+    ) -> None:
         """Compare or take outputs; further ones of this name come after them."""
         self._extend("outputs", name, value, at, tolerance, min(_MOST_OUTPUT, self._left // 2))
+        self._flows["outputs", name].again = again
 
-    def close(self, *, finished: bool) -> list[LockChange]:
-        """What is not as it was locked; of a test that has not `finished`, what it came to see whole."""
+    def close(
+        self, *, finished: bool, aside: Callable[[], AbstractContextManager[None]] | None = None
+    ) -> list[LockChange]:
+        """What is not as it was locked; of a test that has not `finished`, what it came to see whole.
+
+        `aside` is where outputs may be made again.
+        """
         for (kind, name), flow in self._flows.items():
             if self._update:
                 arrays = {path: stream.entry() for path, stream in flow.streams.items()}
@@ -110,12 +122,13 @@ class Lock:
             elif self._entry(kind, name, flow.at) is not None:
                 self._compare(kind, name, flow, finished=finished)
         holding = self._told_of_the_rest()
-        return [
-            replace(change, finding=f"{change.finding}; {holding}")
-            if change.kind == "outputs" and holding and not change.remedy
-            else change
-            for change in self._changes
-        ]
+        changes = []
+        for change in self._changes:
+            if change.kind == "outputs" and not change.remedy:
+                tried = self._tried(change.name, aside) if aside is not None else ""
+                change = replace(change, finding="; ".join(filter(None, [change.finding, holding, tried])))
+            changes.append(change)
+        return changes
 
     def record(self) -> str:
         """What the test has shown, as it travels in its report."""
@@ -129,7 +142,7 @@ class Lock:
         exact = kind == "inputs" and tolerance["rtol"] is None
         flow = self._flows.get((kind, name))
         if flow is None:
-            flow = self._flows[kind, name] = _Flow(at, tolerance)
+            flow = self._flows[kind, name] = _Flow(at, tolerance, value)
         was = self._locked.entries.get(kind, {}).get(name)
         if was is None or self._update:
             self._left -= batches.extend(flow.streams, value, room, self._left, fewest=kind == "inputs", exact=exact)
@@ -151,6 +164,7 @@ class Lock:
         if moved:
             told[""] = ("; ".join(moved), "")
         details: dict[str, object] = {}
+        drawn: dict[str, object] = {}
         for path, stream in flow.streams.items():
             if path not in was or batches.holds(was[path], stream.entry()):
                 continue
@@ -168,6 +182,7 @@ class Lock:
             elif is_exact or far is not None:
                 words, details[path] = batches.difference(was[path], stream, values, digests, **limits)
                 told[path] = words, words
+                drawn |= {path: batches.drawn(was[path], stream, values)} if kind == "inputs" else {}
         if told:
             alone = len(was) == 1
             heads = [words if alone or not path else f"{path}: {words}" for path, (words, _) in told.items()]
@@ -177,7 +192,25 @@ class Lock:
                 headline = f"{name}: {headline}"
                 details = {"differences": [longer for longer in more_words if longer]}
             finding = headline if kind == "outputs" else f"{name}: {headline}"
-            self._change(kind, name, flow.at, headline, finding, details)
+            shown = {path: each for path, each in drawn.items() if each}
+            self._change(kind, name, flow.at, headline, finding, details, pictures=shown)
+
+    def _tried(self, name: str, aside: Callable[[], AbstractContextManager[None]]) -> str:
+        """What a metric is with the inputs that were locked, where the test tells how to make it, and they changed."""
+        again = self._flows["outputs", name].again
+        names = [other for (kind, other), state in self._used.items() if (kind, state) == ("inputs", "changed")]
+        if again is None or len(names) != 1:
+            return ""
+        flow = self._flows["inputs", names[0]]
+        kept = {key[2]: values for key, values in self._samples("inputs", names[0])}
+        was = self._locked.entries["inputs"][names[0]]["arrays"]
+        both = outputs.first_of_both(was, flow.streams, kept)
+        if both is None:
+            return ""
+        with aside():
+            whole = all(each["samples"] == len(both[0][path]) for path, each in was.items())
+            metrics = self._locked.entries["outputs"][name]["arrays"] if whole else {}
+            return outputs.tried(again, flow.first, *both, metrics)
 
     def _told_of_the_rest(self) -> str:
         """Which of the other three still hold: one of them may be the reason."""
@@ -208,10 +241,11 @@ class Lock:
         finding: str,
         details: Mapping[str, object],
         remedy: str = "",
+        pictures: Mapping[str, object] | None = None,
     ) -> None:
         self._used[kind, name] = "changed"
         file = str(self._file.path)
-        self._changes.append(LockChange(kind, name, headline, finding, at, file, details, remedy))
+        self._changes.append(LockChange(kind, name, headline, finding, at, file, details, remedy, pictures or {}))
 
     def _take(self, kind: str, name: str, entry: Entry) -> None:
         before = self._entries.setdefault(kind, {}).setdefault(name, entry)

@@ -191,7 +191,9 @@ def _test(test: Test, anchor: str) -> dict[str, Any]:
         places = [("since", violation["since"]), ("called", violation["at"]), ("in the model", violation["cause"])]
         lines = [{"label": label, "at": at, "code": _code(test, at)} for label, at in places if at and at not in told]
         told.update(line["at"] for line in lines)
-        entries.append({**violation, "lines": lines, "consequences": consequences})
+        pictures = shown.get("pictures", {}) if violation["rule"] == "inputs-changed" else {}
+        drawn = pictures.get(violation["subjects"][0], {}) if violation["subjects"] else {}
+        entries.append({**violation, "lines": lines, "consequences": consequences, "pictures": drawn})
     return {
         "anchor": anchor,
         "nodeid": test["nodeid"],

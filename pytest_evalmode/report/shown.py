@@ -33,6 +33,7 @@ def shown(
         "findings": [v.finding for v in violations],
         "since": [str(v.since) if v.since else None for v in violations],
         "exemption": exemption(violations, marker),
+        "pictures": {change.name: change.pictures for change in trace.locks if change.pictures},
         "trees": models,
         "events": [*handed, *happened],
         "fixtures": {name: str(site) for name, site in fixtures.items()},

@@ -326,6 +326,7 @@ WRONG = {
     'inputs(torch.ones(2), "")': "evalmode_lock.inputs(): name='' is no name*",
     "inputs(torch.ones(2), 3)": "evalmode_lock.inputs(): name=3 is no name*",
     'inputs(torch.ones(2), "x", atol=0.1)': "evalmode_lock.inputs(): rtol=None, atol=0.1: give both, or neither",
+    'outputs(1.0, "x", again=3)': "evalmode_lock.outputs(): again=3 cannot be called; it takes a function of inputs",
     'outputs(1.0, "x", rtol=0.1)': "evalmode_lock.outputs(): rtol=0.1, atol=None: give both, or neither",
 }
 
@@ -438,3 +439,65 @@ def test_a_difference_in_the_preprocessing_names_the_field(
     ((rule, message),) = violations(pytester)["test_it"]
     assert rule == "preprocessing-changed"
     assert "Normalize.mean: (0.485, 0.456, 0.406) -> (0.5, 0.5, 0.5)" in message
+
+
+AGAIN = (
+    LOCKS.split("@pytest.mark.inference")[0]
+    + """
+def mean(net):
+    def again(batch):
+        assert not torch.is_grad_enabled() or not TRIED
+        TRIED.append(len(batch["x"]))
+        return {"mean": net(batch["x"]).mean().item(), "all": net(batch["x"])}
+    return again
+
+TRIED = []
+
+@pytest.mark.inference
+def test_it(net, data, evalmode_lock):
+    again = mean(net)
+    batch = evalmode_lock.inputs({"x": data}, "data")
+    with torch.no_grad():
+        evalmode_lock.outputs({"mean": again(batch)["mean"]}, "mean", again=again)
+    if CHANGED == "train":
+        net.train()
+        net(data * 2)
+"""
+)
+
+
+def test_a_metric_is_made_again_of_the_inputs_that_were_locked(
+    pytester: pytest.Pytester, change: Callable[[str], None]
+) -> None:
+    passing(pytester, AGAIN)
+    suites.run(pytester).assert_outcomes(passed=1)
+    change("inputs")
+    result = suites.run(pytester)
+    ((test,),) = [suites.json_report(pytester)["tests"]]
+    ((message,),) = [[v["message"] for v in test["violations"] if v["rule"] == "outputs-changed"]]
+    was, now = (float(number) for number in message.removeprefix("mean: ").split(" -> "))
+    both = f"mean: {was:.6g} with the inputs that were locked, {now:.6g} with this run's: they explain all of it"
+    result.stdout.fnmatch_lines([f"*made again of the first 8 samples: {both}*"])
+    assert test["forwards"] == 2
+    change("model")
+    suites.run(pytester).stdout.no_fnmatch_line("*made again*")
+
+
+def test_what_was_not_clean_is_not_made_again(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
+    passing(pytester, AGAIN)
+    change("train")
+    suites.run(pytester).assert_outcomes(failed=1)
+    source = AGAIN.replace("again(batch)[", "again({'x': batch['x'] + (CHANGED == 'train')})[")
+    suites.write(pytester, source)
+    result = suites.run(pytester)
+    result.stdout.fnmatch_lines(["*train-mode*"])
+    result.stdout.no_fnmatch_line("*made again*")
+
+
+def test_a_function_that_fails_on_fewer_samples_is_told(
+    pytester: pytest.Pytester, change: Callable[[str], None]
+) -> None:
+    passing(pytester, AGAIN)
+    suites.write(pytester, AGAIN.replace("TRIED.append(", "assert not TRIED, 'again'\n        TRIED.append("))
+    change("inputs")
+    suites.run(pytester).stdout.fnmatch_lines(["*again= failed on the first 8 samples: AssertionError: again*"])

@@ -7,6 +7,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,9 @@ from pytest_evalmode.lock.preprocessing import assert_same_normalization, descri
 from pytest_evalmode.lock.preprocessing.probe import probe
 from tests.lock.texts import tokenizer
 
-Wav2Vec2FeatureExtractor: Any = pytest.importorskip("transformers").Wav2Vec2FeatureExtractor
+A: Any = pytest.importorskip("albumentations")
+Hub: Any = pytest.importorskip("transformers")
+Wav2Vec2FeatureExtractor: Any = Hub.Wav2Vec2FeatureExtractor
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -99,6 +104,39 @@ def names_a_constant(x: float) -> float:
     return x - MEAN
 
 
+def albumentations(size: int = 224, mean: object = IMAGENET[0], p: float = 0.5) -> Any:
+    steps = [A.Resize(size, size), A.HorizontalFlip(p=p), A.Normalize(mean, IMAGENET[1]), A.ToTensorV2()]
+    return A.Compose(steps)
+
+
+def boxes(format: str) -> Any:
+    return A.Compose([A.Resize(4, 4)], bbox_params=A.BboxParams(format))
+
+
+def some_of(n: int) -> Any:
+    return A.SomeOf([A.Blur(), A.GaussNoise()], n=n)
+
+
+def unchanged(image: object, **_: object) -> object:
+    return image
+
+
+def negated(image: Any, **_: object) -> object:
+    return -image
+
+
+@cache
+def vocabulary() -> str:
+    """A file of words, for tokenizers that read one."""
+    path = Path(mkdtemp()) / "vocab.txt"
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c"]), encoding="utf-8")
+    return str(path)
+
+
+def slow(**arguments: Any) -> object:
+    return Hub.BertJapaneseTokenizer(vocabulary(), **arguments)
+
+
 Pair = tuple[Callable[[], object], Callable[[], object], str]
 CHANGES: dict[str, Pair] = {
     "torchvision": (
@@ -155,6 +193,40 @@ CHANGES: dict[str, Pair] = {
         "padding_side: 'right' -> 'left'",
     ),
     "casing": (tokenizer, lambda: tokenizer(lower=False), "normalizer.lowercase: True -> False"),
+    "albumentations": (
+        albumentations,
+        lambda: albumentations(mean=HALF[0]),
+        "Normalize.mean: (0.485, 0.456, 0.406) -> (0.5, 0.5, 0.5)",
+    ),
+    "a chance": (albumentations, lambda: albumentations(p=0.1), "HorizontalFlip.p: 0.5 -> 0.1"),
+    "boxes": (lambda: boxes("coco"), lambda: boxes("yolo"), "BboxParams.format: 'coco' -> 'yolo'"),
+    "how many": (lambda: some_of(1), lambda: some_of(2), "SomeOf.n: 1 -> 2"),
+    "a function in it": (
+        lambda: A.Lambda(image=unchanged),
+        lambda: A.Lambda(image=negated),
+        "'tests.lock.test_preprocessing.unchanged' -> 'tests.lock.test_preprocessing.negated'",
+    ),
+    "image processor": (
+        lambda: Hub.CLIPImageProcessorPil(),
+        lambda: Hub.CLIPImageProcessorPil(do_center_crop=False),
+        "CLIPImageProcessorPil.do_center_crop: True -> False",
+    ),
+    "another mean": (
+        lambda: Hub.ViTImageProcessorPil(),
+        lambda: Hub.ViTImageProcessorPil(image_mean=list(IMAGENET[0])),
+        "image_mean: (0.5, 0.5, 0.5) -> (0.485, 0.456, 0.406)",
+    ),
+    "spectrogram": (
+        lambda: Hub.ClapFeatureExtractor(),
+        lambda: Hub.ClapFeatureExtractor(hop_length=240),
+        "ClapFeatureExtractor.hop_length: 480 -> 240",
+    ),
+    "slow tokenizer": (slow, lambda: slow(split_special_tokens=True), "split_special_tokens: False -> True"),
+    "its length": (
+        lambda: Hub.ByT5Tokenizer(model_max_length=512),
+        lambda: Hub.ByT5Tokenizer(model_max_length=128),
+        "ByT5Tokenizer.model_max_length: 512 -> 128",
+    ),
     "a function of C": (lambda: np.negative, lambda: np.abs, "'numpy.negative' -> 'numpy.absolute'"),
 }
 
@@ -172,6 +244,13 @@ def test_what_is_made_anew_is_described_alike(name: str) -> None:
     for make in CHANGES[name][:2]:
         assert differences(describe(make()), describe(make())) == []
         assert "0x" not in json.dumps(describe(make()))
+
+
+def test_a_call_leaves_a_pipeline_as_it_was() -> None:
+    pipeline = albumentations()
+    before = describe(pipeline)
+    pipeline(image=np.zeros((30, 40, 3), np.uint8))
+    assert differences(before, describe(pipeline)) == []
 
 
 def test_a_constant_that_a_function_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,28 @@ def _middle(array: Array, axes: str, limit: int) -> Array:
     return array
 
 
+def like(batch: object, values: Mapping[str, Array]) -> Any:
+    """A batch of other values, given by path: tensors, arrays, and mappings of them, as they were given."""
+    if isinstance(batch, Mapping):
+        own = {
+            key: {
+                path.removeprefix(f"{key}").removeprefix(".") or WHOLE: each
+                for path, each in values.items()
+                if path == key or path.startswith(f"{key}.")
+            }
+            for key in batch
+        }
+        return {key: like(each, own[key]) for key, each in batch.items()}
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(batch, torch.Tensor):
+        return torch.from_numpy(values[WHOLE].copy()).to(batch.device, batch.dtype)
+    if isinstance(batch, np.ndarray):
+        return values[WHOLE].copy()
+    raise TypeError(
+        f"inputs of type {type(batch).__name__} cannot be made anew; give a tensor, an array or a dict of them"
+    )
+
+
 def words(batch: object) -> dict[int, str]:
     """What the ids of a tokenised batch stand for, where the tokenizer said so (Hugging Face's fast ones)."""
     known: dict[int, str] = {}

@@ -8,6 +8,11 @@ from typing import Any
 from pytest_evalmode.lock.preprocessing.functions import digest
 
 _PROCESSORS = {"ImageProcessingMixin", "BaseImageProcessor", "FeatureExtractionMixin", "ProcessorMixin"}
+# What an albumentations composition does its work with, or notes for itself.
+_STATE = frozenset(
+    """processors seed random_generator py_random save_applied_params transforms_ps check_each_transform replay_mode
+    is_check_args main_compose applied_transforms""".split()
+)
 # What a slow tokenizer does to text before it looks words up.
 _SLOW = ("do_lower_case", "do_basic_tokenize", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
 
@@ -22,10 +27,19 @@ def parameters(value: Any) -> dict[str, Any] | None:
     if kinds & {f"transformers.{name}" for name in _PROCESSORS}:
         return _processor(value)
     if "albumentations.BaseCompose" in kinds:
-        return {"transforms": list(value.transforms), "p": value.p}
+        return _composed(value)
     if "albumentations.BasicTransform" in kinds:
-        return {**value.get_transform_init_args(), "p": value.p}
+        # The functions of a `Lambda` are none of its arguments.
+        return {**value.get_transform_init_args(), "p": value.p, **getattr(value, "custom_apply_fns", {})}
     return _module(value) if "torch.Module" in kinds else None
+
+
+def _composed(value: Any) -> dict[str, Any]:
+    """A composition of albumentations: its steps, how many of them it takes, how it treats boxes and keypoints."""
+    own = {key: each for key, each in vars(value).items() if not key.startswith("_") and key not in _STATE}
+    own |= {name: each.params for name, each in value.processors.items()}
+    targets = vars(value).get("_additional_targets")
+    return {**own, **({"additional_targets": targets} if targets else {}), "transforms": list(value.transforms)}
 
 
 def _module(value: Any) -> dict[str, Any]:
@@ -57,7 +71,8 @@ def _tokenizer(value: Any) -> dict[str, Any]:
     fields |= {name: getattr(value, name) for name in _SLOW if hasattr(value, name)}
     backend = getattr(value, "backend_tokenizer", None)
     if backend is None:
-        return {**fields, "vocabulary": _vocabulary(value.get_vocab())}
+        flags = {key: each for key, each in vars(value).items() if isinstance(each, bool) and not key.startswith("_")}
+        return {**flags, **fields, "vocabulary": _vocabulary(value.get_vocab())}
     return {**fields, **_backend(backend)}
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from ctypes import Array, Structure, c_bool, c_char, c_int32, c_int64, c_uint32, c_uint64, sizeof, string_at
 from functools import cache
+from typing import Any, cast
 
 from torch import Generator, Tensor, default_generator
 
@@ -96,7 +97,7 @@ def _default() -> Lies | None:
 
 def at(generator: Generator, place: int) -> Lies:
     """The memory of a generator's engine."""
-    return _block.from_address(generator._cdata + place)
+    return _block.from_address(_address(generator) + place)
 
 
 def place(generator: Generator) -> int | None:
@@ -106,7 +107,7 @@ def place(generator: Generator) -> int | None:
         return None
     try:
         with open(_MEMORY, "rb", buffering=0) as memory:  # to read too far there is an error, and no crash
-            head = os.pread(memory.fileno(), _HEAD, generator._cdata)
+            head = os.pread(memory.fileno(), _HEAD, _address(generator))
     except (OSError, AttributeError):
         return None
     found = head.find(_words(tensor)) - Engine.words.offset
@@ -129,6 +130,11 @@ def _agrees(generator: Generator, lies: Lies, seed: int) -> bool:
     words = (c_uint32 * _WORDS)(*told.words)
     engine = Engine(*numbers, words, 0, told.float, told.has_float, told.double, bool(told.has_double))
     return read(lies) == read(_block.from_buffer(engine))
+
+
+def _address(generator: Generator) -> int:
+    address: int = cast(Any, generator)._cdata
+    return address
 
 
 def _words(tensor: Tensor) -> bytes:

@@ -100,13 +100,12 @@ def walk(module: nn.Module | Remains, skip: Container[int] = ()) -> Parts:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The model inside `torch.compile`'s, DDP's and other shells that hold nothing of their own."""
-    while True:
-        for name, child in module._modules.items():
-            if child is not None and len(module._modules) == 1 and _is_link(module, name):
-                module = child
-                break
-        else:
-            return module
+    while len(module._modules) == 1:
+        ((name, child),) = module._modules.items()
+        if child is None or not _is_link(module, name):
+            break
+        module = child
+    return module
 
 
 def is_shell(module: nn.Module) -> bool:

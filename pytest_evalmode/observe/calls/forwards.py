@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, wraps
@@ -37,7 +36,7 @@ from pytest_evalmode.observe.calls.questions.modes import Modes
 from pytest_evalmode.observe.calls.questions.question import Question, Scene
 from pytest_evalmode.observe.calls.questions.statistics import Statistics
 from pytest_evalmode.observe.calls.questions.unregistered import Unregistered
-from pytest_evalmode.observe.calls.trees import Trees
+from pytest_evalmode.observe.calls.trees import Counted, Trees
 from pytest_evalmode.observe.failures import Failures
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.source import callers
@@ -70,12 +69,14 @@ class Forwards:
         """What it cost to watch; of the parts, which are many and short, it is found out by samples."""
         self.ran = 0
         """Outermost forwards of what may be a model: one that is quantised has no parameters."""
-        self._calls: Counter[ForwardCall] = Counter()
+        self._calls: dict[ForwardCall, Counted] = {}
         self._lock = threading.Lock()
         self._events = events
         self._scene = Scene(watch, sites, switches, strict)
         self._kinds = (*QUESTIONS, *STRICT) if strict else QUESTIONS
         self._entering, self._leaving = (_who_has(self._kinds, verb) for verb in ("enter", "leave"))
+        self._drawing = (self._kinds.index(Draws),)
+        """Of a settled part that may draw no more is asked."""
         self._running = Running()
         self._trees = Trees()
         self._parts = 0
@@ -84,25 +85,31 @@ class Forwards:
     def take(self) -> tuple[ForwardCall, ...]:
         """The calls so far that have something to say; from now on they are counted anew."""
         with self._lock:
-            calls, self._calls = self._calls, Counter()
-        return tuple(replace(call, count=count) for call, count in calls.items())
+            calls, self._calls = self._calls, {}
+        return tuple(replace(call, count=counted.count) for call, counted in calls.items())
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """A forward begins in the calling frame.  False if there is nothing to see of it; else `leave` must follow."""
-        outermost = self._running.outermost
-        if outermost is None or id(module) not in outermost.known:
+        outermost, key = self._running.outermost, id(module)
+        if (
+            outermost is not None
+            and key in outermost.quiet
+            and not (is_grad_enabled() or module.__dict__.get("training"))
+        ):
+            return False
+        asked = self._entering
+        if outermost is None or key not in outermost.known:
             if not modules.is_built(module):
                 return False
-        elif id(module) in outermost.settled:
-            if outermost.recorded or not (outermost.grad or is_grad_enabled()):
+        elif key in outermost.settled and (outermost.recorded or not (outermost.grad or is_grad_enabled())):
+            if key not in outermost.tree.drawing:
                 return False
-        elif id(module) in outermost.quiet and not (outermost.grad or modules.mode(module) or is_grad_enabled()):
-            return False
+            asked = self._drawing
         frame = sys._getframe(1)
-        weight = self._weight(whole=outermost is None)
+        weight = 1 if outermost is None else self._weight()
         began = perf_counter() if weight else 0.0
         try:
-            if outermost is None or (id(module) not in outermost.known and _is_handed_in(outermost, module)):
+            if outermost is None or (key not in outermost.known and _is_handed_in(outermost, module)):
                 inner = self._begin(module, args, kwargs, frame)
                 if inner is None:
                     return False
@@ -113,12 +120,12 @@ class Forwards:
                 outermost = self._running.outermost = inner
                 for question in inner.questions:
                     question.begin()
-            elif id(module) not in outermost.known:
+            elif key not in outermost.known:
                 if callers.builds(frame):
                     return False
                 if guests.take_in(self._scene, outermost, module, frame):
                     self.ran += 1
-            for which in self._entering:
+            for which in asked:
                 outermost.questions[which].enter(module, frame)
         except Exception as error:
             self.failures.append(error)
@@ -133,10 +140,11 @@ class Forwards:
         assert outermost is not None
         frame = sys._getframe(1)
         whole = frame is outermost.frame
-        weight = self._weight(whole=whole)
+        weight = 1 if whole else self._weight()
         began = perf_counter() if weight else 0.0
         try:
-            for which in self._leaving:
+            settled = outermost.recorded and id(module) in outermost.settled
+            for which in self._drawing if settled else self._leaving:
                 outermost.questions[which].leave(module, output, frame)
             if whole:
                 self._end(outermost, output)
@@ -171,11 +179,11 @@ class Forwards:
             model.last = (last.f_code, last.f_lineno)
         if self._events is not None:
             self._events.ran(model)
-        parts = modules.tree(module)
+        parts, tree = self._trees.of(module)
+        grad = is_grad_enabled()
         with self._lock:
             model.forwards += model.is_model
             self.ran += model.is_model or len(parts) > 1
-        tree = self._trees.of(parts)
         outermost = Outermost(
             watch=watch,
             model=model,
@@ -188,9 +196,9 @@ class Forwards:
             parts=parts,
             tree=tree,
             inputs=(args, kwargs),
-            grad=is_grad_enabled(),
+            grad=grad,
             known=tree.known,
-            quiet=tree.quiet,
+            quiet=frozenset() if grad else tree.quiet,
         )
         if model.is_unfinished():
             outermost.lazy = frozenset(id(part) for part in parts if modules.is_unfinished(part))
@@ -208,22 +216,22 @@ class Forwards:
         watch.finish_lazy(outermost.model)
         if not any(facts.values()):
             return
-        of = outermost.parts if outermost.owner is module else modules.tree(outermost.owner)
-        call = ForwardCall(
-            ran=outermost.part(outermost.owner),
-            by=None if outermost.owner is module else outermost.part(module),
-            at=self._scene.sites.site(*outermost.called) if outermost.called else None,
-            through=self._scene.sites.site(*outermost.through) if outermost.through else None,
-            modules=len(of) + len(outermost.guests),
-            **facts,
-        )
+        owner, tree = outermost.owner, outermost.tree
+        whole = outermost.parts if owner is module else modules.tree(owner)
+        facts["ran"] = outermost.part(owner)
+        facts["by"] = None if owner is module else outermost.part(module)
+        facts["modules"] = len(whole) + len(outermost.guests)
+        said = outermost.called, outermost.through, facts
         with self._lock:
-            self._calls[call] += 1
+            last = tree.counted
+            if last is None or last[0] is not self._calls or last[1] != said:
+                at, through = (self._scene.sites.site(*line) if line else None for line in said[:2])
+                counted = self._calls.setdefault(ForwardCall(at=at, through=through, **facts), Counted())
+                last = tree.counted = self._calls, said, counted
+            last[2].count += 1
 
-    def _weight(self, *, whole: bool) -> int:
-        """For how many this is to be timed: a whole is always, of the parts one for many."""
-        if whole:
-            return 1
+    def _weight(self) -> int:
+        """For how many parts this one is to be timed, if it is."""
         self._parts += 1
         return 0 if self._parts % _SAMPLE else _SAMPLE
 

@@ -42,9 +42,9 @@ class Outermost:
     known: frozenset[int]
     """The modules that are part of it, or run in it, by `id`."""
     quiet: frozenset[int]
-    """Those of which, in eval mode and with grad mode off, there is nothing to see."""
+    """Those of which, in eval mode and with grad mode off, there is nothing to see; none where that was on."""
     settled: frozenset[int] = frozenset()
-    """Those in training mode of which there is nothing to see any more, once it is `recorded`."""
+    """Those in training mode of which there is nothing to see any more but draws, once it is `recorded`."""
     recorded: bool = False
     """Whether it is known that autograd records."""
     newcomers: frozenset[int] = frozenset()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from ctypes import Array, Structure, c_bool, c_char, c_int32, c_int64, c_uint32, c_uint64, sizeof, string_at
 from functools import cache
+from typing import Any, cast
 
 from torch import Generator, Tensor, default_generator
 
@@ -99,11 +100,6 @@ def at(generator: Generator, place: int) -> Lies:
     return _block.from_address(_address(generator) + place)
 
 
-def _address(generator: Generator) -> int:
-    address: int = generator._cdata  # type: ignore[attr-defined]
-    return address
-
-
 def place(generator: Generator) -> int | None:
     """How far into a generator its engine lies; None where it is not what it is known to be."""
     tensor = generator.get_state()
@@ -134,6 +130,11 @@ def _agrees(generator: Generator, lies: Lies, seed: int) -> bool:
     words = (c_uint32 * _WORDS)(*told.words)
     engine = Engine(*numbers, words, 0, told.float, told.has_float, told.double, bool(told.has_double))
     return read(lies) == read(_block.from_buffer(engine))
+
+
+def _address(generator: Generator) -> int:
+    address: int = cast(Any, generator)._cdata
+    return address
 
 
 def _words(tensor: Tensor) -> bytes:

@@ -24,11 +24,10 @@ from pytest_evalmode.trace import Use
 _KEY = "pytest-evalmode"
 
 
-def mark(outputs: Iterable[Tensor], model: str) -> None:
-    """Write on the graph that made these tensors whose it is; autograd keeps such notes and does not read them."""
-    for output in outputs:
-        if output.grad_fn is not None:
-            notes(output.grad_fn)[_KEY] = model
+def mark(nodes: Iterable[Node], model: str) -> None:
+    """Write on the nodes of a graph that made its outputs whose it is; autograd keeps such notes and reads none."""
+    for node in nodes:
+        notes(node)[_KEY] = model
 
 
 def notes(node: Node) -> dict[str, str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter, methodcaller
 from types import FrameType
 
 from torch import Tensor, is_grad_enabled, nn
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
 from pytest_evalmode.observe import modules
@@ -17,6 +19,8 @@ from pytest_evalmode.observe.calls.questions.question import Question
 from pytest_evalmode.observe.source import code
 from pytest_evalmode.observe.state.fingerprint import is_tensor
 from pytest_evalmode.trace import Finding
+
+_PARAMETERS, _VALUES, _FLAG = attrgetter("_parameters"), methodcaller("values"), attrgetter("requires_grad")
 
 
 class Autograd(Question):
@@ -45,18 +49,20 @@ class Autograd(Question):
             outermost.recorded = True
 
     def end(self, output: object) -> Mapping[str, object]:
-        found = self._judge(output) if self.outermost.is_model else None
+        if not self.outermost.is_model:
+            return {"autograd": None}
+        nodes = made(output, self.outermost.inputs)
+        found = self._judge(output, came_out=bool(nodes))
         if found is not None:
-            gradients.mark(made(output, self.outermost.inputs), self.outermost.model.name)
+            gradients.mark(nodes, self.outermost.model.name)
         return {"autograd": found}
 
     def _holds(self, part: nn.Module) -> bool:
         return modules.holds_parameters(part) if self.scene.strict else is_trainable(part)
 
-    def _judge(self, output: object) -> Finding | None:
+    def _judge(self, output: object, *, came_out: bool) -> Finding | None:
         """Whether the forward recorded autograd, and why: told by what came out, else by what went in."""
         outermost, part = self.outermost, self.part
-        came_out = records(output, outermost.inputs)
         if not outermost.grad:
             if part is None and came_out:
                 why = "grad mode was off, yet its output requires grad"
@@ -78,12 +84,14 @@ class Autograd(Question):
     def _requiring_grad(self) -> str:
         """What autograd would record for: parameters, else an input; nothing if neither requires grad."""
         parts, tree = self.outermost.parts, self.outermost.tree
-        flags = [requires_grad(p) for part in parts for p in part._parameters.values() if p is not None]
+        tables = map(_VALUES, map(_PARAMETERS, parts))
+        parameters = [parameter for table in tables for parameter in table if parameter is not None]
+        flags = list(map(_FLAG if peek_interpreter_stack() is None else requires_grad, parameters))
         if tree.recording is None or tree.recording[0] != flags:
             tree.recording = flags, _told(self.outermost.ran)
         if tree.recording[1]:
             return tree.recording[1]
-        return "an input requires grad" if any(map(requires_grad, _leaves(self.outermost.inputs))) else ""
+        return "an input requires grad" if any(map(requires_grad, _given(self.outermost.inputs))) else ""
 
 
 def _told(model: nn.Module) -> str:
@@ -99,21 +107,20 @@ def _told(model: nn.Module) -> str:
     return f"{names[0]} requires grad" if names else ""
 
 
-def records(output: object, inputs: object) -> bool:
-    """Whether something came out that autograd knows the making of, and that did not go in."""
-    return bool(made(output, inputs))
-
-
-def made(output: object, inputs: object) -> list[Tensor]:
-    """What came out that autograd knows the making of, and that did not go in."""
-    found = [leaf for leaf in _leaves(output) if leaf.grad_fn is not None]
-    went_in = {id(leaf) for leaf in _leaves(inputs)} if found else set()
-    return [leaf for leaf in found if id(leaf) not in went_in]
+def made(output: object, inputs: tuple[tuple[object, ...], Mapping[str, object]]) -> list[Node]:
+    """How autograd made what came out and did not go in, where it knows that."""
+    nodes = [(id(leaf), node) for leaf in _leaves(output) if (node := leaf.grad_fn) is not None]
+    went_in = {id(leaf) for leaf in _given(inputs)} if nodes else ()
+    return [node for key, node in nodes if key not in went_in]
 
 
 def is_trainable(module: nn.Module) -> bool:
     """Whether a parameter of this very module, not of its children, requires grad."""
     return any(parameter is not None and requires_grad(parameter) for parameter in module._parameters.values())
+
+
+def _given(inputs: tuple[tuple[object, ...], Mapping[str, object]]) -> list[Tensor]:
+    return [leaf for value in (*inputs[0], *inputs[1].values()) for leaf in _leaves(value)]
 
 
 def _leaves(value: object) -> list[Tensor]:

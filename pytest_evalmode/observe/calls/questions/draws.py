@@ -71,19 +71,17 @@ class Draws(Question):
     def _is_boundary(self, part: nn.Module) -> bool:
         """Whether what was drawn before a module and what is drawn in it are different modules' draws."""
         key = id(part)
-        if key in self.outermost.tree.known:
-            may_draw = key in self.outermost.tree.drawing
-        else:
-            hooked = part._forward_pre_hooks or part._forward_hooks  # what they draw is the module's, too
-            may_draw = bool(hooked) or code.traits(part).may_draw
-        if may_draw or key in self.outermost.lazy:
+        if key in self.outermost.tree.drawing or key in self.outermost.lazy:
+            return True
+        hooked = part._forward_pre_hooks or part._forward_hooks  # what they draw is the module's, too
+        if key not in self.outermost.tree.known and (hooked or code.traits(part).may_draw):
             return True
         trained = self.outermost.training.get(key)
         return (trained is not None and trained.part.sensitive) or self._is_trained_inside(part)
 
     def _is_explained(self, part: nn.Module) -> bool:
         """Whether a module initialises itself, or is in training mode, which is another question's."""
-        return id(part) in self.outermost.lazy or id(part) in self.outermost.training or self._is_trained_inside(part)
+        return id(part) in self.outermost.training or id(part) in self.outermost.lazy or self._is_trained_inside(part)
 
     def _is_trained_inside(self, part: nn.Module) -> bool:
         """Whether a module in training mode is compiled into this one, where nobody sees it run."""

@@ -33,10 +33,9 @@ class Modes(Question):
 
     def begin(self) -> None:
         outermost, tree = self.outermost, self.outermost.tree
-        self.judged: set[int] = set()
+        self.judged = set(tree.training)
         if not tree.training:
             return
-        self.judged.update(id(outermost.parts[i]) for i in tree.training)
         now = outermost.model, self.scene.watch.names, self.scene.switches.count
         if tree.told_at != now or outermost.cause is not None:
             judge(self.scene, outermost, outermost.parts, outermost.cause)
@@ -50,10 +49,10 @@ class Modes(Question):
         judge(self.scene, self.outermost, parts, cause, why)
 
     def enter(self, part: nn.Module, frame: FrameType) -> None:
-        if not modules.mode(part):
+        outermost, key = self.outermost, id(part)
+        if (key in outermost.tree.asked and key in self.judged) or not modules.mode(part):
             return
         self._judge(part)
-        outermost, key = self.outermost, id(part)
         found = outermost.training.get(key)
         if found is None or found.cause is not None or part is outermost.ran or key in outermost.tree.asked:
             return
@@ -73,9 +72,13 @@ class Modes(Question):
         if len(found) != len(tree.findings) or not all(map(is_, found, tree.findings)):
             tree.findings = Findings(found)
         elif tree.training and not tree.settled:
-            told = tree.told.items()
-            more = {key for key, found in told if found.part.sensitive or not (found.cause or key in tree.asked)}
-            tree.settled = frozenset(id(self.outermost.parts[i]) for i in tree.training) - tree.drawing - more
+            dropouts = tree.drawing & tree.quiet
+            more = {
+                key
+                for key, found in tree.told.items()
+                if (found.part.sensitive and key not in dropouts) or not (found.cause or key in tree.asked)
+            }
+            tree.settled = tree.training - (tree.drawing - dropouts) - more
         whole = bool(found and modules.mode(self.outermost.owner))
         return {"training": tree.findings, "all_training": whole}
 

@@ -71,7 +71,10 @@ class Lock:
             self._take_model(name, model.hold(module, prints))
             return
         was = self._entry("model", name, at)
-        if was is None or (prints is not None and model.is_known_to_hold(was, prints)):
+        if was is None:
+            return
+        prints = model.read(module) if prints is None else prints
+        if model.is_known_to_hold(was, prints):
             return
         held = model.hold(module, prints)
         if model.holds(was, held):

@@ -56,6 +56,11 @@ class Held:
     digest: str
 
 
+def read(model: nn.Module) -> Mapping[str, Fingerprint]:
+    """The tensors of a model, read this once."""
+    return snapshot.take(modules.walk(modules.unwrapped(model)), once=True).prints
+
+
 def hold(model: nn.Module, prints: Mapping[str, Fingerprint] | None = None) -> Held:
     """What a model holds now; `prints` where it has been read already.
 
@@ -66,7 +71,7 @@ def hold(model: nn.Module, prints: Mapping[str, Fingerprint] | None = None) -> H
     with undisturbed():
         tensors = dict(snapshot.named_tensors(parts)[0])
     if prints is None or not tensors.keys() <= prints.keys():
-        prints = snapshot.take(parts).prints
+        prints = read(model)
     with undisturbed():
         lines = {name: _line(name, tensor, prints[name]) for name, tensor in tensors.items()}
     kind = modules.type_name(model)

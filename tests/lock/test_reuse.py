@@ -8,6 +8,7 @@ from torch import nn
 
 from pytest_evalmode import guard
 from pytest_evalmode.lock import model
+from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.state import snapshot
 from tests.nets import Net
 
@@ -94,3 +95,19 @@ def test_another_layout_in_memory_is_looked_at_and_holds() -> None:
         assert prints is not None
         assert not model.is_known_to_hold(entry, prints)
         assert model.holds(entry, model.hold(net, prints))
+
+
+def test_what_is_read_to_be_locked_alone_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To have the kernel tell who writes to it takes longer than to read it."""
+    armed: list[object] = []
+
+    def arm(tensors: object) -> list[object]:
+        armed.append(tensors)
+        return []
+
+    monkeypatch.setattr("pytest_evalmode.observe.state.memory.arm", arm)
+    net = nn.Linear(512, 512)
+    model.hold(net)
+    assert armed == []
+    snapshot.take(modules.walk(net))
+    assert len(armed) == 1

@@ -163,17 +163,17 @@ def large(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
 
 
 @contextmanager
-def digests(tensors: Mapping[int, Tensor]) -> Iterator[dict[int, bytes]]:
+def digests(tensors: Mapping[int, Tensor], *, once: bool = False) -> Iterator[dict[int, bytes]]:
     """Read large tensors while the caller reads others; their digests are there at the end, by the keys given.
 
-    On as many threads as torch uses: xxh3 frees the GIL.
+    On as many threads as torch uses: xxh3 frees the GIL.  What is read `once` is not watched for the next time.
     """
     ranges = {key: (tensor.data_ptr(), tensor.nbytes) for key, tensor in tensors.items()}
     known = memory.known(dict.fromkeys(ranges.values()))
     unknown = {range_: tensors[key] for key, range_ in ranges.items() if range_ not in known}
     memory.tally.read += sum(size for _, size in unknown)
     memory.tally.unread += sum(size for _, size in known)
-    armed = memory.arm(unknown)  # before any of it is read
+    armed = [] if once else memory.arm(unknown)  # before any of it is read
     pieces = {range_: _pieces(*range_) for range_ in unknown}
     # The largest first: the threads come to their ends at about the same time.
     todo = sorted(set(chain.from_iterable(pieces.values())), key=itemgetter(1), reverse=True)

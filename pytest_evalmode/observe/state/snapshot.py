@@ -67,17 +67,19 @@ class _Last:
 _last: dict[tuple[int, bool], _Last] = {}
 
 
-def take(parts: Parts, like: Snapshot | None = None, *, passing: bool = False) -> Snapshot:
+def take(parts: Parts, like: Snapshot | None = None, *, passing: bool = False, once: bool = False) -> Snapshot:
     """Read the parameters and buffers of a model, those that are `passing`, not saved, on request.
 
-    Small tensors are kept by value while they are a small part of all; what `like` kept so is kept so again.
+    Small tensors are kept by value while they are a small part of all; what `like` kept so is kept so again.  Of what
+    is read `once` alone, the kernel need not tell who writes to it: that takes longer than to read it.
     """
     with undisturbed():
         elsewhere = devices.in_use() is not None
-        planned = parts and (elsewhere or memory.memory() is not None)
+        once = once and bool(parts) and _last_of(parts, passing) is None
+        planned = not once and parts and (elsewhere or memory.memory() is not None)
         outline = plans.outline(parts, passing=passing) if planned else None
         if outline is None:
-            return _read(parts, like, passing)
+            return _read(parts, like, passing, once=once)
         there = _brought(outline.tensors) if elsewhere else {}
         last = _last_of(parts, passing)
         if last is not None and like in (None, last.snapshot) and outline.agrees(last.plan, there):
@@ -96,7 +98,14 @@ def _brought(tensors: Collection[Tensor]) -> dict[int, bytes]:
     return brought(tensors)
 
 
-def _read(parts: Parts, like: Snapshot | None, passing: bool, there: Mapping[int, bytes] | None = None) -> Snapshot:
+def _read(
+    parts: Parts,
+    like: Snapshot | None,
+    passing: bool,
+    there: Mapping[int, bytes] | None = None,
+    *,
+    once: bool = False,
+) -> Snapshot:
     """`there` is what devices have said of these tensors, where they were asked already."""
     known = like.prints if like is not None else {}
     saved, not_saved = named_tensors(parts)
@@ -106,7 +115,7 @@ def _read(parts: Parts, like: Snapshot | None, passing: bool, there: Mapping[int
     in_threads = large(tensor for _, tensor in tensors)
     room = max(_KEPT_AT_LEAST, sum(tensor.nbytes for tensor in in_threads.values()) // _KEPT_SHARE)
     read: dict[int, Fingerprint] = {}  # a tied tensor is read once
-    with digests(in_threads) as digested:
+    with digests(in_threads, once=once) as digested:
         for name, tensor in tensors:
             key = id(tensor)
             if key not in read and key not in in_threads:

@@ -7,6 +7,9 @@ until the last window closes.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
@@ -16,6 +19,8 @@ from pytest_evalmode.observe.source import code
 from pytest_evalmode.observe.wrapped import Method, Wrapped
 
 _NAME = "__call__"
+_MRO = attrgetter("__mro__")
+_LAST = {nn.Module, object}
 
 
 class OwnCalls:
@@ -31,11 +36,10 @@ class OwnCalls:
     def start(self) -> None:
         with self._lock:
             self._windows += 1
-            waiting: list[type[nn.Module]] = [nn.Module]
-            while waiting:
-                for kind in type.__subclasses__(waiting.pop()):
-                    self.find(kind)
-                    waiting.append(kind)
+            kinds: list[type[nn.Module]] = [nn.Module]
+            for kind in kinds:
+                kinds += type.__subclasses__(kind)  # there are hundreds, and this is done for each window
+            self._look(chain.from_iterable(map(_MRO, kinds)))
             built.start(self)
 
     def find(self, kind: type[nn.Module]) -> None:
@@ -43,11 +47,7 @@ class OwnCalls:
         if kind in self._known:
             return
         with self._lock:
-            for base in kind.__mro__:
-                if base not in self._known and base not in (nn.Module, object):
-                    self._known.add(base)
-                    if _NAME in vars(base) and not str(base.__module__).startswith("torch."):
-                        self._wrap(base)
+            self._look(kind.__mro__)
 
     def stop(self) -> None:
         with self._lock:
@@ -59,6 +59,13 @@ class OwnCalls:
                     if vars(kind).get(_NAME) is ours:
                         setattr(kind, _NAME, theirs)
                 self._wrapped.clear()
+
+    def _look(self, bases: Iterable[type]) -> None:
+        unknown = set(bases) - self._known - _LAST
+        self._known |= unknown
+        for base in unknown:
+            if _NAME in base.__dict__ and not str(base.__module__).startswith("torch."):
+                self._wrap(base)
 
     def _wrap(self, kind: type) -> None:
         theirs = vars(kind)[_NAME]

@@ -97,7 +97,7 @@ class Guard:
     @property
     def seconds(self) -> float:
         """What the guarding has cost so far."""
-        return self._seconds + self._observers.forwards.seconds
+        return self._seconds + self._observers.seconds
 
     @property
     def violations(self) -> list[Violation]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from pytest_evalmode.observe.calls import forwards
+from pytest_evalmode.observe.calls import cost, forwards
 from pytest_evalmode.observe.calls.beside import exports, gradients, loads, setters, settings, switches, writers
 from pytest_evalmode.observe.calls.beside.exports import Exports
 from pytest_evalmode.observe.calls.beside.gradients import Gradients
@@ -54,6 +54,11 @@ class Observers:
         calls = (self._switches, self._exports, self._optimizers, self._gradients, *writers)
         each = (self.watch, self.forwards, *calls)
         return tuple(failure for observer in each for failure in observer.failures)
+
+    @property
+    def seconds(self) -> float:
+        """What it has cost to observe forwards."""
+        return self.forwards.seconds / cost.timed_share()
 
     def share(self, model: nn.Module, history: History | None) -> None:
         """Watch a model that outlives the window."""

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, wraps
+from functools import wraps
 from operator import attrgetter
 from time import perf_counter
 from types import FrameType
@@ -80,7 +80,6 @@ class Forwards:
         self._running = Running()
         self._trees = Trees()
         self._parts = 0
-        self._unseen = _seconds_unseen()
 
     def take(self) -> tuple[ForwardCall, ...]:
         """The calls so far that have something to say; from now on they are counted anew."""
@@ -208,7 +207,6 @@ class Forwards:
 
     def _end(self, outermost: Outermost, output: object) -> None:
         watch, module = self._scene.watch, outermost.ran
-        self.seconds += len(outermost.known) * self._unseen
         facts: dict[str, Any] = {}
         for question in outermost.questions:
             for name, found in question.end(output).items():
@@ -234,26 +232,6 @@ class Forwards:
         """For how many parts this one is to be timed, if it is."""
         self._parts += 1
         return 0 if self._parts % _SAMPLE else _SAMPLE
-
-
-@cache
-def _seconds_unseen() -> float:
-    """What it costs that a part runs of which there is nothing to see: tried once, with nobody to observe it."""
-    part = nn.Identity()
-
-    @observing
-    def ours(self: nn.Module) -> None: ...
-
-    def theirs(self: nn.Module) -> None: ...
-
-    def seconds(call: Method) -> float:
-        began = perf_counter()
-        for _ in range(_SAMPLE):
-            call(part)
-        return perf_counter() - began
-
-    seen = 2  # the call of ours, and about as much again for an observer to find that there is nothing
-    return max(0.0, seen * (seconds(ours) - seconds(theirs)) / _SAMPLE)
 
 
 def _who_has(kinds: tuple[type[Question], ...], verb: str) -> tuple[int, ...]:
@@ -289,7 +267,7 @@ def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
                 observer.leave(self, output)
 
 
-def observing(call: Method) -> Method:
+def observing(call: Method, by: Wrapped[Forwards] = calls) -> Method:
     """The same in the place of a `__call__` with which a class replaces that of `nn.Module`."""
 
     @wraps(call)
@@ -300,7 +278,7 @@ def observing(call: Method) -> Method:
         entered: list[Forwards] = []
         output: object = RAISED
         try:
-            for observer in calls.observers:
+            for observer in by.observers:
                 if observer.enter(self, args, kwargs):
                     entered.insert(0, observer)
             output = call(self, *args, **kwargs)

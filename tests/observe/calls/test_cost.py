@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pytest_evalmode.observe.calls import cost
+from tests.nets import Net, batch, watching
+
+
+@pytest.fixture(autouse=True)
+def anew() -> Iterator[None]:
+    cost.timed_share.cache_clear()
+    yield
+    cost.timed_share.cache_clear()
+
+
+def test_a_part_of_the_cost_is_timed() -> None:
+    assert 0 < cost.timed_share() <= 1
+
+
+def test_nobody_sees_how_it_is_found_out() -> None:
+    seen: list[nn.Module] = []
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    hook = register_module_forward_pre_hook(lambda module, args: seen.append(module))
+    try:
+        with watching() as g:
+            cost.timed_share()
+    finally:
+        hook.remove()
+    assert not seen and not g.models
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_a_window_cost_is_more_than_what_was_timed() -> None:
+    cost.timed_share.cache_clear()
+    with torch.no_grad(), watching() as g:
+        Net().eval()(batch())
+    timed = g._observers.forwards.seconds
+    assert g.seconds >= g._seconds + timed > timed > 0

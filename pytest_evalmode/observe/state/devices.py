@@ -21,7 +21,7 @@ from itertools import accumulate, groupby
 from types import ModuleType
 
 import torch
-from torch import Tensor, get_device_module
+from torch import Tensor
 from torch.accelerator import current_accelerator
 
 SMALL_BYTES = 1 << 16
@@ -54,7 +54,7 @@ def in_use() -> ModuleType | None:
     device = current_accelerator()
     if device is None:
         return None
-    module: ModuleType = get_device_module(device)
+    module: ModuleType = getattr(torch, device.type)  # torch.get_device_module looks up what a test may patch
     # MPS knows no beginning: it is there, or it is not.
     begun: bool = getattr(module, "is_initialized", module.is_available)()
     return module if begun else None

@@ -125,8 +125,10 @@ def test_an_accelerator_has_generators_once_it_is_in_use(
 ) -> None:
     accelerator = SimpleNamespace(is_available=lambda: True)
     setattr(accelerator, asked, lambda: begun)
-    monkeypatch.setattr(devices, "current_accelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(devices, "get_device_module", lambda device: accelerator)
+    device = torch.device("cuda")
+    monkeypatch.setattr(devices, "current_accelerator", lambda: device)
+    monkeypatch.setattr(torch, "cuda", accelerator)
+    monkeypatch.setattr(torch, "device", None)  # a test may patch it
     found: object = devices.in_use()
     assert found is (accelerator if begun else None)
 

@@ -32,7 +32,8 @@ def test_nobody_sees_how_it_is_found_out() -> None:
             cost.timed_share()
     finally:
         hook.remove()
-    assert not seen and not g.models
+    assert not seen
+    assert not g.models
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ class Graphed(nn.Module):
 
 
 def capture(net: nn.Module, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    gc.collect()  # a graph of an earlier test that is freed during a capture breaks it
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = net(x)

@@ -39,14 +39,14 @@ def is_held(tensor: Tensor, frame: FrameType | None, sites: Sites, apart: Contai
     Somebody holds it by a variable of the user's code on the stack, or by an object that the collector knows.
     """
     variables = {id(value) for value in _variables(frame, sites)}
-    waiting: list[Any] = [tensor]
-    ours: list[object] = [waiting]  # the lists of this search hold what it finds
+    waiting: tuple[Any, ...] = (tensor,)  # since Python 3.13 the arguments of a call are found, too: this very tuple
+    ours: list[object] = [waiting]  # what this search makes holds what it finds
     seen = {id(tensor), id(waiting), id(ours)}
     for _ in range(_MOST_STEPS):
         if not variables.isdisjoint(map(id, waiting)):
             return True
         found = gc.get_referrers(*waiting)
-        waiting = [each for each in found if id(each) not in apart and _may_hold(each, seen)]
+        waiting = tuple(each for each in found if id(each) not in apart and _may_hold(each, seen))
         if not waiting:
             return False
         for holder in waiting:

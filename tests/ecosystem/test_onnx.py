@@ -25,10 +25,6 @@ def by_trace(model: nn.Module, folder: Path, **arguments: Any) -> None:
     torch.onnx.export(model, (batch(),), folder / "net.onnx", dynamo=False, **arguments)
 
 
-def by_trace_as_asked(model: nn.Module, folder: Path) -> None:
-    by_trace(model, folder, training=TrainingMode.TRAINING)
-
-
 @pytest.mark.parametrize("export", [by_dynamo, by_trace])
 def test_a_model_in_eval_mode(export: Callable[..., None], tmp_path: Path) -> None:
     with watching(strict=True) as g:
@@ -42,10 +38,15 @@ def test_a_model_in_training_mode(tmp_path: Path) -> None:
     assert only(g, "train-mode").message == "Net was exported in training mode"
 
 
-@pytest.mark.parametrize("export", [by_trace, by_trace_as_asked])
-def test_a_mode_that_the_exporter_sets(export: Callable[..., None], tmp_path: Path) -> None:
+def test_the_exporter_switches_to_eval_mode(tmp_path: Path) -> None:
     model = Net()
     with watching(strict=True) as g:
-        export(model, tmp_path)
+        by_trace(model, tmp_path)
     assert g.violations == []
     assert model.training
+
+
+def test_training_mode_that_is_asked_for_is_told(tmp_path: Path) -> None:
+    with watching() as g:
+        by_trace(Net().eval(), tmp_path, training=TrainingMode.TRAINING)
+    assert only(g, "train-mode").message == "Net was exported in training mode"

@@ -332,7 +332,7 @@ def test_a_worker_need_not_have_the_files_of_its_controller(pytester: pytest.Pyt
 def test_without_evalmode_report_nothing_is_written(pytester: pytest.Pytester) -> None:
     suites.write(pytester, VIOLATION)
     before = set(pytester.path.iterdir())
-    suites.run(pytester, "-p", "no:cacheprovider")
+    suites.run(pytester, "-p", "no:cacheprovider", "-p", "no:benchmark")
     assert {path.name for path in set(pytester.path.iterdir()) - before} <= {"__pycache__"}
 
 

@@ -356,4 +356,5 @@ def test_what_is_known_of_a_type_does_not_keep_it_alive() -> None:
     del Local
     gc.collect()
     gc.collect()  # the first does nothing while another thread collects
-    assert known() is None, gc.get_referrers(known())
+    held_by = gc.get_referrers(known())
+    assert known() is None, "\n".join(f"{type(each)}: {repr(each)[:200]}" for each in held_by)

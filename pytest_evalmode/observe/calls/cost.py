@@ -5,8 +5,10 @@ Not in them are the wrapper around each call, and what the caller's own code pay
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from time import perf_counter
+from typing import cast
 
 from torch import nn
 
@@ -25,7 +27,7 @@ class _Model(nn.Module):
     """Runs its parts by a method of its own, so that nobody else who observes forwards sees it."""
 
     def run(self) -> None:
-        for part in self.children():
+        for part in cast(Iterator[_Model], self.children()):
             part.run()
 
 

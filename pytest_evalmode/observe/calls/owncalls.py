@@ -7,10 +7,10 @@ until the last window closes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 from itertools import chain
 from operator import attrgetter
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 
@@ -29,6 +29,8 @@ class OwnCalls:
     def __init__(self) -> None:
         self._windows = 0
         self._known: set[type] = set()
+        self._late: WeakSet[type] = WeakSet()
+        """Those that were defined since a window opened: they may die before it closes."""
         self._wrapped: dict[type, tuple[Method, Method]] = {}
         """By class, what stands there now and what stood there before."""
         self._lock = threading.RLock()
@@ -39,15 +41,18 @@ class OwnCalls:
             kinds: list[type[nn.Module]] = [nn.Module]
             for kind in kinds:
                 kinds += type.__subclasses__(kind)  # there are hundreds, and this is done for each window
-            self._look(chain.from_iterable(map(_MRO, kinds)))
+            unknown = set(chain.from_iterable(map(_MRO, kinds))) - self._known
+            self._known |= unknown
+            self._wrap(unknown)
             built.start(self)
 
     def find(self, kind: type[nn.Module]) -> None:
         """Look at a class, and at those that it inherits from."""
-        if kind in self._known:
+        if kind in self._known or kind in self._late:
             return
         with self._lock:
-            self._look(kind.__mro__)
+            self._late.add(kind)
+            self._wrap(set(kind.__mro__) - self._known)
 
     def stop(self) -> None:
         with self._lock:
@@ -55,24 +60,20 @@ class OwnCalls:
             built.stop(self)
             if self._windows == 0:
                 self._known.clear()  # or they would not be freed
+                self._late.clear()
                 for kind, (ours, theirs) in self._wrapped.items():
                     if vars(kind).get(_NAME) is ours:
                         setattr(kind, _NAME, theirs)
                 self._wrapped.clear()
 
-    def _look(self, bases: Iterable[type]) -> None:
-        unknown = set(bases) - self._known - _LAST
-        self._known |= unknown
-        for base in unknown:
+    def _wrap(self, bases: set[type]) -> None:
+        for base in bases - _LAST - self._wrapped.keys():
             if _NAME in base.__dict__ and not str(base.__module__).startswith("torch."):
-                self._wrap(base)
-
-    def _wrap(self, kind: type) -> None:
-        theirs = vars(kind)[_NAME]
-        if theirs is calls.original or code.goes_past_module(theirs):
-            ours = observing(theirs)
-            setattr(kind, _NAME, ours)
-            self._wrapped[kind] = ours, theirs
+                theirs = vars(base)[_NAME]
+                if theirs is calls.original or code.goes_past_module(theirs):
+                    ours = observing(theirs)
+                    setattr(base, _NAME, ours)
+                    self._wrapped[base] = ours, theirs
 
 
 own_calls = OwnCalls()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -142,3 +145,16 @@ def test_one_that_the_test_puts_there_meanwhile_stays() -> None:
         Patched()
         Patched.__call__ = call  # type: ignore[method-assign]
     assert Patched.__call__ is call
+
+
+def test_a_type_that_is_defined_in_a_window_dies_as_without_one() -> None:
+    with watching():
+
+        class Late(nn.Module):
+            pass
+
+        Late()
+        known = weakref.ref(Late)
+        del Late
+        gc.collect()
+        assert known() is None

@@ -12,8 +12,12 @@ from tempfile import TemporaryDirectory
 from unittest import mock
 
 import pytest
+from torch import nn
 
-from benchmarks.timing import Measure, Row, interleaved, one_thread
+from benchmarks.models import bert, linears, resnet50
+from benchmarks.state import by_hand, guard, read
+from benchmarks.timing import Measure, Row, Times, interleaved, one_thread, warm
+from pytest_evalmode.observe.state import writes
 
 TESTS = 200
 
@@ -53,6 +57,43 @@ class Clock:
 
 
 def run() -> Iterator[Row]:
+    yield from small_model()
+    yield from shared_models()
+
+
+def shared_models() -> Iterator[Row]:
+    """The windows of a suite over one model that nobody writes to, with the kernel's write tracking and without."""
+    for what, make, bar in (
+        ("ResNet-50", resnet50, 0.15),
+        ("BERT-base", bert, 0.1),
+        ("500 M parameters", lambda: linears(500), 0.05),
+        ("1 B parameters", lambda: linears(1000), 0.05),
+    ):
+        times = _windows(make())
+        for name in ("tracked", "read anew", "by hand"):
+            yield Row(f"{what}: {TESTS} windows, {name}", TESTS * times[name], "s")
+            yield Row(
+                f"{what}: {name}, to one read", times.ratio(name, "read"), "x", bar if name == "tracked" else None
+            )
+        yield Row(f"{what}: tracked, to read anew", times.ratio("tracked", "read anew"), "x", 0.1)
+
+
+def _windows(model: nn.Module) -> Times:
+    def read_anew() -> float:
+        with mock.patch.object(writes, "tracker", return_value=None):
+            return warm(lambda: guard(model))
+
+    return interleaved(
+        {
+            "tracked": lambda: warm(lambda: guard(model)),
+            "read anew": read_anew,
+            "read": lambda: warm(lambda: read(model)),
+            "by hand": lambda: warm(lambda: by_hand(model)),
+        }
+    )
+
+
+def small_model() -> Iterator[Row]:
     no_other_plugins = mock.patch.dict(os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     with TemporaryDirectory() as folder, no_other_plugins, one_thread():
         for scope, what in (("session", "sharing one model"), ("function", "with a model each")):

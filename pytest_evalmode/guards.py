@@ -250,7 +250,8 @@ class Guard:
 
     def _stop_listening(self) -> None:
         self._listening = False
-        self._observers.stop()
+        with self.safely():
+            self._observers.stop()
         self._end_segment()
 
     def _end_segment(self) -> None:

@@ -35,9 +35,9 @@ class _Model(nn.Module):
 def timed_share() -> float:
     """The share that is timed, above 0 and up to 1; found out once, on a model of our own."""
     model = _Model()
-    for name in range(_PARTS):
-        model.add_module(str(name), _Model())
-    model.eval()
+    model._modules.update({str(name): _Model() for name in range(_PARTS)})  # add_module() and eval() may be observed
+    for part in (model, *model.children()):
+        part.training = False
 
     def seconds() -> float:
         began = perf_counter()
@@ -57,4 +57,4 @@ def timed_share() -> float:
         tries.append((seconds() - plain, observer.seconds - before))
     run.stop(observer)
     cost, timed = min(tries)
-    return min(1.0, timed / cost) if cost > 0 else 1.0
+    return timed / cost if cost > timed > 0 else 1.0

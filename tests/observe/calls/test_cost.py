@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_pre_hook, register_module_module_registration_hook
 
 from pytest_evalmode.observe.calls import cost
 from tests.nets import Net, batch, watching
@@ -26,12 +26,16 @@ def test_nobody_sees_how_it_is_found_out() -> None:
     seen: list[nn.Module] = []
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    hook = register_module_forward_pre_hook(lambda module, args: seen.append(module))
+    hooks = (
+        register_module_forward_pre_hook(lambda module, args: seen.append(module)),
+        register_module_module_registration_hook(lambda module, name, part: seen.append(module)),
+    )
     try:
         with watching() as g:
             cost.timed_share()
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     assert not seen
     assert not g.models
     assert torch.equal(torch.get_rng_state(), before)

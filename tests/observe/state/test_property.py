@@ -1,16 +1,24 @@
-"""A random model, some forwards and one write: told if, and only if, the write changed a bit of what is saved."""
+"""Random models, forwards and writes: told if, and only if, a write changed a bit of what is saved.
+
+Whether the kernel says what was written, or everything is read, the answer is the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
+from unittest import mock
 
+import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pytest_evalmode.observe.state import memory, writes
 from tests.nets import only, rules, watching
 
 FLOATS = (torch.float32, torch.float64)
@@ -208,3 +216,102 @@ def test_a_change_is_told_and_nothing_else_is(model: Node, data: st.DataObject) 
     else:
         violation = only(g, "state-mutated")
         assert violation.subjects == (f"{violation.model}.{f'{path}.{name}' if path else name}",)
+
+
+# --- with the kernel's help and without
+
+WINDOWS = 3
+LARGE = (160, 160)
+"""Enough elements to be armed."""
+
+
+@dataclass(frozen=True)
+class Act:
+    """A write, in a window or behind it."""
+
+    window: int
+    inside: bool
+    path: str
+    name: str
+    write: Write
+    alter: Alter | None
+    """None to write what is there already."""
+    at: int
+
+    def on(self, model: Node) -> None:
+        node = model.get_submodule(self.path)
+        assert isinstance(node, Node)
+        tensor = getattr(node, self.name)
+        new = tensor.detach().clone(memory_format=torch.contiguous_format).reshape(node.kinds[self.name].shape)
+        with torch.no_grad():
+            self.write(node, self.name, new if self.alter is None else self.alter(new, self.at))
+
+
+def told(model: Node, acts: list[Act]) -> list[set[str]]:
+    """The tensors that are said to have changed, window by window."""
+    found = []
+    for window in range(WINDOWS):
+        with watching(model) as g:
+            act(model, acts, window, inside=True)
+        assert set(rules(g)) <= {"state-mutated"}
+        found.append({subject.removeprefix("Node.") for each in g.violations for subject in each.subjects})
+        act(model, acts, window, inside=False)
+    return found
+
+
+def changed(model: Node, acts: list[Act]) -> list[set[str]]:
+    """Those that have."""
+    found = []
+    for window in range(WINDOWS):
+        before = {name: elements(tensor).clone() for name, tensor in model.state_dict().items()}
+        act(model, acts, window, inside=True)
+        now = model.state_dict()
+        found.append({name for name, was in before.items() if not torch.equal(was, elements(now[name]))})
+        act(model, acts, window, inside=False)
+    return found
+
+
+def act(model: Node, acts: list[Act], window: int, *, inside: bool) -> None:
+    for each in acts:
+        if each.window == window and each.inside == inside:
+            each.on(model)
+
+
+@contextmanager
+def everything_armed() -> Iterator[None]:
+    with mock.patch.object(memory, "_PAYS", 0), mock.patch.object(memory, "_TIRED", 1000):
+        yield
+
+
+large = st.builds(
+    Held,
+    kind=st.sampled_from(["parameter", "buffer", "passing"]),
+    dtype=st.sampled_from(DTYPES),
+    shape=st.sampled_from([LARGE, (3,)]),
+    layout=st.sampled_from([straight, straight, transposed]),
+)
+
+
+@pytest.mark.skipif(writes.tracker() is None, reason="the kernel does not track writes")
+@given(held=st.lists(large, min_size=1, max_size=4), below=st.lists(large, max_size=2), data=st.data())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+def test_the_kernel_says_what_a_read_says(held: list[Held], below: list[Held], data: st.DataObject) -> None:
+    model = Node(held, [Node(below)]).eval()
+    places = [("", name) for name in model.kinds] + [("c0", f"t{i}") for i in range(len(below))]
+
+    def an_act() -> Act:
+        path, name = data.draw(st.sampled_from(places))
+        window, inside, at = (data.draw(st.integers(0, n)) for n in (WINDOWS - 1, 1, 10**6))
+        write = data.draw(st.sampled_from(WRITES))
+        alter = data.draw(st.sampled_from([None, a_bit, an_element, two_elements]))
+        return Act(window, bool(inside), path, name, write, alter, at)
+
+    acts = [an_act() for _ in range(data.draw(st.integers(0, 4), label="acts"))]
+    expected = changed(deepcopy(model), acts)
+    with everything_armed():
+        before = memory.tally.unread
+        assert told(deepcopy(model), acts) == expected
+        if not acts and Held("parameter", torch.float32, LARGE, straight) in held:
+            assert memory.tally.unread > before
+        with mock.patch.object(writes, "tracker", return_value=None):
+            assert told(deepcopy(model), acts) == expected

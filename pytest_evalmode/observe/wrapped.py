@@ -41,7 +41,8 @@ class Wrapped(Generic[Observer]):
     def start(self, observer: Observer) -> None:
         with self._lock:
             there = self._there()
-            if there is not self._above and not _reaches(there, self._function):
+            known = there is self.original  # what was put back last time reaches nothing of ours
+            if known or (there is not self._above and not _reaches(there, self._function)):
                 self.original = there
                 setattr(self._of, self._name, self._function)
             self.observers = (*self.observers, observer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, compress
 
 from pytest_evalmode.rules import exemptions, leaks, locks, modes, state
 from pytest_evalmode.rules.base import Rule, RuleError, Violation, handed_by, rule
@@ -46,11 +46,15 @@ def judge(
     """
     rules = [each for each in (*RULES, *more) if strict or each.level != "strict"]
     unused = tuple(exemptions.unused(segments, rules)) if strict and finished else ()
+    traces = [exemptions.excuse(trace, policy) for trace, policy in segments]
+    wholes: dict[tuple[bool, ...], Trace] = {}
     found: list[Violation] = []
     for each in rules:
-        traces = [exemptions.excuse(trace, policy) for trace, policy in segments if each.name not in policy.allow]
-        if traces:
-            found += each.violations(replace(joined(traces), unused=unused))
+        binds = tuple(each.name not in policy.allow for _, policy in segments)
+        if any(binds):
+            if binds not in wholes:
+                wholes[binds] = replace(joined(list(compress(traces, binds))), unused=unused)
+            found += each.violations(wholes[binds])
     return [exemptions.with_misses(violation, segments) for violation in found]
 
 

@@ -5,7 +5,10 @@ The same modules of the same types with the same flags and hooks need not be loo
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
+from itertools import chain, repeat
+from operator import attrgetter, contains, is_not, itemgetter
 
 import torch
 from torch import nn
@@ -19,6 +22,11 @@ from pytest_evalmode.trace import Finding
 GRAPHS = (torch.jit.ScriptModule, torch.fx.GraphModule)
 
 _MOST_TREES = 256
+
+_STATE, _COMPILED = attrgetter("__dict__"), attrgetter("_compiled_call_impl")
+_TRAINING, _CHILDREN, _HOOKS_BEFORE, _HOOKS_BEHIND = map(
+    itemgetter, ("training", "_modules", "_forward_pre_hooks", "_forward_hooks")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +76,35 @@ class Tree:
     """The last forward that had something to say: among which it is counted, what it said, how often."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """A tree that has run before."""
+
+    parts: list[weakref.ref[nn.Module]]
+    signature: list[object]
+    tree: Tree
+
+    def still(self) -> list[nn.Module] | None:
+        """The same parts, where nothing has changed of which a tree tells."""
+        parts = [part for ref in self.parts if (part := ref()) is not None]
+        return parts if len(parts) == len(self.parts) and _signature(parts) == self.signature else None
+
+
 class Trees:
     """The trees that ran in a window."""
 
     def __init__(self) -> None:
         self._kinds: dict[type[nn.Module], Kind] = {}
-        self._known: dict[int, tuple[list[object], Tree]] = {}
+        self._known: dict[int, Known] = {}
 
     def of(self, module: nn.Module) -> tuple[list[nn.Module], Tree]:
         """A module and all beneath it, as `modules.tree` walks it, and what is to be known of them."""
-        parts, signature = _walked(module)
-        last = self._known.get(id(module))
-        if last is not None and last[0] == signature:
-            return parts, last[1]
+        known = self._known.get(id(module))
+        if known is not None and known.parts[0]() is module:
+            parts = known.still()
+            if parts is not None:
+                return parts, known.tree
+        parts = modules.tree(module)
         unknown = set(map(type, parts)).difference(self._kinds)
         if unknown:
             code.forget_replaced(unknown)
@@ -88,8 +112,10 @@ class Trees:
         tree = self._look(parts)
         if len(self._known) > _MOST_TREES:
             self._known.clear()
-        if all(self._kinds[type(part)].lasting for part in parts):
-            self._known[id(module)] = signature, tree
+        signature = _signature(parts) if all(self._kinds[type(part)].lasting for part in parts) else None
+        children = (child for part in parts for child in part._modules.values() if child is not None)
+        if signature is not None and tree.known.issuperset(map(id, children)):  # not where one has yet to be built
+            self._known[id(module)] = Known(list(map(weakref.ref, parts)), signature, tree)
         return parts, tree
 
     def _look(self, parts: list[nn.Module]) -> Tree:
@@ -118,24 +144,26 @@ class Trees:
         )
 
 
-def _walked(module: nn.Module) -> tuple[list[nn.Module], list[object]]:
-    """A module and all beneath it, and in what this tree would differ from what it was, all in one go."""
-    found: dict[int, nn.Module] = {}
-    signature: list[object] = []
-    waiting = [module]
-    while waiting:
-        part = waiting.pop()
-        key = id(part)
-        if key not in found:
-            found[key] = part
-            state = part.__dict__
-            signature += (key, type(part), state.get("training"))
-            before, behind, compiled = part._forward_pre_hooks, part._forward_hooks, part._compiled_call_impl
-            if before or behind or compiled is not None or "forward" in state:
-                signature.append((bool(before), bool(behind), compiled is None, "forward" in state))
-            if part._modules:
-                waiting += [child for child in part._modules.values() if modules.is_built(child)][::-1]
-    return list(found.values()), signature
+def _signature(parts: list[nn.Module]) -> list[object] | None:
+    """In what a tree of these modules would differ from another: column by column, which is the quickest way.
+
+    None where one of them keeps this otherwise than torch does.
+    """
+    states = list(map(_STATE, parts))
+    try:
+        children = list(map(_CHILDREN, states))
+        return [
+            *map(type, parts),
+            *map(_TRAINING, states),
+            *map(len, children),
+            *map(id, chain.from_iterable(map(dict.values, filter(None, children)))),
+            *map(bool, map(_HOOKS_BEFORE, states)),
+            *map(bool, map(_HOOKS_BEHIND, states)),
+            *map(is_not, map(_COMPILED, parts), repeat(None)),
+            *map(contains, states, repeat("forward")),
+        ]
+    except (KeyError, TypeError):
+        return None
 
 
 def _kind(kind: type[nn.Module]) -> Kind:

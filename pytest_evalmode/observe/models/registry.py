@@ -49,15 +49,21 @@ class Registry:
     def enter(self, module: nn.Module, name: str | None = None) -> Model:
         """Watch a model from now on.  A part of another is watched already; one that holds others takes in the rest."""
         module = modules.unwrapped(module)
+        home = self._home(module)
+        if home is not None:
+            return home[1]
         with self._lock:
-            known = self.find(module)
+            known = self._search(module)
             if known is not None:
                 return known[0]
             name = name or self._given_name(module)
             parts = modules.walk(module)
             model = Model(parts, weakref.WeakMethod(self.bury), named=name is not None)
             for path, part in parts:
-                self._house(model, path, part)
+                if id(part) in self._homes:
+                    self._rehouse(model, path, part)
+                else:
+                    self._homes[id(part)] = weakref.ref(part), model, path
             model.own_name = self._unique(name or modules.type_name(module))
             self.models.append(model)
             self.names += 1
@@ -65,10 +71,12 @@ class Registry:
 
     def find(self, module: nn.Module) -> tuple[Model, str] | None:
         """The model that a module belongs to, and its path there."""
+        home = self._home(module)
+        return self._search(module) if home is None else (home[1], home[1].path_of(home[2]))
+
+    def _home(self, module: nn.Module) -> tuple[weakref.ref[nn.Module], Model, str] | None:
         home = self._homes.get(id(module))
-        if home is None or home[0]() is not module or home[1].module() is None:
-            return self._search(module)
-        return home[1], home[1].path_of(home[2])
+        return home if home is not None and home[0]() is module and home[1].module() is not None else None
 
     def part(self, module: nn.Module) -> Part | None:
         """A module that belongs to a model as it is told, by the name that the model has now."""
@@ -115,10 +123,10 @@ class Registry:
             self._names.clear()
             self._parts.clear()
 
-    def _house(self, model: Model, path: str, part: nn.Module) -> None:
-        """Give a part its home, unless it has one: a model that the new one holds goes on as the model it is."""
-        home = self._homes.get(id(part))
-        other = home[1] if home is not None and home[0]() is part else None
+    def _rehouse(self, model: Model, path: str, part: nn.Module) -> None:
+        """Give a part another home, unless it has one: a model that the new one holds goes on as the model it is."""
+        home = self._homes[id(part)]
+        other = home[1] if home[0]() is part else None
         if other is None or other.module() is None:
             self._homes[id(part)] = (weakref.ref(part), model, path)
         elif other.module() is part:

@@ -10,11 +10,11 @@ import linecache
 import os
 import sys
 import sysconfig
-from dataclasses import dataclass
 from os import getcwd
 from pathlib import Path, PurePath
 from threading import get_ident
 from types import CodeType, FrameType
+from typing import NamedTuple
 
 from pytest_evalmode.observe.source import submissions
 from pytest_evalmode.observe.source.submissions import Place
@@ -31,8 +31,7 @@ _PARAMETRIZERS = ("torch.nn.utils.parametrize",)
 _BORROWERS = ("torch.nn.utils.stateless",)
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who called a model."""
 
     frame: FrameType | Place | None

@@ -67,14 +67,18 @@ _HAS_FLOAT, _HAS_DOUBLE = Engine.has_float.offset, Engine.has_double.offset
 
 
 def state() -> bytes:
-    """What the default generator holds, in a form that can be compared.  Dispatches no operator."""
+    """What the default generator holds, to be compared by `same`.  Dispatches no operator."""
     lies = _default()
-    return read(lies) if lies is not None else asked(default_generator)
+    return lies.raw if lies is not None else asked(default_generator)
 
 
-def read(lies: Lies) -> bytes:
+def same(before: bytes, now: bytes) -> bool:
+    """Whether a generator has not moved between two states of it."""
+    return before == now or (len(before) == len(now) == sizeof(Engine) and read(before) == read(now))
+
+
+def read(data: bytes) -> bytes:
     """What an engine holds, but for padding and for normals that have been used."""
-    data = lies.raw
     found = data[: _SEEDED + 1] + data[_NEXT:_END]
     if data[_HAS_FLOAT]:
         found += b"float" + data[_FLOAT:_HAS_FLOAT]
@@ -129,7 +133,7 @@ def _agrees(generator: Generator, lies: Lies, seed: int) -> bool:
     numbers = told.seed, told.left, bool(told.seeded), told.next
     words = (c_uint32 * _WORDS)(*told.words)
     engine = Engine(*numbers, words, 0, told.float, told.has_float, told.double, bool(told.has_double))
-    return read(lies) == read(_block.from_buffer(engine))
+    return read(lies.raw) == read(bytes(engine))
 
 
 def _address(generator: Generator) -> int:

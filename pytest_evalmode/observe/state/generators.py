@@ -14,8 +14,8 @@ from torch import Generator, Tensor
 from pytest_evalmode.observe.source.code import NUMPY, PYTHON
 from pytest_evalmode.observe.state import devices, engine
 
-State = tuple[object, ...]
-"""What can be compared, of each generator."""
+State = tuple[bytes, *tuple[object, ...]]
+"""What can be compared, of each generator: the CPU's, then those of the accelerator in use."""
 HostState = tuple[object, bytes | None]
 
 
@@ -31,7 +31,7 @@ def state() -> State:
 
 def still(before: State, now: State) -> bool:
     """Whether none has moved.  Those of a device that came into use in between have no before."""
-    return before == now or all(map(eq, before, now))
+    return before == now or (engine.same(before[0], now[0]) and all(map(eq, before[1:], now[1:])))
 
 
 def host_state() -> HostState:

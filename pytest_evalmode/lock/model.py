@@ -58,7 +58,7 @@ class Held:
 
 def read(model: nn.Module) -> Mapping[str, Fingerprint]:
     """The tensors of a model, read this once."""
-    return snapshot.take(modules.walk(modules.unwrapped(model)), once=True).prints
+    return snapshot.take(modules.unwrapped(model), once=True).prints
 
 
 def hold(model: nn.Module, prints: Mapping[str, Fingerprint] | None = None) -> Held:

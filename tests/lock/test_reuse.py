@@ -8,7 +8,6 @@ from torch import nn
 
 from pytest_evalmode import guard
 from pytest_evalmode.lock import model
-from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.state import snapshot
 from tests.nets import Net
 
@@ -109,5 +108,5 @@ def test_what_is_read_to_be_locked_alone_is_not_watched(monkeypatch: pytest.Monk
     net = nn.Linear(512, 512)
     model.hold(net)
     assert armed == []
-    snapshot.take(modules.walk(net))
+    snapshot.take(net)
     assert len(armed) == 1

@@ -76,12 +76,16 @@ class Model:
         """The path, in the largest model that holds this one, of what is called so here."""
         return ".".join(filter(None, (self.prefix, name)))
 
-    def parts(self) -> modules.Parts:
+    def holder(self) -> nn.Module | modules.Remains | None:
         """Where to read the state: of the module, or after its death of what it left, until that is released."""
         for key in [key for key, (_, other) in self.others.items() if other.module() is None]:
             del self.others[key]  # another may be there by now
         module = self.module()
-        holder = self.remains if module is None else module
+        return self.remains if module is None else module
+
+    def parts(self) -> modules.Parts:
+        """The same, and all beneath it but the parts that are models of their own."""
+        holder = self.holder()
         return [] if holder is None else modules.walk(holder, self.others)
 
     def held(self) -> Snapshot | None:
@@ -103,6 +107,8 @@ class Model:
         return any(other.is_unfinished() for _, other in self.others.values())
 
     def remember(self, snapshot: Snapshot) -> None:
+        if snapshot is self.before:
+            return
         self.before = snapshot
         self.tensors = len(snapshot.prints) - len(snapshot.passing)
         self.bytes = snapshot.bytes

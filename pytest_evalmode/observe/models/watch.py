@@ -189,11 +189,11 @@ class Watch(Registry):
 
     def _compare(self, model: Model) -> None:
         """Note what has changed, and take what is for the beginning of what may come."""
-        if model.before is None:
+        now = self._take(model, model.before) if model.before is not None else None
+        if model.before is None or now is None or now is model.before:
             return
         after = self._locate(*model.last) if model.last else None
         parts = model.parts()
-        now = snapshot.take(parts, model.before, passing=self._strict)
         changes = snapshot.changes(model.name, model.before, now, parts, after)
         holders = dict(parts) if changes else {}
         for change in changes:
@@ -202,8 +202,10 @@ class Watch(Registry):
                 self._changes.append(replace(change, path=model.path_of(change.path)))
         model.remember(now)
 
-    def _take(self, model: Model) -> Snapshot:
-        return snapshot.take(model.parts(), passing=self._strict)
+    def _take(self, model: Model, like: Snapshot | None = None) -> Snapshot:
+        holder = model.holder()
+        assert holder is not None  # or there would be no `before`, and nobody would ask
+        return snapshot.take(holder, like, skip=model.others, passing=self._strict)
 
 
 def _owner(name: str) -> str:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import ctypes
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import starmap
 from threading import RLock
 from typing import Any
 
@@ -43,7 +44,7 @@ class Block:
     span: Span
     """The pages that hold nothing else.  Those at its ends may be shared, and what is there is compared each time."""
     storage: Any
-    ends: tuple[bytes, bytes]
+    ends: tuple[bytes, ...]
     tired: int
     digest: bytes | None = None
 
@@ -72,20 +73,34 @@ class Memory:
         self._unarmed = 0
         """How many bytes have been read that could be armed, since anything was."""
 
-    def known(self, ranges: Mapping[Range, object]) -> dict[Range, bytes]:
+    def known(self, ranges: Iterable[Range]) -> dict[Range, bytes]:
         """The digests that hold still, of memory that is in use."""
         with self._lock:
             asked = [block for r in ranges if (block := self._blocks.get(r)) is not None and block.digest is not None]
-            unwritten = self.tracker.unwritten({block.span for block in asked})
-            found: dict[Range, bytes] = {}
-            for block in asked:
-                clean = block.span in unwritten
-                block.tired = max(0, block.tired + (_UNWRITTEN if clean else _WRITTEN))
-                if not clean:
-                    block.digest = None
-                elif block.digest is not None and block.ends == _ends(block.range, block.span):
-                    found[block.range] = block.digest
-            return found
+            self._ask(asked)
+            return {
+                block.range: block.digest
+                for block in asked
+                if block.digest is not None and block.ends == _content(block.range)
+            }
+
+    def hold(self, ranges: Collection[Range]) -> bool:
+        """Whether the digests of all hold still, but for what the ends hold, which the caller compares."""
+        with self._lock:
+            asked = [block for r in ranges if (block := self._blocks.get(r)) is not None and block.digest is not None]
+            if len(asked) == len(ranges):
+                self._ask(asked)
+            return len(asked) == len(ranges) and all(block.digest is not None for block in asked)
+
+    def _ask(self, asked: list[Block]) -> None:
+        """Forget the digests of what was written."""
+        unwritten = self.tracker.unwritten({block.span for block in asked})
+        for block in asked:
+            if block.span in unwritten:
+                block.tired = max(0, block.tired + _UNWRITTEN)
+            else:
+                block.tired += _WRITTEN
+                block.digest = None
 
     def arm(self, tensors: Mapping[Range, Tensor]) -> list[Block]:
         """Watch what is about to be read, as far as it can be; who reads a block then gives it its digest."""
@@ -115,11 +130,10 @@ class Memory:
             return [block for block in blocks if self._blocks.get(block.range) is block]
 
     def _block(self, range_: Range, storage: Any) -> Block:
-        address, size = range_
-        span = Span(-(-address // PAGE) * PAGE, (address + size) // PAGE * PAGE)
+        span = _whole_pages(range_)
         last = self._blocks.get(range_)
         tired = last.tired if last is not None and last.storage.cdata == storage.cdata else 0
-        return Block(range_, span, storage, _ends(range_, span), tired)
+        return Block(range_, span, storage, _content(range_), tired)
 
     def _is_left(self, range_: Range, tensor: Tensor) -> bool:
         left = self._left.get(range_)
@@ -147,11 +161,20 @@ class Memory:
         self._left = {range_: storage for range_, storage in self._left.items() if not storage.expired()}
 
 
-def _ends(range_: Range, span: Span) -> tuple[bytes, bytes]:
-    """What lies before the first whole page and behind the last."""
+def _whole_pages(range_: Range) -> Span:
     address, size = range_
-    head, tail = span.start - address, address + size - span.end
-    return ctypes.string_at(address, head), ctypes.string_at(span.end, tail)
+    return Span(-(-address // PAGE) * PAGE, (address + size) // PAGE * PAGE)
+
+
+def ends(range_: Range) -> tuple[Range, Range]:
+    """What lies before the first whole page and behind the last."""
+    start, end = _whole_pages(range_)
+    address, size = range_
+    return (address, start - address), (end, address + size - end)
+
+
+def _content(range_: Range) -> tuple[bytes, ...]:
+    return tuple(starmap(ctypes.string_at, ends(range_)))
 
 
 _memory: Memory | None = None
@@ -168,7 +191,7 @@ def memory() -> Memory | None:
     return _memory
 
 
-def known(ranges: Mapping[Range, object]) -> dict[Range, bytes]:
+def known(ranges: Collection[Range]) -> dict[Range, bytes]:
     """The digests that hold still; the caller keeps the tensors that lie there."""
     at_hand = memory()
     try:
@@ -176,6 +199,16 @@ def known(ranges: Mapping[Range, object]) -> dict[Range, bytes]:
     except OSError:
         writes.switch_off()
         return {}
+
+
+def hold(ranges: Collection[Range]) -> bool:
+    """Whether the digests of all hold still, but for what the `ends` hold, which the caller compares."""
+    at_hand = memory()
+    try:
+        return not ranges or (at_hand is not None and at_hand.hold(ranges))
+    except OSError:
+        writes.switch_off()
+        return False
 
 
 def arm(tensors: Mapping[Range, Tensor]) -> list[Block]:

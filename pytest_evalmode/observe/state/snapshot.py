@@ -10,8 +10,9 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.modules import Parts, Remains, packed
 from pytest_evalmode.observe.state import devices, memory, plans
 from pytest_evalmode.observe.state.fingerprint import (
@@ -67,28 +68,40 @@ class _Last:
 _last: dict[tuple[int, bool], _Last] = {}
 
 
-def take(parts: Parts, like: Snapshot | None = None, *, passing: bool = False, once: bool = False) -> Snapshot:
-    """Read the parameters and buffers of a model, those that are `passing`, not saved, on request.
+def take(
+    root: nn.Module | Remains,
+    like: Snapshot | None = None,
+    *,
+    skip: Collection[int] = (),
+    passing: bool = False,
+    once: bool = False,
+) -> Snapshot:
+    """Read the parameters and buffers of a model but for the parts to `skip`; those that are `passing`, on request.
 
     Small tensors are kept by value while they are a small part of all; what `like` kept so is kept so again.  Of what
-    is read `once` alone, the kernel need not tell who writes to it: that takes longer than to read it.
+    is read `once` alone, as what is left of a model that has died is, the kernel need not tell who writes to it: that
+    takes longer than to read it.
     """
     with undisturbed():
         elsewhere = devices.in_use() is not None
-        once = once and bool(parts) and _last_of(parts, passing) is None
-        planned = not once and parts and (elsewhere or memory.memory() is not None)
-        outline = plans.outline(parts, passing=passing) if planned else None
-        if outline is None:
+        last = _last_of(root, passing)
+        once = last is None and (once or isinstance(root, Remains))
+        tree = last.plan.tree(skip) if last is not None else None
+        parts: Parts = []
+        if tree is None:
+            last, parts = None, modules.walk(root, skip)
+            if not once and (elsewhere or memory.memory() is not None):
+                tree = plans.tree([part for _, part in parts], skip, passing=passing)
+        there = _brought(tree.tensors) if tree is not None and elsewhere else None
+        if tree is None:
             return _read(parts, like, passing, once=once)
-        there = _brought(outline.tensors) if elsewhere else {}
-        last = _last_of(parts, passing)
-        if last is not None and like in (None, last.snapshot) and outline.agrees(last.plan, there):
+        if last is not None and like in (None, last.snapshot) and tree.agrees(last.plan, there or {}):
             memory.tally.unread += sum(size for _, size in last.plan.large)
             return last.snapshot
-        plan = outline.plan(there)
-        snapshot = _read(parts, like, passing, there)
-        if plan is not None and len(snapshot.prints) == len(outline.tensors):  # not with packed weights, nor unsaved
-            _keep(parts, passing, plan, snapshot)
+        plan = tree.plan(skip, there or {})
+        snapshot = _read(parts or modules.walk(root, skip), like, passing, there)
+        if plan is not None and len(snapshot.prints) == len(tree.tensors):  # not with packed weights, nor unsaved
+            _keep(root, passing, plan, snapshot)
         return snapshot
 
 
@@ -161,16 +174,12 @@ def changes(model: str, before: Snapshot, now: Snapshot, parts: Parts, after: Si
     return sorted(told, key=lambda change: change.max_abs is None)
 
 
-def _last_of(parts: Parts, passing: bool) -> _Last | None:
-    root = parts[0][1]
+def _last_of(root: nn.Module | Remains, passing: bool) -> _Last | None:
     last = _last.get((id(root), passing))
     return last if last is not None and last.root() is root else None
 
 
-def _keep(parts: Parts, passing: bool, plan: Plan, snapshot: Snapshot) -> None:
-    root = parts[0][1]
-    if isinstance(root, Remains):
-        return  # it is read but once
+def _keep(root: nn.Module | Remains, passing: bool, plan: Plan, snapshot: Snapshot) -> None:
     key = id(root), passing
     _last[key] = _Last(weakref.ref(root, lambda _: _last.pop(key, None)), plan, snapshot)
 

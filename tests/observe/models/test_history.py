@@ -7,7 +7,6 @@ import gc
 import pytest
 from torch import nn
 
-from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.models.history import Event, History
 from pytest_evalmode.observe.state import snapshot
 from pytest_evalmode.trace import Drift
@@ -17,20 +16,20 @@ from tests.nets import Net
 def seen(net: nn.Module, by: str = "test_old") -> History:
     """A history in which a test has seen a model."""
     history = History()
-    history.remember(net, snapshot.take(modules.walk(net)), by)
+    history.remember(net, snapshot.take(net), by)
     return history
 
 
 def drift(history: History, net: nn.Module, name: str = "net") -> Drift:
-    found = history.drift(net, name, snapshot.take(modules.walk(net), passing=True))
+    found = history.drift(net, name, snapshot.take(net, passing=True))
     assert found is not None
     return found
 
 
 def test_what_was_never_seen_has_not_drifted() -> None:
     net = Net()
-    assert History().drift(net, "net", snapshot.take(modules.walk(net))) is None
-    assert seen(Net()).drift(net, "net", snapshot.take(modules.walk(net))) is None
+    assert History().drift(net, "net", snapshot.take(net)) is None
+    assert seen(Net()).drift(net, "net", snapshot.take(net)) is None
 
 
 def test_what_is_as_it_was_has_not_drifted() -> None:
@@ -38,13 +37,13 @@ def test_what_is_as_it_was_has_not_drifted() -> None:
     history = seen(net)
     net.load_state_dict({name: value.clone() for name, value in net.state_dict().items()})
     history.note(Event("test_reloads", frozenset(["net"])))
-    assert history.drift(net, "net", snapshot.take(modules.walk(net))) is None
+    assert history.drift(net, "net", snapshot.take(net)) is None
 
 
 def test_which_tensors_and_who_saw_them_last() -> None:
     net = Net()
     history = seen(net)
-    history.remember(net, snapshot.take(modules.walk(net)), "test_later")
+    history.remember(net, snapshot.take(net), "test_later")
     net.head.bias.data.add_(1)
     found = drift(history, net)
     assert [change.name for change in found.changes] == ["net.head.bias"]
@@ -104,7 +103,7 @@ def test_what_ran_before_it_was_seen_is_no_suspect() -> None:
     net, other = Net(), Net()
     history = seen(other)
     history.note(Event("test_before", frozenset(["net"])))
-    history.remember(net, snapshot.take(modules.walk(net)), "test_old")
+    history.remember(net, snapshot.take(net), "test_old")
     history.note(Event("test_after", frozenset(["net"])))
     net.head.bias.data.add_(1)
     assert drift(history, net).between == ("test_after",)
@@ -137,7 +136,7 @@ def test_a_model_that_died_is_forgotten() -> None:
 def test_two_models_are_told_apart() -> None:
     nets = Net(), Net()
     history = seen(nets[0], "test_a")
-    history.remember(nets[1], snapshot.take(modules.walk(nets[1])), "test_b")
+    history.remember(nets[1], snapshot.take(nets[1]), "test_b")
     nets[1].head.bias.data.add_(1)
-    assert history.drift(nets[0], "net", snapshot.take(modules.walk(nets[0]))) is None
+    assert history.drift(nets[0], "net", snapshot.take(nets[0])) is None
     assert drift(history, nets[1]).seen_by == "test_b"

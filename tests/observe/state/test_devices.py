@@ -233,7 +233,7 @@ def test_one_transfer_for_a_model(transfers: list[int], monkeypatch: pytest.Monk
     monkeypatch.setattr(devices, "holds", lambda tensor: True)
     monkeypatch.setattr(fingerprint, "address_of", lambda tensor, dtype: 0)
     net = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.Linear(512, 7).double())
-    snapshot.take(modules.walk(net))
+    snapshot.take(net)
     weight, *rest = (tensor.nbytes for tensor in net.state_dict().values())
     assert weight > devices.SMALL_BYTES >= max(rest)
     assert transfers == [16 * weight // devices.SEGMENT_BYTES + sum(rest)]
@@ -365,10 +365,10 @@ def test_no_accelerator_is_in_use_here() -> None:
 
 
 def changes(net: nn.Module, act: Callable[[], object]) -> list[TensorChange]:
-    before = snapshot.take(modules.walk(net))
+    before = snapshot.take(net)
     with torch.no_grad():
         act()
-    return snapshot.changes("net", before, snapshot.take(modules.walk(net), before), modules.walk(net), None)
+    return snapshot.changes("net", before, snapshot.take(net, before), modules.walk(net), None)
 
 
 def test_a_model_elsewhere() -> None:
@@ -388,17 +388,17 @@ def test_a_model_elsewhere() -> None:
 def test_a_tree_that_holds_the_same_is_known_by_its_plan(name: str) -> None:
     net = nn.Sequential(nn.Linear(40, 80), nn.BatchNorm1d(80))
     with elsewhere(KEPT_BYTES), torch.no_grad():
-        before = snapshot.take(modules.walk(net))
-        assert snapshot.take(modules.walk(net), before) is before
+        before = snapshot.take(net)
+        assert snapshot.take(net, before) is before
         tensor = net.state_dict()[name]
         assert (tensor.nbytes > KEPT_BYTES) == (name == "0.weight")
         was = tensor.clone()
         tensor.view(-1).view(torch.uint8)[-5] ^= 1
-        now = snapshot.take(modules.walk(net), before)
+        now = snapshot.take(net, before)
         assert [path for path in now.prints if now.prints[path] != before.prints[path]] == [name]
-        assert snapshot.take(modules.walk(net), now) is now
+        assert snapshot.take(net, now) is now
         tensor.copy_(was)
-        assert snapshot.take(modules.walk(net), now) == before
+        assert snapshot.take(net, now) == before
 
 
 def test_all_that_changes_here_changes_there() -> None:

@@ -21,9 +21,9 @@ Act = Callable[[Net], object]
 
 def changes(module: nn.Module, act: Callable[[], object]) -> list[TensorChange]:
     """What an act changes in a model."""
-    before = snapshot.take(modules.walk(module))
+    before = snapshot.take(module)
     act()
-    return snapshot.changes("net", before, snapshot.take(modules.walk(module), before), modules.walk(module), AFTER)
+    return snapshot.changes("net", before, snapshot.take(module, before), modules.walk(module), AFTER)
 
 
 def paths(found: list[TensorChange]) -> list[str]:
@@ -167,19 +167,19 @@ def test_names_are_those_of_the_state_dict_but_for_wrappers(net: Net) -> None:
 
 def test_lazy_parameters_are_unfinished_and_their_shape_is_no_change() -> None:
     model = nn.Sequential(nn.LazyLinear(2), nn.LazyBatchNorm1d()).eval()
-    assert snapshot.take(modules.walk(model)).unfinished
-    assert not snapshot.take(modules.walk(Net())).unfinished
+    assert snapshot.take(model).unfinished
+    assert not snapshot.take(Net()).unfinished
 
     def run() -> Tensor:
         output: Tensor = model(batch())
         return output
 
     assert changes(model, run) == []
-    assert not snapshot.take(modules.walk(model)).unfinished
+    assert not snapshot.take(model).unfinished
     assert paths(changes(model, lambda: model.get_parameter("0.bias").data.add_(1))) == ["0.bias"]
 
 
 def test_bytes() -> None:
-    assert snapshot.take(modules.walk(nn.Linear(4, 2))).bytes == 4 * (8 + 2)
-    assert snapshot.take(modules.walk(nn.LazyLinear(2, bias=False))).bytes == 0
-    assert snapshot.take(modules.walk(nn.ReLU())).bytes == 0
+    assert snapshot.take(nn.Linear(4, 2)).bytes == 4 * (8 + 2)
+    assert snapshot.take(nn.LazyLinear(2, bias=False)).bytes == 0
+    assert snapshot.take(nn.ReLU()).bytes == 0

@@ -61,7 +61,7 @@ class Pair(nn.Module):
 
 
 def take(model: nn.Module, like: Snapshot | None = None) -> Snapshot:
-    return snapshot.take(modules.walk(model), like)
+    return snapshot.take(model, like)
 
 
 def unread(model: nn.Module) -> int:
@@ -75,7 +75,7 @@ def seen(model: nn.Module, before: Snapshot) -> set[str]:
     """What has changed: by what the kernel says and, as a test of that, by a read of everything."""
     parts = modules.walk(model)
     with undisturbed():
-        tracked = snapshot.take(parts, before)
+        tracked = snapshot.take(model, before)
         with patch.object(fingerprint, "memory", _Nothing()):
             read = snapshot._read(parts, before, False)
     by_kernel = {change.path for change in snapshot.changes("model", before, tracked, parts, None)}

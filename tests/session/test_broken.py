@@ -12,7 +12,7 @@ BROKEN = {
     "the fingerprint": "pytest_evalmode.observe.state.snapshot.fingerprint",
     "the finding of models": "pytest_evalmode.observe.models.find.find",
     "the forward observer": "pytest_evalmode.observe.state.generators.state",
-    "the rules": "pytest_evalmode.segments.judge",
+    "the rules": "pytest_evalmode.guards.segments.judge",
     "the record": "pytest_evalmode.session.window.entries.record",
 }
 

@@ -32,7 +32,8 @@ def declared(item: pytest.Item) -> tuple[Policy, tuple[Rule, ...]]:
 
 def new_guard(item: pytest.Item, policy: Policy, own: tuple[Rule, ...]) -> Guard:
     """A guard that judges as the run is set, and is told what its team wants and what is known."""
-    from pytest_evalmode.guards import Guard, Terms
+    from pytest_evalmode.guards import Guard
+    from pytest_evalmode.guards.terms import Terms
 
     settings = item.config.stash[SETTINGS]
     if settings.full_read:

@@ -34,7 +34,8 @@ def guard_of(item: pytest.Item) -> Guard:
     if GUARD in item.stash:
         return item.stash[GUARD]
     if item.config.stash[SETTINGS].mode == "off":
-        from pytest_evalmode.guards import Guard, Terms
+        from pytest_evalmode.guards import Guard
+        from pytest_evalmode.guards.terms import Terms
 
         return Guard(terms=Terms(rules=teams.rules(item.ihook)))
     prepare(item)

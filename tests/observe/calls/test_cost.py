@@ -45,5 +45,5 @@ def test_what_a_window_cost_is_more_than_what_was_timed() -> None:
     cost.timed_share.cache_clear()
     with torch.no_grad(), watching() as g:
         Net().eval()(batch())
-    timed = g._observers.forwards.seconds
-    assert g.seconds >= g._seconds + timed > timed > 0
+    timed = g._window.observers.forwards.seconds
+    assert g.seconds >= g._window.seconds + timed > timed > 0

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pytest_evalmode.guards import Guard, Terms
+from pytest_evalmode.guards import Guard
+from pytest_evalmode.guards.terms import Terms
 from tests.nets import Net, batch, only, rules, watching
 
 

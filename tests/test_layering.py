@@ -21,7 +21,7 @@ SHELL |= {f"report.{name}" for name in ("baseline", "ledger", "message", "sugges
 SHELL |= {"lock.file", "lock.fixture", "lock.keeper"}
 NEEDS_PYTEST = {"plugin", "session.hookspecs", *(f"session.{name}" for name in SESSION)}
 NEEDS_PYTEST |= {"lock.fixture", "lock.keeper"}
-NEEDS_TRITON = {"observe.state.kernels"} if find_spec("triton") is None else set[str]()
+NEEDS_TRITON = {"observe.state.devices.kernels"} if find_spec("triton") is None else set[str]()
 
 
 def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -24,7 +24,7 @@ def kernel(device: torch.device) -> devices.Way:
     pytest.importorskip("triton")
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("Triton has nothing for the host but its interpreter")
-    from pytest_evalmode.observe.state import kernels
+    from pytest_evalmode.observe.state.devices import kernels
 
     return kernels.read
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.multiprocessing import reductions
 
 from pytest_evalmode.observe.state import devices, writes
-from pytest_evalmode.observe.state.writes import PAGE, Span, Tracker
+from pytest_evalmode.observe.state.mappings import PAGE, Span
+from pytest_evalmode.observe.state.writes import Tracker
 
 # Without type hints in torch.
 StorageWeakRef: Any = reductions.StorageWeakRef

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from xxhash import xxh3_128
 
 from pytest_evalmode.observe.state import devices, memory
-from pytest_evalmode.observe.state.fingerprint import LARGE_ELEMENTS, place_of
+from pytest_evalmode.observe.state.digests import LARGE_ELEMENTS
+from pytest_evalmode.observe.state.layouts import place_of
 
 _TYPES = {nn.Parameter, Tensor}
 _TABLES = attrgetter("_modules", "_parameters", "_buffers")

@@ -15,17 +15,8 @@ from torch import Tensor, nn
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.modules import Parts, Remains, packed
 from pytest_evalmode.observe.state import devices, memory, plans
-from pytest_evalmode.observe.state.fingerprint import (
-    Fingerprint,
-    brought,
-    digests,
-    fingerprint,
-    large,
-    same,
-    settle,
-    undisturbed,
-    values,
-)
+from pytest_evalmode.observe.state.digests import brought, digests, large, settle
+from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint, same, undisturbed, values
 from pytest_evalmode.observe.state.plans import Plan
 from pytest_evalmode.trace import Site, TensorChange
 

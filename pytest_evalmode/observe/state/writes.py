@@ -23,11 +23,10 @@ import sys
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from threading import Lock
-from typing import NamedTuple
 
 import torch
 
-PAGE = mmap.PAGESIZE
+from pytest_evalmode.observe.state.mappings import PAGE, Mappings, Span, grouped
 
 _NR_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 
@@ -48,19 +47,10 @@ PAGE_IS_WRITTEN = 1 << 1
 PAGE_IS_PRESENT = 1 << 3
 PAGEMAP_SCAN = 0xC0606610
 
-_NEAR = 16 * PAGE
-"""So far apart, two spans are registered as one: each registration splits a mapping in up to three."""
 _SAME_SCAN = 1024 * PAGE
 """So far apart, two spans are asked for at once: the pages between them cost less than another call."""
 _REGIONS = 512
 """How many stretches a scan returns at once; the kernel's own buffer holds so many."""
-
-
-class Span(NamedTuple):
-    """Whole pages, from an address to another."""
-
-    start: int
-    end: int
 
 
 class uffdio_api(ctypes.Structure):  # noqa: N801
@@ -137,14 +127,14 @@ class Tracker:
         """Have writes noticed from now on; those that can be, which are plain private memory of nobody else's."""
         if not spans:
             return set()
-        mappings = _Mappings()
+        mappings = Mappings()
         plain = [span for span in sorted(spans) if mappings.hold(span)]
         return {span for group in self._registered(plain, mappings) for span in group if self._protect(span)}
 
     def unwritten(self, spans: Iterable[Span]) -> set[Span]:
         """Those of which no page was written since they were armed."""
         found: set[Span] = set()
-        for group in _grouped(sorted(spans), _SAME_SCAN):
+        for group in grouped(sorted(spans), _SAME_SCAN):
             starts, ends = self._doubtful(group[0].start, max(span.end for span in group))
             for span in group:
                 at = bisect_right(ends, span.start)
@@ -161,7 +151,7 @@ class Tracker:
                 if error.errno not in (errno.EINVAL, errno.ENOMEM):  # freed since, or somebody else's now
                     raise
 
-    def _registered(self, spans: list[Span], mappings: _Mappings) -> Iterator[list[Span]]:
+    def _registered(self, spans: list[Span], mappings: Mappings) -> Iterator[list[Span]]:
         """The spans by registration.  Each has the kernel split mappings, of which a process may have only so many."""
         for group in mappings.neighbours(spans):
             if self._room <= 0:
@@ -231,60 +221,6 @@ class Tracker:
             del tensor
         if not (armed and seen and again and released):
             raise OSError(errno.ENOTSUP, "the kernel does not see what is written")
-
-
-class _Mappings:
-    """The mappings of this process that are plainly private and anonymous, from `/proc/self/maps`."""
-
-    def __init__(self) -> None:
-        self._plain: list[Span] = []
-        with open("/proc/self/maps", "rb") as file:
-            lines = file.read().splitlines()
-        self._number = len(lines)
-        for line in lines:
-            where, flags, _, _, inode, *name = line.split(None, 5)
-            if flags != b"rw-p" or inode != b"0" or not (not name or name[0] == b"[heap]" or name[0][:6] == b"[anon:"):
-                continue
-            start, end = (int(part, 16) for part in where.split(b"-"))
-            if self._plain and self._plain[-1].end == start:
-                self._plain[-1] = Span(self._plain[-1].start, end)
-            else:
-                self._plain.append(Span(start, end))
-
-    def hold(self, span: Span) -> bool:
-        return self._of(span) is not None
-
-    def neighbours(self, spans: list[Span]) -> Iterator[list[Span]]:
-        """Spans that can be registered as one: they are near, and so is all that lies between them."""
-        for group in _grouped(spans, _NEAR):
-            by_mapping: dict[Span | None, list[Span]] = {}
-            for span in group:
-                by_mapping.setdefault(self._of(span), []).append(span)
-            yield from by_mapping.values()
-
-    def room(self) -> int:
-        """How many registrations may be made before this is asked again."""
-        with open("/proc/sys/vm/max_map_count", "rb") as file:
-            limit = int(file.read())
-        return min(256, (limit // 2 - self._number) // 2)
-
-    def _of(self, span: Span) -> Span | None:
-        at = bisect_right(self._plain, Span(span.start, sys.maxsize)) - 1
-        return self._plain[at] if at >= 0 and span.end <= self._plain[at].end else None
-
-
-def _grouped(spans: list[Span], gap: int) -> Iterator[list[Span]]:
-    """Sorted spans, together where no more than a gap lies between them."""
-    group: list[Span] = []
-    end = 0
-    for span in spans:
-        if group and span.start > end + gap:
-            yield group
-            group = []
-        group.append(span)
-        end = max(end, span.end)
-    if group:
-        yield group
 
 
 _lock = Lock()

@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.state import devices, fingerprint, snapshot
+from pytest_evalmode.observe.state import devices, digests, fingerprint, snapshot
 from pytest_evalmode.observe.state.fingerprint import KEPT_BYTES, undisturbed
 from pytest_evalmode.trace import TensorChange
 from tests.observe.state.test_fingerprint import DTYPES, STRIDED, Make, equal, look, memory, numbered, square
@@ -38,7 +38,8 @@ def elsewhere(small: int = 15) -> Iterator[None]:
         patch.setattr(fingerprint, "KEPT_BYTES", small)
         patch.setattr(devices, "SEGMENT_BYTES", SEGMENT)
         patch.setattr(devices, "CHUNK_BYTES", 2 * SEGMENT)
-        patch.setattr(fingerprint, "address_of", lambda tensor, dtype: 0)
+        for module in (digests, fingerprint):
+            patch.setattr(module, "address_of", lambda tensor, dtype: 0)
         yield
 
 
@@ -231,7 +232,8 @@ def transfers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_one_transfer_for_a_model(transfers: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "in_use", lambda: torch.cpu)
     monkeypatch.setattr(devices, "holds", lambda tensor: True)
-    monkeypatch.setattr(fingerprint, "address_of", lambda tensor, dtype: 0)
+    for module in (digests, fingerprint):
+        monkeypatch.setattr(module, "address_of", lambda tensor, dtype: 0)
     net = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.Linear(512, 7).double())
     snapshot.take(net)
     weight, *rest = (tensor.nbytes for tensor in net.state_dict().values())
@@ -428,7 +430,7 @@ def test_the_part_of_a_distributed_tensor_that_lies_here(transfers: list[int]) -
         local = net.weight._local_tensor  # type: ignore[attr-defined]
         transfers.clear()
         with elsewhere(), undisturbed():
-            found = fingerprint.brought([net.weight])
+            found = digests.brought([net.weight])
             print_ = fingerprint.fingerprint(net.weight, True, found[id(net.weight)])
             assert (print_.sharded, print_.size) == (True, local.nbytes)
             assert transfers == [16 * local.nbytes // SEGMENT]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Generator
 
-from pytest_evalmode.observe.state import engine
+from pytest_evalmode.observe.state.generators import engine
 
 pytestmark = pytest.mark.skipif(not Path(engine._MEMORY).exists(), reason="the system does not show its memory")
 

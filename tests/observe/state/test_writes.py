@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader
 from pytest_evalmode import guard
 from pytest_evalmode.errors import HygieneError
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.state import fingerprint, memory, snapshot, writes
+from pytest_evalmode.observe.state import digests, memory, snapshot, writes
 from pytest_evalmode.observe.state.fingerprint import undisturbed
+from pytest_evalmode.observe.state.mappings import PAGE, Mappings, Span
 from pytest_evalmode.observe.state.snapshot import Snapshot
-from pytest_evalmode.observe.state.writes import PAGE, Span
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 SIDE = 512
@@ -34,15 +34,15 @@ SIDE = 512
 
 @pytest.fixture(autouse=True)
 def _tracking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything is armed at once, however small, and this file leaves nothing armed."""
+    """Everything is armed at once, however small, and this file leaves nothing armed, and nothing switched off."""
     monkeypatch.delenv("EVALMODE_WRITES", raising=False)
     monkeypatch.setattr(memory, "_PAYS", 0)
-    monkeypatch.setattr(writes, "_asked", False)
+    writes._asked = False
     if writes.tracker() is None:
         pytest.skip("this kernel does not track writes, or a filter forbids it")
     yield
     writes.switch_off()
-    monkeypatch.setattr(writes, "_asked", False)
+    writes._asked = False
 
 
 class Pair(nn.Module):
@@ -76,7 +76,7 @@ def seen(model: nn.Module, before: Snapshot) -> set[str]:
     parts = modules.walk(model)
     with undisturbed():
         tracked = snapshot.take(model, before)
-        with patch.object(fingerprint, "memory", _Nothing()):
+        with patch.object(digests, "memory", _Nothing()):
             read = snapshot._read(parts, before, False)
     by_kernel = {change.path for change in snapshot.changes("model", before, tracked, parts, None)}
     assert by_kernel == {change.path for change in snapshot.changes("model", before, read, parts, None)}
@@ -391,21 +391,21 @@ def test_a_child_does_not_track() -> None:
 
 
 def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writes, "_asked", False)
+    writes._asked = False
     monkeypatch.setenv("EVALMODE_WRITES", "off")
     assert writes.tracker() is None
     assert unread(Pair()) == 0
 
 
 def test_a_wish_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writes, "_asked", False)
+    writes._asked = False
     monkeypatch.setenv("EVALMODE_WRITES", "maybe")
     with pytest.raises(ValueError, match=r"EVALMODE_WRITES is 'maybe': .*'on'.*'off'"):
         writes.tracker()
 
 
 def test_mappings_are_not_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writes._Mappings, "room", lambda self: 0)
+    monkeypatch.setattr(Mappings, "room", lambda self: 0)
     monkeypatch.setattr(writes.tracker(), "_room", 0)
     model = Pair()
     take(model)

@@ -12,7 +12,8 @@ from types import ModuleType
 from torch import Generator, Tensor
 
 from pytest_evalmode.observe.source.code import NUMPY, PYTHON
-from pytest_evalmode.observe.state import devices, engine
+from pytest_evalmode.observe.state import devices
+from pytest_evalmode.observe.state.generators import engine
 
 State = tuple[bytes, *tuple[object, ...]]
 """What can be compared, of each generator: the CPU's, then those of the accelerator in use."""

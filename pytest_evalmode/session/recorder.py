@@ -119,6 +119,7 @@ class Recorder:
             known=self._known,
             unmarked=suggest.unmarked(self._suggestions),
             advice=list(suggest.advice(self._suggestions, settings.marker, toml=self._is_toml)),
+            failed=suggest.failed(self._suggestions),
             unguarded=0 if settings.suggest else len(self._unguarded),
         )
         path.parent.mkdir(parents=True, exist_ok=True)

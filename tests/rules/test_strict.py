@@ -103,6 +103,7 @@ def test_can_be_allowed_and_needs_it(rule: Rule) -> None:
     assert judge([(FAULTS[rule], allowing)], strict=True) == []
 
 
+@pytest.mark.slow
 def test_no_torch() -> None:
     code = "import sys, pytest_evalmode.rules, pytest_evalmode.trace; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

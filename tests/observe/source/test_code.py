@@ -368,6 +368,7 @@ assert known() is None, gc.get_referrers(known())
 """
 
 
+@pytest.mark.slow
 def test_what_is_known_of_a_type_does_not_keep_it_alive(tmp_path: Path) -> None:
     """In a process of its own: what other tests leave there may well hold a type that is defined after them."""
     script = tmp_path / "dying.py"

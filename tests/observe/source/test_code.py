@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pytest_evalmode.observe.source import code
-from pytest_evalmode.observe.source.code import DRAWS
+from pytest_evalmode.observe.source.drawing import DRAWS
 from tests.nets import rules, watching
 
 # Public operators that are tagged as drawing, and that no Python code calls by these names: what nn.LSTM calls on ROCm,

@@ -10,10 +10,10 @@ demo: .venv/ready
 test: lint
 	$(BIN)/python -m pytest -n 2
 
-# Of the tests those that run no other suite and no other process, and so are quick.
+# Of the tests those of the core that run no suite, process or compiler of their own.
 check: style types
-	$(BIN)/python -m pytest -q -n 2 tests/rules tests/report tests/observe/source tests/observe/calls \
-		tests/test_guards.py tests/test_evaluation.py tests/test_strict.py tests/test_rooms.py
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/rules tests/report tests/observe/source tests/observe/calls \
+		tests/test_guards.py tests/test_evaluation.py tests/test_strict.py tests/test_rooms.py tests/test_policy.py
 
 lint: style types examples
 

@@ -360,6 +360,8 @@ def main() -> None:
         page = PAGES / f"{rule}.md"
         if "--write" in sys.argv:
             lines = page.read_text(encoding="utf-8").splitlines()
+            if not any(line.startswith(BEGINS) for line in lines):
+                sys.exit(f"{page} has no line that begins with {BEGINS!r}, where this could stand")
             lines = [said if line.startswith(BEGINS) else line for line in lines]
             page.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -14,6 +14,13 @@ pytest_plugins = ["pytester"]
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs a suite of its own is slow."""
+    for item in items:
+        if "pytester" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @pytest.fixture
 def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """Do on CI what is done at a desk: there pytest shortens the lines of its summary, and we write one of a step."""

@@ -52,9 +52,22 @@ def failure(lines: list[str]) -> str:
 
 @EACH_RULE
 def test_the_page_of_a_rule_has_its_five_parts(rule: Rule) -> None:
+    assert page_of(rule).exists(), "copy the page of a rule like it, and say what is so of this one"
     text = page_of(rule).read_text(encoding="utf-8")
     assert text.startswith(f"# {rule.name}\n")
     assert re.findall(r"^## (.+)$", text, re.M) == HEADINGS
+    assert re.search(rf"^{harm.BEGINS}", text, re.M), "what the fault costs: python -m benchmarks.harm --write"
+
+
+def test_every_rule_is_named_where_a_reader_looks_for_it() -> None:
+    names = {rule.name for rule in RULES}
+    for file, line, expected in (
+        (RULE_PAGES / "index.md", r"^\| \[`([\w-]+)`\]\(\1\.md\) \|", names),
+        (ROOT / "mkdocs.yml", r"^ +- rules/([\w-]+)\.md$", {"index", *names}),
+        (ROOT / "README.md", r"^\| `([\w-]+)` \|", {rule.name for rule in RULES if rule.level == "default"}),
+    ):
+        named = re.findall(line, file.read_text(encoding="utf-8"), re.M)
+        assert sorted(named) == sorted(expected), f"one line a rule in {file.relative_to(ROOT)}"
 
 
 @EACH_RULE
@@ -83,7 +96,9 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def test_every_number_of_a_rules_page_is_what_is_measured() -> None:
-    assert list(harm.HARM) == [rule.name for rule in RULES]
+    assert list(harm.HARM) == [rule.name for rule in RULES], (
+        "one function a rule, in their order, in benchmarks/harm.py"
+    )
     for rule in RULES:
         page = page_of(rule).read_text(encoding="utf-8")
         said = next(line for line in page.splitlines() if line.startswith(harm.BEGINS))

@@ -14,7 +14,7 @@ import pytest_evalmode
 from tests import suites
 from tests.test_rooms import PACKAGE, modules
 
-SESSION = {"evalmode", "fixtures", "marks", "options", "recorder", "settings", "stash", "teams"}
+SESSION = {"evalmode", "files", "fixtures", "marks", "options", "recorder", "settings", "stash", "teams"}
 SESSION |= {f"window.{name}" for name in ("entries", "telling", "terms", "testcases", "verdict", "window")}
 SHELL = {"plugin", "policy", "files", *(f"session.{name}" for name in SESSION)}
 SHELL |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}

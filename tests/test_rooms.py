@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest_evalmode
 PACKAGE = Path(pytest_evalmode.__file__).parent
 
 
+@cache
 def modules() -> list[str]:
     """Every module of the package, by its name within it."""
     files = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
@@ -35,6 +37,7 @@ DIRECTIONS = {
 }
 
 
+@cache
 def imports(module: str) -> set[str]:
     """The modules of the package that a module imports anywhere in it, for type checkers too."""
     known = set(modules())

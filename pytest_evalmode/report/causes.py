@@ -1,15 +1,76 @@
-"""Violations of many tests -> what to mend first: one line, fixture or model, and the tests that it explains."""
+"""What is to be mended: the root cause of each violation of a test, and what one cause explains in many tests.
+
+All that tells of causes asks here: the failure text, the summary, the page and the step summary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from pytest_evalmode.rules import RULE_NAMES
+from pytest_evalmode.rules import RULE_NAMES, Violation
 
 Test = Mapping[str, Any]
-Violation = Mapping[str, Any]
+Recorded = Mapping[str, Any]
+"""A violation in the record of a test."""
+
+
+class Root(NamedTuple):
+    """What is the same of all that goes away together."""
+
+    rule: str
+    """The rule that the cause breaks; what follows from it may break others."""
+    what: str
+    """`fixture model`, say; empty where the line says it all."""
+    at: str | None
+
+
+def roots(violations: Sequence[Violation]) -> list[Root]:
+    """Of each violation its root cause."""
+    return [Root(cause.rule, *_place(cause)) for cause in explained(violations)]
+
+
+def explained(violations: Sequence[Violation]) -> list[Violation]:
+    """Of each violation the one that explains it: itself, where none before it does."""
+    found: list[Violation] = []
+    for number, violation in enumerate(violations):
+        before = (cause for other, cause in zip(violations[:number], found, strict=True) if _explains(other, violation))
+        found.append(next(before, violation))
+    return found
+
+
+def _explains(cause: Violation, other: Violation) -> bool:
+    """Whether another is a consequence: of the same model, or of a part of it that is a model of its own."""
+    if cause.rule not in other.because:
+        return False
+    mine = (cause.model, *(subject.partition(" ")[0] for subject in cause.subjects))
+    return any(name is not None and (name == other.model or name.startswith(f"{other.model}.")) for name in mine)
+
+
+def _place(cause: Violation) -> tuple[str, str | None]:
+    """What is to be mended, and its line.
+
+    What switched the mode, made the graph or wrote; else the fixture that handed a model over in training mode; else
+    the line at fault in the model; else the call.  Autograd is for the call to stop, wherever it was recorded.
+    """
+    fixture = (f"fixture {cause.fixture}", str(cause.fixture_at)) if cause.fixture else None
+    if cause.since:
+        return "", str(cause.since)
+    if cause.rule == "state-drifted":
+        ran = cause.details.get("changed_by") or cause.details.get("between")
+        if ran:
+            return str(ran[0]), None
+    if cause.rule == "train-mode" and fixture:
+        return fixture
+    if cause.rule in _OF_THE_MODEL and cause.cause:
+        return "", str(cause.cause)
+    if cause.at:
+        return "", str(cause.at)
+    return fixture or (cause.model or "", str(cause.cause) if cause.cause else None)
+
+
+_OF_THE_MODEL = frozenset({"batch-stats", "random-forward", "unregistered-module", "attribute-mutated"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,89 +81,52 @@ class Cause:
     """`fixture model`, say; empty where the line says it all."""
     at: str | None
     message: str
-    """Of the first violation, as an example."""
+    """Of the first violation that is the cause itself, as an example."""
     remedy: str
     rules: tuple[str, ...]
     tests: tuple[str, ...]
     """Their node ids."""
     test: str
-    """The first of them, whose lines can be shown."""
+    """That of the example, whose lines can be shown."""
 
 
 def causes(tests: Iterable[Test]) -> list[Cause]:
     """The root causes of what was found, those that explain most tests first."""
-    found: dict[tuple[str, str, str | None], list[tuple[Test, Violation, list[str]]]] = {}
+    found: dict[Root, list[tuple[Test, Recorded]]] = {}
     for test in tests:
-        for violation, explained in rooted(test["violations"]):
-            what, at = _place(test, violation)
-            rules = [each["rule"] for each in (violation, *explained)]
-            found.setdefault((violation["rule"], what, at), []).append((test, violation, rules))
-    merged = [_cause(what, at, entries) for (_, what, at), entries in found.items()]
+        for violation in test["violations"]:
+            found.setdefault(_root(violation), []).append((test, violation))
+    merged = [_cause(root, entries) for root, entries in found.items()]
     return sorted(merged, key=lambda cause: (-len(cause.tests), _order(cause.rules[0])))
 
 
-def rooted(violations: Iterable[Violation]) -> list[tuple[Violation, list[Violation]]]:
-    """The violations that no other of the test explains, each with those that it explains.
-
-    Training mode explains the change of a tensor of a module that was in training mode.
-    """
-    violations = list(violations)
-    training = {v["model"]: v for v in violations if v["rule"] == "train-mode"}
-    explained: dict[int, list[Violation]] = {}
-    roots = []
+def rooted(violations: Iterable[Recorded]) -> list[tuple[Recorded, list[Recorded]]]:
+    """The violations that no other of these explains, each with those that it explains."""
+    entries: list[tuple[Recorded, list[Recorded]]] = []
     for violation in violations:
-        cause = training.get(violation["model"])
-        if cause is not None and violation["rule"] in _CONSEQUENCES and _explains(cause, violation):
-            explained.setdefault(id(cause), []).append(violation)
+        root = _root(violation)
+        alike = [entry for entry in entries if _root(entry[0]) == root and entry[0]["rule"] == root.rule]
+        if alike and violation["rule"] != root.rule:
+            max(alike, key=lambda entry: entry[0]["model"] == violation["model"])[1].append(violation)
         else:
-            roots.append(violation)
-    return [(root, explained.get(id(root), [])) for root in roots]
+            entries.append((violation, []))
+    return entries
 
 
-_CONSEQUENCES = frozenset({"state-mutated", "buffer-mutated"})
+def _root(violation: Recorded) -> Root:
+    return Root(*violation["root"])
 
 
-def _explains(training: Violation, changed: Violation) -> bool:
-    modules = {subject.rpartition(" (")[0] for subject in training["subjects"]}
-    return all(subject.rpartition(".")[0] in modules for subject in changed["subjects"])
-
-
-def _place(test: Test, violation: Violation) -> tuple[str, str | None]:
-    """What is to be mended, and its line: what switched the mode, else the fixture that handed the model over so.
-
-    Else the line at fault in the model, else the call; the call itself comes first for autograd, which it should stop.
-    """
-    shown = test.get("shown", {})
-    since = violation["details"].get("since")
-    if since:
-        return "", since
-    between = violation["details"].get("between")
-    if between:
-        return between[0], None
-    model = violation["model"] or ""
-    fixtures = shown.get("fixtures", {})
-    if violation["rule"] == "train-mode":
-        for name in (model, model.partition(".")[0], model.partition("[")[0]):
-            if name in fixtures:
-                return f"fixture {name}", fixtures[name]
-    elif violation["rule"] in _OF_THE_MODEL and violation["cause"]:
-        return "", violation["cause"]
-    return ("", violation["at"]) if violation["at"] else (model, violation["cause"])
-
-
-_OF_THE_MODEL = frozenset({"batch-stats", "random-forward", "unregistered-module", "attribute-mutated"})
-
-
-def _cause(what: str, at: str | None, entries: list[tuple[Test, Violation, list[str]]]) -> Cause:
-    _, violation, _ = entries[0]
+def _cause(root: Root, entries: list[tuple[Test, Recorded]]) -> Cause:
+    test, violation = next((entry for entry in entries if entry[1]["rule"] == root.rule), entries[0])
     return Cause(
-        what=what,
-        at=at,
+        what=root.what,
+        at=root.at,
         message=violation["message"],
         remedy=violation["remedy"],
-        rules=tuple(sorted({rule for _, _, rules in entries for rule in rules}, key=_order)),
-        tests=tuple(dict.fromkeys(test["nodeid"] for test, _, _ in entries)),
-        test=entries[0][0]["nodeid"],
+        rules=tuple(sorted({violation["rule"] for _, violation in entries}, key=_order)),
+        tests=tuple(dict.fromkeys(test["nodeid"] for test, _ in entries)),
+        test=test["nodeid"],
     )
 
 

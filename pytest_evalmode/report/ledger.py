@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from pytest_evalmode import __version__
 from pytest_evalmode.files import replace_file
 from pytest_evalmode.policy import Policy
 from pytest_evalmode.report.baseline import Seen
+from pytest_evalmode.report.causes import Root, roots
 from pytest_evalmode.rules import Violation
 from pytest_evalmode.trace import WatchedModel
 
@@ -25,7 +26,7 @@ def record(
     *,
     policy: Policy,
     models: Iterable[WatchedModel],
-    violations: Iterable[Violation],
+    violations: Sequence[Violation],
     seconds: float,
     exemptions: Iterable[str],
     unjudged: bool,
@@ -62,7 +63,7 @@ def record(
             "forwards": sum(model["forwards"] for model in watched),
             "seconds": round(seconds, 6),
             "models": watched,
-            "violations": [_violation(violation) for violation in violations],
+            "violations": [_violation(*found) for found in zip(violations, roots(violations), strict=True)],
             "shown": dict(shown or {}),
         },
         default=str,  # of the details of a team's rule
@@ -79,7 +80,7 @@ def short(
     return len(violations), rules, names, sum(model.forwards for model in models), round(seconds, 6)
 
 
-def _violation(violation: Violation) -> Record:
+def _violation(violation: Violation, root: Root) -> Record:
     return {
         "rule": violation.rule,
         "model": violation.model,
@@ -90,7 +91,14 @@ def _violation(violation: Violation) -> Record:
         "cause": str(violation.cause) if violation.cause else None,
         "count": violation.count,
         "details": dict(violation.details),
+        "root": list(root),
     }
+
+
+def _as_reported(test: Record) -> Record:
+    """A test without what is for the summary and the page."""
+    violations = [{k: v for k, v in violation.items() if k != "root"} for violation in test["violations"]]
+    return {**{k: v for k, v in test.items() if k not in _FOR_SUMMARY}, "violations": violations}
 
 
 class Ledger:
@@ -119,7 +127,7 @@ class Ledger:
     def write(self, path: Path, mode: str, strict: bool) -> None:
         """Write the JSON report; folders on the way are made."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        tests = [{k: v for k, v in test.items() if k not in _FOR_SUMMARY} for test in self._tests.values()]
+        tests = [_as_reported(test) for test in self._tests.values()]
         report = {
             "schema": SCHEMA,
             "evalmode": __version__,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from pytest_evalmode.report.causes import explained
 from pytest_evalmode.rules import RULES, Rule, Violation
 from pytest_evalmode.rules.globs import narrowest
 from pytest_evalmode.trace import Site
@@ -58,22 +59,15 @@ class _Entry:
         mine = self.head
         return (mine.rule, mine.remedy, _places(mine)) == (other.rule, other.remedy, _places(other)) and bool(mine.at)
 
-    def explains(self, other: Violation) -> bool:
-        """Whether another is a consequence: of the same model, or of a part of it that is a model of its own."""
-        mine = (self.head.model, *(subject.partition(" ")[0] for subject in self.head.subjects))
-        return self.head.rule in other.because and any(
-            name is not None and (name == other.model or name.startswith(f"{other.model}.")) for name in mine
-        )
-
 
 def _entries(violations: Sequence[Violation]) -> list[_Entry]:
     """One for each cause, in the order of the first that tells of it."""
     entries: list[_Entry] = []
-    for violation in violations:
-        cause = next((entry for entry in entries if entry.explains(violation)), None)
+    for violation, cause in zip(violations, explained(violations), strict=True):
+        told = next((entry for entry in entries if any(cause is each for each in entry.all())), None)
         twin = next((entry for entry in entries if entry.is_like(violation)), None)
-        if cause is not None:
-            cause.consequences.append(violation)
+        if told is not None and cause is not violation:
+            told.consequences.append(violation)
         elif twin is not None:
             twin.alike.append(violation)
         else:

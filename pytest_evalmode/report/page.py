@@ -38,11 +38,13 @@ def page(
     known: Known | None = None,
     unmarked: Sequence[Unmarked] = (),
     advice: Sequence[str] = (),
+    failed: Sequence[tuple[str, str]] = (),
     unguarded: int = 0,
 ) -> str:
     """The page of a session.  `tests` are those of a Ledger, `known` what the baseline lists.
 
-    `unmarked` are the tests that should be guarded, with the `advice` how; of `unguarded` ones nobody asked.
+    `unmarked` are the tests that should be guarded, with the `advice` how; in `failed` ones the guard failed,
+    each with its error; of `unguarded` ones nobody asked.
     """
     by_name = {test["nodeid"]: test for test in tests}
     new, old = apart(tests, known)
@@ -60,6 +62,7 @@ def page(
             known=_part(old, by_name, "k"),
             unmarked=unmarked,
             advice=advice,
+            failed=failed,
             unguarded=unguarded,
             clean=[test for test in tests if not test["violations"]],
             exemptions=exemptions(tests),

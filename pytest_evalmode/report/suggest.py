@@ -15,11 +15,12 @@ from pytest_evalmode.trace import Trace
 Suggestion = Mapping[str, Any]
 
 
-def suggestion(trace: Trace, violations: Iterable[Violation], stepped: Collection[str]) -> str | None:
+def suggestion(trace: Trace, violations: Iterable[Violation]) -> str | None:
     """What an unmarked test ran, as it travels in its report; None if it ran no model.
 
     A model is inferred from where a forward ran in eval mode or recorded no autograd, unless an optimizer stepped it.
     """
+    stepped = {name for step in trace.steps for name in step.models}
     ran = [model for model in trace.models if model.forwards]
     if not ran:
         return None
@@ -40,14 +41,25 @@ def suggestion(trace: Trace, violations: Iterable[Violation], stepped: Collectio
     )
 
 
+def unknown(failure: Exception) -> str:
+    """The same of a test in which the guard itself failed: it may have run anything."""
+    return json.dumps({"models": [], "trains": False, "violations": [], "failure": repr(failure)})
+
+
 def lines(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterator[Line]:
     """The tests that should be guarded, worst first, and what to write to have them guarded.
 
     `tests` are all unmarked ones that ran a model, by node id; `toml` is how the project is configured.
     """
+    lost = failed(tests)
+    if lost:
+        told = f"the guard failed in {plural(len(lost), 'unmarked test')}: what was run there is not known"
+        yield Line(told, "yellow")
+        yield from (Line(f"  {nodeid}  {failure}", "yellow") for nodeid, failure in lost)
     found = unmarked(tests)
     if not found:
-        yield Line("no unmarked test ran inference")
+        if not lost:
+            yield Line("no unmarked test ran inference")
         return
     dirty = sum(bool(test.rules) for test in found)
     yield Line(f"{plural(len(found), 'unmarked test')} ran inference; guarded, {dirty} would fail today:")
@@ -70,6 +82,11 @@ def unmarked(tests: Mapping[str, Suggestion]) -> list[Unmarked]:
     found = {nodeid: test for nodeid, test in tests.items() if test["models"]}
     ordered = sorted(found.items(), key=lambda each: (-len(each[1]["violations"]), each[0]))
     return [Unmarked(nodeid, test["models"], list(dict.fromkeys(test["violations"]))) for nodeid, test in ordered]
+
+
+def failed(tests: Mapping[str, Suggestion]) -> list[tuple[str, str]]:
+    """The tests in which the guard itself failed, each with how."""
+    return sorted((nodeid, test["failure"]) for nodeid, test in tests.items() if test.get("failure"))
 
 
 def advice(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterator[str]:

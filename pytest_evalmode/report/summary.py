@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pytest_evalmode.policy import Policy
 from pytest_evalmode.report.baseline import Known, is_known
+from pytest_evalmode.report.causes import Cause, causes
 from pytest_evalmode.report.ledger import Ledger
 from pytest_evalmode.rules import RULE_NAMES
 from pytest_evalmode.rules.exemptions import as_declared
@@ -93,27 +94,17 @@ def details(ledger: Ledger, known: Known | None, *, verbose: bool = False) -> It
 
 def _by_cause(ledger: Ledger, most: int | None) -> Iterator[Line]:
     """Each root cause once, with the tests that it explains; who has but one test has read of it there."""
-    causes: dict[tuple[str, str], dict[str, None]] = {}
-    for test in ledger.tests:
-        for violation in test["violations"]:
-            root = _root(violation)
-            if root:
-                causes.setdefault((root, violation["rule"]), {})[test["nodeid"]] = None
-    shared = sorted((-len(tests), rule, root) for (root, rule), tests in causes.items() if len(tests) > 1)
+    shared = [(cause, place) for cause in causes(ledger.tests) if len(cause.tests) > 1 and (place := _place(cause))]
     if shared:
         yield Line("by cause:")
-    for number, rule, root in shared[:most]:
-        yield Line(f"  {root}  {rule} in {plural(-number, 'test')}")
+    for cause, place in shared[:most]:
+        yield Line(f"  {place}  {', '.join(cause.rules)} in {plural(len(cause.tests), 'test')}")
     if shared[most or len(shared) :]:
         yield Line(f"  and {len(shared) - (most or 0)} more causes (-v shows all)")
 
 
-def _root(violation: Record) -> str | None:
-    """The line that brought a violation about, as far back as is known."""
-    details = violation["details"]
-    handed = f"fixture {details['fixture']}, {details['fixture_at']}" if details.get("fixture") else None
-    root = details.get("since") or handed or violation["cause"] or violation["at"]
-    return None if root is None else str(root)
+def _place(cause: Cause) -> str:
+    return ", ".join(filter(None, (cause.what, cause.at)))
 
 
 def _exemption(test: Record) -> str:

@@ -46,8 +46,10 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
             yield replace(violation, at=writer.at, since=writer.at, remedy=_BEFORE.format(writer.by), details=facts)
         elif model in weights or not (model in training or model in graphs):
             yield replace(violation, remedy=_WRITTEN)
+        elif model in graphs:
+            yield replace(violation, because=("train-mode", "batch-stats", "random-forward"))
         else:
-            yield replace(violation, because=("train-mode", *(("batch-stats", "random-forward") if graphs else ())))
+            yield _of_training(violation, trace)
 
 
 @rule(
@@ -57,7 +59,8 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
     remedy="fill it in __init__; declare a cache with mutable=[...]",
 )
 def buffer_mutated(trace: Trace) -> Iterator[Violation]:
-    return _mutated(change for change in trace.changes if not change.persistent)
+    for violation in _mutated(change for change in trace.changes if not change.persistent):
+        yield _of_training(violation, trace)
 
 
 @rule(
@@ -196,6 +199,14 @@ def _ran(between: Sequence[str], by: Sequence[str] = ()) -> str:
         return f"it changed as {first_and_more(by)} ran"
     more = f" and {len(between) - 3} more" if len(between) > 3 else ""
     return f"in between ran {', '.join(between[:3])}{more}" if between else "nothing ran in between"
+
+
+def _of_training(violation: Violation, trace: Trace) -> Violation:
+    """The same as a consequence of training mode, where that moved all that changed: it runs other code there."""
+    findings = (finding for call in trace.calls for finding in call.training)
+    modules = {finding.part.name for finding in findings if finding.part.sensitive}
+    explained = all(subject.rpartition(".")[0] in modules for subject in violation.subjects)
+    return replace(violation, because=("train-mode",)) if explained else violation
 
 
 def _by_hand(use: Use) -> str:

@@ -65,6 +65,11 @@ class Settings(NamedTuple):
         return read_policy("evalmode ini", self.exempt, self.exempt["allow"])
 
     @property
+    def listed(self) -> Known | None:
+        """What the baseline lists, if the run goes by it."""
+        return None if self.update_baseline else self.known
+
+    @property
     def no_guard(self) -> str:
         """The marker that takes a test out of what is guarded by its path."""
         return f"no_{self.marker}_guard"
@@ -123,3 +128,8 @@ def step_summary() -> Path | None:
     """Where GitHub takes the Markdown from that it shows of a job, if this is one."""
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     return Path(path) if path and os.environ.get("GITHUB_ACTIONS") == "true" else None
+
+
+def is_toml(config: pytest.Config) -> bool:
+    """Whether the project is configured in TOML."""
+    return config.inipath is not None and config.inipath.suffix == ".toml"

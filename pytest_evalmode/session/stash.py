@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_evalmode.guards import Guard
-    from pytest_evalmode.observe.calls.beside.steps import Steps
     from pytest_evalmode.observe.calls.kept import Kept
     from pytest_evalmode.observe.models.history import History
 
@@ -28,8 +27,6 @@ MODELS: pytest.StashKey[dict[str, nn.Module]] = pytest.StashKey()
 """The models of a test by name, kept for a debugger."""
 KEPT: pytest.StashKey[Kept] = pytest.StashKey()
 """What keeps the models of a test alive for a debugger."""
-STEPS: pytest.StashKey[Steps] = pytest.StashKey()
-"""What optimizers step in a test that may be suggested."""
 HISTORY: pytest.StashKey[History] = pytest.StashKey()
 """What shared models were, once a strict guard has been made."""
 PROPERTY = "evalmode"

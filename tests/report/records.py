@@ -16,6 +16,7 @@ def violation(rule: str = "train-mode", **facts: Any) -> dict[str, Any]:
         "cause": None,
         "count": 1,
         "details": {},
+        "root": [rule, "", facts.get("at", "test_it.py:9")],
         **facts,
     }
 

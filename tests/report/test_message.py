@@ -77,6 +77,12 @@ def test_blocks_of_one_list_that_have_the_same_fault_are_one_entry() -> None:
     assert explain([blocks[0], other]).count("fix: ") == 2
 
 
+def test_what_follows_from_the_second_of_them_is_told_in_their_entry() -> None:
+    blocks = [replace(TRAINING, model=name, subjects=(f"{name}.bn (BatchNorm2d)",)) for name in ("student", "teacher")]
+    moved = replace(CONSEQUENCE, model="teacher", subjects=("teacher.bn.running_mean",))
+    assert explain([*blocks, moved]).count("fix: ") == 1
+
+
 def test_no_exemption_is_offered_for_a_plain_mistake() -> None:
     assert "intended?" not in explain([replace(TRAINING, plain=True), CONSEQUENCE])
     assert explain([replace(TRAINING, plain=True), RANDOM]).endswith('intended? guard(allow=["random-forward"])')

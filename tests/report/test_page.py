@@ -37,7 +37,7 @@ SHOWN = {
     "fixtures": {"net": "conftest.py:3"},
     "lines": {"test_it.py:7": [5, ["five", "six", "net.train()", "eight", "nine"]], "test_it.py:9": [9, ["net(x)"]]},
 }
-FAULT = violation(details={"since": "test_it.py:7"})
+FAULT = violation(details={"since": "test_it.py:7"}, root=["train-mode", "", "test_it.py:7"])
 
 
 class Text(HTMLParser):
@@ -117,7 +117,7 @@ def test_the_grid_tells_which_test_broke_which_rule() -> None:
 
 
 def test_what_training_mode_explains_stands_beneath_it() -> None:
-    moved = violation("state-mutated", subjects=["net.bn.running_mean"], remedy="call model.eval()")
+    moved = violation("state-mutated", remedy="call model.eval()", root=["train-mode", "", "test_it.py:9"])
     told = text(shown(guarded("test_a", violation(), moved)))
     assert "so state-mutated state-mutated, the headline" in told
     assert "call model.eval()" not in told

@@ -9,7 +9,7 @@ import pytest
 from pytest_evalmode.policy import Policy, PolicyError, read_policy
 from pytest_evalmode.rules import Violation, judge
 from pytest_evalmode.rules.modes import grad_mode, random_forward, train_mode
-from pytest_evalmode.rules.state import state_mutated
+from pytest_evalmode.rules.state import buffer_mutated, state_mutated
 from pytest_evalmode.trace import Trace, Use
 from tests.rules.facts import HERE, THERE, call, calls, changed, found
 
@@ -52,10 +52,25 @@ def test_gradients_on_purpose_are_told_of_allow() -> None:
 def test_only_what_training_mode_moves_is_its_consequence() -> None:
     moved = replace(calls(RAN), changes=(changed("bn.running_mean", buffer=True),))
     assert the(state_mutated.violations(moved)).because == ("train-mode",)
+    beside = replace(moved, changes=(*moved.changes, changed("head.calls", buffer=True)))
+    assert the(state_mutated.violations(beside)).because == ()
     written = replace(calls(RAN), changes=(changed("head.weight"),))
     assert the(state_mutated.violations(written)).because == ()
     by_hand = the(state_mutated.violations(replace(written, gradients=(BACKWARD,))))
     assert "evalmode.paused()" in by_hand.remedy
+
+
+def test_training_mode_explains_a_buffer_that_is_not_saved_as_well() -> None:
+    for buffer, because in (("bn.mean", ("train-mode",)), ("rope.cos", ()), ("other.bn.mean", ())):
+        moved = replace(calls(RAN), changes=(changed(buffer, buffer=True, persistent=False),))
+        assert the(buffer_mutated.violations(moved)).because == because
+
+
+def test_a_container_that_is_only_in_training_mode_moves_nothing() -> None:
+    container = replace(
+        calls(call(training=(found("", "Net", sensitive=False),))), changes=(changed("n", buffer=True),)
+    )
+    assert the(state_mutated.violations(container)).because == ()
 
 
 def test_an_export_is_told_to_call_eval_first() -> None:

@@ -126,6 +126,51 @@ def test_a_test_is_taken_out_of_what_is_guarded_by_its_path(
     assert names - {"eval_with_autograd"} == guarded
 
 
+BROKEN = """
+import pytest_evalmode.observe.models.registry as registry
+
+@pytest.fixture
+def broken(monkeypatch):
+    def fail(*args):
+        raise ZeroDivisionError("the guard is broken")
+
+    monkeypatch.setattr(registry.Registry, "holding", fail)
+
+def train(net):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+
+def test_trains(broken):
+    train(Net())
+    infer(Net().eval())
+"""
+
+
+@pytest.mark.parametrize("args", [(), ("-n2",), ("--evalmode-html=page.html",)])
+def test_where_the_guard_failed_nothing_is_said_to_be_clean(pytester: pytest.Pytester, args: tuple[str, ...]) -> None:
+    suites.write(pytester, BROKEN)
+    result = suites.run(pytester, "--evalmode-suggest", *args)
+    assert result.ret == pytest.ExitCode.OK
+    assert section(result)[:2] == [
+        "the guard failed in 1 unmarked test: what was run there is not known",
+        "  test_it.py::test_trains  ZeroDivisionError('the guard is broken')",
+    ]
+    result.stdout.no_fnmatch_line("*ran inference; guarded*")
+    result.stdout.no_fnmatch_line("no unmarked test ran inference")
+    if "html" in "".join(args):
+        page = (pytester.path / "page.html").read_text(encoding="utf-8")
+        assert "The guard failed in 1 unmarked test:" in page
+        assert "ZeroDivisionError(&#39;the guard is broken&#39;)" in page
+
+
+def test_a_step_in_which_the_guard_fails_fails_a_marked_test(pytester: pytest.Pytester) -> None:
+    suites.write(pytester, BROKEN.replace("def test_", "@pytest.mark.inference\ndef test_"))
+    result = suites.run(pytester)
+    result.assert_outcomes(failed=1, errors=1)
+    result.stdout.fnmatch_lines(["*ZeroDivisionError*in the guard itself*"])
+
+
 def test_the_mark_of_the_test_itself_is_above_it(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester, "@pytest.mark.no_inference_guard\n@pytest.mark.inference\ndef test_it():\n    infer(Net())\n"

@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.jit import ScriptModule
 
-from pytest_evalmode.observe.source.code import DRAWS
+from pytest_evalmode.observe.source.drawing import DRAWS
 
 _BATCH_NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
 

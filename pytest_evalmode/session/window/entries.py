@@ -9,7 +9,7 @@ import pytest
 from pytest_evalmode.report.ledger import record, short
 from pytest_evalmode.session import fixtures
 from pytest_evalmode.session.settings import Settings
-from pytest_evalmode.session.stash import DROPPED, PROPERTY, SHORT_PROPERTIES, STEPS, SUGGESTION, TALLY, forget_record
+from pytest_evalmode.session.stash import DROPPED, PROPERTY, SHORT_PROPERTIES, SUGGESTION, TALLY, forget_record
 
 if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard
@@ -56,12 +56,13 @@ def _shown(item: pytest.Item, guard: Guard, settings: Settings) -> dict[str, Any
 
 
 def enter_suggestion(item: pytest.Item, guard: Guard) -> None:
-    """Enter what an unmarked test ran; it is told of nothing else."""
-    from pytest_evalmode.report.suggest import suggestion
+    """Enter what an unmarked test ran, or that the guard failed there; it is told of nothing else."""
+    from pytest_evalmode.report.suggest import suggestion, unknown
 
-    steps = item.stash[STEPS]
-    del item.stash[STEPS]
-    steps.stop()
-    found = suggestion(guard.trace, guard.violations, steps.models)
+    found = None
+    with guard.safely():
+        found = suggestion(guard.trace, guard.violations)
+    if guard.failures:
+        found = unknown(guard.failures[0])
     if found is not None:
         item.user_properties.append((SUGGESTION, found))

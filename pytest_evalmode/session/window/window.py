@@ -10,7 +10,7 @@ from pytest_evalmode.errors import GuardError
 from pytest_evalmode.rules import RuleError
 from pytest_evalmode.session import fixtures, teams
 from pytest_evalmode.session.settings import SETTINGS
-from pytest_evalmode.session.stash import CALLING, GUARD, KEPT, MARKS, MODELS, STEPS, TALLY
+from pytest_evalmode.session.stash import CALLING, GUARD, KEPT, MARKS, MODELS, TALLY
 from pytest_evalmode.session.window.entries import bytes_read, enter, enter_suggestion
 from pytest_evalmode.session.window.telling import WITHDRAWN, drop_our_frames, explain, tell
 from pytest_evalmode.session.window.terms import declared, failing, new_guard
@@ -78,9 +78,8 @@ def end(item: pytest.Item, outcome: Result[object]) -> None:
         item.stash[KEPT].stop()
         item.stash[MODELS] = guard.living
     guard.close(name=item.nodeid, finished=own is None, needs_forward=marked, heard=not withdrawn)
-    if STEPS in item.stash:
-        with guard.safely():
-            enter_suggestion(item, guard)
+    if settings.suggest and not settings.guards(item):
+        enter_suggestion(item, guard)
         return
     with guard.safely():
         if guard.watched or guard.violations or guard.failures:
@@ -128,12 +127,7 @@ def _marks(item: pytest.Item) -> list[pytest.Mark]:
 
 
 def _open(guard: Guard, item: pytest.Item) -> None:
-    settings = item.config.stash[SETTINGS]
     item.stash[TALLY] = bytes_read()
-    if settings.suggest and not settings.guards(item):
-        from pytest_evalmode.observe.calls.beside.steps import Steps
-
-        item.stash[STEPS] = Steps(lambda: guard.living)
     if item.config.getoption("usepdb", False):
         from pytest_evalmode.observe.calls.kept import Kept
 

@@ -136,6 +136,7 @@ def test_a_compiled_model_is_seen(in_place: bool) -> None:
     assert not rules(g)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # inductor warns about what it finds here
 @torch.no_grad()
 def test_inductor() -> None:

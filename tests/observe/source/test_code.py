@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pytest_evalmode.observe.source import code
-from pytest_evalmode.observe.source.code import DRAWS
+from pytest_evalmode.observe.source.drawing import DRAWS
 from tests.nets import rules, watching
 
 # Public operators that are tagged as drawing, and that no Python code calls by these names: what nn.LSTM calls on ROCm,
@@ -368,6 +368,7 @@ assert known() is None, gc.get_referrers(known())
 """
 
 
+@pytest.mark.slow
 def test_what_is_known_of_a_type_does_not_keep_it_alive(tmp_path: Path) -> None:
     """In a process of its own: what other tests leave there may well hold a type that is defined after them."""
     script = tmp_path / "dying.py"

@@ -411,6 +411,7 @@ with guard(model):
 """
 
 
+@pytest.mark.slow
 def test_a_tensor_whose_memory_was_released() -> None:
     """FSDP does so between forwards.  In a process of its own: a read from there ends it."""
     run = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True, check=False)

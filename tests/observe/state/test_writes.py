@@ -445,6 +445,7 @@ except HygieneError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_filter_refuses_it() -> None:
     code = REFUSED.format(number=writes._NR_USERFAULTFD[platform.machine()])
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -16,7 +16,7 @@ from pytest_evalmode.observe.calls.questions.modes import judge
 from pytest_evalmode.observe.calls.questions.question import Question
 from pytest_evalmode.observe.calls.trees import GRAPHS
 from pytest_evalmode.observe.source import callers, code, graphs
-from pytest_evalmode.observe.source.code import Draw
+from pytest_evalmode.observe.source.drawing import Draw
 from pytest_evalmode.observe.source.sites import Sites
 from pytest_evalmode.observe.state import generators
 from pytest_evalmode.trace import Finding, Site

@@ -221,6 +221,7 @@ def test_generators_of_their_own_are_no_fault() -> None:
     assert g.violations == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("draw", "told"), [("numpy.random.rand()", True), ("numpy.random.default_rng(0).random()", False)]
 )

@@ -34,6 +34,8 @@ DIRECTIONS = {
     "observe.state": {"trace", "observe", "observe.source"},
     "observe.models": {"trace", "observe", "observe.source", "observe.state"},
     "observe.calls": {"trace", "observe", "observe.source", "observe.state", "observe.models"},
+    "lock.inputs": {"rules"},
+    "lock.batches": {"trace", "lock.file", "lock.inputs"},
 }
 
 

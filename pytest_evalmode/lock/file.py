@@ -21,6 +21,7 @@ from pytest_evalmode.files import replace_file
 SCHEMA = 1
 KINDS = ("model", "inputs", "preprocessing", "outputs")
 FOLDER = "__evalmode__"
+UPDATE = "run pytest --evalmode-update-lock, review the file that it writes, and commit it"
 
 _MOST_BYTES = 1 << 25
 _MOST_SAMPLE_BYTES = 1 << 21

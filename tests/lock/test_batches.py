@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from pytest_evalmode.lock import batches, outputs
-from pytest_evalmode.lock.batches import Stream
+from pytest_evalmode.lock.batches import differences
+from pytest_evalmode.lock.batches import tolerance as tolerances
+from pytest_evalmode.lock.batches.entries import holds
+from pytest_evalmode.lock.batches.packing import packed
+from pytest_evalmode.lock.batches.stream import Stream, extend
 
 ROOM = 1 << 19
 DEFAULT = {"rtol": None, "atol": None}
@@ -19,7 +22,7 @@ DEFAULT = {"rtol": None, "atol": None}
 def streams(*parts: Any, room: int = ROOM, fewest: bool = True, exact: bool = True) -> dict[str, Stream]:
     found: dict[str, Stream] = {}
     for part in parts:
-        batches.extend(found, part, room, ROOM, fewest=fewest, exact=exact)
+        extend(found, part, room, ROOM, fewest=fewest, exact=exact)
     return found
 
 
@@ -34,7 +37,7 @@ X = torch.randn(100, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def test_the_size_of_the_batches_is_of_no_account(size: int) -> None:
     whole, parts = streams(X), streams(*X.split(size))  # type: ignore[no-untyped-call]
     assert entries(parts) == entries(whole)
-    kept, others = batches.packed(whole), batches.packed(parts)
+    kept, others = packed(whole), packed(parts)
     assert kept.keys() == others.keys()
     assert all(np.array_equal(kept[name], others[name]) for name in kept)
 
@@ -58,9 +61,9 @@ def difference(was: Any, now: Any, room: int = ROOM) -> str:
     old, new = streams(was, room=room), streams(now, room=room)
     ((name, stream),) = new.items()
     entry = old[name].entry()
-    assert not batches.holds(entry, stream.entry())
-    kept = batches.packed(old)
-    return batches.difference(entry, stream, kept.get(name), kept.get(f"{name}#digests"))[0]
+    assert not holds(entry, stream.entry())
+    kept = packed(old)
+    return differences.difference(entry, stream, kept.get(name), kept.get(f"{name}#digests"))[0]
 
 
 @pytest.mark.parametrize(
@@ -121,8 +124,8 @@ def test_a_dtype_that_numpy_has_not_is_recorded_as_it_is(dtype: torch.dtype) -> 
 
 def far(was: Any, now: Any, tolerance: Any = DEFAULT) -> str | None:
     old, new = (streams(each, fewest=False, exact=False, room=4000) for each in (was, now))
-    kept = batches.packed(old)
-    found = outputs.difference(
+    kept = packed(old)
+    found = tolerances.difference(
         old["batch"].entry(), new["batch"], kept.get("batch"), kept.get("batch#sketch"), tolerance
     )
     return None if found is None else found[0]

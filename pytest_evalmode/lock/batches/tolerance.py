@@ -1,25 +1,24 @@
-"""Outputs and metrics against those that were locked, within the tolerance of `torch.testing.assert_close`."""
+"""An array against the one that was locked, within the tolerance of `torch.testing.assert_close`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pytest_evalmode.lock.batches import Stream, holds, restored
+from pytest_evalmode.lock.batches.entries import holds
+from pytest_evalmode.lock.batches.packing import restored
+from pytest_evalmode.lock.batches.sketches import MOST
+from pytest_evalmode.lock.batches.stream import Stream
 from pytest_evalmode.lock.file import Entry
-from pytest_evalmode.lock.inputs.samples import arrays, like
-from pytest_evalmode.lock.sketches import MOST
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 Tolerance = Mapping[str, float | None]
-Again = Callable[[Any], object]
-"""What makes an output anew of inputs."""
 _DEFAULTS = {
     "float16": (1e-3, 1e-5),
     "bfloat16": (1.6e-2, 1e-5),
@@ -103,46 +102,3 @@ def _words(was: Array, now: Array) -> str:
         turned = int((was.argmax(1) != now.argmax(1)).sum())
         words += f"; {turned} of {len(was)} samples have another largest value" if turned else ""
     return words
-
-
-def first_of_both(
-    was: Mapping[str, Entry], now: Mapping[str, Stream], kept: Mapping[str, Array]
-) -> tuple[Mapping[str, Array], Mapping[str, Array]] | None:
-    """The first samples of inputs, as they were locked and as they are now; None where these were not kept whole."""
-    old = {path: restored(kept[path], was[path]["dtype"]) for path in was if path in kept}
-    new = {path: stream.values() for path, stream in now.items()}
-    if old.keys() != new.keys() or old.keys() != was.keys():
-        return None
-    # What is larger than its room was cut: that is no input.
-    whole = all(
-        str(old[path].shape[1:]) == was[path]["shape"] and new[path].shape[1:] == now[path].shape for path in old
-    )
-    n = min((len(values) for values in (*old.values(), *new.values())), default=0)
-    if not n or not whole or any(stream.single for stream in now.values()):
-        return None
-    return {path: values[:n] for path, values in old.items()}, {path: values[:n] for path, values in new.items()}
-
-
-def tried(
-    again: Again, batch: object, old: Mapping[str, Array], new: Mapping[str, Array], locked: Mapping[str, Entry]
-) -> str:
-    """What metrics are with the inputs that were locked, and with this run's; empty where they are no numbers.
-
-    `locked` is what the metrics were, if these are all the inputs.
-    """
-    n = len(next(iter(old.values())))
-    try:
-        with torch.random.fork_rng(), torch.no_grad():
-            with_old, with_new = (arrays(again(like(batch, values))) for values in (old, new))
-    except Exception as error:  # of a function of the test's own, on fewer samples than it is used to
-        return f"again= failed on the first {n} samples: {type(error).__name__}: {error}"
-    numbers = [name for name, value in with_old.items() if value.size == 1 and name in with_new]
-    said = []
-    for name in numbers:
-        first, last = with_old[name].item(), with_new[name].item()
-        words = f"{first:.6g} with the inputs that were locked, {last:.6g} with this run's"
-        value = locked.get(name, {}).get("value", last)
-        if value != last and 0 <= (share := (first - last) / (value - last)) <= 1.005:
-            words += f": they explain {'all' if share > 0.995 else f'{share:.0%}'} of it"
-        said.append(words if len(with_old) == 1 else f"{name}: {words}")
-    return f"made again of the first {n} samples: {'; '.join(said)}" if said else ""

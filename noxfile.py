@@ -21,6 +21,7 @@ TESTS = [
     "tests/report",
     "tests/observe/source",
     "tests/observe/calls",
+    "tests/ecosystem/test_torchvision.py",
     "tests/test_guards.py",
     "tests/test_evaluation.py",
 ]
@@ -67,8 +68,8 @@ def oldest_pytest(session: nox.Session) -> None:
 @nox.session(python="3.11")
 @nox.parametrize("torch", ["2.7.1", "2.9.1", "2.14.1", "2.15.0"])
 def torches(session: nox.Session, torch: str) -> None:
-    """Other torches, one at a time."""
-    _try(session, "wheel", f"torch=={torch}", "pytest")
+    """Other torches, one at a time, with the torchvision that fits."""
+    _try(session, "wheel", f"torch=={torch}", "pytest", "torchvision", "timm")
 
 
 def _try(session: nox.Session, package: str, *versions: str) -> None:

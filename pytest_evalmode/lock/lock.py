@@ -99,7 +99,9 @@ class Lock:
             return
         if not isinstance(was.get("steps"), dict):
             raise LockError(f"{self._where('preprocessing', name)} describes no steps; {_UPDATE}")
-        found = differences(was["steps"], now) or ["its description is another"]
+        found = differences(was["steps"], now)
+        if not found:
+            return
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         self._change("preprocessing", name, at, f"{found[0]}{more}", "; ".join(found[:10]), {"differences": found[:32]})
 

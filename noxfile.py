@@ -2,6 +2,9 @@
 
 Each session installs the wheel or the sdist into an empty environment, runs the tests that need little else, and
 removes the environment.  Those of `torches` take several GB each, and run only when they are named.
+
+A Python is found if it is on the PATH or pyenv has it (`pyenv install 3.12`); the last lines of the run name each
+session that was skipped for want of its Python.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ TESTS = [
     "tests/report",
     "tests/observe/source",
     "tests/observe/calls",
+    "tests/ecosystem/test_torchvision.py",
     "tests/test_guards.py",
     "tests/test_evaluation.py",
 ]
@@ -41,12 +45,15 @@ LENIENT = ["--override-ini=addopts=", "-Wignore::pytest.PytestConfigWarning"]
 SCORE = os.environ.get("EVALMODE_SCORE")
 """A script that scores the plugin on a catalogue of faults, to be run as well."""
 
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+os.environ.setdefault("PYENV_VERSION", ":".join(PYTHONS))  # else pyenv shows one of those it has; nobody else reads it
+
 nox.options.sessions = ["pythons", "oldest_pytest"]
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "no"
 
 
-@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
+@nox.session(python=PYTHONS)
 def pythons(session: nox.Session) -> None:
     """Each Python, the newest pytest."""
     _try(session, "sdist", "torch==2.13.0", "pytest")
@@ -61,8 +68,8 @@ def oldest_pytest(session: nox.Session) -> None:
 @nox.session(python="3.11")
 @nox.parametrize("torch", ["2.7.1", "2.9.1", "2.14.1", "2.15.0"])
 def torches(session: nox.Session, torch: str) -> None:
-    """Other torches, one at a time."""
-    _try(session, "wheel", f"torch=={torch}", "pytest")
+    """Other torches, one at a time, with the torchvision that fits."""
+    _try(session, "wheel", f"torch=={torch}", "pytest", "torchvision", "timm")
 
 
 def _try(session: nox.Session, package: str, *versions: str) -> None:

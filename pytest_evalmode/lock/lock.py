@@ -88,7 +88,9 @@ class Lock:
             return
         if not isinstance(was.get("steps"), dict):
             raise LockError(f"{self._where('preprocessing', name)} describes no steps; {UPDATE}")
-        found = differences(was["steps"], now) or ["its description is another"]
+        found = differences(was["steps"], now)
+        if not found:
+            return
         headline = found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
         finding, details = "; ".join(found[:10]), {"differences": found[:32]}
         self._tell(LockChange("preprocessing", name, headline, finding, at, details=details))

@@ -147,7 +147,7 @@ CHANGES: dict[str, Pair] = {
     "interpolation": (
         lambda: Compose(Resize(224), ToTensor()),
         lambda: Compose(Resize(224, InterpolationMode.BICUBIC), ToTensor()),
-        "Resize.interpolation: 'InterpolationMode.BILINEAR' -> 'InterpolationMode.BICUBIC'",
+        "Resize.interpolation: 'bilinear' -> 'bicubic'",
     ),
     "modules": (
         lambda: nn.Sequential(Resize(224), Normalize(*IMAGENET)),
@@ -157,7 +157,7 @@ CHANGES: dict[str, Pair] = {
     "tensors": (
         lambda: Normalize(torch.tensor([0.5]), np.array([0.25])),
         lambda: Normalize(torch.tensor([0.5]), np.array([0.5])),
-        "Normalize.std: (0.25) -> (0.5)",
+        "Normalize.std: 0.25 -> 0.5",
     ),
     "a step that went": (
         lambda: Compose(ToTensor(), Normalize(*HALF)),
@@ -277,7 +277,7 @@ def test_a_call_leaves_a_tokenizer_as_it_was() -> None:
 def test_a_method_of_what_is_made_in_c() -> None:
     one, other = (describe(np.array([each]).take) for each in (1, 2))
     assert differences(one, one) == []
-    assert differences(one, other) == ["of: (1) -> (2)"]
+    assert differences(one, other) == ["of: 1 -> 2"]
 
 
 def test_what_tells_nothing_is_probed() -> None:

@@ -7,12 +7,20 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 from typing import Any
 
+from pytest_evalmode.lock.preprocessing.spellings import respelled
+
 _ABSENT = object()
 
 
 def differences(old: object, new: object) -> list[str]:
-    """Where two descriptions differ, each by its field: `Normalize.mean: (0.485, ...) -> (0.5, ...)`."""
-    return list(_differences(old, new, ""))
+    """Where two descriptions differ, each by its field: `Normalize.mean: (0.485, ...) -> (0.5, ...)`.
+
+    What is only written in another way is none.  The others are told as they are written, or spelled alike if that is
+    shorter.
+    """
+    as_written = list(_differences(old, new, ""))
+    spelled_alike = list(_differences(respelled(old), respelled(new), ""))
+    return min(as_written, spelled_alike, key=lambda told: sum(map(len, told)))
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[str]:

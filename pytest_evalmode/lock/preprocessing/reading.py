@@ -75,7 +75,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, (float, np.floating)):
-        number = float(value)
+        number = float(str(value))  # of float32 the number that was written: 0.485, not 0.48500001430511475
         return number if math.isfinite(number) else repr(number)
     if isinstance(value, np.generic):
         return _plain(value.item()) if not isinstance(value.item(), np.generic) else str(value)
@@ -89,11 +89,9 @@ def _plain(value: Any) -> Any:
         return repr(value)
     array = _array(value)
     if array is not None:
-        return (
-            array.tolist()
-            if array.size <= 64
-            else {"shape": list(array.shape), "digest": functions.digest(array.tobytes())}
-        )
+        if array.size > 64:
+            return {"shape": list(array.shape), "digest": functions.digest(array.tobytes())}
+        return (array.astype(str).astype(float) if array.dtype == np.float32 else array).tolist()
     if type(value).__module__ == "torch" and type(value).__name__ in _NAMED:
         return str(value)
     return str(value) if isinstance(value, np.dtype) else _NOT_PLAIN

@@ -1,0 +1,324 @@
+"""torchvision's transforms and timm's, and timm's models: what is locked of them, and that they are clean."""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_evalmode.lock.preprocessing import describe, differences
+from tests import suites
+from tests.nets import rules, watching
+
+pytest.importorskip("torchvision")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # their imports
+    v1: Any = import_module("torchvision.transforms")
+    v2: Any = import_module("torchvision.transforms.v2")
+    weights: Any = import_module("torchvision.models").ResNet50_Weights
+    Image: Any = import_module("PIL.Image")
+    timm: Any = import_module("timm") if find_spec("timm") else None
+    created: Any = import_module("timm.data").create_transform if timm else None
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+needs_timm = pytest.mark.skipif(timm is None, reason="timm is not installed")
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+BILINEAR, BICUBIC = v1.InterpolationMode.BILINEAR, v1.InterpolationMode.BICUBIC
+TO_TENSOR = (v1.ToTensor(),)
+Make = Callable[[], Any]
+
+
+def old(*extra: Any, size: Any = 256, crop: Any = 224, to: Any = TO_TENSOR, by: Any = IMAGENET, **resize: Any) -> Any:
+    """torchvision's first kind of transforms."""
+    return v1.Compose([v1.Resize(size, **resize), v1.CenterCrop(crop), *extra, *to, v1.Normalize(*by)])
+
+
+def new(
+    *extra: Any, size: Any = 256, crop: Any = 224, scale: bool = True, dtype: Any = torch.float32, **resize: Any
+) -> Any:
+    """torchvision's second kind, of tensors from the start."""
+    to = v2.ToDtype(dtype, scale=scale)
+    return v2.Compose(
+        [v2.ToImage(), v2.Resize(size, **resize), v2.CenterCrop(crop), *extra, to, v2.Normalize(*IMAGENET)]
+    )
+
+
+def of_timm(**arguments: Any) -> Any:
+    return created(**{"input_size": 224, "is_training": False, **arguments})
+
+
+def second(*steps: Any) -> Any:
+    """As `old()`, of torchvision's second kind: the image is one of Pillow's until after the crop."""
+    scaled = steps or (v2.ToImage(), v2.ToDtype(torch.float32, scale=True))
+    return v2.Compose([v2.Resize(256), v2.CenterCrop(224), *scaled, v2.Normalize(*IMAGENET)])
+
+
+ALIKE: dict[str, tuple[Make, Make]] = {
+    "made anew": (old, old),
+    "lists": (old, lambda: old(by=[list(each) for each in IMAGENET])),
+    "tensors": (old, lambda: old(by=[torch.tensor(each) for each in IMAGENET])),
+    "arrays": (old, lambda: old(by=[torch.tensor(each).numpy() for each in IMAGENET])),
+    "a size in a list": (old, lambda: old(size=[256])),
+    "a crop in a tuple": (old, lambda: old(crop=(224, 224))),
+    "the default named": (old, lambda: old(interpolation=BILINEAR, antialias=True)),
+    "Pillow's constant": (old, lambda: old(interpolation=Image.Resampling.BILINEAR)),
+    "a pipeline in another": (
+        old,
+        lambda: v1.Compose([v1.Compose([v1.Resize(256), v1.CenterCrop(224)]), v1.ToTensor(), v1.Normalize(*IMAGENET)]),
+    ),
+    "in two steps": (old, lambda: old(to=(v1.PILToTensor(), v1.ConvertImageDtype(torch.float32)))),
+    "in v2": (old, second),
+    "in v2, with its ToTensor": (old, lambda: second(v2.ToTensor())),
+    "in v2, no subclass": (
+        old,
+        lambda: second(v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()),
+    ),
+    "what the weights bring": (old, lambda: weights.IMAGENET1K_V1.transforms()),
+    "v2 made anew": (new, new),
+    "v2, the default named": (new, lambda: new(interpolation=BILINEAR)),
+}
+TIMM_ALIKE: dict[str, tuple[Make, Make]] = {
+    "made anew": (of_timm, of_timm),
+    "a size in a tuple": (of_timm, lambda: of_timm(input_size=(3, 224, 224))),
+    "by hand": (of_timm, old),
+}
+
+
+def an_image() -> Any:
+    pixels = torch.randint(256, (300, 400, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Image.fromarray(pixels.numpy())
+
+
+def told(make: tuple[Make, Make]) -> list[str]:
+    """What is told of two pipelines, of which one was written to a file."""
+    before, after = (json.loads(json.dumps(describe(each()))) for each in make)
+    return differences(before, after)
+
+
+def assert_same_results(pair: tuple[Make, Make]) -> None:
+    one, other = (make()(an_image()).as_subclass(Tensor) for make in pair)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-6)  # v2 multiplies by 1 / 255 where v1 divides
+
+
+@pytest.mark.parametrize("pair", ALIKE.values(), ids=ALIKE)
+def test_one_pipeline_written_in_two_ways(pair: tuple[Make, Make]) -> None:
+    assert told(pair) == []
+    assert told((pair[1], pair[0])) == []
+    assert_same_results(pair)
+
+
+@needs_timm
+@pytest.mark.parametrize("pair", TIMM_ALIKE.values(), ids=TIMM_ALIKE)
+def test_one_pipeline_of_timm_written_in_two_ways(pair: tuple[Make, Make]) -> None:
+    assert told(pair) == []
+    assert_same_results(pair)
+
+
+def swapped(image: Tensor) -> Tensor:
+    return image[[2, 1, 0]]
+
+
+CHANGED: dict[str, tuple[Make, Make, str]] = {
+    "mean": (old, lambda: old(by=(HALF[0], IMAGENET[1])), "Normalize.mean: (0.485, 0.456, 0.406) -> (0.5, 0.5, 0.5)"),
+    "std": (old, lambda: old(by=(IMAGENET[0], HALF[1])), "Normalize.std: (0.229, 0.224, 0.225) -> (0.5, 0.5, 0.5)"),
+    "interpolation": (old, lambda: old(interpolation=BICUBIC), "Resize.interpolation: 'bilinear' -> 'bicubic'"),
+    "antialias": (old, lambda: old(antialias=False), "Resize.antialias: True -> False"),
+    "size": (old, lambda: old(size=232), "Resize.size: 256 -> 232"),
+    "shape": (old, lambda: old(size=(256, 256)), "Resize.size: 256 -> (256, 256)"),
+    "crop": (old, lambda: old(crop=256), "CenterCrop.size: (224, 224) -> (256, 256)"),
+    "no ToTensor": (old, lambda: old(to=()), "ToTensor: ToTensor(repr='ToTensor()') -> (absent)"),
+    "augmented": (
+        old,
+        lambda: old(v1.RandomHorizontalFlip()),
+        "RandomHorizontalFlip: (absent) -> RandomHorizontalFlip(p=0.5)",
+    ),
+    "channels": (
+        old,
+        lambda: old(to=(v1.ToTensor(), v1.Lambda(swapped))),
+        "Lambda: (absent) -> Lambda(lambd=tests.ecosystem.test_torchvision.swapped())",
+    ),
+    "v2, scale": (new, lambda: new(scale=False), "ToDtype.scale: True -> False"),
+    "v2, dtype": (new, lambda: new(dtype=torch.float16), "ToDtype.dtype: 'torch.float32' -> 'torch.float16'"),
+    "v2, antialias": (new, lambda: new(antialias=False), "Resize.antialias: True -> False"),
+    "v2, size": (new, lambda: new(size=232), "Resize.size: 256 -> 232"),
+    "v2, no ToImage": (new, lambda: v2.Compose(new().transforms[1:]), "ToImage: ToImage() -> (absent)"),
+    "from v1, another mean": (
+        lambda: old(by=HALF),
+        second,
+        "Normalize.mean: (0.5, 0.5, 0.5) -> (0.485, 0.456, 0.406)",
+    ),
+    "from v1, not scaled": (
+        old,
+        lambda: second(v2.ToImage(), v2.ToDtype(torch.float32)),
+        "ToDtype.scale: True -> False",
+    ),
+    "from v1, tensors resized": (
+        old,
+        new,
+        "Compose: in another order: Resize, CenterCrop, ToImage, ToDtype, Normalize -> "
+        "ToImage, Resize, CenterCrop, ToDtype, Normalize",
+    ),
+    "other weights": (
+        lambda: weights.IMAGENET1K_V1.transforms(),
+        lambda: weights.IMAGENET1K_V2.transforms(),
+        "Resize.size: 256 -> 232",
+    ),
+}
+TIMM_CHANGED: dict[str, tuple[Make, Make, str]] = {
+    "mean": (of_timm, lambda: of_timm(mean=HALF[0]), CHANGED["mean"][2]),
+    "interpolation": (of_timm, lambda: of_timm(interpolation="bicubic"), CHANGED["interpolation"][2]),
+    "crop_pct": (of_timm, lambda: of_timm(crop_pct=1.0), "Resize.size: 256 -> 224"),
+    "crop_mode": (of_timm, lambda: of_timm(crop_mode="squash"), CHANGED["shape"][2]),
+    "erased": (
+        functools.partial(of_timm, is_training=True, re_prob=0.1),
+        functools.partial(of_timm, is_training=True, re_prob=0.3),
+        "RandomErasing.probability: 0.1 -> 0.3",
+    ),
+    "augmented": (
+        functools.partial(of_timm, is_training=True, no_aug=True),
+        functools.partial(of_timm, is_training=True, scale=(1.0, 1.0), ratio=(1.0, 1.0), color_jitter=None),
+        "RandomHorizontalFlip: (absent) -> RandomHorizontalFlip(p=0.5)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED.values(), ids=CHANGED)
+def test_a_change_is_named(case: tuple[Make, Make, str]) -> None:
+    before, after, words = case
+    assert words in told((before, after))
+
+
+@pytest.mark.parametrize("case", CHANGED.values(), ids=CHANGED)
+def test_a_change_is_told_in_a_few_words(case: tuple[Make, Make, str]) -> None:
+    assert len(told(case[:2])) <= 2
+
+
+@needs_timm
+@pytest.mark.parametrize("case", TIMM_CHANGED.values(), ids=TIMM_CHANGED)
+def test_a_change_of_timms_is_named(case: tuple[Make, Make, str]) -> None:
+    before, after, words = case
+    assert words in told((before, after))
+
+
+LOCKED = """
+import os
+import torch
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+def test_it(evalmode_lock):
+    evalmode_lock.preprocessing(eval(os.environ["TRANSFORM"]), "eval")
+"""
+FIRST = "v1.Compose([v1.Resize(256), v1.CenterCrop(224), v1.ToTensor(), v1.Normalize(*IMAGENET)])"
+SECOND = FIRST.replace("v1.ToTensor()", "v2.ToImage(), v2.ToDtype(torch.float32, scale=True)").replace("v1", "v2")
+
+
+@pytest.mark.parametrize(
+    ("transform", "told"),
+    [
+        (FIRST, None),
+        (SECOND, None),
+        (SECOND.replace("256", "232"), "Resize.size: 256 -> 232"),
+        (SECOND.replace("scale=True", "scale=False"), "ToDtype.scale: True -> False"),
+    ],
+)
+def test_what_was_locked_of_v1_holds_for_v2(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, transform: str, told: str | None
+) -> None:
+    suites.write(pytester, test_it=LOCKED)
+    monkeypatch.setenv("TRANSFORM", FIRST)
+    suites.run(pytester, "--evalmode-update-lock").assert_outcomes(passed=1)
+    monkeypatch.setenv("TRANSFORM", transform)
+    result = suites.run(pytester)
+    if told is None:
+        result.assert_outcomes(passed=1)
+    else:
+        result.assert_outcomes(failed=1)
+        result.stdout.fnmatch_lines([f"*HygieneViolation: preprocessing-changed: {told}"])
+
+
+CACHED = {"convit_tiny": "blocks.*.attn.rel_indices"}  # made anew for a new size of images: a cache, to be declared
+MODELS = (
+    "resnet18",
+    "vit_tiny_patch16_224",
+    "convnext_atto",
+    "efficientnet_b0",
+    "swin_tiny_patch4_window7_224",
+    *CACHED,
+)
+
+
+def a_model(name: str) -> nn.Module:
+    model: nn.Module = timm.create_model(name, num_classes=10)
+    return model
+
+
+@needs_timm
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_timm_is_clean(name: str) -> None:
+    model = a_model(name).eval()
+    with watching(model, strict=True, mutable=CACHED.get(name, ())) as g, torch.inference_mode():
+        for _ in range(2):
+            model(torch.rand(1, 3, 224, 224))
+    assert not rules(g)
+
+
+@needs_timm
+@pytest.mark.parametrize("name", CACHED)
+def test_a_cache_of_a_model_of_timm_is_told_when_it_changes(name: str) -> None:
+    model = a_model(name).eval()
+    with watching(model, strict=True) as first, torch.inference_mode():
+        model(torch.rand(1, 3, 224, 224))
+    with watching(model, strict=True) as second, torch.inference_mode():
+        model(torch.rand(1, 3, 224, 224))
+    assert (rules(first), rules(second)) == ({"buffer-mutated"}, set())
+
+
+@needs_timm
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_timm_that_trains_is_not(name: str) -> None:
+    with watching() as g, torch.inference_mode():
+        a_model(name).train()(torch.rand(2, 3, 224, 224))
+    assert "train-mode" in rules(g)
+
+
+@needs_timm
+def test_models_of_timm_in_marked_tests(pytester: pytest.Pytester) -> None:
+    suites.write(
+        pytester,
+        f"""
+import timm
+
+@pytest.fixture(scope="module", params={MODELS!r})
+def model(request):
+    return timm.create_model(request.param, num_classes=10).eval()
+
+@pytest.mark.inference
+def test_clean(model):
+    with torch.inference_mode():
+        model(torch.rand(1, 3, 224, 224))
+
+@pytest.mark.inference
+def test_forgotten(model):
+    with torch.inference_mode():
+        model.train()(torch.rand(2, 3, 224, 224))
+    model.eval()
+""",
+    )
+    outcomes = suites.outcomes(pytester)
+    assert {nodeid.partition("::")[2].partition("[")[0]: outcome for nodeid, outcome in outcomes.items()} == {
+        "test_clean": "passed",
+        "test_forgotten": "failed",
+    }
+    assert len(outcomes) == 2 * len(MODELS)

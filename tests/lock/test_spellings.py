@@ -1,0 +1,107 @@
+"""One description written in two ways, and its look-alikes that say something else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pytest_evalmode.lock.preprocessing import describe, differences
+
+Step = dict[str, Any]
+
+
+def step(name: str, **fields: Any) -> Step:
+    return {"step": name, **fields}
+
+
+def steps(*each: Step, of: str = "Compose") -> Step:
+    return step(of, transforms=list(each))
+
+
+RESIZE = step("Resize", antialias=True, interpolation="InterpolationMode.BILINEAR", max_size=None, size=256)
+CROP = step("CenterCrop", size=[224, 224])
+NORMALISE = step("Normalize", inplace=False, mean=[0.5], std=[0.25])
+TO_TENSOR = step("ToTensor", repr="ToTensor()")
+TO_IMAGE, TO_FLOAT = step("ToImage"), step("ToDtype", dtype="torch.float32", scale=True)
+PRESET = step(
+    "ImageClassification",
+    antialias=True,
+    crop_size=[224],
+    interpolation="InterpolationMode.BILINEAR",
+    mean=[0.5],
+    resize_size=[256],
+    std=[0.25],
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (steps(TO_TENSOR), steps(TO_IMAGE, TO_FLOAT)),
+        (steps(TO_TENSOR), steps(step("ToTensor"))),
+        (steps(TO_TENSOR), steps(step("MaybeToTensor", repr="MaybeToTensor()"))),
+        (steps(TO_TENSOR), steps(step("PILToTensor"), step("ConvertImageDtype", dtype="torch.float32"))),
+        (steps(TO_TENSOR), steps(TO_TENSOR, step("ToPureTensor"), step("Identity"))),
+        (steps(RESIZE, CROP), steps(RESIZE, CROP, of="Sequential")),
+        (steps(RESIZE, CROP, TO_TENSOR), steps(steps(RESIZE, CROP), steps(TO_TENSOR))),
+        (RESIZE, {**RESIZE, "size": [256]}),
+        (RESIZE, {**RESIZE, "interpolation": "bilinear"}),
+        (RESIZE, {**RESIZE, "interpolation": "Resampling.BILINEAR"}),
+        (NORMALISE, {**NORMALISE, "mean": 0.5}),
+        (step("Lambda", lambd="f"), step("Lambda", lambd="f", types=["builtins.object"])),
+        (PRESET, steps(RESIZE, CROP, TO_TENSOR, NORMALISE)),
+        ({"train": steps(TO_TENSOR), "eval": [TO_TENSOR]}, {"train": steps(TO_IMAGE, TO_FLOAT), "eval": [TO_TENSOR]}),
+    ],
+)
+def test_written_in_two_ways(one: Step, other: Step) -> None:
+    assert differences(one, other) == []
+    assert differences(other, one) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        (steps(TO_TENSOR), steps(TO_IMAGE, {**TO_FLOAT, "scale": False}), ["ToDtype.scale: True -> False"]),
+        (
+            steps(TO_TENSOR),
+            steps(TO_IMAGE, {**TO_FLOAT, "dtype": "torch.float16"}),
+            ["ToDtype.dtype: 'torch.float32' -> 'torch.float16'"],
+        ),
+        (steps(TO_TENSOR, NORMALISE), steps(NORMALISE), ["ToTensor: ToTensor(repr='ToTensor()') -> (absent)"]),
+        (
+            steps(RESIZE, CROP),
+            steps(CROP, RESIZE, of="Sequential"),
+            ["Compose: in another order: Resize, CenterCrop -> CenterCrop, Resize"],
+        ),
+        (RESIZE, {**RESIZE, "size": [256, 256]}, ["Resize.size: 256 -> (256, 256)"]),
+        (
+            RESIZE,
+            {**RESIZE, "interpolation": "nearest"},
+            ["Resize.interpolation: 'bilinear' -> 'nearest'"],
+        ),
+        (
+            step("Lambda", lambd="f"),
+            step("Lambda", lambd="f", types=["torch.Tensor"]),
+            ["Lambda.types: (absent) -> 'torch.Tensor'"],
+        ),
+        (PRESET, steps(RESIZE, CROP, TO_TENSOR, {**NORMALISE, "mean": [0.4]}), ["Normalize.mean: 0.5 -> 0.4"]),
+        (PRESET, {**PRESET, "resize_size": [232]}, ["Resize.size: 256 -> 232"]),
+        (step("Own", repr="Own(1)"), step("Own", repr="Own(2)"), ["Own.repr: 'Own(1)' -> 'Own(2)'"]),
+        (
+            step("Compose", transforms=[RESIZE], p=1.0),
+            step("Compose", transforms=[RESIZE], p=0.5),
+            ["Compose.p: 1.0 -> 0.5"],
+        ),
+    ],
+)
+def test_something_else(one: Step, other: Step, told: list[str]) -> None:
+    assert differences(one, other) == told
+
+
+def test_a_number_of_float32_is_the_number_that_was_written() -> None:
+    mean = [0.485, 0.456, 0.406]
+    assert describe(torch.tensor(mean)) == describe(torch.tensor(mean).numpy()) == describe(mean) == mean
+    assert describe(torch.tensor(mean).numpy()[0]) == 0.485
+    assert describe(torch.tensor(mean) + 1e-5) != mean

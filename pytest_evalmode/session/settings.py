@@ -65,6 +65,11 @@ class Settings(NamedTuple):
         return read_policy("evalmode ini", self.exempt, self.exempt["allow"])
 
     @property
+    def goes_by(self) -> Known | None:
+        """What the baseline lists, if the run goes by it: one that updates it does not."""
+        return None if self.update_baseline else self.known
+
+    @property
     def no_guard(self) -> str:
         """The marker that takes a test out of what is guarded by its path."""
         return f"no_{self.marker}_guard"
@@ -111,6 +116,11 @@ def is_whole_suite(config: pytest.Config) -> bool:
 def is_worker(config: pytest.Config) -> bool:
     """Whether this process runs tests for an xdist controller, which may be on another machine with other files."""
     return hasattr(config, "workerinput")
+
+
+def is_toml(config: pytest.Config) -> bool:
+    """Whether the project is configured in TOML."""
+    return config.inipath is not None and config.inipath.suffix == ".toml"
 
 
 def plain_id(nodeid: str, config: pytest.Config) -> str:

@@ -18,7 +18,8 @@ from pytest_evalmode.session import hookspecs
 from pytest_evalmode.session.evalmode import evalmode
 from pytest_evalmode.session.fixtures import begin, end, forget, history, note, remember, set_up
 from pytest_evalmode.session.options import add_options, read_settings
-from pytest_evalmode.session.recorder import Panels, Recorder
+from pytest_evalmode.session.record.panels import Panels
+from pytest_evalmode.session.record.recorder import Recorder
 from pytest_evalmode.session.settings import SETTINGS, is_worker
 from pytest_evalmode.session.stash import CALLING, GUARD, forget_record
 

@@ -14,8 +14,9 @@ import pytest_evalmode
 from tests import suites
 from tests.test_rooms import PACKAGE, modules
 
-SESSION = {"evalmode", "files", "fixtures", "marks", "options", "recorder", "settings", "stash", "teams"}
+SESSION = {"evalmode", "fixtures", "marks", "options", "settings", "stash", "teams"}
 SESSION |= {f"window.{name}" for name in ("entries", "telling", "terms", "testcases", "verdict", "window")}
+SESSION |= {f"record.{name}" for name in ("baseline", "files", "found", "panels", "recorder", "terminal")}
 SHELL = {"plugin", "policy", "files", *(f"session.{name}" for name in SESSION)}
 SHELL |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}
 SHELL |= {"lock.file", "lock.fixture", "lock.keeper"}

@@ -65,8 +65,8 @@ class Settings(NamedTuple):
         return read_policy("evalmode ini", self.exempt, self.exempt["allow"])
 
     @property
-    def listed(self) -> Known | None:
-        """What the baseline lists, if the run goes by it."""
+    def goes_by(self) -> Known | None:
+        """What the baseline lists, if the run goes by it: one that updates it does not."""
         return None if self.update_baseline else self.known
 
     @property
@@ -118,6 +118,11 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
+def is_toml(config: pytest.Config) -> bool:
+    """Whether the project is configured in TOML."""
+    return config.inipath is not None and config.inipath.suffix == ".toml"
+
+
 def plain_id(nodeid: str, config: pytest.Config) -> str:
     """The node id of a test as it is without xdist, which adds the name of a group under `--dist=loadgroup`."""
     grouped = config.getoption("dist", None) == "loadgroup" or config.getoption("loadgroup", False)
@@ -128,8 +133,3 @@ def step_summary() -> Path | None:
     """Where GitHub takes the Markdown from that it shows of a job, if this is one."""
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     return Path(path) if path and os.environ.get("GITHUB_ACTIONS") == "true" else None
-
-
-def is_toml(config: pytest.Config) -> bool:
-    """Whether the project is configured in TOML."""
-    return config.inipath is not None and config.inipath.suffix == ".toml"

@@ -1,0 +1,83 @@
+"""Keeps the session's record where the reports of all processes arrive, and has it written and told at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from pytest_evalmode.lock.keeper import Collected
+from pytest_evalmode.session.record import baseline, files, terminal
+from pytest_evalmode.session.record.found import Found
+from pytest_evalmode.session.settings import BASELINE_INPUT, SETTINGS, plain_id
+from pytest_evalmode.session.stash import PROPERTY, SUGGESTION
+
+
+class Recorder:
+    """The hooks of a session that gather what its tests found, and end it with files and a summary."""
+
+    def __init__(self, config: pytest.Config, collected: Collected) -> None:
+        self._config = config
+        self._settings = config.stash[SETTINGS]
+        self._collected = collected
+        self._process = os.getpid()
+        self._found = Found()
+        self._stale: list[tuple[str, str]] = []
+        self._told: list[files.Told] = []
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        from pytest_evalmode.report.baseline import text
+
+        known = self._settings.known
+        node.workerinput[BASELINE_INPUT] = None if known is None else text(known)
+
+    def pytest_report_header(self) -> str | None:
+        return terminal.header(self._settings)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        nodeid = plain_id(report.nodeid, self._config)
+        suggestion = dict(report.user_properties).get(SUGGESTION)
+        if suggestion is not None and report.when == "call":
+            self._found.suggestions[nodeid] = json.loads(str(suggestion))
+        record = dict(report.user_properties).get(PROPERTY)
+        if record is None:
+            if report.when == "call" and report.passed:
+                self._found.unguarded.add(nodeid)
+            return
+        if not (report.when == "call" or report.failed):
+            return
+        status = self._config.hook.pytest_report_teststatus(report=report, config=self._config)
+        outcome = status[0] if status else report.outcome
+        if outcome != "rerun":
+            self._found.opened().add(nodeid, outcome, str(record))
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if os.getpid() != self._process:  # a test forked, and its child came back here
+            return
+        for told in files.write(self._found, self._config):
+            self._tell(told, session)
+        settings = self._settings
+        if settings.known is None or settings.mode == "off" or settings.suggest:
+            return
+        if settings.update_baseline:
+            updated = baseline.update(self._found, self._config, exitstatus, self._collected.is_gone)
+            if updated is not None:
+                self._tell(updated, session)
+            return
+        self._stale = baseline.stale(self._found, settings.known)
+        if self._stale and settings.strict:
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+    def _tell(self, told: files.Told, session: pytest.Session) -> None:
+        """Keep it for the summary, which comes later."""
+        self._told.append(told)
+        if told.fails:
+            session.exitstatus = session.exitstatus or pytest.ExitCode.USAGE_ERROR
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode) -> None:
+        terminal.tell_of_files(terminalreporter, self._told)
+        lines = list(terminal.summarised(self._found, self._stale, exitstatus, self._config))
+        terminal.tell(terminalreporter, lines, self._config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import wraps
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -153,9 +154,10 @@ class EvaluationLock:
             return None
         if self._lock is None:
             try:
+                import_module("safetensors")  # the lock asks for it once there are samples: too late to say this
                 from pytest_evalmode.lock.lock import Lock
             except ImportError as error:
-                missing = f"evalmode_lock needs numpy and safetensors ({error}): pip install pytest-evalmode[lock]"
+                missing = f"evalmode_lock needs numpy and safetensors ({error}): pip install 'pytest-evalmode[lock]'"
                 raise LockError(missing) from None
             test = self._item.nodeid.partition("::")[2] or self._item.name
             self._lock = Lock(path_for(self._item.path), test, update=settings.update_lock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -87,6 +88,7 @@ def test_without_an_entry_a_test_fails_and_says_what_to_run(pytester: pytest.Pyt
     result = suites.run(pytester)
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["*model-changed: model 'net' is not locked yet: run pytest --evalmode-update-lock*"])
+    assert "intended?" not in result.stdout.str()  # an exemption would keep it from ever being locked
     assert not (pytester.path / "__evalmode__").exists()
 
 
@@ -384,10 +386,16 @@ def test_samples_do_not_reach_the_reports_of_others(pytester: pytest.Pytester) -
     assert "evalmode-lock" not in (pytester.path / "junit.xml").read_text()
 
 
-def test_without_numpy_it_says_what_to_install(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("missing", ["safetensors", "pytest_evalmode.lock.lock"])
+@pytest.mark.parametrize("args", [[], [UPDATE]], ids=["compared", "locked"])
+def test_without_what_the_extra_brings_it_says_what_to_install(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, missing: str, args: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
     suites.write(pytester, LOCKS)
-    monkeypatch.setitem(__import__("sys").modules, "pytest_evalmode.lock.lock", None)
-    suites.run(pytester).stdout.fnmatch_lines(["*pip install pytest-evalmode[[]lock[]]"])
+    result = suites.run(pytester, *args)
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["evalmode_lock needs numpy and safetensors (*pip install 'pytest-evalmode[[]lock]'"])
 
 
 def test_a_unittest_can_lock(pytester: pytest.Pytester) -> None:

@@ -28,9 +28,10 @@ class Seen:
     """Whether it ran to its end: if not, what it is known to break may only not have been reached."""
 
 
-def is_known(nodeid: str, violation: Mapping[str, Any], known: Known | None) -> bool:
-    """Whether a baseline, if there is one, lists a violation of a test."""
-    return known is not None and (violation["rule"], violation["model"]) in known.get(nodeid, ())
+def is_known(test: Mapping[str, Any], violation: Mapping[str, Any], known: Known | None) -> bool:
+    """Whether it is nothing new: a baseline, if there is one, lists it, or the xfail mark of its test expects it."""
+    listed = known.get(test["nodeid"], ()) if known else ()
+    return test["outcome"] == "xfailed" or (violation["rule"], violation["model"]) in listed
 
 
 def parse(text: str) -> Known:

@@ -22,13 +22,17 @@ def explain(violations: Sequence[Violation], marker: str | None = None) -> str:
     first = violations[0]
     lines = [f"{first.rule}: {first.message}{more}", ""]
     width = max(len(violation.rule) for violation in violations)
-    entries = _entries(violations)
-    for entry in entries:
+    for entry in _entries(violations):
         lines += [f"  {head:{width}}  {row}" for head, row in entry.rows()]
-    call = exemption([each for entry in entries if not entry.head.plain for each in entry.all()], marker)
+    call = intended(violations, marker)
     if call:
         lines += ["", f"  intended? {call}"]
     return "\n".join(lines)
+
+
+def intended(violations: Sequence[Violation], marker: str | None = None) -> str:
+    """What would let pass what may have been meant; nothing is offered for what can only be a mistake."""
+    return exemption([each for entry in _entries(violations) if not entry.head.plain for each in entry.all()], marker)
 
 
 @dataclass(slots=True)

@@ -84,7 +84,7 @@ def apart(tests: Iterable[Test], known: Known | None) -> tuple[list[Test], list[
     old: list[Test] = []
     for test in tests:
         whole = _told_whole(test)
-        listed = [violation for violation in whole["violations"] if is_known(test["nodeid"], violation, known)]
+        listed = [violation for violation in whole["violations"] if is_known(test, violation, known)]
         unlisted = [violation for violation in whole["violations"] if violation not in listed]
         if unlisted:
             new.append({**whole, "violations": unlisted})
@@ -171,8 +171,8 @@ def _by_name(test: Test) -> list[tuple[int, str]]:
 def _cause(cause: Cause, test: Test, anchors: Mapping[str, str]) -> dict[str, Any]:
     code = _code(test, cause.at)
     at_fault = next((i for i, line in enumerate(code) if line["at_fault"]), 0)
-    # A fixture's line is that of its decorator: what it is called and does comes next.
-    told = code[at_fault : at_fault + (3 if cause.what else 1)]
+    # Of a fixture, what it makes; else the line alone.
+    told = code[at_fault:] if cause.what.startswith("fixture ") else code[at_fault : at_fault + 1]
     while told and not told[-1]["text"].strip():
         told.pop()
     return {

@@ -33,7 +33,7 @@ def headline(ledger: Ledger, known: Known | None) -> Line:
     totals = ledger.totals()
     guarded = [test for test in ledger.tests if test["guarded"]]
     found = sum(len(test["violations"]) for test in ledger.tests)
-    old = sum(is_known(test["nodeid"], violation, known) for test in ledger.tests for violation in test["violations"])
+    old = sum(is_known(test, violation, known) for test in ledger.tests for violation in test["violations"])
     hidden = any(test["unjudged"] or test["dropped"] for test in ledger.tests)
     if found:
         said = f"{plural(found, 'violation')} in {plural(int(totals['violated']), 'test')}"
@@ -77,7 +77,7 @@ def details(ledger: Ledger, known: Known | None, *, verbose: bool = False) -> It
     if verbose:
         for test in ledger.tests:
             for violation in test["violations"]:
-                if is_known(test["nodeid"], violation, known):
+                if is_known(test, violation, known):
                     yield Line(f"known: {test['nodeid']}  {violation['rule']}: {violation['message']}")
     dropped = [test["dropped"] for test in ledger.tests if test["dropped"]]
     if dropped:

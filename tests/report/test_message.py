@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
 from pytest_evalmode.report.message import explain, rules_table
+from pytest_evalmode.report.shown import shown
 from pytest_evalmode.rules import RULES, Violation
-from pytest_evalmode.trace import Site
+from pytest_evalmode.trace import Site, Trace
 
 TRAINING = Violation(
     rule="train-mode",
@@ -86,6 +88,8 @@ def test_what_follows_from_the_second_of_them_is_told_in_their_entry() -> None:
 def test_no_exemption_is_offered_for_a_plain_mistake() -> None:
     assert "intended?" not in explain([replace(TRAINING, plain=True), CONSEQUENCE])
     assert explain([replace(TRAINING, plain=True), RANDOM]).endswith('intended? guard(allow=["random-forward"])')
+    facts = shown(Trace(), [replace(TRAINING, plain=True), CONSEQUENCE], fixtures={}, marker="inference", root=Path())
+    assert facts["exemption"] == ""  # on the page neither
 
 
 def test_a_note_stands_before_the_remedy() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 from pytest_evalmode.report.markdown import markdown
 from pytest_evalmode.report.page import page, panel, verdict
+from pytest_evalmode.report.shown import shown as facts_of
 from pytest_evalmode.report.suggest import Unmarked
+from pytest_evalmode.rules import Violation
+from pytest_evalmode.trace import Site, Trace
 from tests.report.records import test as guarded
 from tests.report.records import totals, violation
 
@@ -21,11 +25,13 @@ SHOWN = {
         "net": {
             "name": "net",
             "type": "Net",
-            "modules": 3,
+            "modules": 17,
             "marks": [],
             "rows": [
                 {"name": "bn", "type": "BatchNorm1d", "modules": 1, "marks": [["training", "since 7"]], "rows": []},
                 {"name": "a … b", "type": "", "times": 2, "modules": 2, "marks": [], "rows": []},
+                {"name": "c … f", "type": "ReLU", "times": 4, "modules": 4, "marks": [], "rows": []},
+                {"name": "g … i", "type": "Block", "times": 3, "modules": 9, "marks": [], "rows": []},
             ],
         }
     },
@@ -48,7 +54,7 @@ class Text(HTMLParser):
         self.words: list[str] = []
         self.tags: list[str] = []
         self.links: list[str] = []
-        self.feed(page)
+        self.feed(page.replace("<wbr>", ""))  # where a name may break
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
@@ -97,6 +103,7 @@ def test_a_failed_test_is_told_whole() -> None:
         "net ran 40 times test_it.py:9",
         "end: failed",
         "bn BatchNorm1d training since 7",
+        "a … b 2 modules clean c … f ReLU × 4 clean g … i Block × 3, 9 modules clean",
     ):
         assert part in told, part
 
@@ -104,6 +111,26 @@ def test_a_failed_test_is_told_whole() -> None:
 def test_the_first_to_mend_comes_before_the_tests() -> None:
     told = text(shown(*(guarded(f"test_{i}", FAULT, shown=SHOWN) for i in range(15)), guarded("test_clean")))
     assert told.index("Mend first") < told.index("explains 15 tests") < told.index("The tests")
+
+
+def test_a_fixture_is_shown_as_far_as_there_is_room(tmp_path: Path) -> None:
+    body = [
+        "@pytest.fixture",
+        "def net():",
+        '    """Ours."""',
+        "    seed()",
+        "",
+        "    return Net()",
+        "",
+        "@pytest.fixture",
+    ]
+    (tmp_path / "conftest.py").write_text("\n".join(["import pytest", *body, "def other():", "    pass"]))
+    site = Site("conftest.py", 2, "@pytest.fixture")
+    broken = Violation(rule="train-mode", model="net", subjects=("net (Net)",), message="net ran", finding="net ran")
+    facts = facts_of(Trace(), [broken], fixtures={"net": site}, marker="inference", root=tmp_path)
+    told = text(shown(guarded("test_a", violation(), shown=facts)))
+    assert "the model of fixture net conftest.py:2" in told
+    assert "7 return Net() call net.eval()" in told
 
 
 def test_the_grid_tells_which_test_broke_which_rule() -> None:
@@ -143,11 +170,18 @@ def test_known_violations_are_told_apart() -> None:
     assert "1 of 2 tests was not clean; 2 known violations" in text(new)
     assert "grad-mode, the headline" in text(new)
     assert "train-mode, the headline" not in text(new)
-    assert "2 that the baseline lists, in 2 tests" in text(known)
+    assert "2 that the baseline lists or an xfail mark expects, in 2 tests" in text(known)
     assert "explains 2 tests" in text(known)
     assert "grad-mode, the headline" not in text(known)
     assert "Known violations" not in text(shown(*tests))
     assert "train-mode" not in markdown(tests, totals(tests), listed)
+
+
+def test_what_is_expected_to_fail_is_nothing_new() -> None:
+    expected = guarded("test_a", violation(), outcome="xfailed")
+    assert verdict([expected]) == "1 guarded test, nothing new; 1 known violation"
+    assert "Mend first" in text(shown(expected, guarded("test_b", violation())))
+    assert markdown([expected], totals([expected])).count("explains") == 0
 
 
 def test_unmarked_tests_that_ran_models_are_told_with_how_to_guard_them() -> None:

@@ -39,13 +39,9 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     rule = config.getoption("evalmode_rules")
     if rule is None:
         return None
-    from pytest_evalmode.report.message import rules_table
-    from pytest_evalmode.rules.pages import page_of
+    from pytest_evalmode.session.teams import explained
 
-    try:
-        print(page_of(rule) if rule else rules_table())
-    except LookupError as error:
-        raise pytest.UsageError(f"--evalmode-rules: {error}") from None
+    print(explained(rule, config))
     return 0
 
 

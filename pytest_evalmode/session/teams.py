@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_evalmode.policy import Policy, PolicyError, read_policy
-from pytest_evalmode.rules import RULE_NAMES, Rule, Violation
+from pytest_evalmode.rules import RULE_NAMES, RULES, Rule, Violation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +25,20 @@ def check_ini(exempt: Mapping[str, tuple[str, ...]], config: pytest.Config) -> N
         read_policy("evalmode ini", exempt, (*RULE_NAMES, *(rule.name for rule in rules(config.hook))))
     except (PolicyError, HookError) as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def explained(name: str, config: pytest.Config) -> str:
+    """For `--evalmode-rules`: a table of all rules, or the page of one; of a team's own, its line of the table."""
+    from pytest_evalmode.report.message import rules_table
+    from pytest_evalmode.rules.pages import page_of
+
+    try:
+        own = {rule.name: rule for rule in rules(config.hook)}
+        if not name:
+            return rules_table((*RULES, *own.values()))
+        return rules_table([own[name]]) if name in own else page_of(name, also=own)
+    except (LookupError, HookError) as error:
+        raise pytest.UsageError(f"--evalmode-rules: {error}") from None
 
 
 def policy(item: pytest.Item, policy: Policy, rules: Collection[str]) -> Policy:

@@ -197,6 +197,17 @@ def test_a_teams_rule_reads_as_any_other(pytester: pytest.Pytester) -> None:
     )
 
 
+@pytest.mark.parametrize("asked", [[], ["edge-dtype"]], ids=["all", "one"])
+def test_a_teams_rule_is_explained_with_the_others(pytester: pytest.Pytester, asked: list[str]) -> None:
+    conftest(pytester, RULE)
+    result = run(pytester, "--evalmode-rules", *asked)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["edge-dtype (default)", "*fires when a model holds*", "*fix: call model.half()"])
+    assert ("train-mode" in result.stdout.str()) == (not asked)
+    missed = run(pytester, "--evalmode-rules", "edge-type").stderr
+    missed.fnmatch_lines(["ERROR: --evalmode-rules: 'edge-type' is no rule; did you mean 'edge-dtype'? valid: *"])
+
+
 def test_a_teams_strict_rule_holds_in_strict_alone(pytester: pytest.Pytester) -> None:
     conftest(pytester, RULE.replace('"default"', '"strict"'))
     write(pytester, CLEAN)

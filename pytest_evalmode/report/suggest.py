@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -63,9 +64,11 @@ def lines(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterat
         return
     dirty = sum(bool(test.rules) for test in found)
     yield Line(f"{plural(len(found), 'unmarked test')} ran inference; guarded, {dirty} would fail today:")
-    for test in found:
-        told = f"  {test.nodeid}  {', '.join(test.rules) or 'clean'}  {first_and_more(test.models)}"
-        yield Line(told, "yellow" if test.rules else "green")
+    for (name, rules, models), cases in groupby(found, _alike):
+        nodeid, *others = [case.nodeid for case in cases]
+        named = f"{name} ({len(others) + 1} cases)" if others else nodeid
+        told = f"  {named}  {', '.join(rules) or 'clean'}  {first_and_more(models)}"
+        yield Line(told, "yellow" if rules else "green")
     yield from map(Line, advice(tests, marker, toml=toml))
 
 
@@ -75,6 +78,11 @@ class Unmarked(NamedTuple):
     nodeid: str
     models: Sequence[str]
     rules: Sequence[str]
+
+
+def _alike(test: Unmarked) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """What cases of one parametrised test have in common, so that they need but one line."""
+    return test.nodeid.partition("[")[0], tuple(test.rules), tuple(test.models)
 
 
 def unmarked(tests: Mapping[str, Suggestion]) -> list[Unmarked]:

@@ -40,7 +40,8 @@ def suite(pytester: pytest.Pytester) -> pytest.Pytester:
 
 def page(suite: pytest.Pytester, *args: str) -> str:
     suites.run(suite, "--evalmode-html=out/page.html", *args)
-    return (suite.path / "out" / "page.html").read_text(encoding="utf-8")
+    made = (suite.path / "out" / "page.html").read_text(encoding="utf-8")
+    return made.replace("<wbr>", "")  # where a name may break
 
 
 @pytest.mark.parametrize("how", [[], ["-n2"]])

@@ -72,8 +72,7 @@ def test_what_ran_inference_is_told_worst_first_and_nothing_fails(
     assert result.ret == pytest.ExitCode.OK
     assert section(result) == [
         "5 unmarked tests ran inference; guarded, 3 would fail today:",
-        "  test_it.py::test_eval_with_autograd[1]  grad-mode  Net",
-        "  test_it.py::test_eval_with_autograd[2]  grad-mode  Net",
+        "  test_it.py::test_eval_with_autograd (2 cases)  grad-mode  Net",
         "  test_it.py::test_training_mode  train-mode  net (Net)",
         "  test_it.py::TestIt::test_clean  clean  Net",
         "  test_train.py::test_another_model_is_trained  clean  Net",

@@ -128,7 +128,8 @@ def test_a_fixture_is_shown_as_far_as_there_is_room(tmp_path: Path) -> None:
     site = Site("conftest.py", 2, "@pytest.fixture")
     broken = Violation(rule="train-mode", model="net", subjects=("net (Net)",), message="net ran", finding="net ran")
     facts = facts_of(Trace(), [broken], fixtures={"net": site}, marker="inference", root=tmp_path)
-    told = text(shown(guarded("test_a", violation(), shown=facts)))
+    root = ["train-mode", "fixture net", str(site)]
+    told = text(shown(guarded("test_a", violation(root=root), shown=facts)))
     assert "the model of fixture net conftest.py:2" in told
     assert "7 return Net() call net.eval()" in told
 

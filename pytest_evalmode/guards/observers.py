@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from torch import nn
 
+from pytest_evalmode.guards.terms import Terms
 from pytest_evalmode.observe.calls import cost, forwards
 from pytest_evalmode.observe.calls.beside import exports, gradients, loads, setters, settings, switches, writers
 from pytest_evalmode.observe.calls.beside.exports import Exports
@@ -32,13 +32,14 @@ from pytest_evalmode.trace import Leak, Site, Trace
 class Observers:
     """The eyes of one guard."""
 
-    def __init__(self, root: Path | None, tests: tuple[str, ...], *, strict: bool, shown: bool = False) -> None:
-        self._strict = strict
-        self._sites = Sites(root, tests)
+    def __init__(self, terms: Terms) -> None:
+        self._strict = strict = terms.strict
+        self._sites = Sites(terms.root, terms.tests)
+        self._before = terms.switches
         self.watch = Watch(self._sites.site, strict=strict)
         self.shared = Shared(self.watch)
-        self._events = Events(self.watch, self._sites) if shown else None
-        self._switches = Switches(self._sites, self._events)
+        self._events = Events(self.watch, self._sites) if terms.shown else None
+        self._switches = Switches(self._sites, self._events, self._before)
         self.forwards = Forwards(self.watch, self._sites, self._switches, self._events, strict=strict)
         self._writers = Writers(self.watch, self._sites)
         self._loads = Loads(self.watch, self._sites, self._writers, strict=strict)
@@ -52,7 +53,8 @@ class Observers:
     def failures(self) -> tuple[Exception, ...]:
         writers = (self._loads, self._writers, self._setters)
         calls = (self._switches, self._exports, self._optimizers, self._gradients, *writers)
-        each = (self.watch, self.forwards, *calls)
+        before = (self._before,) if self._before is not None else ()
+        each = (self.watch, self.forwards, *calls, *before)
         return tuple(failure for observer in each for failure in observer.failures)
 
     @property

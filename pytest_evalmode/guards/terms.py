@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_evalmode.errors import HygieneError
+from pytest_evalmode.observe.calls.beside.switches import Switches
 from pytest_evalmode.observe.models.history import History
 from pytest_evalmode.rules import Rule, Violation
 
@@ -24,6 +25,8 @@ class Terms:
     """Patterns of the files of tests, whose lines are told before those of other code."""
     history: History | None = None
     """What shared models were before, where that is remembered."""
+    switches: Switches | None = None
+    """What is known of who switched models before the window."""
     verdict: Callable[[Sequence[Violation]], BaseException] = HygieneError
     enforced: bool = True
     """Whether `check()` raises; it does not where a violation is only to be warned of, at the end."""

@@ -21,7 +21,7 @@ class Window:
 
     def __init__(self, policy: Policy, terms: Terms) -> None:
         self.policy = policy
-        self.observers = Observers(terms.root, terms.tests, strict=terms.strict, shown=terms.shown)
+        self.observers = Observers(terms)
         self.segments = Segments(terms.strict, terms.rules)
         self.is_open = False
         self.began = False

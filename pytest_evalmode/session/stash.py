@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_evalmode.guards import Guard
+    from pytest_evalmode.observe.calls.beside.switches import Switches
     from pytest_evalmode.observe.calls.kept import Kept
     from pytest_evalmode.observe.models.history import History
 
@@ -29,6 +30,8 @@ KEPT: pytest.StashKey[Kept] = pytest.StashKey()
 """What keeps the models of a test alive for a debugger."""
 HISTORY: pytest.StashKey[History] = pytest.StashKey()
 """What shared models were, once a strict guard has been made."""
+SWITCHES: pytest.StashKey[Switches] = pytest.StashKey()
+"""Who has switched models, once a guard has been made."""
 PROPERTY = "evalmode"
 """The name under which a test's record travels in its `user_properties`."""
 SUGGESTION = "evalmode-suggestion"

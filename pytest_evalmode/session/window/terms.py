@@ -12,11 +12,12 @@ from pytest_evalmode.rules import RULE_NAMES, Rule, Violation
 from pytest_evalmode.session import fixtures, teams
 from pytest_evalmode.session.marks import policy_of
 from pytest_evalmode.session.settings import SETTINGS, plain_id
-from pytest_evalmode.session.stash import DROPPED
+from pytest_evalmode.session.stash import DROPPED, SWITCHES
 from pytest_evalmode.session.window.verdict import HygieneViolation
 
 if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard
+    from pytest_evalmode.observe.calls.beside.switches import Switches
 
 
 def declared(item: pytest.Item) -> tuple[Policy, tuple[Rule, ...]]:
@@ -46,6 +47,7 @@ def new_guard(item: pytest.Item, policy: Policy, own: tuple[Rule, ...]) -> Guard
         root=settings.root,
         tests=(*item.config.getini("python_files"), "conftest.py", item.path.name),
         history=fixtures.history(item.config) if settings.strict else None,
+        switches=_switches(item.config),
         verdict=partial(HygieneViolation, marker=settings.marker),
         enforced=settings.mode == "enforce",
         tell=partial(_told, item),
@@ -53,6 +55,18 @@ def new_guard(item: pytest.Item, policy: Policy, own: tuple[Rule, ...]) -> Guard
         shown=settings.shown,
     )
     return Guard(policy, terms)
+
+
+def _switches(config: pytest.Config) -> Switches:
+    """Who switches models, in fixtures and in other tests too, from the first guard of the session on."""
+    from pytest_evalmode.observe.calls.beside import switches
+    from pytest_evalmode.observe.source.sites import Sites
+
+    if SWITCHES not in config.stash:
+        config.stash[SWITCHES] = observer = switches.Switches(Sites(config.stash[SETTINGS].root))
+        switches.switches.start(observer)
+        config.add_cleanup(partial(switches.switches.stop, observer))
+    return config.stash[SWITCHES]
 
 
 def _told(item: pytest.Item, violations: list[Violation]) -> list[Violation]:

@@ -58,7 +58,7 @@ class Exports:
             excused = {id(p) for _, part in parts if graphs.is_exported(part) for p in modules.tree(part)}
             ran = self._part(module)
             training = tuple(
-                Finding(_inner(ran, path, part), since=self._switches.line(part))
+                Finding(_inner(ran, path, part), since=self._switches.since(part))
                 for path, part in parts
                 if modules.mode(part) and id(part) not in excused and modes.is_sensitive(part)
             )

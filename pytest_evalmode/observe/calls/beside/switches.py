@@ -1,6 +1,7 @@
 """Every `train()` -> the user's line that switched a module to training mode, or to eval mode.
 
-`nn.Module.train` is wrapped while a window is open; `eval()` calls it, too.
+`nn.Module.train` is wrapped while a window is open, and in a session of tests from the first one on: a fixture may have
+trained the model, or another test.  `eval()` calls it, too.
 """
 
 from __future__ import annotations
@@ -20,17 +21,28 @@ from pytest_evalmode.observe.source.sites import Sites
 from pytest_evalmode.observe.wrapped import Wrapped
 from pytest_evalmode.trace import Site
 
+_MOST = 1 << 14
+"""After so many modules those that have died are let go of."""
+
 
 class Switches:
-    """Observes who switches the modules of a window."""
+    """Observes who switches modules: in a window, for which another may have observed what was `before` it."""
 
-    def __init__(self, sites: Sites, events: Events | None = None) -> None:
+    def __init__(self, sites: Sites, events: Events | None = None, before: Switches | None = None) -> None:
         self.failures = Failures()
         self.count = 0
         """Of the times that something was switched."""
         self._sites = sites
         self._events = events
+        self._before = before
         self._lines: dict[int, tuple[weakref.ref[nn.Module], Site, bool]] = {}
+
+    def since(self, module: nn.Module) -> Site | None:
+        """The line that has switched a module to training mode, in the window or before it."""
+        known, *_ = self._lines.get(id(module), (None,))
+        if self._before is None or (known is not None and known() is module):
+            return self.line(module)
+        return self._before.line(module)
 
     def line(self, module: nn.Module, *, training: bool = True) -> Site | None:
         """The line that has switched a module to training mode, or to eval mode, unless that was before the window."""
@@ -56,6 +68,8 @@ class Switches:
                     self._lines[id(part)] = weakref.ref(part), line, bool(modules.mode(part))
                 else:
                     self._lines.pop(id(part), None)
+            if len(self._lines) > _MOST:
+                self._lines = {key: known for key, known in self._lines.items() if known[0]() is not None}
         except Exception as error:
             self.failures.append(error)
 

@@ -107,5 +107,5 @@ def judge(
             depends = modes.is_sensitive(part) if sensitive is None else sensitive
             if depends or (modules.holds_weights(part) and id(part) not in outermost.newcomers):
                 named = replace(outermost.part(part), sensitive=depends)
-                found = Finding(named, cause, why, since=scene.switches.line(part))
+                found = Finding(named, cause, why, since=scene.switches.since(part))
                 outermost.training.setdefault(id(part), found)

@@ -341,6 +341,7 @@ def rule_named(name):
 def nonsense(pytester: pytest.Pytester, hook: str, answer: str, *others: str, inner_folder: str = "inner") -> None:
     """A suite with one test, in whose folder one conftest answers nonsense and others at the root do not."""
     pytester.makepyfile(good="\n".join(f"import nets\ndef {hook}: return {other}\n" for other in others))
+    pytester.syspathinsert()  # pytest 8.0 reads `pythonpath` after `-p`
     pytester.makeini("[pytest]\npythonpath = .\n" + ("addopts = -p good\n" if others else ""))
     folder = pytester.mkdir(inner_folder)
     (folder / "conftest.py").write_text(f"import nets\ndef {hook}: return {answer}\n", encoding="utf-8")

@@ -155,4 +155,4 @@ def pytest_runtest_makereport(
 def pytest_unconfigure() -> None:
     writes = sys.modules.get("pytest_evalmode.observe.state.writes")
     if writes is not None:
-        writes.switch_off()  # whoever guards after pytest has ended, in this process, begins anew
+        writes.let_go()  # whoever guards after pytest has ended, in this process, begins anew

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pytest_evalmode.observe.state import writes
 from tests import suites
 
 SUITE = """
@@ -195,3 +196,10 @@ def test_the_cost_says_how_memory_was_read(pytester: pytest.Pytester) -> None:
     (line,) = [n for n in suites.run(pytester, "--evalmode-full-read").outlines if "tests guarded" in n]
     assert line.endswith("MB read in full)")
     assert "unwritten" not in line
+
+
+@pytest.mark.skipif(writes.tracker() is None, reason="the kernel does not track writes")
+def test_who_guards_after_a_session_of_the_same_process_is_told_of_writes_again(pytester: pytest.Pytester) -> None:
+    suites.write(pytester, LARGE)
+    suites.run(pytester, "--evalmode-full-read")
+    assert writes.tracker() is not None

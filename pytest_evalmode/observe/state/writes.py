@@ -247,6 +247,13 @@ def switch_off() -> None:
         was.close()
 
 
+def let_go() -> None:
+    """Let go of what is armed; who asks for a tracker after that gets another."""
+    global _asked
+    switch_off()
+    _asked = False
+
+
 def _open() -> Tracker | None:
     wish = os.environ.get("EVALMODE_WRITES", "on")
     if wish not in ("on", "off"):

@@ -50,10 +50,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Thread]:
 def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """How often a window reads its model: only once where the kernel tells that nothing was written."""
     monkeypatch.setenv("EVALMODE_WRITES", request.param)
-    monkeypatch.setattr(writes, "_asked", False)
+    writes.let_go()
     yield 2 if writes.tracker() is None else 1
-    writes.switch_off()
-    monkeypatch.setattr(writes, "_asked", False)
+    writes.let_go()
 
 
 class Large(nn.Module):

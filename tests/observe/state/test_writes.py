@@ -32,22 +32,16 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 SIDE = 512
 
 
-def ask_anew() -> None:
-    """Let go of what the last tracker has armed: another could not arm it."""
-    writes.switch_off()
-    writes._asked = False
-
-
 @pytest.fixture(autouse=True)
 def _tracking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything is armed at once, however small, and this file leaves nothing armed, and nothing switched off."""
     monkeypatch.delenv("EVALMODE_WRITES", raising=False)
     monkeypatch.setattr(memory, "_PAYS", 0)
-    ask_anew()
+    writes.let_go()
     if writes.tracker() is None:
         pytest.skip("this kernel does not track writes, or a filter forbids it")
     yield
-    ask_anew()
+    writes.let_go()
 
 
 class Pair(nn.Module):
@@ -396,14 +390,14 @@ def test_a_child_does_not_track() -> None:
 
 
 def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    ask_anew()
+    writes.let_go()
     monkeypatch.setenv("EVALMODE_WRITES", "off")
     assert writes.tracker() is None
     assert unread(Pair()) == 0
 
 
 def test_a_wish_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    ask_anew()
+    writes.let_go()
     monkeypatch.setenv("EVALMODE_WRITES", "maybe")
     with pytest.raises(ValueError, match=r"EVALMODE_WRITES is 'maybe': .*'on'.*'off'"):
         writes.tracker()

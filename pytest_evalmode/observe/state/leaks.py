@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
+from operator import attrgetter
 from types import CodeType
 
 import torch
@@ -28,6 +30,7 @@ _HOOKS = (
     "_load_state_dict_post_hooks",
 )
 
+_ALL_HOOKS: Callable[[nn.Module], Iterable[Mapping[int, object]]] = attrgetter(*_HOOKS)
 _CPU = torch.device("cpu")
 _function_modes: Callable[[], list[object]] = _get_current_function_mode_stack
 
@@ -99,7 +102,8 @@ def leaks(model: str | None, before: Flags, now: Flags) -> Iterator[Leak]:
 
 def hooks_of(parts: Iterable[nn.Module]) -> dict[int, object]:
     """The hooks of modules, by the numbers that torch gives them: no two of a process have the same."""
-    return {key: hook for part in parts for name in _HOOKS for key, hook in _table(part, name).items()}
+    filled = filter(None, chain.from_iterable(map(_tables, parts)))  # of thousands of tables next to none are
+    return {key: hook for table in filled for key, hook in table.items()}
 
 
 def by_itself(
@@ -120,6 +124,13 @@ def code_of(hook: object) -> CodeType | None:
         hook = hook.func
     function = getattr(hook, "__func__", hook)
     return getattr(function, "__code__", None) or getattr(type(hook).__call__, "__code__", None)
+
+
+def _tables(part: nn.Module) -> Iterable[Mapping[int, object]]:
+    try:
+        return _ALL_HOOKS(part)
+    except AttributeError:  # one of another torch's, or scripted
+        return [_table(part, name) for name in _HOOKS]
 
 
 def _table(part: nn.Module, name: str) -> Mapping[int, object]:

@@ -21,9 +21,6 @@ from pytest_evalmode.observe.source.sites import Sites
 from pytest_evalmode.observe.wrapped import Wrapped
 from pytest_evalmode.trace import Site
 
-_MOST = 1 << 14
-"""After so many modules those that have died are let go of."""
-
 
 class Switches:
     """Observes who switches modules: in a window, for which another may have observed what was `before` it."""
@@ -65,13 +62,20 @@ class Switches:
                 self._events.switched(module, line)
             for part in modules.tree(module):
                 if line is not None:
-                    self._lines[id(part)] = weakref.ref(part), line, bool(modules.mode(part))
+                    self._keep(part, line)
                 else:
                     self._lines.pop(id(part), None)
-            if len(self._lines) > _MOST:
-                self._lines = {key: known for key, known in self._lines.items() if known[0]() is not None}
         except Exception as error:
             self.failures.append(error)
+
+    def _keep(self, module: nn.Module, line: Site) -> None:
+        lines, key = self._lines, id(module)
+
+        def forget(dead: weakref.ref[nn.Module]) -> None:
+            if key in lines and lines[key][0] is dead:
+                del lines[key]
+
+        lines[key] = weakref.ref(module, forget), line, bool(modules.mode(module))
 
     def _line(self, module: nn.Module, caller: FrameType) -> Site | None:
         """The user's line that called `train()`, be it overridden."""

@@ -71,6 +71,12 @@ def test_the_look_finds_what_is_there(tmp_path: Path) -> None:
     assert imported_by(["plugin"], "pytest", tmp_path) == {"plugin"}
 
 
+def test_a_suite_without_a_marked_test_does_not_pay_for_facts_or_rules(tmp_path: Path) -> None:
+    """To make the classes of facts takes longer than all else that the plugin imports."""
+    for what in ("trace", "rules"):
+        assert imported_by(["plugin"], f"pytest_evalmode.{what}", tmp_path) == set()
+
+
 SCRIPT = """
 import sys
 import torch

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_evalmode.session.stash import CALLING, GUARD, HISTORY, PROPERTY
-from pytest_evalmode.trace import Site
 
 if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard
     from pytest_evalmode.observe.models.history import History
+    from pytest_evalmode.trace import Site
 
 _WIDE = pytest.StashKey[dict[int, object]]()
 
@@ -127,6 +127,8 @@ def _begin(path: str, code: CodeType, root: Path) -> Site | None:
     """The line of the `def`, which comes after the decorators; None outside the root and in site-packages."""
     if not Path(path).is_relative_to(root):
         return None
+    from pytest_evalmode.trace import Site
+
     file = Path(path).relative_to(root)
     if "site-packages" in file.parts:
         return None

@@ -105,3 +105,11 @@ def test_a_number_of_float32_is_the_number_that_was_written() -> None:
     assert describe(torch.tensor(mean)) == describe(torch.tensor(mean).numpy()) == describe(mean) == mean
     assert describe(torch.tensor(mean).numpy()[0]) == 0.485
     assert describe(torch.tensor(mean) + 1e-5) != mean
+
+
+@pytest.mark.parametrize("name", ["ToTensor", "Identity", "ImageClassification", "ConvertImageDtype"])
+def test_a_class_of_the_users_own_by_such_a_name_is_told(name: str) -> None:
+    one, other = (steps(step(name, code={"3.11": digest})) for digest in ("one", "other"))
+    assert differences(one, other) == [f"{name}.code.3.11: 'one' -> 'other'"]
+    one, other = (steps(step(name, scale=scale)) for scale in (1, 2))
+    assert differences(one, other) == [f"{name}.scale: 1 -> 2"]

@@ -8,6 +8,7 @@ _SCALED = {"step": "ToDtype", "dtype": "torch.float32", "scale": True}
 _WHOLE = [{"step": "ToImage"}, _SCALED]
 _STEPS = {"ToTensor": _WHOLE, "MaybeToTensor": _WHOLE, "PILToTensor": _WHOLE[:1], "MaybePILToTensor": _WHOLE[:1]}
 _NOTHING = {"Identity", "ToPureTensor"}  # the values they are given are those that they return
+_PRESET = {"step", "antialias", "crop_size", "interpolation", "mean", "resize_size", "std"}
 _DEFAULTS = {"Lambda": {"types": ["builtins.object"]}}  # of fields that v2 has and v1 has not
 
 
@@ -18,7 +19,7 @@ def respelled(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     fields = {key: _field(key, each) for key, each in value.items() if not _is_default(value, key, each)}
-    if value.get("step") == "ImageClassification":  # what torchvision's weights bring with them
+    if value.get("step") == "ImageClassification" and fields.keys() == _PRESET:  # what torchvision's weights bring
         return _container(_classification(fields))
     steps = fields.get("transforms")
     return _container(steps) if _only_holds(fields) and isinstance(steps, list) else fields
@@ -45,11 +46,13 @@ def _steps(step: Any) -> list[Any]:
     if not isinstance(step, dict):
         return [step]
     name = step.get("step")
-    if name in _NOTHING:
-        return []
-    if name == "ConvertImageDtype":
+    if name == "ConvertImageDtype" and step.keys() == {"step", "dtype"}:
         return [{**step, "step": "ToDtype", "scale": True}]
-    return list(step["transforms"]) if _only_holds(step) else _STEPS.get(str(name), [step])
+    if _only_holds(step):
+        return list(step["transforms"])
+    if len(step) > 1:  # a class of the user's own by that name, say: its code or fields tell more
+        return [step]
+    return [] if name in _NOTHING else _STEPS.get(str(name), [step])
 
 
 def _only_holds(fields: dict[str, Any]) -> bool:

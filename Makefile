@@ -12,7 +12,7 @@ test: lint
 
 # Of the tests those of the core that run no suite, process or compiler of their own.
 check: style types
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/rules tests/report tests/observe/source tests/observe/calls \
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/rules tests/report tests/observe/source tests/observe/calls tests/observe/forwards \
 		tests/test_guards.py tests/test_evaluation.py tests/test_strict.py tests/test_rooms.py tests/test_policy.py
 
 lint: style types examples

@@ -21,6 +21,7 @@ TESTS = [
     "tests/report",
     "tests/observe/source",
     "tests/observe/calls",
+    "tests/observe/forwards",
     "tests/ecosystem/test_torchvision.py",
     "tests/test_guards.py",
     "tests/test_evaluation.py",

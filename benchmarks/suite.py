@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.models import bert, linears, resnet50
 from benchmarks.state import by_hand, guard, read
 from benchmarks.timing import Measure, Row, Times, interleaved, one_thread, warm
-from pytest_evalmode.observe.state import writes
+from pytest_evalmode.observe.state import write_tracking
 
 TESTS = 200
 
@@ -80,7 +80,7 @@ def shared_models() -> Iterator[Row]:
 
 def _windows(model: nn.Module) -> Times:
     def read_anew() -> float:
-        with mock.patch.object(writes, "tracker", return_value=None):
+        with mock.patch.object(write_tracking, "tracker", return_value=None):
             return warm(lambda: guard(model))
 
     return interleaved(

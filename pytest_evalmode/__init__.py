@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard, guard
     from pytest_evalmode.policy import Policy, PolicyError
     from pytest_evalmode.rules import Rule, Violation, rule
-    from pytest_evalmode.session.window.verdict import HygieneViolation
+    from pytest_evalmode.session.guarded_test.failure import HygieneViolation
     from pytest_evalmode.trace import Trace
 
 __all__ = [

@@ -9,9 +9,9 @@ from typing import Self
 from torch import nn, no_grad
 
 from pytest_evalmode.guards import Guard, checked
-from pytest_evalmode.guards.terms import Terms
+from pytest_evalmode.guards.config import Terms
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.source.graphs import is_exported
+from pytest_evalmode.observe.source.model_graphs import is_exported
 from pytest_evalmode.policy import Policy
 
 

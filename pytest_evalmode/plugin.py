@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from pluggy import Result
 
-from pytest_evalmode.lock.fixture import LOCK, evalmode_lock
-from pytest_evalmode.lock.keeper import Collected, Keeper
+from pytest_evalmode.lock.lock_fixture import LOCK, evalmode_lock
+from pytest_evalmode.lock.session_locks import Collected, Keeper
 from pytest_evalmode.session import hookspecs
-from pytest_evalmode.session.evalmode import evalmode
+from pytest_evalmode.session.evalmode_fixture import evalmode
 from pytest_evalmode.session.fixtures import begin, end, forget, history, note, remember, set_up
 from pytest_evalmode.session.options import add_options, read_settings
-from pytest_evalmode.session.record.panels import Panels
+from pytest_evalmode.session.record.pytest_html import Panels
 from pytest_evalmode.session.record.recorder import Recorder
 from pytest_evalmode.session.settings import SETTINGS, is_worker
 from pytest_evalmode.session.stash import CALLING, GUARD, forget_record
@@ -39,7 +39,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     rule = config.getoption("evalmode_rules")
     if rule is None:
         return None
-    from pytest_evalmode.session.teams import explained
+    from pytest_evalmode.session.user_hooks import explained
 
     print(explained(rule, config))
     return 0
@@ -48,7 +48,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 def pytest_configure(config: pytest.Config) -> None:
     settings = config.stash[SETTINGS] = read_settings(config)
     if any(settings.exempt.values()):
-        from pytest_evalmode.session.teams import check_ini
+        from pytest_evalmode.session.user_hooks import check_ini
 
         check_ini(settings.exempt, config)
     collected = Collected()
@@ -101,18 +101,18 @@ def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef[Any], request: p
 def pytest_runtest_setup(item: pytest.Item) -> None:
     forget_record(item)  # of an earlier run
     if item.config.stash[SETTINGS].asks_for(item):
-        from pytest_evalmode.session.window import window
+        from pytest_evalmode.session.guarded_test import phases
 
-        window.prepare(item)
+        phases.prepare(item)
 
 
 @pytest.hookimpl(hookwrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], None]:
     item.config.stash[CALLING] = item
     if GUARD in item.stash or item.config.stash[SETTINGS].asks_for(item):  # a fixture may have marked it
-        from pytest_evalmode.session.window import window
+        from pytest_evalmode.session.guarded_test import phases
 
-        window.begin(item)
+        phases.begin(item)
     note(item.config, item.nodeid, getattr(item, "fixturenames", ()))
     outcome = yield
     item.config.stash[CALLING] = None
@@ -120,18 +120,18 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], No
         item.stash[LOCK].finish(outcome)
         del item.stash[LOCK]
     if GUARD in item.stash:  # by now the test may have asked for the fixture
-        from pytest_evalmode.session.window import window
+        from pytest_evalmode.session.guarded_test import phases
 
-        window.end(item, outcome)
+        phases.end(item, outcome)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Result[object], None]:
     outcome = yield
     if GUARD in item.stash:
-        from pytest_evalmode.session.window import window
+        from pytest_evalmode.session.guarded_test import phases
 
-        window.tell_failure(item, outcome)
+        phases.tell_failure(item, outcome)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -142,17 +142,17 @@ def pytest_runtest_makereport(
     if call.excinfo is None:
         return report
     if call.when == "teardown":
-        from pytest_evalmode.session.window import window
+        from pytest_evalmode.session.guarded_test import phases
 
-        window.keep_error(call.excinfo.value, report)
+        phases.keep_error(call.excinfo.value, report)
     elif GUARD in item.stash or type(call.excinfo.value).__module__ == "pytest_evalmode":
-        from pytest_evalmode.session.window.verdict import shorten
+        from pytest_evalmode.session.guarded_test.failure import shorten
 
         shorten(report, call.excinfo.value, item.config.getoption("tbstyle"), item.config.rootpath)
     return report
 
 
 def pytest_unconfigure() -> None:
-    writes = sys.modules.get("pytest_evalmode.observe.state.writes")
+    writes = sys.modules.get("pytest_evalmode.observe.state.write_tracking")
     if writes is not None:
         writes.let_go()  # whoever guards after pytest has ended, in this process, begins anew

@@ -18,7 +18,7 @@ SCHEMA = json.loads((Path(pytest_evalmode.__file__).parent / "report" / "report.
 """What every JSON report is valid against."""
 
 # An inner run forgets what it imports: what each of them needs is imported here once, as torch is in conftest.py.
-for _name in ("hypothesis", "torch._dynamo", "pytest_evalmode.guards", "pytest_evalmode.session.window.window"):
+for _name in ("hypothesis", "torch._dynamo", "pytest_evalmode.guards", "pytest_evalmode.session.guarded_test.phases"):
     import_module(_name)
 
 # `from nets import *` in an inner suite.  A fresh Net is in training mode: `infer(Net())` breaks train-mode and nothing

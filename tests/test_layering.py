@@ -14,15 +14,20 @@ import pytest_evalmode
 from tests import suites
 from tests.test_rooms import PACKAGE, modules
 
-SESSION = {"evalmode", "fixtures", "marks", "options", "settings", "stash", "teams"}
-SESSION |= {f"window.{name}" for name in ("entries", "telling", "terms", "testcases", "verdict", "window")}
-SESSION |= {f"record.{name}" for name in ("baseline", "files", "found", "panels", "recorder", "terminal")}
-SHELL = {"plugin", "policy", "files", *(f"session.{name}" for name in SESSION)}
+SESSION = {"evalmode_fixture", "fixtures", "marks", "options", "settings", "stash", "user_hooks"}
+SESSION |= {
+    f"guarded_test.{name}"
+    for name in ("failure", "guard_setup", "outcome", "phases", "unittest_cases", "user_properties")
+}
+SESSION |= {
+    f"record.{name}" for name in ("baseline_file", "pytest_html", "recorder", "report_files", "results", "terminal")
+}
+SHELL = {"plugin", "policy", "file_writing", *(f"session.{name}" for name in SESSION)}
 SHELL |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}
-SHELL |= {"lock.file", "lock.fixture", "lock.keeper"}
+SHELL |= {"lock.lock_file", "lock.lock_fixture", "lock.session_locks"}
 NEEDS_PYTEST = {"plugin", "session.hookspecs", *(f"session.{name}" for name in SESSION)}
-NEEDS_PYTEST |= {"lock.fixture", "lock.keeper"}
-NEEDS_TRITON = {"observe.state.devices.kernels"} if find_spec("triton") is None else set[str]()
+NEEDS_PYTEST |= {"lock.lock_fixture", "lock.session_locks"}
+NEEDS_TRITON = {"observe.state.devices.triton_kernel"} if find_spec("triton") is None else set[str]()
 
 
 def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -49,7 +54,7 @@ for name in {names!r}:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"guards", "trace", "observe.calls.forwards", "rules.modes", *SHELL} <= set(modules())
+    assert {"guards", "trace", "observe.forwards.observer", "rules.forward_rules", *SHELL} <= set(modules())
 
 
 def test_the_core_never_imports_pytest(tmp_path: Path) -> None:

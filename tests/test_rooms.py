@@ -24,18 +24,19 @@ def modules() -> list[str]:
 # Who may import whom, by the beginnings of their names: the longest that fits is the room that a module is in.
 DIRECTIONS = {
     "trace": set[str](),
-    "files": set(),
+    "file_writing": set(),
     "errors": {"report", "rules"},
     "policy": set(),
     "rules": {"trace", "policy"},
-    "report": {"trace", "rules", "policy", "files"},
+    "report": {"trace", "rules", "policy", "file_writing"},
     "observe": {"trace"},
     "observe.source": {"trace", "observe"},
     "observe.state": {"trace", "observe", "observe.source"},
     "observe.models": {"trace", "observe", "observe.source", "observe.state"},
     "observe.calls": {"trace", "observe", "observe.source", "observe.state", "observe.models"},
+    "observe.forwards": {"trace", "observe", "observe.source", "observe.state", "observe.models", "observe.calls"},
     "lock.inputs": {"rules"},
-    "lock.batches": {"trace", "lock.file", "lock.inputs"},
+    "lock.arrays": {"trace", "lock.lock_file", "lock.inputs"},
 }
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from pytest_evalmode.lock.fixture import EvaluationLock
+from pytest_evalmode.lock.lock_fixture import EvaluationLock
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Self, TypeVar
 from torch import nn
 
 from pytest_evalmode.errors import GuardError
-from pytest_evalmode.guards.terms import Terms
+from pytest_evalmode.guards.config import Terms
 from pytest_evalmode.guards.window import Window
-from pytest_evalmode.observe.models import find
+from pytest_evalmode.observe.models import discovery
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
 from pytest_evalmode.policy import Globs, Policy, read_policy
 from pytest_evalmode.rules import RULE_NAMES, Violation, handed_by
@@ -116,7 +116,7 @@ class Guard:
 
         `at` is where the fixture stands.
         """
-        for path, model in find.find(value, name):
+        for path, model in discovery.find(value, name):
             self._window.observers.watch.name(model, path)
             if at is not None:
                 self._fixtures.setdefault(path, (name, at))

@@ -6,26 +6,34 @@ from dataclasses import replace
 
 from torch import nn
 
-from pytest_evalmode.guards.terms import Terms
-from pytest_evalmode.observe.calls import cost, forwards
-from pytest_evalmode.observe.calls.beside import exports, gradients, loads, setters, settings, switches, writers
-from pytest_evalmode.observe.calls.beside.exports import Exports
-from pytest_evalmode.observe.calls.beside.gradients import Gradients
-from pytest_evalmode.observe.calls.beside.loads import Loads
-from pytest_evalmode.observe.calls.beside.optimizers import Optimizers
-from pytest_evalmode.observe.calls.beside.setters import Setters
-from pytest_evalmode.observe.calls.beside.switches import Switches
-from pytest_evalmode.observe.calls.beside.writers import Writers
-from pytest_evalmode.observe.calls.events import Events
-from pytest_evalmode.observe.calls.forwards import Forwards
-from pytest_evalmode.observe.calls.owncalls import own_calls
-from pytest_evalmode.observe.models.history import History
-from pytest_evalmode.observe.models.shared import Shared
+from pytest_evalmode.guards.config import Terms
+from pytest_evalmode.observe.calls import (
+    exports,
+    global_state_calls,
+    gradients,
+    leak_lines,
+    mode_changes,
+    model_conversions,
+    state_dict_loads,
+)
+from pytest_evalmode.observe.calls.exports import Exports
+from pytest_evalmode.observe.calls.global_state_calls import Setters
+from pytest_evalmode.observe.calls.gradients import Gradients
+from pytest_evalmode.observe.calls.mode_changes import Switches
+from pytest_evalmode.observe.calls.model_conversions import Writers
+from pytest_evalmode.observe.calls.optimizer_steps import Optimizers
+from pytest_evalmode.observe.calls.state_dict_loads import Loads
+from pytest_evalmode.observe.calls.timeline import Events
+from pytest_evalmode.observe.forwards import cost, observer
+from pytest_evalmode.observe.forwards.call_overrides import own_calls
+from pytest_evalmode.observe.forwards.observer import Forwards
+from pytest_evalmode.observe.models.session_history import History
+from pytest_evalmode.observe.models.shared_models import Shared
 from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.source import submissions
-from pytest_evalmode.observe.source.sites import Sites
-from pytest_evalmode.observe.state import leaks
-from pytest_evalmode.observe.state.leaks import Baseline
+from pytest_evalmode.observe.source import thread_pools
+from pytest_evalmode.observe.source.user_lines import Sites
+from pytest_evalmode.observe.state import flag_snapshots
+from pytest_evalmode.observe.state.flag_snapshots import Baseline
 from pytest_evalmode.trace import Leak, Site, Trace
 
 
@@ -72,7 +80,7 @@ class Observers:
         """Take what is now for the beginning of the window."""
         self.watch.begin_anew()
         if self._strict:
-            flags = leaks.global_flags()
+            flags = flag_snapshots.global_flags()
             self._globals = Baseline(flags, flags, began=history.world.began if history is not None else {})
 
     def begin_anew(self) -> None:
@@ -81,34 +89,34 @@ class Observers:
         self._switches.forget()
         if self._strict:
             self.shared.begin_anew()
-            self._globals.last = leaks.global_flags()
+            self._globals.last = flag_snapshots.global_flags()
 
     def listen(self) -> None:
-        forwards.calls.start(self.forwards)
+        observer.calls.start(self.forwards)
         own_calls.start()
-        switches.switches.start(self._switches)
+        mode_changes.switches.start(self._switches)
         exports.start(self._exports)
         gradients.gradients.start(self._gradients)
-        submissions.start(self._sites)
+        thread_pools.start(self._sites)
         self._optimizers.start()
-        loads.loads.start(self._loads)
-        writers.conversions.start(self._writers)
-        writers.demands.start(self._writers)
+        state_dict_loads.loads.start(self._loads)
+        model_conversions.conversions.start(self._writers)
+        model_conversions.demands.start(self._writers)
         if self._strict:
-            setters.start(self._setters)
+            global_state_calls.start(self._setters)
 
     def stop(self) -> None:
-        forwards.calls.stop(self.forwards)
+        observer.calls.stop(self.forwards)
         own_calls.stop()
-        switches.switches.stop(self._switches)
+        mode_changes.switches.stop(self._switches)
         exports.stop(self._exports)
         gradients.gradients.stop(self._gradients)
-        submissions.stop(self._sites)
+        thread_pools.stop(self._sites)
         self._optimizers.stop()
-        loads.loads.stop(self._loads)
-        writers.conversions.stop(self._writers)
-        writers.demands.stop(self._writers)
-        setters.stop(self._setters)
+        state_dict_loads.loads.stop(self._loads)
+        model_conversions.conversions.stop(self._writers)
+        model_conversions.demands.stop(self._writers)
+        global_state_calls.stop(self._setters)
 
     def take(self, *, named: bool) -> Trace:
         """What was seen since this was last asked; with the names of all there is, where exemptions go by them."""
@@ -128,7 +136,7 @@ class Observers:
         """What has been set otherwise since this was last asked, and by which lines, where that is known."""
         if not self._strict:
             return ()
-        left = self._globals.since(None, leaks.global_flags())
+        left = self._globals.since(None, flag_snapshots.global_flags())
         return (
             *(replace(leak, at=self._set_by(leak)) for leak in self.shared.leaks()),
             *(replace(leak, at=self._setters.line(leak.name, leak.after)) for leak in left),
@@ -136,7 +144,7 @@ class Observers:
 
     def _set_by(self, leak: Leak) -> Site | None:
         model = self.watch.living().get(leak.model or "")
-        return settings.line(leak, model, self._switches, self._sites) if model is not None else None
+        return leak_lines.line(leak, model, self._switches, self._sites) if model is not None else None
 
     def put_back(self) -> set[tuple[str | None, str]]:
         """The settings that are what they were at first."""

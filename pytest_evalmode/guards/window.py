@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
+from pytest_evalmode.guards.config import Terms
 from pytest_evalmode.guards.observers import Observers
 from pytest_evalmode.guards.segments import Segments
-from pytest_evalmode.guards.terms import Terms
-from pytest_evalmode.observe.failures import Failures
+from pytest_evalmode.observe.observer_errors import Failures
 from pytest_evalmode.policy import Policy
 
 

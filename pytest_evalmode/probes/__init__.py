@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.models import modes
-from pytest_evalmode.probes.batches import PADDING, mapped, other, pick, size_of, with_padding
-from pytest_evalmode.probes.differences import Closeness, assert_rows, assert_same, first_difference
-from pytest_evalmode.probes.runs import call, copy_of, probed
+from pytest_evalmode.observe.models import mode_dependence
+from pytest_evalmode.probes.nested_tensors import PADDING, mapped, other, pick, size_of, with_padding
+from pytest_evalmode.probes.output_differences import Closeness, assert_rows, assert_same, first_difference
+from pytest_evalmode.probes.probe_runs import call, copy_of, probed
 from pytest_evalmode.rules.wording import first_and_more
 
 
@@ -69,7 +69,9 @@ def assert_eval_matters(model: nn.Module, *inputs: Any, **named: Any) -> None:
     if first_difference(told.output, trained_told.output) is not None:
         return
     sensitive = [
-        f"{path} ({modules.type_name(part)})" for path, part in modules.walk(trained) if modes.is_sensitive(part)
+        f"{path} ({modules.type_name(part)})"
+        for path, part in modules.walk(trained)
+        if mode_dependence.is_sensitive(part)
     ]
     ran = {path for path, _ in trained_told.modules}
     if not sensitive:

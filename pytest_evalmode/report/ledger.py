@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_evalmode import __version__
-from pytest_evalmode.files import replace_file
+from pytest_evalmode.file_writing import replace_file
 from pytest_evalmode.policy import Policy
 from pytest_evalmode.report.baseline import Seen
 from pytest_evalmode.report.causes import Root, roots

@@ -6,32 +6,32 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, compress
 
-from pytest_evalmode.rules import exemptions, leaks, locks, modes, state
-from pytest_evalmode.rules.base import Rule, RuleError, Violation, handed_by, rule
+from pytest_evalmode.rules import exemptions, forward_rules, leak_rules, lock_rules, state_rules
 from pytest_evalmode.rules.exemptions import Segments
+from pytest_evalmode.rules.rule import Rule, RuleError, Violation, handed_by, rule
 from pytest_evalmode.trace import Leak, TensorChange, Trace, WatchedModel
 
 __all__ = ["RULES", "RULE_NAMES", "Rule", "RuleError", "Violation", "handed_by", "joined", "judge", "rule"]
 
 RULES: tuple[Rule, ...] = (
-    modes.train_mode,
-    modes.grad_mode,
-    modes.batch_stats,
-    modes.random_forward,
-    modes.unregistered_module,
-    state.state_mutated,
-    state.buffer_mutated,
-    state.input_mutated,
-    state.attribute_mutated,
-    state.state_drifted,
-    state.partial_load,
-    leaks.model_leaked,
-    leaks.global_leaked,
-    modes.no_forward,
-    locks.model_changed,
-    locks.preprocessing_changed,
-    locks.inputs_changed,
-    locks.outputs_changed,
+    forward_rules.train_mode,
+    forward_rules.grad_mode,
+    forward_rules.batch_stats,
+    forward_rules.random_forward,
+    forward_rules.unregistered_module,
+    state_rules.state_mutated,
+    state_rules.buffer_mutated,
+    state_rules.input_mutated,
+    state_rules.attribute_mutated,
+    state_rules.state_drifted,
+    state_rules.partial_load,
+    leak_rules.model_leaked,
+    leak_rules.global_leaked,
+    forward_rules.no_forward,
+    lock_rules.model_changed,
+    lock_rules.preprocessing_changed,
+    lock_rules.inputs_changed,
+    lock_rules.outputs_changed,
     exemptions.unused_exemption,
 )
 RULE_NAMES = tuple(each.name for each in RULES)

@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 
 from pytest_evalmode.policy import Policy
-from pytest_evalmode.rules.base import Rule, Violation, rule
+from pytest_evalmode.rules.rule import Rule, Violation, rule
 from pytest_evalmode.trace import ForwardCall, Trace
 
 Segments = Sequence[tuple[Trace, Policy]]

@@ -17,7 +17,7 @@ from pytest_evalmode.session.stash import CALLING, GUARD, HISTORY, PROPERTY
 
 if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard
-    from pytest_evalmode.observe.models.history import History
+    from pytest_evalmode.observe.models.session_history import History
     from pytest_evalmode.trace import Site
 
 _WIDE = pytest.StashKey[dict[int, object]]()
@@ -68,7 +68,7 @@ def set_up(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Iterato
         if fixturedef.scope == "function" or HISTORY not in config.stash:
             yield
             return
-        from pytest_evalmode.observe.state.leaks import global_flags
+        from pytest_evalmode.observe.state.flag_snapshots import global_flags
 
         before = global_flags()
         yield
@@ -77,7 +77,7 @@ def set_up(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Iterato
 
 def history(config: pytest.Config) -> History:
     """The memory of the session, from the first time that it is asked for."""
-    from pytest_evalmode.observe.models.history import History
+    from pytest_evalmode.observe.models.session_history import History
 
     if HISTORY not in config.stash:
         config.stash[HISTORY] = History()
@@ -89,7 +89,7 @@ def note(
 ) -> None:
     """Keep in mind that something ran that may have changed a shared model, once a strict guard has seen one."""
     if HISTORY in config.stash:
-        from pytest_evalmode.observe.models.history import Event
+        from pytest_evalmode.observe.models.session_history import Event
 
         config.stash[HISTORY].note(Event(what, frozenset(fixtures), is_test, is_installed))
 

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_evalmode.guards import Guard
-    from pytest_evalmode.observe.calls.beside.switches import Switches
-    from pytest_evalmode.observe.calls.kept import Kept
-    from pytest_evalmode.observe.models.history import History
+    from pytest_evalmode.observe.calls.mode_changes import Switches
+    from pytest_evalmode.observe.forwards.keep_alive import Kept
+    from pytest_evalmode.observe.models.session_history import History
 
 GUARD: pytest.StashKey[Guard] = pytest.StashKey()
 """The guard of a test, from its set-up to its teardown."""

@@ -24,9 +24,9 @@ def kernel(device: torch.device) -> devices.Way:
     pytest.importorskip("triton")
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("Triton has nothing for the host but its interpreter")
-    from pytest_evalmode.observe.state.devices import kernels
+    from pytest_evalmode.observe.state.devices import triton_kernel
 
-    return kernels.read
+    return triton_kernel.read
 
 
 def bits(size: int, device: torch.device) -> Tensor:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from pytest_evalmode.lock.batches import differences
-from pytest_evalmode.lock.batches import tolerance as tolerances
-from pytest_evalmode.lock.batches.entries import holds
-from pytest_evalmode.lock.batches.packing import packed
-from pytest_evalmode.lock.batches.stream import Stream, extend
+from pytest_evalmode.lock.arrays import array_differences
+from pytest_evalmode.lock.arrays import tolerance as tolerances
+from pytest_evalmode.lock.arrays.array_entries import holds
+from pytest_evalmode.lock.arrays.packing import packed
+from pytest_evalmode.lock.arrays.stream import Stream, extend
 
 ROOM = 1 << 19
 DEFAULT = {"rtol": None, "atol": None}
@@ -63,7 +63,7 @@ def difference(was: Any, now: Any, room: int = ROOM) -> str:
     entry = old[name].entry()
     assert not holds(entry, stream.entry())
     kept = packed(old)
-    return differences.difference(entry, stream, kept.get(name), kept.get(f"{name}#digests"))[0]
+    return array_differences.difference(entry, stream, kept.get(name), kept.get(f"{name}#digests"))[0]
 
 
 @pytest.mark.parametrize(

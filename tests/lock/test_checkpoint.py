@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import BertConfig, BertForSequenceClassification
 
-from pytest_evalmode.lock import checkpoint, model
+from pytest_evalmode.lock import checkpoint, model_entry
 from pytest_evalmode.lock.checkpoint import Cause
 
 
@@ -309,13 +309,13 @@ TABLE = [
 
 
 def locked(net: nn.Module) -> tuple[dict[str, Any], Any]:
-    held = model.hold(net)
-    entry = json.loads(json.dumps(model.entry(held)))
-    return entry, model.samples(held, model.MOST_SAMPLED)
+    held = model_entry.hold(net)
+    entry = json.loads(json.dumps(model_entry.entry(held)))
+    return entry, model_entry.samples(held, model_entry.MOST_SAMPLED)
 
 
 def causes(net: nn.Module, entry: dict[str, Any], samples: Any) -> list[Cause]:
-    return checkpoint.diagnose(model.lines(entry, "test"), model.hold(net), samples)
+    return checkpoint.diagnose(model_entry.lines(entry, "test"), model_entry.hold(net), samples)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -325,8 +325,8 @@ def test_a_fault_is_called_by_its_name(fault: Fault, kind: str, named: list[str]
     lock, samples = locked(net)
     with torch.no_grad():
         net = fault(net) or net
-    held = model.hold(net)
-    assert not model.holds(lock, held)
+    held = model_entry.hold(net)
+    assert not model_entry.holds(lock, held)
     found = causes(net, lock, samples)
     headline, _, _ = checkpoint.told("model (Net)", found)
     assert ([cause.kind for cause in found], bool(re.search(words, headline))) == (named, True), headline
@@ -366,7 +366,7 @@ def test_what_is_the_same_holds(change: Fault, kind: str) -> None:
     lock, _ = locked(net)
     changed = change(net)
     net = net if changed is None else changed
-    assert model.holds(lock, model.hold(net))
+    assert model_entry.holds(lock, model_entry.hold(net))
 
 
 def test_without_samples_the_diagnosis_says_less_and_nothing_wrong() -> None:

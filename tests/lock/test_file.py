@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pytest_evalmode.lock import file as files
-from pytest_evalmode.lock.file import Locked, LockError, LockFile, path_for, read, write
-from pytest_evalmode.lock.samples import pack, unpack
+from pytest_evalmode.lock import lock_file as files
+from pytest_evalmode.lock.lock_file import Locked, LockError, LockFile, path_for, read, write
+from pytest_evalmode.lock.sample_store import pack, unpack
 
 ENTRY: dict[str, dict[str, Any]] = {"model": {"net": {"type": "Net", "digest": "0" * 32, "tensors": {}}}}
 OTHER: dict[str, dict[str, Any]] = {"outputs": {"accuracy": {"arrays": {}}}}

@@ -13,7 +13,7 @@ import pytest
 from tests import suites
 
 # An inner run forgets what it imports: torch and numpy cannot be imported twice.
-for _name in ("numpy", "safetensors.numpy", "torch.distributed.tensor", "pytest_evalmode.lock.lock"):
+for _name in ("numpy", "safetensors.numpy", "torch.distributed.tensor", "pytest_evalmode.lock.running_lock"):
     import_module(_name)
 
 UPDATE = "--evalmode-update-lock"
@@ -386,7 +386,7 @@ def test_samples_do_not_reach_the_reports_of_others(pytester: pytest.Pytester) -
     assert "evalmode-lock" not in (pytester.path / "junit.xml").read_text()
 
 
-@pytest.mark.parametrize("missing", ["safetensors", "pytest_evalmode.lock.lock"])
+@pytest.mark.parametrize("missing", ["safetensors", "pytest_evalmode.lock.running_lock"])
 @pytest.mark.parametrize("args", [[], [UPDATE]], ids=["compared", "locked"])
 def test_without_what_the_extra_brings_it_says_what_to_install(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, missing: str, args: list[str]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_evalmode.lock.batches.again import tried
-from pytest_evalmode.lock.batches.comparison import compare
-from pytest_evalmode.lock.batches.flow import Flow
-from pytest_evalmode.lock.batches.packing import packed
+from pytest_evalmode.lock.arrays.comparison import compare
+from pytest_evalmode.lock.arrays.named_batches import Flow
+from pytest_evalmode.lock.arrays.packing import packed
+from pytest_evalmode.lock.arrays.recomputed_metrics import tried
 from pytest_evalmode.trace import LockChange
 
 ROOM = 1 << 16

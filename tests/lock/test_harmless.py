@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pytest_evalmode.lock.file import Locked, LockFile, read, write
-from pytest_evalmode.lock.lock import Lock
+from pytest_evalmode.lock.lock_file import Locked, LockFile, read, write
+from pytest_evalmode.lock.running_lock import Lock
 from pytest_evalmode.trace import LockChange
 from tests.lock import pictures
 

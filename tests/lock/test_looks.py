@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_iris  # type: ignore[import-untyped]
 
-from pytest_evalmode.lock.batches.pictures import pictures
+from pytest_evalmode.lock.arrays.pictures import pictures
 from pytest_evalmode.report.page import page, panel
 from tests.lock.pictures import digits, jpeg, normalise, photographs, resize
 from tests.report.records import test as guarded

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pytest_evalmode.lock.preprocessing import assert_same_normalization, describe, differences
-from pytest_evalmode.lock.preprocessing.probe import probe
+from pytest_evalmode.lock.preprocessing.output_probe import probe
 from tests.lock.texts import tokenizer
 
 A: Any = pytest.importorskip("albumentations")

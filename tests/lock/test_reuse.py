@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pytest_evalmode import guard
-from pytest_evalmode.lock import model
+from pytest_evalmode.lock import model_entry
 from pytest_evalmode.observe.state import snapshot
 from tests.nets import Net
 
@@ -29,13 +29,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_what_a_guard_has_read_is_not_read_again(reads: list[int]) -> None:
     net = Net().eval()
-    entry = model.entry(model.hold(net))
+    entry = model_entry.entry(model_entry.hold(net))
     with guard(net) as g:
         reads.clear()
         prints = g.held(net)
         assert prints is not None
-        assert model.is_known_to_hold(entry, prints)
-        assert model.holds(entry, model.hold(net, prints))
+        assert model_entry.is_known_to_hold(entry, prints)
+        assert model_entry.holds(entry, model_entry.hold(net, prints))
         assert reads == []
 
 
@@ -43,22 +43,22 @@ def test_what_a_guard_has_read_is_not_read_again(reads: list[int]) -> None:
 def test_a_part_of_what_is_watched_is_known_too(reads: list[int], part: str) -> None:
     net = nn.Sequential(nn.Linear(4, 4), Net()).eval()
     inner = net.get_submodule("1.body" if part == "body" else part)
-    entry = model.entry(model.hold(inner))
+    entry = model_entry.entry(model_entry.hold(inner))
     with guard(net) as g:
         reads.clear()
         prints = g.held(inner)
         assert prints is not None
-        assert model.is_known_to_hold(entry, prints)
+        assert model_entry.is_known_to_hold(entry, prints)
         assert reads == []
 
 
 def test_a_model_is_told_from_another_by_the_reading() -> None:
     net, other = Net().eval(), Net().eval()
-    entry = model.entry(model.hold(other))
+    entry = model_entry.entry(model_entry.hold(other))
     with guard(net) as g:
         prints = g.held(net)
         assert prints is not None
-        assert not model.is_known_to_hold(entry, prints)
+        assert not model_entry.is_known_to_hold(entry, prints)
 
 
 def test_where_a_change_would_be_no_violation_the_model_is_read_anew() -> None:
@@ -76,24 +76,24 @@ def test_where_a_change_would_be_no_violation_the_model_is_read_anew() -> None:
 
 def test_after_a_pause_it_is_what_the_guard_read_since() -> None:
     net = Net().eval()
-    entry = model.entry(model.hold(net))
+    entry = model_entry.entry(model_entry.hold(net))
     with guard(net) as g:
         with g.paused(), torch.no_grad():
             net.body.weight.add_(1)
         prints = g.held(net)
         assert prints is not None
-        assert not model.is_known_to_hold(entry, prints)
+        assert not model_entry.is_known_to_hold(entry, prints)
 
 
 def test_another_layout_in_memory_is_looked_at_and_holds() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)).eval()
-    entry = model.entry(model.hold(net))
+    entry = model_entry.entry(model_entry.hold(net))
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with guard(net) as g:
         prints = g.held(net)
         assert prints is not None
-        assert not model.is_known_to_hold(entry, prints)
-        assert model.holds(entry, model.hold(net, prints))
+        assert not model_entry.is_known_to_hold(entry, prints)
+        assert model_entry.holds(entry, model_entry.hold(net, prints))
 
 
 def test_what_is_read_to_be_locked_alone_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +104,9 @@ def test_what_is_read_to_be_locked_alone_is_not_watched(monkeypatch: pytest.Monk
         armed.append(tensors)
         return []
 
-    monkeypatch.setattr("pytest_evalmode.observe.state.memory.arm", arm)
+    monkeypatch.setattr("pytest_evalmode.observe.state.digest_cache.arm", arm)
     net = nn.Linear(512, 512)
-    model.hold(net)
+    model_entry.hold(net)
     assert armed == []
     snapshot.take(net)
     assert len(armed) == 1

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from pytest_evalmode import Guard, guard
-from pytest_evalmode.observe.calls.beside.loads import loads
-from pytest_evalmode.observe.calls.beside.switches import switches
-from pytest_evalmode.observe.calls.forwards import calls
-from pytest_evalmode.observe.wrapped import Wrapped
+from pytest_evalmode.observe.calls.mode_changes import switches
+from pytest_evalmode.observe.calls.state_dict_loads import loads
+from pytest_evalmode.observe.forwards.observer import calls
+from pytest_evalmode.observe.patches import Wrapped
 from tests.nets import Net, batch, only, rules, watching
 
 Method = Callable[..., Any]

@@ -9,7 +9,7 @@ from textwrap import dedent
 import pytest
 
 from pytest_evalmode.report.message import explain, rules_table
-from pytest_evalmode.report.shown import shown
+from pytest_evalmode.report.page_data import shown
 from pytest_evalmode.rules import RULES, Violation
 from pytest_evalmode.trace import Site, Trace
 

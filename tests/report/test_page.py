@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_evalmode.report.markdown import markdown
 from pytest_evalmode.report.page import page, panel, verdict
-from pytest_evalmode.report.shown import shown as facts_of
+from pytest_evalmode.report.page_data import shown as facts_of
 from pytest_evalmode.report.suggest import Unmarked
 from pytest_evalmode.rules import Violation
 from pytest_evalmode.trace import Site, Trace

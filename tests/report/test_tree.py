@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytest_evalmode.report.tree import ROWS, trees
+from pytest_evalmode.report.model_tree import ROWS, trees
 from pytest_evalmode.trace import Finding, ForwardCall, Part, Site, TensorChange, Trace, WatchedModel
 
 BLOCKS = [(f"layer{i}", "Sequential") for i in range(1, 5)]

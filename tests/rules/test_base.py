@@ -9,7 +9,7 @@ import pytest
 
 from pytest_evalmode.policy import Policy
 from pytest_evalmode.rules import RULE_NAMES, RULES, Violation, judge
-from pytest_evalmode.rules.base import rule
+from pytest_evalmode.rules.rule import rule
 from pytest_evalmode.trace import Trace
 from tests.rules.facts import HERE, THERE, call, calls, changed, changes, found
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_evalmode.rules import Rule, Violation
-from pytest_evalmode.rules.modes import batch_stats, grad_mode, random_forward, train_mode
+from pytest_evalmode.rules.forward_rules import batch_stats, grad_mode, random_forward, train_mode
 from pytest_evalmode.trace import Finding, ForwardCall
 from tests.rules.facts import HERE, INSIDE, THERE, call, calls, found
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pytest_evalmode.rules import Violation
-from pytest_evalmode.rules.state import state_mutated
+from pytest_evalmode.rules.state_rules import state_mutated
 from tests.rules.facts import HERE, THERE, call, calls, changed, changes, found
 
 

@@ -12,9 +12,9 @@ import pytest
 from pytest_evalmode.policy import Policy
 from pytest_evalmode.rules import RULES, Rule, Violation, judge, rule
 from pytest_evalmode.rules.exemptions import Segments, unused_exemption
-from pytest_evalmode.rules.leaks import global_leaked, model_leaked
-from pytest_evalmode.rules.modes import no_forward, unregistered_module
-from pytest_evalmode.rules.state import (
+from pytest_evalmode.rules.forward_rules import no_forward, unregistered_module
+from pytest_evalmode.rules.leak_rules import global_leaked, model_leaked
+from pytest_evalmode.rules.state_rules import (
     attribute_mutated,
     buffer_mutated,
     input_mutated,

@@ -8,8 +8,8 @@ import pytest
 
 from pytest_evalmode.policy import Policy, PolicyError, read_policy
 from pytest_evalmode.rules import Violation, judge
-from pytest_evalmode.rules.modes import grad_mode, random_forward, train_mode
-from pytest_evalmode.rules.state import buffer_mutated, state_mutated
+from pytest_evalmode.rules.forward_rules import grad_mode, random_forward, train_mode
+from pytest_evalmode.rules.state_rules import buffer_mutated, state_mutated
 from pytest_evalmode.trace import Trace, Use
 from tests.rules.facts import HERE, THERE, call, calls, changed, found
 

@@ -10,10 +10,10 @@ from tests.suites import NEXT
 # Where the guard can fail, and what it is broken with.
 BROKEN = {
     "the fingerprint": "pytest_evalmode.observe.state.snapshot.fingerprint",
-    "the finding of models": "pytest_evalmode.observe.models.find.find",
+    "the finding of models": "pytest_evalmode.observe.models.discovery.find",
     "the forward observer": "pytest_evalmode.observe.state.generators.state",
     "the rules": "pytest_evalmode.guards.segments.judge",
-    "the record": "pytest_evalmode.session.window.entries.record",
+    "the record": "pytest_evalmode.session.guarded_test.user_properties.record",
 }
 
 GUARDED = {

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pytest_evalmode.observe.state import writes
+from pytest_evalmode.observe.state import write_tracking
 from tests import suites
 
 SUITE = """
@@ -198,8 +198,8 @@ def test_the_cost_says_how_memory_was_read(pytester: pytest.Pytester) -> None:
     assert "unwritten" not in line
 
 
-@pytest.mark.skipif(writes.tracker() is None, reason="the kernel does not track writes")
+@pytest.mark.skipif(write_tracking.tracker() is None, reason="the kernel does not track writes")
 def test_who_guards_after_a_session_of_the_same_process_is_told_of_writes_again(pytester: pytest.Pytester) -> None:
     suites.write(pytester, LARGE)
     suites.run(pytester, "--evalmode-full-read")
-    assert writes.tracker() is not None
+    assert write_tracking.tracker() is not None

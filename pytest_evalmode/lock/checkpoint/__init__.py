@@ -9,9 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_evalmode.lock.checkpoint import factors, loading, merging, names, places, precision, quantisation
-from pytest_evalmode.lock.checkpoint.case import Case, Cause
-from pytest_evalmode.lock.model import Held, Line
+from pytest_evalmode.lock.checkpoint import (
+    factors,
+    loading,
+    merging,
+    precision,
+    quantization,
+    renamed_tensors,
+    reordered_values,
+)
+from pytest_evalmode.lock.checkpoint.unexplained import Case, Cause
+from pytest_evalmode.lock.model_entry import Held, Line
 from pytest_evalmode.observe.state.fingerprint import undisturbed
 
 if TYPE_CHECKING:
@@ -23,22 +31,22 @@ __all__ = ["Cause", "diagnose", "told"]
 
 _MOST_NAMES = 10
 _QUESTIONS: tuple[Callable[[Case], Cause | None], ...] = (
-    names.renamed,
-    quantisation.quantised,
+    renamed_tensors.renamed,
+    quantization.quantised,
     merging.folded,
     merging.adapted,
     precision.recast,
     precision.rounded,
     factors.pruned,
     factors.scaled,
-    places.exchanged,
-    places.rearranged,
+    reordered_values.exchanged,
+    reordered_values.rearranged,
     loading.rerun,
-    quantisation.coarse,
+    quantization.coarse,
     merging.merged,
     loading.unloaded,
     loading.another,
-    names.left_over,
+    renamed_tensors.left_over,
 )
 
 

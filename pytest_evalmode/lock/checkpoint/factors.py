@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_evalmode.lock.checkpoint.case import Case, Cause
+from pytest_evalmode.lock.checkpoint.unexplained import Case, Cause
 from pytest_evalmode.rules.wording import first_and_more, plural
 
 _FEWEST = 8  # values that tell a factor from chance

@@ -6,8 +6,16 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pytest_evalmode.lock.checkpoint.case import Case, Cause, furthest, is_another, is_finite, is_statistic, numel
-from pytest_evalmode.lock.checkpoint.initial import initialisation
+from pytest_evalmode.lock.checkpoint.initialization import initialisation
+from pytest_evalmode.lock.checkpoint.unexplained import (
+    Case,
+    Cause,
+    furthest,
+    is_another,
+    is_finite,
+    is_statistic,
+    numel,
+)
 from pytest_evalmode.rules.wording import first_and_more, plural
 
 _FEWEST = 32  # values that tell whether two tensors have anything in common

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_evalmode.lock.checkpoint.case import STATISTICS, Case, Cause
+from pytest_evalmode.lock.checkpoint.unexplained import STATISTICS, Case, Cause
 from pytest_evalmode.rules.wording import plural
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pytest_evalmode.lock.checkpoint.case import FLOATS, Case, Cause
+from pytest_evalmode.lock.checkpoint.unexplained import FLOATS, Case, Cause
 from pytest_evalmode.rules.wording import first_and_more, plural
 
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pytest_evalmode.lock.inputs import layout, order, text, units
+from pytest_evalmode.lock.inputs import image_layout, sample_order, text, units
+from pytest_evalmode.lock.inputs.batch_arrays import arrays, samples, words
 from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, numbers, told, unexplained
 from pytest_evalmode.lock.inputs.images import rounding, search
-from pytest_evalmode.lock.inputs.order import compare_order
-from pytest_evalmode.lock.inputs.samples import arrays, samples, words
+from pytest_evalmode.lock.inputs.sample_order import compare_order
 from pytest_evalmode.lock.inputs.text.rows import Words
 
 __all__ = ["Diagnosis", "arrays", "compare_classes", "compare_order", "diagnose", "equal", "samples", "words"]
@@ -66,13 +66,13 @@ def _explained(was: Array, now: Array, words: Words | None) -> Diagnosis | None:
         return told(_noun(was, now), [Step("constant", words_, {"value": float(now.flat[0])})])
     if text.is_tokens(was, now):
         return _only_dtype(was, now) or text.explain(was, now, words) or _table(was, now)
-    images = layout.readings(was)
+    images = image_layout.readings(was)
     single = bool(images) and images[0].layout in ("CHW", "HWC", "HW")
     exact = _only_dtype(was, now) or _classes(was, now) or _rearranged(was, now)
     exact = exact or (None if single else _reordered(was, now))
     if exact is not None:
         return exact
-    if images and layout.readings(now):
+    if images and image_layout.readings(now):
         return search.explain(was, now)
     return _table(was, now)
 
@@ -86,16 +86,16 @@ def _only_dtype(was: Array, now: Array) -> Diagnosis | None:
 
 def _rearranged(was: Array, now: Array) -> Diagnosis | None:
     """The same values, axes exchanged or the shape another."""
-    for steps, a, b in layout.pairs(was, now):
+    for steps, a, b in image_layout.pairs(was, now):
         if steps and np.array_equal(a.images, b.images):
             return told("images", steps)
-    step = layout.reshaped(was, now)
+    step = image_layout.reshaped(was, now)
     return None if step is None else told(_noun(was, now), [step])
 
 
 def _reordered(was: Array, now: Array) -> Diagnosis | None:
-    index = order.exact(was, now)
-    return None if index is None else told("samples", order.describe(len(was), index))
+    index = sample_order.exact(was, now)
+    return None if index is None else told("samples", sample_order.describe(len(was), index))
 
 
 def _classes(was: Array, now: Array) -> Diagnosis | None:
@@ -153,7 +153,7 @@ def _columns(was: Array, now: Array) -> Step | None:
     """Columns of a table in another order, or left out."""
     if was.ndim != 2 or now.ndim != 2 or len(was) != len(now) or len(was) < 2:
         return None
-    found = order.exact(was.T, now.T)
+    found = sample_order.exact(was.T, now.T)
     if found is None or len(set(found)) < len(found):
         return None
     details: dict[str, object] = {"order": tuple(found[:32])}
@@ -184,4 +184,8 @@ def _finite(was: Array, now: Array) -> tuple[Array, Array] | None:
 
 
 def _noun(was: Array, now: Array) -> str:
-    return "images" if any(each.coloured for array in (was, now) for each in layout.readings(array)[:1]) else "values"
+    return (
+        "images"
+        if any(each.coloured for array in (was, now) for each in image_layout.readings(array)[:1])
+        else "values"
+    )

@@ -4,8 +4,8 @@ torchvision's transforms, albumentations and modules are read by what they hold,
 tokenizers by what they would save, functions by their code and what is bound to them.  What tells nothing is probed.
 """
 
-from pytest_evalmode.lock.preprocessing.differences import differences
-from pytest_evalmode.lock.preprocessing.reading import describe
-from pytest_evalmode.lock.preprocessing.shared import assert_same_normalization
+from pytest_evalmode.lock.preprocessing.description import describe
+from pytest_evalmode.lock.preprocessing.shared_normalization import assert_same_normalization
+from pytest_evalmode.lock.preprocessing.step_differences import differences
 
 __all__ = ["assert_same_normalization", "describe", "differences"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pytest_evalmode.lock.preprocessing.functions import digest
+from pytest_evalmode.lock.preprocessing.function_code import digest
 
 _PROCESSORS = {"ImageProcessingMixin", "BaseImageProcessor", "FeatureExtractionMixin", "ProcessorMixin"}
 # What an albumentations composition does its work with, or notes for itself.

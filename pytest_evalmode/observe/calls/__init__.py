@@ -1,1 +1,1 @@
-"""What is called while a window is open."""
+"""What is called beside forwards: `train()`, loads, exports, optimizers, `backward()`."""

@@ -11,7 +11,7 @@ from itertools import count
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.models.model import Model
+from pytest_evalmode.observe.models.tracked_model import Model
 from pytest_evalmode.trace import Part
 
 

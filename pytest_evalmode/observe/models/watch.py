@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.failures import Failures
-from pytest_evalmode.observe.models.heirs import survivors
-from pytest_evalmode.observe.models.model import Model
 from pytest_evalmode.observe.models.registry import Registry
+from pytest_evalmode.observe.models.surviving_submodules import survivors
+from pytest_evalmode.observe.models.tracked_model import Model
+from pytest_evalmode.observe.observer_errors import Failures
+from pytest_evalmode.observe.patches import Wrapped
 from pytest_evalmode.observe.state import devices, snapshot
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
 from pytest_evalmode.observe.state.snapshot import Snapshot
-from pytest_evalmode.observe.wrapped import Wrapped
 from pytest_evalmode.trace import Site, TensorChange, WatchedModel
 
 

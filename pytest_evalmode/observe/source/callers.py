@@ -12,7 +12,7 @@ from typing import TypeGuard
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.source.sites import Sites
+from pytest_evalmode.observe.source.user_lines import Sites
 
 _INNER = ".<locals>"
 # Below these there is no code of a test's: a stack need not be looked at to its end.

@@ -16,8 +16,8 @@ from torch import Tensor, get_num_threads
 from torch.nn.parameter import is_lazy
 from xxhash import xxh3_128_digest
 
-from pytest_evalmode.observe.state import devices, memory
-from pytest_evalmode.observe.state.layouts import address_of, is_dense, is_plain, is_sharded, packed, place_of
+from pytest_evalmode.observe.state import devices, digest_cache
+from pytest_evalmode.observe.state.memory_layout import address_of, is_dense, is_plain, is_sharded, packed, place_of
 
 LARGE_ELEMENTS = 1 << 14
 """What is worth a thread to read it, and a place among what the kernel is asked about: 64 KiB in float32."""
@@ -44,11 +44,11 @@ def digests(tensors: Mapping[int, Tensor], *, once: bool = False) -> Iterator[di
     On as many threads as torch uses: xxh3 frees the GIL.  What is read `once` is not watched for the next time.
     """
     ranges = {key: (tensor.data_ptr(), tensor.nbytes) for key, tensor in tensors.items()}
-    known = memory.known(dict.fromkeys(ranges.values()))
+    known = digest_cache.known(dict.fromkeys(ranges.values()))
     unknown = {range_: tensors[key] for key, range_ in ranges.items() if range_ not in known}
-    memory.tally.read += sum(size for _, size in unknown)
-    memory.tally.unread += sum(size for _, size in known)
-    armed = [] if once else memory.arm(unknown)  # before any of it is read
+    digest_cache.tally.read += sum(size for _, size in unknown)
+    digest_cache.tally.unread += sum(size for _, size in known)
+    armed = [] if once else digest_cache.arm(unknown)  # before any of it is read
     pieces = {range_: _pieces(*range_) for range_ in unknown}
     # The largest first: the threads come to their ends at about the same time.
     todo = sorted(set(chain.from_iterable(pieces.values())), key=itemgetter(1), reverse=True)

@@ -21,7 +21,7 @@ from xxhash import xxh3_128, xxh3_128_digest
 
 from pytest_evalmode.observe.state import devices
 from pytest_evalmode.observe.state.digests import block_type, digest
-from pytest_evalmode.observe.state.layouts import address_of, components, is_dense, is_plain, is_sharded, packed
+from pytest_evalmode.observe.state.memory_layout import address_of, components, is_dense, is_plain, is_sharded, packed
 
 KEPT_BYTES = 8192
 """The largest tensor that is kept by value: the 2048 channels of a wide batch norm in float32."""

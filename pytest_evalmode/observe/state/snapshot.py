@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.modules import Parts, Remains, packed
-from pytest_evalmode.observe.state import devices, memory, plans
+from pytest_evalmode.observe.state import devices, digest_cache, read_plan
 from pytest_evalmode.observe.state.digests import brought, digests, large, settle
 from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint, same, undisturbed, values
-from pytest_evalmode.observe.state.plans import Plan
+from pytest_evalmode.observe.state.read_plan import Plan
 from pytest_evalmode.trace import Site, TensorChange
 
 _KEPT_AT_LEAST = 1 << 20
@@ -81,13 +81,13 @@ def take(
         parts: Parts = []
         if tree is None:
             last, parts = None, modules.walk(root, skip)
-            if not once and (elsewhere or memory.memory() is not None):
-                tree = plans.tree([part for _, part in parts], skip, passing=passing)
+            if not once and (elsewhere or digest_cache.memory() is not None):
+                tree = read_plan.tree([part for _, part in parts], skip, passing=passing)
         there = _brought(tree.tensors) if tree is not None and elsewhere else None
         if tree is None:
             return _read(parts, like, passing, once=once)
         if last is not None and like in (None, last.snapshot) and tree.agrees(last.plan, there or {}):
-            memory.tally.unread += sum(size for _, size in last.plan.large)
+            digest_cache.tally.unread += sum(size for _, size in last.plan.large)
             return last.snapshot
         plan = tree.plan(skip, there or {})
         snapshot = _read(parts or modules.walk(root, skip), like, passing, there)

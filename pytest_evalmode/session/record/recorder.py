@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pytest_evalmode.lock.keeper import Collected
-from pytest_evalmode.session.record import baseline, files, terminal
-from pytest_evalmode.session.record.found import Found
+from pytest_evalmode.lock.session_locks import Collected
+from pytest_evalmode.session.record import baseline_file, report_files, terminal
+from pytest_evalmode.session.record.results import Found
 from pytest_evalmode.session.settings import BASELINE_INPUT, SETTINGS, plain_id
 from pytest_evalmode.session.stash import PROPERTY, SUGGESTION
 
@@ -25,7 +25,7 @@ class Recorder:
         self._process = os.getpid()
         self._found = Found()
         self._stale: list[tuple[str, str]] = []
-        self._told: list[files.Told] = []
+        self._told: list[report_files.Told] = []
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -57,21 +57,21 @@ class Recorder:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if os.getpid() != self._process:  # a test forked, and its child came back here
             return
-        for told in files.write(self._found, self._config):
+        for told in report_files.write(self._found, self._config):
             self._tell(told, session)
         settings = self._settings
         if settings.known is None or settings.mode == "off" or settings.suggest:
             return
         if settings.update_baseline:
-            updated = baseline.update(self._found, self._config, exitstatus, self._collected.is_gone)
+            updated = baseline_file.update(self._found, self._config, exitstatus, self._collected.is_gone)
             if updated is not None:
                 self._tell(updated, session)
             return
-        self._stale = baseline.stale(self._found, settings.known)
+        self._stale = baseline_file.stale(self._found, settings.known)
         if self._stale and settings.strict:
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
-    def _tell(self, told: files.Told, session: pytest.Session) -> None:
+    def _tell(self, told: report_files.Told, session: pytest.Session) -> None:
         """Keep it for the summary, which comes later."""
         self._told.append(told)
         if told.fails:

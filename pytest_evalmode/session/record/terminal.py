@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_evalmode.session.record.files import Told
-from pytest_evalmode.session.record.found import Found
+from pytest_evalmode.session.record.report_files import Told
+from pytest_evalmode.session.record.results import Found
 from pytest_evalmode.session.settings import SETTINGS, Settings, is_toml, is_whole_suite
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import gc
 import pytest
 from torch import nn
 
-from pytest_evalmode.observe.models.history import Event, History
+from pytest_evalmode.observe.models.session_history import Event, History
 from pytest_evalmode.observe.state import snapshot
 from pytest_evalmode.trace import Drift
 from tests.nets import Net

@@ -16,12 +16,12 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.models import find, modes
+from pytest_evalmode.observe.models import discovery, mode_dependence
 from tests.nets import Net, batch
 
 
 def found(value: object, name: str = "fx") -> list[str]:
-    return [path for path, _ in find.find(value, name)]
+    return [path for path, _ in discovery.find(value, name)]
 
 
 # --- find: the models inside a fixture's value
@@ -291,12 +291,12 @@ def test_where_an_owner_keeps_what_it_did_not_register(
 ) -> None:
     owner, part = nn.Module(), nn.Dropout()
     vars(owner).update(keep(part))
-    assert find.attribute_of(owner, part) == name
+    assert discovery.attribute_of(owner, part) == name
 
 
 def test_a_registered_part_is_kept_nowhere_else() -> None:
     net = Net()
-    assert find.attribute_of(net, net.bn) is None
+    assert discovery.attribute_of(net, net.bn) is None
 
 
 @pytest.mark.parametrize(
@@ -472,16 +472,16 @@ INDIFFERENT: tuple[nn.Module, ...] = (
 
 @pytest.mark.parametrize("module", SENSITIVE, ids=lambda m: type(m).__name__)
 def test_sensitive(module: nn.Module) -> None:
-    assert modes.is_sensitive(module)
+    assert mode_dependence.is_sensitive(module)
 
 
 @pytest.mark.parametrize("module", INDIFFERENT, ids=lambda m: type(m).__name__)
 def test_indifferent(module: nn.Module) -> None:
-    assert not modes.is_sensitive(module)
+    assert not mode_dependence.is_sensitive(module)
 
 
 def test_a_forward_of_its_own_counts_for_that_module_alone() -> None:
     patched, plain = nn.ReLU(), nn.ReLU()
     patched.forward = lambda x: F.dropout(x, 0.5, patched.training)  # type: ignore[method-assign, assignment]
-    assert modes.is_sensitive(patched)
-    assert not modes.is_sensitive(plain)
+    assert mode_dependence.is_sensitive(patched)
+    assert not mode_dependence.is_sensitive(plain)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from torch.backends import cudnn
 
-from pytest_evalmode.observe.models.world import World
-from pytest_evalmode.observe.state.leaks import global_flags
+from pytest_evalmode.observe.models.global_state import World
+from pytest_evalmode.observe.state.flag_snapshots import global_flags
 from pytest_evalmode.trace import GlobalDrift
 from tests.suites import json_report, write
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pytest_evalmode.observe.source import code
-from pytest_evalmode.observe.source.drawing import DRAWS
+from pytest_evalmode.observe.source import forward_code
+from pytest_evalmode.observe.source.draw_calls import DRAWS
 from tests.nets import rules, watching
 
 # Public operators that are tagged as drawing, and that no Python code calls by these names: what nn.LSTM calls on ROCm,
@@ -99,25 +99,25 @@ def returning(tmp_path: Path) -> Callable[[str], nn.Module]:
 def test_a_draw_is_named_with_its_line(
     returning: Callable[[str], nn.Module], tmp_path: Path, expression: str, text: str
 ) -> None:
-    (draw,) = code.draws(returning(expression))
+    (draw,) = forward_code.draws(returning(expression))
     assert (draw.text, draw.gated) == (text, False)
     assert (draw.code.co_filename, draw.line) == (str(tmp_path / "net.py"), 4)
-    assert code.traits(returning(expression)).may_draw
+    assert forward_code.traits(returning(expression)).may_draw
 
 
 @pytest.mark.parametrize("expression", QUIET)
 def test_no_draw(returning: Callable[[str], nn.Module], expression: str) -> None:
-    assert code.draws(returning(expression)) == []
+    assert forward_code.draws(returning(expression)) == []
 
 
 @pytest.mark.parametrize("expression", GATED)
 def test_a_gated_draw(returning: Callable[[str], nn.Module], expression: str) -> None:
-    (draw,) = code.draws(returning(expression))
+    (draw,) = forward_code.draws(returning(expression))
     assert draw.gated
 
 
 def test_a_call_over_several_lines(returning: Callable[[str], nn.Module]) -> None:
-    (draw,) = code.draws(
+    (draw,) = forward_code.draws(
         returning("(\n            x\n            .relu()\n            .normal_(\n            )\n        )")
     )
     assert (draw.text, draw.line) == ("x.relu().normal_", 7)
@@ -143,7 +143,11 @@ def test_a_function_that_a_module_was_given() -> None:
         return F.dropout(x)
 
     activations = (noisy, NOISE["a lambda in a table"], NOISE["another"])
-    assert [[draw.text for draw in code.draws(Activated(a))] for a in activations] == [["F.dropout"], ["F.dropout"], []]
+    assert [[draw.text for draw in forward_code.draws(Activated(a))] for a in activations] == [
+        ["F.dropout"],
+        ["F.dropout"],
+        [],
+    ]
 
 
 class Mixed(nn.Module):
@@ -160,7 +164,7 @@ class Mixed(nn.Module):
 
 
 def test_the_likeliest_draw_comes_first() -> None:
-    found = code.draws(Mixed())
+    found = forward_code.draws(Mixed())
     assert [(draw.text, draw.gated) for draw in found] == [
         ("F.feature_alpha_dropout", False),
         ("F.dropout", True),
@@ -223,9 +227,9 @@ class HandsItOn(HoldsDropout):
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_traits(module: nn.Module, sensitive: bool, may_draw: bool, stops_grad: bool) -> None:
-    read = code.traits(module)
+    read = forward_code.traits(module)
     assert (read.sensitive, read.may_draw, read.stops_grad) == (sensitive, may_draw, stops_grad)
-    assert code.traits(module) == read
+    assert forward_code.traits(module) == read
 
 
 class Endless(nn.Module):
@@ -239,7 +243,7 @@ class Endless(nn.Module):
 
 
 def test_recursion_ends() -> None:
-    assert code.traits(Endless()).sensitive
+    assert forward_code.traits(Endless()).sensitive
 
 
 def test_code_without_source_is_read_by_its_names() -> None:
@@ -249,9 +253,9 @@ def test_code_without_source_is_read_by_its_names() -> None:
     module = namespace["Typed"]()
     with pytest.raises(OSError, match=r"source|lineno"):
         inspect.getsource(type(module).forward)
-    assert code.traits(module).sensitive
-    assert code.traits(module).may_draw
-    assert code.draws(module) == []
+    assert forward_code.traits(module).sensitive
+    assert forward_code.traits(module).may_draw
+    assert forward_code.draws(module) == []
 
 
 def test_reading_runs_nothing() -> None:
@@ -267,8 +271,8 @@ def test_reading_runs_nothing() -> None:
             return x + self.noise
 
     trap = Trap()
-    assert not code.traits(trap).may_draw
-    assert code.draws(trap) == []
+    assert not forward_code.traits(trap).may_draw
+    assert forward_code.draws(trap) == []
 
 
 class Scales(nn.Module):
@@ -308,27 +312,27 @@ def spied_by_a_closure(module: nn.Module) -> None:
 @pytest.mark.parametrize("spy", [spied, wrapped_by_a_mock, made_partial, hooked, spied_by_a_closure])
 def test_a_forward_that_somebody_looks_at_says_what_it_said(spy: Callable[[nn.Module], None]) -> None:
     module = Scales()
-    plain = code.traits(module)
+    plain = forward_code.traits(module)
     spy(module)
-    assert code.traits(module) == plain
-    assert [draw.text for draw in code.draws(module)] == ["F.dropout"]
+    assert forward_code.traits(module) == plain
+    assert [draw.text for draw in forward_code.draws(module)] == ["F.dropout"]
 
 
 def test_a_type_that_is_spied_on_says_what_it_said() -> None:
-    plain = code.traits(Scales())
+    plain = forward_code.traits(Scales())
     with mock.patch.object(Scales, "forward", autospec=True, side_effect=Scales.forward):
-        code.forget_replaced([Scales])
-        assert code.traits(Scales()) == plain
+        forward_code.forget_replaced([Scales])
+        assert forward_code.traits(Scales()) == plain
 
 
 def test_a_forward_that_is_replaced_is_read_anew() -> None:
     for kind in (Scales, Late):
-        assert code.traits(kind()).sensitive
+        assert forward_code.traits(kind()).sensitive
         with mock.patch.object(Scales, "forward", lambda self, x: x):
-            code.forget_replaced([kind])
-            assert not code.traits(kind()).sensitive
-        code.forget_replaced([kind])
-        assert code.traits(kind()).sensitive
+            forward_code.forget_replaced([kind])
+            assert not forward_code.traits(kind()).sensitive
+        forward_code.forget_replaced([kind])
+        assert forward_code.traits(kind()).sensitive
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pytest_evalmode.observe.source import graphs
+from pytest_evalmode.observe.source import model_graphs
 from tests.nets import batch, rules, watching
 
 pytestmark = [
@@ -45,24 +45,24 @@ def normed(**arguments: Any) -> nn.Module:
 
 @every_maker
 def test_batch_norm_of_an_eval_model(make: Make) -> None:
-    assert list(graphs.batch_norms(make(normed().eval()))) == []
+    assert list(model_graphs.batch_norms(make(normed().eval()))) == []
 
 
 @pytest.mark.parametrize("name", KEEPS_MODE)
 def test_batch_norm_kept_in_training_mode(name: str) -> None:
-    (sentence,) = graphs.batch_norms(MAKERS[name](normed().train()))
+    (sentence,) = model_graphs.batch_norms(MAKERS[name](normed().train()))
     assert "batch_norm" in sentence
     assert sentence.endswith("is in the graph with training=True")
 
 
 @pytest.mark.parametrize("name", ["fx", "script"])
 def test_batch_norm_that_follows_the_flag(name: str) -> None:
-    assert list(graphs.batch_norms(MAKERS[name](normed().train()))) == []
+    assert list(model_graphs.batch_norms(MAKERS[name](normed().train()))) == []
 
 
 @pytest.mark.parametrize("name", ["script", *KEEPS_MODE])
 def test_batch_norm_without_running_statistics(name: str) -> None:
-    assert list(graphs.batch_norms(MAKERS[name](normed(track_running_stats=False).eval())))
+    assert list(model_graphs.batch_norms(MAKERS[name](normed(track_running_stats=False).eval())))
 
 
 class Functional(nn.Module):
@@ -79,7 +79,7 @@ class Functional(nn.Module):
 @pytest.mark.parametrize("name", ["trace", "fx", "export"])
 @pytest.mark.parametrize("training", [True, False])
 def test_functional_batch_norm(name: str, training: bool) -> None:
-    assert bool(list(graphs.batch_norms(MAKERS[name](Functional(training).eval())))) == training
+    assert bool(list(model_graphs.batch_norms(MAKERS[name](Functional(training).eval())))) == training
 
 
 class Standardised(nn.Linear):
@@ -92,18 +92,18 @@ class Standardised(nn.Linear):
 
 @pytest.mark.parametrize("name", ["fx", "export"])
 def test_batch_norm_of_weights(name: str) -> None:
-    assert list(graphs.batch_norms(MAKERS[name](nn.Sequential(Standardised(4, 4)).eval()))) == []
+    assert list(model_graphs.batch_norms(MAKERS[name](nn.Sequential(Standardised(4, 4)).eval()))) == []
 
 
 def test_a_module_that_is_no_graph_has_none() -> None:
-    assert list(graphs.batch_norms(normed().train())) == []
-    assert not graphs.is_exported(normed())
-    assert not graphs.may_draw(nn.Dropout())
+    assert list(model_graphs.batch_norms(normed().train())) == []
+    assert not model_graphs.is_exported(normed())
+    assert not model_graphs.may_draw(nn.Dropout())
 
 
 @every_maker
 def test_exported(make: Make) -> None:
-    assert graphs.is_exported(make(normed().eval())) == (make in (MAKERS["export"], MAKERS["export, strict"]))
+    assert model_graphs.is_exported(make(normed().eval())) == (make in (MAKERS["export"], MAKERS["export, strict"]))
 
 
 class Named(nn.Module):
@@ -115,7 +115,7 @@ class Named(nn.Module):
 
 
 def test_graph_is_a_name_like_any_other() -> None:
-    assert not graphs.is_exported(Named())
+    assert not model_graphs.is_exported(Named())
 
 
 class NoGraphYet(nn.Module):
@@ -134,7 +134,7 @@ class NoGraphYet(nn.Module):
 
 @torch.no_grad()
 def test_graph_may_be_a_property_that_raises() -> None:
-    assert not graphs.is_exported(NoGraphYet())
+    assert not model_graphs.is_exported(NoGraphYet())
     with watching() as g:
         NoGraphYet()(batch())
     assert rules(g) == {"train-mode"}
@@ -150,12 +150,12 @@ class Gated(nn.Module):
 
 
 def test_a_scripted_forward_may_read_the_mode_and_a_traced_one_does_not() -> None:
-    assert graphs.is_sensitive(torch.jit.script(Gated()))
-    assert not graphs.is_sensitive(torch.jit.script(nn.Linear(4, 4)))
-    assert not graphs.is_sensitive(MAKERS["trace"](Gated()))
+    assert model_graphs.is_sensitive(torch.jit.script(Gated()))
+    assert not model_graphs.is_sensitive(torch.jit.script(nn.Linear(4, 4)))
+    assert not model_graphs.is_sensitive(MAKERS["trace"](Gated()))
 
 
 def test_a_script_may_draw() -> None:
-    assert graphs.may_draw(MAKERS["script"](Gated()))
-    assert graphs.may_draw(MAKERS["trace"](Gated().train()))
-    assert not graphs.may_draw(MAKERS["script"](nn.Linear(4, 4)))
+    assert model_graphs.may_draw(MAKERS["script"](Gated()))
+    assert model_graphs.may_draw(MAKERS["trace"](Gated().train()))
+    assert not model_graphs.may_draw(MAKERS["script"](nn.Linear(4, 4)))

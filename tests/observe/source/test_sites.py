@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pytest_evalmode.guards
-from pytest_evalmode.observe.source.sites import Caller, Sites
+from pytest_evalmode.observe.source.user_lines import Caller, Sites
 from pytest_evalmode.trace import Site
 from tests.nets import batch
 

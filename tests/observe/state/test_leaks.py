@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from pytest_evalmode import Guard, guard
-from pytest_evalmode.observe.models.shared import Shared
+from pytest_evalmode.observe.models.shared_models import Shared
 from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.state.leaks import global_flags, leaks, model_flags
+from pytest_evalmode.observe.state.flag_snapshots import global_flags, leaks, model_flags
 from tests.nets import Net, batch, rules, watching
 
 DTYPES = (torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda"))

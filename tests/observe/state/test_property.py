@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pytest_evalmode.observe.state import memory, writes
+from pytest_evalmode.observe.state import digest_cache, write_tracking
 from tests.nets import only, rules, watching
 
 FLOATS = (torch.float32, torch.float64)
@@ -279,7 +279,7 @@ def act(model: Node, acts: list[Act], window: int, *, inside: bool) -> None:
 
 @contextmanager
 def everything_armed() -> Iterator[None]:
-    with mock.patch.object(memory, "_PAYS", 0), mock.patch.object(memory, "_TIRED", 1000):
+    with mock.patch.object(digest_cache, "_PAYS", 0), mock.patch.object(digest_cache, "_TIRED", 1000):
         yield
 
 
@@ -292,7 +292,7 @@ large = st.builds(
 )
 
 
-@pytest.mark.skipif(writes.tracker() is None, reason="the kernel does not track writes")
+@pytest.mark.skipif(write_tracking.tracker() is None, reason="the kernel does not track writes")
 @given(held=st.lists(large, min_size=1, max_size=4), below=st.lists(large, max_size=2), data=st.data())
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 def test_the_kernel_says_what_a_read_says(held: list[Held], below: list[Held], data: st.DataObject) -> None:
@@ -309,9 +309,9 @@ def test_the_kernel_says_what_a_read_says(held: list[Held], below: list[Held], d
     acts = [an_act() for _ in range(data.draw(st.integers(0, 4), label="acts"))]
     expected = changed(deepcopy(model), acts)
     with everything_armed():
-        before = memory.tally.unread
+        before = digest_cache.tally.unread
         assert told(deepcopy(model), acts) == expected
         if not acts and Held("parameter", torch.float32, LARGE, straight) in held:
-            assert memory.tally.unread > before
-        with mock.patch.object(writes, "tracker", return_value=None):
+            assert digest_cache.tally.unread > before
+        with mock.patch.object(write_tracking, "tracker", return_value=None):
             assert told(deepcopy(model), acts) == expected

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_evalmode import HygieneError, guard
-from pytest_evalmode.observe.state import writes
+from pytest_evalmode.observe.state import write_tracking
 
 TASKS = Path("/proc/self/task")
 THREADS = 4
@@ -50,9 +50,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Thread]:
 def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """How often a window reads its model: only once where the kernel tells that nothing was written."""
     monkeypatch.setenv("EVALMODE_WRITES", request.param)
-    writes.let_go()
-    yield 2 if writes.tracker() is None else 1
-    writes.let_go()
+    write_tracking.let_go()
+    yield 2 if write_tracking.tracker() is None else 1
+    write_tracking.let_go()
 
 
 class Large(nn.Module):

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 from pytest_evalmode import guard
 from pytest_evalmode.errors import HygieneError
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.state import digests, memory, snapshot, writes
+from pytest_evalmode.observe.state import digest_cache, digests, snapshot, write_tracking
 from pytest_evalmode.observe.state.fingerprint import undisturbed
-from pytest_evalmode.observe.state.mappings import PAGE, Mappings, Span
+from pytest_evalmode.observe.state.memory_mappings import PAGE, Mappings, Span
 from pytest_evalmode.observe.state.snapshot import Snapshot
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -36,12 +36,12 @@ SIDE = 512
 def _tracking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything is armed at once, however small, and this file leaves nothing armed, and nothing switched off."""
     monkeypatch.delenv("EVALMODE_WRITES", raising=False)
-    monkeypatch.setattr(memory, "_PAYS", 0)
-    writes.let_go()
-    if writes.tracker() is None:
+    monkeypatch.setattr(digest_cache, "_PAYS", 0)
+    write_tracking.let_go()
+    if write_tracking.tracker() is None:
         pytest.skip("this kernel does not track writes, or a filter forbids it")
     yield
-    writes.let_go()
+    write_tracking.let_go()
 
 
 class Pair(nn.Module):
@@ -65,9 +65,9 @@ def take(model: nn.Module, like: Snapshot | None = None) -> Snapshot:
 
 def unread(model: nn.Module) -> int:
     """How many bytes of it need no read."""
-    before = memory.tally.unread
+    before = digest_cache.tally.unread
     take(model)
-    return memory.tally.unread - before
+    return digest_cache.tally.unread - before
 
 
 def seen(model: nn.Module, before: Snapshot) -> set[str]:
@@ -85,12 +85,12 @@ def seen(model: nn.Module, before: Snapshot) -> set[str]:
 class _Nothing:
     """Nothing is known of memory."""
 
-    tally = memory.Tally()
+    tally = digest_cache.Tally()
 
-    def known(self, ranges: object) -> dict[memory.Range, bytes]:
+    def known(self, ranges: object) -> dict[digest_cache.Range, bytes]:
         return {}
 
-    def arm(self, tensors: object) -> list[memory.Block]:
+    def arm(self, tensors: object) -> list[digest_cache.Block]:
         return []
 
 
@@ -310,22 +310,22 @@ def test_a_view_in_another_model() -> None:
 def test_a_write_between_arming_and_reading_is_seen() -> None:
     tensor = torch.zeros(SIDE, SIDE)
     range_ = tensor.data_ptr(), tensor.nbytes
-    (block,) = memory.arm({range_: tensor})
+    (block,) = digest_cache.arm({range_: tensor})
     tensor[100] = 1
     block.digest = b"read before that"
-    assert memory.known({range_: None}) == {}
+    assert digest_cache.known({range_: None}) == {}
 
 
 def test_what_was_armed_anew_meanwhile_gets_no_digest() -> None:
     tensor = torch.zeros(SIDE, SIDE)
     range_ = tensor.data_ptr(), tensor.nbytes
-    (slow,) = memory.arm({range_: tensor})
+    (slow,) = digest_cache.arm({range_: tensor})
     tensor[100] = 1
-    (quick,) = memory.arm({range_: tensor})
+    (quick,) = digest_cache.arm({range_: tensor})
     slow.digest = b"read before that"
-    assert memory.known({range_: None}) == {}
+    assert digest_cache.known({range_: None}) == {}
     quick.digest = b"read since"
-    assert memory.known({range_: None}) == {range_: b"read since"}
+    assert digest_cache.known({range_: None}) == {range_: b"read since"}
 
 
 def test_what_is_written_every_time_is_left() -> None:
@@ -336,13 +336,13 @@ def test_what_is_written_every_time_is_left() -> None:
         assert seen(model, before) == TABLE
     take(model)
     assert unread(model) == 4 * SIDE**2
-    assert writes.tracker().unwritten([pages(model.table)]) == set()  # type: ignore[union-attr]
+    assert write_tracking.tracker().unwritten([pages(model.table)]) == set()  # type: ignore[union-attr]
 
 
 def test_what_died_is_let_go() -> None:
     model = Pair()
     take(model)
-    at_hand = memory.memory()
+    at_hand = digest_cache.memory()
     assert at_hand is not None
     assert len(at_hand._blocks) == 2
     del model
@@ -359,16 +359,16 @@ def test_an_error_of_the_kernel_switches_it_off(monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object) -> set[Span]:
         raise OSError
 
-    monkeypatch.setattr(writes.Tracker, "unwritten", fail)
+    monkeypatch.setattr(write_tracking.Tracker, "unwritten", fail)
     model.table.add_(1)
     assert seen(model, before) == TABLE
-    assert writes.tracker() is None
+    assert write_tracking.tracker() is None
 
 
 def test_descriptors_that_somebody_closed() -> None:
     model = Pair()
     before = take(model)
-    tracker = writes.tracker()
+    tracker = write_tracking.tracker()
     assert tracker is not None
     os.close(tracker._uffd)
     tracker._uffd = os.open(os.devnull, os.O_RDONLY)  # so that ours is closed only once
@@ -381,7 +381,7 @@ def test_a_child_does_not_track() -> None:
     before = take(model)
 
     def look() -> None:
-        ok = writes.tracker() is None and unread(model) == 0
+        ok = write_tracking.tracker() is None and unread(model) == 0
         model.table.add_(1)
         os._exit(0 if ok and seen(model, before) == TABLE else 1)
 
@@ -390,22 +390,22 @@ def test_a_child_does_not_track() -> None:
 
 
 def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    writes.let_go()
+    write_tracking.let_go()
     monkeypatch.setenv("EVALMODE_WRITES", "off")
-    assert writes.tracker() is None
+    assert write_tracking.tracker() is None
     assert unread(Pair()) == 0
 
 
 def test_a_wish_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    writes.let_go()
+    write_tracking.let_go()
     monkeypatch.setenv("EVALMODE_WRITES", "maybe")
     with pytest.raises(ValueError, match=r"EVALMODE_WRITES is 'maybe': .*'on'.*'off'"):
-        writes.tracker()
+        write_tracking.tracker()
 
 
 def test_mappings_are_not_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Mappings, "room", lambda self: 0)
-    monkeypatch.setattr(writes.tracker(), "_room", 0)
+    monkeypatch.setattr(write_tracking.tracker(), "_room", 0)
     model = Pair()
     take(model)
     assert unread(model) == 0
@@ -441,6 +441,6 @@ except HygieneError as error:
 
 @pytest.mark.slow
 def test_a_filter_refuses_it() -> None:
-    code = REFUSED.format(number=writes._NR_USERFAULTFD[platform.machine()])
+    code = REFUSED.format(number=write_tracking._NR_USERFAULTFD[platform.machine()])
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout == "seen\n", result.stderr

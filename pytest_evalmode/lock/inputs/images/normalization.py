@@ -8,7 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from pytest_evalmode.lock.inputs.diagnosis import Array, Step, numbers
-from pytest_evalmode.lock.inputs.images.statistics import Coding, coding_of, codings, on_levels, plausible, possessive
+from pytest_evalmode.lock.inputs.images.pixel_codings import (
+    Coding,
+    coding_of,
+    codings,
+    on_levels,
+    plausible,
+    possessive,
+)
 
 _VIDEO = (219 / 255, 16 / 255)  # the scale and the shift of its levels
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from pytest_evalmode.lock.inputs.diagnosis import Array, Step
-from pytest_evalmode.lock.inputs.images.statistics import Coding
+from pytest_evalmode.lock.inputs.images.pixel_codings import Coding
 
 _FEW = 64  # levels
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs import layout, order
+from pytest_evalmode.lock.inputs import image_layout, sample_order
 from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, told
-from pytest_evalmode.lock.inputs.images import augmented, compression, geometry, normalization, resampling, rounding
-from pytest_evalmode.lock.inputs.images.statistics import Coding, coding_of
+from pytest_evalmode.lock.inputs.images import augmentation, compression, geometry, normalization, resampling, rounding
+from pytest_evalmode.lock.inputs.images.pixel_codings import Coding, coding_of
 
 Dtype = np.dtype[Any]
 _SURE = 0.999  # the likeness from which a scale and a shift are worth trying
@@ -31,7 +31,7 @@ def explain(was: Array, now: Array) -> Diagnosis | None:
     """The diagnosis of images, if a known cause explains the difference."""
     candidates: list[Candidate] = []
     noun = "images"
-    for steps, old, new in layout.pairs(was, now):
+    for steps, old, new in image_layout.pairs(was, now):
         noun = "images" if old.coloured or new.coloured else "inputs"
         a, b = (np.asarray(each.images, np.float64) for each in (old, new))
         for found in (list(_coloured(steps, a, b)), list(_structures(steps, a, b))):
@@ -39,7 +39,7 @@ def explain(was: Array, now: Array) -> Diagnosis | None:
             if exact is not None:
                 return told(noun, exact.steps, residual=exact.residual, **_dtypes(was, now))
             candidates += found
-        each = None if steps else augmented.placed(a, b)
+        each = None if steps else augmentation.placed(a, b)
         if each is not None:
             return told(noun, each, **_dtypes(was, now))
     lossy = _first_lossy(candidates)
@@ -59,7 +59,7 @@ class Found(NamedTuple):
 
 def _coloured(steps: list[Step], a: Array, b: Array) -> Iterator[Candidate]:
     """The channels alone; likeness from a look at some pixels."""
-    for recoloured, x in layout.recoloured(a, b):
+    for recoloured, x in image_layout.recoloured(a, b):
         if x.shape == b.shape:
             like = normalization.likeness(*_probe(x, b))
             if like > _LIKE:
@@ -79,9 +79,9 @@ def _structures(steps: list[Step], a: Array, b: Array) -> Iterator[Candidate]:
 def _ordered(a: Array, b: Array) -> Iterator[tuple[list[Step], Array]]:
     if len(a) == len(b):
         yield [], a
-    index = order.similar(a, b)
+    index = sample_order.similar(a, b)
     if index is not None:
-        yield order.describe(len(a), index), a[index]
+        yield sample_order.describe(len(a), index), a[index]
 
 
 def _probe(a: Array, b: Array) -> tuple[Array, Array]:
@@ -158,7 +158,7 @@ def _lossy(candidate: Candidate) -> Found | None:
     code = coding_of(a, order_)
     level = 0.6 / 255 * (code.scale.max() if code is not None else np.ptp(b))
     found = normalization.rescaled(a, b, level, order_)
-    for pointwise in (rounding.coarser, augmented.own, normalization.mixed, normalization.curved):
+    for pointwise in (rounding.coarser, augmentation.own, normalization.mixed, normalization.curved):
         found = found or pointwise(a, b, level)
     if found is not None:
         return Found([found[0]], found[1])

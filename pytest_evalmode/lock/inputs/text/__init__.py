@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs import order
+from pytest_evalmode.lock.inputs import sample_order
 from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, told
 from pytest_evalmode.lock.inputs.text.masks import marked
 from pytest_evalmode.lock.inputs.text.padding import both, cores, filler, padding
@@ -27,9 +27,9 @@ def explain(was: Array, now: Array, words: Words | None = None) -> Diagnosis | N
     fillers = filler(was), filler(now)
     old, new = (cores(each, pad) for each, pad in zip((was, now), both(*fillers), strict=True))
     if len(old) != len(new) or old != new:
-        index = order.places(old, new)
+        index = sample_order.places(old, new)
         if index is not None and index != list(range(len(old))):
-            steps += order.describe(len(old), index)
+            steps += sample_order.describe(len(old), index)
             old = [old[i] for i in index]
     if len(old) != len(new):
         return None
@@ -73,9 +73,9 @@ def explain_texts(was: Array, now: Array) -> Diagnosis | None:
     """The diagnosis of texts, which are arrays of strings."""
     a, b = ([str(each) for each in array.ravel()] for array in (was, now))
     steps: list[Step] = []
-    index = order.places(a, b)
+    index = sample_order.places(a, b)
     if index is not None:
-        return told("texts", order.describe(len(a), index))
+        return told("texts", sample_order.describe(len(a), index))
     if len(a) != len(b):
         return None
     other_case = cased(a, b)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs import order
+from pytest_evalmode.lock.inputs import sample_order
 from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, told
 from pytest_evalmode.lock.inputs.text.padding import padding
 from pytest_evalmode.lock.inputs.text.truncation import cut_step
@@ -17,10 +17,10 @@ def marked(was: Array, now: Array) -> Diagnosis | None:
     steps: list[Step] = []
     old, new = (each.sum(1).tolist() for each in (was, now))
     if len(old) != len(new) or (old != new and sorted(old) == sorted(new)):
-        index = order.places(old, new)
+        index = sample_order.places(old, new)
         if index is None:
             return None
-        steps += order.describe(len(old), index)
+        steps += sample_order.describe(len(old), index)
     elif old != new:
         most = max(new)
         shift = next((b - a for a, b in zip(old, new, strict=True) if b < most), new[0] - old[0])

@@ -227,7 +227,7 @@ def _kernel(device: torch.device) -> Way | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Triton's, which a test may have turned into errors
-            way: Way = import_module("pytest_evalmode.observe.state.devices.kernels").read
+            way: Way = import_module("pytest_evalmode.observe.state.devices.triton_kernel").read
             return way if _agrees(device, way) else None
     except torch.OutOfMemoryError:
         raise

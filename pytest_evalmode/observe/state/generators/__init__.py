@@ -11,7 +11,7 @@ from types import ModuleType
 
 from torch import Generator, Tensor
 
-from pytest_evalmode.observe.source.drawing import NUMPY, PYTHON
+from pytest_evalmode.observe.source.draw_calls import NUMPY, PYTHON
 from pytest_evalmode.observe.state import devices
 from pytest_evalmode.observe.state.generators import engine
 

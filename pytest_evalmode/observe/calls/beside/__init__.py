@@ -1,1 +1,0 @@
-"""What is called beside forwards: `train()`, loads, exports, optimizers, `backward()`."""

@@ -1,0 +1,57 @@
+"""What all questions have in common: the moments at which they can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import CodeType, FrameType
+
+from torch import nn
+
+from pytest_evalmode.observe.calls.mode_changes import Switches
+from pytest_evalmode.observe.forwards.context import Outermost
+from pytest_evalmode.observe.models.watch import Watch
+from pytest_evalmode.observe.source.user_lines import Sites
+from pytest_evalmode.trace import Site
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """What the questions of a window look at, beside the forward."""
+
+    watch: Watch
+    sites: Sites
+    switches: Switches
+    strict: bool
+    held: dict[tuple[tuple[CodeType, int] | None, str, int], bool] = field(default_factory=dict)
+    """Whether somebody else holds an argument, by the line that handed it over: that takes a while to find out."""
+
+
+class Question:
+    """Something that is asked of one outermost forward.  It overrides the verbs that it needs."""
+
+    def __init__(self, scene: Scene, outermost: Outermost) -> None:
+        self.scene = scene
+        self.outermost = outermost
+
+    def begin(self) -> None:
+        """The forward begins."""
+
+    def join(self, parts: list[nn.Module], cause: Site | None, why: str) -> None:
+        """A module runs, with what is beneath it, that was no part of the whole when that began."""
+
+    def enter(self, part: nn.Module, frame: FrameType) -> None:
+        """A part of which there is something to see begins in a frame; the whole itself does, too."""
+
+    def leave(self, part: nn.Module, output: object, frame: FrameType) -> None:
+        """It ends; `output` is RAISED if by an exception."""
+
+    def interrupt(self, frame: FrameType) -> None:
+        """A model that was handed in begins to run; it is an outermost forward of its own."""
+
+    def resume(self) -> None:
+        """It has ended."""
+
+    def end(self, output: object) -> Mapping[str, object]:
+        """The forward ends: what was found, by the names of `ForwardCall`'s fields."""
+        return {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_evalmode.report.message import explain
+from pytest_evalmode.report.message import failure_text
 from pytest_evalmode.rules import Violation
 
 
@@ -17,7 +17,7 @@ class HygieneError(AssertionError):
     __module__ = "pytest_evalmode"
 
     def __init__(self, violations: Sequence[Violation]) -> None:
-        super().__init__(explain(violations))
+        super().__init__(failure_text(violations))
         self.violations = tuple(violations)
 
     def __reduce__(self) -> tuple[type[HygieneError], tuple[tuple[Violation, ...]]]:

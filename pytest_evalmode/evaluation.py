@@ -8,8 +8,8 @@ from typing import Self
 
 from torch import nn, no_grad
 
-from pytest_evalmode.guards import Guard, checked
-from pytest_evalmode.guards.config import Terms
+from pytest_evalmode.guards import Guard, require_module
+from pytest_evalmode.guards.config import GuardConfig
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.source.model_graphs import is_exported
 from pytest_evalmode.policy import Policy
@@ -20,7 +20,7 @@ def inference(model: nn.Module) -> Guard:
 
     `with inference(model):`; each module's own flag is put back on the way out, whatever it was.
     """
-    return Inference(Policy(), Terms(), checked("inference(model)", model))
+    return Inference(Policy(), GuardConfig(), require_module("inference(model)", model))
 
 
 class Inference(Guard):
@@ -30,8 +30,12 @@ class Inference(Guard):
         if not self._given:
             raise RuntimeError("inference(model) was entered a second time; make a new one for each block")
         (model,) = self._given
-        modes = [(part, mode) for part in modules.tree(model) if (mode := modules.mode(part)) is not None]
-        exported = {id(p) for part in modules.tree(model) if is_exported(part) for p in modules.tree(part)}
+        modes = [
+            (part, mode) for part in modules.all_modules(model) if (mode := modules.training_flag(part)) is not None
+        ]
+        exported = {
+            id(p) for part in modules.all_modules(model) if is_exported(part) for p in modules.all_modules(part)
+        }
         with ExitStack() as undo:
             undo.callback(_set_modes, modes)
             if not exported:

@@ -13,15 +13,23 @@ import pytest
 from pluggy import Result
 
 from pytest_evalmode.lock.lock_fixture import LOCK, evalmode_lock
-from pytest_evalmode.lock.session_locks import Collected, Keeper
+from pytest_evalmode.lock.session_locks import CollectedTests, LockSession
 from pytest_evalmode.session import hookspecs
 from pytest_evalmode.session.evalmode_fixture import evalmode
-from pytest_evalmode.session.fixtures import begin, end, forget, history, note, remember, set_up
+from pytest_evalmode.session.fixtures import (
+    begin_test,
+    end_test,
+    forget_fixture,
+    get_history,
+    observe_fixture_setup,
+    record_event,
+    record_fixture_value,
+)
 from pytest_evalmode.session.options import add_options, read_settings
 from pytest_evalmode.session.record.pytest_html import Panels
 from pytest_evalmode.session.record.recorder import Recorder
 from pytest_evalmode.session.settings import SETTINGS, is_worker
-from pytest_evalmode.session.stash import CALLING, GUARD, forget_record
+from pytest_evalmode.session.stash import GUARD, RUNNING_ITEM, remove_records
 
 __all__ = ["evalmode", "evalmode_lock"]
 
@@ -39,23 +47,23 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     rule = config.getoption("evalmode_rules")
     if rule is None:
         return None
-    from pytest_evalmode.session.user_hooks import explained
+    from pytest_evalmode.session.user_hooks import explain_rules
 
-    print(explained(rule, config))
+    print(explain_rules(rule, config))
     return 0
 
 
 def pytest_configure(config: pytest.Config) -> None:
     settings = config.stash[SETTINGS] = read_settings(config)
-    if any(settings.exempt.values()):
-        from pytest_evalmode.session.user_hooks import check_ini
+    if any(settings.ini_exemptions.values()):
+        from pytest_evalmode.session.user_hooks import check_ini_rules
 
-        check_ini(settings.exempt, config)
-    collected = Collected()
+        check_ini_rules(settings.ini_exemptions, config)
+    collected = CollectedTests()
     config.pluginmanager.register(collected, "evalmode-collected")
     if not is_worker(config):  # a worker sends its reports on
         config.pluginmanager.register(Recorder(config, collected), "evalmode-recorder")
-        config.pluginmanager.register(Keeper(config, collected), "evalmode-keeper")
+        config.pluginmanager.register(LockSession(config, collected), "evalmode-keeper")
         if config.pluginmanager.hasplugin("html"):
             config.pluginmanager.register(Panels(), "evalmode-panels")
     config.addinivalue_line(
@@ -65,42 +73,42 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        f"{settings.no_guard}: leave the test out of what evalmode_mark or --evalmode-all guards (pytest-evalmode)",
+        f"{settings.no_guard_marker}: leave the test out of what evalmode_mark or --evalmode-all guards (pytest-evalmode)",
     )
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     settings = session.config.stash[SETTINGS]
     # Before a test can set torch otherwise; one that is yet to be imported will be as it was made.
-    if settings.strict and "torch" in sys.modules and any(map(settings.asks_for, session.items)):
-        history(session.config)
+    if settings.strict and "torch" in sys.modules and any(map(settings.is_watched, session.items)):
+        get_history(session.config)
 
 
 # Old-style wrappers, here and below: an exception that passes through a new-style one takes its frame along.
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Result[object], None]:
-    begin(item)
+    begin_test(item)
     yield
-    end(item)
+    end_test(item)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, Result[object], None]:
-    with set_up(fixturedef, request.config):
+    with observe_fixture_setup(fixturedef, request.config):
         outcome = yield
     if outcome.exception is None:
-        remember(fixturedef, outcome.get_result(), request)
+        record_fixture_value(fixturedef, outcome.get_result(), request)
 
 
 def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
-    forget(fixturedef, request)
+    forget_fixture(fixturedef, request)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    forget_record(item)  # of an earlier run
-    if item.config.stash[SETTINGS].asks_for(item):
+    remove_records(item)  # of an earlier run
+    if item.config.stash[SETTINGS].is_watched(item):
         from pytest_evalmode.session.guarded_test import phases
 
         phases.prepare(item)
@@ -108,14 +116,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(hookwrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], None]:
-    item.config.stash[CALLING] = item
-    if GUARD in item.stash or item.config.stash[SETTINGS].asks_for(item):  # a fixture may have marked it
+    item.config.stash[RUNNING_ITEM] = item
+    if GUARD in item.stash or item.config.stash[SETTINGS].is_watched(item):  # a fixture may have marked it
         from pytest_evalmode.session.guarded_test import phases
 
         phases.begin(item)
-    note(item.config, item.nodeid, getattr(item, "fixturenames", ()))
+    record_event(item.config, item.nodeid, getattr(item, "fixturenames", ()))
     outcome = yield
-    item.config.stash[CALLING] = None
+    item.config.stash[RUNNING_ITEM] = None
     if LOCK in item.stash:
         item.stash[LOCK].finish(outcome)
         del item.stash[LOCK]
@@ -131,7 +139,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Result[object]
     if GUARD in item.stash:
         from pytest_evalmode.session.guarded_test import phases
 
-        phases.tell_failure(item, outcome)
+        phases.report_guard_error(item, outcome)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -144,11 +152,11 @@ def pytest_runtest_makereport(
     if call.when == "teardown":
         from pytest_evalmode.session.guarded_test import phases
 
-        phases.keep_error(call.excinfo.value, report)
+        phases.override_xfail(call.excinfo.value, report)
     elif GUARD in item.stash or type(call.excinfo.value).__module__ == "pytest_evalmode":
-        from pytest_evalmode.session.guarded_test.failure import shorten
+        from pytest_evalmode.session.guarded_test.failure import shorten_report
 
-        shorten(report, call.excinfo.value, item.config.getoption("tbstyle"), item.config.rootpath)
+        shorten_report(report, call.excinfo.value, item.config.getoption("tbstyle"), item.config.rootpath)
     return report
 
 

@@ -22,7 +22,7 @@ class Policy:
     train: tuple[str, ...] = ()
     mutable: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
-    declared: tuple[tuple[str, str], ...] = ()
+    exemptions: tuple[tuple[str, str], ...] = ()
     """Each exemption as an argument and its value, but for those of the ini, which speak for the whole suite."""
 
     def __post_init__(self) -> None:
@@ -38,7 +38,7 @@ class Policy:
             _merged(self.train, other.train),
             _merged(self.mutable, other.mutable),
             _merged(self.reasons, other.reasons),
-            tuple(dict.fromkeys((*self.declared, *other.declared))),
+            tuple(dict.fromkeys((*self.exemptions, *other.exemptions))),
         )
 
 
@@ -50,11 +50,11 @@ def read_policy(where: str, arguments: Mapping[str, object], rules: Collection[s
     """
     for name in arguments:
         if name not in ARGUMENTS:
-            raise PolicyError(f"{where} has no argument {name!r}; {choices(name, ARGUMENTS)}")
+            raise PolicyError(f"{where} has no argument {name!r}; {suggest_choices(name, ARGUMENTS)}")
     allow = _strings(where, "allow", arguments.get("allow", ()))
     for rule in allow:
         if rule not in rules:
-            raise PolicyError(f"{where}: allow={rule!r} is no rule; {choices(rule, rules)}")
+            raise PolicyError(f"{where}: allow={rule!r} is no rule; {suggest_choices(rule, rules)}")
     reason = arguments.get("reason")
     if reason is not None and not isinstance(reason, str):
         raise PolicyError(f"{where}: reason={reason!r} is a {type(reason).__name__}; it takes a string")
@@ -76,7 +76,7 @@ def _strings(where: str, name: str, value: object) -> tuple[str, ...]:
     raise PolicyError(f"{where}: {name}={value!r} is no name; it takes a string or a sequence of strings, none empty")
 
 
-def choices(wrong: str, valid: Collection[str]) -> str:
+def suggest_choices(wrong: str, valid: Collection[str]) -> str:
     """What would have been right: the nearest, then all."""
     from difflib import get_close_matches
 

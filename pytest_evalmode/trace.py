@@ -22,13 +22,13 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ModuleInfo:
     """A module of a model; the model itself has the empty `path`."""
 
     model: str
     path: str
     type: str
-    sensitive: bool = False
+    mode_dependent: bool = False
     """Whether its forward depends on `self.training`."""
 
     @property
@@ -40,17 +40,17 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Observation:
     """Something about one module of a forward, the user's line in the model that led to it, and how it came about."""
 
-    part: Part
+    module: ModuleInfo
     cause: Site | None = None
     why: str = ""
-    turned_on: bool = False
+    enabled_by_forward: bool = False
     """Of autograd: whether the forward turned it on by itself."""
     training: bool = False
     """Of a draw: whether the module was in training mode."""
-    graph: bool = False
+    is_graph: bool = False
     """Whether the module is a graph, which keeps the modes in which it was made."""
     since: Site | None = None
     """The line that switched the module to training mode, if that was in the window."""
@@ -60,7 +60,7 @@ class Finding:
 class AttributeChange:
     """A plain attribute of a module that a forward changed."""
 
-    part: Part
+    part: ModuleInfo
     attribute: str
     before: str
     after: str
@@ -74,27 +74,27 @@ class AttributeChange:
 class ForwardCall:
     """An outermost forward that has something to say; equal calls are counted, not repeated."""
 
-    ran: Part
+    ran: ModuleInfo
     at: Site | None
     modules: int
     through: Site | None = None
     """The innermost line outside the model, where `at` is that of the test that led to it."""
-    by: Part | None = None
+    by: ModuleInfo | None = None
     """The part that ran, where a method of the model other than `__call__` called it: `model.encode(x)`, say."""
     exported: bool = False
     """Whether torch ran it to make a graph of it, which keeps the modes."""
     graphs: frozenset[str] = frozenset()
     """The names of those graphs that ran as models."""
-    training: tuple[Finding, ...] = ()
+    training: tuple[Observation, ...] = ()
     """Modules in training mode that depend on the mode or hold parameters."""
     all_training: bool = False
     """Whether the model itself was, so that nobody had called its `eval()`."""
-    autograd: Finding | None = None
-    batch_stats: tuple[Finding, ...] = ()
+    autograd: Observation | None = None
+    batch_stats: tuple[Observation, ...] = ()
     """Batch norms in eval mode that used the statistics of the batch."""
-    draws: tuple[Finding, ...] = ()
+    draws: tuple[Observation, ...] = ()
     """Modules in eval mode that moved a global random generator."""
-    unregistered: tuple[Finding, ...] = ()
+    unregistered: tuple[Observation, ...] = ()
     """Modules with state or a mode that ran inside without being submodules."""
     inputs: tuple[str, ...] = ()
     """Arguments that the forward changed in place."""
@@ -111,9 +111,9 @@ class TensorChange:
     what: str
     """`values`, `shape (4,) -> (8,)`, `dtype ...`, `device ...`, `added` or `removed`."""
     elements: int | None = None
-    of: int | None = None
+    numel: int | None = None
     max_abs: float | None = None
-    after: Site | None = None
+    last_forward: Site | None = None
     """The last forward of the model before the change was first seen."""
     persistent: bool = True
     """Whether `state_dict()` saves it."""
@@ -126,11 +126,11 @@ class TensorChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class ModelOperation:
     """A call by which a model was trained or written to, or the graph of its forward was used."""
 
     models: tuple[str, ...]
-    by: str
+    name: str
     """`SGD.step()`, or `backward()`."""
     at: Site | None
 
@@ -139,7 +139,7 @@ class Use:
 class Load:
     """A `load_state_dict(strict=False)` that left something over, but for what another load of the window filled."""
 
-    model: Part
+    model: ModuleInfo
     at: Site | None
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -167,7 +167,7 @@ class Drift:
 
     model: str
     changes: tuple[TensorChange, ...]
-    seen_by: str
+    last_seen_by: str
     """The last guarded test that saw the old state."""
     between: tuple[str, ...]
     """What ran since, unguarded, likeliest first."""
@@ -178,11 +178,11 @@ class GlobalDrift:
     """Torch's global state is not what the last guarded test left."""
 
     changes: tuple[Leak, ...]
-    seen_by: str
+    last_seen_by: str
     """The last guarded test that saw the old state."""
     between: tuple[str, ...]
     """The tests that ran since, unguarded, the last one first."""
-    by: tuple[str, ...] = ()
+    changed_by: tuple[str, ...] = ()
     """Those of them as which it changed, where that is known."""
 
 
@@ -216,7 +216,7 @@ class WatchedModel:
     forwards: int
     dtypes: tuple[str, ...] = ()
     """Of its parameters and buffers: `float32`, say."""
-    parts: tuple[tuple[str, str], ...] = ()
+    modules: tuple[tuple[str, str], ...] = ()
     """Path and type of each module in it, where that is to be shown."""
 
 
@@ -238,11 +238,11 @@ class Trace:
     models: tuple[WatchedModel, ...] = ()
     calls: tuple[ForwardCall, ...] = ()
     changes: tuple[TensorChange, ...] = ()
-    steps: tuple[Use, ...] = ()
+    steps: tuple[ModelOperation, ...] = ()
     """Steps of optimizers."""
-    writes: tuple[Use, ...] = ()
+    writes: tuple[ModelOperation, ...] = ()
     """Methods that set or convert all tensors of a module: `load_state_dict()`, `half()`."""
-    gradients: tuple[Use, ...] = ()
+    gradients: tuple[ModelOperation, ...] = ()
     """Graphs that were asked for gradients."""
     names: frozenset[tuple[str, str]] = frozenset()
     """The modules and tensors there were, by model and path, where exemptions name some."""
@@ -251,7 +251,7 @@ class Trace:
     drifts: tuple[Drift, ...] = ()
     global_drifts: tuple[GlobalDrift, ...] = ()
     locks: tuple[LockChange, ...] = ()
-    unused: tuple[str, ...] = ()
+    unused_exemptions: tuple[str, ...] = ()
     """Exemptions that nothing needed, as they were declared: `train="drop"`."""
     needs_forward: bool = False
     """Whether a test was marked, and ran to its end, so that it should have run a model."""

@@ -24,12 +24,12 @@ class Transform(nn.Module):
 
 
 @torch.no_grad()
-def run(model: nn.Module, *args: Any, **kwargs: Any) -> set[str]:
+def broken_rules(model: nn.Module, *args: Any, **kwargs: Any) -> set[str]:
     """The rules that one forward of a model in eval mode breaks."""
     with watching(strict=True) as g:
         model.eval()(*(args or (batch(),)), **kwargs)
     return rules(g)
 
 
-def each(table: dict[str, Any]) -> pytest.MarkDecorator:
+def parametrize_cases(table: dict[str, Any]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", table.values(), ids=table)

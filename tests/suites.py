@@ -120,18 +120,18 @@ def json_report(pytester: pytest.Pytester, *args: str) -> dict[str, Any]:
     return report
 
 
-def found(pytester: pytest.Pytester, source: str, *args: str) -> dict[str, list[str]]:
+def broken_rules(pytester: pytest.Pytester, source: str, *args: str) -> dict[str, list[str]]:
     """The rules that each guarded test broke, by the bare name of the test."""
     write(pytester, source)
-    return {name: [v["rule"] for v in test["violations"]] for name, test in guarded(pytester, *args).items()}
+    return {name: [v["rule"] for v in test["violations"]] for name, test in guarded_tests(pytester, *args).items()}
 
 
-def guarded(pytester: pytest.Pytester, *args: str) -> dict[str, dict[str, Any]]:
+def guarded_tests(pytester: pytest.Pytester, *args: str) -> dict[str, dict[str, Any]]:
     """What the JSON report of the inner suite tells of each guarded test, by its bare name without `test_`."""
     report = json_report(pytester, *args)
     return {test["nodeid"].rpartition("::test_")[2]: test for test in report["tests"]}
 
 
-def frames(result: pytest.RunResult, packages: str = "pytest_evalmode|_pytest|pluggy") -> list[str]:
+def plugin_lines(result: pytest.RunResult, packages: str = "pytest_evalmode|_pytest|pluggy") -> list[str]:
     """The lines printed that stand in the plugin, in pytest or in pluggy: of no use to a user."""
     return [line for line in result.outlines if re.search(rf"({packages})/\w+.*\.py", line)]

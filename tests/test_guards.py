@@ -54,7 +54,7 @@ def test_not_clean() -> None:
 def test_the_message_says_where_and_what_to_do() -> None:
     with watching() as g:
         forget(g.watch(Net(), "net"))
-    message = str(g.verdict())
+    message = str(g.make_error())
     assert "net.bn (BatchNorm1d) and 1 more of 5 modules were in training mode" in message
     assert "test_guards.py" in message
     assert "model(batch())" in message
@@ -172,7 +172,7 @@ def test_models_are_named_after_their_type_or_as_they_are_told() -> None:
 def test_models_in_a_value_are_named_after_it(shared: bool) -> None:
     model = Net().eval()
     with watching() as g:
-        g.watch_inside({"nets": [model]}, "fx", shared=shared)
+        g.watch_fixture_value({"nets": [model]}, "fx", shared=shared)
         model.head.bias.data.add_(1)
         assert rules(g) == ({"state-mutated"} if shared else set())
         run(model)

@@ -238,7 +238,7 @@ def test_a_wrong_argument_is_one_clear_error_of_its_test(wrong: pytest.Pytester,
     for n, words in enumerate(WRONG.values()):
         message = said.partition(f"test_wrong_{n} _")[2].partition("\n____")[0]
         assert [word for word in ["@pytest.mark.inference", *words] if word not in message] == []
-    assert suites.frames(result) == []
+    assert suites.plugin_lines(result) == []
     assert "During handling" not in said
 
 

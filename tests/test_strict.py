@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pytest_evalmode import HygieneError, guard
 from tests.nets import Net, batch, only, watching
-from tests.strict import Transform, each, run
+from tests.strict import Transform, broken_rules, parametrize_cases
 
 OWN_TORCH = torch.Generator().manual_seed(0)
 OWN_PYTHON = random.Random(0)
@@ -101,16 +101,16 @@ QUIET: dict[str, Callable[[Tensor], object]] = {
 }
 
 
-@each(DRAWS)
+@parametrize_cases(DRAWS)
 @pytest.mark.parametrize("kind", [Doing, Transform], ids=["model", "augmentation"])
 def test_draws(case: Callable[[Tensor], object], kind: type[Doing | Transform]) -> None:
-    assert run(kind(case)) == {"random-forward"}
+    assert broken_rules(kind(case)) == {"random-forward"}
 
 
-@each(QUIET)
+@parametrize_cases(QUIET)
 @pytest.mark.parametrize("kind", [Doing, Transform], ids=["model", "augmentation"])
 def test_own_generators(case: Callable[[Tensor], object], kind: type[Doing | Transform]) -> None:
-    assert run(kind(case)) == set()
+    assert broken_rules(kind(case)) == set()
 
 
 def test_only_torchs_generators_of_models_are_of_the_default_rules() -> None:
@@ -252,7 +252,7 @@ UNUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@each(UNUSED)
+@parametrize_cases(UNUSED)
 def test_nothing_needed_it(case: tuple[dict[str, Any], str]) -> None:
     arguments, subject = case
     with watching(strict=True, **arguments) as g, torch.no_grad():
@@ -262,7 +262,7 @@ def test_nothing_needed_it(case: tuple[dict[str, Any], str]) -> None:
         Net().eval()(batch())
 
 
-@each(UNUSED)
+@parametrize_cases(UNUSED)
 def test_nothing_needed_it_in_its_part(case: tuple[dict[str, Any], str]) -> None:
     arguments = dict(case[0])
     allow = [arguments.pop("allow")] if "allow" in arguments else []

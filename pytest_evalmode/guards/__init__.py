@@ -10,19 +10,19 @@ from typing import Self, TypeVar
 from torch import nn
 
 from pytest_evalmode.errors import GuardError
-from pytest_evalmode.guards.config import Terms
+from pytest_evalmode.guards.config import GuardConfig
 from pytest_evalmode.guards.window import Window
 from pytest_evalmode.observe.models import discovery
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
 from pytest_evalmode.policy import Globs, Policy, read_policy
-from pytest_evalmode.rules import RULE_NAMES, Violation, handed_by
+from pytest_evalmode.rules import RULE_NAMES, Violation, add_fixture
 from pytest_evalmode.trace import LockChange, Site, Trace, WatchedModel
 
 M = TypeVar("M", bound=nn.Module)
 
 
 _NO_POLICY = Policy()
-_NO_TERMS = Terms()
+_NO_TERMS = GuardConfig()
 
 
 class Guard:
@@ -31,10 +31,10 @@ class Guard:
     What goes wrong in it is kept in `failures`, never raised into the code that it watches.
     """
 
-    def __init__(self, policy: Policy = _NO_POLICY, terms: Terms = _NO_TERMS, *models: nn.Module) -> None:
+    def __init__(self, policy: Policy = _NO_POLICY, config: GuardConfig = _NO_TERMS, *models: nn.Module) -> None:
         self._given = models
-        self._terms = terms
-        self._window = Window(policy, terms)
+        self._terms = config
+        self._window = Window(policy, config)
         self._fixtures: dict[str, tuple[str, Site]] = {}
         """By the name of a model, the fixture that handed it over and where that stands."""
         self._violations: list[Violation] = []
@@ -47,16 +47,16 @@ class Guard:
     @property
     def policy(self) -> Policy:
         """All that was declared as intended in any part of the window."""
-        return self._window.segments.declared(self._window.policy)
+        return self._window.segments.combined_policy(self._window.policy)
 
     @property
     def models(self) -> tuple[WatchedModel, ...]:
-        return self._window.observers.watch.facts()
+        return self._window.observers.watch.watched_models()
 
     @property
-    def watched(self) -> bool:
+    def was_opened(self) -> bool:
         """Whether the window was ever open: that of a test that is not guarded, and only locks something, is not."""
-        return self._window.began
+        return self._window.was_opened
 
     @property
     def seconds(self) -> float:
@@ -67,63 +67,63 @@ class Guard:
     def violations(self) -> list[Violation]:
         """What has been found so far; after `close`, what was."""
         if self._window.is_open:
-            self._window.settle()
+            self._window.collect()
             self._judge()
         return self._violations
 
     @property
     def trace(self) -> Trace:
         """What has been seen so far, whatever was declared of it."""
-        return self._window.segments.whole()
+        return self._window.segments.full_trace()
 
     @property
-    def living(self) -> dict[str, nn.Module]:
+    def living_models(self) -> dict[str, nn.Module]:
         """The watched models that live, by name."""
-        return self._window.observers.watch.living()
+        return self._window.observers.watch.living_models()
 
-    def needed(self, exemptions: Iterable[tuple[str, str]]) -> list[str]:
+    def used_exemptions(self, exemptions: Iterable[tuple[str, str]]) -> list[str]:
         """Which of some exemptions of the whole suite excused something here."""
-        return self._window.segments.needed(exemptions)
+        return self._window.segments.used_exemptions(exemptions)
 
     def watch(self, model: M, name: str | None = None) -> M:
         """Watch a model from now on, whether or not it runs; returns it.
 
         `name` is what messages call it, unless it is watched already; without one it is its fixture's or its type's.
         """
-        checked("watch(model)", model)
+        require_module("watch(model)", model)
         with self.safely():
             # What is watched before the window is read as it opens.
             self._window.observers.watch.add(model, name, read=self._window.is_open)
         return model
 
-    def held(self, model: nn.Module) -> dict[str, Fingerprint] | None:
+    def last_fingerprints(self, model: nn.Module) -> dict[str, Fingerprint] | None:
         """What a watched model, or part of one, was when it was last read: its tensors by name.
 
         What changed since is a violation.  None where it would be none, so that the model has to be read again.
         """
         lenient = self.policy.mutable or "state-mutated" in self.policy.allow
-        if not self._window.listens or lenient:
+        if not self._window.is_listening or lenient:
             return None
         self.watch(model)
-        return self._window.observers.watch.held(model)
+        return self._window.observers.watch.saved_fingerprints(model)
 
-    def note(self, *changes: LockChange) -> None:
+    def add_lock_changes(self, *changes: LockChange) -> None:
         """Enter what is not as it was locked."""
-        self._window.segments.end(Trace(locks=changes), self._window.policy)
+        self._window.segments.append(Trace(locks=changes), self._window.policy)
 
-    def watch_inside(self, value: object, name: str, *, shared: bool, at: Site | None = None) -> None:
+    def watch_fixture_value(self, value: object, name: str, *, shared: bool, defined_at: Site | None = None) -> None:
         """Find the models in a fixture's value and name them after it; watch shared ones now, others once they run.
 
         `at` is where the fixture stands.
         """
-        for path, model in discovery.find(value, name):
-            self._window.observers.watch.name(model, path)
-            if at is not None:
-                self._fixtures.setdefault(path, (name, at))
+        for path, model in discovery.find_models(value, name):
+            self._window.observers.watch.set_name(model, path)
+            if defined_at is not None:
+                self._fixtures.setdefault(path, (name, defined_at))
             if shared:
-                self._window.observers.share(model, self._terms.history)
+                self._window.observers.watch_shared(model, self._terms.history)
 
-    def declare(self, policy: Policy) -> None:
+    def set_policy(self, policy: Policy) -> None:
         """Let this be what is intended, before the window opens."""
         self._window.policy = policy
 
@@ -131,14 +131,16 @@ class Guard:
         """Begin the window."""
         self._window.open()
 
-    def close(self, *, name: str = "", finished: bool = True, needs_forward: bool = False, heard: bool = True) -> None:
+    def close(
+        self, *, name: str = "", finished: bool = True, needs_forward: bool = False, report_drift: bool = True
+    ) -> None:
         """End the window, and let go of every model.
 
         `finished`: what was guarded came to its end, so that an exemption may be told to be unused and, where it
         `needs_forward`, a model to have been missing.  A drift is told once: not here unless this is `heard`.  `name`
         is what a later window calls this one.
         """
-        self._window.close(name, needs_forward=finished and needs_forward, heard=heard)
+        self._window.close(name, needs_forward=finished and needs_forward, report_drift=report_drift)
         self._judge(finished=finished)
 
     @contextmanager
@@ -154,7 +156,7 @@ class Guard:
         Raises PolicyError on a rule that does not exist.
         """
         arguments = {"allow": rules, "train": train, "mutable": mutable, "reason": reason}
-        names = (*RULE_NAMES, *(rule.name for rule in self._terms.rules))
+        names = (*RULE_NAMES, *(rule.name for rule in self._terms.custom_rules))
         with self._window.segment(self._window.policy | read_policy("evalmode.allow()", arguments, names)):
             yield
 
@@ -163,32 +165,32 @@ class Guard:
         __tracebackhide__ = True
         violations = self.violations
         if self.failures:
-            raise failure(self.failures)
-        failing = self._terms.fails(violations)
+            raise guard_error(self.failures)
+        failing = self._terms.select_failing(violations)
         if failing and self._terms.enforced:
-            raise self._terms.verdict(failing)
+            raise self._terms.make_error(failing)
 
-    def verdict(self) -> BaseException:
+    def make_error(self) -> BaseException:
         """What to raise for what has been found; there must be something."""
-        return self._terms.verdict(self.violations)
+        return self._terms.make_error(self.violations)
 
     def _judge(self, *, finished: bool = False) -> None:
         with self.safely():
             found = self._window.segments.violations(finished=finished)
-            self._violations = self._terms.tell([handed_by(each, self._fixtures) for each in found])
+            self._violations = self._terms.filter_violations([add_fixture(each, self._fixtures) for each in found])
 
     def safely(self) -> AbstractContextManager[None]:
         """Time a piece of the guard's own work, and keep what goes wrong in it."""
         return self._window.safely()
 
     def __enter__(self) -> Self:
-        if self._window.began:
+        if self._window.was_opened:
             raise RuntimeError("guard() was entered a second time; make a new one for each block")
         self.open()
         for model in self._given:
             self.watch(model)
             with self.safely():
-                self._window.observers.share(model, None)
+                self._window.observers.watch_shared(model, None)
         self._given = ()  # who drops a model inside sees it freed
         return self
 
@@ -198,9 +200,9 @@ class Guard:
         if error is None:
             self.check()
         elif self.failures:
-            error.add_note(f"\n{failure(self.failures)}")
+            error.add_note(f"\n{guard_error(self.failures)}")
         elif self.violations:
-            error.add_note(f"\nIts inference was not clean either.  {self.verdict()}")
+            error.add_note(f"\nIts inference was not clean either.  {self.make_error()}")
 
 
 def guard(*models: nn.Module, strict: bool = False, allow: Globs = (), train: Globs = (), mutable: Globs = ()) -> Guard:
@@ -214,10 +216,10 @@ def guard(*models: nn.Module, strict: bool = False, allow: Globs = (), train: Gl
     was found added as a note.  Raises PolicyError on an argument that makes no sense, GuardError if the guard failed.
     """
     policy = read_policy("guard()", {"allow": allow, "train": train, "mutable": mutable}, RULE_NAMES)
-    return Guard(policy, Terms(strict=strict), *(checked("guard(*models)", model) for model in models))
+    return Guard(policy, GuardConfig(strict=strict), *(require_module("guard(*models)", model) for model in models))
 
 
-def failure(failures: Sequence[Exception]) -> GuardError:
+def guard_error(failures: Sequence[Exception]) -> GuardError:
     """What to raise when the guard itself has failed."""
     error = GuardError(
         f"pytest-evalmode could not tell whether this inference was clean: {failures[0]!r} in the guard itself; "
@@ -227,7 +229,7 @@ def failure(failures: Sequence[Exception]) -> GuardError:
     return error
 
 
-def checked(where: str, model: object) -> nn.Module:
+def require_module(where: str, model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{where}: {reprlib.repr(model)} is of type {type(model).__name__}; it takes a torch.nn.Module")
     return model

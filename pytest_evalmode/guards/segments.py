@@ -8,8 +8,8 @@ from functools import reduce
 from operator import or_
 
 from pytest_evalmode.policy import Policy
-from pytest_evalmode.rules import RULES, Rule, Violation, joined, judge
-from pytest_evalmode.rules.exemptions import as_declared, needed
+from pytest_evalmode.rules import RULES, Rule, Violation, apply_rules, join_traces
+from pytest_evalmode.rules.exemptions import format_exemption, is_needed
 from pytest_evalmode.trace import Leak, Trace, WatchedModel
 
 
@@ -18,7 +18,7 @@ class Segments:
     """The traces of a window in order; each part that has a policy of its own is one."""
 
     strict: bool
-    rules: tuple[Rule, ...]
+    custom_rules: tuple[Rule, ...]
     """A team's own."""
     _traces: list[tuple[Trace, Policy]] = field(default_factory=list)
     _leaks: list[tuple[Trace, Policy]] = field(default_factory=list)
@@ -34,32 +34,32 @@ class Segments:
     def add_leaks(self, leaks: tuple[Leak, ...], policy: Policy) -> None:
         _extend(self._leaks, Trace(leaks=leaks), policy)
 
-    def settle_leaks(self, back: set[tuple[str | None, str]]) -> None:
+    def finish_leaks(self, restored: set[tuple[str | None, str]]) -> None:
         """The window ends: what has been put back is no leak."""
         for trace, policy in self._leaks:
-            left = tuple(leak for leak in trace.leaks if (leak.model, leak.name) not in back)
+            left = tuple(leak for leak in trace.leaks if (leak.model, leak.name) not in restored)
             self._traces.append((Trace(leaks=left), policy))
 
-    def end(self, trace: Trace, policy: Policy) -> None:
+    def append(self, trace: Trace, policy: Policy) -> None:
         """What can only be told once all is over, or is told as it is."""
         self._traces.append((trace, policy))
 
-    def whole(self) -> Trace:
+    def full_trace(self) -> Trace:
         """All that was seen, whatever was declared of it."""
-        return joined([trace for trace, _ in self._traces])
+        return join_traces([trace for trace, _ in self._traces])
 
     def violations(self, *, finished: bool) -> list[Violation]:
         """What they break; of a window that is `finished`, unused exemptions too."""
-        return judge(self._traces, strict=self.strict, more=self.rules, finished=finished)
+        return apply_rules(self._traces, strict=self.strict, user_rules=self.custom_rules, finished=finished)
 
-    def declared(self, policy: Policy) -> Policy:
+    def combined_policy(self, policy: Policy) -> Policy:
         """A policy, and all that was declared as intended in any part."""
         return reduce(or_, (policy for _, policy in self._traces), policy)
 
-    def needed(self, exemptions: Iterable[tuple[str, str]]) -> list[str]:
+    def used_exemptions(self, exemptions: Iterable[tuple[str, str]]) -> list[str]:
         """Which of some exemptions of the whole suite excused something here."""
-        rules = (*RULES, *self.rules)
-        return [as_declared(exemption) for exemption in exemptions if needed(exemption, self._traces, rules)]
+        rules = (*RULES, *self.custom_rules)
+        return [format_exemption(exemption) for exemption in exemptions if is_needed(exemption, self._traces, rules)]
 
     def _since_last(self, model: WatchedModel) -> WatchedModel:
         """A model with the forwards of the last segment alone."""
@@ -70,5 +70,5 @@ class Segments:
 def _extend(segments: list[tuple[Trace, Policy]], trace: Trace, policy: Policy) -> None:
     """Add to the last segment or, where another policy holds, begin the next: who asks often gets no more of them."""
     if segments and segments[-1][1] is policy:
-        trace = joined([segments.pop()[0], trace])
+        trace = join_traces([segments.pop()[0], trace])
     segments.append((trace, policy))

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
-from pytest_evalmode.guards.config import Terms
+from pytest_evalmode.guards.config import GuardConfig
 from pytest_evalmode.guards.observers import Observers
 from pytest_evalmode.guards.segments import Segments
-from pytest_evalmode.observe.observer_errors import Failures
+from pytest_evalmode.observe.observer_errors import ObserverErrors
 from pytest_evalmode.policy import Policy
 
 
@@ -19,44 +19,44 @@ class Window:
     What goes wrong in it is kept in `failures`, never raised into the code that is watched.
     """
 
-    def __init__(self, policy: Policy, terms: Terms) -> None:
+    def __init__(self, policy: Policy, config: GuardConfig) -> None:
         self.policy = policy
-        self.observers = Observers(terms)
-        self.segments = Segments(terms.strict, terms.rules)
+        self.observers = Observers(config)
+        self.segments = Segments(config.strict, config.custom_rules)
         self.is_open = False
-        self.began = False
+        self.was_opened = False
         """Whether it was ever open."""
-        self.listens = False
+        self.is_listening = False
         self.seconds = 0.0
         """What it has cost so far, but for the forwards."""
-        self._strict = terms.strict
-        self._history = terms.history
-        self._failures = Failures()
+        self._strict = config.strict
+        self._history = config.history
+        self._failures = ObserverErrors()
 
     @property
     def failures(self) -> tuple[Exception, ...]:
         return (*self._failures, *self.observers.failures)
 
     def open(self) -> None:
-        self.is_open = self.began = True
+        self.is_open = self.was_opened = True
         with self.safely():
-            self.observers.begin(self._history)
+            self.observers.read_baselines(self._history)
         self._listen()
 
-    def close(self, name: str, *, needs_forward: bool, heard: bool) -> None:
+    def close(self, name: str, *, needs_forward: bool, report_drift: bool) -> None:
         """End it, and let go of every model."""
-        if self.listens:
+        if self.is_listening:
             self._stop_listening()
         with self.safely():
             if self.is_open:
-                self._end(name, needs_forward, heard)
+                self._end(name, needs_forward, report_drift)
         with self.safely():
             self.observers.watch.close()
         self.is_open = False
 
-    def settle(self) -> None:
+    def collect(self) -> None:
         """Take what was seen so far."""
-        if self.listens:
+        if self.is_listening:
             self._end_segment()
 
     @contextmanager
@@ -65,8 +65,8 @@ class Window:
         if not self.is_open:
             yield
             return
-        before = self.policy, self.listens
-        self._switch(policy or self.policy, policy is not None and self.listens)
+        before = self.policy, self.is_listening
+        self._switch(policy or self.policy, policy is not None and self.is_listening)
         try:
             yield
         finally:
@@ -85,22 +85,22 @@ class Window:
             self.seconds += perf_counter() - began
 
     def _switch(self, policy: Policy, listen: bool) -> None:
-        if self.listens:
+        if self.is_listening:
             self._stop_listening()
         elif listen:
             with self.safely():
-                self.observers.begin_anew()
+                self.observers.reread_baselines()
         self.policy = policy
         if listen:
             self._listen()
 
     def _listen(self) -> None:
-        self.listens = True
+        self.is_listening = True
         with self.safely():
-            self.observers.listen()
+            self.observers.start()
 
     def _stop_listening(self) -> None:
-        self.listens = False
+        self.is_listening = False
         with self.safely():
             self.observers.stop()
         self._end_segment()
@@ -108,15 +108,15 @@ class Window:
     def _end_segment(self) -> None:
         with self.safely():
             named = bool(self.policy.train or self.policy.mutable)
-            self.segments.add(self.observers.take(named=named), self.policy)
-            self.segments.add_leaks(self.observers.leaks(), self.policy)
+            self.segments.add(self.observers.collect_trace(with_names=named), self.policy)
+            self.segments.add_leaks(self.observers.collect_leaks(), self.policy)
 
     def _end(self, name: str, needs_forward: bool, heard: bool) -> None:
         """What can only be told once all is over."""
         if not self._strict:
             return
-        self.segments.settle_leaks(self.observers.put_back())
-        ended = self.observers.ended(self._history, needs_forward=needs_forward, heard=heard)
-        self.segments.end(ended, self.policy)
+        self.segments.finish_leaks(self.observers.restored_settings())
+        ended = self.observers.final_trace(self._history, needs_forward=needs_forward, report_drift=heard)
+        self.segments.append(ended, self.policy)
         if self._history is not None:
-            self.observers.shared.keep(self._history, name, drifted=heard)
+            self.observers.shared.save_to(self._history, name, include_drifted=heard)

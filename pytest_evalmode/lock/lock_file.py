@@ -21,7 +21,7 @@ from pytest_evalmode.file_writing import replace_file
 SCHEMA = 1
 KINDS = ("model", "inputs", "preprocessing", "outputs")
 FOLDER = "__evalmode__"
-UPDATE = "run pytest --evalmode-update-lock, review the file that it writes, and commit it"
+HOW_TO_UPDATE = "run pytest --evalmode-update-lock, review the file that it writes, and commit it"
 
 _MOST_BYTES = 1 << 25
 _MOST_SAMPLE_BYTES = 1 << 21
@@ -38,13 +38,13 @@ class LockError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Locked:
+class StoredLock:
     """What is locked for one test: its entries by kind and name, and which file holds its samples."""
 
     entries: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)
-    samples: int | None = None
+    sample_number: int | None = None
     """The number in the name of the file."""
-    digest: str = ""
+    sample_digest: str = ""
     """Of that file."""
 
 
@@ -53,7 +53,7 @@ class LockFile:
     """All that is locked for the tests of one file, by what follows the file in their node ids."""
 
     path: Path
-    tests: Mapping[str, Locked] = field(default_factory=dict)
+    tests: Mapping[str, StoredLock] = field(default_factory=dict)
 
     def sample_path(self, number: int) -> Path:
         return self.path.with_name(f"{_stem(self.path)}.{number}.safetensors")
@@ -61,13 +61,13 @@ class LockFile:
     def sample_bytes(self, test: str) -> bytes | None:
         """The samples of a test, as they were written.  Raises LockError if they are gone, or others."""
         lock = self.tests[test]
-        if lock.samples is None:
+        if lock.sample_number is None:
             return None
-        path = self.sample_path(lock.samples)
+        path = self.sample_path(lock.sample_number)
         data = _read(path, _MOST_SAMPLE_BYTES)
         if data is None:
             raise LockError(f"{path}, the samples of {test}, is missing; {_REMEDY}")
-        if sha256(data).hexdigest()[:32] != lock.digest:
+        if sha256(data).hexdigest()[:32] != lock.sample_digest:
             raise LockError(f"{path} is not what {self.path.name} says of {test}: it was merged or changed; {_REMEDY}")
         return data
 
@@ -75,12 +75,12 @@ class LockFile:
 _REMEDY = "restore it from version control, or delete what is broken and run pytest --evalmode-update-lock"
 
 
-def path_for(test_file: Path) -> Path:
+def lock_path(test_file: Path) -> Path:
     """Where the lock of a test file lies."""
     return test_file.parent / FOLDER / f"{test_file.stem}.lock.json"
 
 
-def read(path: Path) -> LockFile:
+def read_lock_file(path: Path) -> LockFile:
     """The lock file at a path; one without tests if there is none.
 
     Raises LockError, which names the file and, where it can be told, the test and entry, if it cannot be used.
@@ -122,40 +122,40 @@ def _parsed(path: Path, *_: int) -> LockFile:
     return LockFile(path, _tests(path, content))
 
 
-def write(file: LockFile, samples: Mapping[str, bytes | None]) -> None:
+def write_lock_file(file: LockFile, samples: Mapping[str, bytes | None]) -> None:
     """Write a lock file, with new samples for some of its tests; or, where nothing is locked any more, remove it.
 
     Whenever this is interrupted, the old file stands with its samples, or the new one does: new samples get a number
     that is not in use, and the old ones are removed last.
     """
-    old = read(file.path)  # its samples are to outlive this, and what is broken is not written over
-    taken = {lock.samples for lock in (*old.tests.values(), *file.tests.values())}
+    old = read_lock_file(file.path)  # its samples are to outlive this, and what is broken is not written over
+    taken = {lock.sample_number for lock in (*old.tests.values(), *file.tests.values())}
     tests = dict(file.tests)
     file.path.parent.mkdir(parents=True, exist_ok=True)
     for test, data in samples.items():
         digest = sha256(data).hexdigest()[:32] if data else ""
-        before = old.tests.get(test, Locked())
-        number = before.samples
+        before = old.tests.get(test, StoredLock())
+        number = before.sample_number
         if data is None:
             number = None
-        elif number is None or before.digest != digest or not file.sample_path(number).exists():
+        elif number is None or before.sample_digest != digest or not file.sample_path(number).exists():
             number = next(n for n in range(len(taken) + 1) if n not in taken)
             taken.add(number)
             replace_file(file.sample_path(number), data)
-        tests[test] = replace(tests[test], samples=number, digest=digest)
+        tests[test] = replace(tests[test], sample_number=number, sample_digest=digest)
     if tests:
         replace_file(file.path, _text(tests).encode("utf-8"))
     else:
         file.path.unlink(missing_ok=True)
-    _tidy(file.path, {lock.samples for lock in tests.values()})
+    _tidy(file.path, {lock.sample_number for lock in tests.values()})
 
 
-def _text(tests: Mapping[str, Locked]) -> str:
+def _text(tests: Mapping[str, StoredLock]) -> str:
     content: dict[str, Any] = {}
     for name, lock in tests.items():
         found: dict[str, Any] = {kind: entries for kind, entries in lock.entries.items() if entries}
-        if lock.samples is not None:
-            found["samples"] = {"digest": lock.digest, "file": lock.samples}
+        if lock.sample_number is not None:
+            found["samples"] = {"digest": lock.sample_digest, "file": lock.sample_number}
         content[name] = found
     return json.dumps({"schema": SCHEMA, "tests": content}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
@@ -223,7 +223,7 @@ def _near(text: str, position: int) -> str:
     return f" ({before[-1]})" if before else ""
 
 
-def _tests(path: Path, content: Any) -> dict[str, Locked]:
+def _tests(path: Path, content: Any) -> dict[str, StoredLock]:
     schema = content.get("schema") if isinstance(content, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise LockError(
@@ -235,7 +235,7 @@ def _tests(path: Path, content: Any) -> dict[str, Locked]:
     return {name: _test(path, name, value) for name, value in content["tests"].items()}
 
 
-def _test(path: Path, name: str, value: Any) -> Locked:
+def _test(path: Path, name: str, value: Any) -> StoredLock:
     if not isinstance(value, dict):
         raise LockError(f"{path} ({name}): {value!r:.40} is no lock of a test; {_REMEDY}")
     samples = value.get("samples")
@@ -253,8 +253,8 @@ def _test(path: Path, name: str, value: Any) -> Locked:
                 raise LockError(f"{path} ({name}): {kind} {entry!r}: {content!r:.40} is no entry; {_REMEDY}")
     entries = {kind: found for kind, found in value.items() if kind != "samples"}
     if samples is None:
-        return Locked(entries)
-    return Locked(entries, samples["file"], samples["digest"])
+        return StoredLock(entries)
+    return StoredLock(entries, samples["file"], samples["digest"])
 
 
 def _is_sample(value: Any) -> bool:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from pytest_evalmode.lock.lock_file import LockError, path_for
+from pytest_evalmode.lock.lock_file import LockError, lock_path
 from pytest_evalmode.session import fixtures
 from pytest_evalmode.session.settings import SETTINGS
-from pytest_evalmode.session.stash import GUARD, LOCK_PROPERTY, forget_record
+from pytest_evalmode.session.stash import GUARD, LOCK_PROPERTY, remove_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pluggy import Result
     from torch import nn
 
-    from pytest_evalmode.lock.running_lock import Lock
+    from pytest_evalmode.lock.running_lock import RunningLock
     from pytest_evalmode.trace import Site
 
     M = TypeVar("M", bound=nn.Module)
@@ -51,7 +51,7 @@ class EvaluationLock:
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
-        self._lock: Lock | None = None
+        self._lock: RunningLock | None = None
         self._closed = False
 
     @_telling
@@ -64,7 +64,7 @@ class EvaluationLock:
         lock = self._opened("model", name)
         if lock is not None:
             guard = self._item.stash.get(GUARD, None)
-            prints = guard.held(model) if guard is not None else None
+            prints = guard.last_fingerprints(model) if guard is not None else None
             lock.model(model, name or self._name_of(model), prints, self._site())
         return model
 
@@ -129,7 +129,7 @@ class EvaluationLock:
                 try:
                     # What was not clean would not be the second time: models in training mode move on.
                     aside = None if guard.violations else guard.paused
-                    guard.note(*self._lock.close(finished=own is None, aside=aside))
+                    guard.add_lock_changes(*self._lock.close(finished=own is None, pause_guard=aside))
                     self._record(self._lock)
                 except LockError as error:
                     wrong = str(error)
@@ -138,12 +138,12 @@ class EvaluationLock:
         if wrong and own is None:
             outcome.force_exception(pytest.fail.Exception(wrong, pytrace=False))
 
-    def _record(self, lock: Lock) -> None:
+    def _record(self, lock: RunningLock) -> None:
         """Enter what the test has shown, for its report to carry; a rerun's takes the place of the last."""
-        forget_record(self._item, LOCK_PROPERTY)
+        remove_records(self._item, LOCK_PROPERTY)
         self._item.user_properties.append((LOCK_PROPERTY, lock.record()))
 
-    def _opened(self, method: str, name: object) -> Lock | None:
+    def _opened(self, method: str, name: object) -> RunningLock | None:
         """The lock of this test; None where guarding is off."""
         if not (isinstance(name, str) and name) and (method != "model" or name is not None):
             raise LockError(f"evalmode_lock.{method}(): name={name!r} is no name; it takes a string that is not empty")
@@ -155,28 +155,28 @@ class EvaluationLock:
         if self._lock is None:
             try:
                 import_module("safetensors")  # the lock asks for it once there are samples: too late to say this
-                from pytest_evalmode.lock.running_lock import Lock
+                from pytest_evalmode.lock.running_lock import RunningLock
             except ImportError as error:
                 missing = f"evalmode_lock needs numpy and safetensors ({error}): pip install 'pytest-evalmode[lock]'"
                 raise LockError(missing) from None
             test = self._item.nodeid.partition("::")[2] or self._item.name
-            self._lock = Lock(path_for(self._item.path), test, update=settings.update_lock)
+            self._lock = RunningLock(lock_path(self._item.path), test, update=settings.update_lock)
         return self._lock
 
     def _name_of(self, model: nn.Module) -> str:
-        from pytest_evalmode.observe.models.discovery import find
+        from pytest_evalmode.observe.models.discovery import find_models
         from pytest_evalmode.observe.modules import type_name
 
-        for name, value, *_ in fixtures.handed_to(self._item):
-            for path, found in find(value, name):
+        for name, value, *_ in fixtures.values_passed_to(self._item):
+            for path, found in find_models(value, name):
                 if found is model:
                     return path
         return type_name(model)
 
     def _site(self) -> Site | None:
-        from pytest_evalmode.observe.source.user_lines import Sites
+        from pytest_evalmode.observe.source.user_lines import UserLines
 
-        return Sites(self._item.config.stash[SETTINGS].root).caller(sys._getframe())
+        return UserLines(self._item.config.stash[SETTINGS].root).find_line(sys._getframe())
 
 
 def _tolerance(method: str, rtol: float | None, atol: float | None) -> dict[str, float | None]:

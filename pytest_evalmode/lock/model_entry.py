@@ -19,77 +19,77 @@ from xxhash import xxh3_128_hexdigest
 from pytest_evalmode.lock.lock_file import Entry, LockError
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.state import snapshot
-from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint, undisturbed
+from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_of, undisturbed
 
 if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
 
-MOST_SAMPLED = 1 << 18
+MAX_SAMPLE_BYTES = 1 << 18
 _GRIDS = (24, 16, 12, 8, 4, 2, 1)
 _LINE = re.compile(r"(\w+) \(((?:\d+(?:, ?)?)*),?\) ([0-9a-f]{32})(?: ([0-9a-f]{32}))?")
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TensorRecord:
     """One tensor of a model."""
 
     dtype: str
     shape: tuple[int, ...]
     digest: str
-    unordered: str = ""
+    unordered_digest: str = ""
     """What stays the same in whatever order the values are; of locked tensors only."""
 
     def __str__(self) -> str:
-        return f"{self.dtype} {self.shape} {self.digest} {self.unordered}".rstrip()
+        return f"{self.dtype} {self.shape} {self.digest} {self.unordered_digest}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ModelContents:
     """What a live model holds: its tensors by qualified name, and a line for each."""
 
     type: str
-    lines: Mapping[str, Line]
+    records: Mapping[str, TensorRecord]
     tensors: Mapping[str, Tensor]
     digest: str
 
 
-def read(model: nn.Module) -> Mapping[str, Fingerprint]:
+def read_fingerprints(model: nn.Module) -> Mapping[str, Fingerprint]:
     """The tensors of a model, read this once."""
-    return snapshot.take(modules.unwrapped(model), once=True).prints
+    return snapshot.take_snapshot(modules.unwrap(model), untracked=True).fingerprints
 
 
-def hold(model: nn.Module, prints: Mapping[str, Fingerprint] | None = None) -> Held:
+def read_contents(model: nn.Module, fingerprints: Mapping[str, Fingerprint] | None = None) -> ModelContents:
     """What a model holds now; `prints` where it has been read already.
 
     Raises LockError if it has yet to be given its shapes.
     """
-    model = modules.unwrapped(model)
+    model = modules.unwrap(model)
     parts = modules.walk(model)
     with undisturbed():
         tensors = dict(snapshot.named_tensors(parts)[0])
-    if prints is None or not tensors.keys() <= prints.keys():
-        prints = read(model)
+    if fingerprints is None or not tensors.keys() <= fingerprints.keys():
+        fingerprints = read_fingerprints(model)
     with undisturbed():
-        lines = {name: _line(name, tensor, prints[name]) for name, tensor in tensors.items()}
+        lines = {name: _line(name, tensor, fingerprints[name]) for name, tensor in tensors.items()}
     kind = modules.type_name(model)
     told = {name: f"{line.dtype} {line.shape} {line.digest}" for name, line in lines.items()}
-    return Held(kind, lines, tensors, _digest(told))
+    return ModelContents(kind, lines, tensors, _digest(told))
 
 
-def entry(held: Held) -> Entry:
+def build_entry(held: ModelContents) -> Entry:
     """What is locked of a model."""
     with undisturbed():
         whole = {
-            name: str(Line(line.dtype, line.shape, line.digest, unordered(held.tensors[name])))
-            for name, line in held.lines.items()
+            name: str(TensorRecord(line.dtype, line.shape, line.digest, compute_unordered_digest(held.tensors[name])))
+            for name, line in held.records.items()
         }
     return {"type": held.type, "digest": held.digest, "tensors": whole}
 
 
-def lines(entry: Entry, where: str) -> dict[str, Line]:
+def parse_records(entry: Entry, where: str) -> dict[str, TensorRecord]:
     """The lines of a locked model.  Raises LockError, which begins with `where`, where one is none."""
     tensors = entry.get("tensors")
     if not isinstance(tensors, dict):
@@ -97,29 +97,29 @@ def lines(entry: Entry, where: str) -> dict[str, Line]:
     return {name: _parsed(name, line, where) for name, line in tensors.items()}
 
 
-def holds(entry: Entry, held: Held) -> bool:
+def matches(entry: Entry, held: ModelContents) -> bool:
     """Whether a model is what was locked."""
     return bool(entry.get("digest") == held.digest)
 
 
-def is_known_to_hold(entry: Entry, prints: Mapping[str, Fingerprint]) -> bool:
+def is_known_to_match(entry: Entry, fingerprints: Mapping[str, Fingerprint]) -> bool:
     """Whether what a guard has read tells by itself that a model is what was locked: nothing is looked at again."""
-    if not all(map(_is_in_order, prints.values())):
+    if not all(map(_is_in_order, fingerprints.values())):
         return False
-    told = {name: f"{_dtype_name(read[1])} {tuple(read[0])} {_hex(read)}" for name, read in prints.items()}
+    told = {name: f"{_dtype_name(read[1])} {tuple(read[0])} {_hex(read)}" for name, read in fingerprints.items()}
     return bool(entry.get("digest") == _digest(told))
 
 
-def samples(held: Held, room: int) -> dict[str, Array]:
+def sample_values(held: ModelContents, max_bytes: int) -> dict[str, Array]:
     """A few values of each tensor, on a grid as fine as there is room for, by name."""
     for side in _GRIDS:
-        if sum(_grid_bytes(tensor, side) for tensor in held.tensors.values()) <= room:
-            found = ((name, sample(tensor, *_grid(tensor, side))) for name, tensor in held.tensors.items())
+        if sum(_grid_bytes(tensor, side) for tensor in held.tensors.values()) <= max_bytes:
+            found = ((name, sample_grid(tensor, *_grid(tensor, side))) for name, tensor in held.tensors.items())
             return {name: values for name, values in found if values is not None}
     return {}
 
 
-def sample(tensor: Tensor, rows: int, columns: int) -> Array | None:
+def sample_grid(tensor: Tensor, rows: int, columns: int) -> Array | None:
     """The values of a tensor on a grid, in float32 or int64; None of what has none to show."""
     with undisturbed():
         try:
@@ -139,7 +139,7 @@ def _grid(tensor: Tensor, side: int) -> tuple[int, int]:
     return (side, side) if tensor.dim() > 1 else (1, side * 4)
 
 
-def unordered(tensor: Tensor) -> str:
+def compute_unordered_digest(tensor: Tensor) -> str:
     """Two sums over the elements' bits: the same in every order."""
     try:
         bits = _bits(tensor)
@@ -159,9 +159,9 @@ def _bits(tensor: Tensor) -> Tensor:
     return flat.view(_INTEGERS[flat.element_size()]).to(torch.int64)
 
 
-def digest(tensor: Tensor) -> str:
+def compute_digest(tensor: Tensor) -> str:
     """The digest of a tensor's elements, as a line has it; the caller is `undisturbed`."""
-    return _hex(fingerprint(tensor.detach().to(_CPU).contiguous()))
+    return _hex(fingerprint_of(tensor.detach().to(_CPU).contiguous()))
 
 
 @cache
@@ -169,19 +169,21 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _line(name: str, tensor: Tensor, read: Fingerprint) -> Line:
-    if not read.initialised:
+def _line(name: str, tensor: Tensor, read: Fingerprint) -> TensorRecord:
+    if not read.initialized:
         raise LockError(f"{name} has no shape yet: run the model once before it is locked")
-    return Line(_dtype_name(read.dtype), tuple(read.shape), _hex(read) if _is_in_order(read) else digest(tensor))
+    return TensorRecord(
+        _dtype_name(read.dtype), tuple(read.shape), _hex(read) if _is_in_order(read) else compute_digest(tensor)
+    )
 
 
 def _is_in_order(read: Fingerprint) -> bool:
     """Whether what was read are the elements in order, and all of them."""
-    return read.strides is None and read.device == _CPU and read.initialised and not read.sharded
+    return read.strides is None and read.device == _CPU and read.initialized and not read.sharded
 
 
 def _hex(read: Fingerprint) -> str:
-    return xxh3_128_hexdigest(read.bits) if read.kept else read.bits.hex()
+    return xxh3_128_hexdigest(read.bits) if read.has_values else read.bits.hex()
 
 
 def _digest(told: Mapping[str, str]) -> str:
@@ -189,12 +191,12 @@ def _digest(told: Mapping[str, str]) -> str:
     return xxh3_128_hexdigest("\n".join([f"{name} {told[name]}" for name in sorted(told)]).encode())
 
 
-def _parsed(name: str, line: object, where: str) -> Line:
+def _parsed(name: str, line: object, where: str) -> TensorRecord:
     found = _LINE.fullmatch(line) if isinstance(line, str) else None
     if found is None:
         raise LockError(f"{where}: {name}: {line!r:.80} is no tensor; delete it and run pytest --evalmode-update-lock")
     dtype, shape, digest_, unordered_ = found.groups()
-    return Line(dtype, tuple(int(size) for size in re.findall(r"\d{1,18}", shape)), digest_, unordered_ or "")
+    return TensorRecord(dtype, tuple(int(size) for size in re.findall(r"\d{1,18}", shape)), digest_, unordered_ or "")
 
 
 def _spaced(size: int, most: int) -> list[int]:

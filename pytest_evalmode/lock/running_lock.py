@@ -14,15 +14,15 @@ from typing import Any
 from torch import nn
 
 from pytest_evalmode.lock import checkpoint, model_entry
-from pytest_evalmode.lock.arrays.array_entries import checked, room_of
+from pytest_evalmode.lock.arrays.array_entries import max_bytes_of, parse_array_entries
 from pytest_evalmode.lock.arrays.comparison import compare
-from pytest_evalmode.lock.arrays.named_batches import Again, Flow
-from pytest_evalmode.lock.arrays.packing import packed
-from pytest_evalmode.lock.arrays.recomputed_metrics import tried
+from pytest_evalmode.lock.arrays.named_batches import MetricFunction, NamedBatches
+from pytest_evalmode.lock.arrays.packing import pack_streams
+from pytest_evalmode.lock.arrays.recomputed_metrics import describe_recomputed_metrics
 from pytest_evalmode.lock.arrays.tolerance import Tolerance
-from pytest_evalmode.lock.lock_file import KINDS, UPDATE, Entry, Locked, LockError, LockFile, read
-from pytest_evalmode.lock.preprocessing import describe, differences
-from pytest_evalmode.lock.sample_store import MOST_BYTES, Samples
+from pytest_evalmode.lock.lock_file import HOW_TO_UPDATE, KINDS, Entry, LockError, LockFile, StoredLock, read_lock_file
+from pytest_evalmode.lock.preprocessing import describe, find_differences
+from pytest_evalmode.lock.sample_store import MAX_BYTES, SampleStore
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
 from pytest_evalmode.trace import LockChange, Site
 
@@ -31,48 +31,50 @@ _MOST_OUTPUT = 1 << 17
 _STATES = {"changed": "changed too", "missing": "has yet to be locked", "holds": "holds"}
 
 
-class Lock:
+class RunningLock:
     """What is locked for one test, and what the test shows of it.
 
     Raises LockError, here and in every method, where the lock file cannot be used.
     """
 
     def __init__(self, path: Path, test: str, *, update: bool) -> None:
-        self._file: LockFile = read(path)
+        self._file: LockFile = read_lock_file(path)
         self._test = test
         self._update = update
-        self._locked = self._file.tests.get(test, Locked()).entries
-        self._samples = Samples(self._file, test)
-        self._left = MOST_BYTES - _HEADERS
-        self._flows: dict[tuple[str, str], Flow] = {}
+        self._locked = self._file.tests.get(test, StoredLock()).entries
+        self._samples = SampleStore(self._file, test)
+        self._left = MAX_BYTES - _HEADERS
+        self._flows: dict[tuple[str, str], NamedBatches] = {}
         self._used: dict[tuple[str, str], str] = {}
         """What the test has shown, with whether it holds, in words."""
         self._changes: list[LockChange] = []
         self._entries: dict[str, dict[str, Entry]] = {}
         """What is taken for the next lock."""
 
-    def model(self, module: nn.Module, name: str, prints: Mapping[str, Fingerprint] | None, at: Site | None) -> None:
+    def model(
+        self, module: nn.Module, name: str, fingerprints: Mapping[str, Fingerprint] | None, at: Site | None
+    ) -> None:
         """Compare or take a model; `prints` where a guard has read it."""
         if self._update:
-            held = model_entry.hold(module, prints)
-            self._take("model", name, model_entry.entry(held))
+            held = model_entry.read_contents(module, fingerprints)
+            self._take("model", name, model_entry.build_entry(held))
             self._left -= self._samples.add(
-                "model", name, model_entry.samples(held, min(self._left, model_entry.MOST_SAMPLED))
+                "model", name, model_entry.sample_values(held, min(self._left, model_entry.MAX_SAMPLE_BYTES))
             )
             return
         was = self._entry("model", name, at)
         if was is None:
             return
-        prints = model_entry.read(module) if prints is None else prints
-        if model_entry.is_known_to_hold(was, prints):
+        fingerprints = model_entry.read_fingerprints(module) if fingerprints is None else fingerprints
+        if model_entry.is_known_to_match(was, fingerprints):
             return
-        held = model_entry.hold(module, prints)
-        if model_entry.holds(was, held):
+        held = model_entry.read_contents(module, fingerprints)
+        if model_entry.matches(was, held):
             return
-        kept = self._samples.of("model", name)
-        causes = checkpoint.diagnose(model_entry.lines(was, self._where("model", name)), held, kept)
+        kept = self._samples.load("model", name)
+        causes = checkpoint.diagnose(model_entry.parse_records(was, self._where("model", name)), held, kept)
         title = held.type if name == held.type else f"{name} ({held.type})"
-        headline, finding, details = checkpoint.told(title, causes)
+        headline, finding, details = checkpoint.describe_causes(title, causes)
         self._tell(LockChange("model", name, headline, finding, at, details=details))
 
     def inputs(self, batch: object, name: str, at: Site | None, tolerance: Tolerance) -> None:
@@ -89,8 +91,8 @@ class Lock:
         if was is None or was.get("steps") == now:
             return
         if not isinstance(was.get("steps"), dict):
-            raise LockError(f"{self._where('preprocessing', name)} describes no steps; {UPDATE}")
-        found = differences(was["steps"], now)
+            raise LockError(f"{self._where('preprocessing', name)} describes no steps; {HOW_TO_UPDATE}")
+        found = find_differences(was["steps"], now)
         if not found:
             return
         headline = found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
@@ -98,13 +100,13 @@ class Lock:
         self._tell(LockChange("preprocessing", name, headline, finding, at, details=details))
 
     def outputs(
-        self, value: object, name: str, at: Site | None, tolerance: Tolerance, again: Again | None = None
+        self, value: object, name: str, at: Site | None, tolerance: Tolerance, again: MetricFunction | None = None
     ) -> None:
         """Compare or take outputs; further ones of this name come after them."""
         self._add("outputs", name, value, at, tolerance, min(_MOST_OUTPUT, self._left // 2)).again = again
 
     def close(
-        self, *, finished: bool, aside: Callable[[], AbstractContextManager[None]] | None = None
+        self, *, finished: bool, pause_guard: Callable[[], AbstractContextManager[None]] | None = None
     ) -> list[LockChange]:
         """What is not as it was locked; of a test that has not `finished`, what it came to see whole.
 
@@ -113,14 +115,14 @@ class Lock:
         for flow in self._flows.values():
             if self._update:
                 self._entries.setdefault(flow.kind, {})[flow.name] = flow.entry()
-                self._samples.add(flow.kind, flow.name, packed(flow.streams))
+                self._samples.add(flow.kind, flow.name, pack_streams(flow.streams))
             else:
                 self._compare(flow, finished=finished)
         holding = _told_of_the_rest(self._used)
         changes = []
         for change in self._changes:
             if change.kind == "outputs" and not change.remedy:
-                made_again = self._tried(change.name, aside) if aside is not None else ""
+                made_again = self._tried(change.name, pause_guard) if pause_guard is not None else ""
                 change = replace(change, finding="; ".join(filter(None, [change.finding, holding, made_again])))
             changes.append(change)
         return changes
@@ -129,27 +131,29 @@ class Lock:
         """What the test has shown, as it travels in its report."""
         found: dict[str, Any] = {"used": sorted(map(list, self._used))}
         if self._update:
-            data = self._samples.packed(self._used)
+            data = self._samples.to_bytes(self._used)
             found |= {"entries": self._entries, "samples": b64encode(data).decode() if data else None}
         return json.dumps(found)
 
-    def _add(self, kind: str, name: str, batch: object, at: Site | None, tolerance: Tolerance, room: int) -> Flow:
-        flow = self._flows.setdefault((kind, name), Flow(kind, name, at, tolerance, batch))
+    def _add(
+        self, kind: str, name: str, batch: object, at: Site | None, tolerance: Tolerance, room: int
+    ) -> NamedBatches:
+        flow = self._flows.setdefault((kind, name), NamedBatches(kind, name, at, tolerance, batch))
         was = self._locked.get(kind, {}).get(name)
         if was is None or self._update:
             self._left -= flow.add(batch, tolerance, room, self._left)
         else:
-            flow.add(batch, tolerance, room_of(checked(was, self._where(kind, name))), MOST_BYTES)
+            flow.add(batch, tolerance, max_bytes_of(parse_array_entries(was, self._where(kind, name))), MAX_BYTES)
         self._used.setdefault((kind, name), "holds")
         return flow
 
-    def _compare(self, flow: Flow, *, finished: bool) -> None:
+    def _compare(self, flow: NamedBatches, *, finished: bool) -> None:
         entry = self._entry(flow.kind, flow.name, flow.at)
         if entry is None:
             return
-        was = checked(entry, self._where(flow.kind, flow.name))
-        if finished or flow.has_all(was):
-            change = compare(flow, was, partial(self._samples.of, flow.kind, flow.name))
+        was = parse_array_entries(entry, self._where(flow.kind, flow.name))
+        if finished or flow.has_all_samples(was):
+            change = compare(flow, was, partial(self._samples.load, flow.kind, flow.name))
             if change is not None:
                 self._tell(change)
 
@@ -162,7 +166,9 @@ class Lock:
         inputs = self._flows["inputs", changed[0]]
         was = self._locked["inputs"][inputs.name]["arrays"]
         metrics = self._locked["outputs"][name]["arrays"]
-        return tried(again, inputs, was, self._samples.of("inputs", inputs.name), metrics, aside)
+        return describe_recomputed_metrics(
+            again, inputs, was, self._samples.load("inputs", inputs.name), metrics, aside
+        )
 
     def _entry(self, kind: str, name: str, at: Site | None) -> Entry | None:
         """What is locked under a name; nothing is told, once."""
@@ -171,7 +177,7 @@ class Lock:
         if found is None and self._used[kind, name] == "holds":
             headline = f"{kind} {name!r} is not locked yet: run pytest --evalmode-update-lock"
             finding = f"{self._file.path.name} has no entry for it"
-            self._tell(LockChange(kind, name, headline, finding, at, details={"missing": True}, remedy=UPDATE))
+            self._tell(LockChange(kind, name, headline, finding, at, details={"missing": True}, remedy=HOW_TO_UPDATE))
             self._used[kind, name] = "missing"
         return found
 

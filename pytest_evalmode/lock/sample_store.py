@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_evalmode.lock.lock_file import UPDATE, Locked, LockError, LockFile
+from pytest_evalmode.lock.lock_file import HOW_TO_UPDATE, LockError, LockFile, StoredLock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
     Arrays = Mapping[str, Array]
 
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 """What the samples of one test may take, headers and all."""
 
 
-class Samples:
+class SampleStore:
     """The samples of one test: those that were kept, and those that are to be.
 
     Each has the kind and name of its entry, and a path in it.  Raises LockError if what was kept cannot be used.
@@ -27,11 +27,11 @@ class Samples:
     def __init__(self, file: LockFile, test: str) -> None:
         self._file = file
         self._test = test
-        self._entries = file.tests.get(test, Locked()).entries
+        self._entries = file.tests.get(test, StoredLock()).entries
         self._kept: Arrays | None = None
         self._new: dict[str, Array] = {}
 
-    def of(self, kind: str, name: str) -> dict[str, Array]:
+    def load(self, kind: str, name: str) -> dict[str, Array]:
         """What was kept of an entry, by path."""
         if self._kept is None:
             where = f"{self._file.path} ({self._test}): its samples"
@@ -41,7 +41,9 @@ class Samples:
             try:
                 owner, own, path = json.loads(key)
             except (ValueError, TypeError, RecursionError):
-                raise LockError(f"{self._file.path} ({self._test}): {key!r:.80} names no sample; {UPDATE}") from None
+                raise LockError(
+                    f"{self._file.path} ({self._test}): {key!r:.80} names no sample; {HOW_TO_UPDATE}"
+                ) from None
             if (owner, own) == (kind, name):
                 found[path] = values
         return found
@@ -53,13 +55,13 @@ class Samples:
         self._new |= keyed
         return more
 
-    def packed(self, used: Collection[tuple[str, str]]) -> bytes | None:
+    def to_bytes(self, used: Collection[tuple[str, str]]) -> bytes | None:
         """All that is to be kept, as the bytes of a file: of entries that were not `used`, what was."""
         old: dict[str, Array] = {}
         for kind, entries in self._entries.items():
             for name in entries:
                 if (kind, name) not in used:
-                    old |= _keyed(kind, name, self.of(kind, name))
+                    old |= _keyed(kind, name, self.load(kind, name))
         return pack({**old, **self._new})
 
 

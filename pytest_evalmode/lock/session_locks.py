@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_evalmode.lock.lock_file import Locked, LockError, LockFile, path_for, read, write
+from pytest_evalmode.lock.lock_file import LockError, LockFile, StoredLock, lock_path, read_lock_file, write_lock_file
 from pytest_evalmode.session.settings import SETTINGS, is_whole_suite
 from pytest_evalmode.session.stash import LOCK_PROPERTY
 
@@ -18,12 +18,12 @@ _COLLECTED = "evalmode_collected"
 _MOST_NAMES = 10
 
 
-class Collected:
+class CollectedTests:
     """Keeps which tests there are, those that are deselected included; a worker tells its controller."""
 
     def __init__(self) -> None:
         self.tests: set[str] = set()
-        self.unread: set[str] = set()
+        self.uncollected: set[str] = set()
         """Files, or folders, whose tests are not known: they failed, or skipped themselves."""
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
@@ -31,7 +31,7 @@ class Collected:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if not report.passed:
-            self.unread.add(report.nodeid)
+            self.uncollected.add(report.nodeid)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         output = getattr(session.config, "workeroutput", None)
@@ -45,14 +45,16 @@ class Collected:
     def is_gone(self, nodeid: str) -> bool:
         """Whether there is no such test any more, in a run of the whole suite."""
         return (
-            bool(self.tests) and nodeid not in self.tests and not any(nodeid.startswith(each) for each in self.unread)
+            bool(self.tests)
+            and nodeid not in self.tests
+            and not any(nodeid.startswith(each) for each in self.uncollected)
         )
 
 
-class Keeper:
+class LockSession:
     """What the tests of a run have shown of what is locked; the last report of a test counts."""
 
-    def __init__(self, config: pytest.Config, collected: Collected) -> None:
+    def __init__(self, config: pytest.Config, collected: CollectedTests) -> None:
         self._config = config
         self._collected = collected
         self._shown: dict[str, str | None] = {}
@@ -82,7 +84,7 @@ class Keeper:
         locked, unused = 0, []
         for name in sorted({nodeid.partition("::")[0] for nodeid in (*self._shown, *self._failed)}):
             try:
-                file = read(path_for(self._config.rootpath / name))
+                file = read_lock_file(lock_path(self._config.rootpath / name))
                 found = list(self._unused(file, name, whole))
                 unused += [self._words(file, name, *entry) for entry in found]
                 if update:
@@ -133,7 +135,7 @@ class Keeper:
             found = json.loads(shown)
             if not found.get("entries"):
                 continue
-            before = tests.get(test, Locked())
+            before = tests.get(test, StoredLock())
             kinds = {*before.entries, *found["entries"]}
             entries = {kind: {**before.entries.get(kind, {}), **found["entries"].get(kind, {})} for kind in kinds}
             tests[test] = replace(before, entries=entries)
@@ -145,5 +147,5 @@ class Keeper:
         left = {test: lock for test, lock in tests.items() if any(lock.entries.values())}
         new = LockFile(file.path, left)
         if new != file or samples:
-            write(new, {test: data for test, data in samples.items() if test in left})
+            write_lock_file(new, {test: data for test, data in samples.items() if test in left})
         return len(samples)

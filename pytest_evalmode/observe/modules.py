@@ -22,40 +22,40 @@ _SAVES = nn.Module._save_to_state_dict
 
 
 @dataclass(frozen=True, slots=True)
-class Remains:
+class ModuleTables:
     """The tables of a module, which outlive it for as long as they are held.  They hold its parts, but not itself."""
 
     _parameters: Any
     _buffers: Any
     _modules: Any
     _non_persistent_buffers_set: Any
-    packed: Mapping[str, Any]
+    packed_weights: Mapping[str, Any]
 
 
-Parts = list[tuple[str, Any]]
+NamedModules = list[tuple[str, Any]]
 """A module and all beneath it by qualified name: modules, of which the first may be the remains of one."""
 
 
-def remains(module: nn.Module) -> Remains:
+def tables_of(module: nn.Module) -> ModuleTables:
     """What is needed to look at the state of a module once it has died."""
     passing = getattr(module, "_non_persistent_buffers_set", ())
-    return Remains(module._parameters, module._buffers, module._modules, passing, packed(module))
+    return ModuleTables(module._parameters, module._buffers, module._modules, passing, packed_weights(module))
 
 
-def home(thing: object) -> str:
+def python_module(thing: object) -> str:
     """The name of the module that a class or function comes from; a class may have set it to None."""
     name = getattr(thing, "__module__", None)
     return name if isinstance(name, str) else ""
 
 
-def is_built(value: object) -> TypeGuard[nn.Module]:
+def is_initialized(value: object) -> TypeGuard[nn.Module]:
     """Whether this is a module whose `Module.__init__` has run, among modules and None."""
     return value is not None and (
         "_modules" in vars(value) or isinstance(value, ScriptModule)
     )  # which has it elsewhere
 
 
-def mode(module: nn.Module) -> bool | None:
+def training_flag(module: nn.Module) -> bool | None:
     """What a module says of itself as `training`; None where it has no such flag, or one that cannot be read."""
     try:
         return getattr(module, "training", None)
@@ -63,7 +63,7 @@ def mode(module: nn.Module) -> bool | None:
         return None
 
 
-def tree(module: nn.Module) -> list[nn.Module]:
+def all_modules(module: nn.Module) -> list[nn.Module]:
     """A module and all beneath it, each once; as `module.modules()` does, several times as fast."""
     found: dict[int, nn.Module] = {}
     waiting = [module]
@@ -72,11 +72,11 @@ def tree(module: nn.Module) -> list[nn.Module]:
         if id(part) not in found:
             found[id(part)] = part
             if part._modules:
-                waiting.extend(reversed([child for child in part._modules.values() if is_built(child)]))
+                waiting.extend(reversed([child for child in part._modules.values() if is_initialized(child)]))
     return list(found.values())
 
 
-def walk(module: nn.Module | Remains, skip: Container[int] = ()) -> Parts:
+def walk(module: nn.Module | ModuleTables, skip: Container[int] = ()) -> NamedModules:
     """A module and all beneath it with their qualified names: `named_modules()`, but for the links of wrappers.
 
     Not the parts to `skip`, by `id`, nor what is beneath them.
@@ -92,13 +92,13 @@ def walk(module: nn.Module | Remains, skip: Container[int] = ()) -> Parts:
         children = part._modules
         if children:
             for name, child in reversed(list(children.items())):
-                if is_built(child):
+                if is_initialized(child):
                     inner = path if name in _LINKS and _is_link(part, name) else f"{path}.{name}" if path else name
                     waiting.append((inner, child))
     return list(found.values())
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
+def unwrap(module: nn.Module) -> nn.Module:
     """The model inside `torch.compile`'s, DDP's and other shells that hold nothing of their own."""
     while len(module._modules) == 1:
         ((name, child),) = module._modules.items()
@@ -108,9 +108,9 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def is_shell(module: nn.Module) -> bool:
+def is_torch_wrapper(module: nn.Module) -> bool:
     """Whether this is a wrapper of torch's own, which may keep books: DDP notes that it has run, say."""
-    return home(type(module)).startswith("torch.") and unwrapped(module) is not module
+    return python_module(type(module)).startswith("torch.") and unwrap(module) is not module
 
 
 def is_metric(module: nn.Module) -> bool:
@@ -120,11 +120,13 @@ def is_metric(module: nn.Module) -> bool:
 
 def computed_attributes(module: nn.Module) -> set[str]:
     """Attributes that torch computes anew before each forward from what it saves: a weight normed, or pruned."""
-    hooks = [hook for hook in module._forward_pre_hooks.values() if home(type(hook)).startswith("torch.nn.utils.")]
+    hooks = [
+        hook for hook in module._forward_pre_hooks.values() if python_module(type(hook)).startswith("torch.nn.utils.")
+    ]
     return {vars(hook).get("name") or vars(hook).get("_tensor_name", "") for hook in hooks}
 
 
-def _is_link(module: nn.Module | Remains, name: str) -> bool:
+def _is_link(module: nn.Module | ModuleTables, name: str) -> bool:
     if name in _WRAPPED:
         return True
     return name == "module" and len(module._modules) == 1 and not module._parameters and not module._buffers
@@ -132,7 +134,7 @@ def _is_link(module: nn.Module | Remains, name: str) -> bool:
 
 def type_name(module: nn.Module) -> str:
     """The name of the class that the user wrote, of a scripted, sharded or parametrized module too."""
-    inner = unwrapped(module)
+    inner = unwrap(module)
     if isinstance(inner, ScriptModule):
         return str(inner.original_name)
     kind = type(inner)
@@ -143,50 +145,50 @@ def type_name(module: nn.Module) -> str:
 
 def _is_made_by_torch(kind: type) -> bool:
     """Whether torch made this class of another as it ran, as FSDP makes `FSDPNet`: such a class is in no module."""
-    return home(kind).startswith("torch.") and not hasattr(sys.modules.get(kind.__module__), kind.__name__)
+    return python_module(kind).startswith("torch.") and not hasattr(sys.modules.get(kind.__module__), kind.__name__)
 
 
-def holds_parameters(module: nn.Module) -> bool:
+def has_own_parameters(module: nn.Module) -> bool:
     return any(parameter is not None for parameter in module._parameters.values())
 
 
-def is_unfinished(module: nn.Module) -> bool:
+def has_lazy_tensors(module: nn.Module) -> bool:
     """Whether this very module has yet to give a tensor of its own its shape, and to fill it: a lazy layer."""
     return any(
         tensor is not None and is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())
     )
 
 
-def holds_weights(module: nn.Module) -> bool:
+def is_layer_with_weights(module: nn.Module) -> bool:
     """Whether this very module holds parameters and can run with them: a bare `nn.Module`, as fx makes them, cannot."""
-    return type(module) is not nn.Module and holds_parameters(module)
+    return type(module) is not nn.Module and has_own_parameters(module)
 
 
-def is_stateful(module: nn.Module) -> bool:
+def has_own_tensors(module: nn.Module) -> bool:
     """Whether this very module holds a tensor: a loss without weights has an empty place for them."""
     return any(tensor is not None for tensor in (*module._parameters.values(), *module._buffers.values()))
 
 
-def packed(part: nn.Module | Remains) -> Mapping[str, Any]:
+def packed_weights(part: nn.Module | ModuleTables) -> Mapping[str, Any]:
     """The weights of torch's quantised modules: they are saved, though they are plain attributes and no tensors."""
-    if isinstance(part, Remains):
-        return part.packed
+    if isinstance(part, ModuleTables):
+        return part.packed_weights
     saves = type(part)._save_to_state_dict
-    if saves is _SAVES or not home(saves).startswith("torch.ao."):
+    if saves is _SAVES or not python_module(saves).startswith("torch.ao."):
         return {}
     return {name: value for name, value in vars(part).items() if isinstance(value, torch.ScriptObject)}
 
 
-def has_state(module: nn.Module) -> bool:
+def has_tensors(module: nn.Module) -> bool:
     """Whether there is a tensor in it that could change."""
-    return any(map(is_stateful, tree(module)))
+    return any(map(has_own_tensors, all_modules(module)))
 
 
-def is_model(parts: Parts) -> bool:
+def is_model(parts: NamedModules) -> bool:
     """Whether there are parameters in it; a graph counts, which may have folded its own into constants."""
     if isinstance(parts[0][1], ScriptModule | GraphModule):
         return True
-    return any(holds_parameters(part) or packed(part) for _, part in parts)
+    return any(has_own_parameters(part) or packed_weights(part) for _, part in parts)
 
 
 def is_opaque(module: nn.Module) -> bool:

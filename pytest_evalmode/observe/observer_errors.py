@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Failures(list[Exception]):
+class ObserverErrors(list[Exception]):
     """The errors of an observer, but for those that only say that a test has used up the stack.
 
     What runs within a few calls of the recursion limit is not observed: that is no reason to fail it.

@@ -17,23 +17,23 @@ Method = Callable[..., Any]
 _TORCHS = vars(sys.modules[nn.Module.__module__])
 
 
-class Wrapped(Generic[Observer]):
+class Patch(Generic[Observer]):
     """Puts a function in the place of a method for the first observer, and the method back after the last.
 
     It is one function without a closure, ever the same: torch.compile guards on closures, and would compile again.
     """
 
-    def __init__(self, name: str, of: type | ModuleType = nn.Module) -> None:
+    def __init__(self, name: str, owner: type | ModuleType = nn.Module) -> None:
         self.observers: tuple[Observer, ...] = ()
-        self.original: Method = getattr(of, name)
-        self._of = of
+        self.original: Method = getattr(owner, name)
+        self._of = owner
         self._name = name
         self._function: Method = self.original
         self._above: Method | None = None
         """A wrapper that somebody put over the function, where nothing tells what it calls: a mock's, say."""
         self._lock = threading.Lock()
 
-    def by(self, function: Method) -> Method:
+    def replace_with(self, function: Method) -> Method:
         """The function to put there; it calls `original`."""
         self._function = wraps(self.original)(function)
         return self._function

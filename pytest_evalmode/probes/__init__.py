@@ -71,7 +71,7 @@ def assert_eval_matters(model: nn.Module, *inputs: Any, **named: Any) -> None:
     sensitive = [
         f"{path} ({modules.type_name(part)})"
         for path, part in modules.walk(trained)
-        if mode_dependence.is_sensitive(part)
+        if mode_dependence.is_mode_dependent(part)
     ]
     ran = {path for path, _ in trained_told.modules}
     if not sensitive:

@@ -16,22 +16,22 @@ Recorded = Mapping[str, Any]
 """A violation in the record of a test."""
 
 
-class Root(NamedTuple):
+class RootCause(NamedTuple):
     """What is the same of all that goes away together."""
 
     rule: str
     """The rule that the cause breaks; what follows from it may break others."""
-    what: str
+    name: str
     """`fixture model`, say; empty where the line says it all."""
     at: str | None
 
 
-def roots(violations: Sequence[Violation]) -> list[Root]:
+def root_causes(violations: Sequence[Violation]) -> list[RootCause]:
     """Of each violation its root cause."""
-    return [Root(cause.rule, *_place(cause)) for cause in explained(violations)]
+    return [RootCause(cause.rule, *_place(cause)) for cause in find_explanations(violations)]
 
 
-def explained(violations: Sequence[Violation]) -> list[Violation]:
+def find_explanations(violations: Sequence[Violation]) -> list[Violation]:
     """Of each violation the one that explains it: itself, where none before it does."""
     found: list[Violation] = []
     for number, violation in enumerate(violations):
@@ -74,10 +74,10 @@ _OF_THE_MODEL = frozenset({"batch-stats", "random-forward", "unregistered-module
 
 
 @dataclass(frozen=True, slots=True)
-class Cause:
+class CauseSummary:
     """Where to mend something, how, and what it explains."""
 
-    what: str
+    name: str
     """`fixture model`, say; empty where the line says it all."""
     at: str | None
     message: str
@@ -90,9 +90,9 @@ class Cause:
     """That of the example, whose lines can be shown."""
 
 
-def causes(tests: Iterable[Test]) -> list[Cause]:
+def summarize_causes(tests: Iterable[Test]) -> list[CauseSummary]:
     """The root causes of what was found, those that explain most tests first."""
-    found: dict[Root, list[tuple[Test, Recorded]]] = {}
+    found: dict[RootCause, list[tuple[Test, Recorded]]] = {}
     for test in tests:
         for violation in test["violations"]:
             found.setdefault(_root(violation), []).append((test, violation))
@@ -100,7 +100,7 @@ def causes(tests: Iterable[Test]) -> list[Cause]:
     return sorted(merged, key=lambda cause: (-len(cause.tests), _order(cause.rules[0])))
 
 
-def rooted(violations: Iterable[Recorded]) -> list[tuple[Recorded, list[Recorded]]]:
+def group_by_cause(violations: Iterable[Recorded]) -> list[tuple[Recorded, list[Recorded]]]:
     """The violations that no other of these explains, each with those that it explains."""
     entries: list[tuple[Recorded, list[Recorded]]] = []
     for violation in violations:
@@ -113,14 +113,14 @@ def rooted(violations: Iterable[Recorded]) -> list[tuple[Recorded, list[Recorded
     return entries
 
 
-def _root(violation: Recorded) -> Root:
-    return Root(*violation["root"])
+def _root(violation: Recorded) -> RootCause:
+    return RootCause(*violation["root"])
 
 
-def _cause(root: Root, entries: list[tuple[Test, Recorded]]) -> Cause:
+def _cause(root: RootCause, entries: list[tuple[Test, Recorded]]) -> CauseSummary:
     test, violation = next((entry for entry in entries if entry[1]["rule"] == root.rule), entries[0])
-    return Cause(
-        what=root.what,
+    return CauseSummary(
+        name=root.name,
         at=root.at,
         message=violation["message"],
         remedy=violation["remedy"],

@@ -11,8 +11,8 @@ from typing import Any
 from pytest_evalmode import __version__
 from pytest_evalmode.file_writing import replace_file
 from pytest_evalmode.policy import Policy
-from pytest_evalmode.report.baseline import Seen
-from pytest_evalmode.report.causes import Root, roots
+from pytest_evalmode.report.baseline import ObservedViolations
+from pytest_evalmode.report.causes import RootCause, root_causes
 from pytest_evalmode.rules import Violation
 from pytest_evalmode.trace import WatchedModel
 
@@ -22,21 +22,21 @@ _FOR_SUMMARY = ("exemptions", "unjudged", "guarded", "finished", "dropped", "tim
 Record = dict[str, Any]
 
 
-def record(
+def serialize_record(
     *,
     policy: Policy,
     models: Iterable[WatchedModel],
     violations: Sequence[Violation],
     seconds: float,
     exemptions: Iterable[str],
-    unjudged: bool,
+    guard_failed: bool,
     guarded: bool = True,
     finished: bool = True,
     dropped: int = 0,
     timed: bool = False,
-    read: int = 0,
-    unread: int = 0,
-    shown: Mapping[str, Any] | None = None,
+    bytes_read: int = 0,
+    bytes_skipped: int = 0,
+    page_data: Mapping[str, Any] | None = None,
 ) -> str:
     """What one test found, as it travels in its report: JSON, so that every plugin and every process can carry it.
 
@@ -53,24 +53,24 @@ def record(
         {
             "reason": "; ".join(policy.reasons) or None,
             "exemptions": list(exemptions),
-            "unjudged": unjudged,
+            "unjudged": guard_failed,
             "guarded": guarded,
             "finished": finished,
             "dropped": dropped,
             "timed": timed,
-            "read": read,
-            "unread": unread,
+            "read": bytes_read,
+            "unread": bytes_skipped,
             "forwards": sum(model["forwards"] for model in watched),
             "seconds": round(seconds, 6),
             "models": watched,
-            "violations": [_violation(*found) for found in zip(violations, roots(violations), strict=True)],
-            "shown": dict(shown or {}),
+            "violations": [_violation(*found) for found in zip(violations, root_causes(violations), strict=True)],
+            "shown": dict(page_data or {}),
         },
         default=str,  # of the details of a team's rule
     )
 
 
-def short(
+def short_record(
     models: Iterable[WatchedModel], violations: Iterable[Violation], seconds: float
 ) -> tuple[int, str, str, int, float]:
     """The same in a few numbers and words: violations, their rules, the models, forwards and seconds."""
@@ -80,7 +80,7 @@ def short(
     return len(violations), rules, names, sum(model.forwards for model in models), round(seconds, 6)
 
 
-def _violation(violation: Violation, root: Root) -> Record:
+def _violation(violation: Violation, root: RootCause) -> Record:
     return {
         "rule": violation.rule,
         "model": violation.model,
@@ -144,10 +144,10 @@ class Ledger:
         """The record of each test."""
         return self._tests.values()
 
-    def seen(self) -> dict[str, Seen]:
+    def observed_violations(self) -> dict[str, ObservedViolations]:
         """What each guarded test was seen to break, for the baseline; an expected failure is no news."""
         return {
-            nodeid: Seen(
+            nodeid: ObservedViolations(
                 frozenset((v["rule"], v["model"]) for v in test["violations"] if test["outcome"] != "xfailed"),
                 finished=test["finished"] and not test["unjudged"],
             )

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pytest_evalmode.report.baseline import Known
-from pytest_evalmode.report.causes import Cause, causes
-from pytest_evalmode.report.page import apart, exemptions, verdict
+from pytest_evalmode.report.baseline import KnownViolations
+from pytest_evalmode.report.causes import CauseSummary, summarize_causes
+from pytest_evalmode.report.page import exemptions_in_use, split_known, verdict
 from pytest_evalmode.rules.wording import plural
 
 _MOST_CAUSES = 20
@@ -16,15 +16,17 @@ _MOST_TESTS = 20
 """Of each cause: GitHub shows no more than 1 MiB of a step."""
 
 
-def markdown(tests: Sequence[Mapping[str, Any]], totals: Mapping[str, Any], known: Known | None = None) -> str:
+def render_step_summary(
+    tests: Sequence[Mapping[str, Any]], totals: Mapping[str, Any], known: KnownViolations | None = None
+) -> str:
     """The verdict, what to mend first with the tests that it explains, and the exemptions in use."""
     lines = [f"### evalmode: {verdict(tests, known)}", ""]
-    found = causes(apart(tests, known)[0])
+    found = summarize_causes(split_known(tests, known)[0])
     for number, cause in enumerate(found[:_MOST_CAUSES], 1):
         lines += _cause(number, cause)
     if len(found) > _MOST_CAUSES:
         lines += [f"and {plural(len(found) - _MOST_CAUSES, 'more root cause')}", ""]
-    used = exemptions(tests)
+    used = exemptions_in_use(tests)
     if used:
         lines += ["Exemptions in use:", ""]
         for each in used:
@@ -35,8 +37,8 @@ def markdown(tests: Sequence[Mapping[str, Any]], totals: Mapping[str, Any], know
     return "\n".join(lines)
 
 
-def _cause(number: int, cause: Cause) -> Iterator[str]:
-    where = " ".join(filter(None, (_text(cause.what), _code(cause.at) if cause.at else "")))
+def _cause(number: int, cause: CauseSummary) -> Iterator[str]:
+    where = " ".join(filter(None, (_text(cause.name), _code(cause.at) if cause.at else "")))
     yield f"{number}. **{where or _text(cause.message)}** ({', '.join(cause.rules)}): {_text(cause.message)}  "
     yield f"   fix: {_text(cause.remedy)}"
     yield f"   <details><summary>explains {plural(len(cause.tests), 'test')}</summary>"

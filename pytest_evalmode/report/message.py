@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pytest_evalmode.report.causes import explained
+from pytest_evalmode.report.causes import find_explanations
 from pytest_evalmode.rules import RULES, Rule, Violation
-from pytest_evalmode.rules.globs import narrowest
+from pytest_evalmode.rules.globs import narrowest_globs
 from pytest_evalmode.trace import Site
 
 _MOST_NAMES = 3
 
 
-def explain(violations: Sequence[Violation], marker: str | None = None) -> str:
+def failure_text(violations: Sequence[Violation], marker: str | None = None) -> str:
     """The headline, what was found of each cause with its lines and remedy, and how to say that it was intended.
 
     `marker` is the name of the marker to suggest; without one the arguments of `guard()` are.
@@ -24,15 +24,17 @@ def explain(violations: Sequence[Violation], marker: str | None = None) -> str:
     width = max(len(violation.rule) for violation in violations)
     for entry in _entries(violations):
         lines += [f"  {head:{width}}  {row}" for head, row in entry.rows()]
-    call = intended(violations, marker)
+    call = suggest_exemption(violations, marker)
     if call:
         lines += ["", f"  intended? {call}"]
     return "\n".join(lines)
 
 
-def intended(violations: Sequence[Violation], marker: str | None = None) -> str:
+def suggest_exemption(violations: Sequence[Violation], marker: str | None = None) -> str:
     """What would let pass what may have been meant; nothing is offered for what can only be a mistake."""
-    return exemption([each for entry in _entries(violations) if not entry.head.plain for each in entry.all()], marker)
+    return exemption(
+        [each for entry in _entries(violations) if not entry.head.never_intended for each in entry.all()], marker
+    )
 
 
 @dataclass(slots=True)
@@ -67,7 +69,7 @@ class _Entry:
 def _entries(violations: Sequence[Violation]) -> list[_Entry]:
     """One for each cause, in the order of the first that tells of it."""
     entries: list[_Entry] = []
-    for violation, cause in zip(violations, explained(violations), strict=True):
+    for violation, cause in zip(violations, find_explanations(violations), strict=True):
         told = next((entry for entry in entries if any(cause is each for each in entry.all())), None)
         twin = next((entry for entry in entries if entry.is_like(violation)), None)
         if told is not None and cause is not violation:
@@ -126,7 +128,11 @@ def _exempting(violations: Sequence[Violation]) -> str:
             mutable += violation.mutable
         elif violation.rule != "unused-exemption":
             allow.append(violation.rule)
-    given = (("allow", list(dict.fromkeys(allow))), ("train", narrowest(train)), ("mutable", narrowest(mutable)))
+    given = (
+        ("allow", list(dict.fromkeys(allow))),
+        ("train", narrowest_globs(train)),
+        ("mutable", narrowest_globs(mutable)),
+    )
     return ", ".join(f"{name}=[{', '.join(map(_quoted, names))}]" for name, names in given if names)
 
 

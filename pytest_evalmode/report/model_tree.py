@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from pytest_evalmode.rules.state_rules import how
+from pytest_evalmode.rules.state_rules import describe_change
 from pytest_evalmode.rules.wording import plural
 from pytest_evalmode.trace import ForwardCall, Trace, WatchedModel
 
-ROWS = 30
+MAX_ROWS = 30
 """Of a tree, at most: a screen."""
 _FEW = 12
 """So many marks beneath a branch are shown where they are; of more, their sum."""
@@ -49,10 +49,10 @@ class _Node:
             yield from child.beneath()
 
 
-def trees(trace: Trace) -> dict[str, dict[str, Any]]:
+def model_trees(trace: Trace) -> dict[str, dict[str, Any]]:
     """The models to which something happened, each as nested rows: `name`, `type`, `marks`, `rows`, `modules`."""
     marks = _marks(trace)
-    found = [finding.part for call in trace.calls for finding in (*call.training, *call.draws, *call.unregistered)]
+    found = [finding.module for call in trace.calls for finding in (*call.training, *call.draws, *call.unregistered)]
     return {
         model.name: _tree(
             model, marks[model.name], {part.path: part.type for part in found if part.model == model.name}
@@ -76,16 +76,16 @@ def _of_calls(calls: Sequence[ForwardCall]) -> Iterator[tuple[str, str, Mark]]:
         for finding in call.training:
             # One line that switched all is told with the violation, and need not be with each module.
             since = f"since {finding.since}" if finding.since and len(switched) > 1 else ""
-            yield finding.part.model, finding.part.path, ("training", since)
+            yield finding.module.model, finding.module.path, ("training", since)
         if call.autograd:
-            yield call.autograd.part.model, call.autograd.part.path, ("recorded autograd", call.autograd.why)
+            yield call.autograd.module.model, call.autograd.module.path, ("recorded autograd", call.autograd.why)
         for what, findings in (
             ("used batch statistics", call.batch_stats),
             ("drew", call.draws),
             ("unregistered", call.unregistered),
         ):
             for finding in findings:
-                yield finding.part.model, finding.part.path, (what, finding.why)
+                yield finding.module.model, finding.module.path, (what, finding.why)
         for change in call.attributes:
             text = f"{change.attribute}: {change.before} -> {change.after}"
             yield change.part.model, change.part.path, ("changed", text)
@@ -94,15 +94,15 @@ def _of_calls(calls: Sequence[ForwardCall]) -> Iterator[tuple[str, str, Mark]]:
 def _of_changes(trace: Trace) -> Iterator[tuple[str, str, Mark]]:
     for change in trace.changes:
         owner, _, tensor = change.path.rpartition(".")
-        yield change.model, owner, ("changed", f"{tensor}  {how(change)}".strip())
+        yield change.model, owner, ("changed", f"{tensor}  {describe_change(change)}".strip())
 
 
 def _tree(model: WatchedModel, marks: dict[str, list[Mark]], guests: dict[str, str]) -> dict[str, Any]:
-    types = {**guests, **dict(model.parts)}
+    types = {**guests, **dict(model.modules)}
     root = _Node("", model.name, model.type, marks.get("", []))
     nodes = {"": root}
     for path in dict.fromkeys(
-        [path for path, _ in model.parts] + list(marks)
+        [path for path, _ in model.modules] + list(marks)
     ):  # what ran inside without being part of it stands at the end
         _plant(path, nodes, types, marks)
     root.count()
@@ -121,7 +121,7 @@ def _plant(path: str, nodes: dict[str, _Node], types: dict[str, str], marks: dic
 def _opened(root: _Node) -> set[str]:
     """Which branches are shown open: what happened to few modules stands where it happened, while there is room."""
     opened = {""}
-    room = ROWS - len(_groups(root))
+    room = MAX_ROWS - len(_groups(root))
     waiting = [(child.dirty, child.path, child) for child in root.children if child.dirty and child.children]
     heapq.heapify(waiting)
     while waiting:
@@ -167,8 +167,8 @@ def _groups(node: _Node) -> list[list[_Node]]:
         alike = _neighbours(node.children, lambda child: (child.type, *{kind for kind, _ in child.beneath()}))
         groups = [part for group in alike for part in ([group] if len(group) >= _RUN else [[each] for each in group])]
         groups = _merged_clean(groups)
-    if len(groups) > ROWS:
-        groups = [*groups[: ROWS - 1], [child for group in groups[ROWS - 1 :] for child in group]]
+    if len(groups) > MAX_ROWS:
+        groups = [*groups[: MAX_ROWS - 1], [child for group in groups[MAX_ROWS - 1 :] for child in group]]
     return groups
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_evalmode import __version__
-from pytest_evalmode.report.baseline import Known, is_known
-from pytest_evalmode.report.causes import Cause, causes, rooted
+from pytest_evalmode.report.baseline import KnownViolations, is_known
+from pytest_evalmode.report.causes import CauseSummary, group_by_cause, summarize_causes
 from pytest_evalmode.report.ledger import torch_version
-from pytest_evalmode.report.suggest import Unmarked
+from pytest_evalmode.report.suggest import UnmarkedTest
 from pytest_evalmode.rules import RULE_NAMES
 from pytest_evalmode.rules.wording import plural
 
@@ -29,14 +29,14 @@ _TOP = 5
 """Root causes that stand open; they and the verdict fit a screen."""
 
 
-def page(
+def render_page(
     tests: Sequence[Test],
     *,
     totals: Mapping[str, Any],
     mode: str,
     strict: bool,
-    known: Known | None = None,
-    unmarked: Sequence[Unmarked] = (),
+    known: KnownViolations | None = None,
+    unmarked: Sequence[UnmarkedTest] = (),
     advice: Sequence[str] = (),
     failed: Sequence[tuple[str, str]] = (),
     unguarded: int = 0,
@@ -47,7 +47,7 @@ def page(
     each with its error; of `unguarded` ones nobody asked.
     """
     by_name = {test["nodeid"]: test for test in tests}
-    new, old = apart(tests, known)
+    new, old = split_known(tests, known)
     timed = [test for test in tests if test["seconds"]]
     return (
         _templates()
@@ -65,7 +65,7 @@ def page(
             failed=failed,
             unguarded=unguarded,
             clean=[test for test in tests if not test["violations"]],
-            exemptions=exemptions(tests),
+            exemptions=exemptions_in_use(tests),
             slowest=sorted(timed, key=lambda test: -float(test["seconds"]))[:5],
             evalmode=__version__,
             torch=torch_version(),
@@ -73,12 +73,12 @@ def page(
     )
 
 
-def panel(test: Test) -> str:
+def render_panel(test: Test) -> str:
     """What the page shows of one test, with its style, to stand in another's page."""
     return _templates().get_template("panel.html.j2").render(test=_test(_told_whole(test), "t0"))
 
 
-def apart(tests: Iterable[Test], known: Known | None) -> tuple[list[Test], list[Test]]:
+def split_known(tests: Iterable[Test], known: KnownViolations | None) -> tuple[list[Test], list[Test]]:
     """The tests with what is new in them, and the tests with what the baseline lists; some are in both."""
     new: list[Test] = []
     old: list[Test] = []
@@ -93,9 +93,9 @@ def apart(tests: Iterable[Test], known: Known | None) -> tuple[list[Test], list[
     return new, old
 
 
-def verdict(tests: Sequence[Test], known: Known | None = None) -> str:
+def verdict(tests: Sequence[Test], known: KnownViolations | None = None) -> str:
     """The run in one sentence."""
-    new, old = apart(tests, known)
+    new, old = split_known(tests, known)
     guarded = plural(sum(bool(test["guarded"]) for test in tests), "guarded test")
     if new:
         said = [f"{len(new)} of {plural(len(tests), 'test')} {'was' if len(new) == 1 else 'were'} not clean"]
@@ -118,7 +118,7 @@ def verdict(tests: Sequence[Test], known: Known | None = None) -> str:
     return "; ".join(said)
 
 
-def exemptions(tests: Sequence[Test]) -> list[dict[str, Any]]:
+def exemptions_in_use(tests: Sequence[Test]) -> list[dict[str, Any]]:
     """The exemptions that excused something, each with the reason given and its tests, most used first."""
     used: dict[tuple[str, str], list[str]] = {}
     for test in tests:
@@ -149,7 +149,7 @@ def _part(tests: Sequence[Test], by_name: Mapping[str, Test], prefix: str) -> di
     """Root causes, and the tests as a grid that filters, by name.  Their anchors begin with `prefix`."""
     dirty = [_test(test, f"{prefix}{n}") for n, test in enumerate(sorted(tests, key=_by_name))]
     anchors = {test["nodeid"]: test["anchor"] for test in dirty}
-    found = [_cause(cause, by_name[cause.test], anchors) for cause in causes(tests)]
+    found = [_cause(cause, by_name[cause.test], anchors) for cause in summarize_causes(tests)]
     counts = Counter(rule for test in dirty for rule in test["rules"])
     rules = sorted(counts.items(), key=lambda item: _order(item[0]))
     return {
@@ -168,15 +168,15 @@ def _by_name(test: Test) -> list[tuple[int, str]]:
     return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", test["nodeid"])]
 
 
-def _cause(cause: Cause, test: Test, anchors: Mapping[str, str]) -> dict[str, Any]:
+def _cause(cause: CauseSummary, test: Test, anchors: Mapping[str, str]) -> dict[str, Any]:
     code = _code(test, cause.at)
     at_fault = next((i for i, line in enumerate(code) if line["at_fault"]), 0)
     # Of a fixture, what it makes; else the line alone.
-    told = code[at_fault:] if cause.what.startswith("fixture ") else code[at_fault : at_fault + 1]
+    told = code[at_fault:] if cause.name.startswith("fixture ") else code[at_fault : at_fault + 1]
     while told and not told[-1]["text"].strip():
         told.pop()
     return {
-        "what": cause.what,
+        "what": cause.name,
         "at": cause.at,
         "message": cause.message,
         "remedy": cause.remedy,
@@ -190,7 +190,7 @@ def _test(test: Test, anchor: str) -> dict[str, Any]:
     shown = test["shown"]
     told: set[str] = set()
     entries = []
-    for violation, consequences in rooted(test["violations"]):
+    for violation, consequences in group_by_cause(test["violations"]):
         places = [("since", violation["since"]), ("called", violation["at"]), ("in the model", violation["cause"])]
         lines = [{"label": label, "at": at, "code": _code(test, at)} for label, at in places if at and at not in told]
         told.update(line["at"] for line in lines)

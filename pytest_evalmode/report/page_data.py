@@ -8,8 +8,8 @@ from pathlib import Path
 from tokenize import TokenError
 from typing import Any
 
-from pytest_evalmode.report.message import intended
-from pytest_evalmode.report.model_tree import trees
+from pytest_evalmode.report.message import suggest_exemption
+from pytest_evalmode.report.model_tree import model_trees
 from pytest_evalmode.rules import Violation
 from pytest_evalmode.trace import Site, Trace
 
@@ -20,14 +20,14 @@ _MOST = 6
 _WIDEST = 200
 
 
-def shown(
+def collect_page_data(
     trace: Trace, violations: Sequence[Violation], *, fixtures: Mapping[str, Site], marker: str, root: Path
 ) -> dict[str, Any]:
     """The trees of the models, what happened in which order, the lines at fault, and how to exempt what was found.
 
     `fixtures` are those that handed a model to the test, with their lines.  Empty where nothing happened.
     """
-    models = trees(trace)
+    models = model_trees(trace)
     if not violations and not models:
         return {}
     handed = [["fixture", name, str(site), 1] for name, site in fixtures.items()]
@@ -36,7 +36,7 @@ def shown(
     return {
         "findings": [v.finding for v in violations],
         "since": [str(v.since) if v.since else None for v in violations],
-        "exemption": intended(violations, marker),
+        "exemption": suggest_exemption(violations, marker),
         "pictures": {change.name: change.pictures for change in trace.locks if change.pictures},
         "trees": models,
         "events": [*handed, *happened],

@@ -16,7 +16,7 @@ from pytest_evalmode.trace import Trace
 Suggestion = Mapping[str, Any]
 
 
-def suggestion(trace: Trace, violations: Iterable[Violation]) -> str | None:
+def serialize_suggestion(trace: Trace, violations: Iterable[Violation]) -> str | None:
     """What an unmarked test ran, as it travels in its report; None if it ran no model.
 
     A model is inferred from where a forward ran in eval mode or recorded no autograd, unless an optimizer stepped it.
@@ -42,22 +42,22 @@ def suggestion(trace: Trace, violations: Iterable[Violation]) -> str | None:
     )
 
 
-def unknown(failure: Exception) -> str:
+def serialize_failure(failure: Exception) -> str:
     """The same of a test in which the guard itself failed: it may have run anything."""
     return json.dumps({"models": [], "trains": False, "violations": [], "failure": repr(failure)})
 
 
-def lines(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterator[Line]:
+def suggestion_lines(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterator[Line]:
     """The tests that should be guarded, worst first, and what to write to have them guarded.
 
     `tests` are all unmarked ones that ran a model, by node id; `toml` is how the project is configured.
     """
-    lost = failed(tests)
+    lost = failed_guards(tests)
     if lost:
         told = f"the guard failed in {plural(len(lost), 'unmarked test')}: what was run there is not known"
         yield Line(told, "yellow")
         yield from (Line(f"  {nodeid}  {failure}", "yellow") for nodeid, failure in lost)
-    found = unmarked(tests)
+    found = unmarked_tests(tests)
     if not found:
         if not lost:
             yield Line("no unmarked test ran inference")
@@ -69,10 +69,10 @@ def lines(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterat
         named = f"{name} ({len(others) + 1} cases)" if others else nodeid
         told = f"  {named}  {', '.join(rules) or 'clean'}  {first_and_more(models)}"
         yield Line(told, "yellow" if rules else "green")
-    yield from map(Line, advice(tests, marker, toml=toml))
+    yield from map(Line, marking_advice(tests, marker, toml=toml))
 
 
-class Unmarked(NamedTuple):
+class UnmarkedTest(NamedTuple):
     """A test that should be guarded: the models that it ran, and the rules that it would break."""
 
     nodeid: str
@@ -80,26 +80,26 @@ class Unmarked(NamedTuple):
     rules: Sequence[str]
 
 
-def _alike(test: Unmarked) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+def _alike(test: UnmarkedTest) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """What cases of one parametrised test have in common, so that they need but one line."""
     return test.nodeid.partition("[")[0], tuple(test.rules), tuple(test.models)
 
 
-def unmarked(tests: Mapping[str, Suggestion]) -> list[Unmarked]:
+def unmarked_tests(tests: Mapping[str, Suggestion]) -> list[UnmarkedTest]:
     """The tests that should be guarded, worst first."""
     found = {nodeid: test for nodeid, test in tests.items() if test["models"]}
     ordered = sorted(found.items(), key=lambda each: (-len(each[1]["violations"]), each[0]))
-    return [Unmarked(nodeid, test["models"], list(dict.fromkeys(test["violations"]))) for nodeid, test in ordered]
+    return [UnmarkedTest(nodeid, test["models"], list(dict.fromkeys(test["violations"]))) for nodeid, test in ordered]
 
 
-def failed(tests: Mapping[str, Suggestion]) -> list[tuple[str, str]]:
+def failed_guards(tests: Mapping[str, Suggestion]) -> list[tuple[str, str]]:
     """The tests in which the guard itself failed, each with how."""
     return sorted((nodeid, test["failure"]) for nodeid, test in tests.items() if test.get("failure"))
 
 
-def advice(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterator[str]:
+def marking_advice(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterator[str]:
     """What to write to have them guarded."""
-    found = [test.nodeid for test in unmarked(tests)]
+    found = [test.nodeid for test in unmarked_tests(tests)]
     files = {_file(nodeid) for nodeid in found}
     training = {_file(nodeid) for nodeid, test in tests.items() if test["trains"]}
     whole = sorted(_folders(files - training, training))

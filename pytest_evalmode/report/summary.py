@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pytest_evalmode.policy import Policy
-from pytest_evalmode.report.baseline import Known, is_known
-from pytest_evalmode.report.causes import Cause, causes
+from pytest_evalmode.report.baseline import KnownViolations, is_known
+from pytest_evalmode.report.causes import CauseSummary, summarize_causes
 from pytest_evalmode.report.ledger import Ledger
 from pytest_evalmode.rules import RULE_NAMES
-from pytest_evalmode.rules.exemptions import as_declared
+from pytest_evalmode.rules.exemptions import format_exemption
 from pytest_evalmode.rules.wording import plural
 
 _MOST_CAUSES = 5
@@ -25,10 +25,10 @@ class Line(NamedTuple):
     """A line of the terminal, and pytest's name of its colour."""
 
     text: str
-    colour: str = ""
+    color: str = ""
 
 
-def headline(ledger: Ledger, known: Known | None) -> Line:
+def headline(ledger: Ledger, known: KnownViolations | None) -> Line:
     """What was guarded and what was found, in one line."""
     totals = ledger.totals()
     guarded = [test for test in ledger.tests if test["guarded"]]
@@ -61,7 +61,7 @@ def _size(number: int) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
-def details(ledger: Ledger, known: Known | None, *, verbose: bool = False) -> Iterator[Line]:
+def detail_lines(ledger: Ledger, known: KnownViolations | None, *, verbose: bool = False) -> Iterator[Line]:
     """What a reader may want to know besides: by rule and by cause, what was dropped, and what was exempted."""
     unjudged = sum(test["unjudged"] for test in ledger.tests)
     if unjudged:
@@ -94,7 +94,9 @@ def details(ledger: Ledger, known: Known | None, *, verbose: bool = False) -> It
 
 def _by_cause(ledger: Ledger, most: int | None) -> Iterator[Line]:
     """Each root cause once, with the tests that it explains; who has but one test has read of it there."""
-    shared = [(cause, place) for cause in causes(ledger.tests) if len(cause.tests) > 1 and (place := _place(cause))]
+    shared = [
+        (cause, place) for cause in summarize_causes(ledger.tests) if len(cause.tests) > 1 and (place := _place(cause))
+    ]
     if shared:
         yield Line("by cause:")
     for cause, place in shared[:most]:
@@ -103,15 +105,15 @@ def _by_cause(ledger: Ledger, most: int | None) -> Iterator[Line]:
         yield Line(f"  and {len(shared) - (most or 0)} more causes (-v shows all)")
 
 
-def _place(cause: Cause) -> str:
-    return ", ".join(filter(None, (cause.what, cause.at)))
+def _place(cause: CauseSummary) -> str:
+    return ", ".join(filter(None, (cause.name, cause.at)))
 
 
 def _exemption(test: Record) -> str:
     return ", ".join(test["exemptions"]) + (f" ({test['reason']})" if test["reason"] else "")
 
 
-def slowest(ledger: Ledger, most: int | None) -> Iterator[Line]:
+def slowest_guards(ledger: Ledger, most: int | None) -> Iterator[Line]:
     """The guards that cost most, for `--durations`."""
     guarded = sorted(ledger.tests, key=lambda test: -test["seconds"])[: most or _MOST_SLOW]
     if guarded:
@@ -120,7 +122,7 @@ def slowest(ledger: Ledger, most: int | None) -> Iterator[Line]:
         yield Line(f"  {test['seconds']:.2f}s  {test['nodeid']}")
 
 
-def stale(entries: list[tuple[str, str]], file: str, *, verbose: bool = False) -> Iterator[Line]:
+def stale_entries(entries: list[tuple[str, str]], file: str, *, verbose: bool = False) -> Iterator[Line]:
     """The entries of the baseline that are mended."""
     shown = entries if verbose else entries[:_MOST_STALE]
     for nodeid, broken in shown:
@@ -131,9 +133,9 @@ def stale(entries: list[tuple[str, str]], file: str, *, verbose: bool = False) -
         yield Line(f"to take out of {file} what is stale, run: pytest --evalmode-update-baseline", "yellow")
 
 
-def unneeded(ledger: Ledger, policy: Policy) -> Iterator[Line]:
+def unused_ini_exemptions(ledger: Ledger, policy: Policy) -> Iterator[Line]:
     """The exemptions of the ini that no test needed."""
     used = {exemption for test in ledger.tests for exemption in test["exemptions"]}
-    for exemption in map(as_declared, policy.declared):
+    for exemption in map(format_exemption, policy.exemptions):
         if exemption not in used:
             yield Line(f"unused-exemption: no test needed {exemption} of the ini (evalmode_...): take it out")

@@ -7,11 +7,11 @@ from dataclasses import replace
 from itertools import chain, compress
 
 from pytest_evalmode.rules import exemptions, forward_rules, leak_rules, lock_rules, state_rules
-from pytest_evalmode.rules.exemptions import Segments
-from pytest_evalmode.rules.rule import Rule, RuleError, Violation, handed_by, rule
+from pytest_evalmode.rules.exemptions import PolicySegments
+from pytest_evalmode.rules.rule import Rule, RuleError, Violation, add_fixture, rule
 from pytest_evalmode.trace import Leak, TensorChange, Trace, WatchedModel
 
-__all__ = ["RULES", "RULE_NAMES", "Rule", "RuleError", "Violation", "handed_by", "joined", "judge", "rule"]
+__all__ = ["RULES", "RULE_NAMES", "Rule", "RuleError", "Violation", "add_fixture", "apply_rules", "join_traces", "rule"]
 
 RULES: tuple[Rule, ...] = (
     forward_rules.train_mode,
@@ -37,25 +37,25 @@ RULES: tuple[Rule, ...] = (
 RULE_NAMES = tuple(each.name for each in RULES)
 
 
-def judge(
-    segments: Segments, *, strict: bool = False, more: Sequence[Rule] = (), finished: bool = True
+def apply_rules(
+    segments: PolicySegments, *, strict: bool = False, user_rules: Sequence[Rule] = (), finished: bool = True
 ) -> list[Violation]:
     """What the segments of one window break, each under the policy that held while it ran.
 
     `more` are a team's own rules.  A window that is not `finished` may yet need its exemptions.
     """
-    rules = [each for each in (*RULES, *more) if strict or each.level != "strict"]
-    unused = tuple(exemptions.unused(segments, rules)) if strict and finished else ()
-    traces = [exemptions.excuse(trace, policy) for trace, policy in segments]
+    rules = [each for each in (*RULES, *user_rules) if strict or each.level != "strict"]
+    unused = tuple(exemptions.find_unused(segments, rules)) if strict and finished else ()
+    traces = [exemptions.remove_exempted(trace, policy) for trace, policy in segments]
     wholes: dict[tuple[bool, ...], Trace] = {}
     found: list[Violation] = []
     for each in rules:
         binds = tuple(each.name not in policy.allow for _, policy in segments)
         if any(binds):
             if binds not in wholes:
-                wholes[binds] = replace(joined(list(compress(traces, binds))), unused=unused)
+                wholes[binds] = replace(join_traces(list(compress(traces, binds))), unused_exemptions=unused)
             found += each.violations(wholes[binds])
-    return [exemptions.with_misses(violation, segments) for violation in found]
+    return [exemptions.add_near_misses(violation, segments) for violation in found]
 
 
 def _models(traces: Sequence[Trace]) -> tuple[WatchedModel, ...]:
@@ -76,7 +76,7 @@ def _left(found: Iterable[Leak]) -> tuple[Leak, ...]:
     return tuple(leak for leak in left.values() if leak.before != leak.after)
 
 
-def joined(traces: Sequence[Trace]) -> Trace:
+def join_traces(traces: Sequence[Trace]) -> Trace:
     """One trace of several; a tensor that changed in two of them is told once, as it changed first."""
     changes: dict[tuple[str, str], TensorChange] = {}
     for change in chain.from_iterable(trace.changes for trace in traces):

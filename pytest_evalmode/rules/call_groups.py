@@ -8,10 +8,10 @@ from typing import Any
 
 from pytest_evalmode.rules.rule import Violation
 from pytest_evalmode.rules.wording import first_and_more, title, titles
-from pytest_evalmode.trace import Finding, ForwardCall, Part, Site, Trace
+from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation, Site, Trace
 
 
-def by_model(trace: Trace, fact: Callable[[ForwardCall], object]) -> Iterator[list[ForwardCall]]:
+def calls_by_model(trace: Trace, fact: Callable[[ForwardCall], object]) -> Iterator[list[ForwardCall]]:
     """The calls that have a fact, in the order in which they ran, one group a model."""
     groups: dict[str, list[ForwardCall]] = {}
     for call in trace.calls:
@@ -20,60 +20,62 @@ def by_model(trace: Trace, fact: Callable[[ForwardCall], object]) -> Iterator[li
     return iter(groups.values())
 
 
-def found_in(
-    trace: Trace, findings: Callable[[ForwardCall], Iterable[Finding]]
-) -> Iterator[tuple[list[ForwardCall], list[Finding]]]:
+def observations_by_model(
+    trace: Trace, findings: Callable[[ForwardCall], Iterable[Observation]]
+) -> Iterator[tuple[list[ForwardCall], list[Observation]]]:
     """The calls in which something was found, one group a model, with each module that it was found of."""
-    for calls in by_model(trace, findings):
-        yield calls, by_part(finding for call in calls for finding in findings(call))
+    for calls in calls_by_model(trace, findings):
+        yield calls, unique_by_module(finding for call in calls for finding in findings(call))
 
 
-def by_part(findings: Iterable[Finding]) -> list[Finding]:
+def unique_by_module(findings: Iterable[Observation]) -> list[Observation]:
     """Each module once, with the first finding that has a cause where there is one."""
-    found: dict[str, Finding] = {}  # by name: the type of a lazy module is another once it has run
+    found: dict[str, Observation] = {}  # by name: the type of a lazy module is another once it has run
     for finding in findings:
-        known = found.get(finding.part.name)
+        known = found.get(finding.module.name)
         if known is None or (known.cause is None and finding.cause is not None):
-            found[finding.part.name] = finding
+            found[finding.module.name] = finding
     return list(found.values())
 
 
-def count(calls: Iterable[ForwardCall]) -> int:
+def count_runs(calls: Iterable[ForwardCall]) -> int:
     """How often models ran: where a method of theirs ran them part by part, as often as the part that ran most."""
-    ran: dict[Part, Counter[Part]] = {}
+    ran: dict[ModuleInfo, Counter[ModuleInfo]] = {}
     for call in calls:
         ran.setdefault(call.ran, Counter())[call.by or call.ran] += call.count
     return sum(max(parts.values()) for parts in ran.values())
 
 
-def what(found: Iterable[Finding]) -> str:
+def module_names(found: Iterable[Observation]) -> str:
     """The modules of which something was found, in a sentence."""
-    return first_and_more(titles(finding.part for finding in found))
+    return first_and_more(titles(finding.module for finding in found))
 
 
-def who(calls: Iterable[ForwardCall]) -> str:
+def model_names(calls: Iterable[ForwardCall]) -> str:
     """What ran, in a headline."""
     return first_and_more([title(part) for part in dict.fromkeys(call.ran for call in calls)])
 
 
-def told(calls: list[ForwardCall], *, details: Mapping[str, Any] | None = None, **facts: Any) -> Violation:
+def violation_of_calls(
+    calls: list[ForwardCall], *, details: Mapping[str, Any] | None = None, **facts: Any
+) -> Violation:
     """A violation of one model by these calls: where the first was made, how many there were, what else to say."""
     return Violation(
         model=calls[0].ran.model,
         at=calls[0].at,
         through=calls[0].through,
-        count=count(calls),
-        details={**(details or {}), **sites(calls)},
+        count=count_runs(calls),
+        details={**(details or {}), **call_sites(calls)},
         **facts,
     )
 
 
-def told_of(calls: list[ForwardCall], found: Sequence[Finding], **facts: Any) -> Violation:
+def violation_of_modules(calls: list[ForwardCall], found: Sequence[Observation], **facts: Any) -> Violation:
     """The same of some modules, where the line in the model that led to the first is known."""
-    return told(calls, subjects=tuple(str(f.part) for f in found), cause=found[0].cause, **facts)
+    return violation_of_calls(calls, subjects=tuple(str(f.module) for f in found), cause=found[0].cause, **facts)
 
 
-def sites(calls: list[ForwardCall]) -> dict[str, Any]:
+def call_sites(calls: list[ForwardCall]) -> dict[str, Any]:
     """The line that called the model, and the further lines that did, for the details; the first is known as `at`."""
     through = {"through": str(calls[0].through)} if calls[0].through else {}
     others: list[Site] = [call.at for call in calls if call.at and call.at != calls[0].at]

@@ -11,7 +11,7 @@ from pytest_evalmode.policy import Policy
 from pytest_evalmode.rules.rule import Rule, Violation, rule
 from pytest_evalmode.trace import ForwardCall, Trace
 
-Segments = Sequence[tuple[Trace, Policy]]
+PolicySegments = Sequence[tuple[Trace, Policy]]
 Exemption = tuple[str, str]
 
 
@@ -22,17 +22,17 @@ Exemption = tuple[str, str]
     remedy="take it out; what is no longer needed would hide the next mistake",
 )
 def unused_exemption(trace: Trace) -> Iterator[Violation]:
-    if trace.unused:
+    if trace.unused_exemptions:
         yield Violation(
             model=None,
-            subjects=trace.unused,
-            message=f"nothing needed {', '.join(trace.unused)}",
-            finding=f"nothing needed {', '.join(trace.unused)}",
-            count=len(trace.unused),
+            subjects=trace.unused_exemptions,
+            message=f"nothing needed {', '.join(trace.unused_exemptions)}",
+            finding=f"nothing needed {', '.join(trace.unused_exemptions)}",
+            count=len(trace.unused_exemptions),
         )
 
 
-def excuse(trace: Trace, policy: Policy) -> Trace:
+def remove_exempted(trace: Trace, policy: Policy) -> Trace:
     """The trace without the modules and tensors that the policy lets train or change."""
     return replace(
         trace,
@@ -41,30 +41,33 @@ def excuse(trace: Trace, policy: Policy) -> Trace:
     )
 
 
-def unused(segments: Segments, rules: Sequence[Rule]) -> list[str]:
+def find_unused(segments: PolicySegments, rules: Sequence[Rule]) -> list[str]:
     """The exemptions of marks and of `evalmode.allow()` that excused nothing, as they were declared."""
-    declared = dict.fromkeys(exemption for _, policy in segments for exemption in policy.declared)
-    return [as_declared(exemption) for exemption in declared if not needed(exemption, segments, rules)]
+    declared = dict.fromkeys(exemption for _, policy in segments for exemption in policy.exemptions)
+    return [format_exemption(exemption) for exemption in declared if not is_needed(exemption, segments, rules)]
 
 
-def needed(exemption: Exemption, segments: Segments, rules: Iterable[Rule]) -> bool:
+def is_needed(exemption: Exemption, segments: PolicySegments, rules: Iterable[Rule]) -> bool:
     """Whether something would have been told without this exemption: where it was declared, else anywhere."""
     kind, value = exemption
-    segments = [(trace, policy) for trace, policy in segments if exemption in policy.declared] or segments
+    segments = [(trace, policy) for trace, policy in segments if exemption in policy.exemptions] or segments
     if kind == "train":
-        parts = [finding.part for trace, _ in segments for call in trace.calls for finding in call.training]
+        parts = [finding.module for trace, _ in segments for call in trace.calls for finding in call.training]
         return any(matches(part.model, part.path, [value]) for part in parts)
     if kind == "mutable":
         return any(matches(change.model, change.path, [value]) for trace, _ in segments for change in trace.changes)
     return value == unused_exemption.name or any(
-        rule.violations(excuse(trace, policy)) for rule in rules if rule.name == value for trace, policy in segments
+        rule.violations(remove_exempted(trace, policy))
+        for rule in rules
+        if rule.name == value
+        for trace, policy in segments
     )
 
 
-def with_misses(violation: Violation, segments: Segments) -> Violation:
+def add_near_misses(violation: Violation, segments: PolicySegments) -> Violation:
     """The same, with the globs in force that name nothing there is, though what is at fault has a name like them."""
     notes = [
-        f"{as_declared((kind, glob))} matches no {noun}; nearest: {near}"
+        f"{format_exemption((kind, glob))} matches no {noun}; nearest: {near}"
         for kind, noun, paths in (("train", "module", violation.train), ("mutable", "tensor", violation.mutable))
         if paths
         for glob in dict.fromkeys(glob for _, policy in segments for glob in getattr(policy, kind))
@@ -88,14 +91,14 @@ def _nearest(glob: str, paths: Iterable[str]) -> str | None:
 _ALIKE = 0.5
 
 
-def as_declared(exemption: Exemption) -> str:
+def format_exemption(exemption: Exemption) -> str:
     """`train="drop"`, as the marker takes it."""
     return f'{exemption[0]}="{exemption[1]}"'
 
 
 def _excuse_call(call: ForwardCall, policy: Policy) -> ForwardCall:
     return replace(
-        call, training=tuple(f for f in call.training if not matches(f.part.model, f.part.path, policy.train))
+        call, training=tuple(f for f in call.training if not matches(f.module.model, f.module.path, policy.train))
     )
 
 

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pytest_evalmode.rules.call_groups import by_model, by_part, count, found_in, told_of, what, who
+from pytest_evalmode.rules.call_groups import (
+    calls_by_model,
+    count_runs,
+    model_names,
+    module_names,
+    observations_by_model,
+    unique_by_module,
+    violation_of_modules,
+)
 from pytest_evalmode.rules.rule import Violation, rule
-from pytest_evalmode.rules.training_calls import details, pause, told, trained, used
+from pytest_evalmode.rules.training_calls import (
+    first_backward,
+    first_optimizer_step,
+    format_operation,
+    operation_details,
+    pause_remedy,
+)
 from pytest_evalmode.rules.wording import plural, times, title
-from pytest_evalmode.trace import Finding, ForwardCall, Site, Trace
+from pytest_evalmode.trace import ForwardCall, Observation, Site, Trace
 
 
 @rule(
@@ -17,28 +31,28 @@ from pytest_evalmode.trace import Finding, ForwardCall, Site, Trace
     remedy="call model.eval() before the first forward",
 )
 def train_mode(trace: Trace) -> Iterator[Violation]:
-    drew = {call.ran.model for call in trace.calls if any(finding.graph for finding in call.draws)}
-    for calls in by_model(trace, lambda call: call.training and not call.graphs & drew):
+    drew = {call.ran.model for call in trace.calls if any(finding.is_graph for finding in call.draws)}
+    for calls in calls_by_model(trace, lambda call: call.training and not call.graphs & drew):
         model = calls[0].ran.model
         calls.sort(key=lambda call: model not in call.graphs)  # who made a graph comes before who ran it
-        found = by_part(finding for call in calls for finding in call.training)
+        found = unique_by_module(finding for call in calls for finding in call.training)
         # Batch norm and dropout say more than the containers and linear layers that merely share their flag.
-        telling = [f for f in found if f.part.sensitive] or found
+        telling = [f for f in found if f.module.mode_dependent] or found
         why = f": {telling[0].why}" if telling[0].why else ""
         since = _since(telling)
         of = f" of {plural(calls[0].modules, 'module')}" if len(telling) > 1 else ""
         were = "was" if len(telling) == 1 else "were"
-        step = trained(trace, model)
-        yield told_of(
+        step = first_optimizer_step(trace, model)
+        yield violation_of_modules(
             calls,
             telling,
-            message=f"{who(calls)} {_what_became(calls)} in training mode",
-            finding=f"{what(telling)}{of} {were} in training mode{why}",
-            remedy=_register_it(telling[0]) or (pause(step) if step else _eval_it(calls, found)),
+            message=f"{model_names(calls)} {_what_became(calls)} in training mode",
+            finding=f"{module_names(telling)}{of} {were} in training mode{why}",
+            remedy=_register_it(telling[0]) or (pause_remedy(step) if step else _eval_it(calls, found)),
             since=since,
-            details={**({"since": str(since)} if since else {}), **details(trained=step)},
+            details={**({"since": str(since)} if since else {}), **operation_details(trained=step)},
             plain=bool(step or telling[0].why) or any(call.all_training for call in calls),
-            train=tuple(f.part.path for f in found),
+            train=tuple(f.module.path for f in found),
         )
 
 
@@ -48,18 +62,18 @@ def train_mode(trace: Trace) -> Iterator[Violation]:
     remedy="call it under torch.inference_mode() or torch.no_grad()",
 )
 def grad_mode(trace: Trace) -> Iterator[Violation]:
-    for calls, found in found_in(trace, lambda call: (call.autograd,) if call.autograd else ()):
+    for calls, found in observations_by_model(trace, lambda call: (call.autograd,) if call.autograd else ()):
         model = calls[0].ran.model
-        step, use = trained(trace, model), used(trace, model)
-        purpose = f"; {use.by} used the graph" if use else ""
-        yield told_of(
+        step, use = first_optimizer_step(trace, model), first_backward(trace, model)
+        purpose = f"; {use.name} used the graph" if use else ""
+        yield violation_of_modules(
             calls,
             found,
-            message=f"{who(calls)} ran {times(count(calls))} with autograd recording{purpose}",
-            finding=f"{title(found[0].part)} recorded autograd: {found[0].why}"
-            + (f"; the graph was used by {told(use)}" if use else ""),
-            remedy=(pause(step) if step else _MEANT if use else _leave_it_off(found[0])),
-            details=details(trained=step, used=use),
+            message=f"{model_names(calls)} ran {times(count_runs(calls))} with autograd recording{purpose}",
+            finding=f"{title(found[0].module)} recorded autograd: {found[0].why}"
+            + (f"; the graph was used by {format_operation(use)}" if use else ""),
+            remedy=(pause_remedy(step) if step else _MEANT if use else _leave_it_off(found[0])),
+            details=operation_details(trained=step, used=use),
             because=("train-mode",) if step else (),
             plain=bool(step),
         )
@@ -71,13 +85,13 @@ def grad_mode(trace: Trace) -> Iterator[Violation]:
     remedy="keep running statistics (track_running_stats=True); trace or export the model after model.eval()",
 )
 def batch_stats(trace: Trace) -> Iterator[Violation]:
-    for calls, found in found_in(trace, lambda call: call.batch_stats):
-        yield told_of(
+    for calls, found in observations_by_model(trace, lambda call: call.batch_stats):
+        yield violation_of_modules(
             calls,
             found,
-            message=f"{who(calls)} ran {times(count(calls))} on the statistics of the batch",
-            finding=f"{what(found)} used the batch's own statistics in eval mode: {found[0].why}",
-            remedy=_EXPORT_TRACKED if found[0].graph else "",
+            message=f"{model_names(calls)} ran {times(count_runs(calls))} on the statistics of the batch",
+            finding=f"{module_names(found)} used the batch's own statistics in eval mode: {found[0].why}",
+            remedy=_EXPORT_TRACKED if found[0].is_graph else "",
             since=_made(trace, calls),
             because=("train-mode",),
         )
@@ -89,17 +103,17 @@ def batch_stats(trace: Trace) -> Iterator[Violation]:
     remedy="let it depend on self.training (F.dropout takes training=), or draw from a torch.Generator of its own",
 )
 def random_forward(trace: Trace) -> Iterator[Violation]:
-    for calls, found in found_in(trace, lambda call: call.draws):
+    for calls, found in observations_by_model(trace, lambda call: call.draws):
         why = f": {found[0].why}" if found[0].why else ""
         mode = "" if any(f.training for f in found) else " in eval mode"
-        yield told_of(
+        yield violation_of_modules(
             calls,
             found,
-            message=f"{who(calls)} drew random numbers in {plural(count(calls), 'forward')}{mode}",
-            finding=f"{what(found)} drew random numbers{mode}{why}",
-            remedy=_EXPORT_ANEW if found[0].graph else "",
+            message=f"{model_names(calls)} drew random numbers in {plural(count_runs(calls), 'forward')}{mode}",
+            finding=f"{module_names(found)} drew random numbers{mode}{why}",
+            remedy=_EXPORT_ANEW if found[0].is_graph else "",
             since=_made(trace, calls),
-            because=("batch-stats",) if found[0].graph else (),
+            because=("batch-stats",) if found[0].is_graph else (),
         )
 
 
@@ -110,14 +124,14 @@ def random_forward(trace: Trace) -> Iterator[Violation]:
     remedy="make it in __init__ and register it as a submodule (a list as nn.ModuleList)",
 )
 def unregistered_module(trace: Trace) -> Iterator[Violation]:
-    unreached = {f.part.name for call in trace.calls for f in call.training if f.why}
-    for calls, found in found_in(trace, lambda call: call.unregistered):
-        told_already = unreached.issuperset(f.part.name for f in found)
-        yield told_of(
+    unreached = {f.module.name for call in trace.calls for f in call.training if f.why}
+    for calls, found in observations_by_model(trace, lambda call: call.unregistered):
+        told_already = unreached.issuperset(f.module.name for f in found)
+        yield violation_of_modules(
             calls,
             found,
-            message=f"{who(calls)} ran {what(found)}, which it does not register",
-            finding=f"{what(found)} ran inside it: eval(), to() and state_dict() cannot reach it",
+            message=f"{model_names(calls)} ran {module_names(found)}, which it does not register",
+            finding=f"{module_names(found)} ran inside it: eval(), to() and state_dict() cannot reach it",
             because=("train-mode",) if told_already else (),
         )
 
@@ -155,29 +169,29 @@ def _made(trace: Trace, calls: list[ForwardCall]) -> Site | None:
 def _what_became(calls: list[ForwardCall]) -> str:
     """Models that torch made graphs of did not run; where both happened, the runs say enough."""
     ran = [call for call in calls if not call.exported]
-    return f"ran {times(count(ran))}" if ran else "was exported"
+    return f"ran {times(count_runs(ran))}" if ran else "was exported"
 
 
-def _since(found: list[Finding]) -> Site | None:
+def _since(found: list[Observation]) -> Site | None:
     """The line that switched them all to training mode, if one did."""
     lines = {finding.since for finding in found}
     return lines.pop() if len(lines) == 1 else None
 
 
-def _register_it(finding: Finding) -> str:
+def _register_it(finding: Observation) -> str:
     """The remedy for a module that `model.eval()` cannot reach, or nothing."""
     return "make it in __init__ and register it as a submodule (a list as nn.ModuleList)" if finding.why else ""
 
 
-def _leave_it_off(finding: Finding) -> str:
+def _leave_it_off(finding: Observation) -> str:
     """The remedy where the caller had turned autograd off, or nothing."""
-    return "keep the forward from turning autograd on again (torch.enable_grad())" if finding.turned_on else ""
+    return "keep the forward from turning autograd on again (torch.enable_grad())" if finding.enabled_by_forward else ""
 
 
-def _eval_it(calls: list[ForwardCall], found: list[Finding]) -> str:
+def _eval_it(calls: list[ForwardCall], found: list[Observation]) -> str:
     """`eval()` on the one module that was forgotten, else on what ran; on the model where several parts of it ran."""
     if all(call.exported for call in calls) or calls[0].graphs:
         return "call eval() before export: the graph keeps the mode, and its own eval() comes too late"
     ran = {call.ran.name for call in calls}
-    who = found[0].part.name if len(found) == 1 else ran.pop() if len(ran) == 1 else calls[0].ran.model
+    who = found[0].module.name if len(found) == 1 else ran.pop() if len(ran) == 1 else calls[0].ran.model
     return f"call {who if who[0].islower() else 'model'}.eval() before the first forward"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 MOST = 3
 
 
-def narrowest(paths: Sequence[str]) -> list[str]:
+def narrowest_globs(paths: Sequence[str]) -> list[str]:
     """At most three globs that name these paths, and as little else as the names allow; `*` where that takes more.
 
     `bn1.running_mean`, `bn2.running_var` and so on are `bn*.running_*`.  Layers that have numbers for names are named

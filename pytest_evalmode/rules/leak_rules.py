@@ -58,7 +58,7 @@ def _line(leak: Leak, trace: Trace) -> Site | None:
     """The line that set a model otherwise, or that did what left something on it."""
     by = {"grad": "backward()", "requires_grad": "requires_grad_()"}.get(leak.name.rpartition(".")[2])
     uses = (*trace.gradients, *trace.writes)
-    return leak.at or next((use.at for use in uses if use.by == by and leak.model in use.models), None)
+    return leak.at or next((use.at for use in uses if use.name == by and leak.model in use.models), None)
 
 
 _MOST_TOLD = 3

@@ -51,5 +51,5 @@ def _changed(trace: Trace, kind: str) -> Iterator[Violation]:
                 remedy=change.remedy,
                 at=change.at,
                 details={**change.details, "lock": change.file},
-                plain="missing" in change.details,  # an exemption would keep it from ever being locked
+                never_intended="missing" in change.details,  # an exemption would keep it from ever being locked
             )

@@ -41,7 +41,7 @@ class Violation:
     """The rules of which this is a consequence, where one of them is broken too: it is told under the first."""
     notes: tuple[str, ...] = ()
     """What else the reader should know, a sentence each."""
-    plain: bool = False
+    never_intended: bool = False
     """Whether it can be nothing but a mistake, so that no exemption is offered."""
     train: tuple[str, ...] = ()
     """What the marker's `train` would have to name, were this intended."""
@@ -49,7 +49,7 @@ class Violation:
     """What the marker's `mutable` would have to name, were this intended."""
 
 
-def handed_by(violation: Violation, fixtures: Mapping[str, tuple[str, Site]]) -> Violation:
+def add_fixture(violation: Violation, fixtures: Mapping[str, tuple[str, Site]]) -> Violation:
     """The same with the fixture, of those by the name of their model, that handed the model over."""
     handed = fixtures.get(violation.model or "")
     if handed is None:

@@ -7,12 +7,12 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from pytest_evalmode.rules.call_groups import by_model, told
+from pytest_evalmode.rules.call_groups import calls_by_model, violation_of_calls
 from pytest_evalmode.rules.rule import Violation, rule
-from pytest_evalmode.rules.training_calls import details, pause, trained, used
-from pytest_evalmode.rules.training_calls import told as told_use
+from pytest_evalmode.rules.training_calls import first_backward, first_optimizer_step, operation_details, pause_remedy
+from pytest_evalmode.rules.training_calls import format_operation as told_use
 from pytest_evalmode.rules.wording import first_and_more, plural, title
-from pytest_evalmode.trace import Drift, GlobalDrift, Load, TensorChange, Trace, Use
+from pytest_evalmode.trace import Drift, GlobalDrift, Load, ModelOperation, TensorChange, Trace
 
 
 @rule(
@@ -25,25 +25,25 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
         name: call.at
         for call in reversed(trace.calls)
         if call.training
-        for name in (call.ran.model, *(finding.part.model for finding in call.training))
+        for name in (call.ran.model, *(finding.module.model for finding in call.training))
     }
-    graphs = {call.ran.model for call in trace.calls if any(f.graph for f in (*call.draws, *call.batch_stats))}
+    graphs = {call.ran.model for call in trace.calls if any(f.is_graph for f in (*call.draws, *call.batch_stats))}
     weights = {change.model for change in trace.changes if change.persistent and not change.buffer}
     for violation in _mutated(change for change in trace.changes if change.persistent):
         model = violation.model
-        step, use = trained(trace, model), used(trace, model)
+        step, use = first_optimizer_step(trace, model), first_backward(trace, model)
         writer = _writer(trace, [change for change in trace.changes if change.persistent and change.model == model])
         if model in training:
             violation = replace(violation, at=training[model] or violation.at)
         if step:
-            facts = {**violation.details, **details(trained=step)}
+            facts = {**violation.details, **operation_details(trained=step)}
             because = ("train-mode", "grad-mode")
-            yield replace(violation, remedy=pause(step), details=facts, because=because, plain=True)
+            yield replace(violation, remedy=pause_remedy(step), details=facts, because=because, never_intended=True)
         elif model in weights and use:
             yield replace(violation, remedy=_by_hand(use))
         elif model in weights and writer and writer.at:
-            facts = {**violation.details, **details(written=writer)}
-            yield replace(violation, at=writer.at, since=writer.at, remedy=_BEFORE.format(writer.by), details=facts)
+            facts = {**violation.details, **operation_details(written=writer)}
+            yield replace(violation, at=writer.at, since=writer.at, remedy=_BEFORE.format(writer.name), details=facts)
         elif model in weights or not (model in training or model in graphs):
             yield replace(violation, remedy=_WRITTEN)
         elif model in graphs:
@@ -70,10 +70,10 @@ def buffer_mutated(trace: Trace) -> Iterator[Violation]:
     remedy="clone the input first, or make the first operation on it out of place (inplace=False)",
 )
 def input_mutated(trace: Trace) -> Iterator[Violation]:
-    for calls in by_model(trace, lambda call: call.inputs):
+    for calls in calls_by_model(trace, lambda call: call.inputs):
         names = list(dict.fromkeys(name for call in calls for name in call.inputs))
         writer = calls[0].by or calls[0].ran
-        yield told(
+        yield violation_of_calls(
             calls,
             subjects=(str(writer),),
             message=f"{title(writer)} changed its input in place",
@@ -90,13 +90,13 @@ def input_mutated(trace: Trace) -> Iterator[Violation]:
     "the next forward must not depend on this one",
 )
 def attribute_mutated(trace: Trace) -> Iterator[Violation]:
-    for calls in by_model(trace, lambda call: call.attributes):
+    for calls in calls_by_model(trace, lambda call: call.attributes):
         changed: dict[str, str] = {}
         for change in chain.from_iterable(call.attributes for call in calls):
             changed.setdefault(change.name, f"{change.before} -> {change.after}")
         first = next(iter(changed))
         said = f"{first}: {changed[first]}{_and_more(changed)}"
-        yield told(
+        yield violation_of_calls(
             calls,
             subjects=tuple(changed),
             message=said,
@@ -142,8 +142,8 @@ def state_drifted(trace: Trace) -> Iterator[Violation]:
             names,
             model=drift.model,
             finding=f"{first_and_more(names)} {'was' if len(names) == 1 else 'were'} otherwise "
-            f"when {drift.seen_by} ended; {_ran(drift.between)}",
-            details={"changes": {change.name: how(change) for change in drift.changes}},
+            f"when {drift.last_seen_by} ended; {_ran(drift.between)}",
+            details={"changes": {change.name: describe_change(change) for change in drift.changes}},
         )
     for found in trace.global_drifts:
         names = tuple(f"torch {change.name}" for change in found.changes)
@@ -153,9 +153,9 @@ def state_drifted(trace: Trace) -> Iterator[Violation]:
             found,
             names,
             model=None,
-            finding=f"{first} since {found.seen_by} ended{_and_more(names)}; {_ran(found.between, found.by)}",
+            finding=f"{first} since {found.last_seen_by} ended{_and_more(names)}; {_ran(found.between, found.changed_by)}",
             remedy="set it in a context manager, or put it back in a fixture's teardown",
-            details={"changed_by": list(found.by), "changes": changes},
+            details={"changed_by": list(found.changed_by), "changes": changes},
         )
 
 
@@ -166,12 +166,12 @@ _WRITTEN = (
 _BEFORE = "call {} before the test's first forward, in a fixture say; or declare what it changes with mutable=[...]"
 
 
-def _writer(trace: Trace, changes: Sequence[TensorChange]) -> Use | None:
+def _writer(trace: Trace, changes: Sequence[TensorChange]) -> ModelOperation | None:
     """The first call that sets whole models as these changes are: a load sets values, a conversion what they are."""
     loaded = all(change.what.startswith("values") for change in changes)
     converted = all(change.what.startswith(("dtype", "device")) for change in changes)
     for use in trace.writes:
-        wrote = loaded if use.by == "load_state_dict()" else converted and use.by != "requires_grad_()"
+        wrote = loaded if use.name == "load_state_dict()" else converted and use.name != "requires_grad_()"
         if wrote and any(change.model in use.models for change in changes):
             return use
     return None
@@ -183,7 +183,7 @@ def _drifted(drift: Drift | GlobalDrift, names: tuple[str, ...], *, details: dic
         subjects=names,
         message=f"{first_and_more(names)} changed since the last guarded test",
         count=len(names),
-        details={"last_seen_by": drift.seen_by, "between": list(drift.between), **details},
+        details={"last_seen_by": drift.last_seen_by, "between": list(drift.between), **details},
         **facts,
     )
 
@@ -204,12 +204,12 @@ def _ran(between: Sequence[str], by: Sequence[str] = ()) -> str:
 def _of_training(violation: Violation, trace: Trace) -> Violation:
     """The same as a consequence of training mode, where that moved all that changed: it runs other code there."""
     findings = (finding for call in trace.calls for finding in call.training)
-    modules = {finding.part.name for finding in findings if finding.part.sensitive}
+    modules = {finding.module.name for finding in findings if finding.module.mode_dependent}
     explained = all(subject.rpartition(".")[0] in modules for subject in violation.subjects)
     return replace(violation, because=("train-mode",)) if explained else violation
 
 
-def _by_hand(use: Use) -> str:
+def _by_hand(use: ModelOperation) -> str:
     """The remedy where weights changed and gradients were taken, though no optimizer made a step."""
     return f"where it is meant to train, put that in `with evalmode.paused():` ({told_use(use)}); else {_WRITTEN}"
 
@@ -234,22 +234,22 @@ def _mutated(found: Iterable[TensorChange]) -> Iterator[Violation]:
     for model in dict.fromkeys(change.model for change in all_changes):
         changes = [change for change in all_changes if change.model == model]
         names = tuple(change.name for change in changes)
-        extent = f"    {how(changes[0])}" if how(changes[0]) else ""
+        extent = f"    {describe_change(changes[0])}" if describe_change(changes[0]) else ""
         yield Violation(
             model=model,
             subjects=names,
             message=f"{first_and_more(names)} changed",
             finding=f"{first_and_more(names)} changed{extent}",
-            at=changes[0].after,
+            at=changes[0].last_forward,
             count=len(changes),
-            details={"changes": {change.name: how(change) for change in changes}},
+            details={"changes": {change.name: describe_change(change) for change in changes}},
             mutable=tuple(change.path for change in changes),
         )
 
 
-def how(change: TensorChange) -> str:
+def describe_change(change: TensorChange) -> str:
     """How far a tensor moved where that is known: `max |Δ| 0.031, 64 of 64 elements`."""
     if change.elements is None:
         return "" if change.what == "values" else change.what
-    extent = f"{change.elements} of {plural(change.of or 0, 'element')}"
+    extent = f"{change.elements} of {plural(change.numel or 0, 'element')}"
     return extent if change.max_abs is None else f"max |Δ| {change.max_abs:.2g}, {extent}"

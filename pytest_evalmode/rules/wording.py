@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pytest_evalmode.trace import Part
+from pytest_evalmode.trace import ModuleInfo
 
 
 def plural(n: int, noun: str) -> str:
@@ -16,12 +16,12 @@ def times(n: int) -> str:
     return "once" if n == 1 else f"{n} times"
 
 
-def title(part: Part) -> str:
+def title(part: ModuleInfo) -> str:
     """A module in a headline: `model (ResNet)`, or `ResNet` alone where it is named after its type."""
     return part.type if part.name == part.type else str(part)
 
 
-def titles(parts: Iterable[Part]) -> list[str]:
+def titles(parts: Iterable[ModuleInfo]) -> list[str]:
     return [title(part) for part in parts]
 
 

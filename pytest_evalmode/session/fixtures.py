@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_evalmode.session.stash import CALLING, GUARD, HISTORY, PROPERTY
+from pytest_evalmode.session.stash import GUARD, HISTORY, RECORD_PROPERTY, RUNNING_ITEM
 
 if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard
-    from pytest_evalmode.observe.models.session_history import History
+    from pytest_evalmode.observe.models.session_history import SessionHistory
     from pytest_evalmode.trace import Site
 
 _WIDE = pytest.StashKey[dict[int, object]]()
 
 
 def _open_guard(config: pytest.Config) -> Guard | None:
-    item = config.stash.get(CALLING, None)
+    item = config.stash.get(RUNNING_ITEM, None)
     return None if item is None else item.stash.get(GUARD, None)
 
 
-def remember(fixturedef: pytest.FixtureDef[Any], value: object, request: pytest.FixtureRequest) -> None:
+def record_fixture_value(fixturedef: pytest.FixtureDef[Any], value: object, request: pytest.FixtureRequest) -> None:
     """Keep the value of a fixture that outlives a test, for as long as it lives, and that it was set up.
 
     A test in whose call it was set up is handed it now.
@@ -41,24 +41,24 @@ def remember(fixturedef: pytest.FixtureDef[Any], value: object, request: pytest.
     if guard is not None:
         with guard.safely():
             at = _site(fixturedef, request.config)
-            guard.watch_inside(value, fixturedef.argname, shared=fixturedef.scope != "function", at=at)
+            guard.watch_fixture_value(value, fixturedef.argname, shared=fixturedef.scope != "function", defined_at=at)
 
 
-def begin(item: pytest.Item) -> None:
+def begin_test(item: pytest.Item) -> None:
     """A test begins, its set-up included."""
     if HISTORY in item.config.stash:
-        item.config.stash[HISTORY].world.begin()
+        item.config.stash[HISTORY].global_state.begin_test()
 
 
-def end(item: pytest.Item) -> None:
+def end_test(item: pytest.Item) -> None:
     """A test has ended, its teardown included."""
     if HISTORY in item.config.stash:
-        guarded = any(name == PROPERTY for name, _ in item.user_properties)
-        item.config.stash[HISTORY].world.end(item.nodeid, guarded=guarded)
+        guarded = any(name == RECORD_PROPERTY for name, _ in item.user_properties)
+        item.config.stash[HISTORY].global_state.end_test(item.nodeid, guarded=guarded)
 
 
 @contextmanager
-def set_up(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Iterator[None]:
+def observe_fixture_setup(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Iterator[None]:
     """A fixture is set up: what one of wide scope sets in torch is meant to last.
 
     Where a test asks for it in its call, by `request.getfixturevalue`, its guard looks away.
@@ -68,37 +68,37 @@ def set_up(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Iterato
         if fixturedef.scope == "function" or HISTORY not in config.stash:
             yield
             return
-        from pytest_evalmode.observe.state.flag_snapshots import global_flags
+        from pytest_evalmode.observe.state.flag_snapshots import read_global_flags
 
-        before = global_flags()
+        before = read_global_flags()
         yield
-        config.stash[HISTORY].world.fixture_began(id(fixturedef), before)
+        config.stash[HISTORY].global_state.fixture_began(id(fixturedef), before)
 
 
-def history(config: pytest.Config) -> History:
+def get_history(config: pytest.Config) -> SessionHistory:
     """The memory of the session, from the first time that it is asked for."""
-    from pytest_evalmode.observe.models.session_history import History
+    from pytest_evalmode.observe.models.session_history import SessionHistory
 
     if HISTORY not in config.stash:
-        config.stash[HISTORY] = History()
+        config.stash[HISTORY] = SessionHistory()
     return config.stash[HISTORY]
 
 
-def note(
+def record_event(
     config: pytest.Config, what: str, fixtures: Iterable[str], *, is_test: bool = True, is_installed: bool = False
 ) -> None:
     """Keep in mind that something ran that may have changed a shared model, once a strict guard has seen one."""
     if HISTORY in config.stash:
-        from pytest_evalmode.observe.models.session_history import Event
+        from pytest_evalmode.observe.models.session_history import SessionEvent
 
-        config.stash[HISTORY].note(Event(what, frozenset(fixtures), is_test, is_installed))
+        config.stash[HISTORY].record_event(SessionEvent(what, frozenset(fixtures), is_test, is_installed))
 
 
-def forget(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+def forget_fixture(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
     """A fixture has been torn down; what does not yield has no teardown to speak of."""
     request.config.stash.get(_WIDE, {}).pop(id(fixturedef), None)
     if HISTORY in request.config.stash:
-        request.config.stash[HISTORY].world.fixture_ended(id(fixturedef))
+        request.config.stash[HISTORY].global_state.fixture_ended(id(fixturedef))
     was_set_up = HISTORY in request.config.stash and fixturedef.cached_result is not None
     if was_set_up and (isgeneratorfunction(fixturedef.func) or isasyncgenfunction(fixturedef.func)):
         _note_part("teardown", fixturedef, request)
@@ -107,7 +107,7 @@ def forget(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -
 def _note_part(part: str, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
     if HISTORY in request.config.stash:
         what = f"the {part} of fixture {fixturedef.argname!r} for {request.node.nodeid or 'the session'}"
-        note(request.config, what, fixturedef.argnames, is_test=False, is_installed=_is_installed(fixturedef))
+        record_event(request.config, what, fixturedef.argnames, is_test=False, is_installed=_is_installed(fixturedef))
 
 
 def _is_installed(fixturedef: pytest.FixtureDef[Any]) -> bool:
@@ -140,7 +140,7 @@ def _begin(path: str, code: CodeType, root: Path) -> Site | None:
 _MOST_DECORATORS = 20
 
 
-def handed_to(item: pytest.Item) -> Iterator[tuple[str, object, bool, Site | None]]:
+def values_passed_to(item: pytest.Item) -> Iterator[tuple[str, object, bool, Site | None]]:
     """The name and value of all that a test was handed, whether it outlives the test, and where its fixture stands.
 
     What a class keeps for its tests counts, as `setUpClass` puts it there.
@@ -157,7 +157,7 @@ def handed_to(item: pytest.Item) -> Iterator[tuple[str, object, bool, Site | Non
             yield from ((f"self.{name}", value, True, None) for name, value in vars(kind).items())
 
 
-def givers(models: Iterable[str], item: pytest.Item) -> list[str]:
+def fixtures_providing(models: Iterable[str], item: pytest.Item) -> list[str]:
     """The fixtures that handed these models to a test: a model is named after its fixture, and its place in that."""
     return [
         fixture
@@ -166,7 +166,7 @@ def givers(models: Iterable[str], item: pytest.Item) -> list[str]:
     ]
 
 
-def line(fixture: str, item: pytest.Item) -> Site | None:
+def fixture_line(fixture: str, item: pytest.Item) -> Site | None:
     """Where a fixture of a test is defined, if that is in the user's own code."""
     info = getattr(item, "_fixtureinfo", None)
     found = info.name2fixturedefs.get(fixture) if info is not None else None

@@ -16,7 +16,7 @@ def policy_of(item: pytest.Item, settings: Settings, rules: Collection[str]) -> 
 
     Raises PolicyError on a wrong argument of a mark.
     """
-    policy = replace(settings.policy, declared=())  # judged over the whole suite, not by each test
+    policy = replace(settings.policy, exemptions=())  # judged over the whole suite, not by each test
     where = f"@pytest.mark.{settings.marker}"
     for mark in reversed(list(item.iter_markers(settings.marker))):
         if mark.args:

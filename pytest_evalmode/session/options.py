@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from pytest_evalmode.session.settings import BASELINE_INPUT, MODES, Mode, Rank, Settings, is_worker, step_summary
+from pytest_evalmode.session.settings import BASELINE_INPUT, MODES, Mode, Rank, Settings, is_worker, step_summary_path
 
 if TYPE_CHECKING:
-    from pytest_evalmode.report.baseline import Known
+    from pytest_evalmode.report.baseline import KnownViolations
 
 _TAKEN = ("filterwarnings", "parametrize", "skip", "skipif", "usefixtures", "xfail")
 _WILD = frozenset("*?[")
@@ -91,8 +91,8 @@ def read_settings(config: pytest.Config) -> Settings:
         strict=_strict(config),
         report=_file(config, "--evalmode-report", rank),
         marker=marker,
-        mark=_mark(config),
-        exempt={name: _words(config, f"evalmode_{name}") for name in ("allow", "train", "mutable")},
+        guarded_paths=_mark(config),
+        ini_exemptions={name: _words(config, f"evalmode_{name}") for name in ("allow", "train", "mutable")},
         root=config.rootpath,
         rank=rank,
         update_lock=config.getoption("evalmode_update_lock"),
@@ -102,7 +102,7 @@ def read_settings(config: pytest.Config) -> Settings:
         suggest=config.getoption("evalmode_suggest"),
         full_read=config.getoption("evalmode_full_read"),
         html=_html(config, rank),
-        shown=_is_shown(config),
+        record_details=_is_shown(config),
     )
 
 
@@ -156,7 +156,7 @@ def _html(config: pytest.Config, rank: Rank | None) -> Path | None:
 
 def _is_shown(config: pytest.Config) -> bool:
     panels = config.pluginmanager.hasplugin("html") and config.getoption("htmlpath", None)
-    return bool(config.getoption("evalmode_html") or panels or step_summary())
+    return bool(config.getoption("evalmode_html") or panels or step_summary_path())
 
 
 def _file(config: pytest.Config, option: str, rank: Rank | None) -> Path | None:
@@ -171,7 +171,7 @@ def _file(config: pytest.Config, option: str, rank: Rank | None) -> Path | None:
     return path if rank is None else path.with_name(f"{path.stem}.rank{rank.number}{path.suffix}")
 
 
-def _baseline(config: pytest.Config, *, update: bool) -> tuple[Path | None, Known | None]:
+def _baseline(config: pytest.Config, *, update: bool) -> tuple[Path | None, KnownViolations | None]:
     """The file of known violations, and what it says.  A worker, which may have other files, is told by its controller.
 
     Raises UsageError where it is missing or broken, with the way to make one.
@@ -202,10 +202,10 @@ def _baseline(config: pytest.Config, *, update: bool) -> tuple[Path | None, Know
         raise pytest.UsageError(told) from None
 
 
-def _parsed(text: str) -> Known:
-    from pytest_evalmode.report.baseline import parse
+def _parsed(text: str) -> KnownViolations:
+    from pytest_evalmode.report.baseline import parse_baseline
 
-    return parse(text)
+    return parse_baseline(text)
 
 
 def _may_be_written(path: Path) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_evalmode.policy import Policy
-    from pytest_evalmode.report.baseline import Known
+    from pytest_evalmode.report.baseline import KnownViolations
 
 Mode = Literal["enforce", "warn", "off"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -22,10 +22,10 @@ class Rank(NamedTuple):
     """One of several processes that run the same tests together."""
 
     number: int
-    of: int
+    world_size: int
 
     def __str__(self) -> str:
-        return f"rank {self.number} of {self.of}"
+        return f"rank {self.number} of {self.world_size}"
 
 
 class Settings(NamedTuple):
@@ -35,8 +35,8 @@ class Settings(NamedTuple):
     strict: bool
     report: Path | None
     marker: str
-    mark: tuple[str, ...]
-    exempt: Mapping[str, tuple[str, ...]]
+    guarded_paths: tuple[str, ...]
+    ini_exemptions: Mapping[str, tuple[str, ...]]
     """What the ini declares as intended, as arguments of a mark."""
     root: Path
     rank: Rank | None
@@ -45,7 +45,7 @@ class Settings(NamedTuple):
     """Whether what tests use now is to be locked."""
     baseline: Path | None = None
     """The file of known violations."""
-    known: Known | None = None
+    known: KnownViolations | None = None
     """What it says; None without one."""
     update_baseline: bool = False
     """Whether that file is to say what this run sees."""
@@ -54,7 +54,7 @@ class Settings(NamedTuple):
     full_read: bool = False
     """Whether to read all tensors each time, whatever the kernel knows of writes to them."""
     html: Path | None = None
-    shown: bool = False
+    record_details: bool = False
     """Whether anything is written that shows more of a test than the JSON report tells; in workers, too."""
 
     @property
@@ -62,23 +62,23 @@ class Settings(NamedTuple):
         """That of the ini: it holds for every test.  Its rules are checked as the run begins."""
         from pytest_evalmode.policy import read_policy
 
-        return read_policy("evalmode ini", self.exempt, self.exempt["allow"])
+        return read_policy("evalmode ini", self.ini_exemptions, self.ini_exemptions["allow"])
 
     @property
-    def goes_by(self) -> Known | None:
+    def applied_baseline(self) -> KnownViolations | None:
         """What the baseline lists, if the run goes by it: one that updates it does not."""
         return None if self.update_baseline else self.known
 
     @property
-    def no_guard(self) -> str:
+    def no_guard_marker(self) -> str:
         """The marker that takes a test out of what is guarded by its path."""
         return f"no_{self.marker}_guard"
 
-    def asks_for(self, item: pytest.Item) -> bool:
+    def is_watched(self, item: pytest.Item) -> bool:
         """Whether a test is to be watched: it is guarded, or might be suggested."""
-        return self.guards(item) or (self.suggest and self.mode != "off" and not self._leaves_out(item))
+        return self.is_guarded(item) or (self.suggest and self.mode != "off" and not self._leaves_out(item))
 
-    def guards(self, item: pytest.Item) -> bool:
+    def is_guarded(self, item: pytest.Item) -> bool:
         """Whether a test is to be guarded: it is marked, asks for the fixture, or lies where all tests are guarded."""
         if self.mode == "off":
             return False
@@ -87,15 +87,17 @@ class Settings(NamedTuple):
         return self._guards_all_of(item.path) and not self._leaves_out(item)
 
     def _leaves_out(self, item: pytest.Item) -> bool:
-        return item.get_closest_marker(self.no_guard) is not None
+        return item.get_closest_marker(self.no_guard_marker) is not None
 
     def _guards_all_of(self, path: Path) -> bool:
         """Whether a glob of `evalmode_mark` names a file or a folder above it."""
-        if not self.mark or not path.is_relative_to(self.root):
+        if not self.guarded_paths or not path.is_relative_to(self.root):
             return False
         relative = path.relative_to(self.root)
         names = [relative.as_posix(), *(folder.as_posix() for folder in relative.parents if folder != PurePath("."))]
-        return "." in self.mark or any(fnmatchcase(name, glob) for name in names for glob in self.mark)
+        return "." in self.guarded_paths or any(
+            fnmatchcase(name, glob) for name in names for glob in self.guarded_paths
+        )
 
 
 SETTINGS = pytest.StashKey[Settings]()
@@ -118,18 +120,18 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-def is_toml(config: pytest.Config) -> bool:
+def uses_toml(config: pytest.Config) -> bool:
     """Whether the project is configured in TOML."""
     return config.inipath is not None and config.inipath.suffix == ".toml"
 
 
-def plain_id(nodeid: str, config: pytest.Config) -> str:
+def plain_nodeid(nodeid: str, config: pytest.Config) -> str:
     """The node id of a test as it is without xdist, which adds the name of a group under `--dist=loadgroup`."""
     grouped = config.getoption("dist", None) == "loadgroup" or config.getoption("loadgroup", False)
     return nodeid.rpartition("@")[0] if grouped and nodeid.rfind("@") > nodeid.rfind("]") else nodeid
 
 
-def step_summary() -> Path | None:
+def step_summary_path() -> Path | None:
     """Where GitHub takes the Markdown from that it shows of a job, if this is one."""
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     return Path(path) if path and os.environ.get("GITHUB_ACTIONS") == "true" else None

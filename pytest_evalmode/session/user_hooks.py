@@ -19,21 +19,21 @@ class HookError(ValueError):
     """A hook of a team's returned something that makes no sense."""
 
 
-def check_ini(exempt: Mapping[str, tuple[str, ...]], config: pytest.Config) -> None:
+def check_ini_rules(exempt: Mapping[str, tuple[str, ...]], config: pytest.Config) -> None:
     """Raise UsageError if the ini exempts from a rule that neither we have nor a team."""
     try:
-        read_policy("evalmode ini", exempt, (*RULE_NAMES, *(rule.name for rule in rules(config.hook))))
+        read_policy("evalmode ini", exempt, (*RULE_NAMES, *(rule.name for rule in collect_custom_rules(config.hook))))
     except (PolicyError, HookError) as error:
         raise pytest.UsageError(str(error)) from None
 
 
-def explained(name: str, config: pytest.Config) -> str:
+def explain_rules(name: str, config: pytest.Config) -> str:
     """For `--evalmode-rules`: a table of all rules, or the page of one; of a team's own, its line of the table."""
     from pytest_evalmode.report.message import rules_table
     from pytest_evalmode.rules.pages import page_of
 
     try:
-        own = {rule.name: rule for rule in rules(config.hook)}
+        own = {rule.name: rule for rule in collect_custom_rules(config.hook)}
         if not name:
             return rules_table((*RULES, *own.values()))
         return rules_table([own[name]]) if name in own else page_of(name, also=own)
@@ -41,7 +41,7 @@ def explained(name: str, config: pytest.Config) -> str:
         raise pytest.UsageError(f"--evalmode-rules: {error}") from None
 
 
-def policy(item: pytest.Item, policy: Policy, rules: Collection[str]) -> Policy:
+def apply_policy_hook(item: pytest.Item, policy: Policy, rules: Collection[str]) -> Policy:
     """The policy of a test as its team wants it; of these rules."""
     hook = item.ihook.pytest_evalmode_policy
     answer = hook(item=item, policy=policy)
@@ -51,7 +51,7 @@ def policy(item: pytest.Item, policy: Policy, rules: Collection[str]) -> Policy:
     return policy if answer is None else answer
 
 
-def models(item: pytest.Item) -> list[tuple[str, nn.Module]]:
+def collect_hook_models(item: pytest.Item) -> list[tuple[str, nn.Module]]:
     """The further models of a test; one without a name is called after its type."""
     answers = item.ihook.pytest_evalmode_models(item=item)
     valid = "models, in a mapping by name or in an iterable"
@@ -62,7 +62,7 @@ def models(item: pytest.Item) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def rules(hooks: Any) -> tuple[Rule, ...]:
+def collect_custom_rules(hooks: Any) -> tuple[Rule, ...]:
     """The team's own rules, for the test whose `ihook` this is."""
     hook = hooks.pytest_evalmode_rules
     answers = _check(hook, _listed(hook()), _are_rules, "an iterable of rules, none named as another")
@@ -74,7 +74,7 @@ def rules(hooks: Any) -> tuple[Rule, ...]:
     return found
 
 
-def told(item: pytest.Item, violations: Iterable[Violation]) -> list[Violation]:
+def apply_violation_hook(item: pytest.Item, violations: Iterable[Violation]) -> list[Violation]:
     """The violations that no team drops."""
     hook = item.ihook.pytest_evalmode_violation
     kept = []

@@ -20,7 +20,7 @@ SIZES += [SEGMENT + 1, 2 * SEGMENT + BLOCK + 3]
 
 
 @pytest.fixture
-def kernel(device: torch.device) -> devices.Way:
+def kernel(device: torch.device) -> devices.Reader:
     pytest.importorskip("triton")
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("Triton has nothing for the host but its interpreter")
@@ -34,39 +34,39 @@ def bits(size: int, device: torch.device) -> Tensor:
     return torch.randint(256, (size,), dtype=torch.uint8, generator=generator).to(device)
 
 
-def as_on_the_host(kernel: devices.Way, parts: list[Tensor]) -> bool:
+def as_on_the_host(kernel: devices.Reader, parts: list[Tensor]) -> bool:
     found = kernel(dict(enumerate(parts)))
-    expected = devices._on_host({i: part.cpu() for i, part in enumerate(parts)})
+    expected = devices._read_on_host({i: part.cpu() for i, part in enumerate(parts)})
     return len(found) == len(parts) and found == expected
 
 
 @pytest.mark.parametrize("offset", [0, 1, 4, 8, 16])
-def test_every_size(device: torch.device, kernel: devices.Way, offset: int) -> None:
+def test_every_size(device: torch.device, kernel: devices.Reader, offset: int) -> None:
     assert as_on_the_host(kernel, [bits(size + offset, device)[offset:] for size in SIZES])
 
 
-def test_nothing(kernel: devices.Way) -> None:
+def test_nothing(kernel: devices.Reader) -> None:
     assert kernel({}) == {}
 
 
-def test_more_than_one_launch(device: torch.device, kernel: devices.Way, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_one_launch(device: torch.device, kernel: devices.Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "CHUNK_BYTES", SEGMENT)
     assert as_on_the_host(kernel, [bits(size, device) for size in (SMALL, SMALL - 3, SEGMENT, 3, SMALL, SMALL, 1)])
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 15, 16, 17, 100])
-def test_every_tensor_is_found(device: torch.device, kernel: devices.Way, number: int) -> None:
+def test_every_tensor_is_found(device: torch.device, kernel: devices.Reader, number: int) -> None:
     assert as_on_the_host(kernel, [bits(3 * i + 1 if i % 16 else SMALL + i + 1, device) for i in range(number)])
 
 
 @pytest.mark.parametrize("fill", [0, 255])
-def test_constants(device: torch.device, kernel: devices.Way, fill: int) -> None:
+def test_constants(device: torch.device, kernel: devices.Reader, fill: int) -> None:
     parts = [torch.full((size,), fill, dtype=torch.uint8, device=device) for size in (SEGMENT, SEGMENT + 5)]
     assert as_on_the_host(kernel, parts)
 
 
-def test_it_is_used(accelerator: torch.device, kernel: devices.Way) -> None:
+def test_it_is_used(accelerator: torch.device, kernel: devices.Reader) -> None:
     here = torch.ones(1, device=accelerator).device
-    assert devices._kernel(here) is kernel
-    assert devices._way(here, devices.KERNEL_BYTES) is kernel
-    assert devices._way(here, devices.KERNEL_BYTES - 1) is not kernel
+    assert devices._triton_reader(here) is kernel
+    assert devices._choose_reader(here, devices.MIN_KERNEL_BYTES) is kernel
+    assert devices._choose_reader(here, devices.MIN_KERNEL_BYTES - 1) is not kernel

@@ -90,7 +90,7 @@ def test_the_same_numbers(device: torch.device) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_little_memory(cuda: torch.device, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "KERNEL_BYTES", 0 if way == "by Triton" else 1 << 62)
+    monkeypatch.setattr(devices, "MIN_KERNEL_BYTES", 0 if way == "by Triton" else 1 << 62)
     sizes = (50_000_000, 50_000_001, 3, *[1000] * 500)
     net = nn.ParameterList(torch.rand(size, device=cuda) for size in sizes)
     with watching(net):  # what is set up once is not counted

@@ -282,26 +282,26 @@ def test_a_model_that_dies(place: torch.device) -> None:
 def test_no_room_to_read(place: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is read on the host then, and what was read before on the device is comparable."""
     net = wide(place)
-    way = devices._way
+    way = devices._choose_reader
 
-    def full(device: torch.device, size: int) -> devices.Way:
+    def full(device: torch.device, size: int) -> devices.Reader:
         raise torch.OutOfMemoryError("no room")
 
     for first, second in ((way, full), (full, way)):
-        monkeypatch.setattr(devices, "_way", first)
+        monkeypatch.setattr(devices, "_choose_reader", first)
         with watching(net) as g:
-            monkeypatch.setattr(devices, "_way", second)
+            monkeypatch.setattr(devices, "_choose_reader", second)
         assert not g.violations
         assert not g.failures
-        monkeypatch.setattr(devices, "_way", first)
+        monkeypatch.setattr(devices, "_choose_reader", first)
         with watching(net) as g:
-            monkeypatch.setattr(devices, "_way", second)
+            monkeypatch.setattr(devices, "_choose_reader", second)
             flip(net.fc.weight)
         assert rules(g) == STATE
 
 
 def test_a_device_that_is_full(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "KERNEL_BYTES", 1 << 62)  # the kernel needs no room to speak of
+    monkeypatch.setattr(devices, "MIN_KERNEL_BYTES", 1 << 62)  # the kernel needs no room to speak of
     net, little = nn.ParameterList([torch.rand(25_000_000, device=cuda)]), torch.ones(1, device=cuda)
     torch.cuda.empty_cache()  # what is left has room for what is as little
     _, total = torch.cuda.mem_get_info()

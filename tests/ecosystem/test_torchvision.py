@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_evalmode.lock.preprocessing import describe, differences
+from pytest_evalmode.lock.preprocessing import describe, find_differences
 from tests import suites
 from tests.nets import rules, watching
 
@@ -101,7 +101,7 @@ def an_image() -> Any:
 def told(make: tuple[Make, Make]) -> list[str]:
     """What is told of two pipelines, of which one was written to a file."""
     before, after = (json.loads(json.dumps(describe(each()))) for each in make)
-    return differences(before, after)
+    return find_differences(before, after)
 
 
 def assert_same_results(pair: tuple[Make, Make]) -> None:

@@ -30,14 +30,14 @@ def digits(n: int = 24) -> Array:
     return np.asarray((load_digits().images[:n, :, :, None] * 255 / 16).round(), np.uint8)
 
 
-def each(images: Array, change: Callable[[Image.Image], Image.Image]) -> Array:
+def map_images(images: Array, change: Callable[[Image.Image], Image.Image]) -> Array:
     """What Pillow makes of every image."""
     made = [np.asarray(change(Image.fromarray(image.squeeze()))) for image in images]
     return np.stack([image.reshape(*image.shape[:2], -1) for image in made])
 
 
 def resize(images: Array, size: int = 224, how: Image.Resampling = Image.Resampling.BILINEAR) -> Array:
-    return each(images, lambda image: image.resize((size, size), how))
+    return map_images(images, lambda image: image.resize((size, size), how))
 
 
 def resize_without_antialiasing(images: Array, size: int = 224) -> Array:
@@ -61,19 +61,19 @@ def jpeg(images: Array, quality: int = 75) -> Array:
         image.save(file, "JPEG", quality=quality)
         return Image.open(file)
 
-    return each(images, again)
+    return map_images(images, again)
 
 
-def normalise(images: Array, statistics: Any = IMAGENET, divisor: float = 255) -> Array:
+def normalize(images: Array, statistics: Any = IMAGENET, divisor: float = 255) -> Array:
     """`ToTensor` and `Normalize`: samples, channels, rows, columns in float32."""
     pixels = images.astype(np.float32).transpose(0, 3, 1, 2) / np.float32(divisor)
-    return again(pixels, statistics)
+    return normalize_pixels(pixels, statistics)
 
 
-def again(pixels: Array, statistics: Any = IMAGENET) -> Array:
+def normalize_pixels(pixels: Array, statistics: Any = IMAGENET) -> Array:
     mean, std = (np.asarray(s, np.float32)[: pixels.shape[1]].reshape(-1, 1, 1) for s in statistics)
     return np.asarray((pixels - mean) / std)
 
 
-def unit(images: Array) -> Array:
+def to_unit_range(images: Array) -> Array:
     return np.asarray(images.astype(np.float32).transpose(0, 3, 1, 2) / np.float32(255))

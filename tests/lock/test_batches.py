@@ -11,9 +11,9 @@ import torch
 
 from pytest_evalmode.lock.arrays import array_differences
 from pytest_evalmode.lock.arrays import tolerance as tolerances
-from pytest_evalmode.lock.arrays.array_entries import holds
-from pytest_evalmode.lock.arrays.packing import packed
-from pytest_evalmode.lock.arrays.stream import Stream, extend
+from pytest_evalmode.lock.arrays.array_entries import matches
+from pytest_evalmode.lock.arrays.packing import pack_streams
+from pytest_evalmode.lock.arrays.stream import Stream, extend_streams
 
 ROOM = 1 << 19
 DEFAULT = {"rtol": None, "atol": None}
@@ -22,7 +22,7 @@ DEFAULT = {"rtol": None, "atol": None}
 def streams(*parts: Any, room: int = ROOM, fewest: bool = True, exact: bool = True) -> dict[str, Stream]:
     found: dict[str, Stream] = {}
     for part in parts:
-        extend(found, part, room, ROOM, fewest=fewest, exact=exact)
+        extend_streams(found, part, room, ROOM, few_samples=fewest, exact=exact)
     return found
 
 
@@ -37,7 +37,7 @@ X = torch.randn(100, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def test_the_size_of_the_batches_is_of_no_account(size: int) -> None:
     whole, parts = streams(X), streams(*X.split(size))  # type: ignore[no-untyped-call]
     assert entries(parts) == entries(whole)
-    kept, others = packed(whole), packed(parts)
+    kept, others = pack_streams(whole), pack_streams(parts)
     assert kept.keys() == others.keys()
     assert all(np.array_equal(kept[name], others[name]) for name in kept)
 
@@ -61,9 +61,9 @@ def difference(was: Any, now: Any, room: int = ROOM) -> str:
     old, new = streams(was, room=room), streams(now, room=room)
     ((name, stream),) = new.items()
     entry = old[name].entry()
-    assert not holds(entry, stream.entry())
-    kept = packed(old)
-    return array_differences.difference(entry, stream, kept.get(name), kept.get(f"{name}#digests"))[0]
+    assert not matches(entry, stream.entry())
+    kept = pack_streams(old)
+    return array_differences.describe_difference(entry, stream, kept.get(name), kept.get(f"{name}#digests"))[0]
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_a_dtype_that_numpy_has_not_is_recorded_as_it_is(dtype: torch.dtype) -> 
 
 def far(was: Any, now: Any, tolerance: Any = DEFAULT) -> str | None:
     old, new = (streams(each, fewest=False, exact=False, room=4000) for each in (was, now))
-    kept = packed(old)
-    found = tolerances.difference(
+    kept = pack_streams(old)
+    found = tolerances.find_difference(
         old["batch"].entry(), new["batch"], kept.get("batch"), kept.get("batch#sketch"), tolerance
     )
     return None if found is None else found[0]

@@ -309,13 +309,13 @@ TABLE = [
 
 
 def locked(net: nn.Module) -> tuple[dict[str, Any], Any]:
-    held = model_entry.hold(net)
-    entry = json.loads(json.dumps(model_entry.entry(held)))
-    return entry, model_entry.samples(held, model_entry.MOST_SAMPLED)
+    held = model_entry.read_contents(net)
+    entry = json.loads(json.dumps(model_entry.build_entry(held)))
+    return entry, model_entry.sample_values(held, model_entry.MAX_SAMPLE_BYTES)
 
 
 def causes(net: nn.Module, entry: dict[str, Any], samples: Any) -> list[Cause]:
-    return checkpoint.diagnose(model_entry.lines(entry, "test"), model_entry.hold(net), samples)
+    return checkpoint.diagnose(model_entry.parse_records(entry, "test"), model_entry.read_contents(net), samples)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -325,10 +325,10 @@ def test_a_fault_is_called_by_its_name(fault: Fault, kind: str, named: list[str]
     lock, samples = locked(net)
     with torch.no_grad():
         net = fault(net) or net
-    held = model_entry.hold(net)
-    assert not model_entry.holds(lock, held)
+    held = model_entry.read_contents(net)
+    assert not model_entry.matches(lock, held)
     found = causes(net, lock, samples)
-    headline, _, _ = checkpoint.told("model (Net)", found)
+    headline, _, _ = checkpoint.describe_causes("model (Net)", found)
     assert ([cause.kind for cause in found], bool(re.search(words, headline))) == (named, True), headline
 
 
@@ -366,7 +366,7 @@ def test_what_is_the_same_holds(change: Fault, kind: str) -> None:
     lock, _ = locked(net)
     changed = change(net)
     net = net if changed is None else changed
-    assert model_entry.holds(lock, model_entry.hold(net))
+    assert model_entry.matches(lock, model_entry.read_contents(net))
 
 
 def test_without_samples_the_diagnosis_says_less_and_nothing_wrong() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_evalmode.lock import lock_file as files
-from pytest_evalmode.lock.lock_file import Locked, LockError, LockFile, path_for, read, write
+from pytest_evalmode.lock.lock_file import LockError, LockFile, StoredLock, lock_path, read_lock_file, write_lock_file
 from pytest_evalmode.lock.sample_store import pack, unpack
 
 ENTRY: dict[str, dict[str, Any]] = {"model": {"net": {"type": "Net", "digest": "0" * 32, "tensors": {}}}}
@@ -21,23 +21,25 @@ OTHER: dict[str, dict[str, Any]] = {"outputs": {"accuracy": {"arrays": {}}}}
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return path_for(tmp_path / "test_it.py")
+    return lock_path(tmp_path / "test_it.py")
 
 
 def written(path: Path) -> LockFile:
     """A file that locks two tests, one with samples."""
-    write(LockFile(path, {"test_a": Locked(ENTRY), "test_b": Locked(OTHER)}), {"test_a": b"first", "test_b": None})
-    return read(path)
+    write_lock_file(
+        LockFile(path, {"test_a": StoredLock(ENTRY), "test_b": StoredLock(OTHER)}), {"test_a": b"first", "test_b": None}
+    )
+    return read_lock_file(path)
 
 
 def test_where_it_lies() -> None:
-    assert path_for(Path("tests/test_it.py")) == Path("tests/__evalmode__/test_it.lock.json")
+    assert lock_path(Path("tests/test_it.py")) == Path("tests/__evalmode__/test_it.lock.json")
 
 
 def test_what_is_written_is_read(path: Path) -> None:
     found = written(path)
     assert found.tests["test_a"].entries == ENTRY
-    assert found.tests["test_b"] == Locked(OTHER)
+    assert found.tests["test_b"] == StoredLock(OTHER)
     assert found.sample_bytes("test_a") == b"first"
     assert found.sample_bytes("test_b") is None
     assert sorted(os.listdir(path.parent)) == ["test_it.0.safetensors", "test_it.lock.json"]
@@ -53,29 +55,29 @@ def test_it_is_sorted_and_ends_as_a_text_file_does(path: Path) -> None:
 def test_the_same_again_changes_no_byte(path: Path) -> None:
     found = written(path)
     before = {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent)}
-    write(found, {"test_a": b"first"})
+    write_lock_file(found, {"test_a": b"first"})
     assert {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent)} == before
 
 
 def test_new_samples_take_a_new_number_and_the_old_ones_go(path: Path) -> None:
-    write(written(path), {"test_a": b"second"})
-    assert read(path).sample_bytes("test_a") == b"second"
+    write_lock_file(written(path), {"test_a": b"second"})
+    assert read_lock_file(path).sample_bytes("test_a") == b"second"
     assert sorted(os.listdir(path.parent)) == ["test_it.1.safetensors", "test_it.lock.json"]
 
 
 def test_nothing_locked_is_no_file(path: Path) -> None:
     written(path)
-    write(LockFile(path), {})
+    write_lock_file(LockFile(path), {})
     assert not path.parent.exists()
-    assert read(path) == LockFile(path)
+    assert read_lock_file(path) == LockFile(path)
 
 
 def test_files_of_others_are_left(path: Path) -> None:
     written(path)
-    other = path_for(path.parent.parent / "test_it.more.py")
+    other = lock_path(path.parent.parent / "test_it.more.py")
     written(other)
     (path.parent / "README").touch()
-    write(LockFile(path), {})
+    write_lock_file(LockFile(path), {})
     assert sorted(os.listdir(path.parent)) == ["README", "test_it.more.0.safetensors", "test_it.more.lock.json"]
 
 
@@ -108,15 +110,15 @@ def test_whenever_an_update_ends_one_whole_file_stands(
     ends_at(os, "fsync")
     ends_at(Path, "unlink")
     ends_at(Path, "open", partly=True)
-    new = LockFile(path, {"test_a": Locked(OTHER), "test_c": Locked(ENTRY)})
+    new = LockFile(path, {"test_a": StoredLock(OTHER), "test_c": StoredLock(ENTRY)})
     ended = False
     try:
-        write(new, {"test_a": b"second", "test_c": b"third"})
+        write_lock_file(new, {"test_a": b"second", "test_c": b"third"})
     except (Killed, OSError, LockError):
         ended = True
     monkeypatch.undo()
     files._parsed.cache_clear()
-    found = read(path)
+    found = read_lock_file(path)
     if found.tests["test_a"].entries == ENTRY:
         assert ended
         assert found.sample_bytes("test_a") == b"first"
@@ -124,7 +126,7 @@ def test_whenever_an_update_ends_one_whole_file_stands(
     else:
         assert found.sample_bytes("test_a") == b"second"
         assert found.sample_bytes("test_c") == b"third"
-    write(new, {"test_a": b"second", "test_c": b"third"})
+    write_lock_file(new, {"test_a": b"second", "test_c": b"third"})
     names = sorted(os.listdir(path.parent))
     assert len(names) == 3, "what an interrupted update left is gone after the next"
 
@@ -175,7 +177,10 @@ def test_what_is_broken_is_told_and_not_written_over(path: Path, text: str | byt
     path.parent.mkdir()
     data = text if isinstance(text, bytes) else text.encode()
     path.write_bytes(data)
-    for use in (lambda: read(path), lambda: write(LockFile(path, {"test_a": Locked(ENTRY)}), {})):
+    for use in (
+        lambda: read_lock_file(path),
+        lambda: write_lock_file(LockFile(path, {"test_a": StoredLock(ENTRY)}), {}),
+    ):
         with pytest.raises(LockError, match=words) as caught:
             use()
         assert str(path) in str(caught.value)
@@ -188,7 +193,7 @@ def test_a_file_without_end_is_not_read(path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(files, "_MOST_BYTES", 1000)
     path.write_text(" " * 1001)
     with pytest.raises(LockError, match="has more than 1000 bytes"):
-        read(path)
+        read_lock_file(path)
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a device")
@@ -196,11 +201,11 @@ def test_what_is_no_file_is_not_read(path: Path) -> None:
     path.parent.mkdir()
     path.symlink_to("/dev/zero")
     with pytest.raises(LockError, match="is no regular file"):
-        read(path)
+        read_lock_file(path)
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(LockError, match="is no regular file"):
-        read(path)
+        read_lock_file(path)
 
 
 def test_samples_that_are_gone_or_others_are_told(path: Path) -> None:
@@ -248,4 +253,4 @@ def test_samples_come_back_as_they_were() -> None:
 
 
 def test_the_digest_is_of_the_file(path: Path) -> None:
-    assert written(path).tests["test_a"].digest == sha256(b"first").hexdigest()[:32]
+    assert written(path).tests["test_a"].sample_digest == sha256(b"first").hexdigest()[:32]

@@ -154,7 +154,7 @@ def test_the_failure_points_at_the_line_and_says_what_still_holds(
             "0 tests guarded, *2 violations in 1 test*",
         ]
     )
-    assert not suites.frames(result)
+    assert not suites.plugin_lines(result)
 
 
 def test_an_exemption_excuses_it(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
@@ -307,7 +307,7 @@ def test_a_broken_file_is_told_alone_and_left(
     result = suites.run(pytester, *args)
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["*test_it.lock.json*"])
-    assert not suites.frames(result)
+    assert not suites.plugin_lines(result)
     assert files(pytester) == before
 
 
@@ -339,7 +339,7 @@ def test_a_wrong_argument_is_one_clear_error(pytester: pytest.Pytester, call: st
     result = suites.run(pytester)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([words])
-    assert not suites.frames(result)
+    assert not suites.plugin_lines(result)
 
 
 def test_two_things_under_one_name_are_told(pytester: pytest.Pytester) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pytest_evalmode.lock.arrays.comparison import compare
-from pytest_evalmode.lock.arrays.named_batches import Flow
-from pytest_evalmode.lock.arrays.packing import packed
-from pytest_evalmode.lock.arrays.recomputed_metrics import tried
+from pytest_evalmode.lock.arrays.named_batches import NamedBatches
+from pytest_evalmode.lock.arrays.packing import pack_streams
+from pytest_evalmode.lock.arrays.recomputed_metrics import describe_recomputed_metrics
 from pytest_evalmode.trace import LockChange
 
 ROOM = 1 << 16
@@ -20,8 +20,8 @@ LOOSE = {"rtol": 0.0, "atol": 0.1}
 A, B = np.arange(6.0).reshape(3, 2), -np.arange(3.0)
 
 
-def flow(kind: str, *batches: Any, tolerance: Any = EXACT) -> Flow:
-    found = Flow(kind, "x", None, tolerance, batches[0])
+def flow(kind: str, *batches: Any, tolerance: Any = EXACT) -> NamedBatches:
+    found = NamedBatches(kind, "x", None, tolerance, batches[0])
     for batch in batches:
         found.add(batch, tolerance, ROOM, ROOM)
     return found
@@ -29,7 +29,7 @@ def flow(kind: str, *batches: Any, tolerance: Any = EXACT) -> Flow:
 
 def change(kind: str, was: Any, now: Any, tolerance: Any = EXACT) -> LockChange | None:
     old = flow(kind, was, tolerance=tolerance)
-    return compare(flow(kind, now, tolerance=tolerance), old.entry()["arrays"], lambda: packed(old.streams))
+    return compare(flow(kind, now, tolerance=tolerance), old.entry()["arrays"], lambda: pack_streams(old.streams))
 
 
 def changed(kind: str, was: Any, now: Any, tolerance: Any = EXACT) -> LockChange:
@@ -90,20 +90,25 @@ def test_an_input_is_told_with_its_diagnosis_and_to_look_at() -> None:
 
 def test_all_has_come_where_as_many_samples_have() -> None:
     was = flow("inputs", {"a": A, "b": B}).entry()["arrays"]
-    assert flow("inputs", {"a": A, "b": B, "c": B}).has_all(was)
-    assert flow("inputs", {"a": A[:1], "b": B[:1]}, {"a": A, "b": B}).has_all(was)
-    assert not flow("inputs", {"a": A, "b": B[:2]}).has_all(was)
-    assert not flow("inputs", {"a": A}).has_all(was)
+    assert flow("inputs", {"a": A, "b": B, "c": B}).has_all_samples(was)
+    assert flow("inputs", {"a": A[:1], "b": B[:1]}, {"a": A, "b": B}).has_all_samples(was)
+    assert not flow("inputs", {"a": A, "b": B[:2]}).has_all_samples(was)
+    assert not flow("inputs", {"a": A}).has_all_samples(was)
 
 
 def test_a_metric_made_again_says_how_much_is_the_inputs() -> None:
     old, new = flow("inputs", A), flow("inputs", A + 1)
     metrics = flow("outputs", float(A.mean())).entry()["arrays"]
-    told = tried(np.mean, new, old.entry()["arrays"], packed(old.streams), metrics, nullcontext)
+    told = describe_recomputed_metrics(
+        np.mean, new, old.entry()["arrays"], pack_streams(old.streams), metrics, nullcontext
+    )
     words = "2.5 with the inputs that were locked, 3.5 with this run's: they explain all of it"
     assert told == f"made again of the first 3 samples: {words}"
 
 
 def test_inputs_of_which_nothing_was_kept_are_not_tried() -> None:
     old, new = flow("inputs", A), flow("inputs", A + 1)
-    assert tried(np.mean, new, old.entry()["arrays"], {}, {}, lambda: pytest.fail("was entered")) == ""
+    assert (
+        describe_recomputed_metrics(np.mean, new, old.entry()["arrays"], {}, {}, lambda: pytest.fail("was entered"))
+        == ""
+    )

@@ -15,15 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pytest_evalmode.lock.lock_file import Locked, LockFile, read, write
-from pytest_evalmode.lock.running_lock import Lock
+from pytest_evalmode.lock.lock_file import LockFile, StoredLock, read_lock_file, write_lock_file
+from pytest_evalmode.lock.running_lock import RunningLock
 from pytest_evalmode.trace import LockChange
 from tests.lock import pictures
 
-Show = Callable[[Lock], None]
+Show = Callable[[RunningLock], None]
 LOOSE = {"rtol": 1e-4, "atol": 1e-5}
 EXACT = {"rtol": None, "atol": None}
-X = torch.from_numpy(pictures.normalise(pictures.digits(200)))
+X = torch.from_numpy(pictures.normalize(pictures.digits(200)))
 
 
 def net() -> nn.Module:
@@ -33,20 +33,20 @@ def net() -> nn.Module:
 
 def changes(path: Path, was: Show, now: Show) -> list[LockChange]:
     """What is told of `now`, once `was` has been locked."""
-    lock = Lock(path, "test", update=True)
+    lock = RunningLock(path, "test", update=True)
     was(lock)
     assert lock.close(finished=True) == []
     record = json.loads(lock.record())
     samples = b64decode(record["samples"]) if record["samples"] else None
-    write(LockFile(path, {"test": Locked(record["entries"])}), {"test": samples})
-    assert read(path).tests
-    lock = Lock(path, "test", update=False)
+    write_lock_file(LockFile(path, {"test": StoredLock(record["entries"])}), {"test": samples})
+    assert read_lock_file(path).tests
+    lock = RunningLock(path, "test", update=False)
     now(lock)
     return lock.close(finished=True)
 
 
 def inputs(*batches: Any, tolerance: Any = EXACT) -> Show:
-    def show(lock: Lock) -> None:
+    def show(lock: RunningLock) -> None:
         for batch in batches:
             lock.inputs(batch, "x", None, tolerance)
 
@@ -54,7 +54,7 @@ def inputs(*batches: Any, tolerance: Any = EXACT) -> Show:
 
 
 def outputs(*values: Any) -> Show:
-    def show(lock: Lock) -> None:
+    def show(lock: RunningLock) -> None:
         for value in values:
             lock.outputs(value, "y", None, EXACT)
 

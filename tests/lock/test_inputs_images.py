@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from pytest_evalmode.lock.inputs import diagnose
 from tests.lock import pictures
-from tests.lock.pictures import CLIP, HALF, IMAGENET, Array, again, jpeg, normalise, resize, unit
+from tests.lock.pictures import CLIP, HALF, IMAGENET, Array, jpeg, normalize, normalize_pixels, resize, to_unit_range
 
 MNIST = ((0.1307,), (0.3081,))
 SIZE = 160
@@ -25,10 +25,10 @@ class Source:
         self.images, self.statistics = images, statistics
 
     def normalised(self, images: Array | None = None) -> Array:
-        return normalise(self.images if images is None else images, self.statistics)
+        return normalize(self.images if images is None else images, self.statistics)
 
     def twice(self) -> Array:
-        return again(self.normalised(), self.statistics)
+        return normalize_pixels(self.normalised(), self.statistics)
 
 
 @pytest.fixture(scope="module", params=["photographs", "digits"])
@@ -45,7 +45,7 @@ def photographs() -> Source:
 
 def dim(s: Source) -> Array:
     """Pixels that lie between the 8-bit levels."""
-    return np.asarray(unit(s.images) * np.float32(0.97) + np.float32(0.003))
+    return np.asarray(to_unit_range(s.images) * np.float32(0.97) + np.float32(0.003))
 
 
 def levels(s: Source, how: Callable[[Array], Array]) -> Array:
@@ -71,35 +71,35 @@ def some(images: Array, change: Callable[[Array], Array]) -> Array:
 
 
 def each_standardised(s: Source) -> Array:
-    images = unit(s.images)
+    images = to_unit_range(s.images)
     axes = (1, 2, 3)
     return np.asarray((images - images.mean(axes, keepdims=True)) / images.std(axes, keepdims=True))
 
 
 def jittered(s: Source) -> Array:
     factors = np.random.default_rng(0).uniform(0.6, 1.4, (len(s.images), 1, 1, 1))
-    return np.asarray(unit(s.images) * factors, np.float32)
+    return np.asarray(to_unit_range(s.images) * factors, np.float32)
 
 
 Fault = tuple[set[str], Callable[[Source], tuple[Array, Array]]]
 FAULTS: dict[str, Fault] = {
-    "not normalised": ({"not normalised"}, lambda s: (s.normalised(), unit(s.images))),
-    "not normalised, 0..255": ({"not normalised"}, lambda s: (s.normalised(), unit(s.images) * 255)),
-    "normalised, as it was not": ({"normalised"}, lambda s: (unit(s.images), s.normalised())),
+    "not normalised": ({"not normalised"}, lambda s: (s.normalised(), to_unit_range(s.images))),
+    "not normalised, 0..255": ({"not normalised"}, lambda s: (s.normalised(), to_unit_range(s.images) * 255)),
+    "normalised, as it was not": ({"normalised"}, lambda s: (to_unit_range(s.images), s.normalised())),
     "normalised twice": ({"normalised twice"}, lambda s: (s.normalised(), s.twice())),
-    "known statistics": ({"other statistics"}, lambda s: (s.normalised(), normalise(s.images, HALF))),
+    "known statistics": ({"other statistics"}, lambda s: (s.normalised(), normalize(s.images, HALF))),
     "own statistics": (
         {"other statistics"},
-        lambda s: (s.normalised(), normalise(s.images, ((0.4, 0.41, 0.43), (0.21, 0.25, 0.27)))),
+        lambda s: (s.normalised(), normalize(s.images, ((0.4, 0.41, 0.43), (0.21, 0.25, 0.27)))),
     ),
-    "0..255 for 0..1": ({"range"}, lambda s: (unit(s.images), unit(s.images) * 255)),
-    "bytes for 0..1": ({"range"}, lambda s: (unit(s.images), s.images.transpose(0, 3, 1, 2))),
-    "0..1 for bytes": ({"range"}, lambda s: (s.images.transpose(0, 3, 1, 2), unit(s.images))),
-    "not divided by 255": ({"range"}, lambda s: (s.normalised(), normalise(s.images, s.statistics, divisor=1))),
-    "divided by 255 twice": ({"range"}, lambda s: (unit(s.images), unit(s.images) / 255)),
-    "inverted": ({"inverted"}, lambda s: (unit(s.images), 1 - unit(s.images))),
+    "0..255 for 0..1": ({"range"}, lambda s: (to_unit_range(s.images), to_unit_range(s.images) * 255)),
+    "bytes for 0..1": ({"range"}, lambda s: (to_unit_range(s.images), s.images.transpose(0, 3, 1, 2))),
+    "0..1 for bytes": ({"range"}, lambda s: (s.images.transpose(0, 3, 1, 2), to_unit_range(s.images))),
+    "not divided by 255": ({"range"}, lambda s: (s.normalised(), normalize(s.images, s.statistics, divisor=1))),
+    "divided by 255 twice": ({"range"}, lambda s: (to_unit_range(s.images), to_unit_range(s.images) / 255)),
+    "inverted": ({"inverted"}, lambda s: (to_unit_range(s.images), 1 - to_unit_range(s.images))),
     "black": ({"constant"}, lambda s: (s.normalised(), np.zeros_like(s.normalised()))),
-    "gamma": ({"curve"}, lambda s: (unit(s.images), unit(s.images) ** np.float32(2.2))),
+    "gamma": ({"curve"}, lambda s: (to_unit_range(s.images), to_unit_range(s.images) ** np.float32(2.2))),
     "layout": ({"layout"}, lambda s: (s.normalised(), s.normalised().transpose(0, 2, 3, 1))),
     "float64": ({"dtype"}, lambda s: (s.normalised(), s.normalised().astype(np.float64))),
     "float16": ({"rounding"}, lambda s: (s.normalised(), s.normalised().astype(np.float16))),
@@ -121,25 +121,31 @@ FAULTS: dict[str, Fault] = {
     "few levels": ({"rounding"}, lambda s: (s.images, s.images & 0xC0)),
     "some flipped": ({"flip"}, lambda s: (s.normalised(), some(s.normalised(), lambda x: x[..., ::-1]))),
     "some shifted": ({"shift"}, lambda s: (s.normalised(), some(s.normalised(), lambda x: np.roll(x, 2, -1)))),
-    "each with its own statistics": ({"other statistics"}, lambda s: (unit(s.images), each_standardised(s))),
-    "each brighter or darker": ({"augmented"}, lambda s: (unit(s.images), jittered(s))),
+    "each with its own statistics": ({"other statistics"}, lambda s: (to_unit_range(s.images), each_standardised(s))),
+    "each brighter or darker": ({"augmented"}, lambda s: (to_unit_range(s.images), jittered(s))),
     # Pairs
-    "flipped, not normalised": ({"flip", "not normalised"}, lambda s: (s.normalised(), unit(s.images[:, :, ::-1]))),
+    "flipped, not normalised": (
+        {"flip", "not normalised"},
+        lambda s: (s.normalised(), to_unit_range(s.images[:, :, ::-1])),
+    ),
     "layout, not normalised": (
         {"layout", "not normalised"},
-        lambda s: (s.normalised(), unit(s.images).transpose(0, 2, 3, 1)),
+        lambda s: (s.normalised(), to_unit_range(s.images).transpose(0, 2, 3, 1)),
     ),
     "twice, float16": ({"normalised twice", "rounding"}, lambda s: (s.normalised(), s.twice().astype(np.float16))),
-    "not normalised, bfloat16": ({"not normalised", "rounding"}, lambda s: (s.normalised(), bfloat16(unit(s.images)))),
+    "not normalised, bfloat16": (
+        {"not normalised", "rounding"},
+        lambda s: (s.normalised(), bfloat16(to_unit_range(s.images))),
+    ),
     "reversed, other statistics": (
         {"reordered", "other statistics"},
-        lambda s: (s.normalised(), normalise(s.images[::-1], HALF)),
+        lambda s: (s.normalised(), normalize(s.images[::-1], HALF)),
     ),
-    "dropped, not normalised": ({"dropped", "not normalised"}, lambda s: (s.normalised(), unit(s.images[1:]))),
-    "shifted, 0..255": ({"shift", "range"}, lambda s: (unit(s.images), moved(unit(s.images)) * 255)),
+    "dropped, not normalised": ({"dropped", "not normalised"}, lambda s: (s.normalised(), to_unit_range(s.images[1:]))),
+    "shifted, 0..255": ({"shift", "range"}, lambda s: (to_unit_range(s.images), moved(to_unit_range(s.images)) * 255)),
     "JPEG, other statistics": (
         {"jpeg", "other statistics"},
-        lambda s: (s.normalised(), normalise(jpeg(s.images), HALF)),
+        lambda s: (s.normalised(), normalize(jpeg(s.images), HALF)),
     ),
     "JPEG, reversed": ({"jpeg", "reordered"}, lambda s: (s.normalised(), s.normalised(jpeg(s.images)[::-1]))),
     "JPEG, flipped": ({"jpeg", "flip"}, lambda s: (s.normalised(), s.normalised(jpeg(s.images)[:, :, ::-1]))),
@@ -168,19 +174,19 @@ def plain() -> Array:
 
 
 def blurred(images: Array) -> Array:
-    return pictures.each(images, lambda image: image.filter(ImageFilter.GaussianBlur(1)))
+    return pictures.map_images(images, lambda image: image.filter(ImageFilter.GaussianBlur(1)))
 
 
 def sharpened(images: Array) -> Array:
-    return pictures.each(images, lambda image: image.filter(ImageFilter.SHARPEN))
+    return pictures.map_images(images, lambda image: image.filter(ImageFilter.SHARPEN))
 
 
 def caffe(images: Array) -> Array:
-    return normalise(images[..., ::-1], ((103.939, 116.779, 123.68), (1, 1, 1)), divisor=1)
+    return normalize(images[..., ::-1], ((103.939, 116.779, 123.68), (1, 1, 1)), divisor=1)
 
 
 def grey(images: Array) -> Array:
-    return np.repeat(pictures.each(images, lambda image: image.convert("L")), 3, axis=3)
+    return np.repeat(pictures.map_images(images, lambda image: image.convert("L")), 3, axis=3)
 
 
 # Faults of images in colour, or with enough detail.
@@ -205,7 +211,7 @@ PHOTOGRAPHS: dict[str, Fault] = {
     "JPEG, then cropped": ({"jpeg"}, lambda s: (cropped(sources()), cropped(jpeg(sources())))),
     "BGR and CLIP": (
         {"channels", "other statistics"},
-        lambda s: (s.normalised(), normalise(s.images[..., ::-1], CLIP)),
+        lambda s: (s.normalised(), normalize(s.images[..., ::-1], CLIP)),
     ),
     "BGR and layout": (
         {"channels", "layout"},
@@ -218,7 +224,7 @@ PHOTOGRAPHS: dict[str, Fault] = {
     ),
     "BGR and cropped": ({"channels", "crop"}, lambda s: (s.normalised(), s.normalised()[:, ::-1, 1:-2, 2:-1])),
     "BGR and no antialiasing": ({"channels", "resized"}, lambda s: (s.normalised(), s.normalised(plain()[..., ::-1]))),
-    "bicubic, not normalised": ({"resized", "not normalised"}, lambda s: (s.normalised(), unit(bicubic()))),
+    "bicubic, not normalised": ({"resized", "not normalised"}, lambda s: (s.normalised(), to_unit_range(bicubic()))),
 }
 
 
@@ -256,7 +262,7 @@ UNEXPLAINED: dict[str, Callable[[Source], tuple[Array, Array]]] = {
     "noise": lambda s: (s.normalised(), noise(s.normalised(), 0.05)),
     "much noise": lambda s: (s.normalised(), noise(s.normalised(), 1)),
     "noise in levels": lambda s: (s.images, np.clip(noise(s.images.astype(float), 4), 0, 255).astype(np.uint8)),
-    "less than a level": lambda s: (unit(s.images), noise(unit(s.images), 0.0005)),
+    "less than a level": lambda s: (to_unit_range(s.images), noise(to_unit_range(s.images), 0.0005)),
     "one flipped, one spoilt": lambda s: (s.images, spoilt(some(s.images, lambda x: x[:, :, ::-1]))),
     "spots": lambda s: (s.images, spots(s.images)),
     "one pixel": lambda s: (s.images, np.where(np.arange(s.images.size).reshape(s.images.shape) == 99, 7, s.images)),
@@ -282,14 +288,14 @@ def test_the_words_are_the_fields() -> None:
     found = diagnose(s.normalised(), s.twice())
     assert found is not None
     assert found.headline == "images were normalised twice (MNIST's mean and std)"
-    found = diagnose(s.normalised(), unit(s.images[:, :, ::-1]))
+    found = diagnose(s.normalised(), to_unit_range(s.images[:, :, ::-1]))
     assert found is not None
     assert found.headline == "images were flipped left to right and not normalised (MNIST's mean and std)"
 
 
 def test_fitted_statistics_are_told(photographs: Source) -> None:
     mean, std = (0.4, 0.41, 0.43), (0.21, 0.25, 0.27)
-    found = diagnose(photographs.normalised(), normalise(photographs.images, (mean, std)))
+    found = diagnose(photographs.normalised(), normalize(photographs.images, (mean, std)))
     assert found is not None
     assert found.details["mean"] == pytest.approx(mean, abs=1e-4)
     assert found.details["std"] == pytest.approx(std, abs=1e-4)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_evalmode.lock.inputs import diagnose, samples, words
-from tests.lock.texts import encode, lines, tokenizer
+from pytest_evalmode.lock.inputs import diagnose, first_samples, vocabulary_of
+from tests.lock.texts import encode, sentences, tokenizer
 
 CASED: dict[str, Any] = {"vocabulary": False, "lower": False}
 
@@ -22,8 +22,8 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str], set[str]]] = {
     "other first token": ({"ends": ("<s>", "[SEP]")}, {}, {"special tokens"}, set()),
     "truncation": ({}, {"length": 24}, {"truncation"}, {"truncation"}),
     "truncation side": ({"truncation_side": "left"}, {"length": 24}, {"truncation"}, {"truncation"}),
-    "reversed": ({}, {"texts": lines()[:12][::-1]}, {"reordered"}, {"reordered"}),
-    "dropped": ({}, {"texts": lines()[1:12]}, {"dropped"}, {"dropped"}),
+    "reversed": ({}, {"texts": sentences()[:12][::-1]}, {"reordered"}, {"reordered"}),
+    "dropped": ({}, {"texts": sentences()[1:12]}, {"dropped"}, {"dropped"}),
     "side, no special tokens": (
         {"padding_side": "left", "ends": None},
         {},
@@ -44,7 +44,7 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str], set[str]]] = {
     ),
     "reversed, side": (
         {"padding_side": "left"},
-        {"texts": lines()[:12][::-1]},
+        {"texts": sentences()[:12][::-1]},
         {"reordered", "padding"},
         {"reordered", "padding"},
     ),
@@ -58,11 +58,11 @@ def test_a_fault_is_called_by_its_name(fault: str, cased: bool, read: bool) -> N
     arguments, call, ids, mask = FAULTS[fault]
     vocabulary = CASED if cased else {}
     was, now = encode(tokenizer(**vocabulary)), encode(tokenizer(**vocabulary, **arguments), **call)
-    told = (words(was), words(now)) if read else None
-    found = diagnose(samples(was)["input_ids"], samples(now)["input_ids"], words=told)
+    told = (vocabulary_of(was), vocabulary_of(now)) if read else None
+    found = diagnose(first_samples(was)["input_ids"], first_samples(now)["input_ids"], vocabularies=told)
     assert found is not None
     assert set(found.kinds) == ids, found.headline
-    found = diagnose(samples(was)["attention_mask"], samples(now)["attention_mask"])
+    found = diagnose(first_samples(was)["attention_mask"], first_samples(now)["attention_mask"])
     assert (set(found.kinds) if found else set()) == mask
 
 
@@ -72,8 +72,8 @@ def test_casing_is_told_where_the_words_are_known() -> None:
         (cased, lower, "tokens were lower-cased"),
         (lower, cased, "tokens were not lower-cased"),
     ):
-        old, new = samples(was)["input_ids"], samples(now)["input_ids"]
-        found = diagnose(old, new, words=(words(was), words(now)))
+        old, new = first_samples(was)["input_ids"], first_samples(now)["input_ids"]
+        found = diagnose(old, new, vocabularies=(vocabulary_of(was), vocabulary_of(now)))
         assert found is not None
         assert found.headline == headline
         found = diagnose(old, new)
@@ -85,20 +85,24 @@ def test_casing_is_told_where_the_words_are_known() -> None:
 def test_casing_and_what_goes_with_it() -> None:
     was = encode(tokenizer(**CASED))
     now = encode(tokenizer(vocabulary=False, lower=True, ends=None, padding_side="left"), length=24)
-    found = diagnose(samples(was)["input_ids"], samples(now)["input_ids"], words=(words(was), words(now)))
+    found = diagnose(
+        first_samples(was)["input_ids"],
+        first_samples(now)["input_ids"],
+        vocabularies=(vocabulary_of(was), vocabulary_of(now)),
+    )
     assert found is not None
     assert set(found.kinds) == {"special tokens", "casing", "truncation", "padding"}
 
 
 def test_capitals_that_a_vocabulary_does_not_know() -> None:
     was, now = encode(tokenizer()), encode(tokenizer(lower=False))
-    found = diagnose(samples(was)["input_ids"], samples(now)["input_ids"])
+    found = diagnose(first_samples(was)["input_ids"], first_samples(now)["input_ids"])
     assert found is not None
     assert found.kinds == ("unknown tokens",)
 
 
 def test_another_vocabulary() -> None:
-    was = samples(encode(tokenizer()))["input_ids"]
+    was = first_samples(encode(tokenizer()))["input_ids"]
     names = np.r_[0, 1 + np.random.default_rng(0).permutation(was.max())]
     found = diagnose(was, names[was])
     assert found is not None
@@ -106,37 +110,37 @@ def test_another_vocabulary() -> None:
 
 
 def test_a_prompt_before_every_text() -> None:
-    was, now = encode(tokenizer()), encode(tokenizer(), [f"query: {line}" for line in lines()[:12]])
-    found = diagnose(samples(was)["input_ids"], samples(now)["input_ids"])
+    was, now = encode(tokenizer()), encode(tokenizer(), [f"query: {line}" for line in sentences()[:12]])
+    found = diagnose(first_samples(was)["input_ids"], first_samples(now)["input_ids"])
     assert found is not None
     assert found.kinds == ("prompt",)
     assert "4 more tokens at the start of every text" in found.headline
 
 
 def test_special_tokens_given_twice() -> None:
-    was = samples(encode(tokenizer()))["input_ids"]
+    was = first_samples(encode(tokenizer()))["input_ids"]
     found = diagnose(was, np.c_[was[:, :1], was])
     assert found is not None
     assert found.headline == f"tokens were begun with id {was[0, 0]} more"
 
 
 def test_a_mask_the_other_way_round() -> None:
-    was = samples(encode(tokenizer()))["attention_mask"]
+    was = first_samples(encode(tokenizer()))["attention_mask"]
     found = diagnose(was, 1 - was)
     assert found is not None
     assert found.kinds == ("inverted",)
 
 
 def test_other_texts_are_not_explained() -> None:
-    was, now = encode(tokenizer()), encode(tokenizer(), lines()[40:52])
-    for told in (None, (words(was), words(now))):
-        found = diagnose(samples(was)["input_ids"], samples(now)["input_ids"], words=told)
+    was, now = encode(tokenizer()), encode(tokenizer(), sentences()[40:52])
+    for told in (None, (vocabulary_of(was), vocabulary_of(now))):
+        found = diagnose(first_samples(was)["input_ids"], first_samples(now)["input_ids"], vocabularies=told)
         assert found is not None
         assert found.kinds == ()
 
 
 def test_one_token_off_is_not_explained() -> None:
-    was = samples(encode(tokenizer()))["input_ids"]
+    was = first_samples(encode(tokenizer()))["input_ids"]
     now = was.copy()
     now[2, 5] += 1
     found = diagnose(was, now)
@@ -158,7 +162,7 @@ def test_one_token_off_is_not_explained() -> None:
     ],
 )
 def test_texts(change: Any, kind: str | None) -> None:
-    found = diagnose(np.array(lines()[:5]), np.array([change(line) for line in lines()[:5]]))
+    found = diagnose(np.array(sentences()[:5]), np.array([change(line) for line in sentences()[:5]]))
     assert found is not None
     assert found.kinds == ((kind,) if kind else ())
 

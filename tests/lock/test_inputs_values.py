@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits, load_iris  # type: ignore[import-untyped]
 
-from pytest_evalmode.lock.inputs import arrays, compare_order, diagnose, samples
+from pytest_evalmode.lock.inputs import arrays, compare_order, diagnose, first_samples
 from tests.lock import pictures
-from tests.lock.pictures import Array, normalise
+from tests.lock.pictures import Array, normalize
 
 TABLE: Array = load_iris().data
 LABELS: Array = load_digits().target[:64]
@@ -121,7 +121,7 @@ HARMLESS: dict[str, Callable[[Array], Array]] = {
 
 @pytest.mark.parametrize("change", HARMLESS)
 def test_harmless_variations_raise_nothing(change: str) -> None:
-    was = normalise(pictures.digits())
+    was = normalize(pictures.digits())
     was[0, 0, 0, :2] = 0
     assert diagnose(was, HARMLESS[change](was)) is None
 
@@ -135,7 +135,7 @@ def test_what_is_not_a_number_is_equal_to_itself() -> None:
 
 
 def test_a_tolerance_is_for_values_alone() -> None:
-    was = normalise(pictures.digits())
+    was = normalize(pictures.digits())
     now = was.astype(np.float64) + 1e-6
     assert diagnose(was, now, atol=1e-5) is None
     assert diagnose(was, now) is not None
@@ -198,7 +198,7 @@ def test_what_is_no_batch(batch: object) -> None:
 
 def test_few_samples_are_kept() -> None:
     batch = {"image": torch.zeros(64, 3, 64, 64), "label": torch.zeros(64), "big": torch.zeros(1, 3, 800, 600)}
-    kept = samples(batch)
+    kept = first_samples(batch)
     assert sum(each.nbytes for each in kept.values()) <= 1_000_000
     assert list(kept) == list(batch)
     assert len(kept["label"]) == 64
@@ -208,10 +208,10 @@ def test_few_samples_are_kept() -> None:
 
 def test_a_cut_image_still_tells_a_flip_and_a_jpeg() -> None:
     images = pictures.photographs()[:1]
-    was = samples(images, 200_000)["batch"]
+    was = first_samples(images, 200_000)["batch"]
     assert was.nbytes <= 200_000
     for now, kind in ((images[:, :, ::-1], "flip"), (pictures.jpeg(images), "jpeg")):
-        found = diagnose(was, samples(now, 200_000)["batch"])
+        found = diagnose(was, first_samples(now, 200_000)["batch"])
         assert found is not None
         assert found.kinds == (kind,)
 

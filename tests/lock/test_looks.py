@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_iris  # type: ignore[import-untyped]
 
-from pytest_evalmode.lock.arrays.pictures import pictures
-from pytest_evalmode.report.page import page, panel
-from tests.lock.pictures import digits, jpeg, normalise, photographs, resize
+from pytest_evalmode.lock.arrays.pictures import draw_pictures
+from pytest_evalmode.report.page import render_page, render_panel
+from tests.lock.pictures import digits, jpeg, normalize, photographs, resize
 from tests.report.records import test as guarded
 from tests.report.records import totals, violation
 
@@ -30,7 +30,7 @@ def drawn(uri: str) -> Any:
 
 
 def found(was: Any, now: Any) -> dict[str, Any]:
-    made = pictures(was, now)
+    made = draw_pictures(was, now)
     assert made is not None
     assert json.loads(json.dumps(made)) == made
     return made
@@ -46,12 +46,12 @@ def test_the_first_image_that_differs_is_drawn_beside_what_it_was() -> None:
 
 
 def test_both_are_drawn_on_one_scale() -> None:
-    made = found(normalise(IMAGES), normalise(IMAGES) / 10)
+    made = found(normalize(IMAGES), normalize(IMAGES) / 10)
     assert np.ptp(drawn(made["now"])) < np.ptp(drawn(made["was"])) / 5
 
 
 def test_pictures_are_small() -> None:
-    made = found(normalise(IMAGES), normalise(jpeg(IMAGES)))
+    made = found(normalize(IMAGES), normalize(jpeg(IMAGES)))
     assert max(drawn(made["was"]).shape) <= 160
     assert sum(map(len, map(str, made.values()))) < 300_000
 
@@ -77,11 +77,11 @@ def test_a_table_has_a_histogram_alone() -> None:
     ],
 )
 def test_there_is_nothing_to_look_at(was: Any, now: Any) -> None:
-    assert pictures(was, now) is None
+    assert draw_pictures(was, now) is None
 
 
 def test_what_is_not_finite_is_left_out() -> None:
-    made = found(normalise(IMAGES), np.where(normalise(IMAGES) > 2, np.inf, normalise(IMAGES)))
+    made = found(normalize(IMAGES), np.where(normalize(IMAGES) > 2, np.inf, normalize(IMAGES)))
     assert made["histogram"]["high"] not in ("inf", "nan")
     assert drawn(made["now"]).shape == (160, 160, 3)
 
@@ -96,7 +96,7 @@ def test_a_page_and_a_panel_show_them() -> None:
     name = "<script>alert(1)</script>"
     shown = {"pictures": {name: {"batch": found(IMAGES, jpeg(IMAGES)), name: found(TABLE, TABLE * 2)}}}
     test = guarded("test_it", violation("inputs-changed", subjects=[name]), shown=shown)
-    for made in (page([test], totals=totals([test]), mode="enforce", strict=False), panel(test)):
+    for made in (render_page([test], totals=totals([test]), mode="enforce", strict=False), render_panel(test)):
         assert made.count('<img src="data:image/png;base64,') == 3
         assert made.count("<svg") == 2
         assert name not in made

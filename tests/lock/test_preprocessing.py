@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_evalmode.lock.preprocessing import assert_same_normalization, describe, differences
+from pytest_evalmode.lock.preprocessing import assert_same_normalization, describe, find_differences
 from pytest_evalmode.lock.preprocessing.output_probe import probe
 from tests.lock.texts import tokenizer
 
@@ -234,7 +234,7 @@ CHANGES: dict[str, Pair] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_told_by_its_field(name: str) -> None:
     old, new, words = CHANGES[name]
-    found = differences(*(json.loads(json.dumps(describe(make()))) for make in (old, new)))
+    found = find_differences(*(json.loads(json.dumps(describe(make()))) for make in (old, new)))
     assert len(found) == 1, found
     assert found[0].endswith(words)
 
@@ -242,7 +242,7 @@ def test_a_change_is_told_by_its_field(name: str) -> None:
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_is_made_anew_is_described_alike(name: str) -> None:
     for make in CHANGES[name][:2]:
-        assert differences(describe(make()), describe(make())) == []
+        assert find_differences(describe(make()), describe(make())) == []
         assert "0x" not in json.dumps(describe(make()))
 
 
@@ -250,34 +250,34 @@ def test_a_call_leaves_a_pipeline_as_it_was() -> None:
     pipeline = albumentations()
     before = describe(pipeline)
     pipeline(image=np.zeros((30, 40, 3), np.uint8))
-    assert differences(before, describe(pipeline)) == []
+    assert find_differences(before, describe(pipeline)) == []
 
 
 def test_a_constant_that_a_function_names(monkeypatch: pytest.MonkeyPatch) -> None:
     before = describe(names_a_constant)
     monkeypatch.setitem(globals(), "MEAN", 0.4)
-    assert differences(before, describe(names_a_constant)) == ["MEAN: 0.5 -> 0.4"]
+    assert find_differences(before, describe(names_a_constant)) == ["MEAN: 0.5 -> 0.4"]
 
 
 def test_code_is_compared_within_a_version_of_python() -> None:
     old = describe(lambda x: x + 1)
     new = describe(lambda x: x - 1)
-    assert len(differences(old, new)) == 1
+    assert len(find_differences(old, new)) == 1
     old["code"] = {"3.10": "another"}
-    assert differences(old, new) == []
+    assert find_differences(old, new) == []
 
 
 def test_a_call_leaves_a_tokenizer_as_it_was() -> None:
     fast = tokenizer()
     before = describe(fast)
     fast(["a text"], padding="max_length", truncation=True, max_length=16)
-    assert differences(before, describe(fast)) == []
+    assert find_differences(before, describe(fast)) == []
 
 
 def test_a_method_of_what_is_made_in_c() -> None:
     one, other = (describe(np.array([each]).take) for each in (1, 2))
-    assert differences(one, one) == []
-    assert differences(one, other) == ["of: 1 -> 2"]
+    assert find_differences(one, one) == []
+    assert find_differences(one, other) == ["of: 1 -> 2"]
 
 
 def test_what_tells_nothing_is_probed() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_evalmode.lock.preprocessing import describe, differences
+from pytest_evalmode.lock.preprocessing import describe, find_differences
 
 Step = dict[str, Any]
 
@@ -56,8 +56,8 @@ PRESET = step(
     ],
 )
 def test_written_in_two_ways(one: Step, other: Step) -> None:
-    assert differences(one, other) == []
-    assert differences(other, one) == []
+    assert find_differences(one, other) == []
+    assert find_differences(other, one) == []
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_written_in_two_ways(one: Step, other: Step) -> None:
     ],
 )
 def test_something_else(one: Step, other: Step, told: list[str]) -> None:
-    assert differences(one, other) == told
+    assert find_differences(one, other) == told
 
 
 def test_a_number_of_float32_is_the_number_that_was_written() -> None:
@@ -110,6 +110,6 @@ def test_a_number_of_float32_is_the_number_that_was_written() -> None:
 @pytest.mark.parametrize("name", ["ToTensor", "Identity", "ImageClassification", "ConvertImageDtype"])
 def test_a_class_of_the_users_own_by_such_a_name_is_told(name: str) -> None:
     one, other = (steps(step(name, code={"3.11": digest})) for digest in ("one", "other"))
-    assert differences(one, other) == [f"{name}.code.3.11: 'one' -> 'other'"]
+    assert find_differences(one, other) == [f"{name}.code.3.11: 'one' -> 'other'"]
     one, other = (steps(step(name, scale=scale)) for scale in (1, 2))
-    assert differences(one, other) == [f"{name}.scale: 1 -> 2"]
+    assert find_differences(one, other) == [f"{name}.scale: 1 -> 2"]

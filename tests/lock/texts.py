@@ -15,7 +15,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>"]
 
 
 @cache
-def lines() -> list[str]:
+def sentences() -> list[str]:
     """Sentences of the descriptions that come with scikit-learn's data sets: names, numbers, capitals."""
     folder = Path(sklearn.datasets.__file__).parent / "descr"
     text = " ".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.rst")))
@@ -29,7 +29,7 @@ def trained(lower: bool = True, size: int = 900) -> str:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
-    tokenizer.train_from_iterator(lines() + [line.lower() for line in lines()], trainer)
+    tokenizer.train_from_iterator(sentences() + [line.lower() for line in sentences()], trainer)
     return str(tokenizer.to_str())
 
 
@@ -50,7 +50,7 @@ def tokenizer(
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str] | None = None, length: int = 0) -> BatchEncoding:
-    texts = lines()[:12] if texts is None else list(texts)
+    texts = sentences()[:12] if texts is None else list(texts)
     cut = {"truncation": True, "max_length": length} if length else {}
     encoded: BatchEncoding = tokenizer(texts, padding=True, return_tensors="pt", **cut)
     return encoded

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from pytest_evalmode import Guard, guard
-from pytest_evalmode.observe.calls.mode_changes import switches
-from pytest_evalmode.observe.calls.state_dict_loads import loads
-from pytest_evalmode.observe.forwards.observer import calls
-from pytest_evalmode.observe.patches import Wrapped
+from pytest_evalmode.observe.calls.mode_changes import train_patch
+from pytest_evalmode.observe.calls.state_dict_loads import load_state_dict_patch
+from pytest_evalmode.observe.forwards.observer import call_patch
+from pytest_evalmode.observe.patches import Patch
 from tests.nets import Net, batch, only, rules, watching
 
 Method = Callable[..., Any]
@@ -25,7 +25,7 @@ methods = pytest.mark.parametrize("name", TORCHS)
 @pytest.fixture(autouse=True)
 def _put_back() -> Iterator[None]:
     """Each test finds the methods, and what is known of them, as at the start."""
-    wrapped = calls, switches, loads
+    wrapped = call_patch, train_patch, load_state_dict_patch
     before = [vars(each).copy() for each in wrapped]
     yield
     for name, method in TORCHS.items():
@@ -185,8 +185,8 @@ def test_who_replaces_the_method_within_a_window_and_stays_blinds_no_later_one(n
 
 
 def test_stopping_what_never_started_changes_nothing() -> None:
-    wrapped: Wrapped[object] = Wrapped("load_state_dict")
-    wrapped.by(lambda self, *args, **kwargs: None)
+    wrapped: Patch[object] = Patch("load_state_dict")
+    wrapped.replace_with(lambda self, *args, **kwargs: None)
     wrapped.stop(object())
     assert nn.Module.load_state_dict is TORCHS["load_state_dict"]
     one, two = object(), object()

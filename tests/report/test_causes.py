@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from pytest_evalmode.policy import Policy
-from pytest_evalmode.report.causes import Root, causes, explained, rooted, roots
-from pytest_evalmode.report.ledger import Ledger, record
-from pytest_evalmode.report.markdown import markdown
-from pytest_evalmode.report.page import page
-from pytest_evalmode.report.summary import details
+from pytest_evalmode.report.causes import RootCause, find_explanations, group_by_cause, root_causes, summarize_causes
+from pytest_evalmode.report.ledger import Ledger, serialize_record
+from pytest_evalmode.report.markdown import render_step_summary
+from pytest_evalmode.report.page import render_page
+from pytest_evalmode.report.summary import detail_lines
 from pytest_evalmode.rules import Violation
 from pytest_evalmode.trace import Site
 from tests.report.records import test as guarded
@@ -34,30 +34,30 @@ MOVED = violation("state-mutated", subjects=("net.bn.running_mean",), because=("
 
 
 def place(violation: Violation) -> tuple[str, str | None]:
-    (root,) = roots([violation])
+    (root,) = root_causes([violation])
     assert root.rule == violation.rule
-    return root.what, root.at
+    return root.name, root.at
 
 
 def test_what_follows_from_a_violation_has_the_root_of_that() -> None:
     training = violation(since=SWITCH)
     recording = violation("grad-mode")
-    expected = Root("train-mode", "", "test_it.py:7")
-    assert roots([training, recording, MOVED]) == [expected, Root("grad-mode", "", "test_it.py:9"), expected]
+    expected = RootCause("train-mode", "", "test_it.py:7")
+    assert root_causes([training, recording, MOVED]) == [expected, RootCause("grad-mode", "", "test_it.py:9"), expected]
 
 
 def test_what_another_model_did_explains_nothing() -> None:
     teacher = violation(model="teacher", subjects=("teacher.bn (BatchNorm1d)",))
-    assert explained([teacher, MOVED]) == [teacher, MOVED]
+    assert find_explanations([teacher, MOVED]) == [teacher, MOVED]
     part = violation(model="net.encoder", subjects=("net.encoder.bn (BatchNorm1d)",))
-    assert explained([part, MOVED]) == [part, part]
+    assert find_explanations([part, MOVED]) == [part, part]
     alike = violation(model="network", subjects=("network.bn (BatchNorm1d)",))
-    assert explained([alike, MOVED]) == [alike, MOVED]
+    assert find_explanations([alike, MOVED]) == [alike, MOVED]
 
 
 def test_the_same_fault_of_a_second_model_explains_what_became_of_that() -> None:
     first, second = violation(model="other", subjects=("other.bn (BatchNorm1d)",)), violation()
-    assert explained([first, second, MOVED])[2] == second
+    assert find_explanations([first, second, MOVED])[2] == second
 
 
 def test_a_cause_that_has_a_cause() -> None:
@@ -66,13 +66,13 @@ def test_a_cause_that_has_a_cause() -> None:
         violation("batch-stats", because=("train-mode",)),
         violation("own", because=("batch-stats",)),
     ]
-    assert {root.rule for root in roots(chain)} == {"train-mode"}
+    assert {root.rule for root in root_causes(chain)} == {"train-mode"}
 
 
 def test_rules_that_explain_each_other_end() -> None:
     a, b = violation("a", because=("b",)), violation("b", because=("a",))
-    assert explained([a, b]) == [a, a]
-    assert explained([b, a]) == [b, b]
+    assert find_explanations([a, b]) == [a, a]
+    assert find_explanations([b, a]) == [b, b]
 
 
 def test_the_line_that_brought_it_about_comes_before_the_fixture_and_the_call() -> None:
@@ -115,7 +115,7 @@ def test_without_a_line_the_fixture_or_the_model_is_told() -> None:
 
 
 def found(*tests: dict[str, Any]) -> list[tuple[str, str | None, tuple[str, ...], int]]:
-    return [(cause.what, cause.at, cause.rules, len(cause.tests)) for cause in causes(tests)]
+    return [(cause.name, cause.at, cause.rules, len(cause.tests)) for cause in summarize_causes(tests)]
 
 
 def test_what_explains_most_tests_comes_first() -> None:
@@ -137,9 +137,9 @@ def test_it_is_told_with_the_rules_of_all_that_follows_from_it() -> None:
 
 def test_it_is_told_in_the_words_of_the_violation_that_is_the_cause() -> None:
     moved = recorded("state-mutated", root=["train-mode", "", "test_it.py:9"])
-    (cause,) = causes([guarded("test_a", moved), guarded("test_b", recorded(), moved)])
+    (cause,) = summarize_causes([guarded("test_a", moved), guarded("test_b", recorded(), moved)])
     assert (cause.message, cause.test) == ("train-mode, the headline", "test_it.py::test_b")
-    (alone,) = causes([guarded("test_a", moved)])  # the baseline lists the other
+    (alone,) = summarize_causes([guarded("test_a", moved)])  # the baseline lists the other
     assert alone.message == "state-mutated, the headline"
 
 
@@ -147,10 +147,10 @@ def test_what_follows_stands_beneath_the_violation_of_its_model() -> None:
     root = ["train-mode", "", "test_it.py:9"]
     first, second = recorded(model="other"), recorded()
     moved = recorded("state-mutated", root=root)
-    assert rooted([first, second, moved]) == [(first, []), (second, [moved])]
-    assert rooted([first, moved]) == [(first, [moved])]
+    assert group_by_cause([first, second, moved]) == [(first, []), (second, [moved])]
+    assert group_by_cause([first, moved]) == [(first, [moved])]
     recording = recorded("grad-mode", root=root)
-    assert rooted([recording, moved]) == [(recording, []), (moved, [])]  # the baseline lists what explains them
+    assert group_by_cause([recording, moved]) == [(recording, []), (moved, [])]  # the baseline lists what explains them
 
 
 HANDED: dict[str, Any] = {
@@ -178,13 +178,13 @@ def test_summary_page_and_step_summary_tell_the_same_root(violations: list[Viola
     ledger = Ledger()
     for name in ("test_a", "test_b"):
         ledger.add(name, "failed", as_it_travels(violations))
-    lines = [line.text for line in details(ledger, None)]
+    lines = [line.text for line in detail_lines(ledger, None)]
     assert lines[lines.index("by cause:") + 1 :][:1] == [f"  {told} in 2 tests"]
 
     place, _, rules = told.partition("  ")
     tests = list(ledger.tests)
-    step = markdown(tests, totals(tests))
-    shown = page(tests, totals=totals(tests), mode="enforce", strict=False)
+    step = render_step_summary(tests, totals(tests))
+    shown = render_page(tests, totals=totals(tests), mode="enforce", strict=False)
     for part in place.split(", "):
         assert part in step.partition("(")[0]
         assert f">{part}</code>" in shown or f"{part}</strong>" in shown
@@ -196,8 +196,10 @@ def test_what_has_no_place_is_no_cause_to_tell() -> None:
     ledger = Ledger()
     for name in ("test_a", "test_b"):
         ledger.add(name, "failed", as_it_travels([violation("no-forward", at=None, model=None, subjects=())]))
-    assert not any("cause" in line.text for line in details(ledger, None))
+    assert not any("cause" in line.text for line in detail_lines(ledger, None))
 
 
 def as_it_travels(violations: list[Violation]) -> str:
-    return record(policy=Policy(), models=[], violations=violations, seconds=0.0, exemptions=[], unjudged=False)
+    return serialize_record(
+        policy=Policy(), models=[], violations=violations, seconds=0.0, exemptions=[], guard_failed=False
+    )

@@ -393,7 +393,7 @@ import pytest_evalmode.observe.state.snapshot as state
 
 @pytest.mark.inference
 def test_it(monkeypatch):
-    monkeypatch.setattr(state, "fingerprint", None)
+    monkeypatch.setattr(state, "fingerprint_of", None)
     infer(Net().eval())
 """,
     )

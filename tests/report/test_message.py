@@ -8,8 +8,8 @@ from textwrap import dedent
 
 import pytest
 
-from pytest_evalmode.report.message import explain, rules_table
-from pytest_evalmode.report.page_data import shown
+from pytest_evalmode.report.message import failure_text, rules_table
+from pytest_evalmode.report.page_data import collect_page_data
 from pytest_evalmode.rules import RULES, Violation
 from pytest_evalmode.trace import Site, Trace
 
@@ -49,7 +49,7 @@ FIXTURE = Site("tests/conftest.py", 12, "def model():")
 
 
 def test_the_whole_text_of_the_promise() -> None:
-    assert explain([replace(TRAINING, fixture="model", fixture_at=FIXTURE), CONSEQUENCE], "inference") == dedent("""\
+    assert failure_text([replace(TRAINING, fixture="model", fixture_at=FIXTURE), CONSEQUENCE], "inference") == dedent("""\
         train-mode: model (ResNet) ran 40 times in training mode (+1 more)
 
           train-mode     model.bn1 (BatchNorm2d) and 1 more of 149 modules were in training mode
@@ -62,64 +62,66 @@ def test_the_whole_text_of_the_promise() -> None:
 
 
 def test_a_change_of_another_cause_is_an_entry_of_its_own() -> None:
-    assert explain([TRAINING, MUTATED]).count("fix: ") == 2
+    assert failure_text([TRAINING, MUTATED]).count("fix: ") == 2
     elsewhere = replace(CONSEQUENCE, model="teacher", subjects=("teacher.bn1.running_mean",))
-    assert explain([TRAINING, elsewhere]).count("fix: ") == 2
-    assert explain([RANDOM, CONSEQUENCE]).count("fix: ") == 2
+    assert failure_text([TRAINING, elsewhere]).count("fix: ") == 2
+    assert failure_text([RANDOM, CONSEQUENCE]).count("fix: ") == 2
 
 
 def test_blocks_of_one_list_that_have_the_same_fault_are_one_entry() -> None:
     blocks = [replace(RANDOM, model=f"net.blocks[{i}]", finding=f"net.blocks[{i}] drew") for i in range(5)]
-    text = explain(blocks)
+    text = failure_text(blocks)
     assert text.count("fix: ") == text.count("src/net.py:88") == 1
     assert "net.blocks[0] drew" in text
     assert "and net.blocks[1] drew" in text
     assert "and 2 more like these" in text
     other = replace(blocks[1], at=Site("tests/test_accuracy.py", 40, "model(other)"))
-    assert explain([blocks[0], other]).count("fix: ") == 2
+    assert failure_text([blocks[0], other]).count("fix: ") == 2
 
 
 def test_what_follows_from_the_second_of_them_is_told_in_their_entry() -> None:
     blocks = [replace(TRAINING, model=name, subjects=(f"{name}.bn (BatchNorm2d)",)) for name in ("student", "teacher")]
     moved = replace(CONSEQUENCE, model="teacher", subjects=("teacher.bn.running_mean",))
-    assert explain([*blocks, moved]).count("fix: ") == 1
+    assert failure_text([*blocks, moved]).count("fix: ") == 1
 
 
 def test_no_exemption_is_offered_for_a_plain_mistake() -> None:
-    assert "intended?" not in explain([replace(TRAINING, plain=True), CONSEQUENCE])
-    assert explain([replace(TRAINING, plain=True), RANDOM]).endswith('intended? guard(allow=["random-forward"])')
-    facts = shown(Trace(), [replace(TRAINING, plain=True), CONSEQUENCE], fixtures={}, marker="inference", root=Path())
+    assert "intended?" not in failure_text([replace(TRAINING, never_intended=True), CONSEQUENCE])
+    assert failure_text([replace(TRAINING, never_intended=True), RANDOM]).endswith('intended? guard(allow=["random-forward"])')
+    facts = collect_page_data(
+        Trace(), [replace(TRAINING, never_intended=True), CONSEQUENCE], fixtures={}, marker="inference", root=Path()
+    )
     assert facts["exemption"] == ""  # on the page neither
 
 
 def test_a_note_stands_before_the_remedy() -> None:
-    note, fix = explain([replace(TRAINING, notes=("train is wrong",))]).splitlines()[-4:-2]
+    note, fix = failure_text([replace(TRAINING, notes=("train is wrong",))]).splitlines()[-4:-2]
     assert (note.strip(), fix.strip()) == ("train is wrong", f"fix: {TRAINING.remedy}")
 
 
 def test_one_violation_has_no_more_beside_it() -> None:
-    first, blank, *_ = explain([TRAINING], "inference").splitlines()
+    first, blank, *_ = failure_text([TRAINING], "inference").splitlines()
     assert (first, blank) == ("train-mode: model (ResNet) ran 40 times in training mode", "")
 
 
 def test_the_line_before_a_change_was_seen_is_not_told_as_the_one_at_fault() -> None:
-    text = explain([replace(MUTATED, rule="buffer-mutated")], "inference")
+    text = failure_text([replace(MUTATED, rule="buffer-mutated")], "inference")
     assert "first seen after tests/test_accuracy.py:31, its last forward\n" in text
     assert "logits = model(images)" not in text
 
 
 def test_the_line_that_wrote_is_told_where_it_is_known() -> None:
-    text = explain([replace(MUTATED, since=Site("tests/test_accuracy.py", 29, "model.half()"))], "inference")
+    text = failure_text([replace(MUTATED, since=Site("tests/test_accuracy.py", 29, "model.half()"))], "inference")
     assert "since tests/test_accuracy.py:29  model.half()\n" in text
     assert "first seen" not in text
 
 
 def test_a_line_that_switched_a_mode_and_called_is_told_once() -> None:
-    assert "since" not in explain([replace(TRAINING, since=TRAINING.at)], "inference")
+    assert "since" not in failure_text([replace(TRAINING, since=TRAINING.at)], "inference")
 
 
 def test_the_line_that_brought_it_about_is_told_first() -> None:
-    text = explain([replace(TRAINING, since=Site("tests/helpers.py", 12, "model.train()"))], "inference")
+    text = failure_text([replace(TRAINING, since=Site("tests/helpers.py", 12, "model.train()"))], "inference")
     assert text.splitlines()[2:5] == [
         "  train-mode  model.bn1 (BatchNorm2d) and 1 more of 149 modules were in training mode",
         "              since tests/helpers.py:12  model.train()",
@@ -128,7 +130,7 @@ def test_the_line_that_brought_it_about_is_told_first() -> None:
 
 
 def test_the_line_at_fault_inside_the_model_is_told_beside_the_call() -> None:
-    text = explain([RANDOM], "inference")
+    text = failure_text([RANDOM], "inference")
     assert "tests/test_accuracy.py:31  logits = model(images)" in text
     assert "src/net.py:88  x = F.dropout(x)" in text
     assert text.index("test_accuracy.py:31") < text.index("src/net.py:88")
@@ -136,11 +138,11 @@ def test_the_line_at_fault_inside_the_model_is_told_beside_the_call() -> None:
 
 @pytest.mark.parametrize("cause", [None, RANDOM.at])
 def test_a_line_is_told_once(cause: Site | None) -> None:
-    assert explain([replace(RANDOM, cause=cause)], "inference").count("test_accuracy.py:31") == 1
+    assert failure_text([replace(RANDOM, cause=cause)], "inference").count("test_accuracy.py:31") == 1
 
 
 def test_without_a_line_none_is_told() -> None:
-    finding, fix = explain([replace(RANDOM, at=None, cause=None)], "inference").splitlines()[2:4]
+    finding, fix = failure_text([replace(RANDOM, at=None, cause=None)], "inference").splitlines()[2:4]
     assert finding.split() == ["random-forward", *RANDOM.finding.split()]
     assert fix.strip() == "fix: pass training=self.training"
 
@@ -161,12 +163,12 @@ def test_without_a_line_none_is_told() -> None:
     ],
 )
 def test_what_to_declare_if_it_was_intended(violations: list[Violation], intended: str) -> None:
-    last = explain(violations, "clean").splitlines()[-1]
+    last = failure_text(violations, "clean").splitlines()[-1]
     assert last == f'  intended? @pytest.mark.clean({intended}, reason="...")'
 
 
 def test_without_a_marker_the_arguments_of_guard_are_named() -> None:
-    assert explain([TRAINING]).splitlines()[-1] == '  intended? guard(train=["bn1"])'
+    assert failure_text([TRAINING]).splitlines()[-1] == '  intended? guard(train=["bn1"])'
 
 
 def test_the_table_of_rules_tells_each_once_with_its_level_and_remedy() -> None:

@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from pytest_evalmode.report.markdown import markdown
-from pytest_evalmode.report.page import page, panel, verdict
-from pytest_evalmode.report.page_data import shown as facts_of
-from pytest_evalmode.report.suggest import Unmarked
+from pytest_evalmode.report.markdown import render_step_summary
+from pytest_evalmode.report.page import render_page, render_panel, verdict
+from pytest_evalmode.report.page_data import collect_page_data as facts_of
+from pytest_evalmode.report.suggest import UnmarkedTest
 from pytest_evalmode.rules import Violation
 from pytest_evalmode.trace import Site, Trace
 from tests.report.records import test as guarded
@@ -65,7 +65,7 @@ class Text(HTMLParser):
 
 
 def shown(*tests: dict[str, Any]) -> str:
-    return page(list(tests), totals=totals(list(tests)), mode="enforce", strict=False)
+    return render_page(list(tests), totals=totals(list(tests)), mode="enforce", strict=False)
 
 
 def text(page: str) -> str:
@@ -166,7 +166,7 @@ def test_exemptions_are_told_with_their_reasons() -> None:
 def test_known_violations_are_told_apart() -> None:
     tests = [guarded("test_a", violation(), violation("grad-mode")), guarded("test_b", violation())]
     listed = {f"test_it.py::{name}": frozenset({("train-mode", "net")}) for name in ("test_a", "test_b")}
-    made = page(tests, totals=totals(tests), mode="enforce", strict=False, known=listed)
+    made = render_page(tests, totals=totals(tests), mode="enforce", strict=False, known=listed)
     new, _, known = made.partition('<h2 id="known">')
     assert "1 of 2 tests was not clean; 2 known violations" in text(new)
     assert "grad-mode, the headline" in text(new)
@@ -175,20 +175,23 @@ def test_known_violations_are_told_apart() -> None:
     assert "explains 2 tests" in text(known)
     assert "grad-mode, the headline" not in text(known)
     assert "Known violations" not in text(shown(*tests))
-    assert "train-mode" not in markdown(tests, totals(tests), listed)
+    assert "train-mode" not in render_step_summary(tests, totals(tests), listed)
 
 
 def test_what_is_expected_to_fail_is_nothing_new() -> None:
     expected = guarded("test_a", violation(), outcome="xfailed")
     assert verdict([expected]) == "1 guarded test, nothing new; 1 known violation"
     assert "Mend first" in text(shown(expected, guarded("test_b", violation())))
-    assert markdown([expected], totals([expected])).count("explains") == 0
+    assert render_step_summary([expected], totals([expected])).count("explains") == 0
 
 
 def test_unmarked_tests_that_ran_models_are_told_with_how_to_guard_them() -> None:
-    found = [Unmarked("test_it.py::test_a", ["net (Net)"], ["grad-mode"]), Unmarked("test_it.py::test_b", ["Net"], [])]
+    found = [
+        UnmarkedTest("test_it.py::test_a", ["net (Net)"], ["grad-mode"]),
+        UnmarkedTest("test_it.py::test_b", ["Net"], []),
+    ]
     advice = ["to guard them, add to the configuration:", "  evalmode_mark ="]
-    made = page([], totals=totals([]), mode="enforce", strict=False, unmarked=found, advice=advice)
+    made = render_page([], totals=totals([]), mode="enforce", strict=False, unmarked=found, advice=advice)
     told = text(made)
     assert "Unmarked tests that ran models test_it.py::test_a grad-mode net (Net)" in told
     assert "test_it.py::test_b clean Net" in told
@@ -197,7 +200,7 @@ def test_unmarked_tests_that_ran_models_are_told_with_how_to_guard_them() -> Non
 
 def test_of_tests_that_nobody_asked_it_tells_how_to_ask() -> None:
     tests = [guarded("test_a")]
-    made = page(tests, totals=totals(tests), mode="enforce", strict=False, unguarded=3)
+    made = render_page(tests, totals=totals(tests), mode="enforce", strict=False, unguarded=3)
     assert "3 unmarked tests passed: pytest --evalmode-suggest tells which of them run a model." in text(made)
     assert "--evalmode-suggest" not in shown(*tests)
 
@@ -215,7 +218,7 @@ def test_names_are_shown_as_they_are_and_run_nothing() -> None:
         "lines": {f"{NASTY}:3": [3, [NASTY]]},
     }
     tests = [guarded(NASTY, nasty, shown=facts, reason=NASTY), guarded(NASTY + "2", exemptions=[NASTY], reason=NASTY)]
-    for made in (shown(*tests), panel(tests[0])):
+    for made in (shown(*tests), render_panel(tests[0])):
         assert "<script>alert" not in made
         assert "&lt;script&gt;alert" in made
     assert Text(shown(*tests)).tags.count("script") == 1  # the page's own
@@ -245,7 +248,7 @@ def test_a_clean_run_has_nothing_to_mend() -> None:
 
 
 def test_the_panel_has_the_test_alone() -> None:
-    told = text(panel(guarded("test_a", FAULT, shown=SHOWN)))
+    told = text(render_panel(guarded("test_a", FAULT, shown=SHOWN)))
     assert "net.bn (BatchNorm1d) was in training mode" in told
     assert "Mend first" not in told
 
@@ -253,7 +256,7 @@ def test_the_panel_has_the_test_alone() -> None:
 def test_the_step_summary_is_the_same_in_short() -> None:
     tests = [guarded(f"test_{i}", FAULT, shown=SHOWN) for i in range(15)]
     tests += [guarded("test_clean", exemptions=['train="drop"'], reason="MC dropout")]
-    told = markdown(tests, totals(tests))
+    told = render_step_summary(tests, totals(tests))
     assert told.startswith("### evalmode: 15 of 16 tests were not clean\n")
     assert "1. **`test_it.py:7`** (train-mode): train-mode, the headline" in told
     assert "explains 15 tests" in told
@@ -263,7 +266,7 @@ def test_the_step_summary_is_the_same_in_short() -> None:
 
 def test_the_step_summary_says_names_as_they_are() -> None:
     tests = [guarded("test_a`b|c", violation(message=NASTY, remedy="use *this*_one_ [or](that)"))]
-    told = markdown(tests, totals(tests))
+    told = render_step_summary(tests, totals(tests))
     assert "<script>" not in told
     assert r"use \*this\*\_one\_ \[or\](that)" in told
     assert "`` test_it.py::test_a`b|c ``" in told
@@ -271,4 +274,4 @@ def test_the_step_summary_says_names_as_they_are() -> None:
 
 def test_the_step_summary_is_of_bounded_size() -> None:
     tests = [guarded(f"test_{i}", violation("grad-mode", at=f"test_it.py:{i // 50}")) for i in range(5000)]
-    assert len(markdown(tests, totals(tests))) < 100_000
+    assert len(render_step_summary(tests, totals(tests))) < 100_000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytest_evalmode.report.model_tree import ROWS, trees
-from pytest_evalmode.trace import Finding, ForwardCall, Part, Site, TensorChange, Trace, WatchedModel
+from pytest_evalmode.report.model_tree import MAX_ROWS, model_trees
+from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation, Site, TensorChange, Trace, WatchedModel
 
 BLOCKS = [(f"layer{i}", "Sequential") for i in range(1, 5)]
 PARTS = [("", "ResNet"), ("conv1", "Conv2d"), ("bn1", "BatchNorm2d"), ("relu", "ReLU")]
@@ -20,8 +20,8 @@ TYPES = dict(PARTS)
 
 
 def training(paths: list[str], since: Site | None = None) -> ForwardCall:
-    found = tuple(Finding(Part("model", path, TYPES[path]), since=since) for path in paths)
-    return ForwardCall(ran=Part("model", "", "ResNet"), at=None, modules=len(PARTS), training=found)
+    found = tuple(Observation(ModuleInfo("model", path, TYPES[path]), since=since) for path in paths)
+    return ForwardCall(ran=ModuleInfo("model", "", "ResNet"), at=None, modules=len(PARTS), training=found)
 
 
 def changed(path: str, **facts: Any) -> TensorChange:
@@ -29,8 +29,8 @@ def changed(path: str, **facts: Any) -> TensorChange:
 
 
 def tree(*calls: ForwardCall, changes: tuple[TensorChange, ...] = ()) -> dict[str, Any]:
-    model = WatchedModel("model", "ResNet", 0, 0, 1, parts=tuple(PARTS))
-    return trees(Trace(models=(model,), calls=calls, changes=changes))["model"]
+    model = WatchedModel("model", "ResNet", 0, 0, 1, modules=tuple(PARTS))
+    return model_trees(Trace(models=(model,), calls=calls, changes=changes))["model"]
 
 
 def rows(node: dict[str, Any], depth: int = 0) -> list[str]:
@@ -41,10 +41,10 @@ def rows(node: dict[str, Any], depth: int = 0) -> list[str]:
 
 
 def test_a_clean_model_has_no_tree() -> None:
-    model = WatchedModel("model", "ResNet", 0, 0, 1, parts=tuple(PARTS))
-    assert trees(Trace(models=(model,))) == {}
-    quiet = ForwardCall(ran=Part("model", "", "ResNet"), at=None, modules=3)
-    assert trees(Trace(models=(model,), calls=(quiet,))) == {}
+    model = WatchedModel("model", "ResNet", 0, 0, 1, modules=tuple(PARTS))
+    assert model_trees(Trace(models=(model,))) == {}
+    quiet = ForwardCall(ran=ModuleInfo("model", "", "ResNet"), at=None, modules=3)
+    assert model_trees(Trace(models=(model,), calls=(quiet,))) == {}
 
 
 def test_which_line_switched_a_module_is_told_where_several_lines_did() -> None:
@@ -79,15 +79,15 @@ def test_a_branch_in_which_much_happened_is_told_by_its_sum() -> None:
     (layer,) = [row for row in found["rows"] if row["name"] == "layer2"]
     assert layer["marks"] == [("training", "18 modules"), ("changed", "18 tensors: running_mean")]
     assert (layer["modules"], layer["rows"]) == (43, [])
-    assert len(rows(found)) <= ROWS
+    assert len(rows(found)) <= MAX_ROWS
 
 
 def test_many_alike_side_by_side_are_one_row() -> None:
     parts = (("", "Net"), *((str(i), "Linear") for i in range(1000)))
-    found = tuple(Finding(Part("net", path, kind)) for path, kind in parts[1:])
-    call = ForwardCall(ran=Part("net", "", "Net"), at=None, modules=1001, training=found)
-    trace = Trace(models=(WatchedModel("net", "Net", 0, 0, 1, parts=parts),), calls=(call,))
-    (row,) = trees(trace)["net"]["rows"]
+    found = tuple(Observation(ModuleInfo("net", path, kind)) for path, kind in parts[1:])
+    call = ForwardCall(ran=ModuleInfo("net", "", "Net"), at=None, modules=1001, training=found)
+    trace = Trace(models=(WatchedModel("net", "Net", 0, 0, 1, modules=parts),), calls=(call,))
+    (row,) = model_trees(trace)["net"]["rows"]
     assert (row["name"], row["type"], row["times"]) == ("0 … 999", "Linear", 1000)
     assert row["marks"] == [("training", "1000 modules")]
 
@@ -96,17 +96,17 @@ def test_it_fits_a_screen_whatever_happened() -> None:
     parts = [("", "Net")]
     for i in range(300):
         parts += [(f"m{i}", f"Type{i}"), (f"m{i}.a", "A"), (f"m{i}.b", "B")]
-    found = tuple(Finding(Part("net", path, kind)) for path, kind in parts[1:])
-    call = ForwardCall(ran=Part("net", "", "Net"), at=None, modules=1001, training=found)
-    trace = Trace(models=(WatchedModel("net", "Net", 0, 0, 1, parts=tuple(parts)),), calls=(call,))
-    root = trees(trace)["net"]
-    assert len(rows(root)) <= ROWS + 1
-    assert root["rows"][-1]["times"] == 300 - ROWS + 1
+    found = tuple(Observation(ModuleInfo("net", path, kind)) for path, kind in parts[1:])
+    call = ForwardCall(ran=ModuleInfo("net", "", "Net"), at=None, modules=1001, training=found)
+    trace = Trace(models=(WatchedModel("net", "Net", 0, 0, 1, modules=tuple(parts)),), calls=(call,))
+    root = model_trees(trace)["net"]
+    assert len(rows(root)) <= MAX_ROWS + 1
+    assert root["rows"][-1]["times"] == 300 - MAX_ROWS + 1
 
 
 def test_what_ran_without_being_part_of_it_stands_at_the_end() -> None:
-    guest = Finding(Part("model", "layer1.<Dropout>", "Dropout"))
-    call = ForwardCall(ran=Part("model", "", "ResNet"), at=None, modules=3, unregistered=(guest,), draws=(guest,))
+    guest = Observation(ModuleInfo("model", "layer1.<Dropout>", "Dropout"))
+    call = ForwardCall(ran=ModuleInfo("model", "", "ResNet"), at=None, modules=3, unregistered=(guest,), draws=(guest,))
     last = rows(tree(call))
     assert "    <Dropout> Dropout: drew; unregistered" in last
     assert last[-1] == "  layer2 … fc: clean"
@@ -114,8 +114,8 @@ def test_what_ran_without_being_part_of_it_stands_at_the_end() -> None:
 
 def test_a_model_of_which_only_the_marks_are_known() -> None:
     model = WatchedModel("net", "Net", 2, 8, 0)
-    change = TensorChange("net", "body.fc.weight", "values", elements=1, of=4, max_abs=1.0)
-    assert rows(trees(Trace(models=(model,), changes=(change,)))["net"]) == [
+    change = TensorChange("net", "body.fc.weight", "values", elements=1, numel=4, max_abs=1.0)
+    assert rows(model_trees(Trace(models=(model,), changes=(change,)))["net"]) == [
         "net Net",
         "  body",
         "    fc: changed weight  max |Δ| 1, 1 of 4 elements",

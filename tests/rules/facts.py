@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytest_evalmode.trace import Finding, ForwardCall, Part, Site, TensorChange, Trace
+from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation, Site, TensorChange, Trace
 
 HERE = Site("tests/test_net.py", 31, "logits = model(images)")
 THERE = Site("tests/test_net.py", 40, "model(images)")
 INSIDE = Site("src/net.py", 88, "x = F.dropout(x)")
 
 
-def found(
-    path: str, kind: str, *, model: str = "model", sensitive: bool = True, cause: Site | None = None, why: str = ""
-) -> Finding:
+def observed(
+    path: str, kind: str, *, model: str = "model", mode_dependent: bool = True, cause: Site | None = None, why: str = ""
+) -> Observation:
     """Something about one module of a model."""
-    return Finding(Part(model, path, kind, sensitive), cause, why)
+    return Observation(ModuleInfo(model, path, kind, mode_dependent), cause, why)
 
 
 def call(model: str = "model", kind: str = "Net", /, **facts: Any) -> ForwardCall:
     """A forward of a whole model of seven modules, called from `HERE`."""
-    return ForwardCall(**{"ran": Part(model, "", kind), "at": HERE, "modules": 7, **facts})
+    return ForwardCall(**{"ran": ModuleInfo(model, "", kind), "at": HERE, "modules": 7, **facts})
 
 
 def changed(path: str, model: str = "model", **facts: Any) -> TensorChange:

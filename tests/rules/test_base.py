@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from pytest_evalmode.policy import Policy
-from pytest_evalmode.rules import RULE_NAMES, RULES, Violation, judge
+from pytest_evalmode.rules import RULE_NAMES, RULES, Violation, apply_rules
 from pytest_evalmode.rules.rule import rule
 from pytest_evalmode.trace import Trace
-from tests.rules.facts import HERE, THERE, call, calls, changed, changes, found
+from tests.rules.facts import HERE, THERE, call, calls, changed, changes, observed
 
 
 @rule("too-many", fires_when="there were more than two calls", remedy="call it less", level="strict")
@@ -51,11 +51,11 @@ def test_every_rule_explains_itself(name: str) -> None:
     assert not this.fires_when.endswith(".")
 
 
-NORM, DROP = found("bn", "BatchNorm1d"), found("drop", "Dropout")
+NORM, DROP = observed("bn", "BatchNorm1d"), observed("drop", "Dropout")
 
 
 def names(*segments: tuple[Trace, Policy]) -> list[str]:
-    return [v.rule for v in judge(segments)]
+    return [v.rule for v in apply_rules(segments)]
 
 
 def test_a_clean_window_breaks_nothing() -> None:
@@ -63,7 +63,7 @@ def test_a_clean_window_breaks_nothing() -> None:
 
 
 def test_all_that_is_broken_is_told() -> None:
-    both = Trace(calls=(call(training=(NORM,), autograd=found("", "Net")),), changes=(changed("bn.running_mean"),))
+    both = Trace(calls=(call(training=(NORM,), autograd=observed("", "Net")),), changes=(changed("bn.running_mean"),))
     assert sorted(names((both, Policy()))) == ["grad-mode", "state-mutated", "train-mode"]
 
 
@@ -84,30 +84,30 @@ def test_train_and_mutable_hold_for_their_segment() -> None:
 
 def test_calls_of_all_segments_are_counted_together() -> None:
     first, second = (calls(call(training=(NORM,), at=at, count=2)) for at in (HERE, THERE))
-    (violation,) = judge([(first, Policy()), (second, Policy())])
+    (violation,) = apply_rules([(first, Policy()), (second, Policy())])
     assert (violation.count, violation.at, violation.details) == (4, HERE, {"also_at": [str(THERE)]})
 
 
 def test_calls_of_an_excused_segment_are_not_counted() -> None:
     trained = calls(call(training=(NORM,)))
-    (violation,) = judge([(trained, Policy(allow=frozenset({"train-mode"}))), (trained, Policy())])
+    (violation,) = apply_rules([(trained, Policy(allow=frozenset({"train-mode"}))), (trained, Policy())])
     assert violation.count == 1
 
 
 def test_a_tensor_that_changed_twice_is_told_once_as_it_changed_first() -> None:
     first, again = changes(changed("w", after=HERE, max_abs=1.0, elements=1, of=4)), changes(changed("w", after=THERE))
-    (violation,) = judge([(first, Policy()), (again, Policy())])
+    (violation,) = apply_rules([(first, Policy()), (again, Policy())])
     assert (violation.subjects, violation.at) == (("model.w",), HERE)
     assert "max |Δ| 1" in violation.finding
 
 
 def test_a_change_that_was_excused_first_and_not_later_is_told() -> None:
     first, again = changes(changed("w", after=HERE)), changes(changed("w", after=THERE))
-    (violation,) = judge([(first, Policy(mutable=("w",))), (again, Policy())])
+    (violation,) = apply_rules([(first, Policy(mutable=("w",))), (again, Policy())])
     assert violation.at == THERE
 
 
 def test_judging_changes_no_fact() -> None:
     trace = calls(call(training=(NORM, DROP)))
-    judge([(trace, Policy(train=("*",)))])
+    apply_rules([(trace, Policy(train=("*",)))])
     assert trace == calls(call(training=(NORM, DROP)))

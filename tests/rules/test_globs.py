@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_evalmode.rules.exemptions import matches
-from pytest_evalmode.rules.globs import narrowest
+from pytest_evalmode.rules.globs import narrowest_globs
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -28,10 +28,10 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
     ],
 )
 def test_narrowest(paths: list[str], globs: list[str]) -> None:
-    assert narrowest(paths) == globs
+    assert narrowest_globs(paths) == globs
     assert all(matches("model", path, globs) for path in paths)
 
 
 def test_what_did_not_change_is_not_named() -> None:
-    globs = narrowest([f"bn{i}.{n}" for i in (1, 2) for n in STATISTICS])
+    globs = narrowest_globs([f"bn{i}.{n}" for i in (1, 2) for n in STATISTICS])
     assert not any(matches("model", path, globs) for path in ("bn1.weight", "bn2.bias", "fc.weight"))

@@ -7,10 +7,10 @@ import pytest
 
 from pytest_evalmode.rules import Rule, Violation
 from pytest_evalmode.rules.forward_rules import batch_stats, grad_mode, random_forward, train_mode
-from pytest_evalmode.trace import Finding, ForwardCall
-from tests.rules.facts import HERE, INSIDE, THERE, call, calls, found
+from pytest_evalmode.trace import ForwardCall, Observation
+from tests.rules.facts import HERE, INSIDE, THERE, call, calls, observed
 
-Fact = Callable[[Finding], ForwardCall]
+Fact = Callable[[Observation], ForwardCall]
 
 # Each rule with the fact that it is about.
 RULES: dict[Rule, Fact] = {
@@ -31,7 +31,7 @@ def only(rule: Rule, *these: ForwardCall) -> Violation:
 @each_rule
 def test_a_rule_speaks_of_its_own_fact_alone(rule: Rule, fact: Fact) -> None:
     for other, fact_of_other in RULES.items():
-        assert len(rule.violations(calls(fact_of_other(found("bn", "BatchNorm1d"))))) == (other is rule)
+        assert len(rule.violations(calls(fact_of_other(observed("bn", "BatchNorm1d"))))) == (other is rule)
 
 
 @each_rule
@@ -41,7 +41,7 @@ def test_silence_about_nothing(rule: Rule, fact: Fact) -> None:
 
 @each_rule
 def test_where_and_under_which_name(rule: Rule, fact: Fact) -> None:
-    violation = only(rule, fact(found("bn", "BatchNorm1d", cause=INSIDE)))
+    violation = only(rule, fact(observed("bn", "BatchNorm1d", cause=INSIDE)))
     assert (violation.rule, violation.model, violation.at, violation.cause) == (rule.name, "model", HERE, INSIDE)
     assert violation.remedy
     assert violation.finding.startswith("model.bn (BatchNorm1d) ")
@@ -52,7 +52,7 @@ def test_one_violation_a_model_in_the_order_they_ran(rule: Rule, fact: Fact) -> 
     first, second = (
         call(name, training=(f,), autograd=f, batch_stats=(f,), draws=(f,))
         for name in ("zeta", "alpha")
-        for f in [found("bn", "BatchNorm1d", model=name)]
+        for f in [observed("bn", "BatchNorm1d", model=name)]
     )
     violations = rule.violations(calls(first, second, first))
     assert [(v.model, v.count) for v in violations] == [("zeta", 2), ("alpha", 1)]
@@ -60,7 +60,7 @@ def test_one_violation_a_model_in_the_order_they_ran(rule: Rule, fact: Fact) -> 
 
 @each_rule
 def test_equal_calls_are_counted_and_other_lines_told(rule: Rule, fact: Fact) -> None:
-    f = found("bn", "BatchNorm1d")
+    f = observed("bn", "BatchNorm1d")
     here, there = (
         call(training=(f,), autograd=f, batch_stats=(f,), draws=(f,), at=at, count=count)
         for at, count in ((HERE, 3), (THERE, 2))
@@ -73,7 +73,7 @@ def test_equal_calls_are_counted_and_other_lines_told(rule: Rule, fact: Fact) ->
 
 @each_rule
 def test_a_module_is_named_once_and_with_the_cause_that_is_known(rule: Rule, fact: Fact) -> None:
-    blind, seeing = fact(found("bn", "BatchNorm1d")), fact(found("bn", "BatchNorm1d", cause=INSIDE))
+    blind, seeing = fact(observed("bn", "BatchNorm1d")), fact(observed("bn", "BatchNorm1d", cause=INSIDE))
     violation = only(rule, blind, seeing)
     assert violation.subjects == ("model.bn (BatchNorm1d)",)
     assert violation.cause == INSIDE
@@ -81,7 +81,7 @@ def test_a_module_is_named_once_and_with_the_cause_that_is_known(rule: Rule, fac
 
 @each_rule
 def test_a_model_called_after_its_type_is_not_named_twice(rule: Rule, fact: Fact) -> None:
-    f = found("", "Net", model="Net")
+    f = observed("", "Net", model="Net")
     violation = only(rule, call("Net", "Net", training=(f,), autograd=f, batch_stats=(f,), draws=(f,)))
     assert violation.message.startswith("Net ")
 
@@ -98,7 +98,7 @@ def test_a_model_called_after_its_type_is_not_named_twice(rule: Rule, fact: Fact
     ],
 )
 def test_headline(rule: Rule, count: int, message: str) -> None:
-    f = found("bn", "BatchNorm1d")
+    f = observed("bn", "BatchNorm1d")
     ran = call(training=(f,), autograd=f, batch_stats=(f,), draws=(f,), count=count)
     assert only(rule, ran).message == message
 
@@ -113,27 +113,30 @@ def test_headline(rule: Rule, count: int, message: str) -> None:
     ],
 )
 def test_sentence(rule: Rule, finding: str) -> None:
-    assert only(rule, RULES[rule](found("bn", "BatchNorm1d", why="why so"))).finding == finding
+    assert only(rule, RULES[rule](observed("bn", "BatchNorm1d", why="why so"))).finding == finding
 
 
 class TestTrainMode:
     def test_batch_norm_and_dropout_say_more_than_the_layers_that_share_their_flag(self) -> None:
-        root, linear = found("", "Net", sensitive=False), found("head", "Linear", sensitive=False)
-        norm, drop = found("bn", "BatchNorm1d"), found("drop", "Dropout")
+        root, linear = observed("", "Net", mode_dependent=False), observed("head", "Linear", mode_dependent=False)
+        norm, drop = observed("bn", "BatchNorm1d"), observed("drop", "Dropout")
         violation = only(train_mode, call(training=(root, linear, norm, drop)))
         assert violation.subjects == ("model.bn (BatchNorm1d)", "model.drop (Dropout)")
         assert violation.finding == "model.bn (BatchNorm1d) and 1 more of 7 modules were in training mode"
 
     def test_layers_are_named_where_nothing_says_more(self) -> None:
-        layers = (found("head", "Linear", sensitive=False), found("embed", "Embedding", sensitive=False))
+        layers = (
+            observed("head", "Linear", mode_dependent=False),
+            observed("embed", "Embedding", mode_dependent=False),
+        )
         violation = only(train_mode, call(training=layers))
         assert violation.subjects == ("model.head (Linear)", "model.embed (Embedding)")
 
     def test_the_line_that_switched_them_is_told_where_it_was_one(self) -> None:
         norm, drop, head = (
-            found("bn", "BatchNorm1d"),
-            found("drop", "Dropout"),
-            found("head", "Linear", sensitive=False),
+            observed("bn", "BatchNorm1d"),
+            observed("drop", "Dropout"),
+            observed("head", "Linear", mode_dependent=False),
         )
         by_one = only(train_mode, call(training=(replace(norm, since=THERE), replace(drop, since=THERE), head)))
         assert (by_one.since, by_one.details) == (THERE, {"since": str(THERE)})
@@ -142,7 +145,7 @@ class TestTrainMode:
             assert (by_two.since, by_two.details) == (None, {})
 
     def test_an_exemption_has_to_name_the_quiet_ones_too(self) -> None:
-        quiet, norm = found("head", "Linear", sensitive=False), found("bn", "BatchNorm1d")
+        quiet, norm = observed("head", "Linear", mode_dependent=False), observed("bn", "BatchNorm1d")
         assert only(train_mode, call(training=(quiet, norm))).train == ("head", "bn")
 
     @pytest.mark.parametrize(
@@ -158,5 +161,5 @@ class TestTrainMode:
         ],
     )
     def test_remedy(self, model: str, training: list[tuple[str, str]], remedy: str) -> None:
-        findings = tuple(found(path, "Dropout", model=model, why=why) for path, why in training)
+        findings = tuple(observed(path, "Dropout", model=model, why=why) for path, why in training)
         assert only(train_mode, call(model, training=findings)).remedy.startswith(remedy)

@@ -7,7 +7,7 @@ import pytest
 
 from pytest_evalmode.rules import Violation
 from pytest_evalmode.rules.state_rules import state_mutated
-from tests.rules.facts import HERE, THERE, call, calls, changed, changes, found
+from tests.rules.facts import HERE, THERE, call, calls, changed, changes, observed
 
 
 def only(*paths: str, **facts: Any) -> Violation:
@@ -16,7 +16,7 @@ def only(*paths: str, **facts: Any) -> Violation:
 
 
 def test_silence_about_models_that_only_ran() -> None:
-    busy = call(training=(found("bn", "BatchNorm1d"),), draws=(found("drop", "Dropout"),))
+    busy = call(training=(observed("bn", "BatchNorm1d"),), draws=(observed("drop", "Dropout"),))
     assert state_mutated.violations(changes()) == state_mutated.violations(calls(busy)) == []
 
 
@@ -30,7 +30,7 @@ def test_one_tensor() -> None:
 
 def test_after_training_it_is_the_call_that_trained_which_is_told() -> None:
     """The model may have run since, as it should."""
-    trained = call(training=(found("bn", "BatchNorm1d"),), at=THERE)
+    trained = call(training=(observed("bn", "BatchNorm1d"),), at=THERE)
     trace = replace(changes(changed("bn.running_mean", after=HERE)), calls=(trained, call(at=HERE)))
     (violation,) = state_mutated.violations(trace)
     assert violation.at == THERE

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pytest_evalmode.policy import Policy
-from pytest_evalmode.rules import RULES, Rule, Violation, judge, rule
-from pytest_evalmode.rules.exemptions import Segments, unused_exemption
+from pytest_evalmode.rules import RULES, Rule, Violation, apply_rules, rule
+from pytest_evalmode.rules.exemptions import PolicySegments, unused_exemption
 from pytest_evalmode.rules.forward_rules import no_forward, unregistered_module
 from pytest_evalmode.rules.leak_rules import global_leaked, model_leaked
 from pytest_evalmode.rules.state_rules import (
@@ -22,16 +22,18 @@ from pytest_evalmode.rules.state_rules import (
     state_drifted,
     state_mutated,
 )
-from pytest_evalmode.trace import AttributeChange, Drift, GlobalDrift, Leak, Load, Part, Trace
-from tests.rules.facts import HERE, INSIDE, THERE, call, calls, changed, changes, found
+from pytest_evalmode.trace import AttributeChange, Drift, GlobalDrift, Leak, Load, ModuleInfo, Trace
+from tests.rules.facts import HERE, INSIDE, THERE, call, calls, changed, changes, observed
 
 
 def attribute(name: str, before: str, after: str, path: str = "encoder") -> AttributeChange:
-    return AttributeChange(Part("model", path, "Encoder"), name, before, after)
+    return AttributeChange(ModuleInfo("model", path, "Encoder"), name, before, after)
 
 
 def load(missing: str = "", unexpected: str = "", path: str = "") -> Trace:
-    return Trace(loads=(Load(Part("model", path, "Net"), HERE, tuple(missing.split()), tuple(unexpected.split())),))
+    return Trace(
+        loads=(Load(ModuleInfo("model", path, "Net"), HERE, tuple(missing.split()), tuple(unexpected.split())),)
+    )
 
 
 def drift(*paths: str, between: tuple[str, ...] = ()) -> Trace:
@@ -50,13 +52,13 @@ FAULTS: dict[Rule, Trace] = {
     input_mutated: calls(call(inputs=("argument 0",))),
     buffer_mutated: changes(changed("steps", persistent=False)),
     attribute_mutated: calls(call(attributes=(attribute("mode", "'a'", "'b'"),))),
-    unregistered_module: calls(call(unregistered=(found("parts[0]", "Linear"),))),
+    unregistered_module: calls(call(unregistered=(observed("parts[0]", "Linear"),))),
     partial_load: load(missing="head.weight"),
     model_leaked: leaks(MODEL_LEAK),
     global_leaked: leaks(GLOBAL_LEAK),
     state_drifted: drift("fc.weight"),
     no_forward: Trace(needs_forward=True),
-    unused_exemption: Trace(unused=('train="drop"',)),
+    unused_exemption: Trace(unused_exemptions=('train="drop"',)),
 }
 LOOK_ALIKES: dict[str, Trace] = {
     "nothing": Trace(),
@@ -87,21 +89,21 @@ def test_each_speaks_of_its_own_fact_alone(rule: Rule) -> None:
 
 @pytest.mark.parametrize("trace", LOOK_ALIKES.values(), ids=LOOK_ALIKES)
 def test_silence(trace: Trace) -> None:
-    assert judge([(trace, Policy())], strict=True) == []
+    assert apply_rules([(trace, Policy())], strict=True) == []
 
 
 @pytest.mark.parametrize("rule", FAULTS, ids=lambda rule: rule.name)
 def test_only_when_asked_for(rule: Rule) -> None:
     segments = [(FAULTS[rule], Policy())]
-    assert judge(segments) == []
+    assert apply_rules(segments) == []
     expected = [] if rule is unused_exemption else [rule.name]  # `judge` finds out by itself what is unused
-    assert [v.rule for v in judge(segments, strict=True)] == expected
+    assert [v.rule for v in apply_rules(segments, strict=True)] == expected
 
 
 @pytest.mark.parametrize("rule", FAULTS, ids=lambda rule: rule.name)
 def test_can_be_allowed_and_needs_it(rule: Rule) -> None:
-    allowing = Policy(allow=frozenset({rule.name}), declared=(("allow", rule.name),))
-    assert judge([(FAULTS[rule], allowing)], strict=True) == []
+    allowing = Policy(allow=frozenset({rule.name}), exemptions=(("allow", rule.name),))
+    assert apply_rules([(FAULTS[rule], allowing)], strict=True) == []
 
 
 @pytest.mark.slow
@@ -131,7 +133,7 @@ def test_no_torch() -> None:
         ),
         (
             unregistered_module,
-            calls(call(unregistered=(found("parts[0]", "Linear"), found("parts[1]", "Linear")))),
+            calls(call(unregistered=(observed("parts[0]", "Linear"), observed("parts[1]", "Linear")))),
             "model (Net) ran model.parts[0] (Linear) and 1 more, which it does not register",
         ),
         (partial_load, load(missing="a b"), "model (Net) was loaded with 2 missing keys (a and 1 more)"),
@@ -145,7 +147,7 @@ def test_no_torch() -> None:
         (global_leaked, leaks(GLOBAL_LEAK, Leak(None, "threads", "1", "2")), "is float64 (and 1 more)"),
         (state_drifted, drift("a", "b"), "model.a and 1 more changed since the last guarded test"),
         (no_forward, Trace(needs_forward=True), "the test ran no model: the guard proved nothing"),
-        (unused_exemption, Trace(unused=('train="a"', 'allow="b"')), 'nothing needed train="a", allow="b"'),
+        (unused_exemption, Trace(unused_exemptions=('train="a"', 'allow="b"')), 'nothing needed train="a", allow="b"'),
     ],
 )
 def test_headline(rule: Rule, trace: Trace, message: str) -> None:
@@ -157,7 +159,7 @@ def test_forwards_of_one_model_are_told_together(fact: str) -> None:
     values: dict[str, Any] = {
         "inputs": ("argument 0",),
         "attributes": (attribute("a", "1", "2"),),
-        "unregistered": (found("parts[0]", "Linear", cause=INSIDE),),
+        "unregistered": (observed("parts[0]", "Linear", cause=INSIDE),),
     }
     rule = {"inputs": input_mutated, "attributes": attribute_mutated, "unregistered": unregistered_module}[fact]
     here, there = (call(**{fact: values[fact]}, at=at, count=count) for at, count in ((HERE, 2), (THERE, 3)))
@@ -228,7 +230,9 @@ def test_every_key_is_told_and_how_to_say_that_it_was_meant() -> None:
 
 
 def test_a_module_that_eval_cannot_reach_is_one_cause() -> None:
-    hidden, other = (found(path, "Linear", why=why) for path, why in (("parts[0]", "no submodule"), ("parts[1]", "")))
+    hidden, other = (
+        observed(path, "Linear", why=why) for path, why in (("parts[0]", "no submodule"), ("parts[1]", ""))
+    )
     for training, because in (((hidden,), ("train-mode",)), ((other,), ()), ((), ())):
         trace = calls(call(training=training, unregistered=(replace(hidden, why=""),)))
         assert only(unregistered_module, trace).because == because
@@ -268,17 +272,17 @@ def declared(**arguments: str) -> Policy:
         allow=frozenset(arguments.get("allow", "").split()),
         train=tuple(arguments.get("train", "").split()),
         mutable=tuple(arguments.get("mutable", "").split()),
-        declared=tuple((name, value) for name, values in arguments.items() for value in values.split()),
+        exemptions=tuple((name, value) for name, values in arguments.items() for value in values.split()),
     )
 
 
-def unused(segments: Segments, **options: Any) -> list[str]:
+def unused(segments: PolicySegments, **options: Any) -> list[str]:
     """What is said to be unused."""
-    found = judge(segments, strict=True, more=(too_slow,), **options)
+    found = apply_rules(segments, strict=True, user_rules=(too_slow,), **options)
     return [subject for v in found if v.rule == "unused-exemption" for subject in v.subjects]
 
 
-TRAINED = calls(call(training=(found("drop", "Dropout"),), count=1))
+TRAINED = calls(call(training=(observed("drop", "Dropout"),), count=1))
 CHANGED = changes(changed("bn.running_mean"))
 CACHED = changes(changed("cache", persistent=False))
 RAN = Trace(needs_forward=True, forwards=1)
@@ -335,8 +339,8 @@ def test_a_window_that_was_cut_short_may_yet_have_needed_it() -> None:
 def test_a_part_may_allow_what_the_rest_may_not() -> None:
     allowing = declared(allow="input-mutated")
     wrote = FAULTS[input_mutated]
-    assert judge([(RAN, Policy()), (wrote, allowing)], strict=True) == []
-    assert [v.rule for v in judge([(wrote, Policy()), (wrote, allowing)], strict=True)] == ["input-mutated"]
+    assert apply_rules([(RAN, Policy()), (wrote, allowing)], strict=True) == []
+    assert [v.rule for v in apply_rules([(wrote, Policy()), (wrote, allowing)], strict=True)] == ["input-mutated"]
 
 
 # --- state-drifted: torch's global state

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 
 from pytest_evalmode.policy import Policy, PolicyError, read_policy
-from pytest_evalmode.rules import Violation, judge
+from pytest_evalmode.rules import Violation, apply_rules
 from pytest_evalmode.rules.forward_rules import grad_mode, random_forward, train_mode
 from pytest_evalmode.rules.state_rules import buffer_mutated, state_mutated
-from pytest_evalmode.trace import Trace, Use
-from tests.rules.facts import HERE, THERE, call, calls, changed, found
+from pytest_evalmode.trace import ModelOperation, Trace
+from tests.rules.facts import HERE, THERE, call, calls, changed, observed
 
-STEP = Use(("model",), "SGD.step()", THERE)
-BACKWARD = Use(("model",), "backward()", THERE)
-RAN = call(training=(found("bn", "BatchNorm1d"),), autograd=found("", "Net", why="grad mode was on"))
+STEP = ModelOperation(("model",), "SGD.step()", THERE)
+BACKWARD = ModelOperation(("model",), "backward()", THERE)
+RAN = call(training=(observed("bn", "BatchNorm1d"),), autograd=observed("", "Net", why="grad mode was on"))
 TRAINED = replace(calls(RAN), changes=(changed("bn.running_mean", buffer=True), changed("head.weight")), steps=(STEP,))
 
 
@@ -31,7 +31,7 @@ def test_a_test_that_trains_is_told_of_paused_and_never_to_call_eval() -> None:
         assert "SGD.step() at tests/test_net.py:40" in violation.remedy
         assert "eval()" not in violation.remedy
         assert violation.details["trained"] == "SGD.step() at tests/test_net.py:40"
-        assert violation.plain
+        assert violation.never_intended
 
 
 def test_the_optimizer_of_another_model_changes_no_remedy() -> None:
@@ -68,13 +68,13 @@ def test_training_mode_explains_a_buffer_that_is_not_saved_as_well() -> None:
 
 def test_a_container_that_is_only_in_training_mode_moves_nothing() -> None:
     container = replace(
-        calls(call(training=(found("", "Net", sensitive=False),))), changes=(changed("n", buffer=True),)
+        calls(call(training=(observed("", "Net", mode_dependent=False),))), changes=(changed("n", buffer=True),)
     )
     assert the(state_mutated.violations(container)).because == ()
 
 
 def test_an_export_is_told_to_call_eval_first() -> None:
-    exported = call(training=(found("drop", "Dropout"),), exported=True, all_training=True)
+    exported = call(training=(observed("drop", "Dropout"),), exported=True, all_training=True)
     violation = the(train_mode.violations(calls(exported)))
     assert violation.message == "model (Net) was exported in training mode"
     assert violation.remedy.startswith("call eval() before export")
@@ -82,8 +82,10 @@ def test_an_export_is_told_to_call_eval_first() -> None:
 
 
 def test_a_traced_model_that_ran_has_told_it_by_what_it_did() -> None:
-    exported = call("Net", at=THERE, training=(found("drop", "Dropout"),), exported=True, graphs=frozenset({"graph"}))
-    drew = call("graph", draws=(replace(found("", "Net"), graph=True),))
+    exported = call(
+        "Net", at=THERE, training=(observed("drop", "Dropout"),), exported=True, graphs=frozenset({"graph"})
+    )
+    drew = call("graph", draws=(replace(observed("", "Net"), is_graph=True),))
     assert train_mode.violations(calls(exported, drew)) == []
     violation = the(random_forward.violations(calls(exported, drew)))
     assert violation.remedy.startswith("call eval() before export")
@@ -91,13 +93,13 @@ def test_a_traced_model_that_ran_has_told_it_by_what_it_did() -> None:
 
 
 def test_what_another_graph_did_tells_nothing_of_an_export() -> None:
-    exported = call("Net", training=(found("drop", "Dropout"),), exported=True)
-    drew = call("graph", draws=(replace(found("", "Net"), graph=True),))
+    exported = call("Net", training=(observed("drop", "Dropout"),), exported=True)
+    drew = call("graph", draws=(replace(observed("", "Net"), is_graph=True),))
     assert the(train_mode.violations(calls(drew, exported))).message == "Net was exported in training mode"
 
 
 def test_a_graph_that_ran_in_training_mode_is_told_where_it_was_made() -> None:
-    dropout = (found("drop", "Dropout", model="Net"),)
+    dropout = (observed("drop", "Dropout", model="Net"),)
     exported = call("Net", at=THERE, training=dropout, exported=True, graphs=frozenset({"Net"}))
     violation = the(train_mode.violations(calls(call("Net", training=dropout), exported)))
     assert (violation.at, violation.count) == (THERE, 2)
@@ -105,25 +107,25 @@ def test_a_graph_that_ran_in_training_mode_is_told_where_it_was_made() -> None:
 
 
 def test_eval_mode_is_not_said_of_a_module_in_training_mode() -> None:
-    violation = the(random_forward.violations(calls(call(draws=(replace(found("", "Net"), training=True),)))))
+    violation = the(random_forward.violations(calls(call(draws=(replace(observed("", "Net"), training=True),)))))
     assert "eval mode" not in violation.message + violation.finding
 
 
 @pytest.mark.parametrize(("all_training", "plain"), [(True, True), (False, False)])
 def test_a_forgotten_eval_of_everything_is_plain(all_training: bool, plain: bool) -> None:
-    ran = call(training=(found("bn", "BatchNorm1d"),), all_training=all_training)
-    assert the(train_mode.violations(calls(ran))).plain is plain
+    ran = call(training=(observed("bn", "BatchNorm1d"),), all_training=all_training)
+    assert the(train_mode.violations(calls(ran))).never_intended is plain
 
 
 NAMES = frozenset({("model", "drop"), ("model", "bn"), ("model", "bn.running_mean"), ("model", "head.weight")})
 
 
 def notes(trace: Trace, policy: Policy) -> tuple[str, ...]:
-    return tuple(note for violation in judge([(replace(trace, names=NAMES), policy)]) for note in violation.notes)
+    return tuple(note for violation in apply_rules([(replace(trace, names=NAMES), policy)]) for note in violation.notes)
 
 
 def test_an_exemption_that_names_nothing_is_told_with_the_nearest_name() -> None:
-    dropped = calls(call(training=(found("drop", "Dropout"),)))
+    dropped = calls(call(training=(observed("drop", "Dropout"),)))
     assert notes(dropped, Policy(train=("dropout",))) == ('train="dropout" matches no module; nearest: drop',)
     moved = Trace(changes=(changed("bn.running_mean"),))
     assert notes(moved, Policy(mutable=("bn.mean",))) == (
@@ -134,7 +136,7 @@ def test_an_exemption_that_names_nothing_is_told_with_the_nearest_name() -> None
 @pytest.mark.parametrize("glob", ["bn", "head", "*norm*"])
 def test_one_that_names_something_or_nothing_like_it_is_not(glob: str) -> None:
     """`head` is there by its weight alone, and like neither."""
-    assert notes(calls(call(training=(found("drop", "Dropout"),))), Policy(train=(glob,))) == ()
+    assert notes(calls(call(training=(observed("drop", "Dropout"),))), Policy(train=(glob,))) == ()
 
 
 @pytest.mark.parametrize("reason", ["...", "…", " ... "])

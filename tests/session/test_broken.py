@@ -9,11 +9,11 @@ from tests.suites import NEXT
 
 # Where the guard can fail, and what it is broken with.
 BROKEN = {
-    "the fingerprint": "pytest_evalmode.observe.state.snapshot.fingerprint",
-    "the finding of models": "pytest_evalmode.observe.models.discovery.find",
+    "the fingerprint": "pytest_evalmode.observe.state.snapshot.fingerprint_of",
+    "the finding of models": "pytest_evalmode.observe.models.discovery.find_models",
     "the forward observer": "pytest_evalmode.observe.state.generators.state",
-    "the rules": "pytest_evalmode.guards.segments.judge",
-    "the record": "pytest_evalmode.session.guarded_test.user_properties.record",
+    "the rules": "pytest_evalmode.guards.segments.apply_rules",
+    "the record": "pytest_evalmode.session.guarded_test.user_properties.serialize_record",
 }
 
 GUARDED = {

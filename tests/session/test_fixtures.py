@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests import suites
-from tests.suites import found, guarded
+from tests.suites import broken_rules, guarded_tests
 
 
 def test_asking_for_it_guards_an_unmarked_test(pytester: pytest.Pytester) -> None:
-    assert found(
+    assert broken_rules(
         pytester,
         """
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_does_not_ask():
 
 
 def test_it_is_the_guard_that_the_mark_asked_for(pytester: pytest.Pytester) -> None:
-    assert found(
+    assert broken_rules(
         pytester,
         """
 @pytest.mark.inference(allow="train-mode")
@@ -88,7 +88,7 @@ def test_dynamic(request):
     request.getfixturevalue("evalmode")
     infer(Net())
 """
-    assert found(pytester, source) == {"static": [], "dynamic": []}
+    assert broken_rules(pytester, source) == {"static": [], "dynamic": []}
 
 
 def test_watch_returns_the_model_names_it_and_watches_what_never_runs(pytester: pytest.Pytester) -> None:
@@ -116,7 +116,7 @@ def test_not_watched(evalmode):
     change(Net())
 """,
     )
-    subjects = {name: [v["subjects"] for v in test["violations"]] for name, test in guarded(pytester).items()}
+    subjects = {name: [v["subjects"] for v in test["violations"]] for name, test in guarded_tests(pytester).items()}
     assert subjects == {
         "watched": [["Net.fc.bias"]],
         "named": [["student.fc.bias"]],
@@ -126,7 +126,7 @@ def test_not_watched(evalmode):
 
 
 def test_watch_in_set_up_counts_from_the_call_on(pytester: pytest.Pytester) -> None:
-    assert found(
+    assert broken_rules(
         pytester,
         """
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_it(evalmode):
 
 
 def test_paused_is_for_code_that_may_train(pytester: pytest.Pytester) -> None:
-    assert found(
+    assert broken_rules(
         pytester,
         """
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_in_the_middle_of_a_change(evalmode, net):
 
 
 def test_allow_is_for_a_part_of_the_test(pytester: pytest.Pytester) -> None:
-    assert found(
+    assert broken_rules(
         pytester,
         """
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_the_reason_of_a_part_is_reported(pytester: pytest.Pytester) -> None:
         pytester,
         "def test_it(evalmode):\n    with evalmode.allow('train-mode', reason='Monte Carlo'):\n        infer(Net())\n",
     )
-    assert guarded(pytester)["it"]["reason"] == "Monte Carlo"
+    assert guarded_tests(pytester)["it"]["reason"] == "Monte Carlo"
 
 
 def test_a_wrong_argument_of_allow_fails_the_test_that_gave_it(pytester: pytest.Pytester) -> None:
@@ -346,14 +346,14 @@ def test_check_ends_the_test(evalmode):
     result = suites.run(pytester)
     result.assert_outcomes(failed=2)
     assert "not reached" not in result.stdout.str().partition("short test summary")[2]
-    counts = {name: [v["count"] for v in test["violations"]] for name, test in guarded(pytester).items()}
+    counts = {name: [v["count"] for v in test["violations"]] for name, test in guarded_tests(pytester).items()}
     assert counts == {"it": [2, 1], "check_ends_the_test": [1]}
 
 
 def test_what_check_raises_is_told_as_the_verdict_is(pytester: pytest.Pytester) -> None:
     suites.write(pytester, "def test_it(evalmode):\n    infer(Net())\n    evalmode.check()\n")
     result = suites.run(pytester)
-    assert suites.frames(result) == []
+    assert suites.plugin_lines(result) == []
     assert result.stdout.str().count("fix: call model.eval()") == 1
 
 
@@ -389,7 +389,7 @@ def test_marked(evalmode):
 
 
 def test_each_test_has_a_guard_of_its_own(pytester: pytest.Pytester) -> None:
-    assert found(
+    assert broken_rules(
         pytester,
         """
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_a_warning_that_is_an_error_fails_the_test(pytester: pytest.Pytester) ->
     result = suites.run(pytester, "--evalmode=warn", "-W", "error::pytest_evalmode.EvalModeWarning")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*EvalModeWarning: train-mode: Net ran once in training mode*"])
-    assert suites.frames(result) == []
+    assert suites.plugin_lines(result) == []
     assert result.stdout.str().count("fix: call model.eval()") == 1
 
 

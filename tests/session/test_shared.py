@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests import suites
-from tests.suites import found, guarded
+from tests.suites import broken_rules, guarded_tests
 
 # What a shared fixture holds is watched from the start of the window; what is in it has the fixture's name.
 HOLDERS = {
@@ -50,7 +50,7 @@ def test_it(shared):
     NET.fc.bias.data.add_(1)
 """,
     )
-    subjects = [violation["subjects"] for violation in guarded(pytester)["it"]["violations"]]
+    subjects = [violation["subjects"] for violation in guarded_tests(pytester)["it"]["violations"]]
     assert subjects == ([] if scope == "function" else [[name]])
 
 
@@ -123,7 +123,7 @@ class TestLate:
 
 
 def test_what_a_base_class_keeps_is_shared_too(pytester: pytest.Pytester) -> None:
-    assert found(
+    assert broken_rules(
         pytester,
         """
 import unittest

@@ -36,7 +36,7 @@ PRINTS_GROUPS_NATIVELY = pytest.version_tuple < (8, 4)
 
 def frames_added(result: pytest.RunResult, style: str) -> list[str]:
     """Lines that no user should see, but for those that pytest itself prints of an exception in the native style."""
-    return suites.frames(result, "pytest_evalmode") if style == "native" else suites.frames(result)
+    return suites.plugin_lines(result, "pytest_evalmode") if style == "native" else suites.plugin_lines(result)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_violation_is_told_whole_and_alone_in_every_style(marked: pytest.Pytes
     result.stdout.fnmatch_lines(["*train-mode: Net ran once in training mode*"])
     if style != "line":  # which has one line for a failure
         result.stdout.fnmatch_lines(["*nets.py:*return net(torch.ones(2, 4))*", "*fix: ?*"])
-    assert suites.frames(result) == []
+    assert suites.plugin_lines(result) == []
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -105,7 +105,7 @@ class TestIt(unittest.TestCase):
     assert "AssertionError: 1 != 2 : own" in said
     if style != "line":
         assert said.count("fix: call model.eval()") == 2
-    assert suites.frames(result) == []
+    assert suites.plugin_lines(result) == []
 
 
 # Where the model itself fails, the guard stood between it and the test.

@@ -239,7 +239,7 @@ def test_a_mark_that_a_fixture_adds_counts(pytester: pytest.Pytester) -> None:
     }
     result.stdout.fnmatch_lines(["*did you mean 'allow'?*"])
     assert "never run" not in result.stdout.str()
-    assert not suites.frames(result)
+    assert not suites.plugin_lines(result)
 
 
 def test_a_mark_that_a_hook_adds_counts(pytester: pytest.Pytester) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_evalmode.lock.arrays.packing import restored
-from pytest_evalmode.lock.arrays.pictures import pictures
+from pytest_evalmode.lock.arrays.packing import restore_values
+from pytest_evalmode.lock.arrays.pictures import draw_pictures
 from pytest_evalmode.lock.arrays.stream import Stream
 from pytest_evalmode.lock.inputs import Diagnosis, compare_classes, compare_order, diagnose, text
 from pytest_evalmode.lock.lock_file import Entry
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-def difference(
+def describe_difference(
     was: Entry,
     now: Stream,
     kept: Array | None,
@@ -40,25 +40,25 @@ def difference(
     if others:
         shown = ", ".join(map(str, others[:5])) + (", ..." if len(others) > 5 else "")
         return f"{len(others)} of {now.count} samples differ ({shown})", {"samples": others[:32]}
-    return f"values differ after the first {max(len(_list(digests)), len(now.values()))} samples", {}
+    return f"values differ after the first {max(len(_list(digests)), len(now.stored_values()))} samples", {}
 
 
-def drawn(was: Entry, now: Stream, kept: Array | None) -> dict[str, Any] | None:
+def draw_difference(was: Entry, now: Stream, kept: Array | None) -> dict[str, Any] | None:
     """What there is to look at of an array that differs."""
     if kept is None or "text" in (was["dtype"], now.dtype):
         return None
-    old, live = restored(kept, was["dtype"]), now.values()
-    return None if text.is_tokens(old, live) else pictures(old, live)
+    old, live = restore_values(kept, was["dtype"]), now.stored_values()
+    return None if text.is_tokens(old, live) else draw_pictures(old, live)
 
 
 def _diagnosis(
     was: Entry, now: Stream, kept: Array | None, digests: Array | None, *, rtol: float, atol: float
 ) -> Diagnosis | None:
-    live = now.values()
+    live = now.stored_values()
     if kept is None or not live.size:
         return None
-    old = restored(kept, was["dtype"])
-    complete = digests is None and now.whole and len(old) == was["samples"]
+    old = restore_values(kept, was["dtype"])
+    complete = digests is None and now.is_complete and len(old) == was["samples"]
     if not complete:
         cut = old.shape[1:] != now.shape or live.shape[1:] != now.shape
         if not cut and digests is not None and len(digests) == was["samples"] and len(now.digests) == now.count:
@@ -70,7 +70,7 @@ def _diagnosis(
         if not cut:
             both = min(len(old), len(live))
             old, live = old[:both], live[:both]
-    if now.single and not complete:
+    if now.is_scalar and not complete:
         return None
     return diagnose(old, live, rtol=rtol, atol=atol)
 

@@ -10,7 +10,7 @@ from pytest_evalmode.lock.lock_file import Entry, LockError
 _FIELDS = {"dtype": str, "shape": str, "samples": int, "digest": str, "room": int}
 
 
-def checked(entry: Entry, where: str) -> dict[str, Entry]:
+def parse_array_entries(entry: Entry, where: str) -> dict[str, Entry]:
     """The arrays of a locked entry.  Raises LockError, which begins with `where`, where they are none."""
     found = entry.get("arrays")
     right = isinstance(found, dict) and all(
@@ -22,11 +22,11 @@ def checked(entry: Entry, where: str) -> dict[str, Entry]:
     return found
 
 
-def room_of(arrays_: Mapping[str, Any]) -> dict[str, int]:
+def max_bytes_of(arrays_: Mapping[str, Any]) -> dict[str, int]:
     """What was kept of each array, as it is locked."""
     return {name: entry["room"] for name, entry in arrays_.items()}
 
 
-def holds(was: Entry, now: Entry) -> bool:
+def matches(was: Entry, now: Entry) -> bool:
     """Whether an array is what was locked, bit by bit."""
     return all(was[name] == now[name] for name in ("dtype", "shape", "samples", "digest"))

@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-def packed(streams: Mapping[str, Stream]) -> dict[str, Array]:
+def pack_streams(streams: Mapping[str, Stream]) -> dict[str, Array]:
     """What is kept of the streams, as safetensors can hold it."""
     found: dict[str, Array] = {}
     for name, stream in streams.items():
-        if stream.kept:
-            found[name] = _stored(stream.values())
-        if not stream.whole and stream.digests:
+        if stream.stored_parts:
+            found[name] = _stored(stream.stored_values())
+        if not stream.is_complete and stream.digests:
             found[f"{name}#digests"] = np.asarray(stream.digests, np.uint64)
-        if not stream.whole and stream.sketch.count:
+        if not stream.is_complete and stream.sketch.count:
             found[f"{name}#sketch"] = stream.sketch.sums
     return found
 
 
-def restored(kept: Array, dtype: str) -> Array:
+def restore_values(kept: Array, dtype: str) -> Array:
     """What was kept of an array, as it was before it was packed."""
     if dtype == "text" and kept.dtype == np.uint8:
         try:

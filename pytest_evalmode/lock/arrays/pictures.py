@@ -21,7 +21,7 @@ _SIDE = 160  # pixels of a picture at most
 _BINS = 32
 
 
-def pictures(was: Array, now: Array) -> dict[str, Any] | None:
+def draw_pictures(was: Array, now: Array) -> dict[str, Any] | None:
     """The first sample that differs as images, where it is one and Pillow is there; and a histogram of all values."""
     if any(each.dtype.kind not in "biuf" or not each.size for each in (was, now)):
         return None
@@ -29,8 +29,8 @@ def pictures(was: Array, now: Array) -> dict[str, Any] | None:
     histogram = _histogram(was, now)
     if histogram is not None:
         found["histogram"] = histogram
-    old, new = (next(iter(image_layout.readings(each)), None) for each in (was, now))
-    if old is not None and new is not None and (old.coloured or new.coloured or was.dtype.kind == "f"):
+    old, new = (next(iter(image_layout.read_as_images(each)), None) for each in (was, now))
+    if old is not None and new is not None and (old.is_certain or new.is_certain or was.dtype.kind == "f"):
         found |= _images(old.images, new.images)
     return found or None
 

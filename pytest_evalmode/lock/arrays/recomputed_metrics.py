@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_evalmode.lock.arrays.named_batches import Again, Flow
-from pytest_evalmode.lock.arrays.packing import restored
-from pytest_evalmode.lock.inputs.batch_arrays import arrays, like
+from pytest_evalmode.lock.arrays.named_batches import MetricFunction, NamedBatches
+from pytest_evalmode.lock.arrays.packing import restore_values
+from pytest_evalmode.lock.inputs.batch_arrays import arrays, rebuild_batch
 from pytest_evalmode.lock.lock_file import Entry
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
-def tried(
-    again: Again,
-    inputs: Flow,
+def describe_recomputed_metrics(
+    again: MetricFunction,
+    inputs: NamedBatches,
     was: Mapping[str, Entry],
     kept: Arrays,
     metrics: Mapping[str, Entry],
@@ -37,14 +37,14 @@ def tried(
         return ""
     whole = all(entry["samples"] == len(both[0][path]) for path, entry in was.items())
     with aside():
-        return _words(again, inputs.first, *both, metrics if whole else {})
+        return _words(again, inputs.first_batch, *both, metrics if whole else {})
 
 
-def _first_of_both(inputs: Flow, was: Mapping[str, Entry], kept: Arrays) -> tuple[Arrays, Arrays] | None:
+def _first_of_both(inputs: NamedBatches, was: Mapping[str, Entry], kept: Arrays) -> tuple[Arrays, Arrays] | None:
     """The first samples, as they were locked and as they are now; None where these were not kept whole."""
     now = inputs.streams
-    old = {path: restored(kept[path], was[path]["dtype"]) for path in was if path in kept}
-    new = {path: stream.values() for path, stream in now.items()}
+    old = {path: restore_values(kept[path], was[path]["dtype"]) for path in was if path in kept}
+    new = {path: stream.stored_values() for path, stream in now.items()}
     if old.keys() != new.keys() or old.keys() != was.keys():
         return None
     # What is larger than its room was cut: that is no input.
@@ -52,17 +52,17 @@ def _first_of_both(inputs: Flow, was: Mapping[str, Entry], kept: Arrays) -> tupl
         str(old[path].shape[1:]) == was[path]["shape"] and new[path].shape[1:] == now[path].shape for path in old
     )
     n = min((len(values) for values in (*old.values(), *new.values())), default=0)
-    if not n or not whole or any(stream.single for stream in now.values()):
+    if not n or not whole or any(stream.is_scalar for stream in now.values()):
         return None
     return {path: values[:n] for path, values in old.items()}, {path: values[:n] for path, values in new.items()}
 
 
-def _words(again: Again, batch: object, old: Arrays, new: Arrays, locked: Mapping[str, Entry]) -> str:
+def _words(again: MetricFunction, batch: object, old: Arrays, new: Arrays, locked: Mapping[str, Entry]) -> str:
     """`locked` is what the metrics were, if these are all the inputs."""
     n = len(next(iter(old.values())))
     try:
         with torch.random.fork_rng(), torch.no_grad():
-            with_old, with_new = (arrays(again(like(batch, values))) for values in (old, new))
+            with_old, with_new = (arrays(again(rebuild_batch(batch, values))) for values in (old, new))
     except Exception as error:  # of a function of the test's own, on fewer samples than it is used to
         return f"again= failed on the first {n} samples: {type(error).__name__}: {error}"
     numbers = [name for name, value in with_old.items() if value.size == 1 and name in with_new]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 _SURE = 8.0
-MOST = 4096
+MAX_UNSHARED = 4096
 _SHARE = 64
 _AT_ONCE = 1 << 20
 _ROUNDING = 1e-12
@@ -50,19 +50,19 @@ class Sketch:
 
     def _add(self, values: Array, squares: Array) -> None:
         places = np.arange(self.count, self.count + len(values))
-        own = places < MOST
-        at = np.where(own, places, np.minimum(MOST + (places - MOST) // _SHARE, 2 * MOST - 1))
+        own = places < MAX_UNSHARED
+        at = np.where(own, places, np.minimum(MAX_UNSHARED + (places - MAX_UNSHARED) // _SHARE, 2 * MAX_UNSHARED - 1))
         self.sums = _summed(self.sums, at, values * np.where(own, 1.0, _weights(places)))
         self.squares = _summed(self.squares, at, squares)
         self.shares = _summed(self.shares, at, np.ones(len(values)))
         self.count += len(values)
 
-    def apart(self, was: Array, rtol: float, atol: float) -> list[int]:
+    def find_differing(self, was: Array, rtol: float, atol: float) -> list[int]:
         """The samples that are further from what they were than a tolerance allows; of those that share, the first."""
-        sure = np.where(np.arange(len(self.sums)) < MOST, _SURE, _SURE**2)
+        sure = np.where(np.arange(len(self.sums)) < MAX_UNSHARED, _SURE, _SURE**2)
         allowed = sure * (atol * np.sqrt(self.shares * self.size) + (rtol + _ROUNDING) * np.sqrt(self.squares))
         far = np.flatnonzero(~(np.abs(self.sums - was) <= allowed))
-        return [int(i) if i < MOST else MOST + (int(i) - MOST) * _SHARE for i in far]
+        return [int(i) if i < MAX_UNSHARED else MAX_UNSHARED + (int(i) - MAX_UNSHARED) * _SHARE for i in far]
 
 
 def _summed(sums: Array, at: Array, values: Array) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest, xxh3_128
 
 from pytest_evalmode.lock.arrays.sketches import Sketch
-from pytest_evalmode.lock.inputs.batch_arrays import few, given
+from pytest_evalmode.lock.inputs.batch_arrays import named_arrays, trim_samples
 from pytest_evalmode.lock.lock_file import Entry, LockError
 
 if TYPE_CHECKING:
@@ -31,22 +31,22 @@ class Stream:
     dtype: str
     shape: tuple[int, ...]
     """Of one sample; of the first, where they vary."""
-    room: int
+    max_bytes: int
     """How many bytes may be kept."""
-    single: bool
+    is_scalar: bool
     """Whether this is one number, not an array of samples."""
-    fewest: bool
+    few_samples: bool
     """Whether a few samples will do, the middle of the first where a whole one has no room."""
     exact: bool
     """Whether it is to be the same bit by bit; else each sample has a sketch, not a digest of its own."""
     count: int = 0
-    kept: list[Array] = field(default_factory=list)
+    stored_parts: list[Array] = field(default_factory=list)
     digests: list[int] = field(default_factory=list)
     sketch: Sketch = field(default_factory=Sketch)
     total: float = 0.0
     squares: float = 0.0
     numbers: int = 0
-    whole: bool = True
+    is_complete: bool = True
     """Whether all is kept."""
     _digest: Any = field(default_factory=xxh3_128)
 
@@ -66,28 +66,28 @@ class Stream:
             self.total += float(wide.sum())
             self.squares += float((wide * wide).sum())
             self.numbers += samples.size
-        kept = self._keep(samples, left) if self.whole else 0
+        kept = self._keep(samples, left) if self.is_complete else 0
         self.count += len(samples)
         return kept
 
     def _keep(self, samples: Array, left: int) -> int:
-        left = min(left, self.room - sum(each.nbytes for each in self.kept))
+        left = min(left, self.max_bytes - sum(each.nbytes for each in self.stored_parts))
         if samples.shape[1:] != self.shape:
             kept = samples[:0]
-        elif self.fewest and not self.kept:
-            kept = few(samples, left)
+        elif self.few_samples and not self.stored_parts:
+            kept = trim_samples(samples, left)
         else:
             size = samples[:1].nbytes
             most = max(0, left // size if size else len(samples))
-            kept = samples[: min(most, 64 - self.count) if self.fewest else most]
-        self.whole = kept.shape == samples.shape
+            kept = samples[: min(most, 64 - self.count) if self.few_samples else most]
+        self.is_complete = kept.shape == samples.shape
         if kept.size:
-            self.kept.append(kept.copy())
+            self.stored_parts.append(kept.copy())
         return kept.nbytes
 
-    def values(self) -> Array:
+    def stored_values(self) -> Array:
         """What is kept."""
-        return np.concatenate(self.kept) if self.kept else np.zeros((0,), np.float32)
+        return np.concatenate(self.stored_parts) if self.stored_parts else np.zeros((0,), np.float32)
 
     @property
     def mean(self) -> float:
@@ -104,22 +104,22 @@ class Stream:
             "shape": str(self.shape),
             "samples": self.count,
             "digest": self._digest.hexdigest(),
-            "room": self.room,
+            "room": self.max_bytes,
         }
-        if not self.fewest and self.numbers:
+        if not self.few_samples and self.numbers:
             found |= {"mean": self.mean, "rms": self.rms}
-        if self.single and self.count == 1 and self.kept and self.kept[0].dtype.kind in "biuf":
-            found["value"] = self.kept[0].reshape(-1)[0].item()
+        if self.is_scalar and self.count == 1 and self.stored_parts and self.stored_parts[0].dtype.kind in "biuf":
+            found["value"] = self.stored_parts[0].reshape(-1)[0].item()
         return found
 
 
-def extend(
+def extend_streams(
     streams: dict[str, Stream],
     batch: object,
     room: Mapping[str, int] | int,
     left: int,
     *,
-    fewest: bool = True,
+    few_samples: bool = True,
     exact: bool = True,
 ) -> int:
     """Add a batch to the streams of its arrays, and tell how many bytes more are kept, no more than are `left`.
@@ -127,7 +127,7 @@ def extend(
     `room` is what may be kept of each array, or of all those that are new.  Raises LockError on what holds no arrays.
     """
     try:
-        found = given(batch)
+        found = named_arrays(batch)
     except TypeError as error:
         raise LockError(f"evalmode_lock: {error}") from None
     to_share = room if isinstance(room, int) else 0
@@ -138,7 +138,7 @@ def extend(
         stream = streams.get(name)
         if stream is None:
             own = room.get(name, 0) if isinstance(room, Mapping) else to_share // (len(found) - i)
-            stream = Stream(dtype, samples.shape[1:], own, array.ndim == 0, fewest, exact)
+            stream = Stream(dtype, samples.shape[1:], own, array.ndim == 0, few_samples, exact)
             streams[name] = stream
         kept = stream.add(samples, left - taken)
         taken += kept

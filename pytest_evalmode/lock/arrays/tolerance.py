@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pytest_evalmode.lock.arrays.array_entries import holds
-from pytest_evalmode.lock.arrays.packing import restored
-from pytest_evalmode.lock.arrays.sketches import MOST
+from pytest_evalmode.lock.arrays.array_entries import matches
+from pytest_evalmode.lock.arrays.packing import restore_values
+from pytest_evalmode.lock.arrays.sketches import MAX_UNSHARED
 from pytest_evalmode.lock.arrays.stream import Stream
 from pytest_evalmode.lock.lock_file import Entry
 
@@ -30,7 +30,7 @@ _DEFAULTS = {
 """What `assert_close` allows by default; bfloat16 is kept as float32, and so it must be told."""
 
 
-def difference(
+def find_difference(
     was: Entry, now: Stream, kept: Array | None, sketch: Array | None, tolerance: Tolerance
 ) -> tuple[str, str] | None:
     """How an output differs, in a few words and in `assert_close`'s own; None if it is close enough.
@@ -38,22 +38,22 @@ def difference(
     What is kept is compared by value; of a larger one the rest by the sketches of its samples.
     """
     new = now.entry()
-    if holds(was, new):
+    if matches(was, new):
         return None
     for name in ("shape", "samples", "dtype"):
         if was[name] != new[name]:
             words = f"{name} {was[name]} -> {new[name]}"
             return words, words
-    live = now.values()
+    live = now.stored_values()
     if live.dtype.kind not in "biufc" or new["dtype"] == "text":
         return "values differ", ""
     rtol, atol = _limits(tolerance, new["dtype"])
     if kept is not None:
-        kept = restored(kept, was["dtype"])
-        both = min(len(kept), len(live)) if not now.whole else len(live)
+        kept = restore_values(kept, was["dtype"])
+        both = min(len(kept), len(live)) if not now.is_complete else len(live)
         if kept[:both].shape == live[:both].shape:
             far = _far(kept[:both], live[:both], rtol, atol)
-            if far is not None or now.whole:
+            if far is not None or now.is_complete:
                 return far
     if sketch is None or sketch.dtype != np.float64 or sketch.shape != now.sketch.sums.shape:
         return "values differ, and too few were kept to compare them within a tolerance", ""
@@ -62,10 +62,10 @@ def difference(
 
 def _further(was: Entry, now: Stream, sketch: Array, rtol: float, atol: float) -> tuple[str, str] | None:
     """How the samples differ of which no values were kept."""
-    apart = now.sketch.apart(sketch, rtol, atol)
+    apart = now.sketch.find_differing(sketch, rtol, atol)
     if not apart:
         return None
-    names = [str(i) if i < MOST else f"some from {i} on" for i in apart]
+    names = [str(i) if i < MAX_UNSHARED else f"some from {i} on" for i in apart]
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     words = f"samples {shown} of {now.count} differ"
     new = now.entry()

@@ -18,8 +18,8 @@ from pytest_evalmode.lock.checkpoint import (
     renamed_tensors,
     reordered_values,
 )
-from pytest_evalmode.lock.checkpoint.unexplained import Case, Cause
-from pytest_evalmode.lock.model_entry import Held, Line
+from pytest_evalmode.lock.checkpoint.unexplained import Cause, Unexplained
+from pytest_evalmode.lock.model_entry import ModelContents, TensorRecord
 from pytest_evalmode.observe.state.fingerprint import undisturbed
 
 if TYPE_CHECKING:
@@ -27,32 +27,32 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["Cause", "diagnose", "told"]
+__all__ = ["Cause", "describe_causes", "diagnose"]
 
 _MOST_NAMES = 10
-_QUESTIONS: tuple[Callable[[Case], Cause | None], ...] = (
-    renamed_tensors.renamed,
-    quantization.quantised,
-    merging.folded,
-    merging.adapted,
-    precision.recast,
-    precision.rounded,
-    factors.pruned,
-    factors.scaled,
-    reordered_values.exchanged,
-    reordered_values.rearranged,
-    loading.rerun,
-    quantization.coarse,
-    merging.merged,
-    loading.unloaded,
-    loading.another,
-    renamed_tensors.left_over,
+_QUESTIONS: tuple[Callable[[Unexplained], Cause | None], ...] = (
+    renamed_tensors.find_renamed,
+    quantization.find_quantized,
+    merging.find_folded_norms,
+    merging.find_adapter,
+    precision.find_dtype_change,
+    precision.find_rounding,
+    factors.find_pruning,
+    factors.find_scaling,
+    reordered_values.find_exchanged,
+    reordered_values.find_rearranged,
+    loading.find_updated_statistics,
+    quantization.find_fake_quantized,
+    merging.find_merged_adapter,
+    loading.find_not_loaded,
+    loading.find_changed_values,
+    renamed_tensors.find_missing_and_added,
 )
 
 
-def diagnose(was: Mapping[str, Line], now: Held, samples: Mapping[str, Array]) -> list[Cause]:
+def diagnose(was: Mapping[str, TensorRecord], now: ModelContents, samples: Mapping[str, Array]) -> list[Cause]:
     """The causes that together make of the locked model the live one, in the order in which they are told."""
-    case = Case(was, now, samples)
+    case = Unexplained(was, now, samples)
     causes: list[Cause] = []
     with undisturbed():
         for question in _QUESTIONS:
@@ -62,7 +62,7 @@ def diagnose(was: Mapping[str, Line], now: Held, samples: Mapping[str, Array]) -
     return causes
 
 
-def told(title: str, causes: list[Cause]) -> tuple[str, str, dict[str, object]]:
+def describe_causes(title: str, causes: list[Cause]) -> tuple[str, str, dict[str, object]]:
     """The headline, the finding and the details of what became of a model."""
     if [cause.kind for cause in causes] == ["renamed"]:
         words = f"only the names changed: {causes[0].words}"

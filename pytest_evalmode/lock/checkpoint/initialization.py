@@ -11,7 +11,7 @@ _FEWEST = 64
 """Values that it takes to recognise a distribution."""
 
 
-def initialisation(tensor: Tensor) -> str | None:
+def find_initialization(tensor: Tensor) -> str | None:
     """The default initialisation that a tensor's values look like, in words; None if they look like none.
 
     The caller is `undisturbed`.

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pytest_evalmode.lock.checkpoint.initialization import initialisation
+from pytest_evalmode.lock.checkpoint.initialization import find_initialization
 from pytest_evalmode.lock.checkpoint.unexplained import (
-    Case,
     Cause,
-    furthest,
-    is_another,
+    Unexplained,
     is_finite,
-    is_statistic,
+    is_other_checkpoint,
+    is_running_statistic,
+    largest_change,
     numel,
 )
 from pytest_evalmode.rules.wording import first_and_more, plural
@@ -21,17 +21,21 @@ from pytest_evalmode.rules.wording import first_and_more, plural
 _FEWEST = 32  # values that tell whether two tensors have anything in common
 
 
-def rerun(case: Case) -> Cause | None:
+def find_updated_statistics(case: Unexplained) -> Cause | None:
     """Running statistics that moved, as a forward in training mode moves them, while nothing else did."""
-    moved = [name for name in case.changed if is_statistic(name)]
+    moved = [name for name in case.changed if is_running_statistic(name)]
     others = [name for name in case.changed if name not in moved]
-    if not moved or is_another(case, others) or all(initialisation(case.live(name)) for name in moved):
+    if (
+        not moved
+        or is_other_checkpoint(case, others)
+        or all(find_initialization(case.current_tensor(name)) for name in moved)
+    ):
         return None
-    case.explained(moved)
-    far = furthest(case, [name for name in moved if not name.endswith("num_batches_tracked")])
-    batches = furthest(case, [name for name in moved if name.endswith("num_batches_tracked")])
+    case.mark_explained(moved)
+    far = largest_change(case, [name for name in moved if not name.endswith("num_batches_tracked")])
+    batches = largest_change(case, [name for name in moved if name.endswith("num_batches_tracked")])
     norms = {name.rpartition(".")[0] for name in moved}
-    only = "" if case.changed or case.gone or case.new else "only "
+    only = "" if case.changed or case.missing or case.added else "only "
     words = f"{only}running statistics changed, of {plural(len(norms), 'batch norm')}"
     if batches:
         words += f": {plural(int(batches), 'forward')} in training mode since"
@@ -40,39 +44,43 @@ def rerun(case: Case) -> Cause | None:
     return Cause("statistics", words, tuple(moved))
 
 
-def unloaded(case: Case) -> Cause | None:
+def find_not_loaded(case: Unexplained) -> Cause | None:
     """What holds what it was born with: zeros, ones, or a default's draw."""
-    fresh = {name: words for name in case.changed if (words := initialisation(case.live(name))) and _is_new(case, name)}
-    if is_another(case, [name for name in case.changed if name not in fresh]):
+    fresh = {
+        name: words
+        for name in case.changed
+        if (words := find_initialization(case.current_tensor(name))) and _is_new(case, name)
+    }
+    if is_other_checkpoint(case, [name for name in case.changed if name not in fresh]):
         # In another checkpoint a bias may well be zero.
-        fresh = {name: words for name, words in fresh.items() if len(case.was[name].shape) > 1}
+        fresh = {name: words for name, words in fresh.items() if len(case.locked[name].shape) > 1}
     # Of a small tensor beside such a one, its bias say, the distribution cannot be told.
     owners = {name.rpartition(".")[0] for name in fresh}
     small = [
         name
         for name in case.changed
-        if name.rpartition(".")[0] in owners and name not in fresh and numel(case.was[name]) < 512
+        if name.rpartition(".")[0] in owners and name not in fresh and numel(case.locked[name]) < 512
     ]
     if not fresh:
         return None
     names = [name for name in case.changed if name in fresh or name in small]
-    whole = is_another(case, names) and len(names) >= 0.9 * len(case.changed)
-    case.explained(names)
+    whole = is_other_checkpoint(case, names) and len(names) >= 0.9 * len(case.changed)
+    case.mark_explained(names)
     ways = ", ".join(dict.fromkeys(fresh.values()))
     if whole:
-        case.explained(list(case.changed))
+        case.mark_explained(list(case.changed))
         return Cause(
             "unloaded",
             f"no checkpoint was loaded: {plural(len(names), 'tensor')} at initial values ({ways})",
             tuple(names),
         )
-    count = f"{len(names)} of {plural(len(case.was), 'tensor')} not loaded"
+    count = f"{len(names)} of {plural(len(case.locked), 'tensor')} not loaded"
     return Cause("partial", f"{count}: {first_and_more(names)}, at initial values ({ways})", tuple(names))
 
 
-def _is_new(case: Case, name: str) -> bool:
+def _is_new(case: Unexplained, name: str) -> bool:
     """Whether a tensor has nothing of what was locked: weights that moved a little, or were scaled, still have."""
-    both = case.both(name)
+    both = case.sampled_values(name)
     if both is None or both[0].size < _FEWEST:
         return True
     old, new = (values.ravel().astype(float) for values in both)
@@ -81,36 +89,38 @@ def _is_new(case: Case, name: str) -> bool:
     return not norms or abs(float(old @ new)) / norms < 5 / old.size**0.5
 
 
-def another(case: Case) -> Cause | None:
+def find_changed_values(case: Unexplained) -> Cause | None:
     """What nothing above explains: all, or some."""
     if not case.changed:
         return None
     names = tuple(case.changed)
-    shapes = [name for name in names if case.was[name].shape != case.line(name).shape]
-    if is_another(case, names):
+    shapes = [name for name in names if case.locked[name].shape != case.current_record(name).shape]
+    if is_other_checkpoint(case, names):
         case.changed = {}
         return Cause(
             "checkpoint",
-            f"another checkpoint: {len(names)} of {plural(len(case.was), 'tensor')} differ{_nearness(case, names)}",
+            f"another checkpoint: {len(names)} of {plural(len(case.locked), 'tensor')} differ{_nearness(case, names)}",
             names,
         )
     case.changed = {}
     how = ""
     if shapes:
-        how = f" (shape {case.was[shapes[0]].shape} -> {case.line(shapes[0]).shape})"
-    elif far := furthest(case, names):
+        how = f" (shape {case.locked[shapes[0]].shape} -> {case.current_record(shapes[0]).shape})"
+    elif far := largest_change(case, names):
         how = f", by up to {far:.2g}"
-    broken = [name for name in names if not is_finite(case.now.tensors[case.pairs[name]])]
+    broken = [name for name in names if not is_finite(case.current.tensors[case.current_names[name]])]
     if broken:
         how += f"; {first_and_more(broken)} {'has' if len(broken) == 1 else 'have'} values that are not finite"
     return Cause(
-        "values", f"{len(names)} of {plural(len(case.was), 'tensor')} changed: {first_and_more(names)}{how}", names
+        "values", f"{len(names)} of {plural(len(case.locked), 'tensor')} changed: {first_and_more(names)}{how}", names
     )
 
 
-def _nearness(case: Case, names: Iterable[str]) -> str:
+def _nearness(case: Unexplained, names: Iterable[str]) -> str:
     """How far another checkpoint lies, where it is near: the same one trained on, say."""
-    pairs = [both for name in names if len(case.was[name].shape) > 1 and (both := case.both(name)) is not None]
+    pairs = [
+        both for name in names if len(case.locked[name].shape) > 1 and (both := case.sampled_values(name)) is not None
+    ]
     if not pairs:
         return ""
     old, new = (np.concatenate([each.ravel().astype(float) for each in side]) for side in zip(*pairs, strict=True))

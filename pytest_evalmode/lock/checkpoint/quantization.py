@@ -5,31 +5,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pytest_evalmode.lock.checkpoint.renamed_tensors import PACKED
-from pytest_evalmode.lock.checkpoint.unexplained import FLOATS, Case, Cause
+from pytest_evalmode.lock.checkpoint.renamed_tensors import PACKED_PARAMS
+from pytest_evalmode.lock.checkpoint.unexplained import FLOAT_DTYPES, Cause, Unexplained
 from pytest_evalmode.rules.wording import plural
 
 _NARROW = ("int8", "int4", "int2", "uint8", "uint4", "uint2", "float8", "float4")
 _FEWEST_LEVELS, _MOST_LEVELS = 6, 256
 
 
-def quantised(case: Case) -> Cause | None:
+def find_quantized(case: Unexplained) -> Cause | None:
     """Weights in integers or bytes, with scales beside them."""
-    narrow = [name for name in case.changed if case.was[name].dtype in FLOATS and _is_quantised(case.live(name))]
+    narrow = [
+        name
+        for name in case.changed
+        if case.locked[name].dtype in FLOAT_DTYPES and _is_quantised(case.current_tensor(name))
+    ]
     beside = [
         name
-        for name in case.new
-        if _is_quantised(case.now.tensors[name]) or name.rpartition(".")[2] in ("scale", "zero_point") or PACKED in name
+        for name in case.added
+        if _is_quantised(case.current.tensors[name])
+        or name.rpartition(".")[2] in ("scale", "zero_point")
+        or PACKED_PARAMS in name
     ]
-    packed = [name for name in beside if _is_quantised(case.now.tensors[name])]
+    packed = [name for name in beside if _is_quantised(case.current.tensors[name])]
     if not narrow and not packed:
         return None
-    owners = {name.partition(f".{PACKED}")[0] if PACKED in name else name.rpartition(".")[0] for name in beside}
-    gone = [name for name in case.gone if name.rpartition(".")[0] in owners]
-    dtypes = {_stored(case.now.tensors[name]) for name in (*(case.pairs[name] for name in narrow), *packed)}
-    case.explained(narrow)
-    case.gone = [name for name in case.gone if name not in gone]
-    case.new = [name for name in case.new if name.rpartition(".")[0] not in owners and name not in beside]
+    owners = {
+        name.partition(f".{PACKED_PARAMS}")[0] if PACKED_PARAMS in name else name.rpartition(".")[0] for name in beside
+    }
+    gone = [name for name in case.missing if name.rpartition(".")[0] in owners]
+    dtypes = {_stored(case.current.tensors[name]) for name in (*(case.current_names[name] for name in narrow), *packed)}
+    case.mark_explained(narrow)
+    case.missing = [name for name in case.missing if name not in gone]
+    case.added = [name for name in case.added if name.rpartition(".")[0] not in owners and name not in beside]
     count = len(narrow) or len(packed)
     return Cause(
         "quantised", f"quantised: {plural(count, 'weight')} in {', '.join(sorted(dtypes))}", tuple(narrow or packed)
@@ -49,12 +57,14 @@ def _stored(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def coarse(case: Case) -> Cause | None:
+def find_fake_quantized(case: Unexplained) -> Cause | None:
     """Values that lie on few evenly spaced levels: quantised, and back."""
-    found = [name for name in case.changed if len(case.was[name].shape) > 1 and _few_levels(case.live(name))]
+    found = [
+        name for name in case.changed if len(case.locked[name].shape) > 1 and _few_levels(case.current_tensor(name))
+    ]
     if not found:
         return None
-    case.explained(found)
+    case.mark_explained(found)
     return Cause("quantised", f"quantised and back: {plural(len(found), 'weight')} hold few levels", tuple(found))
 
 

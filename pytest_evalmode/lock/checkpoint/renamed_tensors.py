@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from pytest_evalmode.lock.checkpoint.unexplained import Case, Cause
-from pytest_evalmode.lock.model_entry import Line
+from pytest_evalmode.lock.checkpoint.unexplained import Cause, Unexplained
+from pytest_evalmode.lock.model_entry import TensorRecord
 from pytest_evalmode.rules.wording import first_and_more, plural
 
-PACKED = "_packed_params"
+PACKED_PARAMS = "_packed_params"
 
 
-def renamed(case: Case) -> Cause | None:
+def find_renamed(case: Unexplained) -> Cause | None:
     """Pairs what has another name, and tells it."""
-    missing = [name for name in case.was if name not in case.now.lines]
-    added = [name for name in case.now.lines if name not in case.was]
-    added = [name for name in added if PACKED not in name]  # whose names are no one's choice
+    missing = [name for name in case.locked if name not in case.current.records]
+    added = [name for name in case.current.records if name not in case.locked]
+    added = [name for name in added if PACKED_PARAMS not in name]  # whose names are no one's choice
     names, words = _by_prefix(missing, added) or _by_content(missing, added, case)
-    case.pairs = {name: names.get(name, name) for name in case.was if name in case.now.lines or name in names}
-    case.changed = {name: new for name, new in case.pairs.items() if _differs(case.was[name], case.now.lines[new])}
-    case.gone = [name for name in missing if name not in names]
+    case.current_names = {
+        name: names.get(name, name) for name in case.locked if name in case.current.records or name in names
+    }
+    case.changed = {
+        name: new for name, new in case.current_names.items() if _differs(case.locked[name], case.current.records[new])
+    }
+    case.missing = [name for name in missing if name not in names]
     taken = set(names.values())
-    case.new = [name for name in case.now.lines if name not in case.was and name not in taken]
+    case.added = [name for name in case.current.records if name not in case.locked and name not in taken]
     return Cause("renamed", words, tuple(names.values())) if names else None
 
 
-def _differs(was: Line, now: Line) -> bool:
+def _differs(was: TensorRecord, now: TensorRecord) -> bool:
     return (was.dtype, was.shape, was.digest) != (now.dtype, now.shape, now.digest)
 
 
@@ -43,15 +47,15 @@ def _by_prefix(missing: list[str], added: list[str]) -> tuple[dict[str, str], st
     return None
 
 
-def _by_content(missing: list[str], added: list[str], case: Case) -> tuple[dict[str, str], str]:
+def _by_content(missing: list[str], added: list[str], case: Unexplained) -> tuple[dict[str, str], str]:
     """What holds the same, bit by bit, one to one; of equal tensors in the order in which they stand."""
     waiting: dict[tuple[str, tuple[int, ...], str], list[str]] = defaultdict(list)
     for name in added:
-        line = case.now.lines[name]
+        line = case.current.records[name]
         waiting[line.dtype, line.shape, line.digest].append(name)
     names: dict[str, str] = {}
     for name in missing:
-        line = case.was[name]
+        line = case.locked[name]
         same = waiting.get((line.dtype, line.shape, line.digest))
         if same:
             tail = name.rpartition(".")[2]
@@ -63,11 +67,11 @@ def _by_content(missing: list[str], added: list[str], case: Case) -> tuple[dict[
     return names, f"{plural(len(names), 'tensor')} {has} another name ({shown[0]} -> {shown[1]})"
 
 
-def left_over(case: Case) -> Cause | None:
+def find_missing_and_added(case: Unexplained) -> Cause | None:
     """Tensors that are gone or new for no reason that is known."""
     said = [
         f"{plural(len(names), 'tensor')} {verb} ({first_and_more(names)})"
-        for names, verb in ((case.gone, "missing"), (case.new, "added"))
+        for names, verb in ((case.missing, "missing"), (case.added, "added"))
         if names
     ]
-    return Cause("tensors", " and ".join(said), (*case.gone, *case.new)) if said else None
+    return Cause("tensors", " and ".join(said), (*case.missing, *case.added)) if said else None

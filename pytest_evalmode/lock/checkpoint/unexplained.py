@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_evalmode.lock.model_entry import Held, Line, sample
+from pytest_evalmode.lock.model_entry import ModelContents, TensorRecord, sample_grid
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-FLOATS = ("float64", "float32", "float16", "bfloat16")
+RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,44 +29,44 @@ class Cause:
 
 
 @dataclass(slots=True)
-class Case:
+class Unexplained:
     """What has yet to be explained."""
 
-    was: Mapping[str, Line]
-    now: Held
+    locked: Mapping[str, TensorRecord]
+    current: ModelContents
     samples: Mapping[str, Array]
-    pairs: dict[str, str] = field(default_factory=dict)
+    current_names: dict[str, str] = field(default_factory=dict)
     """The live name of each locked tensor that still has one."""
     changed: dict[str, str] = field(default_factory=dict)
     """Those of the pairs that differ."""
-    gone: list[str] = field(default_factory=list)
-    new: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
 
-    def live(self, name: str) -> Tensor:
-        return self.now.tensors[self.pairs[name]]
+    def current_tensor(self, name: str) -> Tensor:
+        return self.current.tensors[self.current_names[name]]
 
-    def line(self, name: str) -> Line:
-        return self.now.lines[self.pairs[name]]
+    def current_record(self, name: str) -> TensorRecord:
+        return self.current.records[self.current_names[name]]
 
-    def both(self, name: str) -> tuple[Array, Array] | None:
+    def sampled_values(self, name: str) -> tuple[Array, Array] | None:
         """The values that were kept of a tensor, and what they are now."""
         old = self.samples.get(name)
-        if old is None or old.ndim != 2 or self.was[name].shape != self.line(name).shape:
+        if old is None or old.ndim != 2 or self.locked[name].shape != self.current_record(name).shape:
             return None
-        new = sample(self.live(name), *old.shape)
+        new = sample_grid(self.current_tensor(name), *old.shape)
         return None if new is None or new.shape != old.shape else (old, new)
 
-    def explained(self, names: Iterable[str]) -> None:
+    def mark_explained(self, names: Iterable[str]) -> None:
         for name in names:
             del self.changed[name]
 
 
-def numel(line: Line) -> int:
+def numel(line: TensorRecord) -> int:
     return int(np.prod(line.shape, dtype=object)) if line.shape else 1
 
 
-def is_statistic(name: str) -> bool:
-    return name.rpartition(".")[2] in STATISTICS
+def is_running_statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in RUNNING_STATISTICS
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -75,14 +75,14 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(tensor.detach().isfinite().all())
 
 
-def is_another(case: Case, changed: Iterable[str]) -> bool:
+def is_other_checkpoint(case: Unexplained, changed: Iterable[str]) -> bool:
     """Whether so much changed that it is another checkpoint: nine in ten of the matrices and kernels."""
-    weights = [name for name, line in case.was.items() if len(line.shape) > 1 and numel(line)]
-    weights = weights or [name for name in case.was if not is_statistic(name)]
+    weights = [name for name, line in case.locked.items() if len(line.shape) > 1 and numel(line)]
+    weights = weights or [name for name in case.locked if not is_running_statistic(name)]
     return len(set(changed) & set(weights)) >= max(1, 0.9 * len(weights)) and len(weights) > 1
 
 
-def furthest(case: Case, names: Iterable[str]) -> float:
+def largest_change(case: Unexplained, names: Iterable[str]) -> float:
     """How far the values that were kept have moved at most."""
-    pairs = [both for name in names if (both := case.both(name)) is not None]
+    pairs = [both for name in names if (both := case.sampled_values(name)) is not None]
     return max((float(np.nanmax(np.abs(new.astype(float) - old))) for old, new in pairs), default=0.0)

@@ -12,13 +12,29 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_evalmode.lock.inputs import image_layout, sample_order, text, units
-from pytest_evalmode.lock.inputs.batch_arrays import arrays, samples, words
-from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, numbers, told, unexplained
+from pytest_evalmode.lock.inputs.batch_arrays import arrays, first_samples, vocabulary_of
+from pytest_evalmode.lock.inputs.diagnosis import (
+    Array,
+    Diagnosis,
+    Step,
+    diagnosis_of_steps,
+    format_numbers,
+    unrecognized_difference,
+)
 from pytest_evalmode.lock.inputs.images import rounding, search
 from pytest_evalmode.lock.inputs.sample_order import compare_order
-from pytest_evalmode.lock.inputs.text.rows import Words
+from pytest_evalmode.lock.inputs.text.rows import Vocabularies
 
-__all__ = ["Diagnosis", "arrays", "compare_classes", "compare_order", "diagnose", "equal", "samples", "words"]
+__all__ = [
+    "Diagnosis",
+    "arrays",
+    "compare_classes",
+    "compare_order",
+    "diagnose",
+    "equal",
+    "first_samples",
+    "vocabulary_of",
+]
 
 
 def diagnose(
@@ -27,7 +43,7 @@ def diagnose(
     *,
     rtol: float = 0.0,
     atol: float = 0.0,
-    words: tuple[Mapping[int, str], Mapping[int, str]] | None = None,
+    vocabularies: tuple[Mapping[int, str], Mapping[int, str]] | None = None,
 ) -> Diagnosis | None:
     """How `now` differs from `was`, or None if it does not.
 
@@ -39,13 +55,13 @@ def diagnose(
         return None
     if was.dtype.kind in "US" or now.dtype.kind in "US":
         both = was.dtype.kind == now.dtype.kind
-        return (text.explain_texts(was, now) if both else None) or unexplained("texts", was, now)
+        return (text.explain_texts(was, now) if both else None) or unrecognized_difference("texts", was, now)
     if was.size and now.size and was.dtype.kind in "biuf" and now.dtype.kind in "biuf":
         finite = _finite(was, now)
-        found = _filled(was, now) if finite is None else _explained(*finite, words)
+        found = _filled(was, now) if finite is None else _explained(*finite, vocabularies)
         if found is not None:
             return found
-    return unexplained("tokens" if text.is_tokens(was, now) else _noun(was, now), was, now)
+    return unrecognized_difference("tokens" if text.is_tokens(was, now) else _noun(was, now), was, now)
 
 
 def equal(was: Array, now: Array, *, rtol: float = 0.0, atol: float = 0.0) -> bool:
@@ -59,21 +75,21 @@ def equal(was: Array, now: Array, *, rtol: float = 0.0, atol: float = 0.0) -> bo
     return bool(np.array_equal(was, now, equal_nan=was.dtype.kind in "fc"))
 
 
-def _explained(was: Array, now: Array, words: Words | None) -> Diagnosis | None:
+def _explained(was: Array, now: Array, words: Vocabularies | None) -> Diagnosis | None:
     """By one of the known causes, the most particular first."""
     if was.size > 1 and was.min() < was.max() and now.min() == now.max():
         words_ = f"all of one value ({now.flat[0]:.4g})"
-        return told(_noun(was, now), [Step("constant", words_, {"value": float(now.flat[0])})])
+        return diagnosis_of_steps(_noun(was, now), [Step("constant", words_, {"value": float(now.flat[0])})])
     if text.is_tokens(was, now):
-        return _only_dtype(was, now) or text.explain(was, now, words) or _table(was, now)
-    images = image_layout.readings(was)
+        return _only_dtype(was, now) or text.explain_tokens(was, now, words) or _table(was, now)
+    images = image_layout.read_as_images(was)
     single = bool(images) and images[0].layout in ("CHW", "HWC", "HW")
     exact = _only_dtype(was, now) or _classes(was, now) or _rearranged(was, now)
     exact = exact or (None if single else _reordered(was, now))
     if exact is not None:
         return exact
-    if images and image_layout.readings(now):
-        return search.explain(was, now)
+    if images and image_layout.read_as_images(now):
+        return search.explain_images(was, now)
     return _table(was, now)
 
 
@@ -81,38 +97,38 @@ def _only_dtype(was: Array, now: Array) -> Diagnosis | None:
     if was.dtype == now.dtype or not np.array_equal(was, now):
         return None
     words = f"given as {now.dtype}, not {was.dtype}, with the same values"
-    return told(_noun(was, now), [Step("dtype", words, {"dtype": (str(was.dtype), str(now.dtype))})])
+    return diagnosis_of_steps(_noun(was, now), [Step("dtype", words, {"dtype": (str(was.dtype), str(now.dtype))})])
 
 
 def _rearranged(was: Array, now: Array) -> Diagnosis | None:
     """The same values, axes exchanged or the shape another."""
-    for steps, a, b in image_layout.pairs(was, now):
+    for steps, a, b in image_layout.pair_layouts(was, now):
         if steps and np.array_equal(a.images, b.images):
-            return told("images", steps)
-    step = image_layout.reshaped(was, now)
-    return None if step is None else told(_noun(was, now), [step])
+            return diagnosis_of_steps("images", steps)
+    step = image_layout.find_reshape(was, now)
+    return None if step is None else diagnosis_of_steps(_noun(was, now), [step])
 
 
 def _reordered(was: Array, now: Array) -> Diagnosis | None:
-    index = sample_order.exact(was, now)
-    return None if index is None else told("samples", sample_order.describe(len(was), index))
+    index = sample_order.match_identical(was, now)
+    return None if index is None else diagnosis_of_steps("samples", sample_order.order_steps(len(was), index))
 
 
 def _classes(was: Array, now: Array) -> Diagnosis | None:
     """Labels whose classes have other numbers: each became one other, and often enough that chance does not do it."""
     if was.ndim != 1 or was.shape != now.shape or was.dtype.kind not in "iu" or now.dtype.kind not in "iu":
         return None
-    pairs = text.mapping([tuple(was.tolist())], [tuple(now.tolist())])
+    pairs = text.find_id_mapping([tuple(was.tolist())], [tuple(now.tolist())])
     if pairs is None or len({new - old for old, new in pairs.items()}) == 1 or len(was) < 2 * len(np.unique(was)):
         return None
     shown = ", ".join(f"{old} -> {new}" for old, new in list(pairs.items())[:4]) + (", ..." if len(pairs) > 4 else "")
     words = f"given with {len(pairs)} classes under other numbers ({shown})"
-    return told("labels", [Step("classes", words, {"classes": dict(list(pairs.items())[:32])})])
+    return diagnosis_of_steps("labels", [Step("classes", words, {"classes": dict(list(pairs.items())[:32])})])
 
 
 def compare_classes(was: Sequence[int], now: Sequence[int], first: Array, first_now: Array) -> Diagnosis | None:
     """The same of labels by their digests, all of them, and the first by their values."""
-    if text.mapping([tuple(was)], [tuple(now)]) is None:
+    if text.find_id_mapping([tuple(was)], [tuple(now)]) is None:
         return None
     n = min(len(first), len(first_now))
     return _classes(first[:n], first_now[:n])
@@ -128,11 +144,13 @@ def _filled(was: Array, now: Array) -> Diagnosis | None:
         return None
     count = int(either.sum())
     if holes[1].any():
-        return told(_noun(was, now), [Step("missing", f"given with {count} not finite", {"not finite": count})])
+        return diagnosis_of_steps(
+            _noun(was, now), [Step("missing", f"given with {count} not finite", {"not finite": count})]
+        )
     values = np.unique(now[either])
-    by = f" (by {numbers(values)})" if len(values) == 1 else ""
+    by = f" (by {format_numbers(values)})" if len(values) == 1 else ""
     words = f"filled in at the {count} places that were not finite{by}"
-    return told(_noun(was, now), [Step("missing", words, {"filled": count})])
+    return diagnosis_of_steps(_noun(was, now), [Step("missing", words, {"filled": count})])
 
 
 def _table(was: Array, now: Array) -> Diagnosis | None:
@@ -140,20 +158,26 @@ def _table(was: Array, now: Array) -> Diagnosis | None:
     a, b = was.astype(float), now.astype(float)
     if a.shape != b.shape:
         step = _columns(was, now)
-        return None if step is None else told("values", [step])
+        return None if step is None else diagnosis_of_steps("values", [step])
     tolerance = 8 * max(_unit(was), _unit(now))
-    step = next((each for each, _ in rounding.rounded(a, b, 0.0)), None) or units.rescaled(a, b, tolerance)
+    step = next((each for each, _ in rounding.try_roundings(a, b, 0.0)), None) or units.find_unit_change(
+        a, b, tolerance
+    )
     if step is None and a.ndim == 2:
-        step = _columns(was, now) or units.standardised(a, b, tolerance) or units.rescaled_columns(a, b, tolerance)
-    step = step or units.curved(a, b, tolerance)
-    return None if step is None else told("values", [step])
+        step = (
+            _columns(was, now)
+            or units.find_standardization(a, b, tolerance)
+            or units.find_column_unit_changes(a, b, tolerance)
+        )
+    step = step or units.find_function(a, b, tolerance)
+    return None if step is None else diagnosis_of_steps("values", [step])
 
 
 def _columns(was: Array, now: Array) -> Step | None:
     """Columns of a table in another order, or left out."""
     if was.ndim != 2 or now.ndim != 2 or len(was) != len(now) or len(was) < 2:
         return None
-    found = sample_order.exact(was.T, now.T)
+    found = sample_order.match_identical(was.T, now.T)
     if found is None or len(set(found)) < len(found):
         return None
     details: dict[str, object] = {"order": tuple(found[:32])}
@@ -186,6 +210,6 @@ def _finite(was: Array, now: Array) -> tuple[Array, Array] | None:
 def _noun(was: Array, now: Array) -> str:
     return (
         "images"
-        if any(each.coloured for array in (was, now) for each in image_layout.readings(array)[:1])
+        if any(each.is_certain for array in (was, now) for each in image_layout.read_as_images(array)[:1])
         else "values"
     )

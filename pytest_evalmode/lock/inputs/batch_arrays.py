@@ -17,42 +17,42 @@ _MANY = 64  # samples of one array that are kept at most
 _STEP = 16  # by which a cut image is smaller, so that its middle lies on the grid of JPEG
 
 
-class Given(NamedTuple):
+class BatchArray(NamedTuple):
     """An array, and the dtype that it was given in, for some of which numpy has none: `bfloat16`, `text`."""
 
     array: Array
     dtype: str
 
 
-def given(batch: object) -> dict[str, Given]:
+def named_arrays(batch: object) -> dict[str, BatchArray]:
     """Every array of a batch, in its order, named by its path in it: `pixel_values`, `boxes[0].size`."""
     return {path or WHOLE: found for path, found in _walk(batch, "")}
 
 
 def arrays(batch: object) -> dict[str, Array]:
     """Every array of a batch by its path, whatever dtype it was given in."""
-    return {path: found.array for path, found in given(batch).items()}
+    return {path: found.array for path, found in named_arrays(batch).items()}
 
 
-def samples(batch: object, limit: int = 1_000_000) -> dict[str, Array]:
+def first_samples(batch: object, limit: int = 1_000_000) -> dict[str, Array]:
     """The first samples of each array, at most `limit` bytes in all; an image too large is cut to its middle."""
     found = arrays(batch)
     kept: dict[str, Array] = {}
     left, size = limit, len(found)
     # The small ones first: what they leave of their share is for the large.
     for i, name in enumerate(sorted(found, key=lambda name: found[name].nbytes)):
-        kept[name] = few(found[name], left // (size - i))
+        kept[name] = trim_samples(found[name], left // (size - i))
         left -= kept[name].nbytes
     return {name: kept[name] for name in found}
 
 
-def few(array: Array, limit: int) -> Array:
+def trim_samples(array: Array, limit: int) -> Array:
     """As many of the first samples as fit in so many bytes, else the middle of the first."""
     if array.nbytes <= limit and (array.ndim == 0 or len(array) <= _MANY):
         return array
     if array.ndim == 0:
         return array[None][:0]
-    images = image_layout.readings(array)
+    images = image_layout.read_as_images(array)
     single = bool(images) and images[0].layout in ("CHW", "HWC", "HW")
     if not single:
         n = min(_MANY, int(limit // max(1, array[:1].nbytes)))
@@ -73,7 +73,7 @@ def _middle(array: Array, axes: str, limit: int) -> Array:
     return array
 
 
-def like(batch: object, values: Mapping[str, Array]) -> Any:
+def rebuild_batch(batch: object, values: Mapping[str, Array]) -> Any:
     """A batch of other values, given by path: tensors, arrays, and mappings of them, as they were given."""
     if isinstance(batch, Mapping):
         own = {
@@ -84,7 +84,7 @@ def like(batch: object, values: Mapping[str, Array]) -> Any:
             }
             for key in batch
         }
-        return {key: like(each, own[key]) for key, each in batch.items()}
+        return {key: rebuild_batch(each, own[key]) for key, each in batch.items()}
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(batch, torch.Tensor):
         return torch.from_numpy(values[WHOLE].copy()).to(batch.device, batch.dtype)
@@ -95,7 +95,7 @@ def like(batch: object, values: Mapping[str, Array]) -> Any:
     )
 
 
-def words(batch: object) -> dict[int, str]:
+def vocabulary_of(batch: object) -> dict[int, str]:
     """What the ids of a tokenised batch stand for, where the tokenizer said so (Hugging Face's fast ones)."""
     known: dict[int, str] = {}
     for encoding in getattr(batch, "encodings", None) or ():
@@ -103,12 +103,12 @@ def words(batch: object) -> dict[int, str]:
     return known
 
 
-def _walk(value: Any, path: str) -> Iterator[tuple[str, Given]]:
+def _walk(value: Any, path: str) -> Iterator[tuple[str, BatchArray]]:
     if value is None:
         return
     array = _array(value)
     if array is not None:
-        yield path, Given(array, _dtype(value, array))
+        yield path, BatchArray(array, _dtype(value, array))
     elif isinstance(value, Mapping):
         for key, each in value.items():
             yield from _walk(each, f"{path}.{key}" if path else str(key))
@@ -127,13 +127,13 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, Given]]:
         )
 
 
-def _walk_sequence(value: Sequence[Any], path: str) -> Iterator[tuple[str, Given]]:
+def _walk_sequence(value: Sequence[Any], path: str) -> Iterator[tuple[str, BatchArray]]:
     """Equal things become one array with a sample each; others are named by their place."""
     parts = [list(_walk(each, "")) for each in value]
     if parts and all(len(part) == 1 and part[0][0] == "" for part in parts):
         found = [part[0][1] for part in parts]
         if len({(each.array.shape, each.dtype) for each in found}) == 1:
-            yield path, Given(np.stack([each.array for each in found]), found[0].dtype)
+            yield path, BatchArray(np.stack([each.array for each in found]), found[0].dtype)
             return
     for i, part in enumerate(parts):
         for name, each in part:

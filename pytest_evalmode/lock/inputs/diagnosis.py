@@ -31,7 +31,7 @@ class Diagnosis:
     details: Mapping[str, object]
 
 
-def told(noun: str, steps: Sequence[Step], **details: object) -> Diagnosis:
+def diagnosis_of_steps(noun: str, steps: Sequence[Step], **details: object) -> Diagnosis:
     """Several steps are said together, in the order in which they were found."""
     words = [step.words for step in steps]
     listed = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
@@ -39,7 +39,7 @@ def told(noun: str, steps: Sequence[Step], **details: object) -> Diagnosis:
     return Diagnosis(f"{noun} were {listed}", tuple(step.kind for step in steps), {**merged, **details})
 
 
-def unexplained(noun: str, was: Array, now: Array) -> Diagnosis:
+def unrecognized_difference(noun: str, was: Array, now: Array) -> Diagnosis:
     """Where and how far, where no known cause explains it."""
     if was.shape != now.shape:
         headline = f"{noun} differ: shape {now.shape}, not {was.shape}, and no known cause explains it"
@@ -87,7 +87,7 @@ def psnr(a: Array, b: Array) -> float:
     return float(10 * np.log10(peak**2 / noise)) if noise and peak else float("inf") if not noise else 0.0
 
 
-def numbers(values: npt.ArrayLike) -> str:
+def format_numbers(values: npt.ArrayLike) -> str:
     """`0.485` or `(0.485, 0.456, 0.406)`: one number if all are the same."""
     flat = np.atleast_1d(np.asarray(values, float))
     if np.allclose(flat, flat[0], rtol=1e-6, atol=1e-9):

@@ -14,41 +14,43 @@ _CHANNELS = (1, 3, 4)
 _SIDE = 4  # an image has at least so many rows and columns
 
 
-class Planes(NamedTuple):
+class ImageBatch(NamedTuple):
     """An array read as images in one layout."""
 
     layout: str
     images: Array  # samples, channels, rows, columns
-    coloured: bool  # an axis of channels was found
+    is_certain: bool  # an axis of channels was found
 
 
-def readings(array: Array) -> list[Planes]:
+def read_as_images(array: Array) -> list[ImageBatch]:
     """The array as images, the likeliest reading first; none if it holds no images."""
-    found: list[Planes] = []
+    found: list[ImageBatch] = []
     shape = array.shape
     if array.ndim == 5:
         folded = array.reshape(-1, *shape[2:])
-        found += [Planes(f"N{each.layout}".replace("NN", "NT"), each.images, True) for each in readings(folded)]
+        found += [
+            ImageBatch(f"N{each.layout}".replace("NN", "NT"), each.images, True) for each in read_as_images(folded)
+        ]
     if array.ndim == 4:
         if min(shape[2:]) >= _SIDE and (shape[1] in _CHANNELS or shape[3] not in _CHANNELS):
-            found.append(Planes("NCHW", array, shape[1] in _CHANNELS))
+            found.append(ImageBatch("NCHW", array, shape[1] in _CHANNELS))
         if min(shape[1:3]) >= _SIDE and shape[3] in _CHANNELS:
-            found.append(Planes("NHWC", array.transpose(0, 3, 1, 2), True))
+            found.append(ImageBatch("NHWC", array.transpose(0, 3, 1, 2), True))
     if array.ndim == 3:
         if min(shape[1:]) >= _SIDE and shape[0] == 3:
-            found.append(Planes("CHW", array[None], True))
+            found.append(ImageBatch("CHW", array[None], True))
         if min(shape[:2]) >= _SIDE and shape[2] in _CHANNELS:
-            found.append(Planes("HWC", array.transpose(2, 0, 1)[None], True))
+            found.append(ImageBatch("HWC", array.transpose(2, 0, 1)[None], True))
         if min(shape[1:]) >= _SIDE:
-            found.append(Planes("NHW", array[:, None], False))
+            found.append(ImageBatch("NHW", array[:, None], False))
     if array.ndim == 2 and array.dtype == np.uint8 and min(shape) >= 2 * _SIDE:
-        found.append(Planes("HW", array[None, None], True))
+        found.append(ImageBatch("HW", array[None, None], True))
     return found
 
 
-def pairs(was: Array, now: Array) -> Iterator[tuple[list[Step], Planes, Planes]]:
+def pair_layouts(was: Array, now: Array) -> Iterator[tuple[list[Step], ImageBatch, ImageBatch]]:
     """Both as images: as they are read alike, then as they are read otherwise."""
-    old, new = readings(was), readings(now)
+    old, new = read_as_images(was), read_as_images(now)
     for a in old:
         yield from (([], a, b) for b in new if b.layout == a.layout)
     for a in old:
@@ -58,7 +60,7 @@ def pairs(was: Array, now: Array) -> Iterator[tuple[list[Step], Planes, Planes]]
                 yield [Step("layout", f"laid out as {b.layout}, not {a.layout}", details)], a, b
 
 
-def reshaped(was: Array, now: Array) -> Step | None:
+def find_reshape(was: Array, now: Array) -> Step | None:
     """The values in the very same order under another shape."""
     if was.shape == now.shape or was.size != now.size or not np.array_equal(was.ravel(), now.ravel()):
         return None
@@ -69,7 +71,7 @@ def reshaped(was: Array, now: Array) -> Step | None:
     return Step("shape", words, {"shape": (was.shape, now.shape)})
 
 
-def recoloured(a: Array, b: Array) -> Iterator[tuple[list[Step], Array]]:
+def try_channel_changes(a: Array, b: Array) -> Iterator[tuple[list[Step], Array]]:
     """What may have become of the channels, with `a` as it would be then; a swap tells its order in its details."""
     old, new = a.shape[1], b.shape[1]
     if old == new:

@@ -7,16 +7,18 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, told
+from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, diagnosis_of_steps
 
 
 def compare_order(was: Sequence[Hashable], now: Sequence[Hashable]) -> Diagnosis | None:
     """What became of the order of samples, each known by a key such as its digest; None if another sample came in."""
-    index = places(was, now)
-    return None if index is None or list(was) == list(now) else told("samples", describe(len(was), index))
+    index = match_samples(was, now)
+    return (
+        None if index is None or list(was) == list(now) else diagnosis_of_steps("samples", order_steps(len(was), index))
+    )
 
 
-def places(was: Sequence[Hashable], now: Sequence[Hashable]) -> list[int] | None:
+def match_samples(was: Sequence[Hashable], now: Sequence[Hashable]) -> list[int] | None:
     """Which of the old samples each new one is; None if that is not certain, or nothing changed.
 
     Where values recur, as labels do, they tell less: it has to be the same ones in another order, or some left out.
@@ -56,12 +58,12 @@ def rows(array: Array) -> list[bytes]:
     return [np.ascontiguousarray(row).tobytes() for row in array]
 
 
-def exact(was: Array, now: Array) -> list[int] | None:
+def match_identical(was: Array, now: Array) -> list[int] | None:
     """Which old sample each new one is, bit by bit."""
-    return places(rows(was), rows(now)) if was.ndim and now.ndim and was.shape[1:] == now.shape[1:] else None
+    return match_samples(rows(was), rows(now)) if was.ndim and now.ndim and was.shape[1:] == now.shape[1:] else None
 
 
-def similar(a: Array, b: Array) -> list[int] | None:
+def match_similar(a: Array, b: Array) -> list[int] | None:
     """Which old image each new one is, whatever was done to brightness, contrast and the order of channels."""
     if a.shape[2:] != b.shape[2:] or max(len(a), len(b)) < 2:
         return None
@@ -78,7 +80,7 @@ def _standardised(images: Array) -> Array:
     return np.asarray(flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-12))
 
 
-def describe(n: int, index: Sequence[int]) -> list[Step]:
+def order_steps(n: int, index: Sequence[int]) -> list[Step]:
     """The steps that take `n` samples to those at `index`."""
     counts = Counter(index)
     dropped = [i for i in range(n) if i not in counts]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs.diagnosis import Array, Step, numbers
+from pytest_evalmode.lock.inputs.diagnosis import Array, Step, format_numbers
 
 _FACTORS = {
     1000.0: "thousandths, or kilo",
@@ -45,7 +45,7 @@ _CURVES: dict[str, Callable[[Array], Array]] = {
 _AFFINE = {(1.8, 32.0): "Celsius and Fahrenheit", (1.0, 273.15): "Celsius and kelvin"}
 
 
-def rescaled(a: Array, b: Array, tolerance: float) -> Step | None:
+def find_unit_change(a: Array, b: Array, tolerance: float) -> Step | None:
     """One factor, or one factor and a shift, that takes all of `a` to `b`; both finite, of one shape."""
     if np.ptp(b) == 0 and a.size > 1 and np.ptp(a) != 0:
         return None
@@ -76,10 +76,10 @@ def rescaled(a: Array, b: Array, tolerance: float) -> Step | None:
     return Step("unit", words, {"factor": scale, "shift": shift})
 
 
-def rescaled_columns(a: Array, b: Array, tolerance: float) -> Step | None:
+def find_column_unit_changes(a: Array, b: Array, tolerance: float) -> Step | None:
     """Some columns of a table in another unit, the others as they were."""
     changed = [i for i in range(a.shape[1]) if not np.array_equal(a[:, i], b[:, i])]
-    steps = [rescaled(a[:, i], b[:, i], tolerance) for i in changed]
+    steps = [find_unit_change(a[:, i], b[:, i], tolerance) for i in changed]
     if not changed or len(a) < 3 or any(step is None for step in steps):
         return None
     found = [step for step in steps if step is not None]
@@ -89,7 +89,7 @@ def rescaled_columns(a: Array, b: Array, tolerance: float) -> Step | None:
     return Step("unit", f"given in other units: {shown}{more}", {"columns": factors})
 
 
-def curved(a: Array, b: Array, tolerance: float) -> Step | None:
+def find_function(a: Array, b: Array, tolerance: float) -> Step | None:
     """A function that is in use, of each value; or what it was a function of."""
     if np.unique(a).size < 3:
         return None
@@ -102,18 +102,18 @@ def curved(a: Array, b: Array, tolerance: float) -> Step | None:
     return None
 
 
-def standardised(a: Array, b: Array, tolerance: float) -> Step | None:
+def find_standardization(a: Array, b: Array, tolerance: float) -> Step | None:
     """A table whose every column was centred and scaled, or no longer is."""
     if len(a) < 4 or not (np.ptp(a, 0).any() and np.ptp(b, 0).any()):
         return None
     for words, old, new in (("standardised a column, as they were not", a, b), ("not standardised a column", b, a)):
         std = old.std(0)
         if np.allclose(new, (old - old.mean(0)) / np.where(std > 0, std, 1), atol=max(tolerance, 1e-6)):
-            return Step("standardised", words, {"mean": numbers(old.mean(0)), "std": numbers(std)})
+            return Step("standardised", words, {"mean": format_numbers(old.mean(0)), "std": format_numbers(std)})
         low, spread = old.min(0), np.ptp(old, 0)
         if np.allclose(new, (old - low) / np.where(spread > 0, spread, 1), atol=max(tolerance, 1e-6)):
             words = words.replace("standardised a column", "stretched to 0..1 a column")
-            return Step("standardised", words, {"low": numbers(low), "high": numbers(old.max(0))})
+            return Step("standardised", words, {"low": format_numbers(low), "high": format_numbers(old.max(0))})
     return None
 
 

@@ -6,6 +6,6 @@ tokenizers by what they would save, functions by their code and what is bound to
 
 from pytest_evalmode.lock.preprocessing.description import describe
 from pytest_evalmode.lock.preprocessing.shared_normalization import assert_same_normalization
-from pytest_evalmode.lock.preprocessing.step_differences import differences
+from pytest_evalmode.lock.preprocessing.step_differences import find_differences
 
-__all__ = ["assert_same_normalization", "describe", "differences"]
+__all__ = ["assert_same_normalization", "describe", "find_differences"]

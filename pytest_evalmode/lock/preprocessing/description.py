@@ -57,10 +57,10 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
     if inspect.isroutine(value) and owner is not None and not isinstance(owner, (type, ModuleType)):
         return {"method": value.__name__, "of": _describe(owner, above)}
     if inspect.isfunction(value):
-        held = _mapping(function_code.held_by(value), above)
-        return {"function": function_code.name_of(value), "code": function_code.code_of(value), **held}
+        held = _mapping(function_code.bound_variables(value), above)
+        return {"function": function_code.qualified_name(value), "code": function_code.code_digest(value), **held}
     if inspect.isroutine(value) or isinstance(value, (type, np.ufunc)):
-        return function_code.name_of(value)
+        return function_code.qualified_name(value)
     return _object(value, above)
 
 
@@ -116,7 +116,7 @@ def _step(value: Any, fields: Mapping[str, Any], above: tuple[int, ...]) -> dict
 
 
 def _object(value: Any, above: tuple[int, ...]) -> Any:
-    fields = libraries.parameters(value)
+    fields = libraries.read_parameters(value)
     if fields is None and dataclasses.is_dataclass(value):
         fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
     if fields is None:
@@ -127,7 +127,7 @@ def _object(value: Any, above: tuple[int, ...]) -> Any:
         return {"step": type(value).__name__, "repr": repr(value)}
     call = getattr(type(value), "__call__", None)  # noqa: B004  # the function itself is wanted
     if inspect.isfunction(call):
-        return {"step": type(value).__name__, "code": function_code.code_of(call)}
+        return {"step": type(value).__name__, "code": function_code.code_digest(call)}
     if not callable(value) and len(above) > 1:
         return {"step": type(value).__name__}  # a generator, a lock: nothing that can be told
     return {"step": type(value).__name__, "probe": probe(value)}

@@ -12,10 +12,10 @@ _PRESET = {"step", "antialias", "crop_size", "interpolation", "mean", "resize_si
 _DEFAULTS = {"Lambda": {"types": ["builtins.object"]}}  # of fields that v2 has and v1 has not
 
 
-def respelled(value: Any) -> Any:
+def canonical_form(value: Any) -> Any:
     """A description in the one way in which two are compared that may do the same."""
     if isinstance(value, list):
-        return [step for each in value for step in _steps(respelled(each))]
+        return [step for each in value for step in _steps(canonical_form(each))]
     if not isinstance(value, dict):
         return value
     fields = {key: _field(key, each) for key, each in value.items() if not _is_default(value, key, each)}
@@ -30,7 +30,7 @@ def _field(key: str, value: Any) -> Any:
         return value.rpartition(".")[2].lower()  # the text, torchvision's constant or Pillow's
     if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], (dict, list)):
         return value[0]  # a size of (256) is one of 256
-    return respelled(value)
+    return canonical_form(value)
 
 
 def _is_default(step: dict[str, Any], key: str, value: Any) -> bool:

@@ -8,13 +8,13 @@ import sys
 from typing import Any
 
 
-def name_of(function: Any) -> str:
+def qualified_name(function: Any) -> str:
     module = getattr(function, "__module__", None)
     name = str(getattr(function, "__qualname__", function.__name__))
     return f"{module}.{name}" if module else name
 
 
-def held_by(function: Any) -> dict[str, object]:
+def bound_variables(function: Any) -> dict[str, object]:
     """The variables of a function that are not its arguments: enclosed ones, defaults, and plain data it names."""
     code = function.__code__
     enclosed = dict(zip(code.co_freevars, map(_content, function.__closure__ or ()), strict=True))
@@ -25,7 +25,7 @@ def held_by(function: Any) -> dict[str, object]:
     return {**constants, **enclosed, **dict(zip(names, defaults, strict=True)), **(function.__kwdefaults__ or {})}
 
 
-def code_of(function: Any) -> dict[str, str]:
+def code_digest(function: Any) -> dict[str, str]:
     """A digest of the instructions, by the version of Python that compiled them; not of their lines or their file."""
     return {f"{sys.version_info.major}.{sys.version_info.minor}": digest(_text(function.__code__).encode())}
 

@@ -17,7 +17,7 @@ _STATE = frozenset(
 _SLOW = ("do_lower_case", "do_basic_tokenize", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
 
 
-def parameters(value: Any) -> dict[str, Any] | None:
+def read_parameters(value: Any) -> dict[str, Any] | None:
     """The parameters of an object of a known library; None of any other."""
     kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(value).__mro__}
     if "transformers.PreTrainedTokenizerBase" in kinds:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from pytest_evalmode.lock.preprocessing.description import describe
-from pytest_evalmode.lock.preprocessing.step_differences import differences, name_of
+from pytest_evalmode.lock.preprocessing.step_differences import find_differences, step_name
 
 _NORMALISE = re.compile(r"normali[sz]e$|standardi[sz]e$", re.IGNORECASE)
 _TO_UNIT = ("ToTensor", "MaybeToTensor", "ConvertImageDtype", "ToFloat")  # pixels of 0..255 to 0..1
@@ -22,7 +22,7 @@ def assert_same_normalization(train: object, eval: object) -> None:
 
     Augmentation and sizes are theirs to choose.
     """
-    found = differences(_shared(describe(train)), _shared(describe(eval)))
+    found = find_differences(_shared(describe(train)), _shared(describe(eval)))
     if found:
         raise AssertionError("train and eval do not normalise alike (train -> eval): " + "; ".join(found))
 
@@ -35,7 +35,7 @@ def _shared(description: Any) -> list[Any]:
         return []
     if _to_unit(description):
         return [{"step": "scaled to 0..1"}]
-    if _NORMALISE.search(name_of(description)):
+    if _NORMALISE.search(step_name(description)):
         return [{key: each for key, each in description.items() if key not in _INCIDENTAL}]
     fields = {key: each for key, each in description.items() if key in _FIELDS}
     if fields.keys() & {"mean", "image_mean", "do_normalize"}:

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 from typing import Any
 
-from pytest_evalmode.lock.preprocessing.equivalent_steps import respelled
+from pytest_evalmode.lock.preprocessing.equivalent_steps import canonical_form
 
 _ABSENT = object()
 
 
-def differences(old: object, new: object) -> list[str]:
+def find_differences(old: object, new: object) -> list[str]:
     """Where two descriptions differ, each by its field: `Normalize.mean: (0.485, ...) -> (0.5, ...)`.
 
     What is only written in another way is none.  The others are told as they are written, or spelled alike if that is
     shorter.
     """
     as_written = list(_differences(old, new, ""))
-    spelled_alike = list(_differences(respelled(old), respelled(new), ""))
+    spelled_alike = list(_differences(canonical_form(old), canonical_form(new), ""))
     return min(as_written, spelled_alike, key=lambda told: sum(map(len, told)))
 
 
@@ -65,7 +65,7 @@ def _joined(path: str, key: str) -> str:
 
 def _list_differences(old: list[Any], new: list[Any], path: str) -> Iterator[str]:
     """Steps are matched by their type, so that one that came or went is told as that."""
-    before, after = ([name_of(each) for each in steps] for steps in (old, new))
+    before, after = ([step_name(each) for each in steps] for steps in (old, new))
     counts = Counter(before)
     if before != after and sorted(before) == sorted(after):
         yield f"{path or 'steps'}: in another order: {', '.join(before)} -> {', '.join(after)}"
@@ -73,20 +73,20 @@ def _list_differences(old: list[Any], new: list[Any], path: str) -> Iterator[str
     for tag, i, j, k, m in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
         if tag == "equal":
             for a, b, at in zip(old[i:j], new[k:m], range(i, j), strict=True):
-                named = counts[name_of(a)] == 1 and name_of(a) != "dict"
-                place = "" if named else f"{path}[{at}]" if name_of(a) == "dict" else f"[{at}]"
+                named = counts[step_name(a)] == 1 and step_name(a) != "dict"
+                place = "" if named else f"{path}[{at}]" if step_name(a) == "dict" else f"[{at}]"
                 yield from _differences(a, b, place)
         else:
             for each in old[i:j]:
-                yield f"{name_of(each)}: {_told(each)} -> (absent)"
+                yield f"{step_name(each)}: {_told(each)} -> (absent)"
             for each in new[k:m]:
-                yield f"{name_of(each)}: (absent) -> {_told(each)}"
+                yield f"{step_name(each)}: (absent) -> {_told(each)}"
 
 
-def name_of(step: Any) -> str:
+def step_name(step: Any) -> str:
     if isinstance(step, dict):
         name = step.get("step") or step.get("function") or step.get("method")
-        return name_of(step["partial"]) if name is None and "partial" in step else str(name or "dict")
+        return step_name(step["partial"]) if name is None and "partial" in step else str(name or "dict")
     return str(step)
 
 
@@ -94,7 +94,7 @@ def _told(value: Any) -> str:
     if value is _ABSENT:
         return "(absent)"
     if isinstance(value, dict):
-        name = name_of(value)
+        name = step_name(value)
         inner = ", ".join(
             f"{key}={_told(each)}" for key, each in value.items() if key not in ("step", "function", "code")
         )

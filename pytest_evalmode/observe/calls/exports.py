@@ -21,21 +21,21 @@ from torch.jit import ScriptModule, trace_module
 from torch.jit._trace import ONNXTracedModule
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.calls.mode_changes import Switches
+from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.observer_errors import Failures
-from pytest_evalmode.observe.patches import Wrapped
+from pytest_evalmode.observe.observer_errors import ObserverErrors
+from pytest_evalmode.observe.patches import Patch
 from pytest_evalmode.observe.source import callers, model_graphs
-from pytest_evalmode.observe.source.user_lines import Sites
-from pytest_evalmode.trace import Finding, ForwardCall, Part
+from pytest_evalmode.observe.source.user_lines import UserLines
+from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation
 
 
-class Exports:
+class ModelExports:
     """Observes the exports of a window."""
 
-    def __init__(self, watch: Watch, sites: Sites, switches: Switches) -> None:
-        self.failures = Failures()
+    def __init__(self, watch: Watch, sites: UserLines, switches: ModeChanges) -> None:
+        self.failures = ObserverErrors()
         self._watch = watch
         self._sites = sites
         self._switches = switches
@@ -43,7 +43,7 @@ class Exports:
         """With the graphs that were made: few live to see this, as each is a fault."""
         self._programs: weakref.WeakKeyDictionary[ExportedProgram, ForwardCall] = weakref.WeakKeyDictionary()
 
-    def take(self) -> tuple[ForwardCall, ...]:
+    def pop_calls(self) -> tuple[ForwardCall, ...]:
         taken, self._calls = self._calls, {}
         return tuple(replace(call, graphs=frozenset(self._names(graphs))) for call, graphs in taken.items())
 
@@ -55,15 +55,15 @@ class Exports:
             if isinstance(module, ScriptModule):
                 return None
             parts = modules.walk(module)
-            excused = {id(p) for _, part in parts if model_graphs.is_exported(part) for p in modules.tree(part)}
+            excused = {id(p) for _, part in parts if model_graphs.is_exported(part) for p in modules.all_modules(part)}
             ran = self._part(module)
             training = tuple(
-                Finding(_inner(ran, path, part), since=self._switches.since(part))
+                Observation(_inner(ran, path, part), since=self._switches.line_of_training(part))
                 for path, part in parts
-                if modules.mode(part) and id(part) not in excused and mode_dependence.is_sensitive(part)
+                if modules.training_flag(part) and id(part) not in excused and mode_dependence.is_mode_dependent(part)
             )
             if training:
-                at, whole = self._sites.caller(frame), bool(modules.mode(module))
+                at, whole = self._sites.find_line(frame), bool(modules.training_flag(module))
                 call = ForwardCall(ran, at, len(parts), exported=True, training=training, all_training=whole)
                 self._calls.setdefault(call, [])
                 if program is not None:
@@ -82,39 +82,41 @@ class Exports:
     def _names(self, graphs: list[nn.Module]) -> Iterator[str]:
         """What those graphs are called that have run."""
         for graph in graphs:
-            found = self._watch.find(modules.unwrapped(graph))
+            found = self._watch.find_model(modules.unwrap(graph))
             if found is not None:
                 yield found[0].name
 
-    def _part(self, module: nn.Module) -> Part:
-        found = self._watch.find(modules.unwrapped(module))
+    def _part(self, module: nn.Module) -> ModuleInfo:
+        found = self._watch.find_model(modules.unwrap(module))
         name, path = (found[0].name, found[1]) if found else (self._watch.name_of(module), "")
-        return Part(name, path, modules.type_name(module))
+        return ModuleInfo(name, path, modules.type_name(module))
 
 
-def _inner(whole: Part, path: str, module: nn.Module) -> Part:
+def _inner(whole: ModuleInfo, path: str, module: nn.Module) -> ModuleInfo:
     """A part of a model that changes with its mode."""
-    return Part(whole.model, ".".join(filter(None, (whole.path, path))), modules.type_name(module), sensitive=True)
+    return ModuleInfo(
+        whole.model, ".".join(filter(None, (whole.path, path))), modules.type_name(module), mode_dependent=True
+    )
 
 
-programs: Wrapped[Exports] = Wrapped("__init__", ExportedProgram)
-programs_run: Wrapped[Exports] = Wrapped("module", ExportedProgram)
-traces: Wrapped[Exports] = Wrapped("make_module", torch.jit._trace)
-onnx_traces: Wrapped[Exports] = Wrapped("forward", ONNXTracedModule)
+programs: Patch[ModelExports] = Patch("__init__", ExportedProgram)
+programs_run: Patch[ModelExports] = Patch("module", ExportedProgram)
+traces: Patch[ModelExports] = Patch("make_module", torch.jit._trace)
+onnx_traces: Patch[ModelExports] = Patch("forward", ONNXTracedModule)
 _ALL = programs, programs_run, traces, onnx_traces
 
 
-def start(observer: Exports) -> None:
+def start(observer: ModelExports) -> None:
     for each in _ALL:
         each.start(observer)
 
 
-def stop(observer: Exports) -> None:
+def stop(observer: ModelExports) -> None:
     for each in _ALL:
         each.stop(observer)
 
 
-@programs.by
+@programs.replace_with
 def _observed(self: ExportedProgram, *args: Any, **kwargs: Any) -> None:
     programs.original(self, *args, **kwargs)
     frame: FrameType | None = sys._getframe(1)
@@ -122,10 +124,10 @@ def _observed(self: ExportedProgram, *args: Any, **kwargs: Any) -> None:
         frame = frame.f_back
     if frame is not None:
         for observer in programs.observers:
-            observer.note(callers.running(frame), frame.f_back, self)
+            observer.note(callers.module_of_frame(frame), frame.f_back, self)
 
 
-@programs_run.by
+@programs_run.replace_with
 def _observed_module(self: ExportedProgram, *args: Any, **kwargs: Any) -> Any:
     graph = programs_run.original(self, *args, **kwargs)
     for observer in programs_run.observers:
@@ -133,7 +135,7 @@ def _observed_module(self: ExportedProgram, *args: Any, **kwargs: Any) -> Any:
     return graph
 
 
-@traces.by
+@traces.replace_with
 def _observed_trace(mod: nn.Module, *args: Any, **kwargs: Any) -> Any:
     frame = sys._getframe(1)
     whole = frame.f_code is trace_module.__code__  # else it is a part of the model
@@ -145,7 +147,7 @@ def _observed_trace(mod: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return graph
 
 
-@onnx_traces.by
+@onnx_traces.replace_with
 def _observed_onnx(self: ONNXTracedModule, *args: Any) -> Any:
     result = onnx_traces.original(self, *args)
     for observer in onnx_traces.observers:

@@ -18,9 +18,9 @@ from torch.backends import ContextProp
 from torch.backends.cuda import cuBLASModule
 from torch.utils._device import DeviceContext
 
-from pytest_evalmode.observe.observer_errors import Failures
-from pytest_evalmode.observe.patches import Wrapped
-from pytest_evalmode.observe.source.user_lines import Sites
+from pytest_evalmode.observe.observer_errors import ObserverErrors
+from pytest_evalmode.observe.patches import Patch
+from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import flag_snapshots
 from pytest_evalmode.observe.state.flag_snapshots import Flags
 from pytest_evalmode.trace import Site
@@ -35,16 +35,16 @@ class Setting:
     line: Site | None
 
 
-class Setters:
+class GlobalStateCalls:
     """Observes who sets the global flags of a window."""
 
-    def __init__(self, sites: Sites) -> None:
-        self.failures = Failures()
+    def __init__(self, sites: UserLines) -> None:
+        self.failures = ObserverErrors()
         self._sites = sites
         self._settings: dict[str, list[Setting]] = {}
         """By name, those that hold: what is put back is none."""
 
-    def line(self, name: str, value: str) -> Site | None:
+    def line_of(self, name: str, value: str) -> Site | None:
         """The line that has set a flag to what it is."""
         held = self._settings.get(name)
         return held[-1].line if held and held[-1].after == value else None
@@ -52,7 +52,7 @@ class Setters:
     def flags(self, names: tuple[str, ...]) -> Flags:
         """How torch is set; a test may have broken what tells it."""
         try:
-            return flag_snapshots.global_flags(names)
+            return flag_snapshots.read_global_flags(names)
         except Exception as error:
             self.failures.append(error)
             return {}
@@ -60,16 +60,16 @@ class Setters:
     def note(self, before: Flags, now: Flags, frame: FrameType) -> None:
         """A call that somebody made in a frame has ended."""
         try:
-            if self._sites.in_worker():
+            if self._sites.is_worker_thread():
                 return  # some flags are a thread's own
-            for leak in flag_snapshots.leaks(None, before, now):
+            for leak in flag_snapshots.find_leaks(None, before, now):
                 held = self._settings.setdefault(leak.name, [])
                 while held and held[-1].after != leak.before:
                     held.pop()  # it was put back where nobody saw it
                 if held and held[-1].before == leak.after:
                     held.pop()
                 else:
-                    held.append(Setting(leak.before, leak.after, self._sites.caller(frame)))
+                    held.append(Setting(leak.before, leak.after, self._sites.find_line(frame)))
         except Exception as error:
             self.failures.append(error)
 
@@ -87,17 +87,17 @@ _SETTERS: tuple[tuple[Any, tuple[str, ...], tuple[str, ...]], ...] = (
 )
 _is_compiling = torch.compiler.is_compiling
 
-setters: dict[Wrapped[Setters], tuple[str, ...]] = {
-    Wrapped(name, of): flags for of, names, flags in _SETTERS for name in names if hasattr(of, name)
+setters: dict[Patch[GlobalStateCalls], tuple[str, ...]] = {
+    Patch(name, of): flags for of, names, flags in _SETTERS for name in names if hasattr(of, name)
 }
 
 
-def start(observer: Setters) -> None:
+def start(observer: GlobalStateCalls) -> None:
     for setter in setters:
         setter.start(observer)
 
 
-def stop(observer: Setters) -> None:
+def stop(observer: GlobalStateCalls) -> None:
     for setter in setters:
         setter.stop(observer)
 
@@ -108,8 +108,8 @@ def _is_torchs_own(frame: FrameType) -> bool:
     return name.startswith("torch.") and not name.startswith("torch.backends")
 
 
-def _observe(setter: Wrapped[Setters], flags: tuple[str, ...]) -> None:
-    @setter.by
+def _observe(setter: Patch[GlobalStateCalls], flags: tuple[str, ...]) -> None:
+    @setter.replace_with
     def observed(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         frame = sys._getframe(1)

@@ -15,35 +15,35 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from pytest_evalmode.observe.observer_errors import Failures
-from pytest_evalmode.observe.patches import Wrapped
-from pytest_evalmode.observe.source.user_lines import Sites
+from pytest_evalmode.observe.observer_errors import ObserverErrors
+from pytest_evalmode.observe.patches import Patch
+from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state.fingerprint import is_tensor
-from pytest_evalmode.trace import Use
+from pytest_evalmode.trace import ModelOperation
 
 _KEY = "pytest-evalmode"
 
 
-def mark(nodes: Iterable[Node], model: str) -> None:
+def mark_nodes(nodes: Iterable[Node], model: str) -> None:
     """Write on the nodes of a graph that made its outputs whose it is; autograd keeps such notes and reads none."""
     for node in nodes:
-        notes(node)[_KEY] = model
+        node_metadata(node)[_KEY] = model
 
 
-def notes(node: Node) -> dict[str, str]:
+def node_metadata(node: Node) -> dict[str, str]:
     """The notes that autograd keeps on a node; torch has them down as a method."""
     return cast(dict[str, str], node.metadata)
 
 
-class Gradients:
+class GradientCalls:
     """Observes who uses the graphs of a window."""
 
-    def __init__(self, sites: Sites) -> None:
-        self.failures = Failures()
+    def __init__(self, sites: UserLines) -> None:
+        self.failures = ObserverErrors()
         self._sites = sites
-        self._uses: dict[Use, None] = {}
+        self._uses: dict[ModelOperation, None] = {}
 
-    def take(self) -> tuple[Use, ...]:
+    def pop_operations(self) -> tuple[ModelOperation, ...]:
         taken, self._uses = tuple(self._uses), {}
         return taken
 
@@ -53,7 +53,7 @@ class Gradients:
             models = _models(outputs)
             if models:
                 by = "backward()" if accumulate else "autograd.grad()"
-                self._uses[Use(models, by, self._sites.caller(frame))] = None
+                self._uses[ModelOperation(models, by, self._sites.find_line(frame))] = None
         except Exception as error:
             self.failures.append(error)
 
@@ -68,17 +68,17 @@ def _models(outputs: Iterable[Any]) -> tuple[str, ...]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if _KEY in notes(node):
-            found[notes(node)[_KEY]] = None
+        if _KEY in node_metadata(node):
+            found[node_metadata(node)[_KEY]] = None
         waiting.extend(following for following, _ in node.next_functions)
     return tuple(found)
 
 
-gradients: Wrapped[Gradients] = Wrapped("_engine_run_backward", torch.autograd)
+run_backward_patch: Patch[GradientCalls] = Patch("_engine_run_backward", torch.autograd)
 
 
-@gradients.by
+@run_backward_patch.replace_with
 def _observed(outputs: Iterable[Tensor], *args: Any, **kwargs: Any) -> Any:
-    for observer in gradients.observers:
+    for observer in run_backward_patch.observers:
         observer.note(outputs, accumulate=kwargs.get("accumulate_grad", True), frame=sys._getframe(1))
-    return gradients.original(outputs, *args, **kwargs)
+    return run_backward_patch.original(outputs, *args, **kwargs)

@@ -15,52 +15,52 @@ import torch
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.calls.timeline import Events
-from pytest_evalmode.observe.observer_errors import Failures
-from pytest_evalmode.observe.patches import Wrapped
-from pytest_evalmode.observe.source.user_lines import Sites
+from pytest_evalmode.observe.calls.timeline import Timeline
+from pytest_evalmode.observe.observer_errors import ObserverErrors
+from pytest_evalmode.observe.patches import Patch
+from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import Site
 
 
-class Switches:
+class ModeChanges:
     """Observes who switches modules: in a window, for which another may have observed what was `before` it."""
 
-    def __init__(self, sites: Sites, events: Events | None = None, before: Switches | None = None) -> None:
-        self.failures = Failures()
-        self.count = 0
+    def __init__(self, sites: UserLines, events: Timeline | None = None, before: ModeChanges | None = None) -> None:
+        self.failures = ObserverErrors()
+        self.change_count = 0
         """Of the times that something was switched."""
         self._sites = sites
         self._events = events
         self._before = before
         self._lines: dict[int, tuple[weakref.ref[nn.Module], Site, bool]] = {}
 
-    def since(self, module: nn.Module) -> Site | None:
+    def line_of_training(self, module: nn.Module) -> Site | None:
         """The line that has switched a module to training mode, in the window or before it."""
         known, *_ = self._lines.get(id(module), (None,))
         if self._before is None or (known is not None and known() is module):
-            return self.line(module)
-        return self._before.line(module)
+            return self.line_of_mode(module)
+        return self._before.line_of_mode(module)
 
-    def line(self, module: nn.Module, *, training: bool = True) -> Site | None:
+    def line_of_mode(self, module: nn.Module, *, training: bool = True) -> Site | None:
         """The line that has switched a module to training mode, or to eval mode, unless that was before the window."""
         known, line, mode = self._lines.get(id(module), (None, None, None))
         return line if known is not None and known() is module and mode is training else None
 
-    def forget(self) -> None:
-        self.count += 1
+    def reset(self) -> None:
+        self.change_count += 1
         self._lines.clear()
 
     def note(self, module: nn.Module) -> None:
         """A `train()` has ended in the calling frame."""
-        self.count += 1
+        self.change_count += 1
         try:
             caller = sys._getframe(2)
             if caller.f_code is _RECURSIVE:
                 return  # the module is part of one that is being switched
             line = self._line(module, caller)
             if self._events is not None:
-                self._events.switched(module, line)
-            for part in modules.tree(module):
+                self._events.add_mode_change(module, line)
+            for part in modules.all_modules(module):
                 if line is not None:
                     self._keep(part, line)
                 else:
@@ -75,7 +75,7 @@ class Switches:
             if key in lines and lines[key][0] is dead:
                 del lines[key]
 
-        lines[key] = weakref.ref(module, forget), line, bool(modules.mode(module))
+        lines[key] = weakref.ref(module, forget), line, bool(modules.training_flag(module))
 
     def _line(self, module: nn.Module, caller: FrameType) -> Site | None:
         """The user's line that called `train()`, be it overridden."""
@@ -83,7 +83,7 @@ class Switches:
         frame: FrameType | None = caller
         while frame is not None and frame.f_code in own:
             frame = frame.f_back
-        return self._sites.inside(frame, None)
+        return self._sites.find_line_inside(frame, None)
 
 
 def _overrides(kind: type[nn.Module]) -> set[CodeType]:
@@ -91,16 +91,16 @@ def _overrides(kind: type[nn.Module]) -> set[CodeType]:
     return {method.__code__ for method in methods if isinstance(method, FunctionType)}
 
 
-switches: Wrapped[Switches] = Wrapped("train")
-_RECURSIVE = getattr(switches.original, "__code__", None)
+train_patch: Patch[ModeChanges] = Patch("train")
+_RECURSIVE = getattr(train_patch.original, "__code__", None)
 _is_compiling = torch.compiler.is_compiling
 
 
-@switches.by
+@train_patch.replace_with
 def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
-    result = switches.original(self, *args, **kwargs)
+    result = train_patch.original(self, *args, **kwargs)
     if not _is_compiling():
-        for observer in switches.observers:
+        for observer in train_patch.observers:
             observer.note(self)
     return result

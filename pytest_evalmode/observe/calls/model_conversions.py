@@ -14,50 +14,52 @@ from torch import nn
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.observer_errors import Failures
-from pytest_evalmode.observe.patches import Wrapped
-from pytest_evalmode.observe.source.user_lines import Sites
-from pytest_evalmode.trace import Use
+from pytest_evalmode.observe.observer_errors import ObserverErrors
+from pytest_evalmode.observe.patches import Patch
+from pytest_evalmode.observe.source.user_lines import UserLines
+from pytest_evalmode.trace import ModelOperation
 
 
-class Writers:
+class ModelConversions:
     """Observes who writes to whole models of a window."""
 
-    def __init__(self, watch: Watch, sites: Sites) -> None:
-        self.failures = Failures()
+    def __init__(self, watch: Watch, sites: UserLines) -> None:
+        self.failures = ObserverErrors()
         self._watch = watch
         self._sites = sites
-        self._uses: dict[Use, None] = {}
+        self._uses: dict[ModelOperation, None] = {}
 
-    def take(self) -> tuple[Use, ...]:
+    def pop_operations(self) -> tuple[ModelOperation, ...]:
         taken, self._uses = tuple(self._uses), {}
         return taken
 
     def note(self, module: nn.Module, by: str, frame: FrameType) -> None:
         """A method of a module's was called in a frame."""
         try:
-            tensors = {id(p) for part in modules.tree(module) for p in part._parameters.values() if p is not None}
-            names = self._watch.holding(tensors)
+            tensors = {
+                id(p) for part in modules.all_modules(module) for p in part._parameters.values() if p is not None
+            }
+            names = self._watch.find_owners(tensors)
             if names:
-                self._uses[Use(names, f"{by}()", self._sites.caller(frame))] = None
+                self._uses[ModelOperation(names, f"{by}()", self._sites.find_line(frame))] = None
         except Exception as error:
             self.failures.append(error)
 
 
-conversions: Wrapped[Writers] = Wrapped("_apply")
-demands: Wrapped[Writers] = Wrapped("requires_grad_")
-_RECURSIVE = getattr(conversions.original, "__code__", None)
+apply_patch: Patch[ModelConversions] = Patch("_apply")
+requires_grad_patch: Patch[ModelConversions] = Patch("requires_grad_")
+_RECURSIVE = getattr(apply_patch.original, "__code__", None)
 _is_compiling = torch.compiler.is_compiling
 
 
-@conversions.by
+@apply_patch.replace_with
 def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
-    result = conversions.original(self, *args, **kwargs)
+    result = apply_patch.original(self, *args, **kwargs)
     if not _is_compiling():
         frame = _asker(sys._getframe(1))
         if frame is not None:
-            for observer in conversions.observers:
+            for observer in apply_patch.observers:
                 observer.note(self, frame.f_code.co_name, frame)
     return result
 
@@ -71,11 +73,11 @@ def _asker(frame: FrameType | None) -> FrameType | None:
     return frame
 
 
-@demands.by
+@requires_grad_patch.replace_with
 def _observed_demand(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
-    result = demands.original(self, *args, **kwargs)
+    result = requires_grad_patch.original(self, *args, **kwargs)
     if not _is_compiling():
-        for observer in demands.observers:
+        for observer in requires_grad_patch.observers:
             observer.note(self, "requires_grad_", sys._getframe(1))
     return result

@@ -10,19 +10,19 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.observer_errors import Failures
-from pytest_evalmode.observe.source.user_lines import Sites
-from pytest_evalmode.trace import Use
+from pytest_evalmode.observe.observer_errors import ObserverErrors
+from pytest_evalmode.observe.source.user_lines import UserLines
+from pytest_evalmode.trace import ModelOperation
 
 
-class Optimizers:
+class OptimizerSteps:
     """Observes the optimizers of a window."""
 
-    def __init__(self, watch: Watch, sites: Sites) -> None:
-        self.failures = Failures()
+    def __init__(self, watch: Watch, sites: UserLines) -> None:
+        self.failures = ObserverErrors()
         self._watch = watch
         self._sites = sites
-        self._steps: dict[Use, None] = {}
+        self._steps: dict[ModelOperation, None] = {}
         self._handle: RemovableHandle | None = None
 
     def start(self) -> None:
@@ -32,7 +32,7 @@ class Optimizers:
         if self._handle is not None:
             self._handle.remove()
 
-    def take(self) -> tuple[Use, ...]:
+    def pop_steps(self) -> tuple[ModelOperation, ...]:
         taken, self._steps = tuple(self._steps), {}
         return taken
 
@@ -40,9 +40,9 @@ class Optimizers:
         """An optimizer has made a step."""
         try:
             tensors = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
-            models = self._watch.holding(tensors)
+            models = self._watch.find_owners(tensors)
             if models:
-                at = self._sites.caller(sys._getframe(1))
-                self._steps[Use(models, f"{type(optimizer).__name__}.step()", at)] = None
+                at = self._sites.find_line(sys._getframe(1))
+                self._steps[ModelOperation(models, f"{type(optimizer).__name__}.step()", at)] = None
         except Exception as error:
             self.failures.append(error)

@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import nn
 
-from pytest_evalmode.observe.calls.model_conversions import Writers
+from pytest_evalmode.observe.calls.model_conversions import ModelConversions
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.modules import type_name
-from pytest_evalmode.observe.observer_errors import Failures
-from pytest_evalmode.observe.patches import Wrapped
-from pytest_evalmode.observe.source.user_lines import Sites
-from pytest_evalmode.trace import Load, Part
+from pytest_evalmode.observe.observer_errors import ObserverErrors
+from pytest_evalmode.observe.patches import Patch
+from pytest_evalmode.observe.source.user_lines import UserLines
+from pytest_evalmode.trace import Load, ModuleInfo
 
 Place = tuple[weakref.ref[nn.Module], str]
 """Where a tensor of a model stands: the module that holds it, and its name there."""
@@ -29,11 +29,11 @@ Place = tuple[weakref.ref[nn.Module], str]
 _HANDS_ON = ("torch.utils._contextlib", "torch._dynamo.")
 
 
-class Loads:
+class StateDictLoads:
     """Observes the loads of a window."""
 
-    def __init__(self, watch: Watch, sites: Sites, writers: Writers, *, strict: bool) -> None:
-        self.failures = Failures()
+    def __init__(self, watch: Watch, sites: UserLines, writers: ModelConversions, *, strict: bool) -> None:
+        self.failures = ObserverErrors()
         self._writers = writers
         self._strict = strict
         self._loads: list[tuple[Load, dict[str, Place]]] = []
@@ -41,7 +41,7 @@ class Loads:
         self._watch = watch
         self._sites = sites
 
-    def take(self) -> tuple[Load, ...]:
+    def pop_loads(self) -> tuple[Load, ...]:
         taken, self._loads = self._loads, []
         left = (
             replace(load, missing=tuple(key for key in load.missing if places.get(key) not in self._filled))
@@ -63,13 +63,13 @@ class Loads:
             if not (missing or unexpected):
                 return
             frame = sys._getframe(2)
-            asked = self._sites.outside(frame)
+            asked = self._sites.find_caller(frame)
             caller = asked.frame
-            at = asked.test or caller
-            home = self._watch.find(module)
+            at = asked.test_frame or caller
+            home = self._watch.find_model(module)
             name, path = (home[0].name, home[1]) if home else (self._watch.name_of(module), "")
             load = Load(
-                Part(name, path, type_name(module)),
+                ModuleInfo(name, path, type_name(module)),
                 self._sites.site(at.f_code, at.f_lineno) if at else None,
                 tuple(missing),
                 tuple(unexpected),
@@ -107,14 +107,14 @@ def _askers(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-loads: Wrapped[Loads] = Wrapped("load_state_dict")
+load_state_dict_patch: Patch[StateDictLoads] = Patch("load_state_dict")
 
 
-@loads.by
+@load_state_dict_patch.replace_with
 def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
-    result = loads.original(self, *args, **kwargs)
+    result = load_state_dict_patch.original(self, *args, **kwargs)
     given = args[0] if args else kwargs.get("state_dict", ())
-    for observer in loads.observers:
+    for observer in load_state_dict_patch.observers:
         observer.add(self, given, result)
     return result

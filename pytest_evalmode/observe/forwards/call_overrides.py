@@ -15,15 +15,15 @@ from weakref import WeakSet
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.forwards.observer import calls, observing
-from pytest_evalmode.observe.patches import Method, Wrapped
+from pytest_evalmode.observe.forwards.observer import call_patch, wrap_call
+from pytest_evalmode.observe.patches import Method, Patch
 from pytest_evalmode.observe.source import forward_code
 
 _NAME = "__call__"
 _LAST = {nn.Module, object}
 
 
-class OwnCalls:
+class CallOverrides:
     """The classes whose own `__call__` is observed, for all windows together."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class OwnCalls:
                 kinds += type.__subclasses__(kind)  # there are hundreds, and this is done for each window
             others = chain.from_iterable(kind.__mro__ for kind in kinds if len(kind.__bases__) > 1)
             self._wrap({*kinds, *others})
-            built.start(self)
+            init_patch.start(self)
 
     def find(self, kind: type[nn.Module]) -> None:
         """Look at a class, and at those that it inherits from."""
@@ -54,7 +54,7 @@ class OwnCalls:
     def stop(self) -> None:
         with self._lock:
             self._windows -= 1
-            built.stop(self)
+            init_patch.stop(self)
             if self._windows == 0:
                 self._built.clear()
                 for kind, (ours, theirs) in self._wrapped.items():
@@ -65,19 +65,19 @@ class OwnCalls:
     def _wrap(self, kinds: Iterable[type]) -> None:
         for kind in [kind for kind in kinds if _NAME in kind.__dict__]:
             theirs = vars(kind)[_NAME]
-            if kind in _LAST or kind in self._wrapped or modules.home(kind).startswith("torch."):
+            if kind in _LAST or kind in self._wrapped or modules.python_module(kind).startswith("torch."):
                 continue
-            if theirs is calls.original or forward_code.goes_past_module(theirs):
-                ours = observing(theirs)
+            if theirs is call_patch.original or forward_code.bypasses_module_call(theirs):
+                ours = wrap_call(theirs)
                 setattr(kind, _NAME, ours)
                 self._wrapped[kind] = ours, theirs
 
 
-own_calls = OwnCalls()
-built: Wrapped[OwnCalls] = Wrapped("__init__")
+call_overrides = CallOverrides()
+init_patch: Patch[CallOverrides] = Patch("__init__")
 
 
-@built.by
+@init_patch.replace_with
 def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-    own_calls.find(type(self))
-    built.original(self, *args, **kwargs)
+    call_overrides.find(type(self))
+    init_patch.original(self, *args, **kwargs)

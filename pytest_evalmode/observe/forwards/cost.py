@@ -12,11 +12,11 @@ from typing import cast
 
 from torch import nn
 
-from pytest_evalmode.observe.calls.mode_changes import Switches
-from pytest_evalmode.observe.forwards.observer import Forwards, observing
+from pytest_evalmode.observe.calls.mode_changes import ModeChanges
+from pytest_evalmode.observe.forwards.observer import ForwardObserver, wrap_call
 from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.patches import Wrapped
-from pytest_evalmode.observe.source.user_lines import Sites
+from pytest_evalmode.observe.patches import Patch
+from pytest_evalmode.observe.source.user_lines import UserLines
 
 _PARTS = 10
 _FORWARDS = 6
@@ -45,10 +45,10 @@ def timed_share() -> float:
             model.run()
         return perf_counter() - began
 
-    sites = Sites()
-    observer = Forwards(Watch(sites.site), sites, Switches(sites))
-    run: Wrapped[Forwards] = Wrapped("run", of=_Model)
-    run.by(observing(run.original, run))
+    sites = UserLines()
+    observer = ForwardObserver(Watch(sites.site), sites, ModeChanges(sites))
+    run: Patch[ForwardObserver] = Patch("run", owner=_Model)
+    run.replace_with(wrap_call(run.original, run))
     plain = min(seconds() for _ in range(_TRIES))
     run.start(observer)
     tries: list[tuple[float, float]] = []

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from pytest_evalmode.observe.forwards.observer import calls
+from pytest_evalmode.observe.forwards.observer import call_patch
 
-_calls: Any = calls  # to whoever is called for each forward it is all the same
+_calls: Any = call_patch  # to whoever is called for each forward it is all the same
 
 
-class Kept:
+class KeepAlive:
     """Holds every module whose forward runs."""
 
     def __init__(self) -> None:

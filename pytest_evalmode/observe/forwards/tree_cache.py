@@ -17,9 +17,9 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.source import forward_code
-from pytest_evalmode.trace import Finding
+from pytest_evalmode.trace import Observation
 
-GRAPHS = (torch.jit.ScriptModule, torch.fx.GraphModule)
+GRAPH_TYPES = (torch.jit.ScriptModule, torch.fx.GraphModule)
 
 _MOST_TREES = 256
 
@@ -30,7 +30,7 @@ _TRAINING, _CHILDREN, _HOOKS_BEFORE, _HOOKS_BEHIND = map(
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class TypeInfo:
     """What all modules of a type have in common."""
 
     may_draw: bool
@@ -43,46 +43,46 @@ class Kind:
 
 
 @dataclass(slots=True, eq=False)
-class Counted:
+class CallCount:
     """How often a call was seen."""
 
     count: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class Tree:
+class TreeInfo:
     """A module and all beneath it, in the order of the walk.  It holds none: each goes by its `id` or its place."""
 
-    known: frozenset[int]
-    drawing: frozenset[int]
+    module_ids: frozenset[int]
+    may_draw: frozenset[int]
     """Those that may draw random numbers, by their code or by a hook."""
-    quiet: frozenset[int]
+    skippable: frozenset[int]
     """Those of which, in eval mode and with grad mode off, there is nothing to see."""
-    norms: list[int]
+    batch_norms: list[int]
     opaque: list[int]
     graphs: list[int]
     training: frozenset[int]
-    told: dict[int, Finding] = field(default_factory=dict)
+    training_findings: dict[int, Observation] = field(default_factory=dict)
     """What was found of those in training mode, while names and switches were what they are `told_at`."""
-    told_at: object = None
-    asked: set[int] = field(default_factory=set)
+    findings_key: object = None
+    cause_searched: set[int] = field(default_factory=set)
     """Those of them whose cause was looked for."""
     settled: frozenset[int] = frozenset()
     """Those of which that is all: but for draws there is nothing to see of them, once autograd is known to record."""
-    findings: tuple[Finding, ...] = ()
-    recording: tuple[list[bool], str] | None = None
+    last_findings: tuple[Observation, ...] = ()
+    grad_reason: tuple[list[bool], str] | None = None
     """Which of its parameters require grad, and how that is told."""
-    counted: tuple[object, tuple[object, ...], Counted] | None = None
+    last_call: tuple[object, tuple[object, ...], CallCount] | None = None
     """The last forward that had something to say: among which it is counted, what it said, how often."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Known:
+class CachedTree:
     """A tree that has run before."""
 
     parts: list[weakref.ref[nn.Module]]
     signature: list[object]
-    tree: Tree
+    tree: TreeInfo
 
     def still(self) -> list[nn.Module] | None:
         """The same parts, where nothing has changed of which a tree tells."""
@@ -90,42 +90,42 @@ class Known:
         return parts if len(parts) == len(self.parts) and _signature(parts) == self.signature else None
 
 
-class Trees:
+class TreeCache:
     """The trees that ran in a window."""
 
     def __init__(self) -> None:
-        self._kinds: dict[type[nn.Module], Kind] = {}
-        self._known: dict[int, Known] = {}
+        self._kinds: dict[type[nn.Module], TypeInfo] = {}
+        self._known: dict[int, CachedTree] = {}
 
-    def of(self, module: nn.Module) -> tuple[list[nn.Module], Tree]:
+    def look_up(self, module: nn.Module) -> tuple[list[nn.Module], TreeInfo]:
         """A module and all beneath it, as `modules.tree` walks it, and what is to be known of them."""
         known = self._known.get(id(module))
         if known is not None and known.parts[0]() is module:
             parts = known.still()
             if parts is not None:
                 return parts, known.tree
-        parts = modules.tree(module)
+        parts = modules.all_modules(module)
         unknown = set(map(type, parts)).difference(self._kinds)
         if unknown:
-            forward_code.forget_replaced(unknown)
+            forward_code.forget_replaced_forwards(unknown)
             self._kinds.update((kind, _kind(kind)) for kind in unknown)
         tree = self._look(parts)
         if len(self._known) > _MOST_TREES:
             self._known.clear()
         signature = _signature(parts) if all(self._kinds[type(part)].lasting for part in parts) else None
         children = (child for part in parts for child in part._modules.values() if child is not None)
-        if signature is not None and tree.known.issuperset(map(id, children)):  # not where one has yet to be built
-            self._known[id(module)] = Known(list(map(weakref.ref, parts)), signature, tree)
+        if signature is not None and tree.module_ids.issuperset(map(id, children)):  # not where one has yet to be built
+            self._known[id(module)] = CachedTree(list(map(weakref.ref, parts)), signature, tree)
         return parts, tree
 
-    def _look(self, parts: list[nn.Module]) -> Tree:
+    def _look(self, parts: list[nn.Module]) -> TreeInfo:
         kinds = [self._kinds[type(part)] for part in parts]
         hooked = {id(part) for part in parts if part._forward_pre_hooks or part._forward_hooks}
         own = {id(part) for part in parts if "forward" in vars(part)}
         drawing = frozenset(
             id(part)
             for part, kind in zip(parts, kinds, strict=True)
-            if id(part) in hooked or (forward_code.traits(part).may_draw if id(part) in own else kind.may_draw)
+            if id(part) in hooked or (forward_code.module_traits(part).may_draw if id(part) in own else kind.may_draw)
         )
         loud = (
             hooked
@@ -133,14 +133,14 @@ class Trees:
             | {id(part) for part, kind in zip(parts, kinds, strict=True) if not (kind.quiet and kind.lasting)}
         )
         known = frozenset(map(id, parts))
-        return Tree(
-            known=known,
-            drawing=drawing,
-            quiet=known - loud,
-            norms=[i for i, kind in enumerate(kinds) if kind.is_norm],
+        return TreeInfo(
+            module_ids=known,
+            may_draw=drawing,
+            skippable=known - loud,
+            batch_norms=[i for i, kind in enumerate(kinds) if kind.is_norm],
             opaque=[i for i, part in enumerate(parts) if modules.is_opaque(part)],
             graphs=[i for i, kind in enumerate(kinds) if kind.is_graph],
-            training=frozenset(id(part) for part in parts if modules.mode(part)),
+            training=frozenset(id(part) for part in parts if modules.training_flag(part)),
         )
 
 
@@ -166,12 +166,12 @@ def _signature(parts: list[nn.Module]) -> list[object] | None:
         return None
 
 
-def _kind(kind: type[nn.Module]) -> Kind:
-    may_draw = forward_code.traits_of(kind).may_draw
-    is_graph = issubclass(kind, GRAPHS)
-    return Kind(
+def _kind(kind: type[nn.Module]) -> TypeInfo:
+    may_draw = forward_code.type_traits(kind).may_draw
+    is_graph = issubclass(kind, GRAPH_TYPES)
+    return TypeInfo(
         may_draw=may_draw,
-        quiet=not may_draw or modules.home(kind) == _DropoutNd.__module__,
+        quiet=not may_draw or modules.python_module(kind) == _DropoutNd.__module__,
         is_norm=issubclass(kind, _BatchNorm),
         is_graph=is_graph,
         lasting=not is_graph and not hasattr(kind, "training"),

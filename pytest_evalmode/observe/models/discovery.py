@@ -18,10 +18,10 @@ _DEEPEST = 4
 def attribute_of(owner: nn.Module, module: nn.Module) -> str | None:
     """Where an owner keeps a module that it did not register: `blocks[0]`, or None."""
     kept = ((name, value) for name, value in vars(owner).items() if name not in ("_modules", "_parameters", "_buffers"))
-    return next((path for name, value in kept for path, model in find(value, name) if model is module), None)
+    return next((path for name, value in kept for path, model in find_models(value, name) if model is module), None)
 
 
-def find(value: object, name: str) -> Iterator[tuple[str, nn.Module]]:
+def find_models(value: object, name: str) -> Iterator[tuple[str, nn.Module]]:
     """The models inside a fixture's value: itself, or in a dict, list, dataclass or plain object.
 
     Runs no code of the value's: an object's attributes are read where they lie.
@@ -34,7 +34,7 @@ def find(value: object, name: str) -> Iterator[tuple[str, nn.Module]]:
             continue
         seen.add(id(item))
         if issubclass(type(item), nn.Module):  # isinstance() would ask a proxy for its object
-            if modules.is_built(item):
+            if modules.is_initialized(item):
                 yield path, item
         elif depth < _DEEPEST:
             waiting.extend((path + step, inner, depth + 1) for step, inner in _inside(item))
@@ -63,7 +63,7 @@ def _is_plain_object(value: object) -> bool:
     if issubclass(type(value), Tensor | type | ModuleType | FunctionType | MethodType | str | bytes):
         return False
     # pytest's own fixtures lead to everything there is.
-    return modules.home(type(value)).partition(".")[0] not in (
+    return modules.python_module(type(value)).partition(".")[0] not in (
         "builtins",
         "pytest",
         "_pytest",

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Container, Mapping
 from typing import Any
 
-from pytest_evalmode.observe.modules import Parts, Remains, walk
+from pytest_evalmode.observe.modules import ModuleTables, NamedModules, walk
 
 
-def survivors(dying: Remains, skip: Container[int]) -> tuple[Parts, list[Any]]:
+def find_surviving_submodules(dying: ModuleTables, skip: Container[int]) -> tuple[NamedModules, list[Any]]:
     """What of a model that is being freed somebody else holds, by its path there; and the parts that go with the model.
 
     Neither what is beneath a part that lives on, nor the parts to `skip`, by `id`.

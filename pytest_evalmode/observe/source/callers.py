@@ -12,14 +12,14 @@ from typing import TypeGuard
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.source.user_lines import Sites
+from pytest_evalmode.observe.source.user_lines import UserLines
 
 _INNER = ".<locals>"
 # Below these there is no code of a test's: a stack need not be looked at to its end.
 _TELLING = frozenset({"__init__", "pytest_pyfunc_call", "pytest_runtest_call"})
 
 
-def owner(module: nn.Module, frame: FrameType, sites: Sites) -> tuple[nn.Module, FrameType]:
+def find_calling_model(module: nn.Module, frame: FrameType, sites: UserLines) -> tuple[nn.Module, FrameType]:
     """The model that runs a module by a method of its own, `model.encode(x)` say, and the frame of that method.
 
     The outermost one: methods of other modules may stand in between.  Where nothing does, the module itself and the
@@ -35,13 +35,13 @@ def owner(module: nn.Module, frame: FrameType, sites: Sites) -> tuple[nn.Module,
                 this = _self(caller)
                 if _holds(this, found):
                     found, called = (module, frame) if modules.is_metric(this) else (this, caller)
-        elif sites.is_user(caller.f_code):
+        elif sites.is_user_code(caller.f_code):
             break
         caller = caller.f_back
     return found, called
 
 
-def builds(frame: FrameType) -> bool:
+def is_inside_init(frame: FrameType) -> bool:
     """Whether a module is being built, which may run others to learn a size, and may yet initialise or load them."""
     caller = frame.f_back
     while caller is not None:
@@ -58,14 +58,14 @@ def builds(frame: FrameType) -> bool:
 
 def _holds(this: object, module: nn.Module) -> TypeGuard[nn.Module]:
     """Whether this is a module that holds another: not before `Module.__init__` has run."""
-    return _is_module(this) and any(p is module for p in modules.tree(this))
+    return _is_module(this) and any(p is module for p in modules.all_modules(this))
 
 
 def _is_module(this: object) -> TypeGuard[nn.Module]:
-    return isinstance(this, nn.Module) and modules.is_built(this)
+    return isinstance(this, nn.Module) and modules.is_initialized(this)
 
 
-def enclosing(frame: FrameType) -> FrameType:
+def enclosing_forward_frame(frame: FrameType) -> FrameType:
     """Where the module began in whose forward another has begun; both begin in frames of functions of the same name."""
     name, home = frame.f_code.co_name, frame.f_code.co_filename
     outer = frame.f_back
@@ -75,7 +75,7 @@ def enclosing(frame: FrameType) -> FrameType:
     return outer
 
 
-def running(frame: FrameType) -> nn.Module:
+def module_of_frame(frame: FrameType) -> nn.Module:
     """The module whose forward begins in a frame."""
     module = _self(frame)
     assert isinstance(module, nn.Module)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 
 # What carries `Tag.nondeterministic_seeded` in torch's operators, under the names by which Python code calls it.
-DRAWS = frozenset(
+DRAWING_FUNCTIONS = frozenset(
     """
     alpha_dropout bernoulli binomial cauchy dropout exponential feature_alpha_dropout feature_dropout geometric gru
     log_normal lstm multinomial native_dropout normal poisson rand rand_like randint randint_like randn randn_like
@@ -32,7 +32,7 @@ _parsing = threading.Lock()  # two threads that parse at once can raise SystemEr
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class DrawCall:
     """A call in a forward's code that can draw random numbers."""
 
     code: CodeType
@@ -44,29 +44,29 @@ class Draw:
     """Whose generator it draws from, where that is not torch's: `Python's random` or `NumPy`."""
 
 
-def names_a_draw(code: CodeType) -> bool:
+def mentions_draw(code: CodeType) -> bool:
     """Whether a function names something that draws, but for parts of its own: `self.dropout` answers for itself."""
-    if any(name.strip("_") in DRAWS for name in code.co_names):
+    if any(name.strip("_") in DRAWING_FUNCTIONS for name in code.co_names):
         loaded: object = None
         for step in dis.get_instructions(code):
-            draws = isinstance(step.argval, str) and step.argval.strip("_") in DRAWS
+            draws = isinstance(step.argval, str) and step.argval.strip("_") in DRAWING_FUNCTIONS
             if draws and step.opname.startswith("LOAD") and loaded != code.co_varnames[:1]:
                 return True
             loaded = step.argval[-1:] if isinstance(step.argval, tuple) else (step.argval,)
-    return any(names_a_draw(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return any(mentions_draw(constant) for constant in code.co_consts if isinstance(constant, CodeType))
 
 
-def draws_of(function: FunctionType) -> Iterator[Draw]:
+def draw_calls_in(function: FunctionType) -> Iterator[DrawCall]:
     """The calls in its source that can draw."""
     code = function.__code__
     for definition in _definitions_at(code.co_filename).get(code.co_firstlineno, ()):
         for node, gated in _calls(definition, gated=False):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             host = _host(node.func, function)
-            draws = name.strip("_") in DRAWS and not _is_submodule(node.func) and not _harmless(name, node)
+            draws = name.strip("_") in DRAWING_FUNCTIONS and not _is_submodule(node.func) and not _harmless(name, node)
             if host or draws:
                 text = " ".join(ast.unparse(node.func).split())
-                yield Draw(code, node.func.end_lineno or node.lineno, text, gated, host)
+                yield DrawCall(code, node.func.end_lineno or node.lineno, text, gated, host)
 
 
 def _host(called: ast.expr, function: FunctionType) -> str:

@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from pytest_evalmode.observe.modules import home
-from pytest_evalmode.observe.source.draw_calls import Draw, draws_of, names_a_draw
+from pytest_evalmode.observe.modules import python_module
+from pytest_evalmode.observe.source.draw_calls import DrawCall, draw_calls_in, mentions_draw
 
 _NO_GRAD = frozenset({"no_grad", "inference_mode", "set_grad_enabled"})
 _CALLS = frozenset({"__call__", "_call_impl", "_wrapped_call_impl", "_wrapped_call"})
@@ -30,11 +30,11 @@ _MOST_FUNCTIONS = 400
 class Traits:
     """What the forward of a type does, as far as its code tells."""
 
-    sensitive: bool
+    reads_training: bool
     """It reads `self.training`."""
     may_draw: bool
     """It names something that draws from a generator."""
-    stops_grad: bool
+    disables_grad: bool
     """It turns autograd off by itself."""
 
 
@@ -43,12 +43,12 @@ _read_from: WeakKeyDictionary[type[nn.Module], ref[FunctionType]] = WeakKeyDicti
 """The forwards that they were read from; a strong reference would keep the type alive."""
 
 
-def traits(module: nn.Module) -> Traits:
+def module_traits(module: nn.Module) -> Traits:
     """The traits of a module's type; of the module itself where it carries a forward of its own."""
-    return _read(type(module), *_forwards(module)) if "forward" in vars(module) else traits_of(type(module))
+    return _read(type(module), *_forwards(module)) if "forward" in vars(module) else type_traits(type(module))
 
 
-def traits_of(kind: type[nn.Module]) -> Traits:
+def type_traits(kind: type[nn.Module]) -> Traits:
     """The traits of a type, read once."""
     known = _traits.get(kind)
     if known is None:
@@ -61,17 +61,17 @@ def traits_of(kind: type[nn.Module]) -> Traits:
 
 def own_calls(kind: type[nn.Module]) -> list[FunctionType]:
     """What a type and its bases put in the place of `nn.Module.__call__`, and that does not come to it."""
-    calls = [call for call in _definitions(kind, "__call__") if goes_past_module(call)]
+    calls = [call for call in _definitions(kind, "__call__") if bypasses_module_call(call)]
     return [inspect.unwrap(call) for call in calls]
 
 
-def goes_past_module(call: object) -> bool:
+def bypasses_module_call(call: object) -> bool:
     """Whether this is a `__call__` that does not come to that of `nn.Module`, as far as its code tells."""
     function = inspect.unwrap(call) if callable(call) else None
     return isinstance(function, FunctionType) and _CALLS.isdisjoint(_names(function.__code__))
 
 
-def forget_replaced(kinds: Iterable[type[nn.Module]]) -> None:
+def forget_replaced_forwards(kinds: Iterable[type[nn.Module]]) -> None:
     """Let types be read anew whose forward has been replaced, as tests patch it and put it back."""
     for kind in kinds:
         known = _read_from.get(kind)
@@ -81,13 +81,13 @@ def forget_replaced(kinds: Iterable[type[nn.Module]]) -> None:
             _read_from.pop(kind, None)
 
 
-def draws(module: nn.Module) -> list[Draw]:
+def find_draw_calls(module: nn.Module) -> list[DrawCall]:
     """The calls that may have drawn, the likeliest first: one that does not ask for the mode before one that does."""
     given = [*vars(module).values(), *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     given = list(filter(_function, given))
     starts = (*given, *_forwards(module))
     functions = list(chain.from_iterable(_reachable(type(module), start) for start in starts))
-    found = dict.fromkeys(draw for function in functions for draw in draws_of(function))
+    found = dict.fromkeys(draw for function in functions for draw in draw_calls_in(function))
     if not any("training" in _names(function.__code__) for function in functions):
         # A helper may ask for the mode: nobody tells it.
         found = {replace(draw, gated=False): None for draw in found}
@@ -112,14 +112,15 @@ def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
     may_draw = stops_grad = False
     for function in chain.from_iterable(_reachable(owner, forward) for forward in forwards):
         names |= _names(function.__code__)
-        may_draw |= names_a_draw(function.__code__)
+        may_draw |= mentions_draw(function.__code__)
         # A context manager used as a decorator runs in a wrapper of torch's own.
         stops_grad |= function.__code__.co_filename.endswith("_contextlib.py")
     return Traits(
-        sensitive="training" in names,
+        reads_training="training" in names,
         may_draw=may_draw,
         # Torch's own layers do so only where they set up their weights.
-        stops_grad=not home(owner).startswith("torch.nn.") and (stops_grad or not names.isdisjoint(_NO_GRAD)),
+        disables_grad=not python_module(owner).startswith("torch.nn.")
+        and (stops_grad or not names.isdisjoint(_NO_GRAD)),
     )
 
 
@@ -144,7 +145,7 @@ def _reachable(owner: type[nn.Module], forward: Any) -> Iterator[FunctionType]:
             methods = _definitions(owner, name)
             waiting.extend(methods if "super" in names else methods[:1])
             helper = function.__globals__.get(name)
-            if _function(helper) and not home(helper).startswith("torch."):
+            if _function(helper) and not python_module(helper).startswith("torch."):
                 waiting.append(helper)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.jit import ScriptModule
 
-from pytest_evalmode.observe.source.draw_calls import DRAWS
+from pytest_evalmode.observe.source.draw_calls import DRAWING_FUNCTIONS
 
 _BATCH_NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
 
@@ -30,7 +30,7 @@ def is_exported(module: nn.Module) -> bool:
     )
 
 
-def is_sensitive(module: ScriptModule) -> bool:
+def reads_training(module: ScriptModule) -> bool:
     """Whether a scripted forward reads `training`; that of a traced one is a constant of its graph."""
     graph = _graph(module, "graph")
     return graph is not None and any(
@@ -38,7 +38,7 @@ def is_sensitive(module: ScriptModule) -> bool:
     )
 
 
-def batch_norms(module: nn.Module) -> Iterator[str]:
+def describe_batch_stats(module: nn.Module) -> Iterator[str]:
     """How the graph of an eval-mode module normalises with the batch's statistics, one sentence a batch norm."""
     if isinstance(module, GraphModule):
         yield from _fx_batch_norms(module)
@@ -49,7 +49,7 @@ def batch_norms(module: nn.Module) -> Iterator[str]:
 def may_draw(module: nn.Module) -> bool:
     """Whether a TorchScript graph has an operator that draws random numbers."""
     graph = _graph(module, "inlined_graph") if isinstance(module, ScriptModule) else None
-    return graph is not None and any(f"aten::{name}" in str(graph) for name in DRAWS)
+    return graph is not None and any(f"aten::{name}" in str(graph) for name in DRAWING_FUNCTIONS)
 
 
 def _fx_batch_norms(module: GraphModule) -> Iterator[str]:

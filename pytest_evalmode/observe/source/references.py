@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 from torch._C import _storage_Use_Count
 
-from pytest_evalmode.observe.modules import home
-from pytest_evalmode.observe.source.user_lines import Sites
+from pytest_evalmode.observe.modules import python_module
+from pytest_evalmode.observe.source.user_lines import UserLines
 
 _MOST_STEPS = 12
 _NAMED = (ModuleType, FunctionType, type)
@@ -25,7 +25,7 @@ _ALONE = 2
 """The uses of a storage that has one tensor: its own, and that of who asks."""
 
 
-def shares(tensor: Tensor) -> bool:
+def has_shared_memory(tensor: Tensor) -> bool:
     """Whether another tensor has the same memory: of a view, what it is a view of."""
     try:
         return int(_storage_Use_Count(tensor.untyped_storage()._cdata)) > _ALONE
@@ -33,12 +33,12 @@ def shares(tensor: Tensor) -> bool:
         return False
 
 
-def is_held(tensor: Tensor, frame: FrameType | None, sites: Sites, apart: Container[int]) -> bool:
+def is_referenced(tensor: Tensor, frame: FrameType | None, user_lines: UserLines, ignored_ids: Container[int]) -> bool:
     """Whether a tensor is held by more than the call that begins in a frame, and what is set `apart`, by `id`.
 
     Somebody holds it by a variable of the user's code on the stack, or by an object that the collector knows.
     """
-    variables = {id(value) for value in _variables(frame, sites)}
+    variables = {id(value) for value in _variables(frame, user_lines)}
     waiting: tuple[Any, ...] = (tensor,)  # since Python 3.13 the arguments of a call are found, too: this very tuple
     ours: list[object] = [waiting]  # what this search makes holds what it finds
     seen = {id(tensor), id(waiting), id(ours)}
@@ -46,7 +46,7 @@ def is_held(tensor: Tensor, frame: FrameType | None, sites: Sites, apart: Contai
         if not variables.isdisjoint(map(id, waiting)):
             return True
         found = gc.get_referrers(*waiting)
-        waiting = tuple(each for each in found if id(each) not in apart and _may_hold(each, seen))
+        waiting = tuple(each for each in found if id(each) not in ignored_ids and _may_hold(each, seen))
         if not waiting:
             return False
         for holder in waiting:
@@ -60,17 +60,17 @@ def is_held(tensor: Tensor, frame: FrameType | None, sites: Sites, apart: Contai
 def _may_hold(holder: object, seen: set[int]) -> bool:
     if id(holder) in seen or isinstance(holder, FrameType):
         return False
-    return not home(holder if isinstance(holder, FunctionType) else type(holder)).startswith(_OURS)
+    return not python_module(holder if isinstance(holder, FunctionType) else type(holder)).startswith(_OURS)
 
 
 def _hands_on(holder: object) -> bool:
     """Whether this holds something for as long as somebody holds it: arguments, a list, an iterator."""
-    return home(type(holder)) in ("builtins", "functools") and not isinstance(holder, _NAMED)
+    return python_module(type(holder)) in ("builtins", "functools") and not isinstance(holder, _NAMED)
 
 
-def _variables(frame: FrameType | None, sites: Sites) -> Iterator[object]:
+def _variables(frame: FrameType | None, sites: UserLines) -> Iterator[object]:
     while frame is not None:
-        if sites.is_user(frame.f_code) and frame.f_trace is None:  # one that is debugged is not to be asked
+        if sites.is_user_code(frame.f_code) and frame.f_trace is None:  # one that is debugged is not to be asked
             yield from _locals(frame, frame.f_code)
         frame = frame.f_back
 

@@ -12,10 +12,10 @@ from concurrent.futures.thread import _WorkItem
 from types import CodeType, FrameType
 from typing import Any, NamedTuple, Protocol
 
-from pytest_evalmode.observe.patches import Wrapped
+from pytest_evalmode.observe.patches import Patch
 
 
-class Place(NamedTuple):
+class FramePosition(NamedTuple):
     """Where a frame stood."""
 
     f_code: CodeType
@@ -25,17 +25,17 @@ class Place(NamedTuple):
 class Judge(Protocol):
     """Who knows the user's code."""
 
-    def is_user(self, code: CodeType) -> bool: ...
+    def is_user_code(self, code: CodeType) -> bool: ...
 
 
 class _Running(threading.local):
-    place: Place | None = None
+    place: FramePosition | None = None
 
 
 _running = _Running()
-_places: weakref.WeakKeyDictionary[_WorkItem[Any], Place] = weakref.WeakKeyDictionary()
-_made: Wrapped[Judge] = Wrapped("__init__", _WorkItem)
-_runs: Wrapped[Judge] = Wrapped("run", _WorkItem)
+_places: weakref.WeakKeyDictionary[_WorkItem[Any], FramePosition] = weakref.WeakKeyDictionary()
+_made: Patch[Judge] = Patch("__init__", _WorkItem)
+_runs: Patch[Judge] = Patch("run", _WorkItem)
 
 
 def start(judge: Judge) -> None:
@@ -49,23 +49,23 @@ def stop(judge: Judge) -> None:
     _runs.stop(judge)
 
 
-def place() -> Place | None:
+def submission_position() -> FramePosition | None:
     """Where what this thread runs was submitted, if it was to a pool."""
     return _running.place
 
 
-@_made.by
+@_made.replace_with
 def _observed_init(self: _WorkItem[Any], *args: Any, **kwargs: Any) -> None:
     _made.original(self, *args, **kwargs)
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if any(judge.is_user(frame.f_code) for judge in _made.observers):
-            _places[self] = Place(frame.f_code, frame.f_lineno)
+        if any(judge.is_user_code(frame.f_code) for judge in _made.observers):
+            _places[self] = FramePosition(frame.f_code, frame.f_lineno)
             return
         frame = frame.f_back
 
 
-@_runs.by
+@_runs.replace_with
 def _observed_run(self: _WorkItem[Any], *args: Any, **kwargs: Any) -> None:
     _running.place = _places.get(self)
     try:

@@ -17,7 +17,7 @@ from types import CodeType, FrameType
 from typing import NamedTuple
 
 from pytest_evalmode.observe.source import thread_pools
-from pytest_evalmode.observe.source.thread_pools import Place
+from pytest_evalmode.observe.source.thread_pools import FramePosition
 from pytest_evalmode.trace import Site
 
 _INSTALLED = ("site-packages", "dist-packages")
@@ -34,17 +34,17 @@ _BORROWERS = ("torch.nn.utils.stateless",)
 class Caller(NamedTuple):
     """Who called a model."""
 
-    frame: FrameType | Place | None
+    frame: FrameType | FramePosition | None
     """Or where it was submitted to a pool of threads that ran it."""
-    test: FrameType | None = None
+    test_frame: FrameType | None = None
     """Whose line that was in a test's file, if `frame` is in another: a library under test lies below the root, too."""
-    tracing: bool = False
+    by_tracer: bool = False
     """torch called it, to make something else of it: a graph, or a weight."""
-    borrowed: bool = False
+    by_functional_call: bool = False
     """`functional_call` did, with other tensors in the place of the model's own."""
 
 
-class Sites:
+class UserLines:
     """Finds the user's lines on the stack of the thread that asks, or of the thread that opened the window."""
 
     def __init__(self, root: Path | None = None, tests: tuple[str, ...] = ()) -> None:
@@ -56,32 +56,32 @@ class Sites:
         self._files: dict[str, str | None] = {}
         self._test_files: dict[str, bool] = {}
 
-    def outside(self, frame: FrameType | None) -> Caller:
+    def find_caller(self, frame: FrameType | None) -> Caller:
         """The innermost user frame from here outwards, and what of torch's lies in between.
 
         A worker thread may hold no user code at all: then the line counts that submitted what it runs, else the one at
         which its opener stands.
         """
-        if self.in_worker():
+        if self.is_worker_thread():
             self._workers.add(get_ident())
         borrowed = False
         while frame is not None:
             if self._file(frame.f_code):
-                return Caller(frame, self._test(frame), borrowed=borrowed)
+                return Caller(frame, self._test(frame), by_functional_call=borrowed)
             name = frame.f_globals.get("__name__", "")
             if name.startswith(_TRACERS) or name in _PARAMETRIZERS:
-                return Caller(None, tracing=True)
+                return Caller(None, by_tracer=True)
             borrowed |= name in _BORROWERS
             frame = frame.f_back
-        if not self.in_worker():
-            return Caller(None, borrowed=borrowed)
-        submitted = thread_pools.place()
+        if not self.is_worker_thread():
+            return Caller(None, by_functional_call=borrowed)
+        submitted = thread_pools.submission_position()
         if submitted is not None and self._file(submitted.f_code):
-            return Caller(submitted, borrowed=borrowed)
+            return Caller(submitted, by_functional_call=borrowed)
         opener: FrameType | None = sys._current_frames().get(self._thread)
         while opener is not None and not self._file(opener.f_code):
             opener = opener.f_back
-        return Caller(opener, self._test(opener), borrowed=borrowed)
+        return Caller(opener, self._test(opener), by_functional_call=borrowed)
 
     def _test(self, caller: FrameType | None) -> FrameType | None:
         """The innermost frame of a test's file from here outwards; None where that is the caller's."""
@@ -95,17 +95,17 @@ class Sites:
         try:
             return self._test_files[name]
         except KeyError:
-            found = self.is_user(code) and any(map(PurePath(name).match, self._tests))
+            found = self.is_user_code(code) and any(map(PurePath(name).match, self._tests))
             self._test_files[name] = found
             return found
 
-    def caller(self, frame: FrameType | None) -> Site | None:
+    def find_line(self, frame: FrameType | None) -> Site | None:
         """The innermost user line from here outwards."""
         while frame is not None and not self._file(frame.f_code):
             frame = frame.f_back
         return None if frame is None else self.site(frame.f_code, frame.f_lineno)
 
-    def inside(self, frame: FrameType | None, model: FrameType | None) -> Site | None:
+    def find_line_inside(self, frame: FrameType | None, model: FrameType | None) -> Site | None:
         """The innermost user line between a frame and the call of the model, its own code included."""
         while frame is not None and frame is not model:
             if self._file(frame.f_code):
@@ -113,11 +113,11 @@ class Sites:
             frame = frame.f_back
         return None
 
-    def in_worker(self) -> bool:
+    def is_worker_thread(self) -> bool:
         """Whether the thread that asks is another than the one that opened the window."""
         return get_ident() != self._thread
 
-    def others_run(self) -> bool:
+    def has_other_active_threads(self) -> bool:
         """Whether another thread runs user code, or is a worker that ran a model, and may have until just now."""
         stacks = sys._current_frames()
         stacks.pop(get_ident(), None)
@@ -126,12 +126,12 @@ class Sites:
                 return True
             inner: FrameType | None = frame
             while inner is not None:
-                if self.is_user(inner.f_code):
+                if self.is_user_code(inner.f_code):
                     return True
                 inner = inner.f_back
         return False
 
-    def is_user(self, code: CodeType) -> bool:
+    def is_user_code(self, code: CodeType) -> bool:
         return self._file(code) is not None
 
     def site(self, code: CodeType, line: int) -> Site | None:

@@ -23,7 +23,7 @@ from torch.multiprocessing import reductions
 
 from pytest_evalmode.observe.state import devices, write_tracking
 from pytest_evalmode.observe.state.memory_mappings import PAGE, Span
-from pytest_evalmode.observe.state.write_tracking import Tracker
+from pytest_evalmode.observe.state.write_tracking import WriteTracker
 
 # Without type hints in torch.
 StorageWeakRef: Any = reductions.StorageWeakRef
@@ -38,7 +38,7 @@ _WRITTEN, _UNWRITTEN, _TIRED = 2, -1, 4
 
 
 @dataclass(eq=False, slots=True)
-class Block:
+class TrackedBlock:
     """The bytes of a tensor that are watched; another each time that they are armed."""
 
     range: Range
@@ -51,30 +51,30 @@ class Block:
 
 
 @dataclass(slots=True)
-class Tally:
+class ByteCounts:
     """How the bytes of large tensors came to be known."""
 
     read: int = 0
-    unread: int = 0
+    skipped: int = 0
     """Nobody had written to them."""
 
 
-tally = Tally()
+byte_counts = ByteCounts()
 
 
-class Memory:
+class DigestCache:
     """The blocks of this process."""
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: WriteTracker) -> None:
         self.tracker = tracker
         self._lock = RLock()
-        self._blocks: dict[Range, Block] = {}
+        self._blocks: dict[Range, TrackedBlock] = {}
         self._left: dict[Range, Any] = {}
         """What is not armed: it cannot be, or it is written all the time."""
         self._unarmed = 0
         """How many bytes have been read that could be armed, since anything was."""
 
-    def known(self, ranges: Iterable[Range]) -> dict[Range, bytes]:
+    def find_digests(self, ranges: Iterable[Range]) -> dict[Range, bytes]:
         """The digests that hold still, of memory that is in use."""
         with self._lock:
             asked = [block for r in ranges if (block := self._blocks.get(r)) is not None and block.digest is not None]
@@ -85,7 +85,7 @@ class Memory:
                 if block.digest is not None and block.ends == _content(block.range)
             }
 
-    def hold(self, ranges: Collection[Range]) -> bool:
+    def are_unchanged(self, ranges: Collection[Range]) -> bool:
         """Whether the digests of all hold still, but for what the ends hold, which the caller compares."""
         with self._lock:
             asked = [block for r in ranges if (block := self._blocks.get(r)) is not None and block.digest is not None]
@@ -93,9 +93,9 @@ class Memory:
                 self._ask(asked)
             return len(asked) == len(ranges) and all(block.digest is not None for block in asked)
 
-    def _ask(self, asked: list[Block]) -> None:
+    def _ask(self, asked: list[TrackedBlock]) -> None:
         """Forget the digests of what was written."""
-        unwritten = self.tracker.unwritten({block.span for block in asked})
+        unwritten = self.tracker.find_unwritten({block.span for block in asked})
         for block in asked:
             if block.span in unwritten:
                 block.tired = max(0, block.tired + _UNWRITTEN)
@@ -103,7 +103,7 @@ class Memory:
                 block.tired += _WRITTEN
                 block.digest = None
 
-    def arm(self, tensors: Mapping[Range, Tensor]) -> list[Block]:
+    def track(self, tensors: Mapping[Range, Tensor]) -> list[TrackedBlock]:
         """Watch what is about to be read, as far as it can be; who reads a block then gives it its digest."""
         with self._lock:
             wanted = {r: tensor for r, tensor in tensors.items() if not self._is_left(r, tensor)}
@@ -112,7 +112,7 @@ class Memory:
                 return []
             self._unarmed = 0
             self._let_go()
-            in_use = devices.in_use()
+            in_use = devices.accelerator_in_use()
             blocks = [
                 self._block(r, StorageWeakRef(tensor.untyped_storage()))
                 for r, tensor in wanted.items()
@@ -120,21 +120,21 @@ class Memory:
             ]
             eager = [block for block in blocks if block.tired < _TIRED and block.span.start < block.span.end]
             self._void([block.span for block in eager])
-            armed = self.tracker.arm({block.span for block in eager})
+            armed = self.tracker.track({block.span for block in eager})
             for block in blocks:
                 if block.tired < _TIRED and block.span in armed:
                     self._blocks[block.range] = block
                 else:
                     self._left[block.range] = block.storage
                     self._blocks.pop(block.range, None)
-            self.tracker.release(block.span for block in blocks if block.tired >= _TIRED)
+            self.tracker.untrack(block.span for block in blocks if block.tired >= _TIRED)
             return [block for block in blocks if self._blocks.get(block.range) is block]
 
-    def _block(self, range_: Range, storage: Any) -> Block:
+    def _block(self, range_: Range, storage: Any) -> TrackedBlock:
         span = _whole_pages(range_)
         last = self._blocks.get(range_)
         tired = last.tired if last is not None and last.storage.cdata == storage.cdata else 0
-        return Block(range_, span, storage, _content(range_), tired)
+        return TrackedBlock(range_, span, storage, _content(range_), tired)
 
     def _is_left(self, range_: Range, tensor: Tensor) -> bool:
         left = self._left.get(range_)
@@ -158,7 +158,7 @@ class Memory:
         dead = [block for block in self._blocks.values() if block.storage.expired()]
         for block in dead:
             del self._blocks[block.range]
-        self.tracker.release(block.span for block in dead)
+        self.tracker.untrack(block.span for block in dead)
         self._left = {range_: storage for range_, storage in self._left.items() if not storage.expired()}
 
 
@@ -167,7 +167,7 @@ def _whole_pages(range_: Range) -> Span:
     return Span(-(-address // PAGE) * PAGE, (address + size) // PAGE * PAGE)
 
 
-def ends(range_: Range) -> tuple[Range, Range]:
+def partial_pages(range_: Range) -> tuple[Range, Range]:
     """What lies before the first whole page and behind the last."""
     start, end = _whole_pages(range_)
     address, size = range_
@@ -175,48 +175,48 @@ def ends(range_: Range) -> tuple[Range, Range]:
 
 
 def _content(range_: Range) -> tuple[bytes, ...]:
-    return tuple(starmap(ctypes.string_at, ends(range_)))
+    return tuple(starmap(ctypes.string_at, partial_pages(range_)))
 
 
-_memory: Memory | None = None
+_memory: DigestCache | None = None
 
 
-def memory() -> Memory | None:
+def get_cache() -> DigestCache | None:
     """What is known in this process; None where the kernel does not track writes."""
     global _memory
     tracker = write_tracking.tracker()
     if tracker is None:
         _memory = None
     elif _memory is None or _memory.tracker is not tracker:
-        _memory = Memory(tracker)
+        _memory = DigestCache(tracker)
     return _memory
 
 
-def known(ranges: Collection[Range]) -> dict[Range, bytes]:
+def find_digests(ranges: Collection[Range]) -> dict[Range, bytes]:
     """The digests that hold still; the caller keeps the tensors that lie there."""
-    at_hand = memory()
+    at_hand = get_cache()
     try:
-        return at_hand.known(ranges) if at_hand is not None and ranges else {}
+        return at_hand.find_digests(ranges) if at_hand is not None and ranges else {}
     except OSError:
-        write_tracking.switch_off()
+        write_tracking.disable()
         return {}
 
 
-def hold(ranges: Collection[Range]) -> bool:
+def are_unchanged(ranges: Collection[Range]) -> bool:
     """Whether the digests of all hold still, but for what the `ends` hold, which the caller compares."""
-    at_hand = memory()
+    at_hand = get_cache()
     try:
-        return not ranges or (at_hand is not None and at_hand.hold(ranges))
+        return not ranges or (at_hand is not None and at_hand.are_unchanged(ranges))
     except OSError:
-        write_tracking.switch_off()
+        write_tracking.disable()
         return False
 
 
-def arm(tensors: Mapping[Range, Tensor]) -> list[Block]:
+def track(tensors: Mapping[Range, Tensor]) -> list[TrackedBlock]:
     """Watch what is about to be read; whoever does gives each block its digest."""
-    at_hand = memory()
+    at_hand = get_cache()
     try:
-        return at_hand.arm(tensors) if at_hand is not None and tensors else []
+        return at_hand.track(tensors) if at_hand is not None and tensors else []
     except OSError:
-        write_tracking.switch_off()
+        write_tracking.disable()
         return []

@@ -17,7 +17,14 @@ from torch.nn.parameter import is_lazy
 from xxhash import xxh3_128_digest
 
 from pytest_evalmode.observe.state import devices, digest_cache
-from pytest_evalmode.observe.state.memory_layout import address_of, is_dense, is_plain, is_sharded, packed, place_of
+from pytest_evalmode.observe.state.memory_layout import (
+    as_dense_block,
+    data_address,
+    host_address,
+    is_dense,
+    is_sharded,
+    is_strided,
+)
 
 LARGE_ELEMENTS = 1 << 14
 """What is worth a thread to read it, and a place among what the kernel is asked about: 64 KiB in float32."""
@@ -28,27 +35,27 @@ _PIECE_BYTES = 1 << 23
 block_type = lru_cache(lambda size: ctypes.c_char * size)
 
 
-def large(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
+def find_large(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
     """Those that are worth reading in a thread, each once, by `id`."""
     return {
         id(tensor): tensor
         for tensor in tensors
-        if tensor.numel() >= LARGE_ELEMENTS and address_of(tensor, tensor.dtype)
+        if tensor.numel() >= LARGE_ELEMENTS and host_address(tensor, tensor.dtype)
     }
 
 
 @contextmanager
-def digests(tensors: Mapping[int, Tensor], *, once: bool = False) -> Iterator[dict[int, bytes]]:
+def compute_digests(tensors: Mapping[int, Tensor], *, untracked: bool = False) -> Iterator[dict[int, bytes]]:
     """Read large tensors while the caller reads others; their digests are there at the end, by the keys given.
 
     On as many threads as torch uses: xxh3 frees the GIL.  What is read `once` is not watched for the next time.
     """
     ranges = {key: (tensor.data_ptr(), tensor.nbytes) for key, tensor in tensors.items()}
-    known = digest_cache.known(dict.fromkeys(ranges.values()))
+    known = digest_cache.find_digests(dict.fromkeys(ranges.values()))
     unknown = {range_: tensors[key] for key, range_ in ranges.items() if range_ not in known}
-    digest_cache.tally.read += sum(size for _, size in unknown)
-    digest_cache.tally.unread += sum(size for _, size in known)
-    armed = [] if once else digest_cache.arm(unknown)  # before any of it is read
+    digest_cache.byte_counts.read += sum(size for _, size in unknown)
+    digest_cache.byte_counts.skipped += sum(size for _, size in known)
+    armed = [] if untracked else digest_cache.track(unknown)  # before any of it is read
     pieces = {range_: _pieces(*range_) for range_ in unknown}
     # The largest first: the threads come to their ends at about the same time.
     todo = sorted(set(chain.from_iterable(pieces.values())), key=itemgetter(1), reverse=True)
@@ -77,17 +84,17 @@ def digests(tensors: Mapping[int, Tensor], *, once: bool = False) -> Iterator[di
     found.update((key, known[range_]) for key, range_ in ranges.items())
 
 
-def brought(tensors: Iterable[Tensor]) -> dict[int, bytes]:
+def read_device_tensors(tensors: Iterable[Tensor]) -> dict[int, bytes]:
     """What accelerators say of the tensors that lie on them, by `id`; the caller is `undisturbed`."""
     there: dict[int, Tensor] = {}
     copied: dict[int, Tensor] = {}
     for tensor in tensors:
-        if devices.holds(tensor):
-            if place_of(tensor, tensor.dtype):  # nearly all are, and to know more of one takes a while
+        if devices.is_on_device(tensor):
+            if data_address(tensor, tensor.dtype):  # nearly all are, and to know more of one takes a while
                 there[id(tensor)] = tensor
                 continue
             local: Tensor = cast(Any, tensor)._local_tensor if is_sharded(tensor) else tensor
-            if not is_lazy(local) and is_plain(local):
+            if not is_lazy(local) and is_strided(local):
                 in_place = is_dense(local) and not (local.is_conj() or local.is_neg())
                 if in_place:
                     there[id(tensor)] = local.detach()
@@ -95,20 +102,20 @@ def brought(tensors: Iterable[Tensor]) -> dict[int, bytes]:
                     copied[id(tensor)] = local
     found = devices.read(there.items())
     for key, local in copied.items():  # one at a time: there may be room for no more
-        found.update(devices.read([(key, packed(local))]))
+        found.update(devices.read([(key, as_dense_block(local))]))
     return found
 
 
-def settle(tensors: Iterable[Tensor]) -> None:
+def wait_for_devices(tensors: Iterable[Tensor]) -> None:
     """Wait for what devices may yet write to these tensors; what is pinned they write to on the host."""
     kind = torch.accelerator.current_accelerator()
     waiting: set[torch.device] = set()
     for tensor in tensors:
         if kind is not None and tensor.device.type == kind.type:
             waiting.add(tensor.device)
-        elif kind is not None and address_of(tensor, tensor.dtype) and tensor.is_pinned():
+        elif kind is not None and host_address(tensor, tensor.dtype) and tensor.is_pinned():
             waiting.add(torch.device(kind.type))
-    devices.settle(waiting)
+    devices.synchronize(waiting)
 
 
 def digest(address: int, size: int) -> bytes:

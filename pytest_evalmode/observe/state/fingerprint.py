@@ -21,9 +21,16 @@ from xxhash import xxh3_128, xxh3_128_digest
 
 from pytest_evalmode.observe.state import devices
 from pytest_evalmode.observe.state.digests import block_type, digest
-from pytest_evalmode.observe.state.memory_layout import address_of, components, is_dense, is_plain, is_sharded, packed
+from pytest_evalmode.observe.state.memory_layout import (
+    as_dense_block,
+    components,
+    host_address,
+    is_dense,
+    is_sharded,
+    is_strided,
+)
 
-KEPT_BYTES = 8192
+MAX_VALUE_BYTES = 8192
 """The largest tensor that is kept by value: the 2048 channels of a wide batch norm in float32."""
 
 
@@ -37,10 +44,10 @@ class Fingerprint(NamedTuple):
     """How its elements lie in memory; None where they lie in order."""
     bits: bytes
     """The bytes themselves where `kept`, else their digest."""
-    kept: bool
+    has_values: bool
     size: int
     """How many bytes were read."""
-    initialised: bool = True
+    initialized: bool = True
     sharded: bool = False
     """Whether this is the part of a larger tensor that lies here."""
 
@@ -72,25 +79,25 @@ def undisturbed() -> Iterator[None]:
             gc.enable()
 
 
-def fingerprint(tensor: Tensor, keep: bool = True, found: bytes | None = None) -> Fingerprint:
+def fingerprint_of(tensor: Tensor, store_values: bool = True, known: bytes | None = None) -> Fingerprint:
     """Read a tensor of any dtype, layout or subclass; the caller is `undisturbed`.
 
     `found` is what `digests` or `brought` found, where it has been read already.
     """
     dtype = tensor.dtype
-    address = address_of(tensor, dtype)
+    address = host_address(tensor, dtype)
     if not address:
-        return _unusual(tensor, keep, found)
+        return _unusual(tensor, store_values, known)
     size = tensor.nbytes
-    kept = keep and size <= KEPT_BYTES
-    bits = found or (block_type(size).from_address(address).raw if kept else digest(address, size))
+    kept = store_values and size <= MAX_VALUE_BYTES
+    bits = known or (block_type(size).from_address(address).raw if kept else digest(address, size))
     # Thousands of these are made: the constructor of a named tuple would take a third of the time.
     return _new(Fingerprint, (tensor.shape, dtype, _CPU, None, bits, kept, size, True, False))
 
 
-def same(before: Fingerprint, now: Fingerprint, tensor: Tensor) -> bool:
+def is_unchanged(before: Fingerprint, now: Fingerprint, tensor: Tensor) -> bool:
     """Whether a tensor still holds what it held; how it lies in memory does not count."""
-    if before.initialised != now.initialised or before[:3] != now[:3]:
+    if before.initialized != now.initialized or before[:3] != now[:3]:
         return False
     if before.sharded != now.sharded and before.size != now.size:
         return True  # FSDP has gathered it, or let go of it again: a part and the whole cannot be compared
@@ -99,12 +106,12 @@ def same(before: Fingerprint, now: Fingerprint, tensor: Tensor) -> bool:
     arranged = empty(before.shape, dtype=before.dtype, device=before.device)
     if before.strides is not None:
         arranged = empty_strided(before.shape, before.strides, dtype=before.dtype, device=before.device)
-    return fingerprint(arranged.copy_(tensor), before.kept).bits == before.bits
+    return fingerprint_of(arranged.copy_(tensor), before.has_values).bits == before.bits
 
 
-def values(print_: Fingerprint) -> Tensor | None:
+def stored_values(print_: Fingerprint) -> Tensor | None:
     """The tensor that was, where it was kept by value: flat, in the order of its memory."""
-    if not print_.kept or not print_.bits:
+    if not print_.has_values or not print_.bits:
         return None
     return frombuffer(bytearray(print_.bits), dtype=print_.dtype)
 
@@ -113,17 +120,17 @@ def _unusual(tensor: Tensor, keep: bool, found: bytes | None) -> Fingerprint:
     if found is not None and not is_sharded(tensor):
         return _strided(tensor, keep, found)  # `brought` has seen to all that follows
     if is_lazy(tensor):
-        return Fingerprint((), tensor.dtype, tensor.device, None, b"", False, 0, initialised=False)
-    if is_plain(tensor):
+        return Fingerprint((), tensor.dtype, tensor.device, None, b"", False, 0, initialized=False)
+    if is_strided(tensor):
         return _strided(tensor, keep, found)
     if is_functorch_wrapped_tensor(tensor):
-        return fingerprint(get_unwrapped(tensor), keep)
+        return fingerprint_of(get_unwrapped(tensor), keep)
     if is_sharded(tensor):
-        local = fingerprint(cast(Any, tensor)._local_tensor, keep, found)
+        local = fingerprint_of(cast(Any, tensor)._local_tensor, keep, found)
         return local._replace(shape=tuple(tensor.shape), sharded=True)
     summed, size = xxh3_128(), 0
     for name, value in components(tensor):
-        inner = fingerprint(value, keep=False) if isinstance(value, Tensor) else None
+        inner = fingerprint_of(value, store_values=False) if isinstance(value, Tensor) else None
         summed.update(f"{name} {value if inner is None else inner[:4]}".encode())
         if inner is not None:
             summed.update(inner.bits)
@@ -135,12 +142,12 @@ def _unusual(tensor: Tensor, keep: bool, found: bytes | None) -> Fingerprint:
 def _strided(tensor: Tensor, keep: bool, found: bytes | None) -> Fingerprint:
     """A tensor whose memory is not simply its elements in order, or is not the host's."""
     size = tensor.nbytes
-    kept = keep and size <= KEPT_BYTES
-    if devices.holds(tensor):
-        data = devices.read([(0, packed(tensor))])[0] if found is None else found
+    kept = keep and size <= MAX_VALUE_BYTES
+    if devices.is_on_device(tensor):
+        data = devices.read([(0, as_dense_block(tensor))])[0] if found is None else found
         bits = data if kept else xxh3_128_digest(data)
     else:
-        whole = packed(tensor)
+        whole = as_dense_block(tensor)
         address = whole.data_ptr()
         bits = block_type(size).from_address(address).raw if kept else digest(address, size)
     strides = None if tensor.is_contiguous() or not is_dense(tensor) else tensor.stride()

@@ -39,41 +39,41 @@ Flags = dict[str, str | dict[int, str]]
 
 
 @dataclass(slots=True)
-class Baseline:
+class FlagTracker:
     """How something was set, a model or torch itself."""
 
-    first: Flags
+    window_start: Flags
     """When the window began."""
-    last: Flags
+    latest: Flags
     """When the part of the window began that runs now."""
-    before: Flags = field(default_factory=dict)
+    before_change: Flags = field(default_factory=dict)
     """When it was set for the first time, but for what was set in a pause."""
-    began: Flags = field(default_factory=dict)
+    session_start: Flags = field(default_factory=dict)
     """When the session began, where that is remembered: who puts that back repairs what another left."""
 
-    def since(self, model: str | None, now: Flags, own: Container[int] = ()) -> list[Leak]:
+    def find_leaks(self, model: str | None, now: Flags, own_hooks: Container[int] = ()) -> list[Leak]:
         """What has been set otherwise in this part of the window; another begins.  Its `own` hooks do not count."""
-        self.first, self.last, self.before, now = (
-            _without(own, each) for each in (self.first, self.last, self.before, now)
+        self.window_start, self.latest, self.before_change, now = (
+            _without(own_hooks, each) for each in (self.window_start, self.latest, self.before_change, now)
         )
-        found = list(leaks(model, self.last, now))
+        found = list(find_leaks(model, self.latest, now))
         for leak in found:
-            self.before.setdefault(leak.name, self.last[leak.name])
-        self.last = now
+            self.before_change.setdefault(leak.name, self.latest[leak.name])
+        self.latest = now
         return found
 
-    def put_back(self) -> set[str]:
+    def restored(self) -> set[str]:
         """What is now as it was at first, or before it was set, or when the session began."""
-        earlier = self.first, self.before, self.began
-        return {name for name, is_ in self.last.items() if is_ in [flags.get(name) for flags in earlier]}
+        earlier = self.window_start, self.before_change, self.session_start
+        return {name for name, is_ in self.latest.items() if is_ in [flags.get(name) for flags in earlier]}
 
 
-def model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:
+def read_model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:
     """How a model is set: by name, what each of its modules and parameters says of itself, but for parts to `skip`."""
     flags: Flags = {}
     for path, part in modules.walk(module, skip):
         prefix = f"{path}." if path else ""
-        training = modules.mode(part)
+        training = modules.training_flag(part)
         if training is not None:
             flags[f"{prefix}training"] = str(training)
         for hooks in _HOOKS:
@@ -87,12 +87,12 @@ def model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:
     return flags
 
 
-def global_flags(names: Iterable[str] = ()) -> Flags:
+def read_global_flags(names: Iterable[str] = ()) -> Flags:
     """What torch keeps for the whole process, and for this thread: all of it, or what is named."""
     return {name: _read(_GLOBALS[name]) for name in names or _GLOBALS}
 
 
-def leaks(model: str | None, before: Flags, now: Flags) -> Iterator[Leak]:
+def find_leaks(model: str | None, before: Flags, now: Flags) -> Iterator[Leak]:
     """What is otherwise than it was; a module or parameter that has come or gone is no leak but a change of state."""
     for name, was in before.items():
         is_ = now.get(name, was)
@@ -106,7 +106,7 @@ def hooks_of(parts: Iterable[nn.Module]) -> dict[int, object]:
     return {key: hook for table in filled for key, hook in table.items()}
 
 
-def by_itself(
+def hooks_changed_by_model(
     before: Mapping[int, object], parts: Iterable[nn.Module], is_user: Callable[[CodeType], bool]
 ) -> set[int]:
     """The hooks that came or went in a forward by no doing of the test's.

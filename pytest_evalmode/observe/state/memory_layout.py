@@ -24,12 +24,12 @@ _PLAIN_DTYPES = frozenset(
 )
 
 
-def address_of(tensor: Tensor, dtype: torch.dtype) -> int:
+def host_address(tensor: Tensor, dtype: torch.dtype) -> int:
     """Where a tensor lies on the host that is no more than its bytes in order; 0 of any other."""
-    return place_of(tensor, dtype) if tensor.is_cpu else 0
+    return data_address(tensor, dtype) if tensor.is_cpu else 0
 
 
-def place_of(tensor: Tensor, dtype: torch.dtype) -> int:
+def data_address(tensor: Tensor, dtype: torch.dtype) -> int:
     """The same on any device, of which this is an address."""
     if (
         type(tensor) in _TYPES
@@ -45,7 +45,7 @@ def place_of(tensor: Tensor, dtype: torch.dtype) -> int:
     return 0
 
 
-def is_plain(tensor: Tensor) -> bool:
+def is_strided(tensor: Tensor) -> bool:
     """Whether this is one block of memory seen through strides; a subclass is where it does not wrap others."""
     return (
         tensor.layout is torch.strided
@@ -69,7 +69,7 @@ def _has_memory(tensor: Tensor) -> bool:
         return False
 
 
-def packed(tensor: Tensor) -> Tensor:
+def as_dense_block(tensor: Tensor) -> Tensor:
     """A tensor as one block of memory, a copy where it is none."""
     plain = tensor.detach().resolve_conj().resolve_neg()
     return plain if is_dense(tensor) else plain.contiguous()

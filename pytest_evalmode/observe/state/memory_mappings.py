@@ -39,18 +39,18 @@ class Mappings:
             else:
                 self._plain.append(Span(start, end))
 
-    def hold(self, span: Span) -> bool:
+    def contains(self, span: Span) -> bool:
         return self._of(span) is not None
 
-    def neighbours(self, spans: list[Span]) -> Iterator[list[Span]]:
+    def group_by_mapping(self, spans: list[Span]) -> Iterator[list[Span]]:
         """Spans that can be registered as one: they are near, and so is all that lies between them."""
-        for group in grouped(spans, _NEAR):
+        for group in group_spans(spans, _NEAR):
             by_mapping: dict[Span | None, list[Span]] = {}
             for span in group:
                 by_mapping.setdefault(self._of(span), []).append(span)
             yield from by_mapping.values()
 
-    def room(self) -> int:
+    def registrations_left(self) -> int:
         """How many registrations may be made before this is asked again."""
         with open("/proc/sys/vm/max_map_count", "rb") as file:
             limit = int(file.read())
@@ -61,7 +61,7 @@ class Mappings:
         return self._plain[at] if at >= 0 and span.end <= self._plain[at].end else None
 
 
-def grouped(spans: list[Span], gap: int) -> Iterator[list[Span]]:
+def group_spans(spans: list[Span], gap: int) -> Iterator[list[Span]]:
     """Sorted spans, together where no more than a gap lies between them."""
     group: list[Span] = []
     end = 0

@@ -21,7 +21,7 @@ from xxhash import xxh3_128
 
 from pytest_evalmode.observe.state import devices, digest_cache
 from pytest_evalmode.observe.state.digests import LARGE_ELEMENTS
-from pytest_evalmode.observe.state.memory_layout import place_of
+from pytest_evalmode.observe.state.memory_layout import data_address
 
 _TYPES = {nn.Parameter, Tensor}
 _TABLES = attrgetter("_modules", "_parameters", "_buffers")
@@ -34,7 +34,7 @@ Columns = list[list[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Plan:
+class ReadPlan:
     """A tree by its parts, the names in it and the form of its tensors, column by column, and where these lie."""
 
     parts: list[weakref.ref[nn.Module]]
@@ -51,7 +51,7 @@ class Plan:
     there: bytes | None
     """The digest of what devices said; None where nothing lies on one."""
 
-    def tree(self, skip: Collection[int]) -> Tree | None:
+    def find_tree(self, skip: Collection[int]) -> TreeState | None:
         """The tree as it is now, where it is made of the same modules by the same names; be `undisturbed`."""
         parts = [ref() for ref in self.parts]
         if self.skipped != set(skip):
@@ -64,7 +64,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Tree:
+class TreeState:
     """A tree as it is now."""
 
     parts: list[nn.Module]
@@ -73,18 +73,18 @@ class Tree:
     tensors: list[Tensor]
     form: Columns
 
-    def agrees(self, plan: Plan, there: Mapping[int, bytes]) -> bool:
+    def matches(self, plan: ReadPlan, there: Mapping[int, bytes]) -> bool:
         """Whether this tree, found by its plan, is what it was, bit for bit; devices say what is `there`, by `id`."""
         return (
             self.form == plan.form
             and self._told(there) == plan.there
             and _digest(plan.small) == plan.digest
-            and digest_cache.hold(plan.large)
+            and digest_cache.are_unchanged(plan.large)
         )
 
-    def plan(self, skip: Collection[int], there: Mapping[int, bytes]) -> Plan | None:
+    def make_plan(self, skip: Collection[int], there: Mapping[int, bytes]) -> ReadPlan | None:
         """What to compare with later, taken before the tree is read; None where a tensor is more than its bytes."""
-        if not all(place_of(tensor, tensor.dtype) for tensor in self.tensors):
+        if not all(data_address(tensor, tensor.dtype) for tensor in self.tensors):
             return None
         large: list[digest_cache.Range] = []
         small: list[digest_cache.Range] = []
@@ -96,22 +96,22 @@ class Tree:
             range_ = tensor.data_ptr(), tensor.nbytes
             if tensor.numel() >= LARGE_ELEMENTS:
                 large.append(range_)
-                small += digest_cache.ends(range_)
+                small += digest_cache.partial_pages(range_)
             else:
                 small.append(range_)
-        if large and digest_cache.memory() is None:
+        if large and digest_cache.get_cache() is None:
             return None
         parts = list(map(weakref.ref, self.parts))
         names = [*self.names[:-1], list(map(frozenset, self.names[-1]))]  # the sets are the modules' own
         blocks = [(ctypes.c_char * size).from_address(address) for address, size in small]
         there_ = self._told(there)
-        return Plan(parts, frozenset(skip), names, self.chosen, self.form, large, blocks, _digest(blocks), there_)
+        return ReadPlan(parts, frozenset(skip), names, self.chosen, self.form, large, blocks, _digest(blocks), there_)
 
     def _told(self, there: Mapping[int, bytes]) -> bytes | None:
         return _digest(map(there.__getitem__, filter(there.__contains__, map(id, self.tensors)))) if there else None
 
 
-def tree(parts: list[Any], skip: Collection[int], *, passing: bool) -> Tree | None:
+def read_tree(parts: list[Any], skip: Collection[int], *, include_non_persistent: bool) -> TreeState | None:
     """What can be compared with a plan; None of other things than plain modules and tensors.  Be `undisturbed`."""
     try:
         values, names = _named(parts)
@@ -119,7 +119,7 @@ def tree(parts: list[Any], skip: Collection[int], *, passing: bool) -> Tree | No
         return None
     chosen: list[bool] = []
     for part in parts:
-        not_saved = () if passing else part._non_persistent_buffers_set
+        not_saved = () if include_non_persistent else part._non_persistent_buffers_set
         chosen += [False] * len(part._modules)
         chosen += [tensor is not None for tensor in part._parameters.values()]
         chosen += [tensor is not None and name not in not_saved for name, tensor in part._buffers.items()]
@@ -131,10 +131,10 @@ def tree(parts: list[Any], skip: Collection[int], *, passing: bool) -> Tree | No
     return _tree(parts, names, tensors, chosen)
 
 
-def _tree(parts: list[nn.Module], names: Columns, tensors: list[Tensor], chosen: list[bool]) -> Tree | None:
+def _tree(parts: list[nn.Module], names: Columns, tensors: list[Tensor], chosen: list[bool]) -> TreeState | None:
     try:
-        form = _FORM_ELSEWHERE if devices.in_use() else _FORM
-        return Tree(parts, names, chosen, tensors, [list(map(column, tensors)) for column in form])
+        form = _FORM_ELSEWHERE if devices.accelerator_in_use() else _FORM
+        return TreeState(parts, names, chosen, tensors, [list(map(column, tensors)) for column in form])
     except (RuntimeError, NotImplementedError):
         return None
 

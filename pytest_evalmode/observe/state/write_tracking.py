@@ -26,7 +26,7 @@ from threading import Lock
 
 import torch
 
-from pytest_evalmode.observe.state.memory_mappings import PAGE, Mappings, Span, grouped
+from pytest_evalmode.observe.state.memory_mappings import PAGE, Mappings, Span, group_spans
 
 _NR_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 
@@ -93,7 +93,7 @@ class pm_scan_arg(ctypes.Structure):  # noqa: N801
     ]
 
 
-class Tracker:
+class WriteTracker:
     """What the kernel is asked; an `OSError` means that it cannot, or will not."""
 
     def __init__(self) -> None:
@@ -123,18 +123,18 @@ class Tracker:
             if fd >= 0:
                 os.close(fd)
 
-    def arm(self, spans: Collection[Span]) -> set[Span]:
+    def track(self, spans: Collection[Span]) -> set[Span]:
         """Have writes noticed from now on; those that can be, which are plain private memory of nobody else's."""
         if not spans:
             return set()
         mappings = Mappings()
-        plain = [span for span in sorted(spans) if mappings.hold(span)]
+        plain = [span for span in sorted(spans) if mappings.contains(span)]
         return {span for group in self._registered(plain, mappings) for span in group if self._protect(span)}
 
-    def unwritten(self, spans: Iterable[Span]) -> set[Span]:
+    def find_unwritten(self, spans: Iterable[Span]) -> set[Span]:
         """Those of which no page was written since they were armed."""
         found: set[Span] = set()
-        for group in grouped(sorted(spans), _SAME_SCAN):
+        for group in group_spans(sorted(spans), _SAME_SCAN):
             starts, ends = self._doubtful(group[0].start, max(span.end for span in group))
             for span in group:
                 at = bisect_right(ends, span.start)
@@ -142,7 +142,7 @@ class Tracker:
                     found.add(span)
         return found
 
-    def release(self, spans: Iterable[Span]) -> None:
+    def untrack(self, spans: Iterable[Span]) -> None:
         """Have no write noticed any more."""
         for start, end in spans:
             try:
@@ -153,9 +153,9 @@ class Tracker:
 
     def _registered(self, spans: list[Span], mappings: Mappings) -> Iterator[list[Span]]:
         """The spans by registration.  Each has the kernel split mappings, of which a process may have only so many."""
-        for group in mappings.neighbours(spans):
+        for group in mappings.group_by_mapping(spans):
             if self._room <= 0:
-                self._room = mappings.room()
+                self._room = mappings.registrations_left()
             if self._room <= 0:
                 return
             start, end = group[0].start, max(span.end for span in group)
@@ -210,25 +210,25 @@ class Tracker:
             address = tensor.data_ptr()
             ctypes.memset(address, 1, 8 * PAGE)
             pages = [Span(start, start + PAGE) for start in range(address, address + 8 * PAGE, PAGE)]
-            armed = self.arm(pages) == set(pages) and self.unwritten(pages) == set(pages)
+            armed = self.track(pages) == set(pages) and self.find_unwritten(pages) == set(pages)
             tensor[PAGE].fill_(1)  # what it was already
             ctypes.memset(address + 3 * PAGE, 1, 1)
             memory.madvise(mmap.MADV_DONTNEED, 5 * PAGE, PAGE)
-            seen = self.unwritten(pages) == {pages[i] for i in (0, 2, 4, 6, 7)}
-            again = self._protect(pages[1]) and pages[1] in self.unwritten(pages)
-            self.release(pages[6:])
-            released = self.unwritten(pages[6:]) == set()
+            seen = self.find_unwritten(pages) == {pages[i] for i in (0, 2, 4, 6, 7)}
+            again = self._protect(pages[1]) and pages[1] in self.find_unwritten(pages)
+            self.untrack(pages[6:])
+            released = self.find_unwritten(pages[6:]) == set()
             del tensor
         if not (armed and seen and again and released):
             raise OSError(errno.ENOTSUP, "the kernel does not see what is written")
 
 
 _lock = Lock()
-_tracker: Tracker | None = None
+_tracker: WriteTracker | None = None
 _asked = False
 
 
-def tracker() -> Tracker | None:
+def tracker() -> WriteTracker | None:
     """The one of this process; None where the kernel has it not, and in a child after a fork."""
     global _tracker, _asked
     if not _asked:
@@ -239,7 +239,7 @@ def tracker() -> Tracker | None:
     return _tracker
 
 
-def switch_off() -> None:
+def disable() -> None:
     """Read everything from now on, and let go of what is armed."""
     global _tracker, _asked
     was, _tracker, _asked = _tracker, None, True
@@ -247,25 +247,25 @@ def switch_off() -> None:
         was.close()
 
 
-def let_go() -> None:
+def reset() -> None:
     """Let go of what is armed; who asks for a tracker after that gets another."""
     global _asked
-    switch_off()
+    disable()
     _asked = False
 
 
-def _open() -> Tracker | None:
+def _open() -> WriteTracker | None:
     wish = os.environ.get("EVALMODE_WRITES", "on")
     if wish not in ("on", "off"):
         raise ValueError(f"EVALMODE_WRITES is {wish!r}: use 'on', to have the kernel track writes, or 'off'")
     if wish == "off":
         return None
     try:
-        return Tracker()
+        return WriteTracker()
     except OSError:
         return None
 
 
 if hasattr(os, "register_at_fork"):
     # A child's memory is not registered, and its descriptors look at the parent, whose memory they would keep armed.
-    os.register_at_fork(after_in_child=switch_off)
+    os.register_at_fork(after_in_child=disable)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from pytest_evalmode.errors import EvalModeWarning, HygieneError
-from pytest_evalmode.report.message import explain
+from pytest_evalmode.report.message import failure_text
 from pytest_evalmode.rules import Violation
 
-NOTE = "\nIts inference was not clean either."
+NOTE_HEADING = "\nIts inference was not clean either."
 """So begins what is added to a test's own failure."""
 
 
@@ -26,11 +26,11 @@ class HygieneViolation(pytest.fail.Exception):  # type: ignore[name-defined, mis
     __module__ = "builtins"
 
     def __init__(self, violations: Sequence[Violation], marker: str = "inference") -> None:
-        super().__init__(explain(violations, marker), pytrace=False)
+        super().__init__(failure_text(violations, marker), pytrace=False)
         self.violations = tuple(violations)
 
 
-def shorten(report: pytest.TestReport, error: BaseException, style: str, root: Path) -> None:
+def shorten_report(report: pytest.TestReport, error: BaseException, style: str, root: Path) -> None:
     """Let a report's last word be the headline, and its place the user's line at fault: not that of `evalmode.check()`.
 
     With CI set, or -vv, the short summary would print all of it.  Where annotations look for a place, pytest has none
@@ -41,7 +41,7 @@ def shorten(report: pytest.TestReport, error: BaseException, style: str, root: P
     crash = getattr(longrepr, "reprcrash", None)
     if crash is None:
         return
-    crash.message = crash.message.partition(f"\n{NOTE}")[0]
+    crash.message = crash.message.partition(f"\n{NOTE_HEADING}")[0]
     ours = isinstance(error, HygieneViolation | HygieneError | EvalModeWarning)
     if ours:
         crash.message = crash.message.partition("\n")[0]
@@ -64,7 +64,7 @@ def shorten(report: pytest.TestReport, error: BaseException, style: str, root: P
 
 def _without_note(lines: Sequence[str]) -> list[str]:
     """What is printed of a test's own failure, up to what was added to it."""
-    noted = next((n for n, line in enumerate(lines) if NOTE.strip() in line), len(lines))
+    noted = next((n for n, line in enumerate(lines) if NOTE_HEADING.strip() in line), len(lines))
     return "\n".join(lines[:noted]).rstrip().split("\n")
 
 

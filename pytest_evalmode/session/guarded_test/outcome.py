@@ -12,7 +12,7 @@ import pytest
 
 from pytest_evalmode.errors import EvalModeWarning, HygieneError
 from pytest_evalmode.rules import Violation
-from pytest_evalmode.session.guarded_test.failure import NOTE, HygieneViolation
+from pytest_evalmode.session.guarded_test.failure import NOTE_HEADING, HygieneViolation
 from pytest_evalmode.session.settings import SETTINGS
 from pytest_evalmode.session.stash import MODELS
 from pytest_evalmode.trace import Site
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard
 
 _HERE = f"{Path(__file__).parents[2]}{os.sep}"
-WITHDRAWN = (pytest.skip.Exception, pytest.xfail.Exception, SkipTest, pytest.exit.Exception, KeyboardInterrupt)
+NO_RESULT_EXCEPTIONS = (
+    pytest.skip.Exception,
+    pytest.xfail.Exception,
+    SkipTest,
+    pytest.exit.Exception,
+    KeyboardInterrupt,
+)
 """What is raised to have no result, of a test or of the whole run: nobody then hears what was found."""
 _LET_PASS = (
     "  warnings are errors here; to be told of this one and no more, add it to what filters them:\n"
@@ -32,7 +38,7 @@ _LET_PASS = (
 )
 
 
-def tell(item: pytest.Item, violations: list[Violation], outcome: Result[object], *, warn: bool) -> None:
+def fail_or_warn(item: pytest.Item, violations: list[Violation], outcome: Result[object], *, warn: bool) -> None:
     """Fail the test, or warn, at the user's line at fault."""
     error: BaseException = HygieneViolation(violations, item.config.stash[SETTINGS].marker)
     file, line = _place(violations[0].at, item)
@@ -45,15 +51,15 @@ def tell(item: pytest.Item, violations: list[Violation], outcome: Result[object]
     try:
         _raise_at(file, line, {**_at_hand(item, violations), "error": error})
     except type(error) as located:
-        drop_our_frames(located)
+        remove_plugin_frames(located)
         outcome.force_exception(located)
 
 
-def explain(error: BaseException, guard: Guard) -> None:
+def add_note(error: BaseException, guard: Guard) -> None:
     """Add what was found to a test's own failure: often it is the reason."""
-    if isinstance(error, (HygieneViolation, HygieneError, *WITHDRAWN)):
+    if isinstance(error, (HygieneViolation, HygieneError, *NO_RESULT_EXCEPTIONS)):
         return
-    told = f"{NOTE}  {guard.verdict()}"
+    told = f"{NOTE_HEADING}  {guard.make_error()}"
     if isinstance(error, pytest.fail.Exception) and not error.pytrace:
         error.msg = f"{error.msg}\n{told}"  # pytest prints the message alone, without notes
     else:
@@ -86,7 +92,7 @@ def _at_hand(item: pytest.Item, violations: list[Violation]) -> dict[str, object
     return found | ({} if instance is None else {"self": instance}) | getattr(item, "funcargs", {})
 
 
-def drop_our_frames(error: BaseException) -> None:
+def remove_plugin_frames(error: BaseException) -> None:
     """Take the frames of the guard out of a traceback: `--tb=native` would print them, one for each module."""
     kept = []
     traceback = error.__traceback__

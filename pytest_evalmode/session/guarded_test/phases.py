@@ -9,12 +9,17 @@ import pytest
 from pytest_evalmode.errors import GuardError
 from pytest_evalmode.rules import RuleError
 from pytest_evalmode.session import fixtures, user_hooks
-from pytest_evalmode.session.guarded_test.guard_setup import declared, failing, new_guard
-from pytest_evalmode.session.guarded_test.outcome import WITHDRAWN, drop_our_frames, explain, tell
-from pytest_evalmode.session.guarded_test.unittest_cases import look_away_from_fixtures, raised_in
-from pytest_evalmode.session.guarded_test.user_properties import bytes_read, enter, enter_suggestion
+from pytest_evalmode.session.guarded_test.guard_setup import failing_violations, new_guard, policy_and_rules_of
+from pytest_evalmode.session.guarded_test.outcome import (
+    NO_RESULT_EXCEPTIONS,
+    add_note,
+    fail_or_warn,
+    remove_plugin_frames,
+)
+from pytest_evalmode.session.guarded_test.unittest_cases import pause_in_setup_methods, testcase_exception
+from pytest_evalmode.session.guarded_test.user_properties import add_record, add_suggestion, byte_counts
 from pytest_evalmode.session.settings import SETTINGS
-from pytest_evalmode.session.stash import CALLING, GUARD, KEPT, MARKS, MODELS, TALLY
+from pytest_evalmode.session.stash import BYTES_AT_START, GUARD, KEEP_ALIVE, MARKS, MODELS, RUNNING_ITEM
 
 if TYPE_CHECKING:
     from pluggy import Result
@@ -24,7 +29,7 @@ if TYPE_CHECKING:
 
 def prepare(item: pytest.Item) -> None:
     """Give a test its guard, a new one for each rerun.  Fails the test if it asks for one that makes no sense."""
-    policy, own = declared(item)
+    policy, own = policy_and_rules_of(item)
     item.stash[GUARD] = new_guard(item, policy, own)
     item.stash[MARKS] = _marks(item)
 
@@ -35,11 +40,11 @@ def guard_of(item: pytest.Item) -> Guard:
         return item.stash[GUARD]
     if item.config.stash[SETTINGS].mode == "off":
         from pytest_evalmode.guards import Guard
-        from pytest_evalmode.guards.config import Terms
+        from pytest_evalmode.guards.config import GuardConfig
 
-        return Guard(terms=Terms(rules=user_hooks.rules(item.ihook)))
+        return Guard(config=GuardConfig(custom_rules=user_hooks.collect_custom_rules(item.ihook)))
     prepare(item)
-    if item.config.stash.get(CALLING, None) is item:
+    if item.config.stash.get(RUNNING_ITEM, None) is item:
         _open(item.stash[GUARD], item)
     return item.stash[GUARD]
 
@@ -50,14 +55,14 @@ def begin(item: pytest.Item) -> None:
         prepare(item)
     guard = item.stash[GUARD]
     if item.stash[MARKS] != _marks(item):
-        guard.declare(declared(item)[0])
-    look_away_from_fixtures(guard, item)
+        guard.set_policy(policy_and_rules_of(item)[0])
+    pause_in_setup_methods(guard, item)
     _open(guard, item)
 
 
 def failure_of(item: pytest.Item, outcome: Result[object]) -> BaseException | None:
     """What the call of a test ended with, if it did not pass."""
-    return outcome.exception if outcome.exception is not None else raised_in(item)
+    return outcome.exception if outcome.exception is not None else testcase_exception(item)
 
 
 def guard_at_end(item: pytest.Item) -> Guard:
@@ -73,37 +78,39 @@ def end(item: pytest.Item, outcome: Result[object]) -> None:
     own = failure_of(item, outcome)
     settings = item.config.stash[SETTINGS]
     marked = item.get_closest_marker(settings.marker) is not None
-    withdrawn = isinstance(own, WITHDRAWN)
-    if KEPT in item.stash:
-        item.stash[KEPT].stop()
-        item.stash[MODELS] = guard.living
-    guard.close(name=item.nodeid, finished=own is None, needs_forward=marked, heard=not withdrawn)
-    if settings.suggest and not settings.guards(item):
-        enter_suggestion(item, guard)
+    withdrawn = isinstance(own, NO_RESULT_EXCEPTIONS)
+    if KEEP_ALIVE in item.stash:
+        item.stash[KEEP_ALIVE].stop()
+        item.stash[MODELS] = guard.living_models
+    guard.close(name=item.nodeid, finished=own is None, needs_forward=marked, report_drift=not withdrawn)
+    if settings.suggest and not settings.is_guarded(item):
+        add_suggestion(item, guard)
         return
     with guard.safely():
-        if guard.watched or guard.violations or guard.failures:
-            enter(item, guard, settings, finished=own is None)
+        if guard.was_opened or guard.violations or guard.failures:
+            add_record(item, guard, settings, finished=own is None)
     with guard.safely():
         if own is not None:
-            drop_our_frames(own)
-        fatal = failing(item, guard.violations)
+            remove_plugin_frames(own)
+        fatal = failing_violations(item, guard.violations)
         if own is not None and guard.violations:
-            explain(own, guard)
+            add_note(own, guard)
         elif fatal:
-            tell(item, fatal, outcome, warn=settings.mode == "warn")
+            fail_or_warn(item, fatal, outcome, warn=settings.mode == "warn")
 
 
-def tell_failure(item: pytest.Item, outcome: Result[object]) -> None:
+def report_guard_error(item: pytest.Item, outcome: Result[object]) -> None:
     """Let a test err whose guard failed, whatever its own result was; in any case let go of the guard."""
     guard = item.stash[GUARD]
     del item.stash[GUARD]
     if not guard.failures or item.config.stash[SETTINGS].suggest:
         return
-    from pytest_evalmode.guards import failure
+    from pytest_evalmode.guards import guard_error
 
     first = guard.failures[0]
-    error = GuardError(str(first)) if isinstance(first, (user_hooks.HookError, RuleError)) else failure(guard.failures)
+    error = (
+        GuardError(str(first)) if isinstance(first, (user_hooks.HookError, RuleError)) else guard_error(guard.failures)
+    )
     own = outcome.exception
     if isinstance(own, (pytest.exit.Exception, KeyboardInterrupt)):
         own.add_note(f"\n{error}")
@@ -115,7 +122,7 @@ def tell_failure(item: pytest.Item, outcome: Result[object]) -> None:
         outcome.force_exception(error)
 
 
-def keep_error(error: BaseException, report: pytest.TestReport) -> None:
+def override_xfail(error: BaseException, report: pytest.TestReport) -> None:
     """An expected failure excuses the test, in its teardown too; not the guard."""
     if isinstance(error, GuardError) or (isinstance(error, BaseExceptionGroup) and error.subgroup(GuardError)):
         report.outcome = "failed"
@@ -127,14 +134,14 @@ def _marks(item: pytest.Item) -> list[pytest.Mark]:
 
 
 def _open(guard: Guard, item: pytest.Item) -> None:
-    item.stash[TALLY] = bytes_read()
+    item.stash[BYTES_AT_START] = byte_counts()
     if item.config.getoption("usepdb", False):
-        from pytest_evalmode.observe.forwards.keep_alive import Kept
+        from pytest_evalmode.observe.forwards.keep_alive import KeepAlive
 
-        item.stash[KEPT] = Kept()
+        item.stash[KEEP_ALIVE] = KeepAlive()
     guard.open()
     with guard.safely():
-        for name, value, shared, at in fixtures.handed_to(item):
-            guard.watch_inside(value, name, shared=shared, at=at)
-        for name, model in user_hooks.models(item):
-            guard.watch_inside(model, name, shared=True)
+        for name, value, shared, at in fixtures.values_passed_to(item):
+            guard.watch_fixture_value(value, name, shared=shared, defined_at=at)
+        for name, model in user_hooks.collect_hook_models(item):
+            guard.watch_fixture_value(model, name, shared=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard
 
 
-def raised_in(item: pytest.Item) -> BaseException | None:
+def testcase_exception(item: pytest.Item) -> BaseException | None:
     """What a TestCase failed or skipped with: its call returns as if all were well.
 
     There is no public way to ask; were `_excinfo` gone, the tests of TestCase would tell.
@@ -22,7 +22,7 @@ def raised_in(item: pytest.Item) -> BaseException | None:
     return getattr(failures[0], "value", None)
 
 
-def look_away_from_fixtures(guard: Guard, item: pytest.Item) -> None:
+def pause_in_setup_methods(guard: Guard, item: pytest.Item) -> None:
     """A TestCase sets up and tears down inside pytest's call; fixture set-up is no inference."""
     instance = getattr(item, "instance", None)
     if not isinstance(instance, TestCase):

@@ -8,41 +8,41 @@ from typing import Any
 
 import pytest
 
-from pytest_evalmode.lock.session_locks import Collected
+from pytest_evalmode.lock.session_locks import CollectedTests
 from pytest_evalmode.session.record import baseline_file, report_files, terminal
-from pytest_evalmode.session.record.results import Found
-from pytest_evalmode.session.settings import BASELINE_INPUT, SETTINGS, plain_id
-from pytest_evalmode.session.stash import PROPERTY, SUGGESTION
+from pytest_evalmode.session.record.results import SessionResults
+from pytest_evalmode.session.settings import BASELINE_INPUT, SETTINGS, plain_nodeid
+from pytest_evalmode.session.stash import RECORD_PROPERTY, SUGGESTION_PROPERTY
 
 
 class Recorder:
     """The hooks of a session that gather what its tests found, and end it with files and a summary."""
 
-    def __init__(self, config: pytest.Config, collected: Collected) -> None:
+    def __init__(self, config: pytest.Config, collected: CollectedTests) -> None:
         self._config = config
         self._settings = config.stash[SETTINGS]
         self._collected = collected
         self._process = os.getpid()
-        self._found = Found()
+        self._found = SessionResults()
         self._stale: list[tuple[str, str]] = []
-        self._told: list[report_files.Told] = []
+        self._told: list[report_files.FileMessage] = []
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        from pytest_evalmode.report.baseline import text
+        from pytest_evalmode.report.baseline import format_baseline
 
         known = self._settings.known
-        node.workerinput[BASELINE_INPUT] = None if known is None else text(known)
+        node.workerinput[BASELINE_INPUT] = None if known is None else format_baseline(known)
 
     def pytest_report_header(self) -> str | None:
         return terminal.header(self._settings)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        nodeid = plain_id(report.nodeid, self._config)
-        suggestion = dict(report.user_properties).get(SUGGESTION)
+        nodeid = plain_nodeid(report.nodeid, self._config)
+        suggestion = dict(report.user_properties).get(SUGGESTION_PROPERTY)
         if suggestion is not None and report.when == "call":
             self._found.suggestions[nodeid] = json.loads(str(suggestion))
-        record = dict(report.user_properties).get(PROPERTY)
+        record = dict(report.user_properties).get(RECORD_PROPERTY)
         if record is None:
             if report.when == "call" and report.passed:
                 self._found.unguarded.add(nodeid)
@@ -52,12 +52,12 @@ class Recorder:
         status = self._config.hook.pytest_report_teststatus(report=report, config=self._config)
         outcome = status[0] if status else report.outcome
         if outcome != "rerun":
-            self._found.opened().add(nodeid, outcome, str(record))
+            self._found.get_ledger().add(nodeid, outcome, str(record))
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if os.getpid() != self._process:  # a test forked, and its child came back here
             return
-        for told in report_files.write(self._found, self._config):
+        for told in report_files.write_files(self._found, self._config):
             self._tell(told, session)
         settings = self._settings
         if settings.known is None or settings.mode == "off" or settings.suggest:
@@ -67,17 +67,17 @@ class Recorder:
             if updated is not None:
                 self._tell(updated, session)
             return
-        self._stale = baseline_file.stale(self._found, settings.known)
+        self._stale = baseline_file.find_stale(self._found, settings.known)
         if self._stale and settings.strict:
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
-    def _tell(self, told: report_files.Told, session: pytest.Session) -> None:
+    def _tell(self, told: report_files.FileMessage, session: pytest.Session) -> None:
         """Keep it for the summary, which comes later."""
         self._told.append(told)
-        if told.fails:
+        if told.fails_run:
             session.exitstatus = session.exitstatus or pytest.ExitCode.USAGE_ERROR
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode) -> None:
-        terminal.tell_of_files(terminalreporter, self._told)
-        lines = list(terminal.summarised(self._found, self._stale, exitstatus, self._config))
-        terminal.tell(terminalreporter, lines, self._config)
+        terminal.write_file_messages(terminalreporter, self._told)
+        lines = list(terminal.summary_lines(self._found, self._stale, exitstatus, self._config))
+        terminal.write_summary(terminalreporter, lines, self._config)

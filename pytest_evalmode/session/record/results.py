@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Found:
+class SessionResults:
     """What guarded tests found, and which others there were."""
 
     ledger: Ledger | None = None
@@ -20,7 +20,7 @@ class Found:
     """Tests that passed without a guard."""
     suggestions: dict[str, Suggestion] = field(default_factory=dict)
 
-    def opened(self) -> Ledger:
+    def get_ledger(self) -> Ledger:
         """The ledger, which there is from now on."""
         from pytest_evalmode.report.ledger import Ledger
 

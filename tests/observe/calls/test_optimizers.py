@@ -21,7 +21,7 @@ def train(*models: nn.Module) -> None:
 
 
 def steps(g: Guard) -> list[tuple[tuple[str, ...], str]]:
-    return [(step.models, step.by) for step in g.trace.steps]
+    return [(step.models, step.name) for step in g.trace.steps]
 
 
 def test_a_step_tells_the_models_that_it_trains_and_its_line() -> None:
@@ -50,7 +50,7 @@ def test_what_goes_wrong_in_it_is_no_clean_bill(monkeypatch: pytest.MonkeyPatch)
     def fail(*args: object) -> None:
         raise ZeroDivisionError("the guard is broken")
 
-    monkeypatch.setattr(Registry, "holding", fail)
+    monkeypatch.setattr(Registry, "find_owners", fail)
     net = nn.Linear(4, 1)
     with pytest.raises(GuardError, match="ZeroDivisionError"), guard(net, allow=ALL):
         train(net)

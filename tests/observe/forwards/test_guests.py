@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pytest_evalmode.guards import Guard
-from pytest_evalmode.guards.config import Terms
+from pytest_evalmode.guards.config import GuardConfig
 from tests.nets import Net, batch, only, rules, watching
 
 
@@ -154,7 +154,7 @@ def test_it_counts_as_a_forward(run: Run) -> None:
 
 @EACH
 def test_a_model_ran(run: Run) -> None:
-    g = Guard(terms=Terms(strict=True))
+    g = Guard(config=GuardConfig(strict=True))
     g.open()
     with torch.no_grad():
         run(Net().eval())

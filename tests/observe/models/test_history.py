@@ -7,47 +7,47 @@ import gc
 import pytest
 from torch import nn
 
-from pytest_evalmode.observe.models.session_history import Event, History
+from pytest_evalmode.observe.models.session_history import SessionEvent, SessionHistory
 from pytest_evalmode.observe.state import snapshot
 from pytest_evalmode.trace import Drift
 from tests.nets import Net
 
 
-def seen(net: nn.Module, by: str = "test_old") -> History:
+def seen(net: nn.Module, by: str = "test_old") -> SessionHistory:
     """A history in which a test has seen a model."""
-    history = History()
-    history.remember(net, snapshot.take(net), by)
+    history = SessionHistory()
+    history.record_model(net, snapshot.take_snapshot(net), by)
     return history
 
 
-def drift(history: History, net: nn.Module, name: str = "net") -> Drift:
-    found = history.drift(net, name, snapshot.take(net, passing=True))
+def drift(history: SessionHistory, net: nn.Module, name: str = "net") -> Drift:
+    found = history.find_drift(net, name, snapshot.take_snapshot(net, include_non_persistent=True))
     assert found is not None
     return found
 
 
 def test_what_was_never_seen_has_not_drifted() -> None:
     net = Net()
-    assert History().drift(net, "net", snapshot.take(net)) is None
-    assert seen(Net()).drift(net, "net", snapshot.take(net)) is None
+    assert SessionHistory().find_drift(net, "net", snapshot.take_snapshot(net)) is None
+    assert seen(Net()).find_drift(net, "net", snapshot.take_snapshot(net)) is None
 
 
 def test_what_is_as_it_was_has_not_drifted() -> None:
     net = Net()
     history = seen(net)
     net.load_state_dict({name: value.clone() for name, value in net.state_dict().items()})
-    history.note(Event("test_reloads", frozenset(["net"])))
-    assert history.drift(net, "net", snapshot.take(net)) is None
+    history.record_event(SessionEvent("test_reloads", frozenset(["net"])))
+    assert history.find_drift(net, "net", snapshot.take_snapshot(net)) is None
 
 
 def test_which_tensors_and_who_saw_them_last() -> None:
     net = Net()
     history = seen(net)
-    history.remember(net, snapshot.take(net), "test_later")
+    history.record_model(net, snapshot.take_snapshot(net), "test_later")
     net.head.bias.data.add_(1)
     found = drift(history, net)
     assert [change.name for change in found.changes] == ["net.head.bias"]
-    assert (found.model, found.seen_by, found.between) == ("net", "test_later", ())
+    assert (found.model, found.last_seen_by, found.between) == ("net", "test_later", ())
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_likeliest_is_who_had_the_model_then_who_ran_last(name: str, between: tu
     net = Net()
     history = seen(net)
     for what, fixtures in (("first", []), ("has it", ["net"]), ("has it too", ["x", "net"]), ("last", ["network"])):
-        history.note(Event(what, frozenset(fixtures)))
+        history.record_event(SessionEvent(what, frozenset(fixtures)))
     net.head.bias.data.add_(1)
     assert drift(history, net, name).between == between
 
@@ -72,7 +72,7 @@ def test_a_test_is_likelier_than_the_set_up_of_a_fixture_unless_that_had_the_mod
     net = Net()
     history = seen(net)
     for what, fixtures, is_test in (("has it", ["net"], False), ("test", ["x"], True), ("has not", ["x"], False)):
-        history.note(Event(what, frozenset(fixtures), is_test))
+        history.record_event(SessionEvent(what, frozenset(fixtures), is_test))
     net.head.bias.data.add_(1)
     assert drift(history, net).between == ("has it", "test", "has not")
 
@@ -84,9 +84,9 @@ def test_the_fixture_of_a_plugin_is_no_suspect_unless_it_had_the_model(
     net = Net()
     history = seen(net)
     for what in others:
-        history.note(Event(what, frozenset()))
+        history.record_event(SessionEvent(what, frozenset()))
     for what, names in (("has it", ["net"]), ("has not", ["x"])):
-        history.note(Event(what, frozenset(names), is_test=False, is_installed=True))
+        history.record_event(SessionEvent(what, frozenset(names), is_test=False, is_from_plugin=True))
     net.head.bias.data.add_(1)
     assert drift(history, net).between == between
 
@@ -94,7 +94,7 @@ def test_the_fixture_of_a_plugin_is_no_suspect_unless_it_had_the_model(
 def test_the_fixture_of_a_plugin_is_told_where_nothing_else_ran() -> None:
     net = Net()
     history = seen(net)
-    history.note(Event("of a plugin", frozenset(), is_test=False, is_installed=True))
+    history.record_event(SessionEvent("of a plugin", frozenset(), is_test=False, is_from_plugin=True))
     net.head.bias.data.add_(1)
     assert drift(history, net).between == ("of a plugin",)
 
@@ -102,9 +102,9 @@ def test_the_fixture_of_a_plugin_is_told_where_nothing_else_ran() -> None:
 def test_what_ran_before_it_was_seen_is_no_suspect() -> None:
     net, other = Net(), Net()
     history = seen(other)
-    history.note(Event("test_before", frozenset(["net"])))
-    history.remember(net, snapshot.take(net), "test_old")
-    history.note(Event("test_after", frozenset(["net"])))
+    history.record_event(SessionEvent("test_before", frozenset(["net"])))
+    history.record_model(net, snapshot.take_snapshot(net), "test_old")
+    history.record_event(SessionEvent("test_after", frozenset(["net"])))
     net.head.bias.data.add_(1)
     assert drift(history, net).between == ("test_after",)
 
@@ -113,14 +113,14 @@ def test_who_ran_twice_is_told_once() -> None:
     net = Net()
     history = seen(net)
     for _ in range(2):
-        history.note(Event("test_rerun", frozenset(["net"])))
+        history.record_event(SessionEvent("test_rerun", frozenset(["net"])))
     net.head.bias.data.add_(1)
     assert drift(history, net).between == ("test_rerun",)
 
 
 def test_nothing_is_noted_before_a_model_is_seen() -> None:
-    history = History()
-    history.note(Event("test_first", frozenset([])))
+    history = SessionHistory()
+    history.record_event(SessionEvent("test_first", frozenset([])))
     assert history.events == []
 
 
@@ -129,14 +129,14 @@ def test_a_model_that_died_is_forgotten() -> None:
     history = seen(net)
     del net
     gc.collect()
-    history.note(Event("test_after", frozenset([])))
+    history.record_event(SessionEvent("test_after", frozenset([])))
     assert history.events == []
 
 
 def test_two_models_are_told_apart() -> None:
     nets = Net(), Net()
     history = seen(nets[0], "test_a")
-    history.remember(nets[1], snapshot.take(nets[1]), "test_b")
+    history.record_model(nets[1], snapshot.take_snapshot(nets[1]), "test_b")
     nets[1].head.bias.data.add_(1)
-    assert history.drift(nets[0], "net", snapshot.take(nets[0])) is None
-    assert drift(history, nets[1]).seen_by == "test_b"
+    assert history.find_drift(nets[0], "net", snapshot.take_snapshot(nets[0])) is None
+    assert drift(history, nets[1]).last_seen_by == "test_b"

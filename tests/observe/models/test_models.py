@@ -21,7 +21,7 @@ from tests.nets import Net, batch
 
 
 def found(value: object, name: str = "fx") -> list[str]:
-    return [path for path, _ in discovery.find(value, name)]
+    return [path for path, _ in discovery.find_models(value, name)]
 
 
 # --- find: the models inside a fixture's value
@@ -224,14 +224,14 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
 def test_a_wrapper_that_holds_nothing_is_left_out(wrap: Callable[[nn.Module], nn.Module]) -> None:
     net = Net()
     wrapped = wrap(net)
-    assert modules.unwrapped(wrapped) is net
+    assert modules.unwrap(wrapped) is net
     assert modules.type_name(wrapped) == "Net"
     assert [path for path, _ in modules.walk(wrapped) if path] == ["body", "bn", "drop", "head"]
 
 
 def test_averaged_model_holds_a_counter_and_is_a_model_of_its_own() -> None:
     model = AveragedModel(Net())
-    assert modules.unwrapped(model) is model
+    assert modules.unwrap(model) is model
     assert modules.type_name(model) == "AveragedModel"
     assert [path for path, _ in modules.walk(model)][:3] == ["", "module", "module.body"]
 
@@ -251,7 +251,7 @@ class Holder(nn.Module):
 
 
 def test_module_is_a_name_like_any_other() -> None:
-    assert modules.unwrapped(Holder()).__class__ is Holder
+    assert modules.unwrap(Holder()).__class__ is Holder
     assert [path for path, _ in modules.walk(Holder())] == ["", "module"]
 
 
@@ -269,7 +269,7 @@ def test_the_tree_is_that_of_torch() -> None:
     shared = nn.Linear(2, 2)
     model = nn.Sequential(shared, nn.ModuleList([shared, Net()]), nn.ModuleDict({"a": nn.ReLU()}))
     model.register_module("gone", None)
-    assert set(modules.tree(model)) == set(model.modules())
+    assert set(modules.all_modules(model)) == set(model.modules())
     assert dict(modules.walk(model)) == dict(model.named_modules())
 
 
@@ -304,7 +304,7 @@ def test_a_registered_part_is_kept_nowhere_else() -> None:
     [(nn.Linear(2, 2), True), (nn.BatchNorm1d(2, affine=False), False), (nn.Sequential(nn.Linear(2, 2)), False)],
 )
 def test_parameters_of_its_own(module: nn.Module, holds: bool) -> None:
-    assert modules.holds_parameters(module) is holds
+    assert modules.has_own_parameters(module) is holds
 
 
 # --- types whose forward depends on the mode
@@ -472,16 +472,16 @@ INDIFFERENT: tuple[nn.Module, ...] = (
 
 @pytest.mark.parametrize("module", SENSITIVE, ids=lambda m: type(m).__name__)
 def test_sensitive(module: nn.Module) -> None:
-    assert mode_dependence.is_sensitive(module)
+    assert mode_dependence.is_mode_dependent(module)
 
 
 @pytest.mark.parametrize("module", INDIFFERENT, ids=lambda m: type(m).__name__)
 def test_indifferent(module: nn.Module) -> None:
-    assert not mode_dependence.is_sensitive(module)
+    assert not mode_dependence.is_mode_dependent(module)
 
 
 def test_a_forward_of_its_own_counts_for_that_module_alone() -> None:
     patched, plain = nn.ReLU(), nn.ReLU()
     patched.forward = lambda x: F.dropout(x, 0.5, patched.training)  # type: ignore[method-assign, assignment]
-    assert mode_dependence.is_sensitive(patched)
-    assert not mode_dependence.is_sensitive(plain)
+    assert mode_dependence.is_mode_dependent(patched)
+    assert not mode_dependence.is_mode_dependent(plain)

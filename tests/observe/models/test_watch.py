@@ -412,7 +412,7 @@ def test_flags_of_a_part_that_ran_first_are_those_of_the_model() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
     with watching(strict=True) as g:
         model[0](batch())
-        g.watch_inside(model, "model", shared=True)
+        g.watch_fixture_value(model, "model", shared=True)
         model[0].requires_grad_(False)
     (violation,) = (v for v in g.violations if v.rule == "model-leaked")
     assert len(violation.subjects) == 2

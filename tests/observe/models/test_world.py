@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from torch.backends import cudnn
 
-from pytest_evalmode.observe.models.global_state import World
-from pytest_evalmode.observe.state.flag_snapshots import global_flags
+from pytest_evalmode.observe.models.global_state import GlobalStateHistory
+from pytest_evalmode.observe.state.flag_snapshots import read_global_flags
 from pytest_evalmode.trace import GlobalDrift
 from tests.suites import json_report, write
 
@@ -20,50 +20,50 @@ def _as_it_was() -> Iterator[None]:
     cudnn.benchmark, cudnn.deterministic = before
 
 
-def guarded(world: World, name: str = "guarded") -> tuple[GlobalDrift, ...]:
+def guarded(world: GlobalStateHistory, name: str = "guarded") -> tuple[GlobalDrift, ...]:
     """A guarded test that does nothing: what it is told."""
-    world.begin()
-    told = world.tell()
-    world.end(name, guarded=True)
+    world.begin_test()
+    told = world.pop_drift()
+    world.end_test(name, guarded=True)
     return told
 
 
-def unguarded(world: World, name: str, benchmark: bool | None = None) -> None:
-    world.begin()
+def unguarded(world: GlobalStateHistory, name: str, benchmark: bool | None = None) -> None:
+    world.begin_test()
     if benchmark is not None:
         cudnn.benchmark = benchmark
-    world.end(name, guarded=False)
+    world.end_test(name, guarded=False)
 
 
 def test_who_changed_it_and_who_ran() -> None:
-    world = World()
+    world = GlobalStateHistory()
     guarded(world, "first")
     unguarded(world, "quiet")
     unguarded(world, "sets", benchmark=True)
     unguarded(world, "later")
     (drift,) = guarded(world)
     assert [(leak.name, leak.before, leak.after) for leak in drift.changes] == [("cudnn.benchmark", "False", "True")]
-    assert (drift.seen_by, drift.between, drift.by) == ("first", ("later", "sets", "quiet"), ("sets",))
+    assert (drift.last_seen_by, drift.between, drift.changed_by) == ("first", ("later", "sets", "quiet"), ("sets",))
     assert guarded(world) == ()  # it is told once
 
 
 def test_it_changed_where_no_test_ran() -> None:
-    world = World()
+    world = GlobalStateHistory()
     guarded(world)
     unguarded(world, "quiet")
     cudnn.benchmark = True
     (drift,) = guarded(world)
-    assert (drift.between, drift.by) == (("quiet",), ())
+    assert (drift.between, drift.changed_by) == (("quiet",), ())
 
 
 def test_nothing_was_seen_before() -> None:
-    world = World()
+    world = GlobalStateHistory()
     unguarded(world, "sets", benchmark=True)
     assert guarded(world) == ()
 
 
 def test_set_and_put_back_in_between() -> None:
-    world = World()
+    world = GlobalStateHistory()
     guarded(world)
     unguarded(world, "sets", benchmark=True)
     unguarded(world, "puts back", benchmark=False)
@@ -71,28 +71,28 @@ def test_set_and_put_back_in_between() -> None:
 
 
 def test_what_a_guarded_test_left_is_put_back_as_the_session_began() -> None:
-    world = World()
-    world.begin()
+    world = GlobalStateHistory()
+    world.begin_test()
     cudnn.benchmark = True
-    world.end("guarded", guarded=True)
+    world.end_test("guarded", guarded=True)
     unguarded(world, "puts back", benchmark=False)
     assert guarded(world) == ()
 
 
 def test_what_was_not_told_is_told_the_next() -> None:
-    world = World()
+    world = GlobalStateHistory()
     guarded(world, "first")
     unguarded(world, "sets", benchmark=True)
-    world.begin()
-    world.end("skipped", guarded=True)
+    world.begin_test()
+    world.end_test("skipped", guarded=True)
     (drift,) = guarded(world)
-    assert (drift.seen_by, drift.by) == ("first", ("sets",))
+    assert (drift.last_seen_by, drift.changed_by) == ("first", ("sets",))
 
 
 def test_what_a_fixture_sets_for_as_long_as_it_lives() -> None:
-    world = World()
+    world = GlobalStateHistory()
     guarded(world)
-    before = global_flags()
+    before = read_global_flags()
     cudnn.benchmark = True
     world.fixture_began(1, before)
     assert guarded(world) == ()
@@ -103,10 +103,10 @@ def test_what_a_fixture_sets_for_as_long_as_it_lives() -> None:
 
 
 def test_what_two_fixtures_set() -> None:
-    world = World()
+    world = GlobalStateHistory()
     guarded(world)
     for key, value in ((1, True), (2, False)):
-        before = global_flags()
+        before = read_global_flags()
         cudnn.benchmark = value
         world.fixture_began(key, before)
         assert guarded(world) == ()
@@ -116,23 +116,23 @@ def test_what_two_fixtures_set() -> None:
 
 
 def test_what_a_fixture_leaves() -> None:
-    world = World()
+    world = GlobalStateHistory()
     guarded(world)
-    before = global_flags()
+    before = read_global_flags()
     cudnn.benchmark = True
     world.fixture_began(1, before)
     guarded(world, "last of the module")
-    world.begin()
+    world.begin_test()
     world.fixture_ended(1)
-    world.end("of another module", guarded=False)
+    world.end_test("of another module", guarded=False)
     (drift,) = guarded(world)
-    assert (drift.seen_by, drift.by) == ("last of the module", ("of another module",))
+    assert (drift.last_seen_by, drift.changed_by) == ("last of the module", ("of another module",))
 
 
 def test_what_is_set_beside_what_a_fixture_set() -> None:
-    world = World()
+    world = GlobalStateHistory()
     guarded(world)
-    before = global_flags()
+    before = read_global_flags()
     cudnn.benchmark = True
     world.fixture_began(1, before)
     cudnn.deterministic = True

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pytest_evalmode.observe.source import forward_code
-from pytest_evalmode.observe.source.draw_calls import DRAWS
+from pytest_evalmode.observe.source.draw_calls import DRAWING_FUNCTIONS
 from tests.nets import rules, watching
 
 # Public operators that are tagged as drawing, and that no Python code calls by these names: what nn.LSTM calls on ROCm,
@@ -36,12 +36,12 @@ def seeded_operators() -> set[str]:
 
 
 def test_every_operator_that_draws_is_known() -> None:
-    assert seeded_operators() - INTERNAL <= DRAWS
+    assert seeded_operators() - INTERNAL <= DRAWING_FUNCTIONS
 
 
 def test_the_exceptions_are_operators_that_draw() -> None:
     assert seeded_operators() >= INTERNAL
-    assert not INTERNAL & DRAWS
+    assert not INTERNAL & DRAWING_FUNCTIONS
 
 
 # What may draw, with the words that name it.  Nothing of it is run.
@@ -99,25 +99,25 @@ def returning(tmp_path: Path) -> Callable[[str], nn.Module]:
 def test_a_draw_is_named_with_its_line(
     returning: Callable[[str], nn.Module], tmp_path: Path, expression: str, text: str
 ) -> None:
-    (draw,) = forward_code.draws(returning(expression))
+    (draw,) = forward_code.find_draw_calls(returning(expression))
     assert (draw.text, draw.gated) == (text, False)
     assert (draw.code.co_filename, draw.line) == (str(tmp_path / "net.py"), 4)
-    assert forward_code.traits(returning(expression)).may_draw
+    assert forward_code.module_traits(returning(expression)).may_draw
 
 
 @pytest.mark.parametrize("expression", QUIET)
 def test_no_draw(returning: Callable[[str], nn.Module], expression: str) -> None:
-    assert forward_code.draws(returning(expression)) == []
+    assert forward_code.find_draw_calls(returning(expression)) == []
 
 
 @pytest.mark.parametrize("expression", GATED)
 def test_a_gated_draw(returning: Callable[[str], nn.Module], expression: str) -> None:
-    (draw,) = forward_code.draws(returning(expression))
+    (draw,) = forward_code.find_draw_calls(returning(expression))
     assert draw.gated
 
 
 def test_a_call_over_several_lines(returning: Callable[[str], nn.Module]) -> None:
-    (draw,) = forward_code.draws(
+    (draw,) = forward_code.find_draw_calls(
         returning("(\n            x\n            .relu()\n            .normal_(\n            )\n        )")
     )
     assert (draw.text, draw.line) == ("x.relu().normal_", 7)
@@ -143,7 +143,7 @@ def test_a_function_that_a_module_was_given() -> None:
         return F.dropout(x)
 
     activations = (noisy, NOISE["a lambda in a table"], NOISE["another"])
-    assert [[draw.text for draw in forward_code.draws(Activated(a))] for a in activations] == [
+    assert [[draw.text for draw in forward_code.find_draw_calls(Activated(a))] for a in activations] == [
         ["F.dropout"],
         ["F.dropout"],
         [],
@@ -164,7 +164,7 @@ class Mixed(nn.Module):
 
 
 def test_the_likeliest_draw_comes_first() -> None:
-    found = forward_code.draws(Mixed())
+    found = forward_code.find_draw_calls(Mixed())
     assert [(draw.text, draw.gated) for draw in found] == [
         ("F.feature_alpha_dropout", False),
         ("F.dropout", True),
@@ -227,9 +227,9 @@ class HandsItOn(HoldsDropout):
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_traits(module: nn.Module, sensitive: bool, may_draw: bool, stops_grad: bool) -> None:
-    read = forward_code.traits(module)
-    assert (read.sensitive, read.may_draw, read.stops_grad) == (sensitive, may_draw, stops_grad)
-    assert forward_code.traits(module) == read
+    read = forward_code.module_traits(module)
+    assert (read.reads_training, read.may_draw, read.disables_grad) == (sensitive, may_draw, stops_grad)
+    assert forward_code.module_traits(module) == read
 
 
 class Endless(nn.Module):
@@ -243,7 +243,7 @@ class Endless(nn.Module):
 
 
 def test_recursion_ends() -> None:
-    assert forward_code.traits(Endless()).sensitive
+    assert forward_code.module_traits(Endless()).reads_training
 
 
 def test_code_without_source_is_read_by_its_names() -> None:
@@ -253,9 +253,9 @@ def test_code_without_source_is_read_by_its_names() -> None:
     module = namespace["Typed"]()
     with pytest.raises(OSError, match=r"source|lineno"):
         inspect.getsource(type(module).forward)
-    assert forward_code.traits(module).sensitive
-    assert forward_code.traits(module).may_draw
-    assert forward_code.draws(module) == []
+    assert forward_code.module_traits(module).reads_training
+    assert forward_code.module_traits(module).may_draw
+    assert forward_code.find_draw_calls(module) == []
 
 
 def test_reading_runs_nothing() -> None:
@@ -271,8 +271,8 @@ def test_reading_runs_nothing() -> None:
             return x + self.noise
 
     trap = Trap()
-    assert not forward_code.traits(trap).may_draw
-    assert forward_code.draws(trap) == []
+    assert not forward_code.module_traits(trap).may_draw
+    assert forward_code.find_draw_calls(trap) == []
 
 
 class Scales(nn.Module):
@@ -312,27 +312,27 @@ def spied_by_a_closure(module: nn.Module) -> None:
 @pytest.mark.parametrize("spy", [spied, wrapped_by_a_mock, made_partial, hooked, spied_by_a_closure])
 def test_a_forward_that_somebody_looks_at_says_what_it_said(spy: Callable[[nn.Module], None]) -> None:
     module = Scales()
-    plain = forward_code.traits(module)
+    plain = forward_code.module_traits(module)
     spy(module)
-    assert forward_code.traits(module) == plain
-    assert [draw.text for draw in forward_code.draws(module)] == ["F.dropout"]
+    assert forward_code.module_traits(module) == plain
+    assert [draw.text for draw in forward_code.find_draw_calls(module)] == ["F.dropout"]
 
 
 def test_a_type_that_is_spied_on_says_what_it_said() -> None:
-    plain = forward_code.traits(Scales())
+    plain = forward_code.module_traits(Scales())
     with mock.patch.object(Scales, "forward", autospec=True, side_effect=Scales.forward):
-        forward_code.forget_replaced([Scales])
-        assert forward_code.traits(Scales()) == plain
+        forward_code.forget_replaced_forwards([Scales])
+        assert forward_code.module_traits(Scales()) == plain
 
 
 def test_a_forward_that_is_replaced_is_read_anew() -> None:
     for kind in (Scales, Late):
-        assert forward_code.traits(kind()).sensitive
+        assert forward_code.module_traits(kind()).reads_training
         with mock.patch.object(Scales, "forward", lambda self, x: x):
-            forward_code.forget_replaced([kind])
-            assert not forward_code.traits(kind()).sensitive
-        forward_code.forget_replaced([kind])
-        assert forward_code.traits(kind()).sensitive
+            forward_code.forget_replaced_forwards([kind])
+            assert not forward_code.module_traits(kind()).reads_training
+        forward_code.forget_replaced_forwards([kind])
+        assert forward_code.module_traits(kind()).reads_training
 
 
 @torch.no_grad()

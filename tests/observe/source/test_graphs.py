@@ -45,24 +45,24 @@ def normed(**arguments: Any) -> nn.Module:
 
 @every_maker
 def test_batch_norm_of_an_eval_model(make: Make) -> None:
-    assert list(model_graphs.batch_norms(make(normed().eval()))) == []
+    assert list(model_graphs.describe_batch_stats(make(normed().eval()))) == []
 
 
 @pytest.mark.parametrize("name", KEEPS_MODE)
 def test_batch_norm_kept_in_training_mode(name: str) -> None:
-    (sentence,) = model_graphs.batch_norms(MAKERS[name](normed().train()))
+    (sentence,) = model_graphs.describe_batch_stats(MAKERS[name](normed().train()))
     assert "batch_norm" in sentence
     assert sentence.endswith("is in the graph with training=True")
 
 
 @pytest.mark.parametrize("name", ["fx", "script"])
 def test_batch_norm_that_follows_the_flag(name: str) -> None:
-    assert list(model_graphs.batch_norms(MAKERS[name](normed().train()))) == []
+    assert list(model_graphs.describe_batch_stats(MAKERS[name](normed().train()))) == []
 
 
 @pytest.mark.parametrize("name", ["script", *KEEPS_MODE])
 def test_batch_norm_without_running_statistics(name: str) -> None:
-    assert list(model_graphs.batch_norms(MAKERS[name](normed(track_running_stats=False).eval())))
+    assert list(model_graphs.describe_batch_stats(MAKERS[name](normed(track_running_stats=False).eval())))
 
 
 class Functional(nn.Module):
@@ -79,7 +79,7 @@ class Functional(nn.Module):
 @pytest.mark.parametrize("name", ["trace", "fx", "export"])
 @pytest.mark.parametrize("training", [True, False])
 def test_functional_batch_norm(name: str, training: bool) -> None:
-    assert bool(list(model_graphs.batch_norms(MAKERS[name](Functional(training).eval())))) == training
+    assert bool(list(model_graphs.describe_batch_stats(MAKERS[name](Functional(training).eval())))) == training
 
 
 class Standardised(nn.Linear):
@@ -92,11 +92,11 @@ class Standardised(nn.Linear):
 
 @pytest.mark.parametrize("name", ["fx", "export"])
 def test_batch_norm_of_weights(name: str) -> None:
-    assert list(model_graphs.batch_norms(MAKERS[name](nn.Sequential(Standardised(4, 4)).eval()))) == []
+    assert list(model_graphs.describe_batch_stats(MAKERS[name](nn.Sequential(Standardised(4, 4)).eval()))) == []
 
 
 def test_a_module_that_is_no_graph_has_none() -> None:
-    assert list(model_graphs.batch_norms(normed().train())) == []
+    assert list(model_graphs.describe_batch_stats(normed().train())) == []
     assert not model_graphs.is_exported(normed())
     assert not model_graphs.may_draw(nn.Dropout())
 
@@ -150,9 +150,9 @@ class Gated(nn.Module):
 
 
 def test_a_scripted_forward_may_read_the_mode_and_a_traced_one_does_not() -> None:
-    assert model_graphs.is_sensitive(torch.jit.script(Gated()))
-    assert not model_graphs.is_sensitive(torch.jit.script(nn.Linear(4, 4)))
-    assert not model_graphs.is_sensitive(MAKERS["trace"](Gated()))
+    assert model_graphs.reads_training(torch.jit.script(Gated()))
+    assert not model_graphs.reads_training(torch.jit.script(nn.Linear(4, 4)))
+    assert not model_graphs.reads_training(MAKERS["trace"](Gated()))
 
 
 def test_a_script_may_draw() -> None:

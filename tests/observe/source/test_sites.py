@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pytest_evalmode.guards
-from pytest_evalmode.observe.source.user_lines import Caller, Sites
+from pytest_evalmode.observe.source.user_lines import Caller, UserLines
 from pytest_evalmode.trace import Site
 from tests.nets import batch
 
@@ -22,14 +22,14 @@ HERE = Path(__file__).resolve()
 class Probe(nn.Module):
     """Tells in its forward what is seen of its caller."""
 
-    def __init__(self, sites: Sites) -> None:
+    def __init__(self, sites: UserLines) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
         self.sites = sites
         self.seen: list[Caller] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen.append(self.sites.outside(sys._getframe(1)))
+        self.seen.append(self.sites.find_caller(sys._getframe(1)))
         return x * self.scale
 
     def line(self) -> int:
@@ -42,7 +42,7 @@ class Probe(nn.Module):
 
 @pytest.fixture
 def probe() -> Probe:
-    return Probe(Sites())
+    return Probe(UserLines())
 
 
 def first_line(function: Callable[..., object]) -> int:
@@ -58,15 +58,15 @@ def test_relative_to_the_root(tmp_path: Path) -> None:
     file = tmp_path / "tests" / "test_it.py"
     file.parent.mkdir()
     file.write_text("import torch\nlogits = model(x)   \n")
-    assert Sites(tmp_path).site(code_at(file), 2) == Site("tests/test_it.py", 2, "logits = model(x)")
+    assert UserLines(tmp_path).site(code_at(file), 2) == Site("tests/test_it.py", 2, "logits = model(x)")
 
 
 def test_a_script_may_lie_anywhere(tmp_path: Path) -> None:
     file = tmp_path / "script.py"
-    site = Sites().site(code_at(file), 1)
+    site = UserLines().site(code_at(file), 1)
     assert site is not None
     assert site.file == str(file.resolve())
-    assert Sites(HERE.parent).site(code_at(file), 1) is None
+    assert UserLines(HERE.parent).site(code_at(file), 1) is None
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_a_script_may_lie_anywhere(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("root", [None, HERE.parent, Path("/")], ids=["script", "here", "everything"])
 def test_not_the_user(file: str, root: Path | None) -> None:
-    sites = Sites(root)
-    assert not sites.is_user(code_at(file))
+    sites = UserLines(root)
+    assert not sites.is_user_code(code_at(file))
     assert sites.site(code_at(file), 1) is None
 
 
@@ -103,7 +103,7 @@ def test_the_caller_outside_of_torch(probe: Probe) -> None:
 
     call()
     assert probe.line() == first_line(call)
-    assert not probe.seen[-1].borrowed
+    assert not probe.seen[-1].by_functional_call
 
 
 def test_weights_are_borrowed_by_functional_call(probe: Probe) -> None:
@@ -112,7 +112,7 @@ def test_weights_are_borrowed_by_functional_call(probe: Probe) -> None:
 
     call()
     assert probe.line() == first_line(call)
-    assert probe.seen[-1].borrowed
+    assert probe.seen[-1].by_functional_call
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
@@ -120,9 +120,9 @@ def test_torch_calls_to_make_a_graph(probe: Probe) -> None:
     torch.jit.trace(  # type: ignore[no-untyped-call]
         probe, batch(), check_trace=False
     )
-    assert all(caller.tracing for caller in probe.seen)
+    assert all(caller.by_tracer for caller in probe.seen)
     probe(batch())
-    assert not probe.seen[-1].tracing
+    assert not probe.seen[-1].by_tracer
 
 
 def test_a_worker_without_user_code_counts_where_its_opener_stands(probe: Probe) -> None:
@@ -145,32 +145,32 @@ def test_a_worker_with_user_code_counts_where_it_stands(probe: Probe) -> None:
 
 
 def test_inside_ends_at_the_model() -> None:
-    sites = Sites()
+    sites = UserLines()
 
     def part() -> Site | None:
-        return sites.inside(sys._getframe(), model)
+        return sites.find_line_inside(sys._getframe(), model)
 
     model: FrameType = sys._getframe()
     site = part()
     assert site is not None
     assert site.source == "return sites.inside(sys._getframe(), model)"
-    assert sites.inside(model, model) is None
+    assert sites.find_line_inside(model, model) is None
 
 
 def test_others_run() -> None:
-    sites, begun, done = Sites(), threading.Event(), threading.Event()
+    sites, begun, done = UserLines(), threading.Event(), threading.Event()
 
     def work() -> None:
         begun.set()
         done.wait()
 
-    assert not sites.others_run()
+    assert not sites.has_other_active_threads()
     worker = threading.Thread(target=work)
     worker.start()
     try:
         begun.wait()
-        assert sites.others_run()
+        assert sites.has_other_active_threads()
     finally:
         done.set()
         worker.join()
-    assert not sites.others_run()
+    assert not sites.has_other_active_threads()

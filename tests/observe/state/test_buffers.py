@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pytest_evalmode import guard
 from tests.nets import batch
-from tests.strict import each, run
+from tests.strict import broken_rules, parametrize_cases
 
 
 class Buffered(nn.Module):
@@ -48,22 +48,22 @@ STAYING: dict[str, Callable[[Buffered], object]] = {
 }
 
 
-@each(CHANGING)
+@parametrize_cases(CHANGING)
 def test_buffer_that_is_not_saved(case: Callable[[Buffered], object]) -> None:
-    assert run(Buffered(case)) == {"buffer-mutated"}
+    assert broken_rules(Buffered(case)) == {"buffer-mutated"}
 
 
-@each(STAYING)
+@parametrize_cases(STAYING)
 def test_buffer_that_stays(case: Callable[[Buffered], object]) -> None:
-    assert run(Buffered(case)) == set()
+    assert broken_rules(Buffered(case)) == set()
 
 
 def test_buffer_that_appears_and_is_saved() -> None:
-    assert run(Buffered(lambda model: model.register_buffer("more", torch.ones(8)))) == {"state-mutated"}
+    assert broken_rules(Buffered(lambda model: model.register_buffer("more", torch.ones(8)))) == {"state-mutated"}
 
 
 def test_buffer_that_is_saved_is_of_the_default_rules() -> None:
-    assert run(Buffered(CHANGING["in place"], persistent=True)) == {"state-mutated"}
+    assert broken_rules(Buffered(CHANGING["in place"], persistent=True)) == {"state-mutated"}
     with guard(), torch.no_grad():
         Buffered(CHANGING["in place"]).eval()(batch())
 

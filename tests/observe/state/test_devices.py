@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.state import devices, digests, fingerprint, snapshot
-from pytest_evalmode.observe.state.fingerprint import KEPT_BYTES, undisturbed
+from pytest_evalmode.observe.state.fingerprint import MAX_VALUE_BYTES, undisturbed
 from pytest_evalmode.trace import TensorChange
 from tests.observe.state.test_fingerprint import DTYPES, STRIDED, Make, equal, look, memory, numbered, square
 
@@ -32,14 +32,14 @@ SEGMENT = 64  # bytes of a segment: eight words
 def elsewhere(small: int = 15) -> Iterator[None]:
     """Take all tensors for tensors on an accelerator, with segments so small that a test has several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "in_use", lambda: torch.cpu)
-        patch.setattr(devices, "holds", lambda tensor: True)
+        patch.setattr(devices, "accelerator_in_use", lambda: torch.cpu)
+        patch.setattr(devices, "is_on_device", lambda tensor: True)
         patch.setattr(devices, "SMALL_BYTES", small)
-        patch.setattr(fingerprint, "KEPT_BYTES", small)
+        patch.setattr(fingerprint, "MAX_VALUE_BYTES", small)
         patch.setattr(devices, "SEGMENT_BYTES", SEGMENT)
         patch.setattr(devices, "CHUNK_BYTES", 2 * SEGMENT)
         for module in (digests, fingerprint):
-            patch.setattr(module, "address_of", lambda tensor, dtype: 0)
+            patch.setattr(module, "host_address", lambda tensor, dtype: 0)
         yield
 
 
@@ -230,12 +230,12 @@ def transfers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_one_transfer_for_a_model(transfers: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "in_use", lambda: torch.cpu)
-    monkeypatch.setattr(devices, "holds", lambda tensor: True)
+    monkeypatch.setattr(devices, "accelerator_in_use", lambda: torch.cpu)
+    monkeypatch.setattr(devices, "is_on_device", lambda tensor: True)
     for module in (digests, fingerprint):
-        monkeypatch.setattr(module, "address_of", lambda tensor, dtype: 0)
+        monkeypatch.setattr(module, "host_address", lambda tensor, dtype: 0)
     net = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.Linear(512, 7).double())
-    snapshot.take(net)
+    snapshot.take_snapshot(net)
     weight, *rest = (tensor.nbytes for tensor in net.state_dict().values())
     assert weight > devices.SMALL_BYTES >= max(rest)
     assert transfers == [16 * weight // devices.SEGMENT_BYTES + sum(rest)]
@@ -306,10 +306,10 @@ def test_a_device_that_has_no_room(there: None, monkeypatch: pytest.MonkeyPatch)
     tensors = [torch.arange(201.0), torch.ones(3, dtype=torch.uint8)]
     expected = devices.read(enumerate(tensors))
 
-    def full(device: torch.device, size: int) -> devices.Way:
+    def full(device: torch.device, size: int) -> devices.Reader:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(devices, "_way", full)
+    monkeypatch.setattr(devices, "_choose_reader", full)
     assert devices.read(enumerate(tensors)) == expected
 
 
@@ -317,12 +317,12 @@ def test_no_room_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that had no room for the sample is asked again."""
     asked = []
 
-    def full(device: torch.device, way: devices.Way) -> bool:
+    def full(device: torch.device, way: devices.Reader) -> bool:
         asked.append(device)
         raise torch.OutOfMemoryError("no room")
 
     devices._is_exact.cache_clear()
-    monkeypatch.setattr(devices, "_agrees", full)
+    monkeypatch.setattr(devices, "_matches_host", full)
     for _ in range(2):
         with pytest.raises(torch.OutOfMemoryError):
             devices._is_exact(CPU)
@@ -335,16 +335,16 @@ def test_where_triton_is_not_or_fails_torch_sums_up(monkeypatch: pytest.MonkeyPa
         def fail(name: str, error: Exception = error) -> None:
             raise error
 
-        devices._kernel.cache_clear()
+        devices._triton_reader.cache_clear()
         monkeypatch.setattr(devices, "import_module", fail)
-        assert devices._way(CPU, 1 << 40) is devices._on_device
-    devices._kernel.cache_clear()
+        assert devices._choose_reader(CPU, 1 << 40) is devices._read_on_device
+    devices._triton_reader.cache_clear()
 
 
 def test_a_capture_is_not_broken(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.arange(201.0)
     accelerator = SimpleNamespace(is_current_stream_capturing=lambda: True)
-    monkeypatch.setattr(devices, "in_use", lambda: accelerator)
+    monkeypatch.setattr(devices, "accelerator_in_use", lambda: accelerator)
     with pytest.raises(RuntimeError, match="captured"):
         look(tensor)
 
@@ -352,25 +352,25 @@ def test_a_capture_is_not_broken(there: None, monkeypatch: pytest.MonkeyPatch) -
 def test_who_forbids_waiting_does_not_mean_the_guard(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
     modes = [2]
     accelerator = SimpleNamespace(get_sync_debug_mode=lambda: modes[-1], set_sync_debug_mode=modes.append)
-    monkeypatch.setattr(devices, "in_use", lambda: accelerator)
+    monkeypatch.setattr(devices, "accelerator_in_use", lambda: accelerator)
     look(torch.arange(201.0))
     assert modes == [2, 0, 2]
 
 
 def test_no_accelerator_is_in_use_here() -> None:
-    assert devices.in_use() is None
-    assert not devices.holds(torch.ones(1))
-    assert devices.holds(torch.ones(1, device="meta"))
+    assert devices.accelerator_in_use() is None
+    assert not devices.is_on_device(torch.ones(1))
+    assert devices.is_on_device(torch.ones(1, device="meta"))
 
 
 # --- in a model
 
 
 def changes(net: nn.Module, act: Callable[[], object]) -> list[TensorChange]:
-    before = snapshot.take(net)
+    before = snapshot.take_snapshot(net)
     with torch.no_grad():
         act()
-    return snapshot.changes("net", before, snapshot.take(net, before), modules.walk(net), None)
+    return snapshot.find_changes("net", before, snapshot.take_snapshot(net, before), modules.walk(net), None)
 
 
 def test_a_model_elsewhere() -> None:
@@ -378,29 +378,29 @@ def test_a_model_elsewhere() -> None:
     last.weight = first.weight  # tied
     mean, weight = norm.get_buffer("running_mean"), first.weight
     net = nn.ModuleList([first, norm, last])
-    assert weight.nbytes > KEPT_BYTES
-    with elsewhere(KEPT_BYTES):
+    assert weight.nbytes > MAX_VALUE_BYTES
+    with elsewhere(MAX_VALUE_BYTES):
         assert not changes(net, lambda: None)
         told, *others = changes(net, lambda: (mean[3].add_(0.5), weight.view(torch.int32)[3, 5].bitwise_xor_(1)))
-    assert (told.path, told.elements, told.of, told.max_abs) == ("1.running_mean", 1, 80, 0.5)
+    assert (told.path, told.elements, told.numel, told.max_abs) == ("1.running_mean", 1, 80, 0.5)
     assert [change.path for change in others] == ["0.weight", "2.weight"]
 
 
 @pytest.mark.parametrize("name", ["0.weight", "1.running_mean"])
 def test_a_tree_that_holds_the_same_is_known_by_its_plan(name: str) -> None:
     net = nn.Sequential(nn.Linear(40, 80), nn.BatchNorm1d(80))
-    with elsewhere(KEPT_BYTES), torch.no_grad():
-        before = snapshot.take(net)
-        assert snapshot.take(net, before) is before
+    with elsewhere(MAX_VALUE_BYTES), torch.no_grad():
+        before = snapshot.take_snapshot(net)
+        assert snapshot.take_snapshot(net, before) is before
         tensor = net.state_dict()[name]
-        assert (tensor.nbytes > KEPT_BYTES) == (name == "0.weight")
+        assert (tensor.nbytes > MAX_VALUE_BYTES) == (name == "0.weight")
         was = tensor.clone()
         tensor.view(-1).view(torch.uint8)[-5] ^= 1
-        now = snapshot.take(net, before)
-        assert [path for path in now.prints if now.prints[path] != before.prints[path]] == [name]
-        assert snapshot.take(net, now) is now
+        now = snapshot.take_snapshot(net, before)
+        assert [path for path in now.fingerprints if now.fingerprints[path] != before.fingerprints[path]] == [name]
+        assert snapshot.take_snapshot(net, now) is now
         tensor.copy_(was)
-        assert snapshot.take(net, now) == before
+        assert snapshot.take_snapshot(net, now) == before
 
 
 def test_all_that_changes_here_changes_there() -> None:
@@ -413,7 +413,7 @@ def test_all_that_changes_here_changes_there() -> None:
         return changes(net, lambda: (net(torch.ones(2, 3, 8, 8)), conv.weight[1, 2, 0, 1].neg_()))
 
     here = found()
-    with elsewhere(KEPT_BYTES):
+    with elsewhere(MAX_VALUE_BYTES):
         assert found() == here
     assert len(here) == 4
 
@@ -430,8 +430,8 @@ def test_the_part_of_a_distributed_tensor_that_lies_here(transfers: list[int]) -
         local = net.weight._local_tensor  # type: ignore[attr-defined]
         transfers.clear()
         with elsewhere(), undisturbed():
-            found = digests.brought([net.weight])
-            print_ = fingerprint.fingerprint(net.weight, True, found[id(net.weight)])
+            found = digests.read_device_tensors([net.weight])
+            print_ = fingerprint.fingerprint_of(net.weight, True, found[id(net.weight)])
             assert (print_.sharded, print_.size) == (True, local.nbytes)
             assert transfers == [16 * local.nbytes // SEGMENT]
         with elsewhere():

@@ -17,12 +17,12 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_evalmode.observe.state.fingerprint import (
-    KEPT_BYTES,
+    MAX_VALUE_BYTES,
     Fingerprint,
-    fingerprint,
-    same,
+    fingerprint_of,
+    is_unchanged,
+    stored_values,
     undisturbed,
-    values,
 )
 
 pytestmark = pytest.mark.filterwarnings(
@@ -34,14 +34,14 @@ Make = Callable[[Tensor], Tensor]
 
 def look(tensor: Tensor, keep: bool = True) -> Fingerprint:
     with undisturbed():
-        return fingerprint(tensor, keep)
+        return fingerprint_of(tensor, keep)
 
 
 def equal(before: Tensor | Fingerprint, now: Tensor) -> bool:
     """Whether two tensors, or what one was and what it is, count as the same."""
     then = before if isinstance(before, Fingerprint) else look(before)
     with undisturbed():
-        return same(then, fingerprint(now, then.kept), now)
+        return is_unchanged(then, fingerprint_of(now, then.has_values), now)
 
 
 def memory(tensor: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ DTYPES = sorted(
     key=str,
 )
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-both_sizes = pytest.mark.parametrize("length", [8, KEPT_BYTES + 8], ids=["kept", "digest"])
+both_sizes = pytest.mark.parametrize("length", [8, MAX_VALUE_BYTES + 8], ids=["kept", "digest"])
 
 
 def numbered(dtype: torch.dtype, length: int) -> Tensor:
@@ -254,8 +254,8 @@ def test_nobody_notices(make: Make) -> None:
     tensor = make(square())
     before = state()
     with Operators(), Functions(), undisturbed():  # type: ignore[no-untyped-call]
-        print_ = fingerprint(tensor)
-        assert same(print_, fingerprint(tensor), tensor)
+        print_ = fingerprint_of(tensor)
+        assert is_unchanged(print_, fingerprint_of(tensor), tensor)
     assert not seen
     assert state() == before
     assert tensor.grad is None if tensor.is_leaf else tensor.grad_fn is not None
@@ -318,7 +318,7 @@ def test_rearranged_in_any_dtype(dtype: torch.dtype) -> None:
 def test_empty(shape: tuple[int, ...]) -> None:
     assert equal(torch.empty(shape), torch.empty(shape))
     assert not equal(torch.empty(shape), torch.empty((*shape, 1)))
-    assert values(look(torch.empty(shape))) is None
+    assert stored_values(look(torch.empty(shape))) is None
 
 
 def test_same_content_with_other_indices() -> None:
@@ -374,7 +374,7 @@ EMPTY: dict[str, Make] = {"meta": lambda t: t.to("meta"), "fake": lambda t: FAKE
 @pytest.mark.parametrize("make", EMPTY.values(), ids=EMPTY)
 def test_what_has_no_content_has_shape_and_dtype(make: Make) -> None:
     assert equal(make(square()), make(square() + 1))
-    assert values(look(make(square()))) is None
+    assert stored_values(look(make(square()))) is None
     assert not equal(make(square()), make(square()[:2]))
     assert not equal(make(square()), make(square().double()))
 
@@ -382,7 +382,7 @@ def test_what_has_no_content_has_shape_and_dtype(make: Make) -> None:
 def test_lazy_parameters_have_no_shape_and_get_one() -> None:
     weight = nn.LazyLinear(2).weight
     before = look(weight)
-    assert not before.initialised
+    assert not before.initialized
     assert equal(before, weight)
     weight.materialize((2, 3))
     assert not equal(before, weight)
@@ -439,12 +439,12 @@ def test_distributed() -> None:
 
 
 def test_small_tensors_are_kept_by_value_and_large_ones_are_not() -> None:
-    small, large = torch.arange(KEPT_BYTES // 8), torch.arange(KEPT_BYTES // 8 + 1)
-    kept = values(look(small))
+    small, large = torch.arange(MAX_VALUE_BYTES // 8), torch.arange(MAX_VALUE_BYTES // 8 + 1)
+    kept = stored_values(look(small))
     assert kept is not None
     assert torch.equal(kept, small.flatten())
     for digest in (look(large), look(small, keep=False)):
-        assert values(digest) is None
+        assert stored_values(digest) is None
         assert len(digest.bits) == 16
 
 
@@ -452,7 +452,7 @@ def test_what_is_kept_is_a_copy() -> None:
     tensor = square()
     before = look(tensor)
     tensor.zero_()
-    kept = values(before)
+    kept = stored_values(before)
     assert kept is not None
     assert torch.equal(kept, square().flatten())
 

@@ -38,22 +38,22 @@ def test_a_draw_moves_the_state(draw: Callable[[], object]) -> None:
     torch.rand(1)
     before = generators.state()
     draw()
-    assert not generators.still(before, generators.state())
+    assert not generators.is_unchanged(before, generators.state())
 
 
 @pytest.mark.parametrize("act", QUIET.values(), ids=QUIET)
 def test_nothing_else_does(act: Callable[[], object]) -> None:
     before = generators.state()
     act()
-    assert generators.still(before, generators.state())
+    assert generators.is_unchanged(before, generators.state())
 
 
 def test_what_is_put_back_is_the_same() -> None:
     before = generators.state()
     with torch.random.fork_rng(devices=[]):
         torch.rand(3)
-        assert not generators.still(before, generators.state())
-    assert generators.still(before, generators.state())
+        assert not generators.is_unchanged(before, generators.state())
+    assert generators.is_unchanged(before, generators.state())
 
 
 def test_looking_draws_nothing_and_dispatches_no_operator() -> None:
@@ -65,7 +65,7 @@ def test_looking_draws_nothing_and_dispatches_no_operator() -> None:
     expected = torch.rand(3)
     torch.manual_seed(0)
     with Seen():  # type: ignore[no-untyped-call]
-        assert generators.still(generators.state(), generators.state())
+        assert generators.is_unchanged(generators.state(), generators.state())
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -87,24 +87,24 @@ def test_the_generators_of_an_accelerator(
     accelerator: Callable[[torch.Generator], SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = torch.Generator()
-    monkeypatch.setattr(devices, "in_use", lambda: accelerator(generator))
+    monkeypatch.setattr(devices, "accelerator_in_use", lambda: accelerator(generator))
     before = generators.state()
-    assert generators.still(before, generators.state())
+    assert generators.is_unchanged(before, generators.state())
     torch.rand(1, generator=generator)
-    assert not generators.still(before, generators.state())
-    assert generators.still(before[:1], generators.state())
+    assert not generators.is_unchanged(before, generators.state())
+    assert generators.is_unchanged(before[:1], generators.state())
 
 
 def test_a_generator_that_counts_is_asked_for_its_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new seed and a draw both show; nothing is made for it."""
     told = [1, 0]
     generator = SimpleNamespace(initial_seed=lambda: told[0], get_offset=lambda: told[1])
-    monkeypatch.setattr(devices, "in_use", lambda: SimpleNamespace(default_generators=(generator,)))
+    monkeypatch.setattr(devices, "accelerator_in_use", lambda: SimpleNamespace(default_generators=(generator,)))
     before = generators.state()
-    assert generators.still(before, generators.state())
+    assert generators.is_unchanged(before, generators.state())
     for now in ([2, 0], [1, 4]):
         told[:] = now
-        assert not generators.still(before, generators.state())
+        assert not generators.is_unchanged(before, generators.state())
 
 
 def captured() -> Tensor:
@@ -114,8 +114,8 @@ def captured() -> Tensor:
 @pytest.mark.parametrize("accelerator", [SimpleNamespace(), SimpleNamespace(get_rng_state=captured)])
 def test_generators_that_do_not_tell(accelerator: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = generators.state()
-    monkeypatch.setattr(devices, "in_use", lambda: accelerator)
-    assert generators.still(expected, generators.state())
+    monkeypatch.setattr(devices, "accelerator_in_use", lambda: accelerator)
+    assert generators.is_unchanged(expected, generators.state())
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -129,14 +129,14 @@ def test_an_accelerator_has_generators_once_it_is_in_use(
     monkeypatch.setattr(devices, "current_accelerator", lambda: device)
     monkeypatch.setattr(torch, "cuda", accelerator)
     monkeypatch.setattr(torch, "device", None)  # a test may patch it
-    found: object = devices.in_use()
+    found: object = devices.accelerator_in_use()
     assert found is (accelerator if begun else None)
 
 
 def test_a_device_that_comes_into_use_is_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     before = generators.state()
-    monkeypatch.setattr(devices, "in_use", lambda: one(torch.Generator()))
+    monkeypatch.setattr(devices, "accelerator_in_use", lambda: one(torch.Generator()))
     assert len(generators.state()) > len(before)
-    assert generators.still(before, generators.state())
+    assert generators.is_unchanged(before, generators.state())
     torch.rand(1)
-    assert not generators.still(before, generators.state())
+    assert not generators.is_unchanged(before, generators.state())

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from pytest_evalmode import Guard, guard
-from pytest_evalmode.observe.models.shared_models import Shared
+from pytest_evalmode.observe.models.shared_models import SharedModels
 from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.state.flag_snapshots import global_flags, leaks, model_flags
+from pytest_evalmode.observe.state.flag_snapshots import find_leaks, read_global_flags, read_model_flags
 from tests.nets import Net, batch, rules, watching
 
 DTYPES = (torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda"))
@@ -55,25 +55,27 @@ def _put_back() -> Iterator[None]:
 def test_global_flag(name: str) -> None:
     set_, usual, other = GLOBALS[name]
     set_(usual)
-    before = global_flags()
+    before = read_global_flags()
     set_(other)
-    assert name in {leak.name for leak in leaks(None, before, global_flags())}
+    assert name in {leak.name for leak in find_leaks(None, before, read_global_flags())}
     set_(usual)
-    assert list(leaks(None, before, global_flags())) == []
+    assert list(find_leaks(None, before, read_global_flags())) == []
 
 
 def test_what_it_was_and_what_it_is() -> None:
-    before = global_flags()
+    before = read_global_flags()
     torch.set_default_dtype(torch.float64)
-    (leak,) = leaks(None, before, global_flags())
+    (leak,) = find_leaks(None, before, read_global_flags())
     assert (leak.model, leak.name, leak.before, leak.after) == (None, "default_dtype", "float32", "float64")
 
 
 def test_only_a_warning_where_it_is_not_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
-    before = global_flags()
+    before = read_global_flags()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    assert [leak.name for leak in leaks(None, before, global_flags())] == ["deterministic_algorithms_warn_only"]
+    assert [leak.name for leak in find_leaks(None, before, read_global_flags())] == [
+        "deterministic_algorithms_warn_only"
+    ]
 
 
 CONTEXTS: dict[str, Callable[[], Any]] = {
@@ -87,17 +89,17 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
 def test_a_context_leaves_nothing(context: Callable[[], Any]) -> None:
-    before = global_flags()
+    before = read_global_flags()
     with context():
-        assert global_flags() != before
-    assert global_flags() == before
+        assert read_global_flags() != before
+    assert read_global_flags() == before
 
 
 @pytest.mark.parametrize("act", [lambda: torch.manual_seed(0), lambda: torch.rand(1)], ids=["seed", "draw"])
 def test_random_numbers_are_no_flag(act: Callable[[], object]) -> None:
-    before = global_flags()
+    before = read_global_flags()
     act()
-    assert global_flags() == before
+    assert read_global_flags() == before
 
 
 # --- models
@@ -148,9 +150,9 @@ def shared() -> Net:
 @pytest.mark.parametrize(("act", "name", "after"), LEAKS.values(), ids=LEAKS)
 def test_model(act: Callable[[Net], object], name: str, after: str) -> None:
     net = shared()
-    before = model_flags(net)
+    before = read_model_flags(net)
     act(net)
-    found = {leak.name: leak for leak in leaks("net", before, model_flags(net))}
+    found = {leak.name: leak for leak in find_leaks("net", before, read_model_flags(net))}
     assert name in found
     assert after in found[name].after
     assert found[name].before != found[name].after
@@ -160,29 +162,29 @@ def test_model(act: Callable[[Net], object], name: str, after: str) -> None:
 @pytest.mark.parametrize("act", PUT_BACK.values(), ids=PUT_BACK)
 def test_put_back(act: Callable[[Net], object]) -> None:
     net = shared()
-    before = model_flags(net)
+    before = read_model_flags(net)
     act(net)
-    assert list(leaks("net", before, model_flags(net))) == []
+    assert list(find_leaks("net", before, read_model_flags(net))) == []
 
 
 def test_a_hook_replaced_by_another_of_the_same_name() -> None:
     net = Net()
     handle = net.register_forward_hook(print)
-    before = model_flags(net)
+    before = read_model_flags(net)
     handle.remove()
     net.register_forward_hook(print)
-    assert [leak.name for leak in leaks("net", before, model_flags(net))] == ["forward_hooks"]
+    assert [leak.name for leak in find_leaks("net", before, read_model_flags(net))] == ["forward_hooks"]
 
 
 def test_a_model_that_died_leaks_nothing() -> None:
-    net, models = shared(), Shared(Watch(lambda code, line: None, strict=True))
-    models.share(net, None)
+    net, models = shared(), SharedModels(Watch(lambda code, line: None, strict=True))
+    models.add(net, None)
     net.train()
-    assert models.leaks()
+    assert models.find_leaks()
     net.eval()
     del net
     gc.collect()
-    assert models.leaks() == ()
+    assert models.find_leaks() == ()
 
 
 def test_what_paused_code_left_is_the_new_beginning() -> None:
@@ -338,4 +340,4 @@ def test_the_default_device_is_read_without_asking_what_a_test_may_have_patched(
         patched.setattr(torch, "device", lambda *_: pytest.fail("called"))
         with torch.no_grad():
             Net().eval()(batch())
-        assert global_flags()["default_device"] == "cpu"
+        assert read_global_flags()["default_device"] == "cpu"

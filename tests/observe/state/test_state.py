@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, prune
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.state import snapshot
-from pytest_evalmode.observe.state.fingerprint import KEPT_BYTES
+from pytest_evalmode.observe.state.fingerprint import MAX_VALUE_BYTES
 from pytest_evalmode.trace import Site, TensorChange
 from tests.nets import Net, batch
 
@@ -21,9 +21,9 @@ Act = Callable[[Net], object]
 
 def changes(module: nn.Module, act: Callable[[], object]) -> list[TensorChange]:
     """What an act changes in a model."""
-    before = snapshot.take(module)
+    before = snapshot.take_snapshot(module)
     act()
-    return snapshot.changes("net", before, snapshot.take(module, before), modules.walk(module), AFTER)
+    return snapshot.find_changes("net", before, snapshot.take_snapshot(module, before), modules.walk(module), AFTER)
 
 
 def paths(found: list[TensorChange]) -> list[str]:
@@ -84,7 +84,7 @@ SAME: dict[str, Act] = {
 @pytest.mark.parametrize(("act", "path", "what"), CHANGES.values(), ids=CHANGES)
 def test_changed(net: Net, act: Act, path: str, what: str) -> None:
     (change,) = changes(net, lambda: act(net))
-    assert (change.model, change.path, change.what, change.after) == ("net", path, what, AFTER)
+    assert (change.model, change.path, change.what, change.last_forward) == ("net", path, what, AFTER)
 
 
 @pytest.mark.parametrize("act", SAME.values(), ids=SAME)
@@ -108,7 +108,7 @@ def test_how_far(before: list[complex], now: list[complex], extent: tuple[int, i
     holder = nn.Module()
     holder.register_buffer("table", torch.tensor(before))
     (change,) = changes(holder, lambda: holder.get_buffer("table").copy_(torch.tensor(now)))
-    assert (change.elements, change.of, change.max_abs) == extent
+    assert (change.elements, change.numel, change.max_abs) == extent
 
 
 def test_what_is_told_first_says_how_far_it_moved() -> None:
@@ -120,8 +120,10 @@ def test_what_is_told_first_says_how_far_it_moved() -> None:
 
 def test_a_large_model_is_not_kept_by_value() -> None:
     """Small tensors are kept within a budget; what exceeds it is told without saying how far."""
-    count = (2 << 20) // KEPT_BYTES
-    model = nn.ParameterList([nn.Parameter(torch.zeros(KEPT_BYTES // 4)) for _ in range(count)]).requires_grad_(False)
+    count = (2 << 20) // MAX_VALUE_BYTES
+    model = nn.ParameterList([nn.Parameter(torch.zeros(MAX_VALUE_BYTES // 4)) for _ in range(count)]).requires_grad_(
+        False
+    )
     found = changes(model, lambda: [parameter.add_(1) for parameter in model])
     assert len(found) == count
     assert {change.max_abs for change in found} == {1.0, None}
@@ -167,19 +169,19 @@ def test_names_are_those_of_the_state_dict_but_for_wrappers(net: Net) -> None:
 
 def test_lazy_parameters_are_unfinished_and_their_shape_is_no_change() -> None:
     model = nn.Sequential(nn.LazyLinear(2), nn.LazyBatchNorm1d()).eval()
-    assert snapshot.take(model).unfinished
-    assert not snapshot.take(Net()).unfinished
+    assert snapshot.take_snapshot(model).has_uninitialized
+    assert not snapshot.take_snapshot(Net()).has_uninitialized
 
     def run() -> Tensor:
         output: Tensor = model(batch())
         return output
 
     assert changes(model, run) == []
-    assert not snapshot.take(model).unfinished
+    assert not snapshot.take_snapshot(model).has_uninitialized
     assert paths(changes(model, lambda: model.get_parameter("0.bias").data.add_(1))) == ["0.bias"]
 
 
 def test_bytes() -> None:
-    assert snapshot.take(nn.Linear(4, 2)).bytes == 4 * (8 + 2)
-    assert snapshot.take(nn.LazyLinear(2, bias=False)).bytes == 0
-    assert snapshot.take(nn.ReLU()).bytes == 0
+    assert snapshot.take_snapshot(nn.Linear(4, 2)).bytes == 4 * (8 + 2)
+    assert snapshot.take_snapshot(nn.LazyLinear(2, bias=False)).bytes == 0
+    assert snapshot.take_snapshot(nn.ReLU()).bytes == 0

@@ -50,9 +50,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Thread]:
 def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """How often a window reads its model: only once where the kernel tells that nothing was written."""
     monkeypatch.setenv("EVALMODE_WRITES", request.param)
-    write_tracking.let_go()
+    write_tracking.reset()
     yield 2 if write_tracking.tracker() is None else 1
-    write_tracking.let_go()
+    write_tracking.reset()
 
 
 class Large(nn.Module):

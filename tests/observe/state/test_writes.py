@@ -37,11 +37,11 @@ def _tracking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything is armed at once, however small, and this file leaves nothing armed, and nothing switched off."""
     monkeypatch.delenv("EVALMODE_WRITES", raising=False)
     monkeypatch.setattr(digest_cache, "_PAYS", 0)
-    write_tracking.let_go()
+    write_tracking.reset()
     if write_tracking.tracker() is None:
         pytest.skip("this kernel does not track writes, or a filter forbids it")
     yield
-    write_tracking.let_go()
+    write_tracking.reset()
 
 
 class Pair(nn.Module):
@@ -60,37 +60,37 @@ class Pair(nn.Module):
 
 
 def take(model: nn.Module, like: Snapshot | None = None) -> Snapshot:
-    return snapshot.take(model, like)
+    return snapshot.take_snapshot(model, like)
 
 
 def unread(model: nn.Module) -> int:
     """How many bytes of it need no read."""
-    before = digest_cache.tally.unread
+    before = digest_cache.byte_counts.skipped
     take(model)
-    return digest_cache.tally.unread - before
+    return digest_cache.byte_counts.skipped - before
 
 
 def seen(model: nn.Module, before: Snapshot) -> set[str]:
     """What has changed: by what the kernel says and, as a test of that, by a read of everything."""
     parts = modules.walk(model)
     with undisturbed():
-        tracked = snapshot.take(model, before)
+        tracked = snapshot.take_snapshot(model, before)
         with patch.object(digests, "memory", _Nothing()):
-            read = snapshot._read(parts, before, False)
-    by_kernel = {change.path for change in snapshot.changes("model", before, tracked, parts, None)}
-    assert by_kernel == {change.path for change in snapshot.changes("model", before, read, parts, None)}
+            read = snapshot._read_snapshot(parts, before, False)
+    by_kernel = {change.path for change in snapshot.find_changes("model", before, tracked, parts, None)}
+    assert by_kernel == {change.path for change in snapshot.find_changes("model", before, read, parts, None)}
     return by_kernel
 
 
 class _Nothing:
     """Nothing is known of memory."""
 
-    tally = digest_cache.Tally()
+    tally = digest_cache.ByteCounts()
 
     def known(self, ranges: object) -> dict[digest_cache.Range, bytes]:
         return {}
 
-    def arm(self, tensors: object) -> list[digest_cache.Block]:
+    def arm(self, tensors: object) -> list[digest_cache.TrackedBlock]:
         return []
 
 
@@ -310,22 +310,22 @@ def test_a_view_in_another_model() -> None:
 def test_a_write_between_arming_and_reading_is_seen() -> None:
     tensor = torch.zeros(SIDE, SIDE)
     range_ = tensor.data_ptr(), tensor.nbytes
-    (block,) = digest_cache.arm({range_: tensor})
+    (block,) = digest_cache.track({range_: tensor})
     tensor[100] = 1
     block.digest = b"read before that"
-    assert digest_cache.known({range_: None}) == {}
+    assert digest_cache.find_digests({range_: None}) == {}
 
 
 def test_what_was_armed_anew_meanwhile_gets_no_digest() -> None:
     tensor = torch.zeros(SIDE, SIDE)
     range_ = tensor.data_ptr(), tensor.nbytes
-    (slow,) = digest_cache.arm({range_: tensor})
+    (slow,) = digest_cache.track({range_: tensor})
     tensor[100] = 1
-    (quick,) = digest_cache.arm({range_: tensor})
+    (quick,) = digest_cache.track({range_: tensor})
     slow.digest = b"read before that"
-    assert digest_cache.known({range_: None}) == {}
+    assert digest_cache.find_digests({range_: None}) == {}
     quick.digest = b"read since"
-    assert digest_cache.known({range_: None}) == {range_: b"read since"}
+    assert digest_cache.find_digests({range_: None}) == {range_: b"read since"}
 
 
 def test_what_is_written_every_time_is_left() -> None:
@@ -336,13 +336,13 @@ def test_what_is_written_every_time_is_left() -> None:
         assert seen(model, before) == TABLE
     take(model)
     assert unread(model) == 4 * SIDE**2
-    assert write_tracking.tracker().unwritten([pages(model.table)]) == set()  # type: ignore[union-attr]
+    assert write_tracking.tracker().find_unwritten([pages(model.table)]) == set()  # type: ignore[union-attr]
 
 
 def test_what_died_is_let_go() -> None:
     model = Pair()
     take(model)
-    at_hand = digest_cache.memory()
+    at_hand = digest_cache.get_cache()
     assert at_hand is not None
     assert len(at_hand._blocks) == 2
     del model
@@ -359,7 +359,7 @@ def test_an_error_of_the_kernel_switches_it_off(monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object) -> set[Span]:
         raise OSError
 
-    monkeypatch.setattr(write_tracking.Tracker, "unwritten", fail)
+    monkeypatch.setattr(write_tracking.WriteTracker, "find_unwritten", fail)
     model.table.add_(1)
     assert seen(model, before) == TABLE
     assert write_tracking.tracker() is None
@@ -390,21 +390,21 @@ def test_a_child_does_not_track() -> None:
 
 
 def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    write_tracking.let_go()
+    write_tracking.reset()
     monkeypatch.setenv("EVALMODE_WRITES", "off")
     assert write_tracking.tracker() is None
     assert unread(Pair()) == 0
 
 
 def test_a_wish_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    write_tracking.let_go()
+    write_tracking.reset()
     monkeypatch.setenv("EVALMODE_WRITES", "maybe")
     with pytest.raises(ValueError, match=r"EVALMODE_WRITES is 'maybe': .*'on'.*'off'"):
         write_tracking.tracker()
 
 
 def test_mappings_are_not_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Mappings, "room", lambda self: 0)
+    monkeypatch.setattr(Mappings, "registrations_left", lambda self: 0)
     monkeypatch.setattr(write_tracking.tracker(), "_room", 0)
     model = Pair()
     take(model)
@@ -425,11 +425,11 @@ assert libc.prctl(22, 2, ctypes.byref(Filter(len(rules), ctypes.addressof(progra
 import torch
 from pytest_evalmode import guard
 from pytest_evalmode.errors import HygieneError
-from pytest_evalmode.observe.state import writes
+from pytest_evalmode.observe.state import write_tracking
 model = torch.nn.Linear(512, 512).eval()
 with guard(model):
     pass
-assert writes.tracker() is None
+assert write_tracking.tracker() is None
 try:
     with guard(model):
         model.weight.data.zero_()

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from pytest_evalmode.lock.inputs.diagnosis import Array, Step
-from pytest_evalmode.lock.inputs.images.geometry import overlap, turned, way
+from pytest_evalmode.lock.inputs.images.geometry import format_pixels, overlap, try_turns
 
 _FARTHEST = 8  # pixels that a shift is looked for
 _WORDS = {"flip": "flipped", "rotation": "turned", "shift": "shifted"}
 _WHY = "each otherwise, as a random augmentation does"
 
 
-def placed(a: Array, b: Array) -> list[Step] | None:
+def find_placement_per_image(a: Array, b: Array) -> list[Step] | None:
     """Some images flipped, turned or shifted, each by itself; None unless that explains all."""
     if len(a) < 2 or a.shape != b.shape:
         return None
@@ -38,14 +38,14 @@ def _told(kind: str, words: list[str], n: int) -> Step:
 
 def _ways(a: Array, b: Array) -> Iterator[list[Step]]:
     """What makes `b` of `a`, bit by bit."""
-    for steps, image in turned(a):
+    for steps, image in try_turns(a):
         if image.shape == b.shape and np.array_equal(image, b):
             yield steps
-    for steps, image in list(turned(a))[:2]:
+    for steps, image in list(try_turns(a))[:2]:
         for dy, dx in _SHIFTS:
             both = overlap(image, b, dy, dx)
             if both is not None and np.array_equal(*both) and np.ptp(both[0]):
-                words = f"shifted by {way(-dy, 'down', 'up')} and {way(-dx, 'right', 'left')}"
+                words = f"shifted by {format_pixels(-dy, 'down', 'up')} and {format_pixels(-dx, 'right', 'left')}"
                 yield [*steps, Step("shift", words)]
 
 
@@ -55,7 +55,7 @@ _SHIFTS = sorted(
 )
 
 
-def own(a: Array, b: Array, tolerance: float) -> tuple[Step, float] | None:
+def find_scale_per_image(a: Array, b: Array, tolerance: float) -> tuple[Step, float] | None:
     """Each image scaled and shifted by numbers of its own."""
     if len(a) < 2 or a.shape != b.shape or np.abs(a - b).max() <= 2 * tolerance:
         return None

@@ -29,7 +29,7 @@ _SEEN = 0.05  # of the frequencies, more than on another grid, are gone where bl
 _PART = 32 * _BLOCK  # of an image, a side, on which quality and grid are found
 
 
-def recompressed(a: Array, b: Array) -> tuple[Step, Array] | None:
+def find_jpeg(a: Array, b: Array) -> tuple[Step, Array] | None:
     """The step that makes `b` of `a`, both levels in 0..255, and what `a` becomes; None if JPEG explains too little."""
     if min(a.shape[2:]) < _BLOCK or a.shape != b.shape or a.shape[1] not in (1, 3):
         return None

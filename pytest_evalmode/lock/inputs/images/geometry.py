@@ -22,7 +22,7 @@ _SMALL = 32  # up to this side every shift is tried
 _OVERLAP = 0.4  # of the smaller image has to be in both
 
 
-def turned(a: Array) -> Iterator[tuple[list[Step], Array]]:
+def try_turns(a: Array) -> Iterator[tuple[list[Step], Array]]:
     """The images as they are, and in each of the other seven positions."""
     yield [], a
     for words, exchanged, reverse in _TURNS:
@@ -30,7 +30,7 @@ def turned(a: Array) -> Iterator[tuple[list[Step], Array]]:
         yield [Step("flip" if words.startswith("flipped") else "rotation", words)], np.flip(image, reverse)
 
 
-def moved(a: Array, b: Array) -> Iterator[tuple[list[Step], Array, Array]]:
+def try_shifts(a: Array, b: Array) -> Iterator[tuple[list[Step], Array, Array]]:
     """Both cut to what they may share, shifted by nothing, then as they match best."""
     same = a.shape[2:] == b.shape[2:]
     if same:
@@ -45,7 +45,9 @@ def _step(a: Array, b: Array, dy: int, dx: int) -> Step:
     (height, width), (rows, columns) = a.shape[2:], b.shape[2:]
     details = {"offset": (dy, dx), "size": ((height, width), (rows, columns))}
     if (height, width) == (rows, columns):
-        return Step("shift", f"shifted by {way(-dy, 'down', 'up')} and {way(-dx, 'right', 'left')}", details)
+        return Step(
+            "shift", f"shifted by {format_pixels(-dy, 'down', 'up')} and {format_pixels(-dx, 'right', 'left')}", details
+        )
     if 0 <= dy <= height - rows and 0 <= dx <= width - columns:
         words = f"cropped to {rows}x{columns} from {height}x{width}, at row {dy}, column {dx}"
         return Step("crop", words, details)
@@ -54,7 +56,7 @@ def _step(a: Array, b: Array, dy: int, dx: int) -> Step:
     return Step("crop", f"cut to {rows}x{columns} elsewhere, {height}x{width} before", details)
 
 
-def way(n: int, forth: str, back: str) -> str:
+def format_pixels(n: int, forth: str, back: str) -> str:
     return f"{abs(n)} px {forth if n >= 0 else back}"
 
 

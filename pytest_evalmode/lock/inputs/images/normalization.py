@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs.diagnosis import Array, Step, numbers
+from pytest_evalmode.lock.inputs.diagnosis import Array, Step, format_numbers
 from pytest_evalmode.lock.inputs.images.pixel_codings import (
     Coding,
     coding_of,
-    codings,
-    on_levels,
-    plausible,
+    has_8bit_levels,
+    is_plausible,
+    known_codings,
     possessive,
 )
 
@@ -40,7 +40,7 @@ def fit(a: Array, b: Array) -> Fit:
     return Fit(scale, mean_b.ravel() - scale * mean_a.ravel())
 
 
-def likeness(a: Array, b: Array) -> float:
+def channel_correlation(a: Array, b: Array) -> float:
     """The smallest correlation of a channel of both: 1 where a scale and a shift explain all."""
     axes = (0, 2, 3)
     old, new = (each - each.mean(axes, keepdims=True) for each in (a, b))
@@ -50,7 +50,7 @@ def likeness(a: Array, b: Array) -> float:
     return float(np.abs(each).min()) if not flat.all() else float(np.array_equal(a, b))
 
 
-def recodings(
+def try_recodings(
     a: Array, b: Array, slack: float, order: Sequence[int] | None = None
 ) -> Iterator[tuple[list[Step], Fit, Coding | None]]:
     """The named recodings near the fitted one, nearest first; then the fitted one itself.
@@ -61,7 +61,7 @@ def recodings(
     found = fit(a, b)
     near: list[tuple[float, Coding, Coding, Fit]] = []
     for old in _sources(a, order):
-        for new in codings(a.shape[1]):
+        for new in known_codings(a.shape[1]):
             same = (old.family, old.name) == (new.family, new.name)
             if same and (order is None or not old.name):
                 continue
@@ -79,9 +79,9 @@ def recodings(
 
 def _sources(a: Array, order: Sequence[int] | None) -> list[Coding]:
     """What `a` may be coded in: those with 8-bit levels if there are any, else those of its range."""
-    known = (each for each in codings(a.shape[1], order) if not each.family.startswith("inverted"))
-    held = [each for each in known if plausible(each, a)]
-    return [each for each in held if on_levels(each, a)] or held
+    known = (each for each in known_codings(a.shape[1], order) if not each.family.startswith("inverted"))
+    held = [each for each in known if is_plausible(each, a)]
+    return [each for each in held if has_8bit_levels(each, a)] or held
 
 
 def _named(old: Coding, new: Coding) -> bool:
@@ -134,33 +134,37 @@ def _free(a: Array, b: Array, found: Fit, order: Sequence[int] | None) -> Step:
         top = float(old.scale[0])
         if np.allclose(found.scale, _VIDEO[0], atol=0.003) and np.allclose(found.shift / top, _VIDEO[1], atol=0.003):
             return Step("range", "given in the limited range of video (16..235)", details)
-    plain = f"scaled by {numbers(found.scale)}"
+    plain = f"scaled by {format_numbers(found.scale)}"
     if np.abs(found.shift).max() > 1e-6 * np.abs(b).max():
-        plain += f" and shifted by {numbers(found.shift)}"
+        plain += f" and shifted by {format_numbers(found.shift)}"
     if np.all(found.scale < 0):
         return Step("inverted", f"inverted: {plain}", details)
     if old is not None and old.family in ("unit", "bytes") and b.min() < -0.12 * b.max():
         mean, std = _mean_and_std(found, old)
         details |= {"mean": _tuple(mean), "std": _tuple(std)}
-        return Step("normalised", f"normalised (mean {numbers(mean)}, std {numbers(std)}), as they were not", details)
+        return Step(
+            "normalised",
+            f"normalised (mean {format_numbers(mean)}, std {format_numbers(std)}), as they were not",
+            details,
+        )
     if new is not None and new.family in ("unit", "bytes") and a.min() < -0.12 * a.max() and not _centred(b):
         inverse = Fit(1 / found.scale, -found.shift / found.scale)
         mean, std = _mean_and_std(inverse, new)
         details |= {"mean": _tuple(mean), "std": _tuple(std)}
-        return Step("not normalised", f"not normalised (mean {numbers(mean)}, std {numbers(std)})", details)
-    if old is not None and old.family == "normalised" and on_levels(old, a):
+        return Step(
+            "not normalised", f"not normalised (mean {format_numbers(mean)}, std {format_numbers(std)})", details
+        )
+    if old is not None and old.family == "normalised" and has_8bit_levels(old, a):
         mean, std = _mean_and_std(found, old)
         details |= {"mean": _tuple(mean), "std": _tuple(std)}
-        words = (
-            f"normalised with other statistics (mean {numbers(mean)}, std {numbers(std)}, not {possessive(old.name)})"
-        )
+        words = f"normalised with other statistics (mean {format_numbers(mean)}, std {format_numbers(std)}, not {possessive(old.name)})"
         return Step("other statistics", words, details)
     if _centred(a) and _centred(b):
         mean, std = -found.shift / found.scale, 1 / found.scale
         again = a * _column(std) + _column(mean)
         if _on_levels(again) and not _on_levels(a):
             details |= {"mean": _tuple(mean), "std": _tuple(std)}
-            words = f"normalised twice (mean {numbers(mean)}, std {numbers(std)})"
+            words = f"normalised twice (mean {format_numbers(mean)}, std {format_numbers(std)})"
             return Step("normalised twice", words, details)
         return Step("other statistics", f"normalised with other statistics: {plain}, a channel", details)
     return Step("scale", plain, details)
@@ -177,7 +181,7 @@ def _centred(values: Array) -> bool:
 
 
 def _on_levels(pixels: Array) -> bool:
-    return on_levels(codings(pixels.shape[1])[0], pixels)
+    return has_8bit_levels(known_codings(pixels.shape[1])[0], pixels)
 
 
 def _column(values: Array) -> Array:
@@ -188,7 +192,9 @@ def _tuple(values: Array) -> tuple[float, ...]:
     return tuple(float(f"{each:.6g}") for each in np.ravel(values))
 
 
-def rescaled(a: Array, b: Array, tolerance: float, order: Sequence[int] | None = None) -> tuple[Step, float] | None:
+def find_channel_scale(
+    a: Array, b: Array, tolerance: float, order: Sequence[int] | None = None
+) -> tuple[Step, float] | None:
     """A scale and a shift, a channel each, up to the rounding to levels; or a channel that is lost."""
     found = fit(a, b)
     far = np.abs(found(a) - b)
@@ -200,12 +206,12 @@ def rescaled(a: Array, b: Array, tolerance: float, order: Sequence[int] | None =
         return _free(a, b, found, order), left
     if len(lost) == b.shape[1] or np.delete(np.abs(a - b), lost, 1).max() > tolerance:
         return None
-    values = numbers(b[0, lost, 0, 0])
+    values = format_numbers(b[0, lost, 0, 0])
     words = f"given with channel {', '.join(map(str, lost))} all of one value ({values})"
     return Step("channels", words, {"lost": tuple(lost)}), left
 
 
-def mixed(a: Array, b: Array, tolerance: float) -> tuple[Step, float] | None:
+def find_color_matrix(a: Array, b: Array, tolerance: float) -> tuple[Step, float] | None:
     """Colours mixed by a matrix: turned grey, another colour space."""
     if a.shape[1] != 3 or b.shape[1] not in (1, 3):
         return None
@@ -221,7 +227,7 @@ def mixed(a: Array, b: Array, tolerance: float) -> tuple[Step, float] | None:
     return Step("colours", "given in another colour space (one matrix for all pixels explains it)", details), left
 
 
-def curved(a: Array, b: Array, tolerance: float) -> tuple[Step, float] | None:
+def find_value_curve(a: Array, b: Array, tolerance: float) -> tuple[Step, float] | None:
     """Each value taken to one other, whatever the pixel: values cut off, a gamma, another curve."""
     if np.abs(a - b).max() <= 2 * tolerance:
         return None

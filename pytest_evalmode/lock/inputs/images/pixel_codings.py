@@ -32,7 +32,7 @@ class Coding(NamedTuple):
     scale: Array
     shift: Array
 
-    def pixels(self, values: Array) -> Array:
+    def to_pixels(self, values: Array) -> Array:
         """Values in this coding as pixels in 0..1; the channels are the second axis."""
         return np.asarray((values - _column(self.shift)) / _column(self.scale))
 
@@ -46,11 +46,11 @@ def possessive(name: str) -> str:
     return f"{who}'s ({what}" if what else f"{who}'s"
 
 
-def codings(channels: int, order: Sequence[int] | None = None) -> list[Coding]:
+def known_codings(channels: int, order: Sequence[int] | None = None) -> list[Coding]:
     """Those for images of so many channels, plain ones first; `order` is that of the channels if they were swapped."""
     if order is not None:
         picked = list(order)
-        return [each._replace(scale=each.scale[picked], shift=each.shift[picked]) for each in codings(channels)]
+        return [each._replace(scale=each.scale[picked], shift=each.shift[picked]) for each in known_codings(channels)]
     ones = np.ones(channels)
     found = [
         Coding("unit", "", ones, 0 * ones),
@@ -74,24 +74,24 @@ def codings(channels: int, order: Sequence[int] | None = None) -> list[Coding]:
     return found
 
 
-def plausible(coding: Coding, values: Array) -> bool:
+def is_plausible(coding: Coding, values: Array) -> bool:
     """Whether these values can be pixels so coded; a filter that overshoots is allowed for."""
-    pixels = coding.pixels(values)
+    pixels = coding.to_pixels(values)
     low, high = float(pixels.min()), float(pixels.max())
     return low >= -0.12 * max(high, 0) and high <= 1.12 and (high > 1.5 / 255 or high == low)
 
 
-def on_levels(coding: Coding, values: Array) -> bool:
+def has_8bit_levels(coding: Coding, values: Array) -> bool:
     """Whether the values are 256 levels in this coding: pixels that were once 8-bit."""
-    levels = coding.pixels(values) * 255
+    levels = coding.to_pixels(values) * 255
     return bool(np.abs(levels - np.round(levels)).max() < 2e-3 and levels.min() > -0.5 and levels.max() < 255.5)
 
 
 def coding_of(values: Array, order: Sequence[int] | None = None) -> Coding | None:
     """The coding of these values, if 8-bit levels or, failing those, the range tell it."""
-    held = [coding for coding in codings(values.shape[1], order) if plausible(coding, values)]
+    held = [coding for coding in known_codings(values.shape[1], order) if is_plausible(coding, values)]
     simple = [coding for coding in held if coding.family in ("unit", "bytes", "normalised")]
-    return next((each for each in simple if on_levels(each, values)), simple[0] if simple else None)
+    return next((each for each in simple if has_8bit_levels(each, values)), simple[0] if simple else None)
 
 
 def _column(values: Array) -> Array:

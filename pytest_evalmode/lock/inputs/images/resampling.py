@@ -17,7 +17,7 @@ _LEAST = 0.02  # of a pixel is a movement
 _MOST = 20_000  # pixels that a fit looks at
 
 
-def resampled(a: Array, b: Array) -> Step | None:
+def find_resampling(a: Array, b: Array) -> Step | None:
     """How the detail of `b` differs from that of `a`; both in levels."""
     if min(a.shape[2:]) < 8 or a.shape != b.shape:
         return None

@@ -36,7 +36,7 @@ _TYPES: dict[str, tuple[Callable[[Array], Array], float]] = {
 }
 
 
-def rounded(a: Array, b: Array, slack: float, code: Coding | None = None) -> Iterator[tuple[Step, float]]:
+def try_roundings(a: Array, b: Array, slack: float, code: Coding | None = None) -> Iterator[tuple[Step, float]]:
     """The roundings of `a` that give `b`, with what is left over; `slack` is how exactly `a` itself is known."""
     for name, (cast, unit) in _TYPES.items():
         if np.array_equal(np.asarray(cast(b), float), b):
@@ -61,7 +61,7 @@ def _to_levels(a: Array, b: Array, slack: float, code: Coding | None) -> Iterato
     for levels, unit in (
         ((255.0, "8-bit levels"), (1.0, "whole numbers")) if code is None else ((255.0, "8-bit levels"),)
     ):
-        old, new = ((code.pixels(each) if code else each) * levels for each in (a, b))
+        old, new = ((code.to_pixels(each) if code else each) * levels for each in (a, b))
         if unit == "8-bit levels" and (new.min() < -0.5 or new.max() > 255.5 or np.ptp(new) < 2):
             continue
         if np.abs(new - np.round(new)).max() > 2e-3:
@@ -77,7 +77,7 @@ def _to_levels(a: Array, b: Array, slack: float, code: Coding | None) -> Iterato
                 yield step, float(np.abs(a - b).max()) if off.any() else slack
 
 
-def coarser(a: Array, b: Array, _: float) -> tuple[Step, float] | None:
+def find_fewer_levels(a: Array, b: Array, _: float) -> tuple[Step, float] | None:
     """Values that lie on few even levels, each within one of what it was."""
     levels, before = np.unique(b), np.unique(a).size
     if not 2 < len(levels) <= _FEW or before < 2 * len(levels):

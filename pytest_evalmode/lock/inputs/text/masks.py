@@ -5,22 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from pytest_evalmode.lock.inputs import sample_order
-from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, told
-from pytest_evalmode.lock.inputs.text.padding import padding
-from pytest_evalmode.lock.inputs.text.truncation import cut_step
+from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, diagnosis_of_steps
+from pytest_evalmode.lock.inputs.text.padding import find_padding_changes
+from pytest_evalmode.lock.inputs.text.truncation import truncation_step
 
 
-def marked(was: Array, now: Array) -> Diagnosis | None:
+def explain_masks(was: Array, now: Array) -> Diagnosis | None:
     """The diagnosis of masks, which mark the tokens that are no padding."""
     if was.shape == now.shape and np.array_equal(was, 1 - now):
-        return told("tokens", [Step("inverted", "marked the other way round: padding for text")])
+        return diagnosis_of_steps("tokens", [Step("inverted", "marked the other way round: padding for text")])
     steps: list[Step] = []
     old, new = (each.sum(1).tolist() for each in (was, now))
     if len(old) != len(new) or (old != new and sorted(old) == sorted(new)):
-        index = sample_order.places(old, new)
+        index = sample_order.match_samples(old, new)
         if index is None:
             return None
-        steps += sample_order.describe(len(old), index)
+        steps += sample_order.order_steps(len(old), index)
     elif old != new:
         most = max(new)
         shift = next((b - a for a, b in zip(old, new, strict=True) if b < most), new[0] - old[0])
@@ -31,6 +31,6 @@ def marked(was: Array, now: Array) -> Diagnosis | None:
             words = f"marked with {abs(shift)} {'more' if shift > 0 else 'fewer'} in every text"
             steps.append(Step("length", words, {"tokens": shift}))
         if cut:
-            steps.append(cut_step(f"cut to {most} tokens", "(by the mask)", cut, len(old), most))
-    steps += padding(was, now, (0, 0), bool(steps))
-    return told("tokens", steps) if steps else None
+            steps.append(truncation_step(f"cut to {most} tokens", "(by the mask)", cut, len(old), most))
+    steps += find_padding_changes(was, now, (0, 0), bool(steps))
+    return diagnosis_of_steps("tokens", steps) if steps else None

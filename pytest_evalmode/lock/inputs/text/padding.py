@@ -8,7 +8,7 @@ from pytest_evalmode.lock.inputs.diagnosis import Array, Step
 from pytest_evalmode.lock.inputs.text.rows import Row
 
 
-def filler(ids: Array) -> int | None:
+def find_padding_id(ids: Array) -> int | None:
     """The id that fills rows up: only ever at an end of a row, in runs of differing lengths."""
     runs: dict[int, list[int]] = {}
     for row in ids.tolist():
@@ -24,12 +24,12 @@ def filler(ids: Array) -> int | None:
     return max(fit, key=lambda id_: counts[id_], default=None)
 
 
-def both(a: int | None, b: int | None) -> tuple[int | None, int | None]:
+def share_padding_id(a: int | None, b: int | None) -> tuple[int | None, int | None]:
     """Where one is not padded at all, the other's filler may stand in it too."""
     return a if a is not None else b, b if b is not None else a
 
 
-def cores(ids: Array, filler: int | None) -> list[Row]:
+def strip_padding(ids: Array, filler: int | None) -> list[Row]:
     """The rows without what fills them up."""
     return [_stripped(row, filler) for row in ids.tolist()]
 
@@ -43,7 +43,7 @@ def _stripped(row: list[int], filler: int | None) -> Row:
     return tuple(row[start:end])
 
 
-def padding(was: Array, now: Array, filler: tuple[int | None, int | None], changed: bool) -> list[Step]:
+def find_padding_changes(was: Array, now: Array, filler: tuple[int | None, int | None], changed: bool) -> list[Step]:
     a, b = filler
     old, new = _side(was, a), _side(now, b)
     words: list[str] = []

@@ -5,4 +5,4 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 Row = tuple[int, ...]
-Words = tuple[Mapping[int, str], Mapping[int, str]]  # what the ids stand for, then and now
+Vocabularies = tuple[Mapping[int, str], Mapping[int, str]]  # what the ids stand for, then and now

@@ -7,13 +7,15 @@ from itertools import product
 
 from pytest_evalmode.lock.inputs.diagnosis import Step
 from pytest_evalmode.lock.inputs.text.rows import Row
-from pytest_evalmode.lock.inputs.text.vocabulary import FEW, mapping
+from pytest_evalmode.lock.inputs.text.vocabulary import MOST_REPLACED, find_id_mapping
 
 _SPECIAL = 3  # special tokens at an end are no more than these
 _ENDS = sorted(product(range(_SPECIAL + 1), repeat=4), key=lambda ends: (sum(ends), max(ends)))
 
 
-def special(old: list[Row], new: list[Row]) -> Iterator[tuple[list[Step], list[Row], list[Row], tuple[int, int]]]:
+def try_special_tokens(
+    old: list[Row], new: list[Row]
+) -> Iterator[tuple[list[Step], list[Row], list[Row], tuple[int, int]]]:
     """Both without the same few tokens at each row's ends, fewest first; and the step, if those differ."""
     for i, j, k, m in _ENDS:
         ends, others = _end(old, i, k), _end(new, j, m)
@@ -54,7 +56,7 @@ def _ids(row: Row) -> str:
     return f"id {row[0]}" if len(row) == 1 else f"ids {row}"
 
 
-def prefixed(old: list[Row], new: list[Row]) -> Step | None:
+def find_prompt_tokens(old: list[Row], new: list[Row]) -> Step | None:
     """The same few tokens before, or after, every text: a prompt."""
     for longer, shorter, words in (
         (new, old, "given with {} more tokens {}"),
@@ -74,10 +76,14 @@ def prefixed(old: list[Row], new: list[Row]) -> Step | None:
     return None
 
 
-def replaced(old: list[Row], new: list[Row]) -> Step | None:
+def find_replaced_ids(old: list[Row], new: list[Row]) -> Step | None:
     """A few ids given as others, wherever they stand."""
-    pairs = mapping(old, new)
-    if pairs is None or not 0 < len(pairs) <= FEW or len(pairs) * 2 > len({id_ for row in old for id_ in row}):
+    pairs = find_id_mapping(old, new)
+    if (
+        pairs is None
+        or not 0 < len(pairs) <= MOST_REPLACED
+        or len(pairs) * 2 > len({id_ for row in old for id_ in row})
+    ):
         return None
     if any(sum(row.count(id_) for row in old) < 2 for id_ in pairs):
         return None  # once is no rule

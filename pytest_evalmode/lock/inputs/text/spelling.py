@@ -8,13 +8,13 @@ import unicodedata
 from collections.abc import Callable
 
 from pytest_evalmode.lock.inputs.diagnosis import Step
-from pytest_evalmode.lock.inputs.text.rows import Row, Words
-from pytest_evalmode.lock.inputs.text.truncation import cut_step
+from pytest_evalmode.lock.inputs.text.rows import Row, Vocabularies
+from pytest_evalmode.lock.inputs.text.truncation import truncation_step
 
 _SPECIAL_PIECE = re.compile(r"\[.*\]$|<.*>$")
 
 
-def spelt(old: list[Row], new: list[Row], words: Words, longest: tuple[int, int]) -> list[Step]:
+def compare_spelling(old: list[Row], new: list[Row], words: Vocabularies, longest: tuple[int, int]) -> list[Step]:
     """The same text once the ids are read: in other letters, in other pieces, or under other ids."""
     if not all(id_ in known for rows, known in zip((old, new), words, strict=True) for row in rows for id_ in row):
         return []
@@ -28,13 +28,13 @@ def spelt(old: list[Row], new: list[Row], words: Words, longest: tuple[int, int]
     )
     if x == y:
         return [Step("pieces", "split into other pieces of the same text (another vocabulary)")]
-    other_case = cased(x, y)
+    other_case = find_case_change(x, y)
     if other_case is not None:
         return [other_case]
     cut = [i for i, (p, q) in enumerate(zip(x, y, strict=True)) if p.lower() != q.lower()]
     if all(x[i].lower().startswith(y[i].lower()) for i in cut) and len({len(new[i]) for i in cut}) == 1:
-        other_case = cased([p[: len(q)] for p, q in zip(x, y, strict=True)], y)
-        step = cut_step(f"cut to {longest[1]} tokens", "at the end", cut, len(old), longest[1])
+        other_case = find_case_change([p[: len(q)] for p, q in zip(x, y, strict=True)], y)
+        step = truncation_step(f"cut to {longest[1]} tokens", "at the end", cut, len(old), longest[1])
         return [other_case, step] if other_case is not None else []
     return []
 
@@ -48,7 +48,7 @@ def _unaccented(text: str) -> str:
     return "".join(each for each in unicodedata.normalize("NFD", text) if not unicodedata.combining(each))
 
 
-def cased(a: list[str], b: list[str]) -> Step | None:
+def find_case_change(a: list[str], b: list[str]) -> Step | None:
     """Texts that are the same but for case, accents or the form of Unicode."""
     if all(x.lower() == y.lower() for x, y in zip(a, b, strict=True)):
         if all(y == y.lower() for y in b):
@@ -66,7 +66,7 @@ def cased(a: list[str], b: list[str]) -> Step | None:
     return None
 
 
-def rewritten(a: list[str], b: list[str]) -> Step | None:
+def find_codec(a: list[str], b: list[str]) -> Step | None:
     """Texts that went through a codec or an escape that they should not have, or no longer go through it."""
     for kind, function, words in _REWRITES:
         if _all(function, a, b):
@@ -95,7 +95,7 @@ def _all(function: Callable[[str], str], a: list[str], b: list[str]) -> bool:
         return False
 
 
-def surrounded(a: list[str], b: list[str]) -> Step | None:
+def find_prompt_text(a: list[str], b: list[str]) -> Step | None:
     """The same words before or after every text: a prompt."""
     for longer, shorter, words in ((b, a, "given with {!r} {}"), (a, b, "given without {!r} {}")):
         pairs = list(zip(longer, shorter, strict=True))

@@ -6,7 +6,7 @@ from pytest_evalmode.lock.inputs.diagnosis import Step
 from pytest_evalmode.lock.inputs.text.rows import Row
 
 
-def truncated(old: list[Row], new: list[Row], longest: tuple[int, int]) -> Step | None:
+def find_truncation(old: list[Row], new: list[Row], longest: tuple[int, int]) -> Step | None:
     """Rows cut at one end to the same length; `longest` are the rows with their special tokens."""
     for long, short, words, length in (
         (old, new, "cut to {} tokens", longest[1]),
@@ -18,11 +18,11 @@ def truncated(old: list[Row], new: list[Row], longest: tuple[int, int]) -> Step 
             continue
         for side, kept in (("at the end", _first), ("at the start", _last)):
             if all(kept(long[i], len(short[i])) == short[i] and len(short[i]) < len(long[i]) for i in cut):
-                return cut_step(words.format(length), side, cut, len(old), length)
+                return truncation_step(words.format(length), side, cut, len(old), length)
     return None
 
 
-def cut_step(words: str, side: str, cut: list[int], n: int, length: int) -> Step:
+def truncation_step(words: str, side: str, cut: list[int], n: int, length: int) -> Step:
     details = {"length": length, "side": side, "texts": tuple(cut[:32])}
     return Step("truncation", f"{words} {side} ({len(cut)} of {n} texts)", details)
 

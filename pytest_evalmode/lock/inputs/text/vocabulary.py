@@ -7,12 +7,16 @@ from difflib import SequenceMatcher
 from pytest_evalmode.lock.inputs.diagnosis import Step
 from pytest_evalmode.lock.inputs.text.rows import Row
 
-FEW = 3  # tokens replaced throughout; more are another vocabulary
+MOST_REPLACED = 3  # tokens replaced throughout; more are another vocabulary
 
 
-def renamed(old: list[Row], new: list[Row]) -> Step | None:
-    pairs = mapping(old, new)
-    if pairs is None or len(pairs) <= FEW or 2 * sum(map(len, old)) < 3 * len({id_ for row in old for id_ in row}):
+def find_other_vocabulary(old: list[Row], new: list[Row]) -> Step | None:
+    pairs = find_id_mapping(old, new)
+    if (
+        pairs is None
+        or len(pairs) <= MOST_REPLACED
+        or 2 * sum(map(len, old)) < 3 * len({id_ for row in old for id_ in row})
+    ):
         return None  # where ids hardly recur, any others would go with them one for one
     by = {new - old for old, new in pairs.items()}
     how = f"all shifted by {by.pop()}" if len(by) == 1 else "one for one"
@@ -20,7 +24,7 @@ def renamed(old: list[Row], new: list[Row]) -> Step | None:
     return Step("vocabulary", words, {"replaced": dict(list(pairs.items())[:32])})
 
 
-def mapping(old: list[Row], new: list[Row]) -> dict[int, int] | None:
+def find_id_mapping(old: list[Row], new: list[Row]) -> dict[int, int] | None:
     """The ids that differ, if each became one other and no two the same."""
     if [len(row) for row in old] != [len(row) for row in new]:
         return None
@@ -31,7 +35,7 @@ def mapping(old: list[Row], new: list[Row]) -> dict[int, int] | None:
     return {a: b for a, b in sorted(becomes.items()) if a != b}
 
 
-def unknown(old: list[Row], new: list[Row]) -> Step | None:
+def find_unknown_tokens(old: list[Row], new: list[Row]) -> Step | None:
     """Stretches that became one and the same id, which did not stand there before."""
     for a, b, words in (
         (old, new, "unknown (id {}), which were known"),
@@ -45,7 +49,7 @@ def unknown(old: list[Row], new: list[Row]) -> Step | None:
     return None
 
 
-def respelt(old: list[Row], new: list[Row]) -> Step | None:
+def find_other_splits(old: list[Row], new: list[Row]) -> Step | None:
     """Most of the tokens as before, and each stretch that differs always the same way."""
     changes = _changes(old, new)
     total = sum(map(len, old))

@@ -12,10 +12,10 @@ from typing import NamedTuple
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.forwards.checks.check import Question
+from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.state import devices
-from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint, is_tensor, same, undisturbed
-from pytest_evalmode.trace import AttributeChange, Part
+from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_of, is_tensor, is_unchanged, undisturbed
+from pytest_evalmode.trace import AttributeChange, ModuleInfo
 
 # What torch keeps for itself in every module; `training` has rules of its own.
 _OWN = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
@@ -32,22 +32,22 @@ class Attributes(NamedTuple):
     tensors: dict[str, Fingerprint]
 
 
-class AttributeChanges(Question):
+class AttributeChangeCheck(ForwardCheck):
     """Strict: compares the attributes of a model before and after."""
 
     def begin(self) -> None:
         self.before: list[Attributes] = []
-        if self.outermost.model.has_state and not devices.is_capturing():  # nothing is computed then
+        if self.forward.model.checks_unsaved_state and not devices.is_capturing():  # nothing is computed then
             with undisturbed():
-                self.before = take(self.outermost.parts)
+                self.before = read_attributes(self.forward.parts)
 
     def end(self, output: object) -> Mapping[str, object]:
-        settled = [old for old in self.before if id(old.part) not in self.outermost.lazy]
+        settled = [old for old in self.before if id(old.part) not in self.forward.lazy]
         with undisturbed():
-            return {"attributes": tuple(changes(settled, self.outermost.part))}
+            return {"attributes": tuple(find_changes(settled, self.forward.part))}
 
 
-def take(parts: list[nn.Module]) -> list[Attributes]:
+def read_attributes(parts: list[nn.Module]) -> list[Attributes]:
     """The attributes of modules as they are now; the caller is `undisturbed`."""
     found: list[Attributes] = []
     others: set[type] = set()  # types that are no tensors: there are few, and thousands of attributes
@@ -55,19 +55,19 @@ def take(parts: list[nn.Module]) -> list[Attributes]:
         values = vars(part).copy()
         tensors: dict[str, Fingerprint] = {}
         if not others.issuperset(map(type, values.values())):
-            tensors = {name: fingerprint(value) for name, value in values.items() if is_tensor(value)}
+            tensors = {name: fingerprint_of(value) for name, value in values.items() if is_tensor(value)}
             others.update(type(value) for value in values.values() if not is_tensor(value))
         found.append(Attributes(part, values, tensors))
     return found
 
 
-def changes(before: list[Attributes], name: Callable[[nn.Module], Part]) -> Iterator[AttributeChange]:
+def find_changes(before: list[Attributes], name: Callable[[nn.Module], ModuleInfo]) -> Iterator[AttributeChange]:
     """What is not as it was, in the order of the modules; the caller is `undisturbed`."""
     for old in before:
         values = vars(old.part)
         if not old.tensors and list(values) == list(old.values) and all(map(is_, values.values(), old.values.values())):
             continue  # the very same objects: no more need be asked of most modules
-        if modules.is_shell(old.part) or modules.is_metric(old.part):
+        if modules.is_torch_wrapper(old.part) or modules.is_metric(old.part):
             continue
         computed = modules.computed_attributes(old.part)
         # A tensor says more than a counter beside it.  What appears, set once when it is first needed, has not changed.
@@ -81,7 +81,7 @@ def _same(before: Attributes, attribute: str, now: Mapping[str, object]) -> bool
     old, new = before.values.get(attribute, _ABSENT), now.get(attribute, _ABSENT)
     print_ = before.tensors.get(attribute)
     if print_ is not None and is_tensor(new):
-        return same(print_, fingerprint(new, print_.kept), new)
+        return is_unchanged(print_, fingerprint_of(new, print_.has_values), new)
     if not (_is_plain(old) and _is_plain(new)):
         return True
     if type(old) is not type(new):

@@ -8,36 +8,36 @@ from types import CodeType, FrameType
 
 from torch import nn
 
-from pytest_evalmode.observe.calls.mode_changes import Switches
-from pytest_evalmode.observe.forwards.context import Outermost
+from pytest_evalmode.observe.calls.mode_changes import ModeChanges
+from pytest_evalmode.observe.forwards.context import ForwardContext
 from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.source.user_lines import Sites
+from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import Site
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scene:
+class CheckContext:
     """What the questions of a window look at, beside the forward."""
 
     watch: Watch
-    sites: Sites
-    switches: Switches
+    sites: UserLines
+    mode_changes: ModeChanges
     strict: bool
-    held: dict[tuple[tuple[CodeType, int] | None, str, int], bool] = field(default_factory=dict)
+    referenced: dict[tuple[tuple[CodeType, int] | None, str, int], bool] = field(default_factory=dict)
     """Whether somebody else holds an argument, by the line that handed it over: that takes a while to find out."""
 
 
-class Question:
+class ForwardCheck:
     """Something that is asked of one outermost forward.  It overrides the verbs that it needs."""
 
-    def __init__(self, scene: Scene, outermost: Outermost) -> None:
-        self.scene = scene
-        self.outermost = outermost
+    def __init__(self, context: CheckContext, forward: ForwardContext) -> None:
+        self.context = context
+        self.forward = forward
 
     def begin(self) -> None:
         """The forward begins."""
 
-    def join(self, parts: list[nn.Module], cause: Site | None, why: str) -> None:
+    def add_modules(self, parts: list[nn.Module], cause: Site | None, why: str) -> None:
         """A module runs, with what is beneath it, that was no part of the whole when that began."""
 
     def enter(self, part: nn.Module, frame: FrameType) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.forwards.checks.check import Question
+from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.state import flag_snapshots
 
 
-class OwnHooks(Question):
+class HookChangeCheck(ForwardCheck):
     """Strict: compares the hooks of a model before and after."""
 
     def begin(self) -> None:
-        self.before = flag_snapshots.hooks_of(self.outermost.parts)
+        self.before = flag_snapshots.hooks_of(self.forward.parts)
 
     def end(self, output: object) -> Mapping[str, object]:
-        now = modules.tree(self.outermost.ran)
-        self.scene.watch.own_hooks |= flag_snapshots.by_itself(self.before, now, self.scene.sites.is_user)
+        now = modules.all_modules(self.forward.root)
+        self.context.watch.own_hooks |= flag_snapshots.hooks_changed_by_model(
+            self.before, now, self.context.sites.is_user_code
+        )
         return {}

@@ -10,23 +10,23 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from pytest_evalmode.observe.forwards.checks.check import Question
+from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.source import references
 from pytest_evalmode.observe.state import devices
-from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint, is_tensor, same, undisturbed
+from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_of, is_tensor, is_unchanged, undisturbed
 
 Inputs = list[tuple[str, Tensor, Fingerprint, bool]]
 """The tensors by name, what they were, and whether another has the same memory."""
 
 
-class InputChanges(Question):
+class InputChangeCheck(ForwardCheck):
     """Strict: compares the arguments that somebody else holds before and after."""
 
     def begin(self) -> None:
         self.before: Inputs = []
         if not devices.is_capturing():  # nothing is computed then
             with undisturbed():
-                self.before = take(*self.outermost.inputs)
+                self.before = take(*self.forward.inputs)
 
     def end(self, output: object) -> Mapping[str, object]:
         with undisturbed():
@@ -34,11 +34,11 @@ class InputChanges(Question):
 
     def _is_held(self, output: object, name: str, tensor: Tensor) -> bool:
         """Whether somebody else holds an argument: found out once for each line and argument."""
-        outermost, held = self.outermost, self.scene.held
-        key = outermost.through or outermost.called, name, getrefcount(tensor)
+        outermost, held = self.forward, self.context.referenced
+        key = outermost.innermost_line or outermost.call_line, name, getrefcount(tensor)
         if key not in held:
-            apart = {id(output), *outermost.known}
-            held[key] = references.is_held(tensor, outermost.frame.f_back, self.scene.sites, apart)
+            apart = {id(output), *outermost.module_ids}
+            held[key] = references.is_referenced(tensor, outermost.frame.f_back, self.context.sites, apart)
         return held[key]
 
 
@@ -48,10 +48,14 @@ def take(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
     The caller is `undisturbed`.
     """
     given = _leaves(args, kwargs)
-    return [(name, value, fingerprint(value), references.shares(value)) for name, value in given if is_tensor(value)]
+    return [
+        (name, value, fingerprint_of(value), references.has_shared_memory(value))
+        for name, value in given
+        if is_tensor(value)
+    ]
 
 
-def hold(args: tuple[Any, ...], kwargs: Mapping[str, Any], module: nn.Module) -> bool:
+def contains_module(args: tuple[Any, ...], kwargs: Mapping[str, Any], module: nn.Module) -> bool:
     """Whether a module is among the arguments, in lists, tuples and dicts too."""
     return any(value is module for _, value in _leaves(args, kwargs))
 
@@ -61,7 +65,7 @@ def changes(before: Inputs, is_held: Callable[[str, Tensor], bool]) -> tuple[str
     return tuple(
         name
         for name, tensor, was, shared in before
-        if not same(was, fingerprint(tensor, was.kept), tensor) and (shared or is_held(name, tensor))
+        if not is_unchanged(was, fingerprint_of(tensor, was.has_values), tensor) and (shared or is_held(name, tensor))
     )
 
 

@@ -7,22 +7,24 @@ from collections.abc import Mapping
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.forwards.checks.check import Question
+from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.source import model_graphs
-from pytest_evalmode.trace import Finding, Site
+from pytest_evalmode.trace import Observation, Site
 
 
-class Unregistered(Question):
+class UnregisteredModuleCheck(ForwardCheck):
     """Strict: notes the modules that ran as guests."""
 
     def begin(self) -> None:
-        self.found: list[Finding] = []
+        self.found: list[Observation] = []
 
-    def join(self, parts: list[nn.Module], cause: Site | None, why: str) -> None:
-        matters = why and any(modules.is_stateful(part) or mode_dependence.is_sensitive(part) for part in parts)
+    def add_modules(self, parts: list[nn.Module], cause: Site | None, why: str) -> None:
+        matters = why and any(
+            modules.has_own_tensors(part) or mode_dependence.is_mode_dependent(part) for part in parts
+        )
         if matters and not model_graphs.is_exported(parts[0]):
-            self.found.append(Finding(self.outermost.part(parts[0]), cause))
+            self.found.append(Observation(self.forward.part(parts[0]), cause))
 
     def end(self, output: object) -> Mapping[str, object]:
         return {"unregistered": tuple(self.found)}

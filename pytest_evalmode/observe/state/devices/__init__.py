@@ -36,7 +36,7 @@ SEGMENT_BYTES = 1 << 17
 CHUNK_BYTES = 1 << 24
 """What torch's operators sum up at a time: some segments."""
 
-KERNEL_BYTES = 1 << 25
+MIN_KERNEL_BYTES = 1 << 25
 """What is worth compiling a kernel for, which takes a second once a machine."""
 
 # The multipliers of splitmix64 and of degski's mixer, as int64 has them.
@@ -45,11 +45,11 @@ MIX = 0xD6E8FEB86659FD93 - (1 << 64)
 
 _HOST = torch.device("cpu")
 
-Way = Callable[[Mapping[int, Tensor]], dict[int, bytes]]
+Reader = Callable[[Mapping[int, Tensor]], dict[int, bytes]]
 """Of tensors on one device, each a block of memory: its bytes if it is small, else its sums, by the keys given."""
 
 
-def in_use() -> ModuleType | None:
+def accelerator_in_use() -> ModuleType | None:
     """What torch calls the accelerator of this process, `torch.cuda` say, once the process has begun to use it."""
     device = current_accelerator()
     if device is None:
@@ -60,19 +60,19 @@ def in_use() -> ModuleType | None:
     return module if begun else None
 
 
-def holds(tensor: Tensor) -> bool:
+def is_on_device(tensor: Tensor) -> bool:
     """Whether a tensor lies on an accelerator."""
     return not tensor.is_cpu
 
 
 def is_capturing() -> bool:
     """Whether the work of this thread is being captured as a graph: to read anything then would break the capture."""
-    accelerator = in_use()
+    accelerator = accelerator_in_use()
     asked: Callable[[], bool] | None = getattr(accelerator, "is_current_stream_capturing", None)
     return asked is not None and asked()
 
 
-def settle(devices: Iterable[torch.device]) -> None:
+def synchronize(devices: Iterable[torch.device]) -> None:
     """Wait for what is under way on any stream of these devices: a read would not wait for another stream's writes."""
     for device in devices:
         torch.accelerator.synchronize(device)
@@ -95,15 +95,15 @@ def _read(device: torch.device, parts: Mapping[int, Tensor]) -> dict[int, bytes]
     to_sum = sum(size for part in parts.values() if (size := part.nbytes) > SMALL_BYTES)
     with _free_to_wait():
         try:
-            return _way(device, to_sum)(parts)
+            return _choose_reader(device, to_sum)(parts)
         except torch.OutOfMemoryError:
-            return _on_host(parts)  # the same, more slowly, for want of room
+            return _read_on_host(parts)  # the same, more slowly, for want of room
 
 
 @contextmanager
 def _free_to_wait() -> Iterator[None]:
     """Whoever has torch raise where his code waits for the device does not mean us."""
-    accelerator = in_use()
+    accelerator = accelerator_in_use()
     asked: Callable[[], int] | None = getattr(accelerator, "get_sync_debug_mode", None)
     mode = asked() if asked is not None else 0
     if not mode or accelerator is None:
@@ -116,20 +116,20 @@ def _free_to_wait() -> Iterator[None]:
         accelerator.set_sync_debug_mode(mode)
 
 
-def _way(device: torch.device, size: int) -> Way:
+def _choose_reader(device: torch.device, size: int) -> Reader:
     """How to read a device where so many bytes are to be summed up.  Every way finds the same."""
-    kernel = _kernel(device) if size >= KERNEL_BYTES else None
+    kernel = _triton_reader(device) if size >= MIN_KERNEL_BYTES else None
     if kernel is not None:
         return kernel
-    return _on_device if not size or _is_exact(device) else _on_host
+    return _read_on_device if not size or _is_exact(device) else _read_on_host
 
 
-def _on_device(parts: Mapping[int, Tensor]) -> dict[int, bytes]:
+def _read_on_device(parts: Mapping[int, Tensor]) -> dict[int, bytes]:
     blocks = {key: _bytes(part) for key, part in parts.items()}
     return dict(_brought({key: _sums(b, b.device) if b.numel() > SMALL_BYTES else b for key, b in blocks.items()}))
 
 
-def _on_host(parts: Mapping[int, Tensor]) -> dict[int, bytes]:
+def _read_on_host(parts: Mapping[int, Tensor]) -> dict[int, bytes]:
     blocks = {key: _bytes(part) for key, part in parts.items()}
     return dict(_brought({key: _sums(b, _HOST) if b.numel() > SMALL_BYTES else b.cpu() for key, b in blocks.items()}))
 
@@ -138,7 +138,7 @@ def _bytes(part: Tensor) -> Tensor:
     return part.as_strided((part.numel(),), (1,)).view(torch.uint8)
 
 
-def batches(sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
+def split_into_chunks(sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
     """From where to where things of such sizes come to no more than about a chunk."""
     ends = accumulate(sizes)
     for _, batch in groupby(enumerate(ends), lambda item: item[1] // CHUNK_BYTES):
@@ -149,7 +149,7 @@ def batches(sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
 def _brought(parts: Mapping[int, Tensor]) -> Iterator[tuple[int, bytes]]:
     """The bytes of tensors on one device: in one transfer, unless together they are more than a chunk."""
     keys, blocks = list(parts), list(parts.values())
-    for first, last in batches(block.numel() for block in blocks):
+    for first, last in split_into_chunks(block.numel() for block in blocks):
         host = torch.cat(blocks[first:last]).cpu()
         data = ctypes.string_at(host.data_ptr(), host.numel())
         start = 0
@@ -202,8 +202,8 @@ def _sample(device: torch.device) -> dict[int, Tensor]:
     return dict(enumerate([data, data[3:-2], middle, data[:SMALL_BYTES], data[5:-9], data[:13], data[1:2], data[:0]]))
 
 
-def _agrees(device: torch.device, way: Way) -> bool:
-    return way(_sample(device)) == _on_host(_sample(_HOST))
+def _matches_host(device: torch.device, way: Reader) -> bool:
+    return way(_sample(device)) == _read_on_host(_sample(_HOST))
 
 
 @cache
@@ -214,7 +214,7 @@ def _is_exact(device: torch.device) -> bool:
     limits (https://github.com/pytorch/pytorch/issues/179415).  Where that is so, the chunks are summed on the host.
     """
     try:
-        return _agrees(device, _on_device)
+        return _matches_host(device, _read_on_device)
     except torch.OutOfMemoryError:
         raise  # of that moment
     except RuntimeError:  # an operator that it does not have
@@ -222,13 +222,13 @@ def _is_exact(device: torch.device) -> bool:
 
 
 @cache
-def _kernel(device: torch.device) -> Way | None:
+def _triton_reader(device: torch.device) -> Reader | None:
     """One launch for all tensors of a device, where Triton is there to compile it and it finds what it should."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Triton's, which a test may have turned into errors
-            way: Way = import_module("pytest_evalmode.observe.state.devices.triton_kernel").read
-            return way if _agrees(device, way) else None
+            way: Reader = import_module("pytest_evalmode.observe.state.devices.triton_kernel").read
+            return way if _matches_host(device, way) else None
     except torch.OutOfMemoryError:
         raise
     except Exception:  # no Triton, no compiler, no such device: torch's operators do it

@@ -29,7 +29,7 @@ def read(parts: Mapping[int, Tensor]) -> dict[int, bytes]:
     """Of each tensor its bytes if it is small, else its sums, by the keys given.  All lie on one device."""
     blocks = [_block(key, tensor) for key, tensor in parts.items()]
     found: dict[int, bytes] = {}
-    for first, last in devices.batches(block.found for block in blocks):
+    for first, last in devices.split_into_chunks(block.found for block in blocks):
         found.update(_read(blocks[first:last], parts[blocks[first].key].device))
     return found
 

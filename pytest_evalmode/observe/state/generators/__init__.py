@@ -26,11 +26,11 @@ def state() -> State:
     Reads memory and dispatches no operator, so a mode of the user's does not see it.
     """
     cpu = engine.state()
-    accelerator = devices.in_use()
+    accelerator = devices.accelerator_in_use()
     return (cpu,) if accelerator is None else (cpu, *_states(accelerator))
 
 
-def still(before: State, now: State) -> bool:
+def is_unchanged(before: State, now: State) -> bool:
     """Whether none has moved.  Those of a device that came into use in between have no before."""
     return before == now or (engine.same(before[0], now[0]) and all(map(eq, before[1:], now[1:])))
 
@@ -41,7 +41,7 @@ def host_state() -> HostState:
     return getstate(), dumps(numpy.get_state()) if numpy is not None else None
 
 
-def moved(before: HostState) -> list[str]:
+def moved_generators(before: HostState) -> list[str]:
     """Whose generators have moved since."""
     (python, numpy), (python_now, numpy_now) = before, host_state()
     names = [PYTHON] if python != python_now else []

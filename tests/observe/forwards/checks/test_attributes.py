@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from pytest_evalmode.observe.forwards.checks import attribute_changes
-from pytest_evalmode.trace import Part
+from pytest_evalmode.trace import ModuleInfo
 
 
 class Color(enum.IntEnum):
@@ -42,9 +42,9 @@ class Module(nn.Module):
 def change(act: Callable[[Module], object]) -> list[tuple[str, str, str]]:
     """The attributes that an act changed, with what is told of them."""
     module = Module()
-    before = attribute_changes.take([module])
+    before = attribute_changes.read_attributes([module])
     act(module)
-    found = attribute_changes.changes(before, lambda part: Part("model", "", type(part).__name__))
+    found = attribute_changes.find_changes(before, lambda part: ModuleInfo("model", "", type(part).__name__))
     return [(c.attribute, c.before, c.after) for c in found]
 
 
@@ -113,10 +113,10 @@ def test_same(act: Callable[[Module], object]) -> None:
 def test_one_goes_and_another_comes_with_the_same_value() -> None:
     module = nn.Module()
     setattr(module, "old", None)  # noqa: B010
-    before = attribute_changes.take([module])
+    before = attribute_changes.read_attributes([module])
     del module.old
     setattr(module, "new", None)  # noqa: B010
-    found = attribute_changes.changes(before, lambda part: Part("model", "", "Module"))
+    found = attribute_changes.find_changes(before, lambda part: ModuleInfo("model", "", "Module"))
     assert [c.name for c in found] == ["model.old"]
 
 
@@ -130,9 +130,11 @@ def test_a_tensor_comes_before_a_counter() -> None:
 
 def test_of_which_module() -> None:
     parts = [Module(), Module()]
-    before = attribute_changes.take([*parts])
+    before = attribute_changes.read_attributes([*parts])
     parts[1].number = 7
-    found = attribute_changes.changes(before, lambda part: Part("model", f"layers.{parts.index(part)}", "Module"))  # type: ignore[arg-type]
+    found = attribute_changes.find_changes(
+        before, lambda part: ModuleInfo("model", f"layers.{parts.index(part)}", "Module")  # type: ignore[arg-type]
+    )
     assert [c.name for c in found] == ["model.layers.1.number"]
 
 
@@ -148,9 +150,11 @@ class Wrapper(nn.Module):
 @pytest.mark.parametrize(("wrap", "told"), [(nn.DataParallel, []), (Wrapper, ["dim"])], ids=["torch's", "the user's"])
 def test_the_books_that_a_wrapper_keeps(wrap: Callable[[nn.Module], nn.Module], told: list[str]) -> None:
     wrapper = wrap(Module())
-    before = attribute_changes.take([wrapper])
+    before = attribute_changes.read_attributes([wrapper])
     vars(wrapper)["dim"] = 1
-    assert [c.attribute for c in attribute_changes.changes(before, lambda part: Part("model", "", ""))] == told
+    assert [
+        c.attribute for c in attribute_changes.find_changes(before, lambda part: ModuleInfo("model", "", ""))
+    ] == told
 
 
 NORMED: dict[str, Callable[[nn.Module], nn.Module]] = {
@@ -166,6 +170,8 @@ def test_a_weight_that_is_computed_before_each_forward(norm: Callable[[nn.Module
     layer.register_forward_pre_hook(lambda module, args: setattr(module, "calls", 1))
     vars(layer)["calls"] = 0
     vars(layer)["weight"] = torch.zeros(4, 4)
-    before = attribute_changes.take([layer])
+    before = attribute_changes.read_attributes([layer])
     layer(torch.ones(1, 4))
-    assert [c.attribute for c in attribute_changes.changes(before, lambda part: Part("model", "", ""))] == ["calls"]
+    assert [c.attribute for c in attribute_changes.find_changes(before, lambda part: ModuleInfo("model", "", ""))] == [
+        "calls"
+    ]

@@ -12,7 +12,7 @@ from torch import nn
 
 from pytest_evalmode import guard
 from tests.nets import Net, batch, only, rules, watching
-from tests.strict import Transform, each, run
+from tests.strict import Transform, broken_rules, parametrize_cases
 
 
 def looped() -> list[Any]:
@@ -37,7 +37,7 @@ WRITES: dict[str, tuple[Callable[..., object], Callable[[], tuple[Any, ...]], st
 }
 
 
-@each(WRITES)
+@parametrize_cases(WRITES)
 @pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
 def test_input_written_into(case: Any, grad: Callable[[], Any]) -> None:
     do, inputs, name = case
@@ -59,8 +59,8 @@ def test_a_keyword_argument_written_into() -> None:
 
 def test_a_layer_that_works_in_place_on_the_input() -> None:
     layers = nn.ReLU(inplace=True), nn.Linear(4, 2)
-    assert run(nn.Sequential(*layers), -torch.ones(2, 4)) == {"input-mutated"}
-    assert run(nn.Sequential(nn.Linear(4, 4), *layers), -torch.ones(2, 4)) == set()
+    assert broken_rules(nn.Sequential(*layers), -torch.ones(2, 4)) == {"input-mutated"}
+    assert broken_rules(nn.Sequential(nn.Linear(4, 4), *layers), -torch.ones(2, 4)) == set()
 
 
 Call = Callable[[nn.Module, torch.Tensor], object]
@@ -110,7 +110,7 @@ class Overwrites(nn.Module):
         return {"same": x}
 
 
-@each(TEMPORARIES)
+@parametrize_cases(TEMPORARIES)
 @pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
 def test_a_temporary_may_be_used_up(case: Call, grad: Callable[[], Any]) -> None:
     x = batch()
@@ -118,7 +118,7 @@ def test_a_temporary_may_be_used_up(case: Call, grad: Callable[[], Any]) -> None
         case(Overwrites(), x)
 
 
-@each(HELD)
+@parametrize_cases(HELD)
 @pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
 def test_what_somebody_holds_may_not(case: Call, grad: Callable[[], Any]) -> None:
     x = batch()
@@ -146,7 +146,7 @@ KEEPS: dict[str, tuple[Callable[..., object], Callable[[], tuple[Any, ...]]]] = 
 }
 
 
-@each(KEEPS)
+@parametrize_cases(KEEPS)
 def test_input_left_alone(case: Any) -> None:
     do, inputs = case
     with guard(strict=True), torch.no_grad():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.nets import batch, only, rules, watching
-from tests.strict import each, run
+from tests.strict import broken_rules, parametrize_cases
 
 
 class Listed(nn.Module):
@@ -160,7 +160,7 @@ REACHED: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@each(HIDDEN)
+@parametrize_cases(HIDDEN)
 def test_hidden(case: tuple[Callable[[], nn.Module], str]) -> None:
     model, name = case[0]().eval(), case[1]
     with watching(strict=True) as g, torch.no_grad():
@@ -173,15 +173,15 @@ def test_hidden(case: tuple[Callable[[], nn.Module], str]) -> None:
     assert violation.cause is not None
 
 
-@each(REACHED)
+@parametrize_cases(REACHED)
 def test_reached(case: Callable[[], nn.Module]) -> None:
-    assert run(case()) == set()
+    assert broken_rules(case()) == set()
 
 
 def test_a_list_of_what_is_registered_elsewhere() -> None:
     encoder = nn.Linear(4, 4)
-    assert run(nn.Sequential(encoder, Hiding([encoder], lambda h, x: h[0](x)))) == set()
+    assert broken_rules(nn.Sequential(encoder, Hiding([encoder], lambda h, x: h[0](x)))) == set()
 
 
 def test_hidden_and_in_training_mode_breaks_both() -> None:
-    assert run(Hiding([nn.Dropout()], lambda h, x: h[0](x))) == {"unregistered-module", "train-mode"}
+    assert broken_rules(Hiding([nn.Dropout()], lambda h, x: h[0](x))) == {"unregistered-module", "train-mode"}

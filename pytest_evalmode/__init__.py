@@ -41,7 +41,7 @@ _HOMES = {
     "Guard": "guards",
     "GuardError": "errors",
     "HygieneError": "errors",
-    "HygieneViolation": "session.window.verdict",
+    "HygieneViolation": "session.guarded_test.failure",
     "Policy": "policy",
     "PolicyError": "policy",
     "Rule": "rules",

@@ -163,4 +163,4 @@ def pytest_runtest_makereport(
 def pytest_unconfigure() -> None:
     writes = sys.modules.get("pytest_evalmode.observe.state.write_tracking")
     if writes is not None:
-        writes.let_go()  # whoever guards after pytest has ended, in this process, begins anew
+        writes.reset()  # whoever guards after pytest has ended, in this process, begins anew

@@ -51,7 +51,7 @@ def train_mode(trace: Trace) -> Iterator[Violation]:
             remedy=_register_it(telling[0]) or (pause_remedy(step) if step else _eval_it(calls, found)),
             since=since,
             details={**({"since": str(since)} if since else {}), **operation_details(trained=step)},
-            plain=bool(step or telling[0].why) or any(call.all_training for call in calls),
+            never_intended=bool(step or telling[0].why) or any(call.all_training for call in calls),
             train=tuple(f.module.path for f in found),
         )
 
@@ -75,7 +75,7 @@ def grad_mode(trace: Trace) -> Iterator[Violation]:
             remedy=(pause_remedy(step) if step else _MEANT if use else _leave_it_off(found[0])),
             details=operation_details(trained=step, used=use),
             because=("train-mode",) if step else (),
-            plain=bool(step),
+            never_intended=bool(step),
         )
 
 

@@ -35,13 +35,13 @@ def note_unregistered_module(
         outermost.unregistered_paths[id(part)] = ".".join(filter(None, (where.path, step, path)))
     ran = any(map(modules.has_own_tensors, parts)) and _watch(scene, outermost, module, f"{where.name}.{step}", frame)
     for question in outermost.checks:
-        question.join(parts, scene.sites.find_line_inside(frame.f_back, outermost.frame), UNREGISTERED_REASON)
+        question.add_modules(parts, scene.sites.find_line_inside(frame.f_back, outermost.frame), UNREGISTERED_REASON)
     return ran
 
 
 def _tell(outermost: ForwardContext, parts: list[nn.Module]) -> None:
     for question in outermost.checks:
-        question.join(parts, None, "")
+        question.add_modules(parts, None, "")
 
 
 def _watch(scene: CheckContext, outermost: ForwardContext, module: nn.Module, name: str, frame: FrameType) -> bool:

@@ -153,7 +153,7 @@ def test_inside_ends_at_the_model() -> None:
     model: FrameType = sys._getframe()
     site = part()
     assert site is not None
-    assert site.source == "return sites.inside(sys._getframe(), model)"
+    assert site.source == "return sites.find_line_inside(sys._getframe(), model)"
     assert sites.find_line_inside(model, model) is None
 
 

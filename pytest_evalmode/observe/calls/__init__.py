@@ -1,1 +1,1 @@
-"""What is called beside forwards: `train()`, loads, exports, optimizers, `backward()`."""
+"""Observers of calls other than forwards: `train()`, loads, exports, optimizer steps, `backward()`."""

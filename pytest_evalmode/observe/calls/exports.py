@@ -1,8 +1,8 @@
-"""A model of which torch makes a graph while it is in training mode -> ForwardCall: the graph keeps that.
+"""Observer of exports: models that torch traced or exported while they were in training mode.
 
-`torch.jit.trace` is seen as it takes the model; `torch.export.export`, which `torch.onnx.export` calls, as it hands out
-the program; the older way of `torch.onnx.export`, as it has traced.  So it does not matter by which name the user calls
-it, and a graph that was never made is not told.
+The functions that make the graph are patched, so an exporter is observed under each of its names, and a failed export
+is not reported: `torch.jit.trace` when it receives the model, `torch.export.export` (which `torch.onnx.export` calls)
+when it creates the program, and the older `torch.onnx.export` when it has traced the model.
 """
 
 from __future__ import annotations
@@ -32,39 +32,41 @@ from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation
 
 
 class ModelExports:
-    """Observes the exports of a window."""
+    """The exports of a window that stored the training mode of a mode-dependent module in a graph."""
 
-    def __init__(self, watch: Watch, sites: UserLines, switches: ModeChanges) -> None:
+    def __init__(self, watch: Watch, user_lines: UserLines, mode_changes: ModeChanges) -> None:
         self.failures = ObserverErrors()
         self._watch = watch
-        self._sites = sites
-        self._switches = switches
+        self._user_lines = user_lines
+        self._mode_changes = mode_changes
         self._calls: dict[ForwardCall, list[nn.Module]] = {}
-        """With the graphs that were made: few live to see this, as each is a fault."""
+        """Each call with the graphs that it made."""
         self._programs: weakref.WeakKeyDictionary[ExportedProgram, ForwardCall] = weakref.WeakKeyDictionary()
 
     def pop_calls(self) -> tuple[ForwardCall, ...]:
-        taken, self._calls = self._calls, {}
-        return tuple(replace(call, graphs=frozenset(self._names(graphs))) for call, graphs in taken.items())
+        """Return the exports recorded so far and forget them."""
+        recorded, self._calls = self._calls, {}
+        return tuple(replace(call, graphs=frozenset(self._names(graphs))) for call, graphs in recorded.items())
 
-    def note(
+    def add_export(
         self, module: nn.Module, frame: FrameType | None, program: ExportedProgram | None = None
     ) -> ForwardCall | None:
-        """Torch makes a graph of a model, for who stands in a frame."""
+        """Record that torch makes a graph of a model, called from a frame, if the graph keeps training mode."""
         try:
             if isinstance(module, ScriptModule):
                 return None
             parts = modules.walk(module)
-            excused = {id(p) for _, part in parts if model_graphs.is_exported(part) for p in modules.all_modules(part)}
-            ran = self._part(module)
+            # An exported graph always reports training=True.
+            exempt = {id(p) for _, part in parts if model_graphs.is_exported(part) for p in modules.all_modules(part)}
+            root = self._describe(module)
             training = tuple(
-                Observation(_inner(ran, path, part), since=self._switches.line_of_training(part))
+                Observation(_describe_part(root, path, part), since=self._mode_changes.line_of_training(part))
                 for path, part in parts
-                if modules.training_flag(part) and id(part) not in excused and mode_dependence.is_mode_dependent(part)
+                if modules.training_flag(part) and id(part) not in exempt and mode_dependence.is_mode_dependent(part)
             )
             if training:
-                at, whole = self._sites.find_line(frame), bool(modules.training_flag(module))
-                call = ForwardCall(ran, at, len(parts), exported=True, training=training, all_training=whole)
+                at, all_training = self._user_lines.find_line(frame), bool(modules.training_flag(module))
+                call = ForwardCall(root, at, len(parts), exported=True, training=training, all_training=all_training)
                 self._calls.setdefault(call, [])
                 if program is not None:
                     self._programs[program] = call
@@ -73,83 +75,87 @@ class ModelExports:
             self.failures.append(error)
         return None
 
-    def made(self, of: ForwardCall | ExportedProgram, graph: nn.Module) -> None:
-        """The graph has been made that is to run in the model's place."""
-        call = of if isinstance(of, ForwardCall) else self._programs.get(of)
+    def add_graph(self, source: ForwardCall | ExportedProgram, graph: nn.Module) -> None:
+        """Record the graph module that a call or an exported program made."""
+        call = source if isinstance(source, ForwardCall) else self._programs.get(source)
         if call in self._calls:
             self._calls[call].append(graph)
 
     def _names(self, graphs: list[nn.Module]) -> Iterator[str]:
-        """What those graphs are called that have run."""
+        """Yield the model names of those graphs that have run."""
         for graph in graphs:
-            found = self._watch.find_model(modules.unwrap(graph))
-            if found is not None:
-                yield found[0].name
+            owner = self._watch.find_model(modules.unwrap(graph))
+            if owner is not None:
+                yield owner[0].name
 
-    def _part(self, module: nn.Module) -> ModuleInfo:
-        found = self._watch.find_model(modules.unwrap(module))
-        name, path = (found[0].name, found[1]) if found else (self._watch.name_of(module), "")
+    def _describe(self, module: nn.Module) -> ModuleInfo:
+        owner = self._watch.find_model(modules.unwrap(module))
+        name, path = (owner[0].name, owner[1]) if owner else (self._watch.name_of(module), "")
         return ModuleInfo(name, path, modules.type_name(module))
 
 
-def _inner(whole: ModuleInfo, path: str, module: nn.Module) -> ModuleInfo:
-    """A part of a model that changes with its mode."""
-    return ModuleInfo(
-        whole.model, ".".join(filter(None, (whole.path, path))), modules.type_name(module), mode_dependent=True
-    )
+def _describe_part(root: ModuleInfo, path: str, module: nn.Module) -> ModuleInfo:
+    """Describe a mode-dependent submodule of an exported model."""
+    full_path = ".".join(filter(None, (root.path, path)))
+    return ModuleInfo(root.model, full_path, modules.type_name(module), mode_dependent=True)
 
 
-programs: Patch[ModelExports] = Patch("__init__", ExportedProgram)
-programs_run: Patch[ModelExports] = Patch("module", ExportedProgram)
-traces: Patch[ModelExports] = Patch("make_module", torch.jit._trace)
-onnx_traces: Patch[ModelExports] = Patch("forward", ONNXTracedModule)
-_ALL = programs, programs_run, traces, onnx_traces
+program_init_patch: Patch[ModelExports] = Patch("__init__", ExportedProgram)
+program_module_patch: Patch[ModelExports] = Patch("module", ExportedProgram)
+jit_trace_patch: Patch[ModelExports] = Patch("make_module", torch.jit._trace)
+onnx_trace_patch: Patch[ModelExports] = Patch("forward", ONNXTracedModule)
+_PATCHES = program_init_patch, program_module_patch, jit_trace_patch, onnx_trace_patch
 
 
 def start(observer: ModelExports) -> None:
-    for each in _ALL:
-        each.start(observer)
+    for patch in _PATCHES:
+        patch.start(observer)
 
 
 def stop(observer: ModelExports) -> None:
-    for each in _ALL:
-        each.stop(observer)
+    for patch in _PATCHES:
+        patch.stop(observer)
 
 
-@programs.replace_with
-def _observed(self: ExportedProgram, *args: Any, **kwargs: Any) -> None:
-    programs.original(self, *args, **kwargs)
+@program_init_patch.replace_with
+def _observed_init(self: ExportedProgram, *args: Any, **kwargs: Any) -> None:
+    program_init_patch.original(self, *args, **kwargs)
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not export.__code__:
         frame = frame.f_back
     if frame is not None:
-        for observer in programs.observers:
-            observer.note(callers.module_of_frame(frame), frame.f_back, self)
+        for observer in program_init_patch.observers:
+            # The first argument of export() is the model.
+            observer.add_export(callers.module_of_frame(frame), frame.f_back, self)
 
 
-@programs_run.replace_with
+@program_module_patch.replace_with
 def _observed_module(self: ExportedProgram, *args: Any, **kwargs: Any) -> Any:
-    graph = programs_run.original(self, *args, **kwargs)
-    for observer in programs_run.observers:
-        observer.made(self, graph)
+    graph = program_module_patch.original(self, *args, **kwargs)
+    for observer in program_module_patch.observers:
+        observer.add_graph(self, graph)
     return graph
 
 
-@traces.replace_with
+@jit_trace_patch.replace_with
 def _observed_trace(mod: nn.Module, *args: Any, **kwargs: Any) -> Any:
     frame = sys._getframe(1)
-    whole = frame.f_code is trace_module.__code__  # else it is a part of the model
-    notes = [(observer, observer.note(mod, frame.f_back)) for observer in traces.observers] if whole else []
-    graph = traces.original(mod, *args, **kwargs)
-    for observer, call in notes:
+    is_root = frame.f_code is trace_module.__code__  # it is also called for each submodule
+    calls = (
+        [(observer, observer.add_export(mod, frame.f_back)) for observer in jit_trace_patch.observers]
+        if is_root
+        else []
+    )
+    graph = jit_trace_patch.original(mod, *args, **kwargs)
+    for observer, call in calls:
         if call is not None:
-            observer.made(call, graph)
+            observer.add_graph(call, graph)
     return graph
 
 
-@onnx_traces.replace_with
+@onnx_trace_patch.replace_with
 def _observed_onnx(self: ONNXTracedModule, *args: Any) -> Any:
-    result = onnx_traces.original(self, *args)
-    for observer in onnx_traces.observers:
-        observer.note(self.inner, sys._getframe(1))
+    result = onnx_trace_patch.original(self, *args)
+    for observer in onnx_trace_patch.observers:
+        observer.add_export(self.inner, sys._getframe(1))
     return result

@@ -1,7 +1,7 @@
-"""Every call that sets torch's global state -> the user's line that made it.
+"""Observer of calls that set torch's global state: the user's line that changed a flag.
 
-What is wrapped is where all names of a setter end, while a strict window is open.  What torch sets for itself, and puts
-back, is nobody's line.
+Torch offers each setter under several names. The functions that all of these call are patched while a strict window is
+open. Calls that torch makes for its own purposes are ignored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pytest_evalmode.trace import Site
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class FlagChange:
     """A flag that a call has changed, and the user's line that led to the call."""
 
     before: str
@@ -36,45 +36,46 @@ class Setting:
 
 
 class GlobalStateCalls:
-    """Observes who sets the global flags of a window."""
+    """The calls of a window that changed a global flag."""
 
-    def __init__(self, sites: UserLines) -> None:
+    def __init__(self, user_lines: UserLines) -> None:
         self.failures = ObserverErrors()
-        self._sites = sites
-        self._settings: dict[str, list[Setting]] = {}
-        """By name, those that hold: what is put back is none."""
+        self._user_lines = user_lines
+        self._changes: dict[str, list[FlagChange]] = {}
+        """By flag, the changes that are still in effect: one that was reverted is removed."""
 
     def line_of(self, name: str, value: str) -> Site | None:
-        """The line that has set a flag to what it is."""
-        held = self._settings.get(name)
-        return held[-1].line if held and held[-1].after == value else None
+        """Return the line that set a flag to its current value, or None if that is unknown."""
+        changes = self._changes.get(name)
+        return changes[-1].line if changes and changes[-1].after == value else None
 
-    def flags(self, names: tuple[str, ...]) -> Flags:
-        """How torch is set; a test may have broken what tells it."""
+    def read_flags(self, names: tuple[str, ...]) -> Flags:
+        """Return the values of some global flags, or none if reading them fails, for example under a test's mock."""
         try:
             return flag_snapshots.read_global_flags(names)
         except Exception as error:
             self.failures.append(error)
             return {}
 
-    def note(self, before: Flags, now: Flags, frame: FrameType) -> None:
-        """A call that somebody made in a frame has ended."""
+    def add_call(self, before: Flags, after: Flags, frame: FrameType) -> None:
+        """Record a call, made in a frame, with the flags before and after it."""
         try:
-            if self._sites.is_worker_thread():
-                return  # some flags are a thread's own
-            for leak in flag_snapshots.find_leaks(None, before, now):
-                held = self._settings.setdefault(leak.name, [])
-                while held and held[-1].after != leak.before:
-                    held.pop()  # it was put back where nobody saw it
-                if held and held[-1].before == leak.after:
-                    held.pop()
+            if self._user_lines.is_worker_thread():
+                return  # grad mode and the default device are per thread
+            for leak in flag_snapshots.find_leaks(None, before, after):
+                changes = self._changes.setdefault(leak.name, [])
+                while changes and changes[-1].after != leak.before:
+                    changes.pop()  # it was reverted by a call that is not patched
+                if changes and changes[-1].before == leak.after:
+                    changes.pop()
                 else:
-                    held.append(Setting(leak.before, leak.after, self._sites.find_line(frame)))
+                    changes.append(FlagChange(leak.before, leak.after, self._user_lines.find_line(frame)))
         except Exception as error:
             self.failures.append(error)
 
 
-# Who sets, by what, and which flags are to be read: all of them, but where a forward may well be in a `with`.
+# Owner, its functions, and the flags to read before and after: () reads all. Functions that a forward may call often
+# name the one flag that they set.
 _SETTERS: tuple[tuple[Any, tuple[str, ...], tuple[str, ...]], ...] = (
     (torch._C, ("_set_default_dtype", "_set_default_tensor_type"), ()),
     (torch._C, ("_set_deterministic_algorithms", "_set_float32_matmul_precision"), ()),
@@ -87,40 +88,40 @@ _SETTERS: tuple[tuple[Any, tuple[str, ...], tuple[str, ...]], ...] = (
 )
 _is_compiling = torch.compiler.is_compiling
 
-setters: dict[Patch[GlobalStateCalls], tuple[str, ...]] = {
-    Patch(name, of): flags for of, names, flags in _SETTERS for name in names if hasattr(of, name)
+setter_patches: dict[Patch[GlobalStateCalls], tuple[str, ...]] = {
+    Patch(name, owner): flags for owner, names, flags in _SETTERS for name in names if hasattr(owner, name)
 }
 
 
 def start(observer: GlobalStateCalls) -> None:
-    for setter in setters:
-        setter.start(observer)
+    for patch in setter_patches:
+        patch.start(observer)
 
 
 def stop(observer: GlobalStateCalls) -> None:
-    for setter in setters:
-        setter.stop(observer)
+    for patch in setter_patches:
+        patch.stop(observer)
 
 
-def _is_torchs_own(frame: FrameType) -> bool:
-    """Whether torch sets something for itself; `torch` and `torch.backends` hand on what others set."""
+def _is_internal_to_torch(frame: FrameType) -> bool:
+    """Return whether torch itself makes a call; `torch` and `torch.backends` only forward calls of the user."""
     name = frame.f_globals.get("__name__", "")
     return name.startswith("torch.") and not name.startswith("torch.backends")
 
 
-def _observe(setter: Patch[GlobalStateCalls], flags: tuple[str, ...]) -> None:
-    @setter.replace_with
-    def observed(*args: Any, **kwargs: Any) -> Any:
+def _define_replacement(patch: Patch[GlobalStateCalls], flags: tuple[str, ...]) -> None:
+    @patch.replace_with
+    def _observed_setter(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         frame = sys._getframe(1)
-        if not setter.observers or _is_compiling() or _is_torchs_own(frame):
-            return setter.original(*args, **kwargs)
-        before = setter.observers[0].flags(flags)
-        result = setter.original(*args, **kwargs)
-        for observer in setter.observers:
-            observer.note(before, observer.flags(flags), frame)
+        if not patch.observers or _is_compiling() or _is_internal_to_torch(frame):
+            return patch.original(*args, **kwargs)
+        before = patch.observers[0].read_flags(flags)
+        result = patch.original(*args, **kwargs)
+        for observer in patch.observers:
+            observer.add_call(before, observer.read_flags(flags), frame)
         return result
 
 
-for _setter, _flags in setters.items():
-    _observe(_setter, _flags)
+for _patch, _flags in setter_patches.items():
+    _define_replacement(_patch, _flags)

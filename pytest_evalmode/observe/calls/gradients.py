@@ -1,7 +1,7 @@
-"""Every `backward()` and `autograd.grad()` -> the models whose graph it used, and the user's line that asked.
+"""Observer of `backward()` and `autograd.grad()`: the models whose graph was used, and the user's line.
 
-Both end in one function of torch's, which is wrapped while a window is open: so it does not matter by which name the
-user calls them.
+Both call the same private function of torch, which is patched while a window is open, so they are observed under each
+of their names.
 """
 
 from __future__ import annotations
@@ -25,60 +25,64 @@ _KEY = "pytest-evalmode"
 
 
 def mark_nodes(nodes: Iterable[Node], model: str) -> None:
-    """Write on the nodes of a graph that made its outputs whose it is; autograd keeps such notes and reads none."""
+    """Store the name of a model in the autograd nodes of its outputs.
+
+    Autograd keeps the metadata of a node but never reads it.
+    """
     for node in nodes:
         node_metadata(node)[_KEY] = model
 
 
 def node_metadata(node: Node) -> dict[str, str]:
-    """The notes that autograd keeps on a node; torch has them down as a method."""
+    """Return the metadata of an autograd node; torch's type hints call it a method."""
     return cast(dict[str, str], node.metadata)
 
 
 class GradientCalls:
-    """Observes who uses the graphs of a window."""
+    """The calls of a window that computed gradients through a watched model."""
 
-    def __init__(self, sites: UserLines) -> None:
+    def __init__(self, user_lines: UserLines) -> None:
         self.failures = ObserverErrors()
-        self._sites = sites
-        self._uses: dict[ModelOperation, None] = {}
+        self._user_lines = user_lines
+        self._operations: dict[ModelOperation, None] = {}
 
     def pop_operations(self) -> tuple[ModelOperation, ...]:
-        taken, self._uses = tuple(self._uses), {}
-        return taken
+        """Return the calls recorded so far and forget them."""
+        recorded, self._operations = tuple(self._operations), {}
+        return recorded
 
-    def note(self, outputs: Iterable[Tensor], *, accumulate: bool, frame: FrameType) -> None:
-        """Gradients of some outputs are asked for, in a frame."""
+    def add_call(self, outputs: Iterable[Tensor], *, accumulate: bool, frame: FrameType) -> None:
+        """Record a call that computes gradients of `outputs`; `accumulate` if it adds them to `.grad`."""
         try:
-            models = _models(outputs)
+            models = _find_models(outputs)
             if models:
-                by = "backward()" if accumulate else "autograd.grad()"
-                self._uses[ModelOperation(models, by, self._sites.find_line(frame))] = None
+                name = "backward()" if accumulate else "autograd.grad()"
+                self._operations[ModelOperation(models, name, self._user_lines.find_line(frame))] = None
         except Exception as error:
             self.failures.append(error)
 
 
-def _models(outputs: Iterable[Any]) -> tuple[str, ...]:
-    """The models whose outputs a graph goes through."""
-    found: dict[str, None] = {}
-    waiting = [output.grad_fn for output in outputs if is_tensor(output)]
+def _find_models(outputs: Iterable[Any]) -> tuple[str, ...]:
+    """Return the models whose outputs are in the autograd graph of some tensors."""
+    models: dict[str, None] = {}
+    pending = [output.grad_fn for output in outputs if is_tensor(output)]
     seen = set()
-    while waiting:
-        node = waiting.pop()
+    while pending:
+        node = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if _KEY in node_metadata(node):
-            found[node_metadata(node)[_KEY]] = None
-        waiting.extend(following for following, _ in node.next_functions)
-    return tuple(found)
+            models[node_metadata(node)[_KEY]] = None
+        pending.extend(following for following, _ in node.next_functions)
+    return tuple(models)
 
 
 run_backward_patch: Patch[GradientCalls] = Patch("_engine_run_backward", torch.autograd)
 
 
 @run_backward_patch.replace_with
-def _observed(outputs: Iterable[Tensor], *args: Any, **kwargs: Any) -> Any:
+def _observed_run_backward(outputs: Iterable[Tensor], *args: Any, **kwargs: Any) -> Any:
     for observer in run_backward_patch.observers:
-        observer.note(outputs, accumulate=kwargs.get("accumulate_grad", True), frame=sys._getframe(1))
+        observer.add_call(outputs, accumulate=kwargs.get("accumulate_grad", True), frame=sys._getframe(1))
     return run_backward_patch.original(outputs, *args, **kwargs)

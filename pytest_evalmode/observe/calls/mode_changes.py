@@ -1,7 +1,7 @@
-"""Every `train()` -> the user's line that switched a module to training mode, or to eval mode.
+"""Observer of `train()` and `eval()`: the user's line that switched a module to training mode or to eval mode.
 
-`nn.Module.train` is wrapped while a window is open, and in a session of tests from the first one on: a fixture may have
-trained the model, or another test.  `eval()` calls it, too.
+`nn.Module.train` is patched while a window is open; `eval()` calls it, too. In a pytest session it stays patched from
+the first window to the end, because a fixture or another test may have switched the model.
 """
 
 from __future__ import annotations
@@ -23,52 +23,59 @@ from pytest_evalmode.trace import Site
 
 
 class ModeChanges:
-    """Observes who switches modules: in a window, for which another may have observed what was `before` it."""
+    """The modules that were switched in a window, with the line that switched each; `earlier` are those before it."""
 
-    def __init__(self, sites: UserLines, events: Timeline | None = None, before: ModeChanges | None = None) -> None:
+    def __init__(
+        self, user_lines: UserLines, timeline: Timeline | None = None, earlier: ModeChanges | None = None
+    ) -> None:
         self.failures = ObserverErrors()
         self.change_count = 0
-        """Of the times that something was switched."""
-        self._sites = sites
-        self._events = events
-        self._before = before
+        """Number of changes so far: while it stays the same, lines found earlier are still valid."""
+        self._user_lines = user_lines
+        self._timeline = timeline
+        self._earlier = earlier
         self._lines: dict[int, tuple[weakref.ref[nn.Module], Site, bool]] = {}
+        """By `id`: the module, the line that switched it last and its mode since then."""
 
     def line_of_training(self, module: nn.Module) -> Site | None:
-        """The line that has switched a module to training mode, in the window or before it."""
+        """Return the line that switched a module to training mode, in the window or before it."""
         known, *_ = self._lines.get(id(module), (None,))
-        if self._before is None or (known is not None and known() is module):
+        if self._earlier is None or (known is not None and known() is module):
             return self.line_of_mode(module)
-        return self._before.line_of_mode(module)
+        return self._earlier.line_of_mode(module)
 
     def line_of_mode(self, module: nn.Module, *, training: bool = True) -> Site | None:
-        """The line that has switched a module to training mode, or to eval mode, unless that was before the window."""
+        """Return the line in the window that switched a module to training mode, or to eval mode.
+
+        None if the last change was to the other mode.
+        """
         known, line, mode = self._lines.get(id(module), (None, None, None))
         return line if known is not None and known() is module and mode is training else None
 
     def reset(self) -> None:
+        """Forget all lines."""
         self.change_count += 1
         self._lines.clear()
 
-    def note(self, module: nn.Module) -> None:
-        """A `train()` has ended in the calling frame."""
+    def add_change(self, module: nn.Module) -> None:
+        """Record a `train()` that has ended in the calling frame."""
         self.change_count += 1
         try:
             caller = sys._getframe(2)
-            if caller.f_code is _RECURSIVE:
-                return  # the module is part of one that is being switched
-            line = self._line(module, caller)
-            if self._events is not None:
-                self._events.add_mode_change(module, line)
+            if caller.f_code is _TRAIN_CODE:
+                return  # train() of a parent calls train() of each child
+            line = self._find_line(module, caller)
+            if self._timeline is not None:
+                self._timeline.add_mode_change(module, line)
             for part in modules.all_modules(module):
                 if line is not None:
-                    self._keep(part, line)
+                    self._store(part, line)
                 else:
                     self._lines.pop(id(part), None)
         except Exception as error:
             self.failures.append(error)
 
-    def _keep(self, module: nn.Module, line: Site) -> None:
+    def _store(self, module: nn.Module, line: Site) -> None:
         lines, key = self._lines, id(module)
 
         def forget(dead: weakref.ref[nn.Module]) -> None:
@@ -77,30 +84,30 @@ class ModeChanges:
 
         lines[key] = weakref.ref(module, forget), line, bool(modules.training_flag(module))
 
-    def _line(self, module: nn.Module, caller: FrameType) -> Site | None:
-        """The user's line that called `train()`, be it overridden."""
-        own = _overrides(type(module))
+    def _find_line(self, module: nn.Module, caller: FrameType) -> Site | None:
+        """Return the user's line that called `train()`, outside the overrides of the module's class."""
+        overrides = _override_codes(type(module))
         frame: FrameType | None = caller
-        while frame is not None and frame.f_code in own:
+        while frame is not None and frame.f_code in overrides:
             frame = frame.f_back
-        return self._sites.find_line_inside(frame, None)
+        return self._user_lines.find_line_inside(frame, None)
 
 
-def _overrides(kind: type[nn.Module]) -> set[CodeType]:
-    methods = (vars(base).get(name) for base in kind.__mro__ for name in ("train", "eval"))
+def _override_codes(module_type: type[nn.Module]) -> set[CodeType]:
+    methods = (vars(base).get(name) for base in module_type.__mro__ for name in ("train", "eval"))
     return {method.__code__ for method in methods if isinstance(method, FunctionType)}
 
 
 train_patch: Patch[ModeChanges] = Patch("train")
-_RECURSIVE = getattr(train_patch.original, "__code__", None)
+_TRAIN_CODE = getattr(train_patch.original, "__code__", None)
 _is_compiling = torch.compiler.is_compiling
 
 
 @train_patch.replace_with
-def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _observed_train(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
     result = train_patch.original(self, *args, **kwargs)
     if not _is_compiling():
         for observer in train_patch.observers:
-            observer.note(self)
+            observer.add_change(self)
     return result

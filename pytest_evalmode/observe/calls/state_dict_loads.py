@@ -1,6 +1,6 @@
-"""Every `load_state_dict()`, which writes; under the strict rules, those that left something over -> Load.
+"""Observer of `load_state_dict()`: which loads wrote to a model, and (strict) which were incomplete.
 
-`nn.Module.load_state_dict` is wrapped while a window is open: it has hooks, but no global one.
+`nn.Module.load_state_dict` is patched while a window is open, because torch has no global hook for it.
 """
 
 from __future__ import annotations
@@ -22,87 +22,91 @@ from pytest_evalmode.observe.patches import Patch
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import Load, ModuleInfo
 
-Place = tuple[weakref.ref[nn.Module], str]
-"""Where a tensor of a model stands: the module that holds it, and its name there."""
+TensorSlot = tuple[weakref.ref[nn.Module], str]
+"""The module that owns a tensor, and the tensor's name in it."""
 
-# Frames that only hand a load on: overrides, and what decorates them.
-_HANDS_ON = ("torch.utils._contextlib", "torch._dynamo.")
+# Modules whose functions only forward a load: decorators around an overridden `load_state_dict`.
+_FORWARDING_MODULES = ("torch.utils._contextlib", "torch._dynamo.")
 
 
 class StateDictLoads:
-    """Observes the loads of a window."""
+    """The loads of a window that left keys over."""
 
-    def __init__(self, watch: Watch, sites: UserLines, writers: ModelConversions, *, strict: bool) -> None:
+    def __init__(self, watch: Watch, user_lines: UserLines, conversions: ModelConversions, *, strict: bool) -> None:
         self.failures = ObserverErrors()
-        self._writers = writers
+        self._conversions = conversions
         self._strict = strict
-        self._loads: list[tuple[Load, dict[str, Place]]] = []
-        self._filled: set[Place] = set()
+        self._loads: list[tuple[Load, dict[str, TensorSlot]]] = []
+        self._filled: set[TensorSlot] = set()
         self._watch = watch
-        self._sites = sites
+        self._user_lines = user_lines
 
     def pop_loads(self) -> tuple[Load, ...]:
-        taken, self._loads = self._loads, []
-        left = (
-            replace(load, missing=tuple(key for key in load.missing if places.get(key) not in self._filled))
-            for load, places in taken
-        )
-        return tuple(load for load in left if load.missing or load.unexpected)
+        """Return the incomplete loads recorded so far and forget them.
 
-    def add(self, module: nn.Module, given: Iterable[str], result: Any) -> None:
-        """A load of the `given` keys has ended in the calling frame."""
-        self._writers.note(module, "load_state_dict", sys._getframe(2))
+        A missing key does not count if another load of the window filled it.
+        """
+        recorded, self._loads = self._loads, []
+        incomplete = (
+            replace(load, missing=tuple(key for key in load.missing if slots.get(key) not in self._filled))
+            for load, slots in recorded
+        )
+        return tuple(load for load in incomplete if load.missing or load.unexpected)
+
+    def add_load(self, module: nn.Module, given_keys: Iterable[str], result: Any) -> None:
+        """Record a load that has ended in the calling frame; its `result` is None if an override returned nothing."""
+        self._conversions.add_call(module, "load_state_dict", sys._getframe(2))
         if not self._strict:
             return
         try:
             missing, unexpected = (result.missing_keys, result.unexpected_keys) if result is not None else ([], [])
-            matched = set(given).difference(unexpected)
-            places, tied = _places(module, matched)
-            self._filled.update(places[key] for key in matched if key in places)
+            matched = set(given_keys).difference(unexpected)
+            slots, tied = _tensor_slots(module, matched)
+            self._filled.update(slots[key] for key in matched if key in slots)
             missing = [key for key in missing if key not in tied]
             if not (missing or unexpected):
                 return
             frame = sys._getframe(2)
-            asked = self._sites.find_caller(frame)
-            caller = asked.frame
-            at = asked.test_frame or caller
-            home = self._watch.find_model(module)
-            name, path = (home[0].name, home[1]) if home else (self._watch.name_of(module), "")
+            caller = self._user_lines.find_caller(frame)
+            user_frame = caller.frame
+            at = caller.test_frame or user_frame
+            owner = self._watch.find_model(module)
+            name, path = (owner[0].name, owner[1]) if owner else (self._watch.name_of(module), "")
             load = Load(
                 ModuleInfo(name, path, type_name(module)),
-                self._sites.site(at.f_code, at.f_lineno) if at else None,
+                self._user_lines.site(at.f_code, at.f_lineno) if at else None,
                 tuple(missing),
                 tuple(unexpected),
-                by_user=caller is None or any(caller is asker for asker in _askers(frame)),
+                by_user=user_frame is None or any(user_frame is each for each in _requesting_frames(frame)),
                 matched=len(matched),
             )
-            self._loads.append((load, places))
+            self._loads.append((load, slots))
         except Exception as error:
             self.failures.append(error)
 
 
-def _places(module: nn.Module, loaded: set[str]) -> tuple[dict[str, Place], set[str]]:
-    """Where the tensors of a model stand, by key; and the keys of those that are tied to one that was loaded."""
-    places: dict[str, Place] = {}
-    tensors: dict[str, int] = {}
+def _tensor_slots(module: nn.Module, loaded: set[str]) -> tuple[dict[str, TensorSlot], set[str]]:
+    """Return the slot of each tensor of a model by key, and the keys of tensors tied to one that was loaded."""
+    slots: dict[str, TensorSlot] = {}
+    tensor_ids: dict[str, int] = {}
     for path, part in module.named_modules(remove_duplicate=False):
-        holder = weakref.ref(part)
-        hash(holder)  # it is kept, and can be told from others when the module has died
+        owner = weakref.ref(part)
+        hash(owner)  # caches the hash, so that the reference can still be compared when the module is gone
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             key = f"{path}.{name}" if path else name
-            places[key] = holder, name
+            slots[key] = owner, name
             if tensor is not None:
-                tensors[key] = id(tensor)
-    filled = {tensors[key] for key in loaded if key in tensors}
-    return places, {key for key, tensor in tensors.items() if tensor in filled}
+                tensor_ids[key] = id(tensor)
+    filled = {tensor_ids[key] for key in loaded if key in tensor_ids}
+    return slots, {key for key, tensor in tensor_ids.items() if tensor in filled}
 
 
-def _askers(frame: FrameType | None) -> Iterator[FrameType]:
-    """The frame that asked for a load, after the overrides that handed it on."""
+def _requesting_frames(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield the frames of `load_state_dict()` overrides, up to and including the frame that called the outermost."""
     while frame is not None:
         yield frame
         name = frame.f_globals.get("__name__", "")
-        if frame.f_code.co_name != "load_state_dict" and not name.startswith(_HANDS_ON):
+        if frame.f_code.co_name != "load_state_dict" and not name.startswith(_FORWARDING_MODULES):
             return
         frame = frame.f_back
 
@@ -111,10 +115,10 @@ load_state_dict_patch: Patch[StateDictLoads] = Patch("load_state_dict")
 
 
 @load_state_dict_patch.replace_with
-def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _observed_load_state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
     result = load_state_dict_patch.original(self, *args, **kwargs)
-    given = args[0] if args else kwargs.get("state_dict", ())
+    given_keys = args[0] if args else kwargs.get("state_dict", ())
     for observer in load_state_dict_patch.observers:
-        observer.add(self, given, result)
+        observer.add_load(self, given_keys, result)
     return result

@@ -1,4 +1,4 @@
-"""A model of which a graph is made while it is in training mode, and the graphs that are as they should be."""
+"""Models that are exported in training mode, and the graphs made from them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.export import export  # by its name, as many import it
 from tests.nets import Net, batch, watching
 
 
-def by_name(model: nn.Module) -> None:
+def export_by_name(model: nn.Module) -> None:
     export(model, (batch(),))
 
 
-def strictly(model: nn.Module) -> None:
+def export_strict(model: nn.Module) -> None:
     torch.export.export(model, (batch(),), strict=True)
 
 
@@ -28,25 +28,25 @@ def trace(model: nn.Module) -> None:
 
 
 def onnx(model: nn.Module) -> None:
-    """By the older way, which puts a model in eval mode unless it is told not to."""
+    """With the older exporter, which switches to eval mode unless `training` is PRESERVE."""
     pytest.importorskip("onnx")
     with warnings.catch_warnings(action="ignore"):
-        kept = torch.onnx.TrainingMode.PRESERVE
-        torch.onnx.export(model, (batch(),), io.BytesIO(), dynamo=False, training=kept)  # type: ignore[arg-type]
+        preserve = torch.onnx.TrainingMode.PRESERVE
+        torch.onnx.export(model, (batch(),), io.BytesIO(), dynamo=False, training=preserve)  # type: ignore[arg-type]
 
 
-EACH = pytest.mark.parametrize("run", [by_name, strictly, trace, onnx])
+every_exporter = pytest.mark.parametrize("run", [export_by_name, export_strict, trace, onnx])
 
 
-def half_training() -> nn.Module:
+def dropout_in_training_mode() -> nn.Module:
     model = Net().eval()
     model.drop.train()
     return model
 
 
-@EACH
-@pytest.mark.parametrize(("make", "parts"), [(Net, {"Net.bn", "Net.drop"}), (half_training, {"Net.drop"})])
-def test_a_model_in_training_mode(run: Any, make: Any, parts: set[str]) -> None:
+@every_exporter
+@pytest.mark.parametrize(("make", "parts"), [(Net, {"Net.bn", "Net.drop"}), (dropout_in_training_mode, {"Net.drop"})])
+def test_exporting_a_model_in_training_mode_is_reported(run: Any, make: Any, parts: set[str]) -> None:
     with watching(allow="state-mutated") as g:
         run(make())
     (violation,) = g.violations
@@ -58,21 +58,21 @@ def test_a_model_in_training_mode(run: Any, make: Any, parts: set[str]) -> None:
     assert violation.remedy.startswith("call eval() before export")
 
 
-@EACH
-def test_a_model_in_eval_mode_or_without_a_mode(run: Any) -> None:
+@every_exporter
+def test_exporting_a_model_in_eval_mode_or_without_a_mode_is_clean(run: Any) -> None:
     with watching() as g:
         run(Net().eval())
         run(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
     assert g.violations == []
 
 
-def test_an_export_that_fails_has_made_no_graph() -> None:
+def test_a_failed_export_is_not_reported() -> None:
     class Fails(Net):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise ValueError("no")
 
     with watching() as g, pytest.raises(ValueError, match="no"):
-        by_name(Fails())
+        export_by_name(Fails())
     assert g.violations == []
 
 
@@ -80,11 +80,11 @@ def test_an_exported_graph_may_run_and_be_exported_again() -> None:
     graph = export(Net().eval(), (batch(),)).module()
     with watching() as g, torch.no_grad():
         graph(batch())
-        by_name(graph)
+        export_by_name(graph)
     assert g.violations == []
 
 
-def test_the_older_export_to_onnx_puts_a_model_in_eval_mode() -> None:
+def test_the_older_onnx_exporter_switches_the_model_to_eval_mode() -> None:
     pytest.importorskip("onnx")
     model = Net()
     with watching(model) as g, warnings.catch_warnings(action="ignore"):
@@ -101,11 +101,11 @@ def traced(model: nn.Module) -> Any:
         return torch.jit.trace(model, (batch(),), check_trace=False).eval()  # type: ignore[no-untyped-call]
 
 
-GRAPHS = pytest.mark.parametrize("make", [exported, traced])
+every_graph = pytest.mark.parametrize("make", [exported, traced])
 
 
-@GRAPHS
-def test_what_a_graph_does_is_told_with_the_line_that_made_it(make: Any) -> None:
+@every_graph
+def test_violations_of_a_graph_name_the_line_that_made_it(make: Any) -> None:
     with watching(allow="state-mutated") as g, torch.no_grad():
         graph = make(Net())
         graph(batch())
@@ -117,8 +117,8 @@ def test_what_a_graph_does_is_told_with_the_line_that_made_it(make: Any) -> None
         assert violation.remedy.startswith("call eval() before export")
 
 
-@GRAPHS
-def test_the_graph_of_one_model_says_nothing_of_another(make: Any) -> None:
+@every_graph
+def test_the_graph_of_one_model_does_not_explain_another_model(make: Any) -> None:
     with watching(allow="state-mutated") as g, torch.no_grad():
         make(Net())(batch())
         make(nn.Sequential(nn.Linear(4, 2), nn.Dropout()))

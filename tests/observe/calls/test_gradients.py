@@ -1,4 +1,4 @@
-"""Who stepped an optimizer, and who used a graph: the line, whose model, and what must not be told."""
+"""Optimizer steps and uses of an autograd graph: the line, the model, and what must not be reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def line_of(function: Any, text: str) -> str:
     return f"test_gradients.py:{next(i for i, line in enumerate(lines, begin) if text in line)}"
 
 
-def told(model: nn.Module, run: Any, rule: str) -> Violation:
+def violation_of(model: nn.Module, run: Any, rule: str) -> Violation:
     with watching(model) as g:
         run(model)
     return next(violation for violation in g.violations if violation.rule == rule)
@@ -42,23 +42,23 @@ def attack(model: nn.Module) -> None:
     grad(model(images).sum() * 2, images)  # here
 
 
-def forgot(model: nn.Module) -> None:
+def forgets_no_grad(model: nn.Module) -> None:
     model(batch())
 
 
-def penalty(model: nn.Module) -> None:
-    """The weights get gradients, by no output of the model's."""
+def penalizes_weights(model: nn.Module) -> None:
+    """The weights get gradients, but not through an output of the model."""
     model(batch())
     next(model.parameters()).square().sum().backward()  # type: ignore[no-untyped-call]
 
 
-def another(model: nn.Module) -> None:
+def trains_another_model(model: nn.Module) -> None:
     model(batch())
     train(nn.Linear(4, 1))
 
 
-def test_a_step_of_an_optimizer() -> None:
-    violation = told(Net().eval(), train, "state-mutated")
+def test_an_optimizer_step_is_reported() -> None:
+    violation = violation_of(Net().eval(), train, "state-mutated")
     assert violation.details["trained"].startswith("SGD.step() at ")
     assert violation.details["trained"].endswith(line_of(train, "# here"))
     assert "evalmode.paused()" in violation.remedy
@@ -66,33 +66,33 @@ def test_a_step_of_an_optimizer() -> None:
 
 @pytest.mark.parametrize(("run", "by"), [(saliency, "backward()"), (attack, "autograd.grad()")])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_graph_that_was_used(run: Any, by: str, frozen: bool) -> None:
-    violation = told(Net().eval().requires_grad_(not frozen), run, "grad-mode")
+def test_a_used_graph_is_reported(run: Any, by: str, frozen: bool) -> None:
+    violation = violation_of(Net().eval().requires_grad_(not frozen), run, "grad-mode")
     assert violation.details["used"].startswith(f"{by} at ")
     assert violation.details["used"].endswith(line_of(run, "# here"))
     assert "allow=['grad-mode']" in violation.remedy
     assert "eval()" not in violation.remedy
 
 
-@pytest.mark.parametrize("run", [forgot, penalty, another])
-def test_a_graph_that_was_not_used(run: Any) -> None:
-    violation = told(Net().eval(), run, "grad-mode")
+@pytest.mark.parametrize("run", [forgets_no_grad, penalizes_weights, trains_another_model])
+def test_an_unused_graph_is_not_reported(run: Any) -> None:
+    violation = violation_of(Net().eval(), run, "grad-mode")
     assert "used" not in violation.details
     assert "trained" not in violation.details
     assert violation.remedy == "call it under torch.inference_mode() or torch.no_grad()"
 
 
-def test_what_trains_in_a_pause_is_not_told() -> None:
+def test_training_in_a_pause_is_not_reported() -> None:
     model = Net().eval()
     with watching(model) as g:
         with g.paused():
             train(model)
-        forgot(model)
+        forgets_no_grad(model)
     (violation,) = g.violations
     assert "trained" not in violation.details
 
 
-def test_neither_is_there_afterwards() -> None:
+def test_the_patch_and_the_hook_are_removed_after_the_window() -> None:
     engine = vars(torch.autograd)["_engine_run_backward"]
     hooks = _global_optimizer_post_hooks
     with watching(Net()):
@@ -102,7 +102,7 @@ def test_neither_is_there_afterwards() -> None:
     assert not hooks
 
 
-def test_gradients_are_what_they_are_without_a_guard() -> None:
+def test_gradients_are_the_same_with_a_guard() -> None:
     model, images = Net().eval(), batch()
 
     def gradients() -> list[Tensor]:
@@ -110,5 +110,5 @@ def test_gradients_are_what_they_are_without_a_guard() -> None:
 
     expected = gradients()
     with watching(model):
-        found = gradients()
-    assert all(map(torch.equal, expected, found))
+        guarded = gradients()
+    assert all(map(torch.equal, expected, guarded))

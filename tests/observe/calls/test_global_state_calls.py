@@ -1,4 +1,4 @@
-"""The line that set torch's global state otherwise, or a shared model, is told with the leak."""
+"""The line that changed torch's global state, or a shared model, is reported with the leak."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.nets import Net, batch, only, watching
 THREADS = torch.get_num_threads()
 
 
-def put_back() -> None:
+def restore() -> None:
     set_default_dtype(torch.float32)
     set_default_device(None)
     torch.set_num_threads(THREADS)
@@ -37,9 +37,9 @@ def put_back() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _put_back() -> Iterator[None]:
+def _restore() -> Iterator[None]:
     yield
-    put_back()
+    restore()
 
 
 def dtype() -> None:
@@ -78,13 +78,13 @@ def tf32() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
 
 
-def put_back_and_set_again() -> None:
+def restore_and_set_again() -> None:
     with torch.set_grad_enabled(False):
         pass
     torch.set_grad_enabled(False)
 
 
-def and_torch_for_itself() -> None:
+def set_before_torch_sets_it_itself() -> None:
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)
     torch.set_grad_enabled(False)
     optimizer.step()
@@ -99,30 +99,30 @@ def source(g: Guard) -> str:
 
 
 @pytest.mark.parametrize("setter", SETTERS)
-def test_the_line_that_set_it(setter: Callable[[], None]) -> None:
+def test_the_line_that_changed_a_flag_is_reported(setter: Callable[[], None]) -> None:
     with watching(strict=True) as g:
         setter()
     assert source(g) == inspect.getsource(setter).splitlines()[1].strip()
 
 
-@pytest.mark.parametrize("setter", [put_back_and_set_again, and_torch_for_itself])
-def test_the_line_that_set_it_last(setter: Callable[[], None]) -> None:
+@pytest.mark.parametrize("setter", [restore_and_set_again, set_before_torch_sets_it_itself])
+def test_the_last_line_that_changed_a_flag_is_reported(setter: Callable[[], None]) -> None:
     with watching(strict=True) as g:
         setter()
     violation = only(g, "global-leaked")
     assert violation.at is not None
-    assert violation.at.line == setter.__code__.co_firstlineno + (3 if setter is put_back_and_set_again else 2)
+    assert violation.at.line == setter.__code__.co_firstlineno + (3 if setter is restore_and_set_again else 2)
 
 
 @pytest.mark.parametrize("setter", SETTERS)
-def test_what_is_put_back_is_no_leak(setter: Callable[[], None]) -> None:
+def test_a_restored_flag_is_not_a_leak(setter: Callable[[], None]) -> None:
     with watching(strict=True) as g:
         setter()
-        put_back()
+        restore()
     assert g.violations == []
 
 
-def test_who_set_what_nobody_saw_is_not_guessed() -> None:
+def test_no_line_is_guessed_for_a_change_that_was_not_observed() -> None:
     with watching(strict=True) as g:
         with torch.set_grad_enabled(False):
             pass
@@ -130,7 +130,7 @@ def test_who_set_what_nobody_saw_is_not_guessed() -> None:
     assert source(g) == ""
 
 
-def test_several_lines_are_all_told() -> None:
+def test_all_lines_are_reported() -> None:
     with watching(strict=True) as g:
         set_default_dtype(torch.float64)
         cudnn.benchmark = True
@@ -141,7 +141,7 @@ def test_several_lines_are_all_told() -> None:
     assert violation.finding.startswith("torch default_dtype was float32 and is float64; torch cudnn.benchmark was")
 
 
-def test_the_setters_are_torchs_own_outside_a_strict_window() -> None:
+def test_setters_are_patched_only_in_a_strict_window() -> None:
     before = torch._C._set_default_dtype, torch.autograd.grad_mode.set_grad_enabled.__init__
     with watching(strict=True):
         pass
@@ -160,11 +160,11 @@ def freeze(model: Net) -> None:
     model.requires_grad_(False)
 
 
-def hang(model: Net) -> None:
+def add_hook(model: Net) -> None:
     model.head.register_forward_hook(hook)
 
 
-def gather(model: Net) -> None:
+def accumulate_gradients(model: Net) -> None:
     model(batch()).sum().backward()
 
 
@@ -173,20 +173,20 @@ def gather(model: Net) -> None:
     [
         (switch, "model.drop.train()"),
         (freeze, "model.requires_grad_(False)"),
-        (hang, "def hook(module: nn.Module, args: Any, output: Tensor) -> None: ..."),
-        (gather, "model(batch()).sum().backward()"),
+        (add_hook, "def hook(module: nn.Module, args: Any, output: Tensor) -> None: ..."),
+        (accumulate_gradients, "model(batch()).sum().backward()"),
     ],
 )
-def test_the_line_that_left_a_model_otherwise(change: Callable[[Net], None], line: str) -> None:
+def test_the_line_that_changed_a_model_is_reported(change: Callable[[Net], None], line: str) -> None:
     model = Net().eval()
-    with watching(model, strict=True, allow="grad-mode" if change is gather else ()) as g:
+    with watching(model, strict=True, allow="grad-mode" if change is accumulate_gradients else ()) as g:
         change(model)
     violation = only(g, "model-leaked")
     assert violation.at is not None
     assert violation.at.source == line
 
 
-def test_the_line_that_left_it_in_eval_mode() -> None:
+def test_the_line_that_left_a_model_in_eval_mode_is_reported() -> None:
     model = Net()
     with watching(model, strict=True) as g:
         model.eval()
@@ -210,7 +210,7 @@ def write(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("change", "line"), [(load, "model.load_state_dict(Net().state_dict())"), (convert, "model.double()")]
 )
-def test_the_line_that_wrote_to_a_whole_model(change: Callable[[nn.Module], None], line: str) -> None:
+def test_the_line_that_wrote_to_a_whole_model_is_reported(change: Callable[[nn.Module], None], line: str) -> None:
     model = Net().eval()
     with torch.no_grad(), watching() as g:
         model(batch())
@@ -222,7 +222,7 @@ def test_the_line_that_wrote_to_a_whole_model(change: Callable[[nn.Module], None
 
 
 @pytest.mark.parametrize("others", [(), (load,), (convert,)])
-def test_who_wrote_one_tensor_is_not_guessed(others: tuple[Callable[[nn.Module], None], ...]) -> None:
+def test_no_line_is_guessed_for_a_write_to_one_tensor(others: tuple[Callable[[nn.Module], None], ...]) -> None:
     model = Net().eval()
     other = Net().eval()
     with torch.no_grad(), watching() as g:
@@ -235,7 +235,7 @@ def test_who_wrote_one_tensor_is_not_guessed(others: tuple[Callable[[nn.Module],
     assert violation.remedy.startswith("find what wrote to it")
 
 
-def test_a_load_before_the_first_forward_is_no_change() -> None:
+def test_a_load_before_the_first_forward_is_not_a_change() -> None:
     model = Net().eval()
     with torch.no_grad(), watching() as g:
         load(model)

@@ -1,4 +1,4 @@
-"""The line that switched a module to training mode is told with the forward that then ran so."""
+"""The line that switched a module to training mode is reported with the forwards that ran in it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def train_mode(g: Guard) -> Violation:
 
 
 def since(g: Guard) -> str:
-    """The source of the line that is told; empty if none is."""
+    """Return the source of the reported line, or "" if there is none."""
     violation = train_mode(g)
     assert violation.details == ({"since": str(violation.since)} if violation.since else {})
-    assert violation.since is None or violation.since.file.endswith("test_switches.py")
+    assert violation.since is None or violation.since.file.endswith("test_mode_changes.py")
     return violation.since.source if violation.since else ""
 
 
 class Frozen(Net):
-    """As papers freeze their batch norms."""
+    """Keeps its batch norm in eval mode, as fine-tuning often does."""
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -39,8 +39,8 @@ class Frozen(Net):
         return self
 
 
-class Slow(nn.Module):
-    """It holds a module that overrides `train`."""
+class Outer(nn.Module):
+    """Contains a module that overrides `train`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,36 +51,38 @@ class Slow(nn.Module):
         return y
 
 
-def helper(model: nn.Module) -> None:
+def whole_model(model: nn.Module) -> None:
     model.train()
 
 
-def by_part(model: nn.Module) -> None:
+def module_by_module(model: nn.Module) -> None:
     for part in model.modules():
         part.train()
 
 
-def on_and_off_and_on(model: nn.Module) -> None:
+def three_times(model: nn.Module) -> None:
     model.train()
     model.eval()
     model.train(True)
 
 
-def by_the_class(model: nn.Module) -> None:
+def through_the_class(model: nn.Module) -> None:
     nn.Module.train(model)
 
 
 SWITCHES: dict[Callable[[nn.Module], None], str] = {
-    helper: "model.train()",
-    by_part: "part.train()",
-    on_and_off_and_on: "model.train(True)",
-    by_the_class: "nn.Module.train(model)",
+    whole_model: "model.train()",
+    module_by_module: "part.train()",
+    three_times: "model.train(True)",
+    through_the_class: "nn.Module.train(model)",
 }
 
 
-@pytest.mark.parametrize("net", [Net, Frozen, Slow])
+@pytest.mark.parametrize("net", [Net, Frozen, Outer])
 @pytest.mark.parametrize(("switch", "source"), SWITCHES.items())
-def test_the_line_that_switched_it(net: type[nn.Module], switch: Callable[[nn.Module], None], source: str) -> None:
+def test_the_line_that_switched_a_model_is_reported(
+    net: type[nn.Module], switch: Callable[[nn.Module], None], source: str
+) -> None:
     model = net().eval()
     with watching(model) as g, torch.no_grad():
         switch(model)
@@ -88,7 +90,7 @@ def test_the_line_that_switched_it(net: type[nn.Module], switch: Callable[[nn.Mo
     assert since(g) == source
 
 
-def test_one_part_of_it() -> None:
+def test_the_line_that_switched_a_submodule_is_reported() -> None:
     model = Net().eval()
     with watching(model) as g, torch.no_grad():
         model.drop.train()
@@ -97,15 +99,15 @@ def test_one_part_of_it() -> None:
     assert train_mode(g).finding == "Net.drop (Dropout) was in training mode"
 
 
-@pytest.mark.parametrize("net", [Net, Frozen, Slow])
-def test_nothing_is_told_of_what_was_so_before(net: type[nn.Module]) -> None:
+@pytest.mark.parametrize("net", [Net, Frozen, Outer])
+def test_no_line_is_reported_for_a_mode_from_before_the_window(net: type[nn.Module]) -> None:
     model = net()
     with watching(model) as g, torch.no_grad():
         model(batch())
     assert since(g) == ""
 
 
-def test_nothing_is_told_where_it_holds_for_some_only() -> None:
+def test_no_line_is_reported_if_it_explains_only_some_modules() -> None:
     model = Net()
     with watching(model) as g, torch.no_grad():
         model.drop.train()
@@ -113,7 +115,7 @@ def test_nothing_is_told_where_it_holds_for_some_only() -> None:
     assert since(g) == ""
 
 
-def test_nothing_is_told_of_another_model() -> None:
+def test_the_line_that_switched_another_model_is_not_reported() -> None:
     model, other = Net(), Net().eval()
     with watching(model) as g, torch.no_grad():
         other.train()
@@ -121,7 +123,7 @@ def test_nothing_is_told_of_another_model() -> None:
     assert since(g) == ""
 
 
-def test_nothing_is_told_of_a_line_that_was_undone() -> None:
+def test_a_line_whose_effect_was_undone_is_not_reported() -> None:
     model = Net()
     with watching(model) as g, torch.no_grad():
         model.train()
@@ -132,7 +134,7 @@ def test_nothing_is_told_of_a_line_that_was_undone() -> None:
     assert since(g) == ""
 
 
-def test_a_pause_is_not_looked_into_and_ends_what_was_known() -> None:
+def test_a_pause_is_not_observed_and_forgets_earlier_lines() -> None:
     model = Net().eval()
     with watching(model) as g, torch.no_grad():
         model.train()
@@ -142,7 +144,7 @@ def test_a_pause_is_not_looked_into_and_ends_what_was_known() -> None:
     assert since(g) == ""
 
 
-def test_what_was_switched_before_a_part_with_a_policy_of_its_own_is_known_in_it() -> None:
+def test_a_line_before_allow_is_known_inside_it() -> None:
     model = Net().eval()
     with watching(model) as g, torch.no_grad():
         model.train()
@@ -151,7 +153,7 @@ def test_what_was_switched_before_a_part_with_a_policy_of_its_own_is_known_in_it
     assert since(g) == "model.train()"
 
 
-def test_a_model_that_is_switched_and_not_run_is_no_violation() -> None:
+def test_a_model_that_is_switched_but_not_run_is_clean() -> None:
     model = Net().eval()
     with guard(model), torch.no_grad():
         model.train()
@@ -160,8 +162,8 @@ def test_a_model_that_is_switched_and_not_run_is_no_violation() -> None:
         model.train()
 
 
-def test_a_thread_that_switches_a_model_has_not_run_one() -> None:
-    """What ran a model on another thread may have drawn: that excuses a draw here."""
+def test_a_thread_that_only_switches_a_model_does_not_excuse_a_draw() -> None:
+    """A thread that has run a model may have drawn, which would excuse a draw of this thread."""
 
     class Augments(Net):
         def forward(self, x: Tensor) -> Tensor:
@@ -174,7 +176,7 @@ def test_a_thread_that_switches_a_model_has_not_run_one() -> None:
     assert {violation.rule for violation in g.violations} == {"random-forward"}
 
 
-def test_train_looks_and_does_as_ever() -> None:
+def test_train_has_the_same_signature_and_effect() -> None:
     model = Frozen().eval()
     signature = inspect.signature(model.train)
     with guard(model):
@@ -187,7 +189,7 @@ def test_train_looks_and_does_as_ever() -> None:
     assert [name for name, part in model.named_modules() if part.training] == ["", "body", "drop", "head"]
 
 
-def test_under_a_mock() -> None:
+def test_train_is_observed_under_a_mock() -> None:
     model = Net().eval()
     with watching(model) as g, torch.no_grad(), mock.patch.object(model, "train", wraps=model.train) as train:
         model.train()

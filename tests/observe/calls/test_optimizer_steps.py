@@ -1,4 +1,4 @@
-"""Steps of optimizers."""
+"""Optimizer steps: the models that they train, and when they are not reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def steps(g: Guard) -> list[tuple[tuple[str, ...], str]]:
     return [(step.models, step.name) for step in g.trace.steps]
 
 
-def test_a_step_tells_the_models_that_it_trains_and_its_line() -> None:
+def test_a_step_names_the_models_that_it_trains_and_its_line() -> None:
     head, body, other = nn.Linear(4, 1), nn.Linear(4, 2), nn.Bilinear(4, 4, 1)
     with guard(head, body, other, allow=ALL) as g:
         train(head, body)
@@ -33,20 +33,20 @@ def test_a_step_tells_the_models_that_it_trains_and_its_line() -> None:
     assert (g.trace.steps[0].at and g.trace.steps[0].at.source) == "optimizer.step()"
 
 
-def test_one_in_a_pause_or_of_what_is_not_watched_is_not_told() -> None:
+def test_a_step_in_a_pause_or_of_an_unwatched_parameter_is_not_reported() -> None:
     net = nn.Linear(4, 1)
     with guard(net, allow=ALL) as g:
         with g.paused():
             train(net)
-        stranger = nn.Parameter(torch.ones(1))
-        stranger.grad = torch.ones(1)
-        torch.optim.SGD([stranger], lr=0.1).step()
+        unwatched = nn.Parameter(torch.ones(1))
+        unwatched.grad = torch.ones(1)
+        torch.optim.SGD([unwatched], lr=0.1).step()
     assert steps(g) == []
     train(net)  # after the end
     assert steps(g) == []
 
 
-def test_what_goes_wrong_in_it_is_no_clean_bill(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_observer_fails_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> None:
         raise ZeroDivisionError("the guard is broken")
 

@@ -1,4 +1,4 @@
-"""Loads with `strict=False` that left something over."""
+"""Loads with `strict=False` that left keys over."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.nets import Net, only, rules, watching
 HEAD = {"head.bias": torch.zeros(2)}
 
 
-def test_what_is_missing_and_what_is_unexpected() -> None:
+def test_missing_and_unexpected_keys_are_reported() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     weights = {
         "0.weight": torch.ones(2, 2),
@@ -34,35 +34,35 @@ def test_what_is_missing_and_what_is_unexpected() -> None:
     assert violation.at.source == "model.load_state_dict(weights, strict=False)"
 
 
-WHOLE: dict[str, Any] = {
+COMPLETE_LOADS: dict[str, Any] = {
     "strict": lambda net: net.load_state_dict(Net().state_dict()),
-    "loose, yet it fits": lambda net: net.load_state_dict(Net().state_dict(), strict=False),
+    "not strict, but complete": lambda net: net.load_state_dict(Net().state_dict(), strict=False),
     "by position": lambda net: net.load_state_dict(Net().state_dict(), False),
     "assigned": lambda net: net.load_state_dict(Net().state_dict(), strict=False, assign=True),
 }
 
 
-@pytest.mark.parametrize("load", WHOLE.values(), ids=WHOLE)
-def test_nothing_left_over(load: Any) -> None:
+@pytest.mark.parametrize("load", COMPLETE_LOADS.values(), ids=COMPLETE_LOADS)
+def test_a_complete_load_is_clean(load: Any) -> None:
     with guard(strict=True):
         load(Net())
 
 
-def test_a_load_that_is_refused_is_no_partial_load() -> None:
+def test_a_load_that_raises_is_not_a_partial_load() -> None:
     net = Net()
     with guard(strict=True), pytest.raises(RuntimeError):
         net.load_state_dict(HEAD)
 
 
-@pytest.mark.parametrize("how", [{"strict": False}, {"strict": False, "assign": True}], ids=str)
-def test_however_it_is_said(how: dict[str, bool]) -> None:
+@pytest.mark.parametrize("arguments", [{"strict": False}, {"strict": False, "assign": True}], ids=str)
+def test_a_partial_load_is_reported_with_and_without_assign(arguments: dict[str, bool]) -> None:
     net = Net()
     with watching(strict=True) as g:
-        assert net.load_state_dict(HEAD, **how).missing_keys
+        assert net.load_state_dict(HEAD, **arguments).missing_keys
     only(g, "partial-load")
 
 
-def test_a_part_of_a_watched_model_is_named_by_its_path() -> None:
+def test_a_submodule_of_a_watched_model_is_named_by_its_path() -> None:
     net = nn.ModuleDict({"encoder": Net()})
     with watching(strict=True) as g:
         g.watch(net, "net")
@@ -73,7 +73,7 @@ def test_a_part_of_a_watched_model_is_named_by_its_path() -> None:
     assert violation.message.startswith("net.encoder (Net) was loaded with ")
 
 
-def test_a_nested_load_that_the_outer_one_completes() -> None:
+def test_a_nested_load_that_the_outer_one_completes_is_clean() -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -91,7 +91,7 @@ def test_a_nested_load_that_the_outer_one_completes() -> None:
     assert rules(g) == set()
 
 
-def test_a_class_that_overrides_it_and_calls_it() -> None:
+def test_an_override_of_load_state_dict_is_observed() -> None:
     class Loose(Net):
         def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
             return super().load_state_dict(state_dict, strict=False)
@@ -101,10 +101,10 @@ def test_a_class_that_overrides_it_and_calls_it() -> None:
         model.load_state_dict(HEAD)
     violation = only(g, "partial-load")
     assert violation.at is not None
-    assert violation.at.file.endswith("test_loads.py")
+    assert violation.at.file.endswith("test_state_dict_loads.py")
 
 
-def test_a_loop_tells_every_load() -> None:
+def test_every_load_of_a_loop_is_reported() -> None:
     models = [Net(), Net()]
     with watching(strict=True) as g:
         for model in models:
@@ -112,7 +112,7 @@ def test_a_loop_tells_every_load() -> None:
     assert [v.rule for v in g.violations] == ["partial-load"] * 2
 
 
-def test_not_in_the_default_rules_not_while_paused_and_not_after() -> None:
+def test_partial_loads_are_not_reported_by_default_or_in_a_pause_or_after_the_window() -> None:
     net = Net()
     with guard():
         net.load_state_dict(HEAD, strict=False)
@@ -122,12 +122,12 @@ def test_not_in_the_default_rules_not_while_paused_and_not_after() -> None:
     assert rules(g) == set()
 
 
-def test_its_result_is_what_torch_returns() -> None:
+def test_the_result_is_the_same_with_a_guard() -> None:
     expected = Net().load_state_dict(HEAD, strict=False)
     with watching(strict=True):
-        found = Net().load_state_dict(HEAD, strict=False)
-    assert found == expected
-    assert type(found) is type(expected)
+        guarded = Net().load_state_dict(HEAD, strict=False)
+    assert guarded == expected
+    assert type(guarded) is type(expected)
 
 
 # --- several loads
@@ -137,32 +137,32 @@ def pair() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
 
 
-def half(of: str) -> dict[str, torch.Tensor]:
-    return {key: value for key, value in pair().state_dict().items() if key.startswith(of)}
+def half(prefix: str) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in pair().state_dict().items() if key.startswith(prefix)}
 
 
-COMPLETE: dict[str, Callable[[nn.Sequential], object]] = {
+COMPLEMENTARY_LOADS: dict[str, Callable[[nn.Sequential], object]] = {
     "halves": lambda m: (m.load_state_dict(half("0."), strict=False), m.load_state_dict(half("1."), strict=False)),
-    "a part of it before": lambda m: (
+    "a submodule before": lambda m: (
         m[1].load_state_dict(nn.Linear(4, 2).state_dict()),
         m.load_state_dict(half("0."), strict=False),
     ),
-    "a part of it after": lambda m: (
+    "a submodule after": lambda m: (
         m.load_state_dict(half("0."), strict=False),
         m[1].load_state_dict(nn.Linear(4, 2).state_dict()),
     ),
-    "all of it, later": lambda m: (m.load_state_dict(half("0."), strict=False), m.load_state_dict(pair().state_dict())),
-    "assigned": lambda m: [m.load_state_dict(half(of), strict=False, assign=True) for of in "01"],
+    "everything later": lambda m: (m.load_state_dict(half("0."), strict=False), m.load_state_dict(pair().state_dict())),
+    "assigned": lambda m: [m.load_state_dict(half(prefix), strict=False, assign=True) for prefix in "01"],
 }
 
 
-@pytest.mark.parametrize("load", COMPLETE.values(), ids=COMPLETE)
-def test_loads_that_complete_each_other(load: Callable[[nn.Sequential], object]) -> None:
+@pytest.mark.parametrize("load", COMPLEMENTARY_LOADS.values(), ids=COMPLEMENTARY_LOADS)
+def test_loads_that_complete_each_other_are_clean(load: Callable[[nn.Sequential], object]) -> None:
     with guard(strict=True):
         load(pair())
 
 
-def test_what_no_load_filled_is_told() -> None:
+def test_keys_that_no_load_filled_are_reported() -> None:
     one, other = pair(), pair()
     with watching(strict=True) as g:
         one.load_state_dict(half("0."), strict=False)
@@ -172,7 +172,7 @@ def test_what_no_load_filled_is_told() -> None:
     assert missing == [["1.bias"], ["bias"], ["0.weight", "0.bias"]]
 
 
-def test_what_was_unexpected_is_told_though_another_load_completes_it() -> None:
+def test_unexpected_keys_are_reported_even_if_another_load_completes_the_model() -> None:
     model = pair()
     with watching(strict=True) as g:
         model.load_state_dict({**half("0."), **HEAD}, strict=False)
@@ -180,20 +180,20 @@ def test_what_was_unexpected_is_told_though_another_load_completes_it() -> None:
     assert only(g, "partial-load").details == {"missing": [], "unexpected": ["head.bias"]}
 
 
-def test_a_weight_that_is_tied_to_one_that_was_loaded_is_not_missing() -> None:
+def test_a_weight_tied_to_a_loaded_one_is_not_missing() -> None:
     model = pair()
     model[1] = model[0]
     with guard(strict=True):
         model.load_state_dict(half("0."), strict=False)
 
 
-# --- a library's load
+# --- loads by a library
 
 LIBRARY = """
 def fill(model, weights):
     return model.load_state_dict(weights, strict=False)
 
-class Loads:
+class LoadMixin:
     def load_state_dict(self, weights, strict=True):
         return super().load_state_dict(weights, strict=strict)
 """
@@ -208,7 +208,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     del sys.modules["adapters_for_test"]
 
 
-def test_an_adapter_s_load_is_judged_only_where_it_matched_nothing(library: Any) -> None:
+def test_a_load_by_a_library_is_reported_only_if_it_matched_nothing(library: Any) -> None:
     with watching(strict=True) as g:
         library.fill(pair(), half("0."))
         library.fill(pair(), {**half("0."), **HEAD})
@@ -217,8 +217,8 @@ def test_an_adapter_s_load_is_judged_only_where_it_matched_nothing(library: Any)
     assert only(g, "partial-load").details["unexpected"] == ["head.bias"]
 
 
-def test_a_load_of_the_user_s_by_way_of_a_library_s_override_is_the_user_s(library: Any) -> None:
-    model = type("Model", (library.Loads, nn.Sequential), {})(nn.Linear(4, 4), nn.Linear(4, 2))
+def test_a_load_by_the_user_through_a_library_override_is_reported(library: Any) -> None:
+    model = type("Model", (library.LoadMixin, nn.Sequential), {})(nn.Linear(4, 4), nn.Linear(4, 2))
     with watching(strict=True) as g:
         model.load_state_dict(half("0."), strict=False)
     assert only(g, "partial-load").details["missing"] == ["1.weight", "1.bias"]

@@ -1,1 +1,1 @@
-"""What code, graphs and the stack say."""
+"""What source code, graphs and the call stack reveal about a forward."""

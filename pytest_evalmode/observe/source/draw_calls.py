@@ -1,4 +1,4 @@
-"""Where the source of a function could draw random numbers: by the names of what it calls, without running it."""
+"""Calls in the source of a function that may draw random numbers, found by their names without running the function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 
-# What carries `Tag.nondeterministic_seeded` in torch's operators, under the names by which Python code calls it.
+# Operators that torch tags as `nondeterministic_seeded`, and functions that call them, by the names that code uses.
 DRAWING_FUNCTIONS = frozenset(
     """
     alpha_dropout bernoulli binomial cauchy dropout exponential feature_alpha_dropout feature_dropout geometric gru
@@ -27,25 +27,28 @@ DRAWING_FUNCTIONS = frozenset(
 PYTHON = "Python's random"
 NUMPY = "NumPy"
 
-_PYTHONS = getattr(random.random, "__self__", None)  # the generator of Python's functions
-_parsing = threading.Lock()  # two threads that parse at once can raise SystemError: python/cpython#106905
+_PYTHON_GENERATOR = getattr(random.random, "__self__", None)
+_parse_lock = threading.Lock()  # two threads that parse at once can raise SystemError: python/cpython#106905
 
 
 @dataclass(frozen=True, slots=True)
 class DrawCall:
-    """A call in a forward's code that can draw random numbers."""
+    """A call in a forward's code that may draw random numbers."""
 
     code: CodeType
     line: int
     text: str
     gated: bool
-    """It mentions `training`, or stands under an `if` that does, or behind one that leaves."""
+    """It depends on the mode: it mentions `training`, or is under an `if` that does, or after one that returns."""
     host: str = ""
-    """Whose generator it draws from, where that is not torch's: `Python's random` or `NumPy`."""
+    """The library whose global generator it uses, if that is not torch: `Python's random` or `NumPy`."""
 
 
 def mentions_draw(code: CodeType) -> bool:
-    """Whether a function names something that draws, but for parts of its own: `self.dropout` answers for itself."""
+    """Return whether a function names a drawing function.
+
+    An attribute of `self` does not count: `self.dropout` is a submodule, which has traits of its own.
+    """
     if any(name.strip("_") in DRAWING_FUNCTIONS for name in code.co_names):
         loaded: object = None
         for step in dis.get_instructions(code):
@@ -57,68 +60,70 @@ def mentions_draw(code: CodeType) -> bool:
 
 
 def draw_calls_in(function: FunctionType) -> Iterator[DrawCall]:
-    """The calls in its source that can draw."""
+    """Yield the calls in the source of a function that may draw."""
     code = function.__code__
-    for definition in _definitions_at(code.co_filename).get(code.co_firstlineno, ()):
+    for definition in _definitions_by_line(code.co_filename).get(code.co_firstlineno, ()):
         for node, gated in _calls(definition, gated=False):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            host = _host(node.func, function)
-            draws = name.strip("_") in DRAWING_FUNCTIONS and not _is_submodule(node.func) and not _harmless(name, node)
+            host = _host_of(node.func, function)
+            draws = (
+                name.strip("_") in DRAWING_FUNCTIONS and not _is_submodule(node.func) and not _is_harmless(name, node)
+            )
             if host or draws:
                 text = " ".join(ast.unparse(node.func).split())
                 yield DrawCall(code, node.func.end_lineno or node.lineno, text, gated, host)
 
 
-def _host(called: ast.expr, function: FunctionType) -> str:
-    """Whose global generator a call draws from, if it is Python's or NumPy's: by what its name stands for."""
-    steps: list[str] = []
+def _host_of(called: ast.expr, function: FunctionType) -> str:
+    """Return `PYTHON` or `NUMPY` if a call uses that library's global generator, resolving the name in its globals."""
+    attributes: list[str] = []
     while isinstance(called, ast.Attribute):
-        steps.append(called.attr)
+        attributes.append(called.attr)
         called = called.value
     if not isinstance(called, ast.Name):
         return ""
-    # A module that a function imports for itself goes by its own name more often than not.
+    # A Python module that a function imports itself is not in its globals, but usually has the same name.
     value = function.__globals__.get(called.id, sys.modules.get(called.id))
-    for step in reversed(steps):
-        value = vars(value).get(step) if isinstance(value, ModuleType) else None
+    for attribute in reversed(attributes):
+        value = vars(value).get(attribute) if isinstance(value, ModuleType) else None
     generator = getattr(value, "__self__", None) if isinstance(value, MethodType | BuiltinMethodType) else None
     if generator is None:
         return ""
     numpy = sys.modules.get("numpy.random")
     if numpy is not None and generator is getattr(numpy.rand, "__self__", None):
         return NUMPY
-    return PYTHON if generator is _PYTHONS else ""
+    return PYTHON if generator is _PYTHON_GENERATOR else ""
 
 
 @lru_cache(maxsize=32)
-def _definitions_at(file: str) -> dict[int, list[ast.AST]]:
-    """The functions and lambdas of a file by the line where their code begins."""
+def _definitions_by_line(file: str) -> dict[int, list[ast.AST]]:
+    """Return the functions and lambdas of a file by the line on which their code begins."""
     try:
-        with _parsing:
+        with _parse_lock:
             tree = ast.parse("".join(linecache.getlines(file)))
     except (SyntaxError, ValueError):
         return {}
-    found: dict[int, list[ast.AST]] = {}
+    definitions: dict[int, list[ast.AST]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             decorators = getattr(node, "decorator_list", [])
-            found.setdefault(min([node.lineno, *(d.lineno for d in decorators)]), []).append(node)
-    return found
+            definitions.setdefault(min([node.lineno, *(d.lineno for d in decorators)]), []).append(node)
+    return definitions
 
 
 def _calls(node: ast.AST, gated: bool) -> Iterator[tuple[ast.Call, bool]]:
-    """Every call beneath a node, and whether the mode decides about it."""
+    """Yield every call below a node, and whether the mode decides if it runs."""
     if isinstance(node, ast.Call):
         yield node, gated or _mentions_training(node)
     if isinstance(node, ast.If | ast.IfExp) and _mentions_training(node.test):
         gated = True
     for child in ast.iter_child_nodes(node):
         yield from _calls(child, gated)
-        # `if not self.training: return x` decides about all that follows it in its block.
-        gated |= isinstance(child, ast.If) and _mentions_training(child.test) and _leaves(child.body)
+        # `if not self.training: return x` decides about all statements that follow it in its block.
+        gated |= isinstance(child, ast.If) and _mentions_training(child.test) and _leaves_block(child.body)
 
 
-def _leaves(block: list[ast.stmt]) -> bool:
+def _leaves_block(block: list[ast.stmt]) -> bool:
     return isinstance(block[-1], ast.Return | ast.Raise | ast.Continue | ast.Break)
 
 
@@ -130,12 +135,12 @@ def _mentions_training(node: ast.AST) -> bool:
 
 
 def _is_submodule(function: ast.expr) -> bool:
-    """`self.dropout(x)`: that module answers for itself."""
+    """Return whether a call is `self.dropout(x)`, a submodule whose own forward is checked."""
     return isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "self"
 
 
-def _harmless(name: str, call: ast.Call) -> bool:
-    """A call whose arguments rule out a draw: no dropout asked for, switched off, or a generator of its own."""
+def _is_harmless(name: str, call: ast.Call) -> bool:
+    """Return whether the arguments of a call rule out a draw: dropout is off, or a generator is passed."""
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     if name == "scaled_dot_product_attention" and "dropout_p" not in given and len(call.args) < 5:
         return True

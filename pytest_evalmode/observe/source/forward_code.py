@@ -1,7 +1,7 @@
-"""What the code of a forward says: whether it depends on the mode, draws random numbers or turns autograd off.
+"""Properties of a forward, read from its code: depends on the mode, may draw random numbers, disables autograd.
 
-Read from the functions that a forward can reach, never by running them: methods of the type and of its bases other than
-`nn.Module`, and the plain functions that these name.
+The code is never run. It covers every function that a forward can reach: methods of the module's class and its bases
+other than `nn.Module`, and the plain functions that these name.
 """
 
 from __future__ import annotations
@@ -21,86 +21,89 @@ from pytest_evalmode.observe.modules import python_module
 from pytest_evalmode.observe.source.draw_calls import DrawCall, draw_calls_in, mentions_draw
 
 _NO_GRAD = frozenset({"no_grad", "inference_mode", "set_grad_enabled"})
-_CALLS = frozenset({"__call__", "_call_impl", "_wrapped_call_impl", "_wrapped_call"})
+_MODULE_CALLS = frozenset({"__call__", "_call_impl", "_wrapped_call_impl", "_wrapped_call"})
 _NOT_FORWARD = frozenset({"__init__", "train", "eval", "training"})
-_MOST_FUNCTIONS = 400
+_MAX_FUNCTIONS = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What the forward of a type does, as far as its code tells."""
+    """Properties of a forward, as far as its code shows."""
 
     reads_training: bool
     """It reads `self.training`."""
     may_draw: bool
-    """It names something that draws from a generator."""
+    """It names a function that draws random numbers."""
     disables_grad: bool
-    """It turns autograd off by itself."""
+    """It disables autograd itself."""
 
 
 _traits: WeakKeyDictionary[type[nn.Module], Traits] = WeakKeyDictionary()
-_read_from: WeakKeyDictionary[type[nn.Module], ref[FunctionType]] = WeakKeyDictionary()
-"""The forwards that they were read from; a strong reference would keep the type alive."""
+_forwards_read: WeakKeyDictionary[type[nn.Module], ref[FunctionType]] = WeakKeyDictionary()
+"""The forward that the traits of a type were read from. A strong reference would keep the type alive."""
 
 
 def module_traits(module: nn.Module) -> Traits:
-    """The traits of a module's type; of the module itself where it carries a forward of its own."""
+    """Return the traits of a module: those of its type, unless the instance has its own `forward`."""
     return _read(type(module), *_forwards(module)) if "forward" in vars(module) else type_traits(type(module))
 
 
-def type_traits(kind: type[nn.Module]) -> Traits:
-    """The traits of a type, read once."""
-    known = _traits.get(kind)
-    if known is None:
-        forward = inspect.getattr_static(kind, "forward")
-        known = _traits[kind] = _read(kind, forward, *own_calls(kind))
-        if _function(forward):
-            _read_from[kind] = ref(forward)
-    return known
+def type_traits(cls: type[nn.Module]) -> Traits:
+    """Return the traits of a type; its code is read once."""
+    traits = _traits.get(cls)
+    if traits is None:
+        forward = inspect.getattr_static(cls, "forward")
+        traits = _traits[cls] = _read(cls, forward, *_call_overrides(cls))
+        if _as_function(forward):
+            _forwards_read[cls] = ref(forward)
+    return traits
 
 
-def own_calls(kind: type[nn.Module]) -> list[FunctionType]:
-    """What a type and its bases put in the place of `nn.Module.__call__`, and that does not come to it."""
-    calls = [call for call in _definitions(kind, "__call__") if bypasses_module_call(call)]
+def _call_overrides(cls: type[nn.Module]) -> list[FunctionType]:
+    """Return the functions with which a type and its bases replace `nn.Module.__call__` without calling it."""
+    calls = [call for call in _definitions(cls, "__call__") if bypasses_module_call(call)]
     return [inspect.unwrap(call) for call in calls]
 
 
 def bypasses_module_call(call: object) -> bool:
-    """Whether this is a `__call__` that does not come to that of `nn.Module`, as far as its code tells."""
+    """Return whether a `__call__` does not call that of `nn.Module`, judging by its code."""
     function = inspect.unwrap(call) if callable(call) else None
-    return isinstance(function, FunctionType) and _CALLS.isdisjoint(_names(function.__code__))
+    return isinstance(function, FunctionType) and _MODULE_CALLS.isdisjoint(_names(function.__code__))
 
 
-def forget_replaced_forwards(kinds: Iterable[type[nn.Module]]) -> None:
-    """Let types be read anew whose forward has been replaced, as tests patch it and put it back."""
-    for kind in kinds:
-        known = _read_from.get(kind)
-        forward = next((vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base)), None)
-        if kind in _traits and (None if known is None else known()) is not _function(forward):
-            del _traits[kind]
-            _read_from.pop(kind, None)
+def forget_replaced_forwards(types: Iterable[type[nn.Module]]) -> None:
+    """Drop the traits of types whose forward has been replaced, for example patched by a test."""
+    for cls in types:
+        known = _forwards_read.get(cls)
+        forward = next((vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base)), None)
+        if cls in _traits and (None if known is None else known()) is not _as_function(forward):
+            del _traits[cls]
+            _forwards_read.pop(cls, None)
 
 
 def find_draw_calls(module: nn.Module) -> list[DrawCall]:
-    """The calls that may have drawn, the likeliest first: one that does not ask for the mode before one that does."""
-    given = [*vars(module).values(), *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    given = list(filter(_function, given))
-    starts = (*given, *_forwards(module))
+    """Return the calls in a module's code that may have drawn random numbers, the likeliest first.
+
+    A call that does not depend on the mode is likelier than one that does.
+    """
+    attributes = [*vars(module).values(), *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    attributes = list(filter(_as_function, attributes))
+    starts = (*attributes, *_forwards(module))
     functions = list(chain.from_iterable(_reachable(type(module), start) for start in starts))
-    found = dict.fromkeys(draw for function in functions for draw in draw_calls_in(function))
+    draws = dict.fromkeys(draw for function in functions for draw in draw_calls_in(function))
     if not any("training" in _names(function.__code__) for function in functions):
-        # A helper may ask for the mode: nobody tells it.
-        found = {replace(draw, gated=False): None for draw in found}
-    return sorted(found, key=lambda draw: draw.gated)
+        # The module never reads its mode, so the `training` argument of a helper does not depend on it.
+        draws = {replace(draw, gated=False): None for draw in draws}
+    return sorted(draws, key=lambda draw: draw.gated)
 
 
 def _forwards(module: nn.Module) -> list[Any]:
-    """The forward as it lies there (that of a traced module is a descriptor, which is not to be asked).
+    """Return the forward of a module as it is stored: that of a traced module is a descriptor that must not be called.
 
-    Where a module carries one of which nothing tells what it calls, a mock, the one of its type too.
+    If the instance has its own `forward` that hides what it calls, such as a mock, that of its type is included.
     """
-    kind = type(module)
-    own, of_type = vars(module).get("forward"), [inspect.getattr_static(kind, "forward"), *own_calls(kind)]
+    cls = type(module)
+    own, of_type = vars(module).get("forward"), [inspect.getattr_static(cls, "forward"), *_call_overrides(cls)]
     if own is None:
         return of_type
     function = _plain(own)
@@ -109,61 +112,62 @@ def _forwards(module: nn.Module) -> list[Any]:
 
 def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
     names: set[str] = set()
-    may_draw = stops_grad = False
+    may_draw = disables_grad = False
     for function in chain.from_iterable(_reachable(owner, forward) for forward in forwards):
         names |= _names(function.__code__)
         may_draw |= mentions_draw(function.__code__)
-        # A context manager used as a decorator runs in a wrapper of torch's own.
-        stops_grad |= function.__code__.co_filename.endswith("_contextlib.py")
+        # A context manager used as a decorator runs in a wrapper defined in torch/utils/_contextlib.py.
+        disables_grad |= function.__code__.co_filename.endswith("_contextlib.py")
     return Traits(
         reads_training="training" in names,
         may_draw=may_draw,
-        # Torch's own layers do so only where they set up their weights.
+        # Torch's own layers use no_grad() only to initialize their weights.
         disables_grad=not python_module(owner).startswith("torch.nn.")
-        and (stops_grad or not names.isdisjoint(_NO_GRAD)),
+        and (disables_grad or not names.isdisjoint(_NO_GRAD)),
     )
 
 
 def _reachable(owner: type[nn.Module], forward: Any) -> Iterator[FunctionType]:
-    """The functions that a forward can come to, breadth first."""
-    waiting: list[Any] = [forward]
+    """Yield the functions that a forward can reach, breadth first."""
+    pending: list[Any] = [forward]
     seen: set[int] = set()
-    while waiting and len(seen) < _MOST_FUNCTIONS:
-        value = waiting.pop(0)
+    while pending and len(seen) < _MAX_FUNCTIONS:
+        value = pending.pop(0)
         if isinstance(value, partial):
-            waiting.append(getattr(value, "__wrapped__", None))
+            pending.append(getattr(value, "__wrapped__", None))
         function = _plain(value)
         if function is None or id(function) in seen:
             continue
         seen.add(id(function))
         yield function
-        waiting.append(getattr(function, "__wrapped__", None))
-        waiting.append(getattr(getattr(function, "mock", None), "side_effect", None))
-        waiting.extend(cell.cell_contents for cell in function.__closure__ or () if _filled(cell))
+        pending.append(getattr(function, "__wrapped__", None))
+        pending.append(getattr(getattr(function, "mock", None), "side_effect", None))
+        pending.extend(cell.cell_contents for cell in function.__closure__ or () if _contains_function(cell))
+        # A name that the code mentions may be a method of the type or a plain function of the same Python module.
         names = _names(function.__code__)
         for name in sorted(names - _NOT_FORWARD):
             methods = _definitions(owner, name)
-            waiting.extend(methods if "super" in names else methods[:1])
+            pending.extend(methods if "super" in names else methods[:1])
             helper = function.__globals__.get(name)
-            if _function(helper) and not python_module(helper).startswith("torch."):
-                waiting.append(helper)
+            if _as_function(helper) and not python_module(helper).startswith("torch."):
+                pending.append(helper)
 
 
 def _plain(value: Any) -> FunctionType | None:
-    """The function beneath a partial one, a method, a property or a static method."""
+    """Return the function inside a partial, a method, a property or a static method."""
     while isinstance(value, partial):
         value = value.func
     if isinstance(value, property):
         value = value.fget
     value = getattr(value, "__func__", value)
-    return _function(value)
+    return _as_function(value)
 
 
-def _function(value: Any) -> FunctionType | None:
-    return value if type(value) is FunctionType else None  # a mock with its spec passes for one
+def _as_function(value: Any) -> FunctionType | None:
+    return value if type(value) is FunctionType else None  # isinstance() is true for a mock with a spec
 
 
-def _filled(cell: Any) -> bool:
+def _contains_function(cell: Any) -> bool:
     try:
         return isinstance(cell.cell_contents, FunctionType | MethodType)
     except ValueError:
@@ -171,16 +175,16 @@ def _filled(cell: Any) -> bool:
 
 
 def _definitions(owner: type[nn.Module], name: str) -> list[Any]:
-    """What a type and its bases call by this name, unbound and without calling any descriptor.
+    """Return the definitions of a name in a type and its bases, unbound and without calling a descriptor.
 
-    A mixin may stand behind `nn.Module`.
+    A mixin may come after `nn.Module` in the method resolution order.
     """
     bases = [base for base in owner.__mro__ if base is not nn.Module and base is not object]
     return [base.__dict__[name] for base in bases if name in base.__dict__]
 
 
 def _names(code: CodeType) -> set[str]:
-    """The globals and attributes that a function names, in its inner functions too; one attribute by a string."""
+    """Return the globals and attributes that a function names, also in inner functions and `getattr(x, "training")`."""
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

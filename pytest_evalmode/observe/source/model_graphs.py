@@ -1,6 +1,7 @@
 """Models that are graphs: TorchScript, FX and `torch.export`.
 
-Their type says nothing of what they do, and for an exported or traced one neither does `training`: the graph does.
+Their type reveals nothing about their forward, and the `training` flag of an exported or traced model means nothing, so
+their graph is read.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ _BATCH_NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
 
 
 def is_exported(module: nn.Module) -> bool:
-    """Whether this is a graph of operators, as `torch.export` makes it.
+    """Return whether a module is a graph of operators, as `torch.export` makes it.
 
-    It says `training=True` whatever it was made from, and its `eval()` raises; both mean nothing.
+    Such a module always reports `training=True`, and its `eval()` raises.
     """
     graph = module.graph if isinstance(module, GraphModule) else vars(module).get("graph")
     return isinstance(graph, Graph) and any(
@@ -31,7 +32,7 @@ def is_exported(module: nn.Module) -> bool:
 
 
 def reads_training(module: ScriptModule) -> bool:
-    """Whether a scripted forward reads `training`; that of a traced one is a constant of its graph."""
+    """Return whether a scripted forward reads `training`; a traced forward stores the mode as a constant."""
     graph = _graph(module, "graph")
     return graph is not None and any(
         node.hasAttribute("name") and node.s("name") == "training" for node in graph.findAllNodes("prim::GetAttr")
@@ -39,50 +40,50 @@ def reads_training(module: ScriptModule) -> bool:
 
 
 def describe_batch_stats(module: nn.Module) -> Iterator[str]:
-    """How the graph of an eval-mode module normalises with the batch's statistics, one sentence a batch norm."""
+    """Yield a sentence per batch norm of a graph in eval mode that normalizes with the batch's own statistics."""
     if isinstance(module, GraphModule):
-        yield from _fx_batch_norms(module)
+        yield from _fx_batch_stats(module)
     elif isinstance(module, ScriptModule):
-        yield from _script_batch_norms(module)
+        yield from _script_batch_stats(module)
 
 
 def may_draw(module: nn.Module) -> bool:
-    """Whether a TorchScript graph has an operator that draws random numbers."""
+    """Return whether a TorchScript graph contains an operator that draws random numbers."""
     graph = _graph(module, "inlined_graph") if isinstance(module, ScriptModule) else None
     return graph is not None and any(f"aten::{name}" in str(graph) for name in DRAWING_FUNCTIONS)
 
 
-def _fx_batch_norms(module: GraphModule) -> Iterator[str]:
+def _fx_batch_stats(module: GraphModule) -> Iterator[str]:
     for node in module.graph.nodes:
         name = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else ""
         if "batch_norm" not in name and node.target is not F.batch_norm:
             continue
         normalized = node.normalized_arguments(module, normalize_to_only_use_kwargs=True)
         arguments = normalized.kwargs if normalized else node.kwargs
-        if arguments.get("training") is True and _sees_the_batch(node.args[0]):
+        if arguments.get("training") is True and _depends_on_input(node.args[0]):
             yield f"{name or 'F.batch_norm'} is in the graph with training=True"
 
 
-def _sees_the_batch(node: object) -> bool:
-    """Whether a value comes from an input: weight standardisation calls batch_norm too, on weights."""
-    waiting, seen = [node], set()
-    while waiting:
-        value = waiting.pop()
+def _depends_on_input(node: object) -> bool:
+    """Return whether a value is computed from an input; weight standardization calls `batch_norm` on weights."""
+    pending, seen = [node], set()
+    while pending:
+        value = pending.pop()
         if not isinstance(value, Node) or value in seen:
             continue
         if value.op == "placeholder":
             return True
         seen.add(value)
-        waiting.extend(value.all_input_nodes)
+        pending.extend(value.all_input_nodes)
     return False
 
 
-def _script_batch_norms(module: ScriptModule) -> Iterator[str]:
+def _script_batch_stats(module: ScriptModule) -> Iterator[str]:
     for part in module.modules():
         if getattr(part, "original_name", "") in _BATCH_NORMS and getattr(part, "running_mean", None) is None:
-            kept = getattr(part, "track_running_stats", False)
-            how = "they were set to None" if kept else "track_running_stats=False"
-            yield f"it was scripted without running statistics ({how})"
+            tracks = getattr(part, "track_running_stats", False)
+            reason = "they were set to None" if tracks else "track_running_stats=False"
+            yield f"it was scripted without running statistics ({reason})"
     graph = _graph(module, "inlined_graph")
     for node in graph.findAllNodes("aten::batch_norm") if graph is not None else ():
         training = list(node.inputs())[5]
@@ -91,7 +92,7 @@ def _script_batch_norms(module: ScriptModule) -> Iterator[str]:
 
 
 def _graph(module: ScriptModule, name: str) -> Any:
-    """The graph of a scripted forward; None where there is none: a module may have other methods alone."""
+    """Return the graph of a scripted forward, or None for a module that has only other scripted methods."""
     try:
         return getattr(module, name, None)
     except RuntimeError:

@@ -1,6 +1,7 @@
-"""A tensor that was handed to a forward -> whether somebody else still holds it.
+"""References to an input tensor: whether anything but the call itself still uses it.
 
-Nobody reads a temporary again: `model(x.clone())` may use up what it is given.  It is asked only of what has changed.
+A forward may overwrite a temporary, as in `model(x.clone())`, because no code can read it afterwards. The search is
+slow, so it is only run for inputs that have changed.
 """
 
 from __future__ import annotations
@@ -18,71 +19,74 @@ from torch._C import _storage_Use_Count
 from pytest_evalmode.observe.modules import python_module
 from pytest_evalmode.observe.source.user_lines import UserLines
 
-_MOST_STEPS = 12
+_MAX_STEPS = 12
 _NAMED = (ModuleType, FunctionType, type)
-_OURS = __name__.partition(".")[0]
-_ALONE = 2
-"""The uses of a storage that has one tensor: its own, and that of who asks."""
+_OWN_PACKAGE = __name__.partition(".")[0]
+_ONE_TENSOR = 2
+"""Use count of a storage with a single tensor: the tensor's use and that of the caller of `_storage_Use_Count`."""
 
 
 def has_shared_memory(tensor: Tensor) -> bool:
-    """Whether another tensor has the same memory: of a view, what it is a view of."""
+    """Return whether another tensor uses the same storage, for example the base of a view."""
     try:
-        return int(_storage_Use_Count(tensor.untyped_storage()._cdata)) > _ALONE
-    except (RuntimeError, NotImplementedError):  # there is no memory
+        return int(_storage_Use_Count(tensor.untyped_storage()._cdata)) > _ONE_TENSOR
+    except (RuntimeError, NotImplementedError):  # the tensor has no storage
         return False
 
 
 def is_referenced(tensor: Tensor, frame: FrameType | None, user_lines: UserLines, ignored_ids: Container[int]) -> bool:
-    """Whether a tensor is held by more than the call that begins in a frame, and what is set `apart`, by `id`.
+    """Return whether a tensor can be read after a call that was made in a frame.
 
-    Somebody holds it by a variable of the user's code on the stack, or by an object that the collector knows.
+    That is so if a variable of user code on the stack refers to it, or an object that the garbage collector tracks,
+    other than those in `ignored_ids`.
     """
     variables = {id(value) for value in _variables(frame, user_lines)}
-    waiting: tuple[Any, ...] = (tensor,)  # since Python 3.13 the arguments of a call are found, too: this very tuple
-    ours: list[object] = [waiting]  # what this search makes holds what it finds
-    seen = {id(tensor), id(waiting), id(ours)}
-    for _ in range(_MOST_STEPS):
-        if not variables.isdisjoint(map(id, waiting)):
+    pending: tuple[Any, ...] = (tensor,)  # since Python 3.13 get_referrers() also finds the tuple of its own arguments
+    own: list[object] = [pending]  # containers of this search, which refer to what it finds
+    seen = {id(tensor), id(pending), id(own)}
+    for _ in range(_MAX_STEPS):
+        if not variables.isdisjoint(map(id, pending)):
             return True
-        found = gc.get_referrers(*waiting)
-        waiting = tuple(each for each in found if id(each) not in ignored_ids and _may_hold(each, seen))
-        if not waiting:
+        referrers = gc.get_referrers(*pending)
+        pending = tuple(each for each in referrers if id(each) not in ignored_ids and _may_refer(each, seen))
+        if not pending:
             return False
-        for holder in waiting:
-            if not _hands_on(holder):
+        for owner in pending:
+            if not _is_transparent(owner):
                 return True
-        ours += (found, waiting)
-        seen.update(map(id, (found, waiting, *waiting)))
+        own += (referrers, pending)
+        seen.update(map(id, (referrers, pending, *pending)))
     return True
 
 
-def _may_hold(holder: object, seen: set[int]) -> bool:
-    if id(holder) in seen or isinstance(holder, FrameType):
+def _may_refer(owner: object, seen: set[int]) -> bool:
+    """Return whether a referrer is new, and neither a frame nor an object of this package."""
+    if id(owner) in seen or isinstance(owner, FrameType):
         return False
-    return not python_module(holder if isinstance(holder, FunctionType) else type(holder)).startswith(_OURS)
+    return not python_module(owner if isinstance(owner, FunctionType) else type(owner)).startswith(_OWN_PACKAGE)
 
 
-def _hands_on(holder: object) -> bool:
-    """Whether this holds something for as long as somebody holds it: arguments, a list, an iterator."""
-    return python_module(type(holder)) in ("builtins", "functools") and not isinstance(holder, _NAMED)
+def _is_transparent(owner: object) -> bool:
+    """Return whether an object only matters if it is referenced itself: a tuple of arguments, a list, an iterator."""
+    return python_module(type(owner)) in ("builtins", "functools") and not isinstance(owner, _NAMED)
 
 
-def _variables(frame: FrameType | None, sites: UserLines) -> Iterator[object]:
+def _variables(frame: FrameType | None, user_lines: UserLines) -> Iterator[object]:
     while frame is not None:
-        if sites.is_user_code(frame.f_code) and frame.f_trace is None:  # one that is debugged is not to be asked
+        # Reading the locals of a frame in a debugger may undo assignments made there.
+        if user_lines.is_user_code(frame.f_code) and frame.f_trace is None:
             yield from _locals(frame, frame.f_code)
         frame = frame.f_back
 
 
 def _locals(frame: FrameType, code: CodeType) -> list[object]:
-    """The values of a frame's variables; before Python 3.13 it would keep the dict of them, and all that is in it."""
-    known = frame.f_locals
-    values = list(known.values())
-    if sys.version_info < (3, 13) and code.co_flags & inspect.CO_OPTIMIZED and sys.getrefcount(known) <= _UNSHARED:
-        known.clear()
+    """Return the values of a frame's variables, without leaving them in the dict that it keeps before Python 3.13."""
+    variables = frame.f_locals
+    values = list(variables.values())
+    if sys.version_info < (3, 13) and code.co_flags & inspect.CO_OPTIMIZED and sys.getrefcount(variables) <= _UNSHARED:
+        variables.clear()
     return values
 
 
 _UNSHARED = 3
-"""The references to the dict of a frame that nobody else has: the frame's, the variable's and the argument's."""
+"""References to the dict of a frame if nothing else has it: the frame's, the variable's and the argument's."""

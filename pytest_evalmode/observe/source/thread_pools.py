@@ -1,6 +1,6 @@
-"""What a pool of threads runs -> the user's line that submitted it.
+"""The user's lines that submitted work to a pool of threads.
 
-The workers of `asyncio.to_thread` and of a `ThreadPoolExecutor` hold no code of the user's where he hands them a model.
+A worker of `asyncio.to_thread` or a `ThreadPoolExecutor` that runs a model directly has no user code on its stack.
 """
 
 from __future__ import annotations
@@ -16,59 +16,58 @@ from pytest_evalmode.observe.patches import Patch
 
 
 class FramePosition(NamedTuple):
-    """Where a frame stood."""
+    """The line at which a frame was, under the names that frames use."""
 
     f_code: CodeType
     f_lineno: int
 
 
-class Judge(Protocol):
-    """Who knows the user's code."""
+class UserCodeFilter(Protocol):
+    """Recognizes user code."""
 
     def is_user_code(self, code: CodeType) -> bool: ...
 
 
-class _Running(threading.local):
-    place: FramePosition | None = None
+class _CurrentWork(threading.local):
+    position: FramePosition | None = None
 
 
-_running = _Running()
-_places: weakref.WeakKeyDictionary[_WorkItem[Any], FramePosition] = weakref.WeakKeyDictionary()
-_made: Patch[Judge] = Patch("__init__", _WorkItem)
-_runs: Patch[Judge] = Patch("run", _WorkItem)
+_current_work = _CurrentWork()
+_positions: weakref.WeakKeyDictionary[_WorkItem[Any], FramePosition] = weakref.WeakKeyDictionary()
+_init_patch: Patch[UserCodeFilter] = Patch("__init__", _WorkItem)
+_run_patch: Patch[UserCodeFilter] = Patch("run", _WorkItem)
 
 
-def start(judge: Judge) -> None:
-    """Keep in mind who submits what from now on."""
-    _made.start(judge)
-    _runs.start(judge)
+def start(user_code: UserCodeFilter) -> None:
+    _init_patch.start(user_code)
+    _run_patch.start(user_code)
 
 
-def stop(judge: Judge) -> None:
-    _made.stop(judge)
-    _runs.stop(judge)
+def stop(user_code: UserCodeFilter) -> None:
+    _init_patch.stop(user_code)
+    _run_patch.stop(user_code)
 
 
 def submission_position() -> FramePosition | None:
-    """Where what this thread runs was submitted, if it was to a pool."""
-    return _running.place
+    """Return the user's line that submitted the work that this thread runs, or None outside of a pool."""
+    return _current_work.position
 
 
-@_made.replace_with
+@_init_patch.replace_with
 def _observed_init(self: _WorkItem[Any], *args: Any, **kwargs: Any) -> None:
-    _made.original(self, *args, **kwargs)
+    _init_patch.original(self, *args, **kwargs)
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if any(judge.is_user_code(frame.f_code) for judge in _made.observers):
-            _places[self] = FramePosition(frame.f_code, frame.f_lineno)
+        if any(user_code.is_user_code(frame.f_code) for user_code in _init_patch.observers):
+            _positions[self] = FramePosition(frame.f_code, frame.f_lineno)
             return
         frame = frame.f_back
 
 
-@_runs.replace_with
+@_run_patch.replace_with
 def _observed_run(self: _WorkItem[Any], *args: Any, **kwargs: Any) -> None:
-    _running.place = _places.get(self)
+    _current_work.position = _positions.get(self)
     try:
-        _runs.original(self, *args, **kwargs)
+        _run_patch.original(self, *args, **kwargs)
     finally:
-        _running.place = None
+        _current_work.position = None

@@ -1,7 +1,7 @@
-"""The stack -> the user's line.
+"""The user's lines on the call stack.
 
-User code lies under the root (pytest's rootdir; for a script, anywhere) and is neither installed nor of the standard
-library.
+User code is under the root (pytest's rootdir; anywhere for a script), but not in an environment's packages or the
+standard library.
 """
 
 from __future__ import annotations
@@ -20,109 +20,115 @@ from pytest_evalmode.observe.source import thread_pools
 from pytest_evalmode.observe.source.thread_pools import FramePosition
 from pytest_evalmode.trace import Site
 
-_INSTALLED = ("site-packages", "dist-packages")
+_PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 _LIBRARIES = (str(Path(sysconfig.get_paths()["stdlib"]).resolve()), f"{Path(__file__).resolve().parents[2]}{os.sep}")
-# Where torch runs a forward to make another model of it; jit.trace does so once more, outside tracing, to check.
+# Python modules of torch that run a forward to make another model of it. jit.trace runs it again to check the result,
+# when torch.jit.is_tracing() is false.
 _TRACERS = ("torch.jit._trace", "torch.onnx.", "torch.export.", "torch._export.", "torch.ao.quantization.")
-# What a parametrization computes when it is registered or a weight is read.
+# Runs a parametrization when it is registered and whenever the weight is read.
 _PARAMETRIZERS = ("torch.nn.utils.parametrize",)
-
-
-_BORROWERS = ("torch.nn.utils.stateless",)
+# Runs a forward with other tensors in place of the model's own: functional_call().
+_FUNCTIONAL_CALLERS = ("torch.nn.utils.stateless",)
 
 
 class Caller(NamedTuple):
-    """Who called a model."""
+    """The code that called a model."""
 
     frame: FrameType | FramePosition | None
-    """Or where it was submitted to a pool of threads that ran it."""
+    """The user's frame, or the line that submitted the call to a pool of threads."""
     test_frame: FrameType | None = None
-    """Whose line that was in a test's file, if `frame` is in another: a library under test lies below the root, too."""
+    """The innermost frame in a test file, if `frame` is in another file, such as a library in the same repository."""
     by_tracer: bool = False
-    """torch called it, to make something else of it: a graph, or a weight."""
+    """Torch made the call to compute something else: a graph, or a parametrized weight."""
     by_functional_call: bool = False
-    """`functional_call` did, with other tensors in the place of the model's own."""
+    """`functional_call` made it, with other tensors in place of the model's own."""
 
 
 class UserLines:
-    """Finds the user's lines on the stack of the thread that asks, or of the thread that opened the window."""
+    """Finds the user's lines on the stack of the current thread, or of the thread that opened the window.
 
-    def __init__(self, root: Path | None = None, tests: tuple[str, ...] = ()) -> None:
+    Code below `root` is the user's. A line in one of the `test_files` (glob patterns) is preferred.
+    """
+
+    def __init__(self, root: Path | None = None, test_files: tuple[str, ...] = ()) -> None:
         self._root = root.resolve() if root else None
-        self._tests = tests
+        self._test_patterns = test_files
         self._thread = get_ident()
-        self._workers: set[int] = set()
+        self._worker_threads: set[int] = set()
         """Other threads that have run a model."""
-        self._files: dict[str, str | None] = {}
+        self._user_files: dict[str, str | None] = {}
         self._test_files: dict[str, bool] = {}
 
     def find_caller(self, frame: FrameType | None) -> Caller:
-        """The innermost user frame from here outwards, and what of torch's lies in between.
+        """Find the innermost user frame from a frame outwards, and the functions of torch in between.
 
-        A worker thread may hold no user code at all: then the line counts that submitted what it runs, else the one at
-        which its opener stands.
+        A worker thread may run no user code. Then the line counts that submitted its work, else the line at which the
+        thread that opened the window is.
         """
         if self.is_worker_thread():
-            self._workers.add(get_ident())
-        borrowed = False
+            self._worker_threads.add(get_ident())
+        by_functional_call = False
         while frame is not None:
             if self._file(frame.f_code):
-                return Caller(frame, self._test(frame), by_functional_call=borrowed)
+                return Caller(frame, self._test_frame(frame), by_functional_call=by_functional_call)
             name = frame.f_globals.get("__name__", "")
             if name.startswith(_TRACERS) or name in _PARAMETRIZERS:
                 return Caller(None, by_tracer=True)
-            borrowed |= name in _BORROWERS
+            by_functional_call |= name in _FUNCTIONAL_CALLERS
             frame = frame.f_back
         if not self.is_worker_thread():
-            return Caller(None, by_functional_call=borrowed)
-        submitted = thread_pools.submission_position()
-        if submitted is not None and self._file(submitted.f_code):
-            return Caller(submitted, by_functional_call=borrowed)
+            return Caller(None, by_functional_call=by_functional_call)
+        submission = thread_pools.submission_position()
+        if submission is not None and self._file(submission.f_code):
+            return Caller(submission, by_functional_call=by_functional_call)
         opener: FrameType | None = sys._current_frames().get(self._thread)
         while opener is not None and not self._file(opener.f_code):
             opener = opener.f_back
-        return Caller(opener, self._test(opener), by_functional_call=borrowed)
+        return Caller(opener, self._test_frame(opener), by_functional_call=by_functional_call)
 
-    def _test(self, caller: FrameType | None) -> FrameType | None:
-        """The innermost frame of a test's file from here outwards; None where that is the caller's."""
-        frame = caller if self._tests else None
-        while frame is not None and not self._is_test(frame.f_code):
+    def _test_frame(self, caller: FrameType | None) -> FrameType | None:
+        """Return the innermost frame in a test file from a frame outwards, or None if it is that frame itself."""
+        frame = caller if self._test_patterns else None
+        while frame is not None and not self._is_test_file(frame.f_code):
             frame = frame.f_back
         return None if frame is caller else frame
 
-    def _is_test(self, code: CodeType) -> bool:
+    def _is_test_file(self, code: CodeType) -> bool:
         name = code.co_filename
         try:
             return self._test_files[name]
         except KeyError:
-            found = self.is_user_code(code) and any(map(PurePath(name).match, self._tests))
-            self._test_files[name] = found
-            return found
+            is_test = self.is_user_code(code) and any(map(PurePath(name).match, self._test_patterns))
+            self._test_files[name] = is_test
+            return is_test
 
     def find_line(self, frame: FrameType | None) -> Site | None:
-        """The innermost user line from here outwards."""
+        """Return the innermost user line from a frame outwards."""
         while frame is not None and not self._file(frame.f_code):
             frame = frame.f_back
         return None if frame is None else self.site(frame.f_code, frame.f_lineno)
 
-    def find_line_inside(self, frame: FrameType | None, model: FrameType | None) -> Site | None:
-        """The innermost user line between a frame and the call of the model, its own code included."""
-        while frame is not None and frame is not model:
+    def find_line_inside(self, frame: FrameType | None, model_frame: FrameType | None) -> Site | None:
+        """Return the innermost user line from a frame outwards, before `model_frame` is reached.
+
+        If a model's forward began in `model_frame`, this is a line in the model's own code.
+        """
+        while frame is not None and frame is not model_frame:
             if self._file(frame.f_code):
                 return self.site(frame.f_code, frame.f_lineno)
             frame = frame.f_back
         return None
 
     def is_worker_thread(self) -> bool:
-        """Whether the thread that asks is another than the one that opened the window."""
+        """Return whether the current thread is another than the one that opened the window."""
         return get_ident() != self._thread
 
     def has_other_active_threads(self) -> bool:
-        """Whether another thread runs user code, or is a worker that ran a model, and may have until just now."""
+        """Return whether another thread runs user code, or has run a model and still exists."""
         stacks = sys._current_frames()
         stacks.pop(get_ident(), None)
         for thread, frame in stacks.items():
-            if thread in self._workers:
+            if thread in self._worker_threads:
                 return True
             inner: FrameType | None = frame
             while inner is not None:
@@ -132,26 +138,27 @@ class UserLines:
         return False
 
     def is_user_code(self, code: CodeType) -> bool:
+        """Return whether a code object comes from a file of the user."""
         return self._file(code) is not None
 
     def site(self, code: CodeType, line: int) -> Site | None:
-        """A line of this code as the user knows it; None if it is not the user's."""
+        """Return a line of a code object with its path relative to the root, or None if it is not user code."""
         file = self._file(code)
         return Site(file, line, linecache.getline(code.co_filename, line).strip()) if file else None
 
     def _file(self, code: CodeType) -> str | None:
         name = code.co_filename
         try:
-            return self._files[name]
+            return self._user_files[name]
         except KeyError:
-            file = self._files[name] = self._relative(name)
+            file = self._user_files[name] = self._relative_path(name)
             return file
 
-    def _relative(self, name: str) -> str | None:
+    def _relative_path(self, name: str) -> str | None:
         if name.startswith("<"):
             return None
         path = Path(name).resolve()
-        if any(part in _INSTALLED for part in path.parts) or str(path).startswith(_LIBRARIES):
+        if any(part in _PACKAGE_FOLDERS for part in path.parts) or str(path).startswith(_LIBRARIES):
             return None
         base = self._root or Path(getcwd())
         if path.is_relative_to(base):

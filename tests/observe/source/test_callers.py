@@ -1,4 +1,4 @@
-"""The model that runs a module by a method of its own, and how that is told."""
+"""The model that runs a module in one of its own methods."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.nets import batch, rules, watching
 
 
 class Mixin:
-    """Methods for models, in a class that is none."""
+    """Methods for models, in a class that is not a module."""
 
     net: nn.Module
 
@@ -29,7 +29,7 @@ class Mixin:
 
 
 class Coder(nn.Module, Mixin):
-    """A model that is run by more than its forward."""
+    """A model that is also run through other methods than its forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,8 +50,8 @@ class Coder(nn.Module, Mixin):
         return self.encode(self.encode(x))
 
 
-def found(run: Callable[[Coder], object], **arguments: Any) -> dict[str, Violation]:
-    """What a run of a model in training mode broke, by rule."""
+def violations_of(run: Callable[[Coder], object], **arguments: Any) -> dict[str, Violation]:
+    """Return the violations of a run of a model in training mode, by rule."""
     with watching(**arguments) as g:
         run(Coder())
     return {violation.rule: violation for violation in g.violations}
@@ -69,8 +69,8 @@ WAYS: dict[str, tuple[Callable[[Coder], object], int]] = {
 
 
 @pytest.mark.parametrize(("run", "times"), WAYS.values(), ids=WAYS)
-def test_the_model_is_told_not_its_parts(run: Callable[[Coder], object], times: int) -> None:
-    violations = found(run)
+def test_the_model_is_reported_not_its_submodules(run: Callable[[Coder], object], times: int) -> None:
+    violations = violations_of(run)
     assert set(violations) == {"train-mode", "grad-mode"}
     for violation in violations.values():
         assert violation.model == "Coder"
@@ -81,13 +81,13 @@ def test_the_model_is_told_not_its_parts(run: Callable[[Coder], object], times: 
     assert violations["train-mode"].remedy == "call model.eval() before the first forward"
 
 
-def test_the_line_in_the_method_that_called_the_part() -> None:
-    cause = found(lambda model: model.encode(batch()))["train-mode"].cause
+def test_the_cause_is_the_line_in_the_method_that_called_the_submodule() -> None:
+    cause = violations_of(lambda model: model.encode(batch()))["train-mode"].cause
     assert cause is not None
     assert cause.source == "return self.drop(self.net(x))"
 
 
-def test_parts_that_the_test_calls_are_told_as_parts() -> None:
+def test_submodules_that_the_test_calls_are_reported_as_submodules() -> None:
     model = Coder()
     with watching(model) as g, torch.no_grad():
         model.net(batch())
@@ -97,7 +97,7 @@ def test_parts_that_the_test_calls_are_told_as_parts() -> None:
     assert violation.remedy == "call model.eval() before the first forward"
 
 
-def test_a_class_of_a_function() -> None:
+def test_a_class_defined_in_a_function_is_recognized() -> None:
     class Local(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -112,27 +112,27 @@ def test_a_class_of_a_function() -> None:
     assert violation.model == "Local"
 
 
-class Runs(TestCase):
-    """A class with methods that is no module: what it holds is not asked."""
+class RunsModel(TestCase):
+    """A class that is not a module: the locals of its methods are not read."""
 
     def run_it(self) -> None:
         model = nn.Linear(4, 4).eval()
-        freed = weakref.ref(model)
+        reference = weakref.ref(model)
         with torch.no_grad():
             model(batch())
         del model
         gc.collect()
-        assert freed() is None
+        assert reference() is None
 
 
-def test_other_frames_keep_nothing() -> None:
+def test_frames_of_other_classes_are_not_read() -> None:
     with watching() as g:
-        Runs().run_it()
+        RunsModel().run_it()
     assert rules(g) == set()
 
 
 class WidthFirst(nn.Module):
-    """Asks how wide its backbone is before it is a module itself."""
+    """Runs its backbone before its own `Module.__init__`, to infer a width."""
 
     def __init__(self, backbone: nn.Module) -> None:
         width = backbone(batch()).shape[1]
@@ -142,7 +142,7 @@ class WidthFirst(nn.Module):
 
 
 class Built(nn.Module):
-    """Runs a part of itself while it is built."""
+    """Runs a submodule in its own `__init__`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class Built(nn.Module):
 
 
 class Distance(nn.Module):
-    """A metric that holds a network."""
+    """A metric that contains a network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,23 +174,23 @@ class Distance(nn.Module):
     def reset(self) -> None: ...
 
 
-NO_OWNER: dict[str, Callable[[], object]] = {
-    "not yet a module": lambda: WidthFirst(nn.Linear(4, 4).eval()),
-    "built": lambda: Built().eval()(batch()),
+NO_CALLING_MODEL: dict[str, Callable[[], object]] = {
+    "before Module.__init__": lambda: WidthFirst(nn.Linear(4, 4).eval()),
+    "in __init__": lambda: Built().eval()(batch()),
     "a metric": lambda: Distance().eval().update(batch()),
 }
 
 
-@pytest.mark.parametrize("run", NO_OWNER.values(), ids=NO_OWNER)
+@pytest.mark.parametrize("run", NO_CALLING_MODEL.values(), ids=NO_CALLING_MODEL)
 @torch.no_grad()
-def test_what_is_built_and_what_counts_owns_nothing(run: Callable[[], object]) -> None:
+def test_a_model_in_its_init_and_a_metric_are_not_calling_models(run: Callable[[], object]) -> None:
     with watching() as g:
         run()
     assert rules(g) == set()
 
 
 @torch.no_grad()
-def test_a_part_that_ran_first_hides_nothing_of_the_model() -> None:
+def test_changes_of_the_model_are_found_after_a_submodule_ran_alone() -> None:
     class Counting(Coder):
         def __init__(self) -> None:
             super().__init__()
@@ -209,8 +209,8 @@ def test_a_part_that_ran_first_hides_nothing_of_the_model() -> None:
     assert violation.subjects == ("Counting.calls",)
 
 
-class Drops(nn.Module):
-    """Lets go of a layer in a method, and looks whether it is gone."""
+class DeletesLayer(nn.Module):
+    """Deletes a layer in a method, and checks that it is freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,22 +218,22 @@ class Drops(nn.Module):
 
     def work(self, x: Tensor) -> bool:
         layer = nn.Linear(4, 4)
-        freed = weakref.ref(layer)
+        reference = weakref.ref(layer)
         self.net(x)
         del layer
         gc.collect()
-        return freed() is None
+        return reference() is None
 
 
 @torch.no_grad()
-def test_a_method_that_is_looked_at_keeps_nothing() -> None:
+def test_reading_the_locals_of_a_method_keeps_nothing_alive() -> None:
     with watching() as g:
-        assert Drops().eval().work(batch())
+        assert DeletesLayer().eval().work(batch())
     assert rules(g) == set()
 
 
-class Scales(nn.Module):
-    """Stops in a method that runs a part of it."""
+class StopsInDebugger(nn.Module):
+    """Starts a debugger in a method that runs a submodule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,17 +252,15 @@ class Scales(nn.Module):
 
 @pytest.mark.parametrize("where", ["return\nnext\n", "up\n"])
 @torch.no_grad()
-def test_what_a_debugger_sets_stays_set(where: str) -> None:
+def test_assignments_in_a_debugger_are_kept(where: str) -> None:
     commands = f"{where}!scale = 5\np self.net(x).shape\np scale\ncontinue\n"
     out = io.StringIO()
     debugger = pdb.Pdb(stdin=io.StringIO(commands), stdout=out, nosigint=True, readrc=False)
     with watching() as g:
-        scale = Scales().eval().work(batch(), debugger.set_trace)
+        scale = StopsInDebugger().eval().work(batch(), debugger.set_trace)
     assert "torch.Size([8, 4])" in out.getvalue()
     assert "(Pdb) 5\n" in out.getvalue()
     assert rules(g) == set()
-    if where != "up\n" or sys.version_info >= (
-        3,
-        13,
-    ):  # before, a debugger keeps what it sets in the frame it is in alone
+    # Before Python 3.13 an assignment in a debugger is kept only in the innermost frame.
+    if where != "up\n" or sys.version_info >= (3, 13):
         assert scale == 5

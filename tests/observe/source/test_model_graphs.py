@@ -1,4 +1,4 @@
-"""Traced, scripted, symbolically traced and exported models tell by their graph."""
+"""Traced, scripted, symbolically traced and exported models, read from their graphs."""
 
 from __future__ import annotations
 
@@ -36,33 +36,33 @@ MAKERS: dict[str, Make] = {
 }
 every_maker = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 KEEPS_MODE = ("trace", "export", "export, strict")
-"""Those whose graph is what the mode was when it was made."""
+"""Those whose graph stores the mode in which it was made."""
 
 
-def normed(**arguments: Any) -> nn.Module:
+def with_batch_norm(**arguments: Any) -> nn.Module:
     return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, **arguments))
 
 
 @every_maker
-def test_batch_norm_of_an_eval_model(make: Make) -> None:
-    assert list(model_graphs.describe_batch_stats(make(normed().eval()))) == []
+def test_batch_norm_in_eval_mode_is_clean(make: Make) -> None:
+    assert list(model_graphs.describe_batch_stats(make(with_batch_norm().eval()))) == []
 
 
 @pytest.mark.parametrize("name", KEEPS_MODE)
-def test_batch_norm_kept_in_training_mode(name: str) -> None:
-    (sentence,) = model_graphs.describe_batch_stats(MAKERS[name](normed().train()))
+def test_batch_norm_exported_in_training_mode_is_described(name: str) -> None:
+    (sentence,) = model_graphs.describe_batch_stats(MAKERS[name](with_batch_norm().train()))
     assert "batch_norm" in sentence
     assert sentence.endswith("is in the graph with training=True")
 
 
 @pytest.mark.parametrize("name", ["fx", "script"])
-def test_batch_norm_that_follows_the_flag(name: str) -> None:
-    assert list(model_graphs.describe_batch_stats(MAKERS[name](normed().train()))) == []
+def test_batch_norm_that_reads_the_flag_is_clean(name: str) -> None:
+    assert list(model_graphs.describe_batch_stats(MAKERS[name](with_batch_norm().train()))) == []
 
 
 @pytest.mark.parametrize("name", ["script", *KEEPS_MODE])
-def test_batch_norm_without_running_statistics(name: str) -> None:
-    assert list(model_graphs.describe_batch_stats(MAKERS[name](normed(track_running_stats=False).eval())))
+def test_batch_norm_without_running_statistics_is_described(name: str) -> None:
+    assert list(model_graphs.describe_batch_stats(MAKERS[name](with_batch_norm(track_running_stats=False).eval())))
 
 
 class Functional(nn.Module):
@@ -78,12 +78,12 @@ class Functional(nn.Module):
 
 @pytest.mark.parametrize("name", ["trace", "fx", "export"])
 @pytest.mark.parametrize("training", [True, False])
-def test_functional_batch_norm(name: str, training: bool) -> None:
+def test_functional_batch_norm_is_described_in_training_mode(name: str, training: bool) -> None:
     assert bool(list(model_graphs.describe_batch_stats(MAKERS[name](Functional(training).eval())))) == training
 
 
-class Standardised(nn.Linear):
-    """Weight standardisation normalises weights with batch_norm: no batch is seen."""
+class Standardized(nn.Linear):
+    """Weight standardization normalizes weights with batch_norm: no batch is involved."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = F.batch_norm(self.weight[None], None, None, training=True)[0]
@@ -91,30 +91,32 @@ class Standardised(nn.Linear):
 
 
 @pytest.mark.parametrize("name", ["fx", "export"])
-def test_batch_norm_of_weights(name: str) -> None:
-    assert list(model_graphs.describe_batch_stats(MAKERS[name](nn.Sequential(Standardised(4, 4)).eval()))) == []
+def test_batch_norm_of_weights_is_clean(name: str) -> None:
+    assert list(model_graphs.describe_batch_stats(MAKERS[name](nn.Sequential(Standardized(4, 4)).eval()))) == []
 
 
-def test_a_module_that_is_no_graph_has_none() -> None:
-    assert list(model_graphs.describe_batch_stats(normed().train())) == []
-    assert not model_graphs.is_exported(normed())
+def test_a_plain_module_is_not_a_graph() -> None:
+    assert list(model_graphs.describe_batch_stats(with_batch_norm().train())) == []
+    assert not model_graphs.is_exported(with_batch_norm())
     assert not model_graphs.may_draw(nn.Dropout())
 
 
 @every_maker
-def test_exported(make: Make) -> None:
-    assert model_graphs.is_exported(make(normed().eval())) == (make in (MAKERS["export"], MAKERS["export, strict"]))
+def test_only_torch_export_makes_exported_graphs(make: Make) -> None:
+    assert model_graphs.is_exported(make(with_batch_norm().eval())) == (
+        make in (MAKERS["export"], MAKERS["export, strict"])
+    )
 
 
 class Named(nn.Module):
-    """A model of graphs has a `graph` of its own."""
+    """A model about graphs, with its own attribute `graph`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.graph = {"nodes": [1, 2]}
 
 
-def test_graph_is_a_name_like_any_other() -> None:
+def test_a_plain_attribute_named_graph_is_not_a_graph() -> None:
     assert not model_graphs.is_exported(Named())
 
 
@@ -155,7 +157,7 @@ def test_a_scripted_forward_may_read_the_mode_and_a_traced_one_does_not() -> Non
     assert not model_graphs.reads_training(MAKERS["trace"](Gated()))
 
 
-def test_a_script_may_draw() -> None:
+def test_a_torchscript_graph_may_draw() -> None:
     assert model_graphs.may_draw(MAKERS["script"](Gated()))
     assert model_graphs.may_draw(MAKERS["trace"](Gated().train()))
     assert not model_graphs.may_draw(MAKERS["script"](nn.Linear(4, 4)))

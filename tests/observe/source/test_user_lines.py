@@ -1,3 +1,5 @@
+"""The user's lines on the stack, also of worker threads."""
+
 from __future__ import annotations
 
 import sys
@@ -20,20 +22,20 @@ HERE = Path(__file__).resolve()
 
 
 class Probe(nn.Module):
-    """Tells in its forward what is seen of its caller."""
+    """Records the caller of its forward."""
 
-    def __init__(self, sites: UserLines) -> None:
+    def __init__(self, user_lines: UserLines) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
-        self.sites = sites
+        self.user_lines = user_lines
         self.seen: list[Caller] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen.append(self.sites.find_caller(sys._getframe(1)))
+        self.seen.append(self.user_lines.find_caller(sys._getframe(1)))
         return x * self.scale
 
     def line(self) -> int:
-        """From where it was called last."""
+        """Return the first line of the function that called it last."""
         frame = self.seen[-1].frame
         assert frame is not None
         assert frame.f_code.co_filename == __file__
@@ -54,14 +56,14 @@ def code_at(path: Path | str) -> CodeType:
     return compile("1\n2\n", str(path), "exec")
 
 
-def test_relative_to_the_root(tmp_path: Path) -> None:
+def test_a_site_is_relative_to_the_root(tmp_path: Path) -> None:
     file = tmp_path / "tests" / "test_it.py"
     file.parent.mkdir()
     file.write_text("import torch\nlogits = model(x)   \n")
     assert UserLines(tmp_path).site(code_at(file), 2) == Site("tests/test_it.py", 2, "logits = model(x)")
 
 
-def test_a_script_may_lie_anywhere(tmp_path: Path) -> None:
+def test_without_a_root_any_file_is_user_code(tmp_path: Path) -> None:
     file = tmp_path / "script.py"
     site = UserLines().site(code_at(file), 1)
     assert site is not None
@@ -83,10 +85,10 @@ def test_a_script_may_lie_anywhere(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("root", [None, HERE.parent, Path("/")], ids=["script", "here", "everything"])
-def test_not_the_user(file: str, root: Path | None) -> None:
-    sites = UserLines(root)
-    assert not sites.is_user_code(code_at(file))
-    assert sites.site(code_at(file), 1) is None
+def test_libraries_are_not_user_code(file: str, root: Path | None) -> None:
+    user_lines = UserLines(root)
+    assert not user_lines.is_user_code(code_at(file))
+    assert user_lines.site(code_at(file), 1) is None
 
 
 def test_the_caller_is_the_innermost_user_frame(probe: Probe) -> None:
@@ -97,7 +99,7 @@ def test_the_caller_is_the_innermost_user_frame(probe: Probe) -> None:
     assert probe.line() == first_line(call)
 
 
-def test_the_caller_outside_of_torch(probe: Probe) -> None:
+def test_frames_of_torch_are_skipped(probe: Probe) -> None:
     def call() -> None:
         nn.Sequential(probe, nn.ReLU())(batch())
 
@@ -106,7 +108,7 @@ def test_the_caller_outside_of_torch(probe: Probe) -> None:
     assert not probe.seen[-1].by_functional_call
 
 
-def test_weights_are_borrowed_by_functional_call(probe: Probe) -> None:
+def test_functional_call_is_recognized(probe: Probe) -> None:
     def call() -> None:
         torch.func.functional_call(probe, {"scale": torch.zeros(1)}, (batch(),))
 
@@ -116,7 +118,7 @@ def test_weights_are_borrowed_by_functional_call(probe: Probe) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_torch_calls_to_make_a_graph(probe: Probe) -> None:
+def test_tracing_is_recognized(probe: Probe) -> None:
     torch.jit.trace(  # type: ignore[no-untyped-call]
         probe, batch(), check_trace=False
     )
@@ -125,7 +127,7 @@ def test_torch_calls_to_make_a_graph(probe: Probe) -> None:
     assert not probe.seen[-1].by_tracer
 
 
-def test_a_worker_without_user_code_counts_where_its_opener_stands(probe: Probe) -> None:
+def test_a_worker_without_user_code_has_the_line_of_the_opening_thread(probe: Probe) -> None:
     def call() -> None:
         thread = threading.Thread(target=probe, args=(batch(),))
         thread.start()
@@ -135,7 +137,7 @@ def test_a_worker_without_user_code_counts_where_its_opener_stands(probe: Probe)
     assert probe.line() == first_line(call)
 
 
-def test_a_worker_with_user_code_counts_where_it_stands(probe: Probe) -> None:
+def test_a_worker_with_user_code_has_its_own_line(probe: Probe) -> None:
     def work() -> None:
         probe(batch())
 
@@ -144,33 +146,33 @@ def test_a_worker_with_user_code_counts_where_it_stands(probe: Probe) -> None:
     assert probe.line() == first_line(work)
 
 
-def test_inside_ends_at_the_model() -> None:
-    sites = UserLines()
+def test_find_line_inside_ends_at_the_model() -> None:
+    user_lines = UserLines()
 
-    def part() -> Site | None:
-        return sites.find_line_inside(sys._getframe(), model)
+    def inner() -> Site | None:
+        return user_lines.find_line_inside(sys._getframe(), model)
 
     model: FrameType = sys._getframe()
-    site = part()
+    site = inner()
     assert site is not None
-    assert site.source == "return sites.find_line_inside(sys._getframe(), model)"
-    assert sites.find_line_inside(model, model) is None
+    assert site.source == "return user_lines.find_line_inside(sys._getframe(), model)"
+    assert user_lines.find_line_inside(model, model) is None
 
 
-def test_others_run() -> None:
-    sites, begun, done = UserLines(), threading.Event(), threading.Event()
+def test_other_active_threads_are_found() -> None:
+    user_lines, begun, done = UserLines(), threading.Event(), threading.Event()
 
     def work() -> None:
         begun.set()
         done.wait()
 
-    assert not sites.has_other_active_threads()
+    assert not user_lines.has_other_active_threads()
     worker = threading.Thread(target=work)
     worker.start()
     try:
         begun.wait()
-        assert sites.has_other_active_threads()
+        assert user_lines.has_other_active_threads()
     finally:
         done.set()
         worker.join()
-    assert not sites.has_other_active_threads()
+    assert not user_lines.has_other_active_threads()

@@ -1,4 +1,4 @@
-"""A model that a pool of threads runs is told with the line that submitted it."""
+"""A model that a thread pool runs is reported with the line that submitted it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def to_thread(model: nn.Module) -> None:
     asyncio.run(serve())
 
 
-def by_a_function(model: nn.Module) -> None:
+def submit_a_function(model: nn.Module) -> None:
     def predict() -> Any:
         return model(batch())  # here
 
@@ -38,8 +38,8 @@ def by_a_function(model: nn.Module) -> None:
         pool.submit(predict).result()
 
 
-@pytest.mark.parametrize("run", [submit, to_thread, by_a_function])
-def test_the_line_of_the_user(run: Any) -> None:
+@pytest.mark.parametrize("run", [submit, to_thread, submit_a_function])
+def test_the_users_line_is_reported(run: Any) -> None:
     model = Net().eval()
     with watching(model) as g:
         run(model)
@@ -48,7 +48,7 @@ def test_the_line_of_the_user(run: Any) -> None:
     assert at.source.endswith("# here")
 
 
-def test_what_a_pool_runs_returns_and_raises_as_ever() -> None:
+def test_results_and_exceptions_of_a_pool_are_unchanged() -> None:
     with watching() as g, torch.no_grad(), ThreadPoolExecutor(2) as pool:
         assert list(pool.map(str, range(9))) == list(map(str, range(9)))
         with pytest.raises(ZeroDivisionError):

@@ -18,13 +18,13 @@ from pytest_evalmode.observe.source import forward_code
 from pytest_evalmode.observe.source.draw_calls import DRAWING_FUNCTIONS
 from tests.nets import rules, watching
 
-# Public operators that are tagged as drawing, and that no Python code calls by these names: what nn.LSTM calls on ROCm,
-# and what functionalisation makes of the in-place ones.
+# Public operators that are tagged as drawing, but that no Python code calls by these names: nn.LSTM's on ROCm, and
+# the functionalized variants of in-place operators.
 INTERNAL = {"miopen_rnn", "normal_functional", "rrelu_with_noise_functional"}
 
 
 def seeded_operators() -> set[str]:
-    """The base names of torch's public operators that draw from a generator."""
+    """Return the base names of torch's public operators that draw from a generator."""
     names = set()
     for schema in torch._C._jit_get_all_schemas():
         namespace, _, name = schema.name.partition("::")
@@ -44,7 +44,7 @@ def test_the_exceptions_are_operators_that_draw() -> None:
     assert not INTERNAL & DRAWING_FUNCTIONS
 
 
-# What may draw, with the words that name it.  Nothing of it is run.
+# Expressions that may draw, with the text that names the call. None of them is run.
 DRAWING = {
     "F.dropout(x)": "F.dropout",
     "F.dropout(x, self.p)": "F.dropout",
@@ -82,7 +82,7 @@ GATED = (
 
 @pytest.fixture
 def returning(tmp_path: Path) -> Callable[[str], nn.Module]:
-    """A module whose forward returns what an expression says, with its source in a file."""
+    """Make a module whose forward returns an expression, with its source in a file."""
 
     def make(expression: str) -> nn.Module:
         file = tmp_path / "net.py"
@@ -106,17 +106,17 @@ def test_a_draw_is_named_with_its_line(
 
 
 @pytest.mark.parametrize("expression", QUIET)
-def test_no_draw(returning: Callable[[str], nn.Module], expression: str) -> None:
+def test_expressions_that_do_not_draw(returning: Callable[[str], nn.Module], expression: str) -> None:
     assert forward_code.find_draw_calls(returning(expression)) == []
 
 
 @pytest.mark.parametrize("expression", GATED)
-def test_a_gated_draw(returning: Callable[[str], nn.Module], expression: str) -> None:
+def test_a_draw_that_depends_on_the_mode_is_gated(returning: Callable[[str], nn.Module], expression: str) -> None:
     (draw,) = forward_code.find_draw_calls(returning(expression))
     assert draw.gated
 
 
-def test_a_call_over_several_lines(returning: Callable[[str], nn.Module]) -> None:
+def test_a_call_over_several_lines_has_the_line_of_its_name(returning: Callable[[str], nn.Module]) -> None:
     (draw,) = forward_code.find_draw_calls(
         returning("(\n            x\n            .relu()\n            .normal_(\n            )\n        )")
     )
@@ -138,7 +138,7 @@ class Activated(nn.Module):
         return self.activation(x)
 
 
-def test_a_function_that_a_module_was_given() -> None:
+def test_a_function_stored_on_a_module_is_read() -> None:
     def noisy(x: Tensor) -> Tensor:
         return F.dropout(x)
 
@@ -151,7 +151,7 @@ def test_a_function_that_a_module_was_given() -> None:
 
 
 class Mixed(nn.Module):
-    """The draw that does not ask for the mode stands last, in a helper."""
+    """The draw that ignores the mode comes last, in a helper."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.dropout(x, 0.1, self.training)
@@ -164,8 +164,8 @@ class Mixed(nn.Module):
 
 
 def test_the_likeliest_draw_comes_first() -> None:
-    found = forward_code.find_draw_calls(Mixed())
-    assert [(draw.text, draw.gated) for draw in found] == [
+    draws = forward_code.find_draw_calls(Mixed())
+    assert [(draw.text, draw.gated) for draw in draws] == [
         ("F.feature_alpha_dropout", False),
         ("F.dropout", True),
         ("torch.randn_like", True),
@@ -185,7 +185,7 @@ class InferenceInside(nn.Module):
 
 
 class HoldsDropout(nn.Module):
-    """What its part draws is the part's."""
+    """Draws only in its submodule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,13 +202,13 @@ class UsesDropout(HoldsDropout):
         return super().forward(x) + F.dropout(x, self.dropout.p)
 
 
-class HandsItOn(HoldsDropout):
+class PassesFunction(HoldsDropout):
     def forward(self, x: Tensor) -> Tensor:
         return sum(x + value for value in map(torch.rand_like, [x]))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
-    ("module", "sensitive", "may_draw", "stops_grad"),
+    ("module", "reads_training", "may_draw", "disables_grad"),
     [
         (nn.Linear(2, 2), False, False, False),
         (nn.ReLU(), False, False, False),
@@ -220,20 +220,20 @@ class HandsItOn(HoldsDropout):
         (Mixed(), True, True, False),
         (HoldsDropout(), False, False, False),
         (UsesDropout(), False, True, False),
-        (HandsItOn(), False, True, False),
+        (PassesFunction(), False, True, False),
         (NoGrad(), False, False, True),
         (InferenceInside(), False, False, True),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_traits(module: nn.Module, sensitive: bool, may_draw: bool, stops_grad: bool) -> None:
+def test_traits(module: nn.Module, reads_training: bool, may_draw: bool, disables_grad: bool) -> None:
     read = forward_code.module_traits(module)
-    assert (read.reads_training, read.may_draw, read.disables_grad) == (sensitive, may_draw, stops_grad)
+    assert (read.reads_training, read.may_draw, read.disables_grad) == (reads_training, may_draw, disables_grad)
     assert forward_code.module_traits(module) == read
 
 
 class Endless(nn.Module):
-    """Its methods name one another."""
+    """Its methods call one another."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.other(x)
@@ -258,7 +258,7 @@ def test_code_without_source_is_read_by_its_names() -> None:
     assert forward_code.find_draw_calls(module) == []
 
 
-def test_reading_runs_nothing() -> None:
+def test_reading_code_runs_nothing() -> None:
     class Trap(nn.Module):
         @property
         def noise(self) -> Tensor:
@@ -276,18 +276,18 @@ def test_reading_runs_nothing() -> None:
 
 
 class Scales(nn.Module):
-    """Depends on the mode, and stops autograd."""
+    """Depends on the mode and disables autograd."""
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x) if self.training else x
 
 
-class Late(Scales):
-    """Its forward is that of its base, until it is patched."""
+class Inherits(Scales):
+    """Inherits its forward, until it is patched."""
 
 
-def spied(module: nn.Module) -> None:
+def patched_with_autospec(module: nn.Module) -> None:
     mock.patch.object(module, "forward", autospec=True, side_effect=module.forward).start()
 
 
@@ -300,33 +300,33 @@ def made_partial(module: nn.Module) -> None:
 
 
 def hooked(module: nn.Module) -> None:
-    """As accelerate hooks modules."""
+    """As accelerate installs its hooks."""
     module.forward = functools.update_wrapper(functools.partial(lambda self, x: x, module), module.forward)
 
 
-def spied_by_a_closure(module: nn.Module) -> None:
+def wrapped_by_a_closure(module: nn.Module) -> None:
     method = module.forward
     module.forward = lambda x: method(x)
 
 
-@pytest.mark.parametrize("spy", [spied, wrapped_by_a_mock, made_partial, hooked, spied_by_a_closure])
-def test_a_forward_that_somebody_looks_at_says_what_it_said(spy: Callable[[nn.Module], None]) -> None:
+@pytest.mark.parametrize("wrap", [patched_with_autospec, wrapped_by_a_mock, made_partial, hooked, wrapped_by_a_closure])
+def test_a_wrapped_forward_has_the_same_traits(wrap: Callable[[nn.Module], None]) -> None:
     module = Scales()
     plain = forward_code.module_traits(module)
-    spy(module)
+    wrap(module)
     assert forward_code.module_traits(module) == plain
     assert [draw.text for draw in forward_code.find_draw_calls(module)] == ["F.dropout"]
 
 
-def test_a_type_that_is_spied_on_says_what_it_said() -> None:
+def test_a_type_with_a_mocked_forward_has_the_same_traits() -> None:
     plain = forward_code.module_traits(Scales())
     with mock.patch.object(Scales, "forward", autospec=True, side_effect=Scales.forward):
         forward_code.forget_replaced_forwards([Scales])
         assert forward_code.module_traits(Scales()) == plain
 
 
-def test_a_forward_that_is_replaced_is_read_anew() -> None:
-    for kind in (Scales, Late):
+def test_a_replaced_forward_is_read_again() -> None:
+    for kind in (Scales, Inherits):
         assert forward_code.module_traits(kind()).reads_training
         with mock.patch.object(Scales, "forward", lambda self, x: x):
             forward_code.forget_replaced_forwards([kind])
@@ -336,15 +336,15 @@ def test_a_forward_that_is_replaced_is_read_anew() -> None:
 
 
 @torch.no_grad()
-def test_no_window_believes_what_another_read_of_a_patched_forward() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), Late()).eval()
+def test_the_traits_of_a_patched_forward_do_not_outlive_the_patch() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Inherits()).eval()
     for apply, expected in ((F.dropout, {"random-forward"}), (F.relu, set())):
-        with mock.patch.object(Late, "forward", lambda self, x, apply=apply: apply(x)), watching() as g:
+        with mock.patch.object(Inherits, "forward", lambda self, x, apply=apply: apply(x)), watching() as g:
             model(torch.ones(2, 4))
         assert rules(g) == expected
     model[1].train()
     for replaced, expected in ((lambda self, x: x, set()), (Scales.forward, {"train-mode"})):
-        with mock.patch.object(Late, "forward", replaced), watching() as g:
+        with mock.patch.object(Inherits, "forward", replaced), watching() as g:
             model(torch.ones(2, 4))
         assert rules(g) == expected
 
@@ -353,7 +353,7 @@ DYING = """
 import gc, weakref
 from torch import nn
 from torch.nn import functional as F
-from pytest_evalmode.observe.source import code
+from pytest_evalmode.observe.source import forward_code
 
 class Base(nn.Module):
     def forward(self, x):
@@ -363,8 +363,8 @@ class Local(Base):
     def forward(self, x):
         return super().forward(x)
 
-assert code.traits(Local()).sensitive
-code.forget_replaced([Local])
+assert forward_code.module_traits(Local()).reads_training
+forward_code.forget_replaced_forwards([Local])
 known = weakref.ref(Local)
 del Local
 gc.collect()
@@ -373,8 +373,8 @@ assert known() is None, gc.get_referrers(known())
 
 
 @pytest.mark.slow
-def test_what_is_known_of_a_type_does_not_keep_it_alive(tmp_path: Path) -> None:
-    """In a process of its own: what other tests leave there may well hold a type that is defined after them."""
+def test_cached_traits_do_not_keep_a_type_alive(tmp_path: Path) -> None:
+    """In its own process, because objects left by other tests may refer to a type that is defined after them."""
     script = tmp_path / "dying.py"
     script.write_text(DYING, encoding="utf-8")
     subprocess.run([sys.executable, str(script)], check=True)

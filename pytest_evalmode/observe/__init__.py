@@ -1,1 +1,1 @@
-"""What a window saw: everything that knows torch."""
+"""Observers of a guarded window: the only part of the package that knows torch."""

@@ -1,14 +1,15 @@
-"""What went wrong in an observer."""
+"""The errors of an observer."""
 
 from __future__ import annotations
 
 
 class ObserverErrors(list[Exception]):
-    """The errors of an observer, but for those that only say that a test has used up the stack.
+    """A list of errors that ignores those caused by an exhausted stack.
 
-    What runs within a few calls of the recursion limit is not observed: that is no reason to fail it.
+    An observer that is called close to the recursion limit cannot work. This must not fail the test.
     """
 
     def append(self, error: Exception) -> None:
-        if not (isinstance(error, RecursionError) or RecursionError.__name__ in str(error)):  # ctypes wraps it
+        """Add an error, unless it is a `RecursionError` or wraps one, as ctypes does."""
+        if not (isinstance(error, RecursionError) or RecursionError.__name__ in str(error)):
             super().append(error)

@@ -1,4 +1,4 @@
-"""A method of `nn.Module`, or another function of torch's, that is wrapped while somebody observes it."""
+"""Patches of methods of `nn.Module` and of other functions of torch, in place while they have observers."""
 
 from __future__ import annotations
 
@@ -14,77 +14,83 @@ from torch import nn
 Observer = TypeVar("Observer")
 Method = Callable[..., Any]
 
-_TORCHS = vars(sys.modules[nn.Module.__module__])
+_TORCH_GLOBALS = vars(sys.modules[nn.Module.__module__])
 
 
 class Patch(Generic[Observer]):
-    """Puts a function in the place of a method for the first observer, and the method back after the last.
+    """Replaces a function when the first observer starts, and restores it when the last one stops.
 
-    It is one function without a closure, ever the same: torch.compile guards on closures, and would compile again.
+    The replacement is always the same function without a closure: torch.compile guards on closures, so a new one would
+    cause a recompilation.
     """
 
     def __init__(self, name: str, owner: type | ModuleType = nn.Module) -> None:
         self.observers: tuple[Observer, ...] = ()
         self.original: Method = getattr(owner, name)
-        self._of = owner
+        self._owner = owner
         self._name = name
-        self._function: Method = self.original
-        self._above: Method | None = None
-        """A wrapper that somebody put over the function, where nothing tells what it calls: a mock's, say."""
+        self._replacement: Method = self.original
+        self._opaque_wrapper: Method | None = None
+        """Another wrapper around the replacement that hides what it calls, such as a mock."""
         self._lock = threading.Lock()
 
     def replace_with(self, function: Method) -> Method:
-        """The function to put there; it calls `original`."""
-        self._function = wraps(self.original)(function)
-        return self._function
+        """Set the replacement, which calls `original`. Usable as a decorator."""
+        self._replacement = wraps(self.original)(function)
+        return self._replacement
 
     def start(self, observer: Observer) -> None:
+        """Add an observer, and install the replacement unless the function in place already calls it."""
         with self._lock:
-            there = self._there()
-            known = there is self.original  # what was put back last time reaches nothing of ours
-            if known or (there is not self._above and not _reaches(there, self._function)):
-                self.original = there
-                setattr(self._of, self._name, self._function)
+            current = self._current()
+            # The original, which the last stop() restored, never calls the replacement: no need to search it.
+            is_original = current is self.original
+            if is_original or (current is not self._opaque_wrapper and not _reaches(current, self._replacement)):
+                self.original = current
+                setattr(self._owner, self._name, self._replacement)
             self.observers = (*self.observers, observer)
 
     def stop(self, observer: Observer) -> None:
-        """Observe no longer.  Where somebody has wrapped the function, theirs stays, and ours has nobody to tell."""
-        with self._lock:
-            there = self._there()
-            self.observers = tuple(other for other in self.observers if other is not observer)
-            if not self.observers and there is self._function:
-                setattr(self._of, self._name, self.original)
+        """Remove an observer, and restore the original after the last one.
 
-    def _there(self) -> Method:
-        """The method as it is now; a mock that took the function's place while it was observed will call it."""
-        there: Method = getattr(self._of, self._name)
-        if self.observers and there is not self.original and _is_opaque(there):
-            self._above = there
-        return there
+        If other code has wrapped the replacement, its wrapper stays, and the replacement only calls the original.
+        """
+        with self._lock:
+            current = self._current()
+            self.observers = tuple(other for other in self.observers if other is not observer)
+            if not self.observers and current is self._replacement:
+                setattr(self._owner, self._name, self.original)
+
+    def _current(self) -> Method:
+        """Return the function that is in place now, and note if it is a mock that wraps the replacement."""
+        current: Method = getattr(self._owner, self._name)
+        if self.observers and current is not self.original and _is_opaque(current):
+            self._opaque_wrapper = current
+        return current
 
 
 def _is_opaque(method: object) -> bool:
-    """Whether nothing tells what a method calls: a mock's, unlike a function's."""
+    """Return whether a method hides what it calls, as a mock does and a plain function does not."""
     return not isinstance(method, FunctionType) or hasattr(method, "mock")
 
 
 def _reaches(method: object, function: Method) -> bool:
-    """Whether a method is the function, or wraps it: by `__wrapped__`, a closure or a global that it names."""
-    waiting, seen = [method], set[int]()
-    while waiting:
-        value = waiting.pop()
+    """Return whether a method is a function or wraps it: by `__wrapped__`, a closure or a global that it names."""
+    pending, seen = [method], set[int]()
+    while pending:
+        value = pending.pop()
         if value is function:
             return True
-        if type(value) is FunctionType and id(value) not in seen and value.__globals__ is not _TORCHS:
+        if type(value) is FunctionType and id(value) not in seen and value.__globals__ is not _TORCH_GLOBALS:
             seen.add(id(value))
-            waiting.append(getattr(value, "__wrapped__", None))
-            waiting.extend(map(_content, value.__closure__ or ()))
-            waiting.extend(value.__globals__.get(name) for name in value.__code__.co_names)
+            pending.append(getattr(value, "__wrapped__", None))
+            pending.extend(map(_content, value.__closure__ or ()))
+            pending.extend(value.__globals__.get(name) for name in value.__code__.co_names)
     return False
 
 
 def _content(cell: CellType) -> object:
     try:
         return cell.cell_contents
-    except ValueError:  # what it is to hold is not there yet
+    except ValueError:  # the cell is still empty
         return None

@@ -1,0 +1,218 @@
+"""Patched methods, and other code that wraps them too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_evalmode import Guard, guard
+from pytest_evalmode.observe.calls.mode_changes import train_patch
+from pytest_evalmode.observe.calls.state_dict_loads import load_state_dict_patch
+from pytest_evalmode.observe.forwards.observer import call_patch
+from pytest_evalmode.observe.patches import Patch
+from tests.nets import Net, batch, only, rules, watching
+
+Method = Callable[..., Any]
+ORIGINALS: dict[str, Method] = {name: getattr(nn.Module, name) for name in ("__call__", "train", "load_state_dict")}
+methods = pytest.mark.parametrize("name", ORIGINALS)
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    """Restore the methods and the patches after each test."""
+    patches = call_patch, train_patch, load_state_dict_patch
+    before = [vars(patch).copy() for patch in patches]
+    yield
+    for name, method in ORIGINALS.items():
+        setattr(nn.Module, name, method)
+    for patch, attributes in zip(patches, before, strict=True):
+        vars(patch).update(attributes)
+
+
+def wrap(name: str, seen: list[str] | None = None) -> Method:
+    """Wrap a method as other code does, and leave it wrapped."""
+    inner = getattr(nn.Module, name)
+
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if seen is not None:
+            seen.append(name)
+        return inner(self, *args, **kwargs)
+
+    setattr(nn.Module, name, wrapper)
+    return wrapper
+
+
+@torch.no_grad()
+def observed(*, strict: bool = True) -> set[str]:
+    """Return what a window reports of a partial load, and of a forward in training mode with the line that switched."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout()).eval()
+    with watching(strict=strict) as g:
+        model.load_state_dict({}, strict=False)
+        model.train()
+        model(batch())
+    return reported(g)
+
+
+def reported(g: Guard) -> set[str]:
+    return rules(g) | {"since" for violation in g.violations if "since" in violation.details}
+
+
+NOT_STRICT = {"train-mode", "since"}
+ALL = {*NOT_STRICT, "partial-load"}
+
+
+@methods
+def test_methods_are_restored_after_the_window(name: str) -> None:
+    for strict in (True, False):
+        observed(strict=strict)
+        assert getattr(nn.Module, name) is ORIGINALS[name]
+
+
+@methods
+def test_the_replacement_looks_like_the_method(name: str) -> None:
+    with guard(strict=True):
+        method = getattr(nn.Module, name)
+        assert method is not ORIGINALS[name]
+        assert method.__name__ == ORIGINALS[name].__name__
+        assert method.__wrapped__ is ORIGINALS[name]
+
+
+@methods
+def test_nested_windows_observe_everything(name: str) -> None:
+    with watching(strict=True):
+        assert observed() == ALL
+        assert getattr(nn.Module, name) is not ORIGINALS[name]
+        net = Net().eval()
+        with torch.no_grad():
+            net(batch())
+    assert getattr(nn.Module, name) is ORIGINALS[name]
+
+
+def test_an_outer_window_observes_what_inner_ones_observe() -> None:
+    with watching(strict=True) as outer:
+        assert observed() == ALL
+    assert reported(outer) == ALL
+
+
+@methods
+@pytest.mark.parametrize("before", [(), (False,), (True,), (False, True)], ids=str)
+def test_a_wrapper_from_before_the_window_is_called_and_stays(name: str, before: tuple[bool, ...]) -> None:
+    """Windows with and without strict rules may have been open before."""
+    for strict in before:
+        observed(strict=strict)
+    seen: list[str] = []
+    wrapper = wrap(name, seen)
+    assert observed() == ALL
+    assert observed(strict=False) == NOT_STRICT
+    assert observed() == ALL
+    assert seen
+    assert getattr(nn.Module, name) is wrapper
+
+
+@methods
+def test_a_wrapper_from_inside_a_window_is_called_and_stays(name: str) -> None:
+    seen: list[str] = []
+    with guard(strict=True):
+        wrapper = wrap(name, seen)
+    assert getattr(nn.Module, name) is wrapper
+    assert observed() == ALL
+    assert observed() == ALL
+    assert seen
+    assert getattr(nn.Module, name) is wrapper
+
+
+@methods
+def test_a_wrapper_with_an_empty_closure_cell_is_supported(name: str) -> None:
+    inner = getattr(nn.Module, name)
+
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return (later if filled else inner)(self, *args, **kwargs)
+
+    filled = False
+    setattr(nn.Module, name, wrapper)
+    assert observed() == ALL
+    later, filled = inner, True
+    assert observed() == ALL
+
+
+@methods
+def test_a_mock_that_hides_what_it_calls_is_supported(name: str) -> None:
+    """Windows open inside the one in which the mock was installed, and after it has closed."""
+    with watching(strict=True):
+        spy = mock.patch.object(nn.Module, name, autospec=True, side_effect=getattr(nn.Module, name))
+        seen = spy.start()
+        assert observed() == ALL
+    assert observed() == ALL
+    assert observed() == ALL
+    assert seen.called
+    spy.stop()
+    assert observed() == ALL
+
+
+@methods
+def test_a_wrapper_that_is_removed_inside_the_window_leaves_nothing(name: str) -> None:
+    with guard(strict=True):
+        replacement = getattr(nn.Module, name)
+        wrap(name)
+        setattr(nn.Module, name, replacement)
+    assert getattr(nn.Module, name) is ORIGINALS[name]
+    assert observed() == ALL
+
+
+@methods
+def test_a_method_that_is_restored_after_the_window_is_observed_in_the_next(name: str) -> None:
+    with guard(strict=True):
+        wrap(name)
+    setattr(nn.Module, name, ORIGINALS[name])
+    assert observed() == ALL
+    assert getattr(nn.Module, name) is ORIGINALS[name]
+
+
+@methods
+def test_a_method_that_is_replaced_inside_a_window_is_observed_in_later_ones(name: str) -> None:
+    def replacement(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return ORIGINALS[name](self, *args, **kwargs)
+
+    with guard(strict=True):
+        setattr(nn.Module, name, replacement)
+    assert observed() == ALL
+    assert getattr(nn.Module, name) is replacement
+
+
+def test_stopping_an_observer_that_never_started_changes_nothing() -> None:
+    patch: Patch[object] = Patch("load_state_dict")
+    patch.replace_with(lambda self, *args, **kwargs: None)
+    patch.stop(object())
+    assert nn.Module.load_state_dict is ORIGINALS["load_state_dict"]
+    one, two = object(), object()
+    patch.start(one)
+    patch.start(two)
+    patch.stop(one)
+    assert nn.Module.load_state_dict is not ORIGINALS["load_state_dict"]
+    patch.stop(two)
+    assert nn.Module.load_state_dict is ORIGINALS["load_state_dict"]
+
+
+def test_a_wrapper_that_returns_none_does_not_fail_the_guard() -> None:
+    inner = nn.Module.load_state_dict
+
+    def silent(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        inner(self, *args, **kwargs)
+
+    nn.Module.load_state_dict = silent  # type: ignore[method-assign]
+    with guard(strict=True):
+        Net().load_state_dict(Net().state_dict())
+    assert nn.Module.load_state_dict is silent
+
+
+def test_an_exception_passes_and_the_next_load_is_observed() -> None:
+    with watching(strict=True) as g:
+        with pytest.raises(RuntimeError):
+            Net().load_state_dict({})
+        Net().load_state_dict({}, strict=False)
+    only(g, "partial-load")

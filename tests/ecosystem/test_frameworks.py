@@ -1,4 +1,4 @@
-"""Metrics that are modules, and a trainer that runs the model for its user."""
+"""Metrics that are modules, and trainers that run the model for the user."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def labels(x: Tensor) -> Tensor:
     return torch.zeros(len(x), dtype=torch.long)
 
 
-# --- torchmetrics: a metric is in training mode for ever, and keeps its state in buffers that are not saved
+# --- torchmetrics: a metric is always in training mode, and keeps its state in non-persistent buffers
 
 
 def accuracy(**arguments: Any) -> Any:
@@ -48,7 +48,7 @@ every_metric = pytest.mark.parametrize("make", METRICS.values(), ids=METRICS)
 
 @every_metric
 @pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
-def test_a_metric_beside_the_model(make: Metric, grad: Callable[[], Any]) -> None:
+def test_a_metric_next_to_the_model_is_clean(make: Metric, grad: Callable[[], Any]) -> None:
     model, metric = Net().eval(), make()
     with watching(model) as g, grad():
         for _ in range(3):
@@ -63,7 +63,7 @@ def test_a_metric_beside_the_model(make: Metric, grad: Callable[[], Any]) -> Non
 
 @every_metric
 @torch.no_grad()
-def test_a_metric_that_is_watched(make: Metric) -> None:
+def test_a_watched_metric_is_clean(make: Metric) -> None:
     metric, x = make(), batch()
     with watching(metric) as g:
         metric(torch.rand(8, 2).softmax(-1), labels(x))
@@ -72,7 +72,7 @@ def test_a_metric_that_is_watched(make: Metric) -> None:
 
 @pytest.mark.parametrize("make", [torchmetrics.MeanMetric, torchmetrics.SumMetric, torchmetrics.CatMetric])
 @torch.no_grad()
-def test_an_aggregation(make: Metric) -> None:
+def test_an_aggregation_metric_is_clean(make: Metric) -> None:
     metric = make()
     with watching() as g:
         for _ in range(3):
@@ -82,7 +82,7 @@ def test_an_aggregation(make: Metric) -> None:
 
 
 class WithMetric(nn.Module):
-    """Holds its metric, as a LightningModule does."""
+    """Contains its metric, as a LightningModule does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class WithMetric(nn.Module):
 
 
 @torch.no_grad()
-def test_a_metric_inside_the_model() -> None:
+def test_a_metric_inside_the_model_is_clean() -> None:
     model = WithMetric().eval()
     model.accuracy.train()
     model.loss.train()
@@ -144,8 +144,8 @@ def loader() -> DataLoader[tuple[Tensor, ...]]:
     return DataLoader(TensorDataset(x, labels(x)), batch_size=4)
 
 
-def module(body: Callable[[], nn.Module] = Net, forget: Callable[[nn.Module], object] | None = None) -> Any:
-    """A LightningModule around a net; `forget` is what its author does to it in every step."""
+def module(body: Callable[[], nn.Module] = Net, in_each_step: Callable[[nn.Module], object] | None = None) -> Any:
+    """Make a LightningModule around a net; its author applies `in_each_step` to the net in every step."""
 
     class Lit(lightning.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -159,8 +159,8 @@ def module(body: Callable[[], nn.Module] = Net, forget: Callable[[nn.Module], ob
 
         def step(self, batch: Any) -> Tensor:
             x, y = batch
-            if forget is not None:
-                forget(self.net)
+            if in_each_step is not None:
+                in_each_step(self.net)
             logits = self(x)
             self.accuracy(logits, y)
             self.log("accuracy", self.accuracy)
@@ -186,8 +186,8 @@ def module(body: Callable[[], nn.Module] = Net, forget: Callable[[nn.Module], ob
 
 
 @pytest.mark.parametrize("task", ["predict", "test", "validate"])
-@pytest.mark.parametrize("watched", [True, False], ids=["watched", "seen"])
-def test_a_trainer_that_infers(trainer: Any, task: str, watched: bool) -> None:
+@pytest.mark.parametrize("watched", [True, False], ids=["watched", "not watched"])
+def test_inference_by_a_trainer_is_clean(trainer: Any, task: str, watched: bool) -> None:
     model = module()
     with watching(*[model] if watched else []) as g:
         getattr(trainer, task)(model, loader())
@@ -197,7 +197,7 @@ def test_a_trainer_that_infers(trainer: Any, task: str, watched: bool) -> None:
     assert model.net.training
 
 
-def test_a_trainer_that_trains_in_a_pause(trainer: Any) -> None:
+def test_training_by_a_trainer_in_a_pause_is_clean(trainer: Any) -> None:
     model = module()
     with watching(model) as g:
         with g.paused():
@@ -206,7 +206,7 @@ def test_a_trainer_that_trains_in_a_pause(trainer: Any) -> None:
     assert not rules(g)
 
 
-def test_a_trainer_that_trains(trainer: Any) -> None:
+def test_training_by_a_trainer_is_reported(trainer: Any) -> None:
     model = module()
     with watching(model) as g:
         trainer.fit(model, loader())
@@ -214,7 +214,7 @@ def test_a_trainer_that_trains(trainer: Any) -> None:
     assert all("evalmode.paused()" in violation.remedy for violation in g.violations)
 
 
-def test_used_by_hand_after_training(trainer: Any) -> None:
+def test_a_model_called_directly_after_training_is_reported(trainer: Any) -> None:
     model = module()
     trainer.fit(model, loader())
     with watching() as g, torch.no_grad():
@@ -226,7 +226,7 @@ def test_used_by_hand_after_training(trainer: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("forget", "expected"),
+    ("in_each_step", "expected"),
     [
         (lambda net: net.train(), {"train-mode", "state-mutated"}),
         (lambda net: net.drop.train(), {"train-mode"}),
@@ -234,15 +234,15 @@ def test_used_by_hand_after_training(trainer: Any) -> None:
         (lambda net: net.eval(), set()),
     ],
 )
-def test_what_the_author_of_a_step_does(
-    trainer: Any, forget: Callable[[nn.Module], object], expected: set[str]
+def test_mistakes_in_a_test_step_are_reported(
+    trainer: Any, in_each_step: Callable[[nn.Module], object], expected: set[str]
 ) -> None:
     with watching() as g:
-        trainer.test(module(forget=forget), loader())
+        trainer.test(module(in_each_step=in_each_step), loader())
     assert rules(g) == expected
 
 
-def test_dropout_that_ignores_the_mode(trainer: Any) -> None:
+def test_dropout_that_ignores_the_mode_is_reported(trainer: Any) -> None:
     class Noisy(Net):
         def forward(self, x: Tensor) -> Tensor:
             return nn.functional.dropout(super().forward(x))
@@ -254,12 +254,12 @@ def test_dropout_that_ignores_the_mode(trainer: Any) -> None:
     assert violation.cause.source == "return nn.functional.dropout(super().forward(x))"
 
 
-# --- transformers: its trainer, too
+# --- the trainer of transformers
 
 
 @pytest.fixture
-def hugging(tmp_path: Any) -> Any:
-    """A trainer with a model of one layer."""
+def hf_trainer(tmp_path: Any) -> Any:
+    """Make a trainer for a model with one layer."""
     transformers: Any = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -273,16 +273,16 @@ def hugging(tmp_path: Any) -> Any:
 SENTENCES = [{"input_ids": torch.arange(5), "labels": torch.tensor(i % 2)} for i in range(8)]
 
 
-def test_a_trainer_of_transformers_that_trains(hugging: Any) -> None:
-    with watching(hugging.model) as g:
-        hugging.train()
+def test_training_by_the_transformers_trainer_is_reported(hf_trainer: Any) -> None:
+    with watching(hf_trainer.model) as g:
+        hf_trainer.train()
     assert rules(g) == {"train-mode", "grad-mode", "state-mutated"}
     assert all("evalmode.paused()" in violation.remedy for violation in g.violations)
 
 
-def test_a_trainer_of_transformers_that_trains_in_a_pause_and_predicts(hugging: Any) -> None:
-    with watching(hugging.model) as g:
+def test_the_transformers_trainer_trains_in_a_pause_and_predicts(hf_trainer: Any) -> None:
+    with watching(hf_trainer.model) as g:
         with g.paused():
-            hugging.train()
-        hugging.predict(SENTENCES)
+            hf_trainer.train()
+        hf_trainer.predict(SENTENCES)
     assert not rules(g)

@@ -1,4 +1,4 @@
-"""Beside pytest's other plugins: what is clean stays silent, what is not is told, and theirs is what it was."""
+"""Other pytest plugins: clean tests pass, violations are reported, and the plugins' own results stay the same."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from tests import suites
 
-# Each plugin's way of running a model.  `net` is in training mode until it is told.
-BESIDE = """
+# Each plugin's way of running a model, which is in training mode in the "faulty" tests.
+SUITE = """
 import anyio
 import asyncio
 import pytest
@@ -79,8 +79,8 @@ COVERED = "--cov=nets", "--cov-report=json"
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
-def test_all_at_once(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
-    suites.write(pytester, BESIDE)
+def test_all_plugins_together(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    suites.write(pytester, SUITE)
     quick = "--benchmark-max-time=0.01", "--benchmark-min-rounds=2", "--benchmark-warmup=off"
     result = pytester.runpytest_inprocess(
         *("--randomly-seed=3", "-rA", "--html=report.html", "--evalmode-report=report.json"),
@@ -104,7 +104,7 @@ def test_all_at_once(pytester: pytest.Pytester, workers: tuple[str, ...]) -> Non
     assert "train-mode" in (pytester.path / "report.html").read_text()
 
 
-def test_coverage_is_what_it_is_without_the_guard(pytester: pytest.Pytester) -> None:
+def test_coverage_is_the_same_with_the_guard(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -126,8 +126,8 @@ def test_faulty():
     assert covered() == covered("--evalmode=off") != []
 
 
-def test_a_forward_that_takes_too_long(pytester: pytest.Pytester) -> None:
-    """What pytest-timeout does is not the guard's; what comes after it is guarded as ever."""
+def test_tests_after_a_timeout_are_guarded(pytester: pytest.Pytester) -> None:
+    """The timeout stays a failure of its own; later tests are guarded as usual."""
     suites.write(
         pytester,
         """
@@ -170,8 +170,8 @@ def test_faulty_after():
     )
 
 
-def test_a_benchmark_tells_a_fault_once(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # it measures nothing in a worker
+def test_a_benchmark_reports_a_violation_once(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark measures nothing in an xdist worker
     suites.write(
         pytester,
         """
@@ -187,4 +187,4 @@ def test_faulty(benchmark):
     clean, faulty = suites.json_report(pytester)["tests"]
     assert clean["violations"] == []
     (violation,) = faulty["violations"]
-    assert (violation["rule"], violation["count"]) == ("train-mode", 3 * 2 + 1)  # and one to see what it returns
+    assert (violation["rule"], violation["count"]) == ("train-mode", 3 * 2 + 1)  # plus the run that returns the result

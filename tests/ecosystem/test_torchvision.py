@@ -1,4 +1,4 @@
-"""torchvision's transforms and timm's, and timm's models: what is locked of them, and that they are clean."""
+"""Transforms of torchvision and timm, which are locked, and models of timm, which are guarded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     weights: Any = import_module("torchvision.models").ResNet50_Weights
     Image: Any = import_module("PIL.Image")
     timm: Any = import_module("timm") if find_spec("timm") else None
-    created: Any = import_module("timm.data").create_transform if timm else None
+    create_transform: Any = import_module("timm.data").create_transform if timm else None
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 needs_timm = pytest.mark.skipif(timm is None, reason="timm is not installed")
@@ -37,89 +37,91 @@ TO_TENSOR = (v1.ToTensor(),)
 Make = Callable[[], Any]
 
 
-def old(*extra: Any, size: Any = 256, crop: Any = 224, to: Any = TO_TENSOR, by: Any = IMAGENET, **resize: Any) -> Any:
-    """torchvision's first kind of transforms."""
+def v1_transform(
+    *extra: Any, size: Any = 256, crop: Any = 224, to: Any = TO_TENSOR, by: Any = IMAGENET, **resize: Any
+) -> Any:
+    """Make an evaluation pipeline of torchvision's v1 transforms."""
     return v1.Compose([v1.Resize(size, **resize), v1.CenterCrop(crop), *extra, *to, v1.Normalize(*by)])
 
 
-def new(
+def v2_transform(
     *extra: Any, size: Any = 256, crop: Any = 224, scale: bool = True, dtype: Any = torch.float32, **resize: Any
 ) -> Any:
-    """torchvision's second kind, of tensors from the start."""
+    """Make an evaluation pipeline of v2 transforms that converts to a tensor first."""
     to = v2.ToDtype(dtype, scale=scale)
     return v2.Compose(
         [v2.ToImage(), v2.Resize(size, **resize), v2.CenterCrop(crop), *extra, to, v2.Normalize(*IMAGENET)]
     )
 
 
-def of_timm(**arguments: Any) -> Any:
-    return created(**{"input_size": 224, "is_training": False, **arguments})
+def timm_transform(**arguments: Any) -> Any:
+    return create_transform(**{"input_size": 224, "is_training": False, **arguments})
 
 
-def second(*steps: Any) -> Any:
-    """As `old()`, of torchvision's second kind: the image is one of Pillow's until after the crop."""
+def v2_pil_transform(*steps: Any) -> Any:
+    """Make the pipeline of `v1_transform()` from v2 transforms: the image stays a Pillow image until after the crop."""
     scaled = steps or (v2.ToImage(), v2.ToDtype(torch.float32, scale=True))
     return v2.Compose([v2.Resize(256), v2.CenterCrop(224), *scaled, v2.Normalize(*IMAGENET)])
 
 
-ALIKE: dict[str, tuple[Make, Make]] = {
-    "made anew": (old, old),
-    "lists": (old, lambda: old(by=[list(each) for each in IMAGENET])),
-    "tensors": (old, lambda: old(by=[torch.tensor(each) for each in IMAGENET])),
-    "arrays": (old, lambda: old(by=[torch.tensor(each).numpy() for each in IMAGENET])),
-    "a size in a list": (old, lambda: old(size=[256])),
-    "a crop in a tuple": (old, lambda: old(crop=(224, 224))),
-    "the default named": (old, lambda: old(interpolation=BILINEAR, antialias=True)),
-    "Pillow's constant": (old, lambda: old(interpolation=Image.Resampling.BILINEAR)),
-    "a pipeline in another": (
-        old,
+SAME: dict[str, tuple[Make, Make]] = {
+    "made again": (v1_transform, v1_transform),
+    "lists": (v1_transform, lambda: v1_transform(by=[list(each) for each in IMAGENET])),
+    "tensors": (v1_transform, lambda: v1_transform(by=[torch.tensor(each) for each in IMAGENET])),
+    "arrays": (v1_transform, lambda: v1_transform(by=[torch.tensor(each).numpy() for each in IMAGENET])),
+    "a size in a list": (v1_transform, lambda: v1_transform(size=[256])),
+    "a crop in a tuple": (v1_transform, lambda: v1_transform(crop=(224, 224))),
+    "the default named": (v1_transform, lambda: v1_transform(interpolation=BILINEAR, antialias=True)),
+    "Pillow's constant": (v1_transform, lambda: v1_transform(interpolation=Image.Resampling.BILINEAR)),
+    "a nested pipeline": (
+        v1_transform,
         lambda: v1.Compose([v1.Compose([v1.Resize(256), v1.CenterCrop(224)]), v1.ToTensor(), v1.Normalize(*IMAGENET)]),
     ),
-    "in two steps": (old, lambda: old(to=(v1.PILToTensor(), v1.ConvertImageDtype(torch.float32)))),
-    "in v2": (old, second),
-    "in v2, with its ToTensor": (old, lambda: second(v2.ToTensor())),
+    "in two steps": (v1_transform, lambda: v1_transform(to=(v1.PILToTensor(), v1.ConvertImageDtype(torch.float32)))),
+    "in v2": (v1_transform, v2_pil_transform),
+    "in v2, with its ToTensor": (v1_transform, lambda: v2_pil_transform(v2.ToTensor())),
     "in v2, no subclass": (
-        old,
-        lambda: second(v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()),
+        v1_transform,
+        lambda: v2_pil_transform(v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()),
     ),
-    "what the weights bring": (old, lambda: weights.IMAGENET1K_V1.transforms()),
-    "v2 made anew": (new, new),
-    "v2, the default named": (new, lambda: new(interpolation=BILINEAR)),
+    "the transforms of the weights": (v1_transform, lambda: weights.IMAGENET1K_V1.transforms()),
+    "v2 made again": (v2_transform, v2_transform),
+    "v2, the default named": (v2_transform, lambda: v2_transform(interpolation=BILINEAR)),
 }
-TIMM_ALIKE: dict[str, tuple[Make, Make]] = {
-    "made anew": (of_timm, of_timm),
-    "a size in a tuple": (of_timm, lambda: of_timm(input_size=(3, 224, 224))),
-    "by hand": (of_timm, old),
+TIMM_SAME: dict[str, tuple[Make, Make]] = {
+    "made again": (timm_transform, timm_transform),
+    "a size in a tuple": (timm_transform, lambda: timm_transform(input_size=(3, 224, 224))),
+    "by hand": (timm_transform, v1_transform),
 }
 
 
-def an_image() -> Any:
+def make_image() -> Any:
     pixels = torch.randint(256, (300, 400, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Image.fromarray(pixels.numpy())
 
 
-def told(make: tuple[Make, Make]) -> list[str]:
-    """What is told of two pipelines, of which one was written to a file."""
+def describe_differences(make: tuple[Make, Make]) -> list[str]:
+    """Return the differences of two pipelines whose descriptions were written to a file."""
     before, after = (json.loads(json.dumps(describe(each()))) for each in make)
     return find_differences(before, after)
 
 
 def assert_same_results(pair: tuple[Make, Make]) -> None:
-    one, other = (make()(an_image()).as_subclass(Tensor) for make in pair)
+    one, other = (make()(make_image()).as_subclass(Tensor) for make in pair)
     torch.testing.assert_close(one, other, rtol=0, atol=1e-6)  # v2 multiplies by 1 / 255 where v1 divides
 
 
-@pytest.mark.parametrize("pair", ALIKE.values(), ids=ALIKE)
-def test_one_pipeline_written_in_two_ways(pair: tuple[Make, Make]) -> None:
-    assert told(pair) == []
-    assert told((pair[1], pair[0])) == []
+@pytest.mark.parametrize("pair", SAME.values(), ids=SAME)
+def test_a_pipeline_written_in_another_way_is_unchanged(pair: tuple[Make, Make]) -> None:
+    assert describe_differences(pair) == []
+    assert describe_differences((pair[1], pair[0])) == []
     assert_same_results(pair)
 
 
 @needs_timm
-@pytest.mark.parametrize("pair", TIMM_ALIKE.values(), ids=TIMM_ALIKE)
-def test_one_pipeline_of_timm_written_in_two_ways(pair: tuple[Make, Make]) -> None:
-    assert told(pair) == []
+@pytest.mark.parametrize("pair", TIMM_SAME.values(), ids=TIMM_SAME)
+def test_a_timm_pipeline_written_in_another_way_is_unchanged(pair: tuple[Make, Make]) -> None:
+    assert describe_differences(pair) == []
     assert_same_results(pair)
 
 
@@ -128,42 +130,62 @@ def swapped(image: Tensor) -> Tensor:
 
 
 CHANGED: dict[str, tuple[Make, Make, str]] = {
-    "mean": (old, lambda: old(by=(HALF[0], IMAGENET[1])), "Normalize.mean: (0.485, 0.456, 0.406) -> (0.5, 0.5, 0.5)"),
-    "std": (old, lambda: old(by=(IMAGENET[0], HALF[1])), "Normalize.std: (0.229, 0.224, 0.225) -> (0.5, 0.5, 0.5)"),
-    "interpolation": (old, lambda: old(interpolation=BICUBIC), "Resize.interpolation: 'bilinear' -> 'bicubic'"),
-    "antialias": (old, lambda: old(antialias=False), "Resize.antialias: True -> False"),
-    "size": (old, lambda: old(size=232), "Resize.size: 256 -> 232"),
-    "shape": (old, lambda: old(size=(256, 256)), "Resize.size: 256 -> (256, 256)"),
-    "crop": (old, lambda: old(crop=256), "CenterCrop.size: (224, 224) -> (256, 256)"),
-    "no ToTensor": (old, lambda: old(to=()), "ToTensor: ToTensor(repr='ToTensor()') -> (absent)"),
+    "mean": (
+        v1_transform,
+        lambda: v1_transform(by=(HALF[0], IMAGENET[1])),
+        "Normalize.mean: (0.485, 0.456, 0.406) -> (0.5, 0.5, 0.5)",
+    ),
+    "std": (
+        v1_transform,
+        lambda: v1_transform(by=(IMAGENET[0], HALF[1])),
+        "Normalize.std: (0.229, 0.224, 0.225) -> (0.5, 0.5, 0.5)",
+    ),
+    "interpolation": (
+        v1_transform,
+        lambda: v1_transform(interpolation=BICUBIC),
+        "Resize.interpolation: 'bilinear' -> 'bicubic'",
+    ),
+    "antialias": (v1_transform, lambda: v1_transform(antialias=False), "Resize.antialias: True -> False"),
+    "size": (v1_transform, lambda: v1_transform(size=232), "Resize.size: 256 -> 232"),
+    "shape": (v1_transform, lambda: v1_transform(size=(256, 256)), "Resize.size: 256 -> (256, 256)"),
+    "crop": (v1_transform, lambda: v1_transform(crop=256), "CenterCrop.size: (224, 224) -> (256, 256)"),
+    "no ToTensor": (v1_transform, lambda: v1_transform(to=()), "ToTensor: ToTensor(repr='ToTensor()') -> (absent)"),
     "augmented": (
-        old,
-        lambda: old(v1.RandomHorizontalFlip()),
+        v1_transform,
+        lambda: v1_transform(v1.RandomHorizontalFlip()),
         "RandomHorizontalFlip: (absent) -> RandomHorizontalFlip(p=0.5)",
     ),
     "channels": (
-        old,
-        lambda: old(to=(v1.ToTensor(), v1.Lambda(swapped))),
+        v1_transform,
+        lambda: v1_transform(to=(v1.ToTensor(), v1.Lambda(swapped))),
         "Lambda: (absent) -> Lambda(lambd=tests.ecosystem.test_torchvision.swapped())",
     ),
-    "v2, scale": (new, lambda: new(scale=False), "ToDtype.scale: True -> False"),
-    "v2, dtype": (new, lambda: new(dtype=torch.float16), "ToDtype.dtype: 'torch.float32' -> 'torch.float16'"),
-    "v2, antialias": (new, lambda: new(antialias=False), "Resize.antialias: True -> False"),
-    "v2, size": (new, lambda: new(size=232), "Resize.size: 256 -> 232"),
-    "v2, no ToImage": (new, lambda: v2.Compose(new().transforms[1:]), "ToImage: ToImage() -> (absent)"),
+    "v2, scale": (v2_transform, lambda: v2_transform(scale=False), "ToDtype.scale: True -> False"),
+    "v2, dtype": (
+        v2_transform,
+        lambda: v2_transform(dtype=torch.float16),
+        "ToDtype.dtype: 'torch.float32' -> 'torch.float16'",
+    ),
+    "v2, antialias": (v2_transform, lambda: v2_transform(antialias=False), "Resize.antialias: True -> False"),
+    "v2, size": (v2_transform, lambda: v2_transform(size=232), "Resize.size: 256 -> 232"),
+    "v2, no ToImage": (
+        v2_transform,
+        lambda: v2.Compose(v2_transform().transforms[1:]),
+        "ToImage: ToImage() -> (absent)",
+    ),
     "from v1, another mean": (
-        lambda: old(by=HALF),
-        second,
+        lambda: v1_transform(by=HALF),
+        v2_pil_transform,
         "Normalize.mean: (0.5, 0.5, 0.5) -> (0.485, 0.456, 0.406)",
     ),
     "from v1, not scaled": (
-        old,
-        lambda: second(v2.ToImage(), v2.ToDtype(torch.float32)),
+        v1_transform,
+        lambda: v2_pil_transform(v2.ToImage(), v2.ToDtype(torch.float32)),
         "ToDtype.scale: True -> False",
     ),
     "from v1, tensors resized": (
-        old,
-        new,
+        v1_transform,
+        v2_transform,
         "Compose: in another order: Resize, CenterCrop, ToImage, ToDtype, Normalize -> "
         "ToImage, Resize, CenterCrop, ToDtype, Normalize",
     ),
@@ -174,18 +196,18 @@ CHANGED: dict[str, tuple[Make, Make, str]] = {
     ),
 }
 TIMM_CHANGED: dict[str, tuple[Make, Make, str]] = {
-    "mean": (of_timm, lambda: of_timm(mean=HALF[0]), CHANGED["mean"][2]),
-    "interpolation": (of_timm, lambda: of_timm(interpolation="bicubic"), CHANGED["interpolation"][2]),
-    "crop_pct": (of_timm, lambda: of_timm(crop_pct=1.0), "Resize.size: 256 -> 224"),
-    "crop_mode": (of_timm, lambda: of_timm(crop_mode="squash"), CHANGED["shape"][2]),
+    "mean": (timm_transform, lambda: timm_transform(mean=HALF[0]), CHANGED["mean"][2]),
+    "interpolation": (timm_transform, lambda: timm_transform(interpolation="bicubic"), CHANGED["interpolation"][2]),
+    "crop_pct": (timm_transform, lambda: timm_transform(crop_pct=1.0), "Resize.size: 256 -> 224"),
+    "crop_mode": (timm_transform, lambda: timm_transform(crop_mode="squash"), CHANGED["shape"][2]),
     "erased": (
-        functools.partial(of_timm, is_training=True, re_prob=0.1),
-        functools.partial(of_timm, is_training=True, re_prob=0.3),
+        functools.partial(timm_transform, is_training=True, re_prob=0.1),
+        functools.partial(timm_transform, is_training=True, re_prob=0.3),
         "RandomErasing.probability: 0.1 -> 0.3",
     ),
     "augmented": (
-        functools.partial(of_timm, is_training=True, no_aug=True),
-        functools.partial(of_timm, is_training=True, scale=(1.0, 1.0), ratio=(1.0, 1.0), color_jitter=None),
+        functools.partial(timm_transform, is_training=True, no_aug=True),
+        functools.partial(timm_transform, is_training=True, scale=(1.0, 1.0), ratio=(1.0, 1.0), color_jitter=None),
         "RandomHorizontalFlip: (absent) -> RandomHorizontalFlip(p=0.5)",
     ),
 }
@@ -194,19 +216,19 @@ TIMM_CHANGED: dict[str, tuple[Make, Make, str]] = {
 @pytest.mark.parametrize("case", CHANGED.values(), ids=CHANGED)
 def test_a_change_is_named(case: tuple[Make, Make, str]) -> None:
     before, after, words = case
-    assert words in told((before, after))
+    assert words in describe_differences((before, after))
 
 
 @pytest.mark.parametrize("case", CHANGED.values(), ids=CHANGED)
-def test_a_change_is_told_in_a_few_words(case: tuple[Make, Make, str]) -> None:
-    assert len(told(case[:2])) <= 2
+def test_a_change_is_described_in_at_most_two_differences(case: tuple[Make, Make, str]) -> None:
+    assert len(describe_differences(case[:2])) <= 2
 
 
 @needs_timm
 @pytest.mark.parametrize("case", TIMM_CHANGED.values(), ids=TIMM_CHANGED)
-def test_a_change_of_timms_is_named(case: tuple[Make, Make, str]) -> None:
+def test_a_change_of_a_timm_pipeline_is_named(case: tuple[Make, Make, str]) -> None:
     before, after, words = case
-    assert words in told((before, after))
+    assert words in describe_differences((before, after))
 
 
 LOCKED = """
@@ -225,7 +247,7 @@ SECOND = FIRST.replace("v1.ToTensor()", "v2.ToImage(), v2.ToDtype(torch.float32,
 
 
 @pytest.mark.parametrize(
-    ("transform", "told"),
+    ("transform", "expected"),
     [
         (FIRST, None),
         (SECOND, None),
@@ -233,22 +255,23 @@ SECOND = FIRST.replace("v1.ToTensor()", "v2.ToImage(), v2.ToDtype(torch.float32,
         (SECOND.replace("scale=True", "scale=False"), "ToDtype.scale: True -> False"),
     ],
 )
-def test_what_was_locked_of_v1_holds_for_v2(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, transform: str, told: str | None
+def test_a_lock_of_v1_transforms_is_valid_for_v2(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, transform: str, expected: str | None
 ) -> None:
     suites.write(pytester, test_it=LOCKED)
     monkeypatch.setenv("TRANSFORM", FIRST)
     suites.run(pytester, "--evalmode-update-lock").assert_outcomes(passed=1)
     monkeypatch.setenv("TRANSFORM", transform)
     result = suites.run(pytester)
-    if told is None:
+    if expected is None:
         result.assert_outcomes(passed=1)
     else:
         result.assert_outcomes(failed=1)
-        result.stdout.fnmatch_lines([f"*HygieneViolation: preprocessing-changed: {told}"])
+        result.stdout.fnmatch_lines([f"*HygieneViolation: preprocessing-changed: {expected}"])
 
 
-CACHED = {"convit_tiny": "blocks.*.attn.rel_indices"}  # made anew for a new size of images: a cache, to be declared
+# A cache that is computed again for images of another size: tests declare it as mutable.
+CACHED = {"convit_tiny": "blocks.*.attn.rel_indices"}
 MODELS = (
     "resnet18",
     "vit_tiny_patch16_224",
@@ -259,15 +282,15 @@ MODELS = (
 )
 
 
-def a_model(name: str) -> nn.Module:
+def make_model(name: str) -> nn.Module:
     model: nn.Module = timm.create_model(name, num_classes=10)
     return model
 
 
 @needs_timm
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_of_timm_is_clean(name: str) -> None:
-    model = a_model(name).eval()
+def test_a_timm_model_is_clean(name: str) -> None:
+    model = make_model(name).eval()
     with watching(model, strict=True, mutable=CACHED.get(name, ())) as g, torch.inference_mode():
         for _ in range(2):
             model(torch.rand(1, 3, 224, 224))
@@ -276,8 +299,8 @@ def test_a_model_of_timm_is_clean(name: str) -> None:
 
 @needs_timm
 @pytest.mark.parametrize("name", CACHED)
-def test_a_cache_of_a_model_of_timm_is_told_when_it_changes(name: str) -> None:
-    model = a_model(name).eval()
+def test_a_changed_cache_of_a_timm_model_is_reported(name: str) -> None:
+    model = make_model(name).eval()
     with watching(model, strict=True) as first, torch.inference_mode():
         model(torch.rand(1, 3, 224, 224))
     with watching(model, strict=True) as second, torch.inference_mode():
@@ -287,14 +310,14 @@ def test_a_cache_of_a_model_of_timm_is_told_when_it_changes(name: str) -> None:
 
 @needs_timm
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_of_timm_that_trains_is_not(name: str) -> None:
+def test_a_timm_model_in_training_mode_is_reported(name: str) -> None:
     with watching() as g, torch.inference_mode():
-        a_model(name).train()(torch.rand(2, 3, 224, 224))
+        make_model(name).train()(torch.rand(2, 3, 224, 224))
     assert "train-mode" in rules(g)
 
 
 @needs_timm
-def test_models_of_timm_in_marked_tests(pytester: pytest.Pytester) -> None:
+def test_timm_models_in_marked_tests(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         f"""

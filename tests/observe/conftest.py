@@ -1,4 +1,4 @@
-"""Shared by the tests of what is called."""
+"""Fixtures for the tests of the observers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """What torch has compiled before is forgotten, and afterwards nothing of ours is left on the method."""
+    """Reset what torch has compiled, and check afterwards that no patch is left on `nn.Module.__call__`."""
     torch._dynamo.reset()
     yield
     assert not hasattr(nn.Module.__call__, "__wrapped__")

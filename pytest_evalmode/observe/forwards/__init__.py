@@ -1,1 +1,1 @@
-"""What is called while a window is open."""
+"""Observation of forwards while a window is open."""

@@ -1,7 +1,7 @@
-"""Classes that replace `nn.Module.__call__` -> their calls, which are forwards as well.
+"""Observation of classes that override `nn.Module.__call__`.
 
-Such a class is found where it stands when a window opens, or when a module of it is built: its `__call__` is wrapped
-until the last window closes.
+Their calls are forwards too, but do not reach the patched method.  Such a class is found when a window opens, or when
+one of its modules is initialized, and its `__call__` is wrapped until the last window closes.
 """
 
 from __future__ import annotations
@@ -20,57 +20,58 @@ from pytest_evalmode.observe.patches import Method, Patch
 from pytest_evalmode.observe.source import forward_code
 
 _NAME = "__call__"
-_LAST = {nn.Module, object}
+_BASES = {nn.Module, object}
 
 
 class CallOverrides:
-    """The classes whose own `__call__` is observed, for all windows together."""
+    """The classes whose own `__call__` is wrapped, shared by all windows."""
 
     def __init__(self) -> None:
-        self._windows = 0
-        self._built: WeakSet[type] = WeakSet()
-        """Those of modules that were built since a window opened, which may have been defined since: they may die."""
+        self._open_windows = 0
+        self._initialized: WeakSet[type] = WeakSet()
+        """Classes of which a module was initialized since a window opened; weak, as a test may define and drop them."""
         self._wrapped: dict[type, tuple[Method, Method]] = {}
-        """By class, what stands there now and what stood there before."""
+        """The wrapper and the original method, by class."""
         self._lock = threading.RLock()
 
     def start(self) -> None:
         with self._lock:
-            self._windows += 1
-            kinds: list[type] = [nn.Module]
-            for kind in kinds:
-                kinds += type.__subclasses__(kind)  # there are hundreds, and this is done for each window
-            others = chain.from_iterable(kind.__mro__ for kind in kinds if len(kind.__bases__) > 1)
-            self._wrap({*kinds, *others})
+            self._open_windows += 1
+            classes: list[type] = [nn.Module]
+            for cls in classes:
+                classes += type.__subclasses__(cls)  # hundreds, for each window: keep this fast
+            mixins = chain.from_iterable(cls.__mro__ for cls in classes if len(cls.__bases__) > 1)
+            self._wrap({*classes, *mixins})
             init_patch.start(self)
 
-    def find(self, kind: type[nn.Module]) -> None:
-        """Look at a class, and at those that it inherits from."""
-        if kind not in self._built:
+    def observe_class(self, cls: type[nn.Module]) -> None:
+        """Wrap the `__call__` of a class and of its bases, where they override that of `nn.Module`."""
+        if cls not in self._initialized:
             with self._lock:
-                self._built.add(kind)
-                self._wrap(kind.__mro__)
+                self._initialized.add(cls)
+                self._wrap(cls.__mro__)
 
     def stop(self) -> None:
         with self._lock:
-            self._windows -= 1
+            self._open_windows -= 1
             init_patch.stop(self)
-            if self._windows == 0:
-                self._built.clear()
-                for kind, (ours, theirs) in self._wrapped.items():
-                    if vars(kind).get(_NAME) is ours:
-                        setattr(kind, _NAME, theirs)
+            if self._open_windows == 0:
+                self._initialized.clear()
+                for cls, (wrapper, original) in self._wrapped.items():
+                    if vars(cls).get(_NAME) is wrapper:
+                        setattr(cls, _NAME, original)
                 self._wrapped.clear()
 
-    def _wrap(self, kinds: Iterable[type]) -> None:
-        for kind in [kind for kind in kinds if _NAME in kind.__dict__]:
-            theirs = vars(kind)[_NAME]
-            if kind in _LAST or kind in self._wrapped or modules.python_module(kind).startswith("torch."):
+    def _wrap(self, classes: Iterable[type]) -> None:
+        for cls in [cls for cls in classes if _NAME in cls.__dict__]:
+            original = vars(cls)[_NAME]
+            if cls in _BASES or cls in self._wrapped or modules.python_module(cls).startswith("torch."):
                 continue
-            if theirs is call_patch.original or forward_code.bypasses_module_call(theirs):
-                ours = wrap_call(theirs)
-                setattr(kind, _NAME, ours)
-                self._wrapped[kind] = ours, theirs
+            # A class may also name torch's own method: `__call__ = nn.Module.__call__` refers to the unpatched one.
+            if original is call_patch.original or forward_code.bypasses_module_call(original):
+                wrapper = wrap_call(original)
+                setattr(cls, _NAME, wrapper)
+                self._wrapped[cls] = wrapper, original
 
 
 call_overrides = CallOverrides()
@@ -79,5 +80,5 @@ init_patch: Patch[CallOverrides] = Patch("__init__")
 
 @init_patch.replace_with
 def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-    call_overrides.find(type(self))
+    call_overrides.observe_class(type(self))
     init_patch.original(self, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""An outermost forward while it runs: who runs, what is to be seen of it, and what more than one question asks."""
+"""The state of an outermost forward while it runs."""
 
 from __future__ import annotations
 
@@ -15,62 +15,71 @@ from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.trace import ModuleInfo, Observation, Site
 
 RAISED = object()
-"""What came out of a forward that raised."""
+"""The output of a forward that raised an exception."""
 
 
 @dataclass(slots=True, eq=False)
 class ForwardContext:
-    """An outermost forward while it runs."""
+    """An outermost forward in progress, with the state that its checks share.
+
+    Sets of modules hold their `id`.
+    """
 
     watch: Watch
     model: TrackedModel
     owner: nn.Module
-    """What was called, by `__call__` or by another method."""
+    """The module whose method was called: `model` for `model(x)` and for `model.encode(x)`."""
     root: nn.Module
-    """What that ran first past its own `__call__`; else the same."""
+    """The module whose `__call__` ran: the owner itself, or the part of it that `encode` called."""
     frame: FrameType
+    """The frame of the patched `__call__` of `root`."""
     call_line: tuple[CodeType, int] | None
-    """By which line; of a test, where there is one."""
+    """Code object and number of the user's line that called the owner: the line in the test's file if there is one."""
     innermost_line: tuple[CodeType, int] | None
-    """The line that this led to outside the model, where it is another."""
+    """The innermost line outside the model, if that is not `call_line`."""
     cause: Site | None
-    """The line of the method by which its owner ran it."""
+    """The line in the owner's method that called `root`, if they differ."""
     parts: list[nn.Module]
+    """`root` and its submodules, when the forward started."""
     tree: TreeInfo
     inputs: tuple[Any, Any]
+    """The arguments and the keyword arguments of `root`."""
     grad_enabled: bool
+    """Whether grad mode was on when the forward started."""
     module_ids: frozenset[int]
-    """The modules that are part of it, or run in it, by `id`."""
+    """All modules that are known to run in this forward, unregistered ones included."""
     skippable: frozenset[int]
-    """Those of which, in eval mode and with grad mode off, there is nothing to see; none where that was on."""
+    """Modules that need no check while in eval mode with grad mode off; empty if grad mode was on at the start."""
     settled: frozenset[int] = frozenset()
-    """Those in training mode of which there is nothing to see any more but draws, once it is `recorded`."""
+    """Modules in training mode that, once autograd is known to record, are only checked for random draws."""
     autograd_recorded: bool = False
-    """Whether it is known that autograd records."""
+    """Whether autograd is known to record."""
     late_submodules: frozenset[int] = frozenset()
-    """Those that have become part of it since it began, for as long as it runs maybe: a parametrization's."""
+    """Submodules registered since the forward started, perhaps only while it runs (by `parametrize`, for example)."""
     lazy: frozenset[int] = frozenset()
-    """Those that initialise their parameters in this very forward, at random."""
+    """Modules that initialize their parameters in this forward, at random."""
     enclosing: ForwardContext | None = None
-    """The outermost forward in which this model runs without being part of it: it was handed to that."""
+    """The forward to which this model was passed as an argument."""
     unregistered_paths: dict[int, str] = field(default_factory=dict)
-    """The paths of modules that run in it without being part of it."""
+    """The paths under which unregistered modules are reported."""
     keep_alive: list[nn.Module] = field(default_factory=list)
-    """Them and their parts: one that died would leave its `id` to another."""
+    """The unregistered modules: if one were freed, its `id` could be reused by another."""
     has_unregistered_model: bool = False
-    """Whether one of them holds parameters."""
+    """Whether an unregistered module has parameters."""
     training: dict[int, Observation] = field(default_factory=dict)
-    """The modules in training mode that depend on the mode or hold parameters: they explain what else is seen."""
+    """Modules in training mode that depend on the mode or hold parameters; they explain what other checks see."""
     checks: list[Any] = field(default_factory=list)
+    """One instance of each `ForwardCheck`, in order."""
 
     @property
     def is_model(self) -> bool:
         return self.model.is_model or self.has_unregistered_model
 
-    def part(self, module: nn.Module) -> ModuleInfo:
-        """A module as it is told."""
-        part = self.watch.find_part(module)
-        if part is None:
-            kind = modules.type_name(module)
-            return ModuleInfo(self.model.name, self.unregistered_paths.get(id(module), f"<{kind}>"), kind)
-        return part
+    def module_info(self, module: nn.Module) -> ModuleInfo:
+        """Return the name and type under which a module is reported."""
+        info = self.watch.find_part(module)
+        if info is None:
+            type_name = modules.type_name(module)
+            path = self.unregistered_paths.get(id(module), f"<{type_name}>")
+            return ModuleInfo(self.model.name, path, type_name)
+        return info

@@ -1,6 +1,6 @@
-"""How much of what it costs to observe forwards is in the times that their observer takes.
+"""Measurement of the share of the cost of observing forwards that the observer times itself.
 
-Not in them are the wrapper around each call, and what the caller's own code pays for caches that ours has emptied.
+The rest is the wrapper around each call, and the time that the model loses because the observer has emptied CPU caches.
 """
 
 from __future__ import annotations
@@ -18,43 +18,44 @@ from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Patch
 from pytest_evalmode.observe.source.user_lines import UserLines
 
-_PARTS = 10
+_SUBMODULES = 10
 _FORWARDS = 6
-_TRIES = 10
+_REPEATS = 10
 
 
 class _Model(nn.Module):
-    """Runs its parts by a method of its own, so that nobody else who observes forwards sees it."""
+    """Runs its submodules by `run()`, so that no other observer of forwards sees them."""
 
     def run(self) -> None:
-        for part in cast(Iterator[_Model], self.children()):
-            part.run()
+        for child in cast(Iterator[_Model], self.children()):
+            child.run()
 
 
 @cache
 def timed_share() -> float:
-    """The share that is timed, above 0 and up to 1; found out once, on a model of our own."""
+    """Return the share of the cost that is timed, above 0 and up to 1, measured once on a small model."""
     model = _Model()
-    model._modules.update({str(name): _Model() for name in range(_PARTS)})  # add_module() and eval() may be observed
-    for part in (model, *model.children()):
-        part.training = False
+    # Not by add_module() and eval(): other observers may have patched them.
+    model._modules.update({str(name): _Model() for name in range(_SUBMODULES)})
+    for module in (model, *model.children()):
+        module.training = False
 
-    def seconds() -> float:
-        began = perf_counter()
+    def run_seconds() -> float:
+        start = perf_counter()
         for _ in range(_FORWARDS):
             model.run()
-        return perf_counter() - began
+        return perf_counter() - start
 
-    sites = UserLines()
-    observer = ForwardObserver(Watch(sites.site), sites, ModeChanges(sites))
-    run: Patch[ForwardObserver] = Patch("run", owner=_Model)
-    run.replace_with(wrap_call(run.original, run))
-    plain = min(seconds() for _ in range(_TRIES))
-    run.start(observer)
-    tries: list[tuple[float, float]] = []
-    for _ in range(_TRIES):
+    user_lines = UserLines()
+    observer = ForwardObserver(Watch(user_lines.site), user_lines, ModeChanges(user_lines))
+    run_patch: Patch[ForwardObserver] = Patch("run", owner=_Model)
+    run_patch.replace_with(wrap_call(run_patch.original, run_patch))
+    unobserved = min(run_seconds() for _ in range(_REPEATS))
+    run_patch.start(observer)
+    runs: list[tuple[float, float]] = []
+    for _ in range(_REPEATS):
         before = observer.seconds
-        tries.append((seconds() - plain, observer.seconds - before))
-    run.stop(observer)
-    cost, timed = min(tries)
+        runs.append((run_seconds() - unobserved, observer.seconds - before))
+    run_patch.stop(observer)
+    cost, timed = min(runs)
     return timed / cost if cost > timed > 0 else 1.0

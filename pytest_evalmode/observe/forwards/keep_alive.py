@@ -1,4 +1,4 @@
-"""The models of a window, kept alive for a debugger that looks at them after its end."""
+"""References that keep the models of a window alive for `--pdb`, which starts after the window has ended."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import nn
 
 from pytest_evalmode.observe.forwards.observer import call_patch
 
-_calls: Any = call_patch  # to whoever is called for each forward it is all the same
+_call_patch: Any = call_patch  # it is typed for `ForwardObserver`, but any class with `enter` and `leave` will do
 
 
 class KeepAlive:
-    """Holds every module whose forward runs."""
+    """References to every module whose forward runs."""
 
     def __init__(self) -> None:
         self._modules: dict[int, nn.Module] = {}
-        _calls.start(self)
+        _call_patch.start(self)
 
     def stop(self) -> None:
-        _calls.stop(self)
+        _call_patch.stop(self)
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         self._modules[id(module)] = module

@@ -1,9 +1,7 @@
-"""Every module's forward, on any thread -> ForwardCall.
+"""Observer of every forward of an `nn.Module`, on any thread.
 
-`nn.Module.__call__` is wrapped while a window is open, as `torch.fx` wraps it while it traces, and put back after the
-last one.  Torch's global hooks would be the other way.  They lose a forward that ends in a BaseException, and a model
-that was compiled in place; they make `torch.compile(model)(x)` warn and `torch.export.export(strict=True)` fail; and a
-model that was compiled while they were there is compiled again once they are gone.
+It patches `nn.Module.__call__` while a window is open.  Torch's global forward hooks are not used: they miss forwards
+that end in a BaseException, and they interfere with `torch.compile` and `torch.export`.
 """
 
 from __future__ import annotations
@@ -57,25 +55,25 @@ STRICT_CHECKS: tuple[type[ForwardCheck], ...] = (
     HookChangeCheck,
     HostRandomDrawCheck,
 )
-"""Those of the strict rules.  The first that are asked explain what later ones see."""
+"""Checks of the strict rules.  The order matters: checks read what earlier ones have found."""
 
-_SAMPLE = 64
-"""Of so many parts one is timed."""
+_SAMPLE_EVERY = 64
+"""One of so many forwards of inner modules is timed."""
 
 
-class Running(threading.local):
-    """The outermost forward that this thread is in."""
+class _ThreadState(threading.local):
+    """The innermost forward context that is open on the current thread."""
 
-    outermost: ForwardContext | None = None
+    forward: ForwardContext | None = None
 
 
 class ForwardObserver:
-    """Observes the forwards of a window, and adds the models that run to its watch."""
+    """Observer of the forwards of one window; adds the models that run to the window's `Watch`."""
 
     def __init__(
         self,
         watch: Watch,
-        sites: UserLines,
+        user_lines: UserLines,
         mode_changes: ModeChanges,
         timeline: Timeline | None = None,
         *,
@@ -83,126 +81,127 @@ class ForwardObserver:
     ) -> None:
         self.failures = ObserverErrors()
         self.seconds = 0.0
-        """What it cost to watch; of the parts, which are many and short, it is found out by samples."""
+        """Time spent in this observer; for the many short forwards of inner modules an estimate from samples."""
         self.forward_count = 0
-        """Outermost forwards of what may be a model: one that is quantised has no parameters."""
+        """Outermost forwards of modules that may be models; a quantized model has no parameters."""
         self._calls: dict[ForwardCall, CallCount] = {}
         self._lock = threading.Lock()
-        self._events = timeline
-        self._scene = CheckContext(watch, sites, mode_changes, strict)
-        self._kinds = (*DEFAULT_CHECKS, *STRICT_CHECKS) if strict else DEFAULT_CHECKS
-        self._entering, self._leaving = (_who_has(self._kinds, verb) for verb in ("enter", "leave"))
-        self._drawing = (self._kinds.index(RandomDrawCheck),)
-        """Of a settled part that may draw no more is asked."""
-        self._running = Running()
+        self._timeline = timeline
+        self._context = CheckContext(watch, user_lines, mode_changes, strict)
+        self._check_types = (*DEFAULT_CHECKS, *STRICT_CHECKS) if strict else DEFAULT_CHECKS
+        self._enter_checks, self._leave_checks = (_overriding(self._check_types, name) for name in ("enter", "leave"))
+        self._draw_check = (self._check_types.index(RandomDrawCheck),)
+        """The only check that a settled module needs."""
+        self._thread = _ThreadState()
         self._trees = TreeCache()
-        self._parts = 0
+        self._inner_forwards = 0
 
     def pop_calls(self) -> tuple[ForwardCall, ...]:
-        """The calls so far that have something to say; from now on they are counted anew."""
+        """Return the forwards observed so far in which a check found something, and forget them."""
         with self._lock:
             calls, self._calls = self._calls, {}
-        return tuple(replace(call, count=counted.count) for call, counted in calls.items())
+        return tuple(replace(call, count=call_count.count) for call, call_count in calls.items())
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """A forward begins in the calling frame.  False if there is nothing to see of it; else `leave` must follow."""
-        outermost, key = self._running.outermost, id(module)
+        """Note that a forward starts in the calling frame; if this returns True, `leave` must follow."""
+        forward, key = self._thread.forward, id(module)
+        # Most forwards of inner modules end here: nothing can be wrong with a skippable module in eval mode.
         if (
-            outermost is not None
-            and key in outermost.skippable
+            forward is not None
+            and key in forward.skippable
             and not (is_grad_enabled() or module.__dict__.get("training"))
         ):
             return False
-        asked = self._entering
-        if outermost is None or key not in outermost.module_ids:
+        checks = self._enter_checks
+        if forward is None or key not in forward.module_ids:
             if not modules.is_initialized(module):
                 return False
-        elif key in outermost.settled and (
-            outermost.autograd_recorded or not (outermost.grad_enabled or is_grad_enabled())
-        ):
-            if key not in outermost.tree.may_draw:
+        elif key in forward.settled and (forward.autograd_recorded or not (forward.grad_enabled or is_grad_enabled())):
+            if key not in forward.tree.may_draw:
                 return False
-            asked = self._drawing
+            checks = self._draw_check
         frame = sys._getframe(1)
-        weight = 1 if outermost is None else self._weight()
-        began = perf_counter() if weight else 0.0
+        weight = 1 if forward is None else self._sample_weight()
+        start = perf_counter() if weight else 0.0
         try:
-            if outermost is None or (key not in outermost.module_ids and _is_handed_in(outermost, module)):
-                inner = self._begin(module, args, kwargs, frame)
+            if forward is None or (key not in forward.module_ids and _is_model_argument(forward, module)):
+                # A model that was passed as an argument is not a part of the current forward: it gets its own context.
+                inner = self._open(module, args, kwargs, frame)
                 if inner is None:
                     return False
-                if outermost is not None:
-                    for question in outermost.checks:
-                        question.interrupt(frame)
-                inner.enclosing = outermost
-                outermost = self._running.outermost = inner
-                for question in inner.checks:
-                    question.begin()
-            elif key not in outermost.module_ids:
+                if forward is not None:
+                    for check in forward.checks:
+                        check.interrupt(frame)
+                inner.enclosing = forward
+                forward = self._thread.forward = inner
+                for check in inner.checks:
+                    check.begin()
+            elif key not in forward.module_ids:
                 if callers.is_inside_init(frame):
                     return False
-                if unregistered_modules.note_unregistered_module(self._scene, outermost, module, frame):
+                if unregistered_modules.note_unregistered_module(self._context, forward, module, frame):
                     self.forward_count += 1
-            for which in asked:
-                outermost.checks[which].enter(module, frame)
+            for i in checks:
+                forward.checks[i].enter(module, frame)
         except Exception as error:
             self.failures.append(error)
         finally:
             if weight:
-                self.seconds += weight * (perf_counter() - began)
-        return outermost is not None
+                self.seconds += weight * (perf_counter() - start)
+        return forward is not None
 
     def leave(self, module: nn.Module, output: object) -> None:
-        """A forward ends in the calling frame; `output` is RAISED if by an exception."""
-        outermost = self._running.outermost
-        assert outermost is not None
+        """Note that a forward ends in the calling frame; `output` is `RAISED` if it raised an exception."""
+        forward = self._thread.forward
+        assert forward is not None
         frame = sys._getframe(1)
-        whole = frame is outermost.frame
-        weight = 1 if whole else self._weight()
-        began = perf_counter() if weight else 0.0
+        is_root = frame is forward.frame
+        weight = 1 if is_root else self._sample_weight()
+        start = perf_counter() if weight else 0.0
         try:
-            settled = outermost.autograd_recorded and id(module) in outermost.settled
-            for which in self._drawing if settled else self._leaving:
-                outermost.checks[which].leave(module, output, frame)
-            if whole:
-                self._end(outermost, output)
-                if outermost.enclosing is not None:
-                    for question in outermost.enclosing.checks:
-                        question.resume()
+            is_settled = forward.autograd_recorded and id(module) in forward.settled
+            for i in self._draw_check if is_settled else self._leave_checks:
+                forward.checks[i].leave(module, output, frame)
+            if is_root:
+                self._close(forward, output)
+                if forward.enclosing is not None:
+                    for check in forward.enclosing.checks:
+                        check.resume()
         except Exception as error:
             self.failures.append(error)
         finally:
             if weight:
-                self.seconds += weight * (perf_counter() - began)
-        if whole:
-            self._running.outermost = outermost.enclosing
-            outermost.checks.clear()  # they refer to it, too: what it was given would wait for the collector
+                self.seconds += weight * (perf_counter() - start)
+        if is_root:
+            self._thread.forward = forward.enclosing
+            # Break the reference cycle, or the inputs would stay alive until the garbage collector runs.
+            forward.checks.clear()
 
-    def _begin(
+    def _open(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType
     ) -> ForwardContext | None:
-        """Who runs, and what is to be asked of it; None where torch runs it to make something else of it."""
-        watch, sites = self._scene.watch, self._scene.sites
+        """Create the context of an outermost forward; None if torch runs it to build something, such as a graph."""
+        watch, user_lines = self._context.watch, self._context.user_lines
         if is_tracing() or callers.is_inside_init(frame):  # type: ignore[no-untyped-call]
             return None
-        owner, called = callers.find_calling_model(module, frame, sites)
-        caller = sites.find_caller(called.f_back)
+        owner, owner_frame = callers.find_calling_model(module, frame, user_lines)
+        caller = user_lines.find_caller(owner_frame.f_back)
         if caller.by_tracer:
             return None
         model = watch.add(owner, read=False)
-        if not caller.by_functional_call:
+        if not caller.by_functional_call:  # during that, the model's tensors are replaced by others
             watch.read(model)
-        last = caller.test_frame or caller.frame
-        if last is not None:
-            model.last_call = (last.f_code, last.f_lineno)
-        if self._events is not None:
-            self._events.add_forward(model)
+        call_frame = caller.test_frame or caller.frame
+        if call_frame is not None:
+            model.last_call = (call_frame.f_code, call_frame.f_lineno)
+        if self._timeline is not None:
+            self._timeline.add_forward(model)
         parts, tree = self._trees.look_up(module)
-        grad = is_grad_enabled()
+        grad_enabled = is_grad_enabled()
         with self._lock:
             model.forwards += model.is_model
             self.forward_count += model.is_model or len(parts) > 1
-        outermost = ForwardContext(
+        forward = ForwardContext(
             watch=watch,
             model=model,
             owner=owner,
@@ -210,60 +209,61 @@ class ForwardObserver:
             frame=frame,
             call_line=model.last_call,
             innermost_line=(caller.frame.f_code, caller.frame.f_lineno) if caller.frame and caller.test_frame else None,
-            cause=sites.find_line_inside(frame.f_back, called.f_back) if owner is not module else None,
+            cause=user_lines.find_line_inside(frame.f_back, owner_frame.f_back) if owner is not module else None,
             parts=parts,
             tree=tree,
             inputs=(args, kwargs),
-            grad_enabled=grad,
+            grad_enabled=grad_enabled,
             module_ids=tree.module_ids,
-            skippable=frozenset() if grad else tree.skippable,
+            skippable=frozenset() if grad_enabled else tree.skippable,
         )
         if model.has_uninitialized():
-            outermost.lazy = frozenset(id(part) for part in parts if modules.has_lazy_tensors(part))
-            outermost.skippable -= outermost.lazy
-        outermost.checks = [kind(self._scene, outermost) for kind in self._kinds]
-        return outermost
+            forward.lazy = frozenset(id(part) for part in parts if modules.has_lazy_tensors(part))
+            forward.skippable -= forward.lazy
+        forward.checks = [check_type(self._context, forward) for check_type in self._check_types]
+        return forward
 
-    def _end(self, outermost: ForwardContext, output: object) -> None:
-        watch, module = self._scene.watch, outermost.root
-        facts: dict[str, Any] = {}
-        for question in outermost.checks:
-            for name, found in question.end(output).items():
-                facts[name] = facts[name] + found if facts.get(name) else found
-        watch.read_initialized(outermost.model)
-        if not any(facts.values()):
+    def _close(self, forward: ForwardContext, output: object) -> None:
+        """Collect what the checks found, and count the forward if that is anything."""
+        watch, root = self._context.watch, forward.root
+        fields: dict[str, Any] = {}
+        for check in forward.checks:
+            for name, value in check.end(output).items():
+                fields[name] = fields[name] + value if fields.get(name) else value
+        watch.read_initialized(forward.model)
+        if not any(fields.values()):
             return
-        owner, tree = outermost.owner, outermost.tree
-        whole = outermost.parts if owner is module else modules.all_modules(owner)
-        facts["ran"] = outermost.part(owner)
-        facts["by"] = None if owner is module else outermost.part(module)
-        facts["modules"] = len(whole) + len(outermost.unregistered_paths)
-        said = outermost.call_line, outermost.innermost_line, facts
+        owner, tree = forward.owner, forward.tree
+        owner_parts = forward.parts if owner is root else modules.all_modules(owner)
+        fields["ran"] = forward.module_info(owner)
+        fields["by"] = None if owner is root else forward.module_info(root)
+        fields["modules"] = len(owner_parts) + len(forward.unregistered_paths)
+        content = forward.call_line, forward.innermost_line, fields
         with self._lock:
+            # A model often runs many times with the same result: then its last call is counted, not built and hashed.
             last = tree.last_call
-            if last is None or last[0] is not self._calls or last[1] != said:
-                at, through = (self._scene.sites.site(*line) if line else None for line in said[:2])
-                counted = self._calls.setdefault(ForwardCall(at=at, through=through, **facts), CallCount())
-                last = tree.last_call = self._calls, said, counted
+            if last is None or last[0] is not self._calls or last[1] != content:
+                at, through = (self._context.user_lines.site(*line) if line else None for line in content[:2])
+                call_count = self._calls.setdefault(ForwardCall(at=at, through=through, **fields), CallCount())
+                last = tree.last_call = self._calls, content, call_count
             last[2].count += 1
 
-    def _weight(self) -> int:
-        """For how many parts this one is to be timed, if it is."""
-        self._parts += 1
-        return 0 if self._parts % _SAMPLE else _SAMPLE
+    def _sample_weight(self) -> int:
+        """Return how many forwards of inner modules the timing of this one stands for; 0 if it is not timed."""
+        self._inner_forwards += 1
+        return 0 if self._inner_forwards % _SAMPLE_EVERY else _SAMPLE_EVERY
 
 
-def _who_has(kinds: tuple[type[ForwardCheck], ...], verb: str) -> tuple[int, ...]:
-    """Which questions have a verb of their own."""
-    of = attrgetter(verb)
-    return tuple(i for i, kind in enumerate(kinds) if of(kind) is not of(ForwardCheck))
+def _overriding(check_types: tuple[type[ForwardCheck], ...], name: str) -> tuple[int, ...]:
+    """Return the indices of the checks that override a method."""
+    method = attrgetter(name)
+    return tuple(i for i, check_type in enumerate(check_types) if method(check_type) is not method(ForwardCheck))
 
 
-def _is_handed_in(outermost: ForwardContext, module: nn.Module) -> bool:
-    """Whether a model that begins to run was an argument of the outermost forward, no part of it."""
-    return any(map(modules.has_own_parameters, modules.all_modules(module))) and contains_module(
-        *outermost.inputs, module
-    )
+def _is_model_argument(forward: ForwardContext, module: nn.Module) -> bool:
+    """Return whether a module has parameters and is among the arguments of the forward."""
+    has_parameters = any(map(modules.has_own_parameters, modules.all_modules(module)))
+    return has_parameters and contains_module(*forward.inputs, module)
 
 
 call_patch: Patch[ForwardObserver] = Patch("__call__")
@@ -283,13 +283,13 @@ def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         output = call_patch.original(self, *args, **kwargs)
         return output
     finally:
-        if entered is not None:  # most forwards have nothing to see
+        if entered is not None:  # no list is made for the many forwards that are skipped
             for observer in entered:
                 observer.leave(self, output)
 
 
 def wrap_call(call: Method, patch: Patch[ForwardObserver] = call_patch) -> Method:
-    """The same in the place of a `__call__` with which a class replaces that of `nn.Module`."""
+    """Return a wrapper of a class's own `__call__` that calls the observers of the patch."""
 
     @wraps(call)
     def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -1,6 +1,6 @@
-"""A tree of modules, as a forward finds it -> what is the same for every forward of it.
+"""Cache of facts about the modules of a model, which stay the same from forward to forward.
 
-The same modules of the same types with the same flags and hooks need not be looked at again.
+They are computed anew if a module, its type, its training flag, its hooks or its forward has changed.
 """
 
 from __future__ import annotations
@@ -21,158 +21,164 @@ from pytest_evalmode.trace import Observation
 
 GRAPH_TYPES = (torch.jit.ScriptModule, torch.fx.GraphModule)
 
-_MOST_TREES = 256
+_MAX_TREES = 256
 
-_STATE, _COMPILED = attrgetter("__dict__"), attrgetter("_compiled_call_impl")
-_TRAINING, _CHILDREN, _HOOKS_BEFORE, _HOOKS_BEHIND = map(
+_DICT, _COMPILED = attrgetter("__dict__"), attrgetter("_compiled_call_impl")
+_TRAINING, _CHILDREN, _PRE_HOOKS, _HOOKS = map(
     itemgetter, ("training", "_modules", "_forward_pre_hooks", "_forward_hooks")
 )
 
 
 @dataclass(frozen=True, slots=True)
 class TypeInfo:
-    """What all modules of a type have in common."""
+    """Facts about a type of modules."""
 
     may_draw: bool
-    quiet: bool
-    """Whether there is nothing to see of it in eval mode (torch's own dropout is then off) without grad mode."""
-    is_norm: bool
+    skippable: bool
+    """Whether its modules need no check in eval mode with grad mode off; torch's dropout draws nothing then."""
+    is_batch_norm: bool
     is_graph: bool
-    lasting: bool
-    """Whether what its modules say of themselves lies in their attributes, where a change is seen."""
+    is_cacheable: bool
+    """Whether `training` is a plain attribute of its modules, so that a signature shows each change."""
 
 
 @dataclass(slots=True, eq=False)
 class CallCount:
-    """How often a call was seen."""
+    """How often equal calls occurred."""
 
     count: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class TreeInfo:
-    """A module and all beneath it, in the order of the walk.  It holds none: each goes by its `id` or its place."""
+    """Facts about a module and its submodules.
+
+    It keeps none of them alive: sets hold their `id`, lists their index in `modules.all_modules()`.
+    """
 
     module_ids: frozenset[int]
     may_draw: frozenset[int]
-    """Those that may draw random numbers, by their code or by a hook."""
+    """Modules that may draw random numbers, in their code or in a hook."""
     skippable: frozenset[int]
-    """Those of which, in eval mode and with grad mode off, there is nothing to see."""
+    """Modules that need no check in eval mode with grad mode off."""
     batch_norms: list[int]
     opaque: list[int]
+    """Modules whose submodules run unobserved, because they are compiled into one."""
     graphs: list[int]
     training: frozenset[int]
-    training_findings: dict[int, Observation] = field(default_factory=dict)
-    """What was found of those in training mode, while names and switches were what they are `told_at`."""
-    findings_key: object = None
+    """Modules in training mode."""
+    training_observations: dict[int, Observation] = field(default_factory=dict)
+    """The observations about modules in training mode, valid while `observations_key` is equal."""
+    observations_key: object = None
     cause_searched: set[int] = field(default_factory=set)
-    """Those of them whose cause was looked for."""
+    """Modules in training mode whose calling line was searched already."""
     settled: frozenset[int] = frozenset()
-    """Those of which that is all: but for draws there is nothing to see of them, once autograd is known to record."""
-    last_findings: tuple[Observation, ...] = ()
+    """Modules in training mode that, once autograd is known to record, are only checked for random draws."""
+    last_observations: tuple[Observation, ...] = ()
+    """The modules in training mode that the last forward reported."""
     grad_reason: tuple[list[bool], str] | None = None
-    """Which of its parameters require grad, and how that is told."""
+    """`requires_grad` of each parameter, and the phrase that describes it in a message."""
     last_call: tuple[object, tuple[object, ...], CallCount] | None = None
-    """The last forward that had something to say: among which it is counted, what it said, how often."""
+    """The last forward in which a check found something: the dict that counts it, its content and its count."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedTree:
-    """A tree that has run before."""
+    """The facts about a module tree that has run before, and what they depend on."""
 
     parts: list[weakref.ref[nn.Module]]
     signature: list[object]
     tree: TreeInfo
 
-    def still(self) -> list[nn.Module] | None:
-        """The same parts, where nothing has changed of which a tree tells."""
+    def valid_parts(self) -> list[nn.Module] | None:
+        """Return the modules if the cached facts still hold, else None."""
         parts = [part for ref in self.parts if (part := ref()) is not None]
         return parts if len(parts) == len(self.parts) and _signature(parts) == self.signature else None
 
 
 class TreeCache:
-    """The trees that ran in a window."""
+    """The facts about the module trees that ran in a window."""
 
     def __init__(self) -> None:
-        self._kinds: dict[type[nn.Module], TypeInfo] = {}
-        self._known: dict[int, CachedTree] = {}
+        self._types: dict[type[nn.Module], TypeInfo] = {}
+        self._trees: dict[int, CachedTree] = {}
 
     def look_up(self, module: nn.Module) -> tuple[list[nn.Module], TreeInfo]:
-        """A module and all beneath it, as `modules.tree` walks it, and what is to be known of them."""
-        known = self._known.get(id(module))
-        if known is not None and known.parts[0]() is module:
-            parts = known.still()
+        """Return a module with its submodules, as `modules.all_modules()` lists them, and the facts about them."""
+        cached = self._trees.get(id(module))
+        if cached is not None and cached.parts[0]() is module:
+            parts = cached.valid_parts()
             if parts is not None:
-                return parts, known.tree
+                return parts, cached.tree
         parts = modules.all_modules(module)
-        unknown = set(map(type, parts)).difference(self._kinds)
-        if unknown:
-            forward_code.forget_replaced_forwards(unknown)
-            self._kinds.update((kind, _kind(kind)) for kind in unknown)
-        tree = self._look(parts)
-        if len(self._known) > _MOST_TREES:
-            self._known.clear()
-        signature = _signature(parts) if all(self._kinds[type(part)].lasting for part in parts) else None
+        new_types = set(map(type, parts)).difference(self._types)
+        if new_types:
+            forward_code.forget_replaced_forwards(new_types)
+            self._types.update((cls, _type_info(cls)) for cls in new_types)
+        tree = self._inspect(parts)
+        if len(self._trees) > _MAX_TREES:
+            self._trees.clear()
+        signature = _signature(parts) if all(self._types[type(part)].is_cacheable for part in parts) else None
         children = (child for part in parts for child in part._modules.values() if child is not None)
-        if signature is not None and tree.module_ids.issuperset(map(id, children)):  # not where one has yet to be built
-            self._known[id(module)] = CachedTree(list(map(weakref.ref, parts)), signature, tree)
+        # A child that is missing in the list is not initialized yet; the signature would not show when it is.
+        if signature is not None and tree.module_ids.issuperset(map(id, children)):
+            self._trees[id(module)] = CachedTree(list(map(weakref.ref, parts)), signature, tree)
         return parts, tree
 
-    def _look(self, parts: list[nn.Module]) -> TreeInfo:
-        kinds = [self._kinds[type(part)] for part in parts]
+    def _inspect(self, parts: list[nn.Module]) -> TreeInfo:
+        infos = [self._types[type(part)] for part in parts]
         hooked = {id(part) for part in parts if part._forward_pre_hooks or part._forward_hooks}
-        own = {id(part) for part in parts if "forward" in vars(part)}
-        drawing = frozenset(
+        own_forward = {id(part) for part in parts if "forward" in vars(part)}
+        may_draw = frozenset(
             id(part)
-            for part, kind in zip(parts, kinds, strict=True)
-            if id(part) in hooked or (forward_code.module_traits(part).may_draw if id(part) in own else kind.may_draw)
+            for part, info in zip(parts, infos, strict=True)
+            if id(part) in hooked
+            or (forward_code.module_traits(part).may_draw if id(part) in own_forward else info.may_draw)
         )
-        loud = (
-            hooked
-            | own
-            | {id(part) for part, kind in zip(parts, kinds, strict=True) if not (kind.quiet and kind.lasting)}
-        )
-        known = frozenset(map(id, parts))
+        unskippable = {
+            id(part) for part, info in zip(parts, infos, strict=True) if not (info.skippable and info.is_cacheable)
+        }
+        module_ids = frozenset(map(id, parts))
         return TreeInfo(
-            module_ids=known,
-            may_draw=drawing,
-            skippable=known - loud,
-            batch_norms=[i for i, kind in enumerate(kinds) if kind.is_norm],
+            module_ids=module_ids,
+            may_draw=may_draw,
+            skippable=module_ids - (hooked | own_forward | unskippable),
+            batch_norms=[i for i, info in enumerate(infos) if info.is_batch_norm],
             opaque=[i for i, part in enumerate(parts) if modules.is_opaque(part)],
-            graphs=[i for i, kind in enumerate(kinds) if kind.is_graph],
+            graphs=[i for i, info in enumerate(infos) if info.is_graph],
             training=frozenset(id(part) for part in parts if modules.training_flag(part)),
         )
 
 
 def _signature(parts: list[nn.Module]) -> list[object] | None:
-    """In what a tree of these modules would differ from another: column by column, which is the quickest way.
+    """Return what the facts about these modules depend on, or None if a module does not store it the way torch does.
 
-    None where one of them keeps this otherwise than torch does.
+    It is built attribute by attribute with `map`, several times as fast as module by module: every forward needs it.
     """
-    states = list(map(_STATE, parts))
+    dicts = list(map(_DICT, parts))
     try:
-        children = list(map(_CHILDREN, states))
+        children = list(map(_CHILDREN, dicts))
         return [
             *map(type, parts),
-            *map(_TRAINING, states),
+            *map(_TRAINING, dicts),
             *map(len, children),
             *map(id, chain.from_iterable(map(dict.values, filter(None, children)))),
-            *map(bool, map(_HOOKS_BEFORE, states)),
-            *map(bool, map(_HOOKS_BEHIND, states)),
+            *map(bool, map(_PRE_HOOKS, dicts)),
+            *map(bool, map(_HOOKS, dicts)),
             *map(is_not, map(_COMPILED, parts), repeat(None)),
-            *map(contains, states, repeat("forward")),
+            *map(contains, dicts, repeat("forward")),
         ]
     except (KeyError, TypeError):
         return None
 
 
-def _kind(kind: type[nn.Module]) -> TypeInfo:
-    may_draw = forward_code.type_traits(kind).may_draw
-    is_graph = issubclass(kind, GRAPH_TYPES)
+def _type_info(cls: type[nn.Module]) -> TypeInfo:
+    may_draw = forward_code.type_traits(cls).may_draw
+    is_graph = issubclass(cls, GRAPH_TYPES)
     return TypeInfo(
         may_draw=may_draw,
-        quiet=not may_draw or modules.python_module(kind) == _DropoutNd.__module__,
-        is_norm=issubclass(kind, _BatchNorm),
+        skippable=not may_draw or modules.python_module(cls) == _DropoutNd.__module__,
+        is_batch_norm=issubclass(cls, _BatchNorm),
         is_graph=is_graph,
-        lasting=not is_graph and not hasattr(kind, "training"),
+        is_cacheable=not is_graph and not hasattr(cls, "training"),
     )

@@ -12,23 +12,23 @@ from tests.nets import Net, batch, watching
 
 
 @pytest.fixture(autouse=True)
-def anew() -> Iterator[None]:
+def clear_cache() -> Iterator[None]:
     cost.timed_share.cache_clear()
     yield
     cost.timed_share.cache_clear()
 
 
-def test_a_part_of_the_cost_is_timed() -> None:
+def test_timed_share_is_between_zero_and_one() -> None:
     assert 0 < cost.timed_share() <= 1
 
 
-def test_nobody_sees_how_it_is_found_out() -> None:
-    seen: list[nn.Module] = []
+def test_measuring_is_invisible_to_hooks_and_guards() -> None:
+    observed: list[nn.Module] = []
     torch.manual_seed(0)
     before = torch.get_rng_state()
     hooks = (
-        register_module_forward_pre_hook(lambda module, args: seen.append(module)),
-        register_module_module_registration_hook(lambda module, name, part: seen.append(module)),
+        register_module_forward_pre_hook(lambda module, args: observed.append(module)),
+        register_module_module_registration_hook(lambda module, name, part: observed.append(module)),
     )
     try:
         with watching() as g:
@@ -36,12 +36,12 @@ def test_nobody_sees_how_it_is_found_out() -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    assert not seen
+    assert not observed
     assert not g.models
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_a_window_cost_is_more_than_what_was_timed() -> None:
+def test_reported_cost_is_at_least_the_timed_cost() -> None:
     cost.timed_share.cache_clear()
     with torch.no_grad(), watching() as g:
         Net().eval()(batch())

@@ -1,4 +1,4 @@
-"""Windows in windows, and others that wrap the method that a window wraps."""
+"""Nested windows, and other code that patches `nn.Module.__call__` too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("fresh")
 
 
 @torch.no_grad()
-def test_nested_guards_each_see_what_runs_in_them() -> None:
+def test_nested_guards_each_observe_their_forwards() -> None:
     model = Net()
     with watching() as outer:
         with watching() as inner:
@@ -30,7 +30,7 @@ def test_nested_guards_each_see_what_runs_in_them() -> None:
 
 
 @torch.no_grad()
-def test_guards_that_overlap() -> None:
+def test_overlapping_guards_are_independent() -> None:
     first, second = guard(allow=["train-mode", "state-mutated"]), guard()
     first.__enter__()
     second.__enter__()
@@ -41,7 +41,7 @@ def test_guards_that_overlap() -> None:
 
 
 @torch.no_grad()
-def test_a_window_inside_a_forward() -> None:
+def test_a_guard_inside_a_forward_is_clean() -> None:
     class Careful(Dropper):
         def forward(self, x: Tensor) -> Tensor:
             with guard():
@@ -52,7 +52,7 @@ def test_a_window_inside_a_forward() -> None:
     assert not rules(g)
 
 
-def test_the_method_is_put_back() -> None:
+def test_the_method_is_restored() -> None:
     original = nn.Module.__call__
     with guard(), guard():
         assert nn.Module.__call__ is not original
@@ -63,84 +63,80 @@ def test_the_method_is_put_back() -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """Wrap the method as a profiler would; tells the types of the modules that were called from then on."""
+def patch_call(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Patch the method as a profiler would; the list holds the types of the modules called since."""
 
     def wrap() -> list[str]:
-        seen: list[str] = []
-        beneath = nn.Module.__call__
+        called: list[str] = []
+        original = nn.Module.__call__
 
-        @wraps(beneath)
+        @wraps(original)
         def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            seen.append(type(self).__name__)
-            return beneath(self, *args, **kwargs)
+            called.append(type(self).__name__)
+            return original(self, *args, **kwargs)
 
         monkeypatch.setattr(nn.Module, "__call__", wrapped)
-        return seen
+        return called
 
     return wrap
 
 
-def guarded_once() -> int:
-    """How often a guard sees a model that runs once."""
+def observed_count() -> int:
+    """Return how often a guard counts a model that runs once."""
     with watching() as g, torch.no_grad():
         Dropper()(batch())
     return only(g, "train-mode").count
 
 
-def test_who_wraps_the_method_before_the_window(calls: Callable[[], list[str]]) -> None:
-    seen = calls()
+def test_a_patch_from_before_the_window_stays(patch_call: Callable[[], list[str]]) -> None:
+    called = patch_call()
     wrapped = nn.Module.__call__
-    assert guarded_once() == 1
+    assert observed_count() == 1
     assert nn.Module.__call__ is wrapped
-    assert seen == ["Dropper", "Linear", "Dropout"]
+    assert called == ["Dropper", "Linear", "Dropout"]
 
 
-def test_who_wraps_the_method_inside_the_window_and_undoes_it_there(
-    calls: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_patch_undone_inside_the_window(patch_call: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     original = nn.Module.__call__
     with watching() as g, torch.no_grad():
-        seen = calls()
+        called = patch_call()
         Dropper()(batch())
         monkeypatch.undo()
         Dropper()(batch())
-    assert seen == ["Dropper", "Linear", "Dropout"]
+    assert called == ["Dropper", "Linear", "Dropout"]
     assert [violation.model for violation in g.violations] == ["Dropper", "Dropper#2"]
     assert nn.Module.__call__ is original
 
 
-def test_who_wraps_the_method_inside_the_window_and_undoes_it_later(
-    calls: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_patch_undone_after_the_window(patch_call: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     original = nn.Module.__call__
     with watching() as g, torch.no_grad():
-        calls()
+        patch_call()
         Dropper()(batch())
     assert only(g, "train-mode").count == 1
     monkeypatch.undo()
-    assert guarded_once() == 1
+    assert observed_count() == 1
     assert nn.Module.__call__ is original
 
 
-def test_who_wraps_the_method_inside_the_window_for_good(
-    calls: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+def test_a_patch_from_inside_the_window_stays(
+    patch_call: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = nn.Module.__call__
     try:
         with guard():
-            seen = calls()
+            called = patch_call()
         wrapped = nn.Module.__call__
-        assert guarded_once() == 1
+        assert observed_count() == 1
         assert nn.Module.__call__ is wrapped
-        assert seen == ["Dropper", "Linear", "Dropout"]
+        assert called == ["Dropper", "Linear", "Dropout"]
     finally:
         monkeypatch.undo()
         nn.Module.__call__ = original  # type: ignore[method-assign]
 
 
 @torch.no_grad()
-def test_torch_wraps_the_method_for_a_while_inside_the_window() -> None:
+def test_torch_fx_patches_the_method_inside_the_window() -> None:
     with watching() as g:
         torch.fx.symbolic_trace(Dropper().eval())
         Dropper()(batch())

@@ -1,1 +1,1 @@
-"""What each forward is asked, one file a question."""
+"""The checks of a forward, one per file."""

@@ -1,6 +1,6 @@
-"""Did a plain attribute of a module change?
+"""Check for plain attributes of a module that a forward changed.
 
-Numbers, strings, bools, None and tensors.  Lists, dicts and other objects are not compared: caches live there.
+Numbers, strings, bools, None and tensors are compared.  Lists, dicts and other objects are not: they serve as caches.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pytest_evalmode.observe.state import devices
 from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_of, is_tensor, is_unchanged, undisturbed
 from pytest_evalmode.trace import AttributeChange, ModuleInfo
 
-# What torch keeps for itself in every module; `training` has rules of its own.
-_OWN = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+# Attributes that torch sets in every module; `training` has rules of its own.
+_TORCH_ATTRIBUTES = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
+_PLAIN_TYPES = (bool, int, float, complex, str, bytes, type(None))
 _ABSENT = object()
-_LONGEST = 120
+_MAX_LENGTH = 120
 
 
 class Attributes(NamedTuple):
@@ -33,7 +33,7 @@ class Attributes(NamedTuple):
 
 
 class AttributeChangeCheck(ForwardCheck):
-    """Strict: compares the attributes of a model before and after."""
+    """Strict check that compares the attributes of a model before and after a forward."""
 
     def begin(self) -> None:
         self.before: list[Attributes] = []
@@ -42,62 +42,64 @@ class AttributeChangeCheck(ForwardCheck):
                 self.before = read_attributes(self.forward.parts)
 
     def end(self, output: object) -> Mapping[str, object]:
-        settled = [old for old in self.before if id(old.part) not in self.forward.lazy]
+        compared = [old for old in self.before if id(old.part) not in self.forward.lazy]
         with undisturbed():
-            return {"attributes": tuple(find_changes(settled, self.forward.part))}
+            return {"attributes": tuple(find_changes(compared, self.forward.module_info))}
 
 
 def read_attributes(parts: list[nn.Module]) -> list[Attributes]:
-    """The attributes of modules as they are now; the caller is `undisturbed`."""
-    found: list[Attributes] = []
-    others: set[type] = set()  # types that are no tensors: there are few, and thousands of attributes
+    """Return the attributes of modules as they are now; call it inside `undisturbed()`."""
+    attributes: list[Attributes] = []
+    # Modules have thousands of attributes of few types: check each type once.
+    other_types: set[type] = set()
     for part in parts:
         values = vars(part).copy()
         tensors: dict[str, Fingerprint] = {}
-        if not others.issuperset(map(type, values.values())):
+        if not other_types.issuperset(map(type, values.values())):
             tensors = {name: fingerprint_of(value) for name, value in values.items() if is_tensor(value)}
-            others.update(type(value) for value in values.values() if not is_tensor(value))
-        found.append(Attributes(part, values, tensors))
-    return found
+            other_types.update(type(value) for value in values.values() if not is_tensor(value))
+        attributes.append(Attributes(part, values, tensors))
+    return attributes
 
 
-def find_changes(before: list[Attributes], name: Callable[[nn.Module], ModuleInfo]) -> Iterator[AttributeChange]:
-    """What is not as it was, in the order of the modules; the caller is `undisturbed`."""
+def find_changes(before: list[Attributes], module_info: Callable[[nn.Module], ModuleInfo]) -> Iterator[AttributeChange]:
+    """Yield the attributes that have changed, in the order of the modules; call it inside `undisturbed()`."""
     for old in before:
         values = vars(old.part)
         if not old.tensors and list(values) == list(old.values) and all(map(is_, values.values(), old.values.values())):
-            continue  # the very same objects: no more need be asked of most modules
+            continue  # identical objects: true of most modules
         if modules.is_torch_wrapper(old.part) or modules.is_metric(old.part):
             continue
         computed = modules.computed_attributes(old.part)
-        # A tensor says more than a counter beside it.  What appears, set once when it is first needed, has not changed.
-        for attribute in sorted(old.values, key=lambda name: name not in old.tensors):
-            if attribute not in _OWN and attribute not in computed and not _same(old, attribute, values):
-                was, now = (_told(attribute, each) for each in (old.values, values))
-                yield AttributeChange(name(old.part), attribute, was, f"{now}, of other values" if was == now else now)
+        # Tensors first: they explain more than a counter.  New attributes are not compared: adding one is not a change.
+        for name in sorted(old.values, key=lambda name: name not in old.tensors):
+            if name not in _TORCH_ATTRIBUTES and name not in computed and not _is_same(old, name, values):
+                was, now = (_describe(name, attributes) for attributes in (old.values, values))
+                now = f"{now} with different values" if was == now else now
+                yield AttributeChange(module_info(old.part), name, was, now)
 
 
-def _same(before: Attributes, attribute: str, now: Mapping[str, object]) -> bool:
-    old, new = before.values.get(attribute, _ABSENT), now.get(attribute, _ABSENT)
-    print_ = before.tensors.get(attribute)
-    if print_ is not None and is_tensor(new):
-        return is_unchanged(print_, fingerprint_of(new, print_.has_values), new)
+def _is_same(before: Attributes, name: str, now: Mapping[str, object]) -> bool:
+    old, new = before.values.get(name, _ABSENT), now.get(name, _ABSENT)
+    fingerprint = before.tensors.get(name)
+    if fingerprint is not None and is_tensor(new):
+        return is_unchanged(fingerprint, fingerprint_of(new, fingerprint.has_values), new)
     if not (_is_plain(old) and _is_plain(new)):
         return True
     if type(old) is not type(new):
         return False
-    return old is new or old == new or (old != old and new != new)
+    return old is new or old == new or (old != old and new != new)  # NaN is the same as NaN
 
 
 def _is_plain(value: object) -> bool:
-    return value is _ABSENT or isinstance(value, _PLAIN) or is_tensor(value)
+    return value is _ABSENT or isinstance(value, _PLAIN_TYPES) or is_tensor(value)
 
 
-def _told(attribute: str, values: Mapping[str, object]) -> str:
-    value = values.get(attribute, _ABSENT)
+def _describe(name: str, values: Mapping[str, object]) -> str:
+    value = values.get(name, _ABSENT)
     if value is _ABSENT:
         return "(absent)"
     if is_tensor(value):
         return f"tensor of shape {tuple(value.shape)}"
     text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."

@@ -1,4 +1,4 @@
-"""Did autograd record?  What came out of a forward, and what of that went in, tells."""
+"""Check for forwards that autograd recorded, judged by their parameters, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -24,89 +24,92 @@ _PARAMETERS, _VALUES, _FLAG = attrgetter("_parameters"), methodcaller("values"),
 
 
 class AutogradCheck(ForwardCheck):
-    """Notes the first part that recorded, and judges at the end why."""
+    """Check that notes the first inner module that recorded, and finds the reason when the forward ends."""
 
     def begin(self) -> None:
-        self.part: Observation | None = None
-        self.stopped = False
-        """Grad mode was on when the whole began, and off when a part had run."""
+        self.inner: Observation | None = None
+        """The first inner module that recorded."""
+        self.grad_was_disabled = False
+        """Whether grad mode was on when the forward started, and off when an inner module ended."""
 
-    def leave(self, part: nn.Module, output: object, frame: FrameType) -> None:
-        outermost = self.forward
-        if part is outermost.root:
+    def leave(self, module: nn.Module, output: object, frame: FrameType) -> None:
+        forward = self.forward
+        if module is forward.root:
             return
-        on = is_grad_enabled()
-        if outermost.grad_enabled and not on and output is not RAISED:
-            self.stopped = True
-        if not on or self.part is not None:
+        enabled = is_grad_enabled()
+        if forward.grad_enabled and not enabled and output is not RAISED:
+            self.grad_was_disabled = True
+        if not enabled or self.inner is not None:
             return
         if (
-            outermost.grad_enabled
+            forward.grad_enabled
             and output is not RAISED
-            and self._holds(part)
-            and not forward_code.module_traits(part).disables_grad
+            and self._has_recordable_parameters(module)
+            and not forward_code.module_traits(module).disables_grad
         ):
-            self.part = Observation(outermost.part(part), None)
-            outermost.autograd_recorded = True
+            self.inner = Observation(forward.module_info(module), None)
+            forward.autograd_recorded = True
         elif is_tensor(output) and requires_grad(output):
-            cause = (
-                None if outermost.grad_enabled else self.context.sites.find_line_inside(frame.f_back, outermost.frame)
-            )
-            self.part = Observation(outermost.part(part), cause, "its output requires grad")
-            outermost.autograd_recorded = True
+            # If the caller had left grad mode on, the fault is the caller's, not that of a line in the model.
+            user_lines = self.context.user_lines
+            cause = None if forward.grad_enabled else user_lines.find_line_inside(frame.f_back, forward.frame)
+            self.inner = Observation(forward.module_info(module), cause, "its output requires grad")
+            forward.autograd_recorded = True
 
     def end(self, output: object) -> Mapping[str, object]:
         if not self.forward.is_model:
             return {"autograd": None}
-        nodes = made(output, self.forward.inputs)
-        found = self._judge(output, came_out=bool(nodes))
-        if found is not None:
+        nodes = output_nodes(output, self.forward.inputs)
+        observation = self._observe(output, has_graph=bool(nodes))
+        if observation is not None:
             gradients.mark_nodes(nodes, self.forward.model.name)
-        return {"autograd": found}
+        return {"autograd": observation}
 
-    def _holds(self, part: nn.Module) -> bool:
-        return modules.has_own_parameters(part) if self.context.strict else is_trainable(part)
+    def _has_recordable_parameters(self, module: nn.Module) -> bool:
+        return modules.has_own_parameters(module) if self.context.strict else is_trainable(module)
 
-    def _judge(self, output: object, *, came_out: bool) -> Observation | None:
-        """Whether the forward recorded autograd, and why: told by what came out, else by what went in."""
-        outermost, part = self.forward, self.part
-        if not outermost.grad_enabled:
-            if part is None and came_out:
+    def _observe(self, output: object, *, has_graph: bool) -> Observation | None:
+        """Return why the forward recorded autograd; None if it did not."""
+        forward, inner = self.forward, self.inner
+        if not forward.grad_enabled:
+            if inner is None and has_graph:
                 why = "grad mode was off, yet its output requires grad"
-                part = Observation(outermost.part(outermost.root), None, why)
-            return replace(part, enabled_by_forward=True) if part else None
-        stopped = output is RAISED or self.stopped or forward_code.module_traits(outermost.root).disables_grad
-        if stopped and not (part or came_out):
+                inner = Observation(forward.module_info(forward.root), None, why)
+            return replace(inner, enabled_by_forward=True) if inner else None
+        # A forward that raised, or that turns grad mode off by itself, only counts if it has recorded something.
+        stopped = output is RAISED or self.grad_was_disabled or forward_code.module_traits(forward.root).disables_grad
+        if stopped and not (inner or has_graph):
             return None
-        what = self._requiring_grad()
-        if not what and (came_out or (part and part.why)):
-            what = "its output requires grad"
-        if not what and not self.context.strict:
-            return replace(part, why="grad mode was on and its parameters require grad") if part else None
-        why = f"grad mode was on and {what}" if what else "grad mode was on"
-        if self.context.sites.is_worker_thread():
-            why += " (a worker thread: no_grad() holds only in the thread that enters it)"
-        return Observation(outermost.part(outermost.root), None, why)
+        reason = self._grad_reason()
+        if not reason and (has_graph or (inner and inner.why)):
+            reason = "its output requires grad"
+        if not reason and not self.context.strict:
+            return replace(inner, why="grad mode was on and its parameters require grad") if inner else None
+        why = f"grad mode was on and {reason}" if reason else "grad mode was on"
+        if self.context.user_lines.is_worker_thread():
+            why += " (in a worker thread: no_grad() only affects the thread that enters it)"
+        return Observation(forward.module_info(forward.root), None, why)
 
-    def _requiring_grad(self) -> str:
-        """What autograd would record for: parameters, else an input; nothing if neither requires grad."""
+    def _grad_reason(self) -> str:
+        """Return which parameters, or that an input, requires grad; empty if none does."""
         parts, tree = self.forward.parts, self.forward.tree
         tables = map(_VALUES, map(_PARAMETERS, parts))
         parameters = [parameter for table in tables for parameter in table if parameter is not None]
+        # Outside of `vmap` and the like no parameter is wrapped, and the plain attribute is much faster.
         flags = list(map(_FLAG if peek_interpreter_stack() is None else requires_grad, parameters))
         if tree.grad_reason is None or tree.grad_reason[0] != flags:
-            tree.grad_reason = flags, _told(self.forward.root)
+            tree.grad_reason = flags, _describe_parameters(self.forward.root)
         if tree.grad_reason[1]:
             return tree.grad_reason[1]
-        return "an input requires grad" if any(map(requires_grad, _given(self.forward.inputs))) else ""
+        return "an input requires grad" if any(map(requires_grad, _input_tensors(self.forward.inputs))) else ""
 
 
-def _told(model: nn.Module) -> str:
-    """The parameters that require grad, in words."""
+def _describe_parameters(model: nn.Module) -> str:
+    """Return a phrase that names the parameters that require grad; empty if there are none."""
     names = [
         f"{path}.{name}" if path else name
-        for path, holder in modules.walk(model)
-        for name, parameter in holder._parameters.items()
+        for path, module in modules.walk(model)
+        for name, parameter in module._parameters.items()
         if parameter is not None and requires_grad(parameter)
     ]
     if len(names) > 1:
@@ -114,23 +117,23 @@ def _told(model: nn.Module) -> str:
     return f"{names[0]} requires grad" if names else ""
 
 
-def made(output: object, inputs: tuple[tuple[object, ...], Mapping[str, object]]) -> list[Node]:
-    """How autograd made what came out and did not go in, where it knows that."""
-    nodes = [(id(leaf), node) for leaf in _leaves(output) if (node := leaf.grad_fn) is not None]
-    went_in = {id(leaf) for leaf in _given(inputs)} if nodes else ()
-    return [node for key, node in nodes if key not in went_in]
+def output_nodes(output: object, inputs: tuple[tuple[object, ...], Mapping[str, object]]) -> list[Node]:
+    """Return the autograd nodes of the output tensors that are not also inputs."""
+    nodes = [(id(tensor), node) for tensor in _tensors(output) if (node := tensor.grad_fn) is not None]
+    input_ids = {id(tensor) for tensor in _input_tensors(inputs)} if nodes else ()
+    return [node for key, node in nodes if key not in input_ids]
 
 
 def is_trainable(module: nn.Module) -> bool:
-    """Whether a parameter of this very module, not of its children, requires grad."""
+    """Return whether a parameter of the module itself, not of its children, requires grad."""
     return any(parameter is not None and requires_grad(parameter) for parameter in module._parameters.values())
 
 
-def _given(inputs: tuple[tuple[object, ...], Mapping[str, object]]) -> list[Tensor]:
-    return [leaf for value in (*inputs[0], *inputs[1].values()) for leaf in _leaves(value)]
+def _input_tensors(inputs: tuple[tuple[object, ...], Mapping[str, object]]) -> list[Tensor]:
+    return [tensor for value in (*inputs[0], *inputs[1].values()) for tensor in _tensors(value)]
 
 
-def _leaves(value: object) -> list[Tensor]:
+def _tensors(value: object) -> list[Tensor]:
     if is_tensor(value):
         return [value]
     try:
@@ -140,7 +143,7 @@ def _leaves(value: object) -> list[Tensor]:
 
 
 def requires_grad(tensor: Tensor) -> bool:
-    """Whether a tensor requires grad, or the one beneath it that `vmap` has wrapped."""
+    """Return whether a tensor requires grad; if `vmap` has wrapped it, whether the wrapped tensor does."""
     while is_functorch_wrapped_tensor(tensor):
         tensor = get_unwrapped(tensor)
     return tensor.requires_grad

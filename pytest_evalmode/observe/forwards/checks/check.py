@@ -1,4 +1,4 @@
-"""What all questions have in common: the moments at which they can be asked."""
+"""Base class of the checks of a forward."""
 
 from __future__ import annotations
 
@@ -17,41 +17,55 @@ from pytest_evalmode.trace import Site
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckContext:
-    """What the questions of a window look at, beside the forward."""
+    """What the checks of one window share, apart from the forward."""
 
     watch: Watch
-    sites: UserLines
+    user_lines: UserLines
     mode_changes: ModeChanges
     strict: bool
     referenced: dict[tuple[tuple[CodeType, int] | None, str, int], bool] = field(default_factory=dict)
-    """Whether somebody else holds an argument, by the line that handed it over: that takes a while to find out."""
+    """Cache of whether an argument is still referenced after the call, by line, argument and reference count."""
 
 
 class ForwardCheck:
-    """Something that is asked of one outermost forward.  It overrides the verbs that it needs."""
+    """One thing that an outermost forward is checked for.
+
+    A check is created for each forward and overrides the methods that it needs.  Frames are those of the patched
+    `nn.Module.__call__`.
+    """
 
     def __init__(self, context: CheckContext, forward: ForwardContext) -> None:
         self.context = context
         self.forward = forward
 
     def begin(self) -> None:
-        """The forward begins."""
+        """Called when the forward starts."""
 
     def add_modules(self, parts: list[nn.Module], cause: Site | None, why: str) -> None:
-        """A module runs, with what is beneath it, that was no part of the whole when that began."""
+        """Called when a module runs that was not a submodule when the forward started.
 
-    def enter(self, part: nn.Module, frame: FrameType) -> None:
-        """A part of which there is something to see begins in a frame; the whole itself does, too."""
+        Args:
+            parts: The module and its submodules.
+            cause: The user's line that ran the module, if it is unregistered.
+            why: Why `eval()` does not reach the module; empty if it is registered by now.
+        """
 
-    def leave(self, part: nn.Module, output: object, frame: FrameType) -> None:
-        """It ends; `output` is RAISED if by an exception."""
+    def enter(self, module: nn.Module, frame: FrameType) -> None:
+        """Called when a module that is not skippable starts to run, the root included."""
+
+    def leave(self, module: nn.Module, output: object, frame: FrameType) -> None:
+        """Called when that module ends; `output` is `RAISED` if it raised an exception."""
 
     def interrupt(self, frame: FrameType) -> None:
-        """A model that was handed in begins to run; it is an outermost forward of its own."""
+        """Called when a model that was passed as an argument starts to run, in a forward context of its own."""
 
     def resume(self) -> None:
-        """It has ended."""
+        """Called when that model ends."""
 
     def end(self, output: object) -> Mapping[str, object]:
-        """The forward ends: what was found, by the names of `ForwardCall`'s fields."""
+        """Called when the forward ends.
+
+        Returns:
+            What the check found, by field name of `ForwardCall`.
+        """
         return {}

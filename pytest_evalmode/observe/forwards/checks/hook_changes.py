@@ -1,4 +1,4 @@
-"""Which hooks did the model put on or take away by itself?  Those are no leak of the test's."""
+"""Record of the hooks that a model adds or removes by itself, which are not a leak of the test."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from pytest_evalmode.observe.state import flag_snapshots
 
 
 class HookChangeCheck(ForwardCheck):
-    """Strict: compares the hooks of a model before and after."""
+    """Strict check that compares the hooks of a model before and after a forward."""
 
     def begin(self) -> None:
         self.before = flag_snapshots.hooks_of(self.forward.parts)
 
     def end(self, output: object) -> Mapping[str, object]:
         now = modules.all_modules(self.forward.root)
-        self.context.watch.own_hooks |= flag_snapshots.hooks_changed_by_model(
-            self.before, now, self.context.sites.is_user_code
-        )
+        is_user_code = self.context.user_lines.is_user_code
+        self.context.watch.own_hooks |= flag_snapshots.hooks_changed_by_model(self.before, now, is_user_code)
         return {}

@@ -1,4 +1,4 @@
-"""Did a forward change what it was given?"""
+"""Check for arguments that a forward changed in place."""
 
 from __future__ import annotations
 
@@ -16,56 +16,60 @@ from pytest_evalmode.observe.state import devices
 from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_of, is_tensor, is_unchanged, undisturbed
 
 Inputs = list[tuple[str, Tensor, Fingerprint, bool]]
-"""The tensors by name, what they were, and whether another has the same memory."""
+"""Name, tensor, fingerprint before the forward, and whether another tensor shares its memory."""
 
 
 class InputChangeCheck(ForwardCheck):
-    """Strict: compares the arguments that somebody else holds before and after."""
+    """Strict check that compares the arguments of a forward before and after it.
+
+    A changed argument counts only if something else still references it: a temporary, `model(x.clone())`, may change.
+    """
 
     def begin(self) -> None:
         self.before: Inputs = []
         if not devices.is_capturing():  # nothing is computed then
             with undisturbed():
-                self.before = take(*self.forward.inputs)
+                self.before = read_inputs(*self.forward.inputs)
 
     def end(self, output: object) -> Mapping[str, object]:
         with undisturbed():
-            return {"inputs": changes(self.before, partial(self._is_held, output))}
+            return {"inputs": find_changes(self.before, partial(self._is_referenced, output))}
 
-    def _is_held(self, output: object, name: str, tensor: Tensor) -> bool:
-        """Whether somebody else holds an argument: found out once for each line and argument."""
-        outermost, held = self.forward, self.context.referenced
-        key = outermost.innermost_line or outermost.call_line, name, getrefcount(tensor)
-        if key not in held:
-            apart = {id(output), *outermost.module_ids}
-            held[key] = references.is_referenced(tensor, outermost.frame.f_back, self.context.sites, apart)
-        return held[key]
+    def _is_referenced(self, output: object, name: str, tensor: Tensor) -> bool:
+        """Return whether something else references an argument; searched once for each line and argument."""
+        forward, referenced = self.forward, self.context.referenced
+        key = forward.innermost_line or forward.call_line, name, getrefcount(tensor)
+        if key not in referenced:
+            ignored_ids = {id(output), *forward.module_ids}
+            caller, user_lines = forward.frame.f_back, self.context.user_lines
+            referenced[key] = references.is_referenced(tensor, caller, user_lines, ignored_ids)
+        return referenced[key]
 
 
-def take(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
-    """The tensors among the arguments, by name; in lists, tuples and dicts too, but not in other objects: caches.
+def read_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
+    """Return the tensors among the arguments of a forward, with their fingerprints.
 
-    The caller is `undisturbed`.
+    Lists, tuples and dicts are searched, other objects are not: they serve as caches.  Call it inside `undisturbed()`.
     """
-    given = _leaves(args, kwargs)
     return [
         (name, value, fingerprint_of(value), references.has_shared_memory(value))
-        for name, value in given
+        for name, value in _leaves(args, kwargs)
         if is_tensor(value)
     ]
 
 
 def contains_module(args: tuple[Any, ...], kwargs: Mapping[str, Any], module: nn.Module) -> bool:
-    """Whether a module is among the arguments, in lists, tuples and dicts too."""
+    """Return whether a module is among the arguments, lists, tuples and dicts included."""
     return any(value is module for _, value in _leaves(args, kwargs))
 
 
-def changes(before: Inputs, is_held: Callable[[str, Tensor], bool]) -> tuple[str, ...]:
-    """The arguments that are not what they were, and that somebody else holds; the caller is `undisturbed`."""
+def find_changes(before: Inputs, is_referenced: Callable[[str, Tensor], bool]) -> tuple[str, ...]:
+    """Return the names of the arguments that changed and are referenced elsewhere; call it inside `undisturbed()`."""
     return tuple(
         name
-        for name, tensor, was, shared in before
-        if not is_unchanged(was, fingerprint_of(tensor, was.has_values), tensor) and (shared or is_held(name, tensor))
+        for name, tensor, was, is_shared in before
+        if not is_unchanged(was, fingerprint_of(tensor, was.has_values), tensor)
+        and (is_shared or is_referenced(name, tensor))
     )
 
 

@@ -1,7 +1,7 @@
-"""Did a forward draw random numbers from a global generator, and who?
+"""Checks for forwards that drew random numbers from a global generator.
 
-What was drawn since a generator was last read is put down to the module that ran then; so it is read wherever a module
-that may draw begins or ends.
+A generator does not record which module drew.  So its state is read wherever a module that may draw starts or ends,
+and a change is blamed on the module that ran in between.
 """
 
 from __future__ import annotations
@@ -23,118 +23,125 @@ from pytest_evalmode.trace import Observation, Site
 
 
 class RandomDrawCheck(ForwardCheck):
-    """Notes the modules in eval mode that moved a generator of torch's."""
+    """Check for modules in eval mode that drew from a torch generator."""
 
     def begin(self) -> None:
-        self.found: dict[int, Observation] = {}
-        self.unseen: dict[int, set[int]] = {}
-        """Of those that drew, the parts beneath them that may have: they are in training mode, and draw if they run."""
-        self.seen: set[int] = set()
-        """The parts that may draw which were seen to run."""
+        self.observations: dict[int, Observation] = {}
+        self.training_inside: dict[int, set[int]] = {}
+        """The modules in training mode inside a module that drew; the draw may be one of theirs."""
+        self.observed: set[int] = set()
+        """The modules that may draw and whose forward was observed."""
         self.start = self.state = generators.state()
 
-    def enter(self, part: nn.Module, frame: FrameType) -> None:
-        if frame is not self.forward.frame and self._is_boundary(part):
-            self.seen.add(id(part))
-            if self._moved():
+    def enter(self, module: nn.Module, frame: FrameType) -> None:
+        if frame is not self.forward.frame and self._is_boundary(module):
+            self.observed.add(id(module))
+            if self._has_drawn():
                 self._blame(callers.enclosing_forward_frame(frame), frame)
 
-    def leave(self, part: nn.Module, output: object, frame: FrameType) -> None:
-        if self._is_boundary(part) and self._moved() and not self._is_explained(part):
+    def leave(self, module: nn.Module, output: object, frame: FrameType) -> None:
+        if self._is_boundary(module) and self._has_drawn() and not self._is_explained(module):
             self._blame(frame, frame)
 
     def interrupt(self, frame: FrameType) -> None:
-        if self._moved():
+        if self._has_drawn():
             self._blame(callers.enclosing_forward_frame(frame), frame)
 
     def resume(self) -> None:
-        self.state = generators.state()  # what was drawn so far has been told
+        self.state = generators.state()  # the checks of the model that ran have reported its draws
 
     def end(self, output: object) -> Mapping[str, object]:
-        if self._moved():
+        if self._has_drawn():
             self._blame(self.forward.frame, self.forward.frame)
-        for drawer, trained in self.unseen.items():
-            if not trained <= self.seen:  # one of them ran by its `.forward()`
-                self.found.pop(drawer, None)
-        if self.found and generators.is_unchanged(self.start, generators.state()):
-            self.found.clear()  # what was drawn was put back, by fork_rng
-        return {"draws": tuple(self.found.values()) if self.forward.is_model or self.context.strict else ()}
+        for drawer, training in self.training_inside.items():
+            if not training <= self.observed:  # one may have run as `module.forward(x)`, which is not observed
+                self.observations.pop(drawer, None)
+        if self.observations and generators.is_unchanged(self.start, generators.state()):
+            self.observations.clear()  # the state was restored, by fork_rng for example
+        draws = tuple(self.observations.values()) if self.forward.is_model or self.context.strict else ()
+        return {"draws": draws}
 
-    def _moved(self) -> bool:
-        """Whether a generator has moved since this was last asked."""
+    def _has_drawn(self) -> bool:
+        """Return whether a generator's state has changed since the last call."""
         now = generators.state()
         if generators.is_unchanged(self.state, now):
             return False
         self.state = now
         return True
 
-    def _is_boundary(self, part: nn.Module) -> bool:
-        """Whether what was drawn before a module and what is drawn in it are different modules' draws."""
-        key = id(part)
+    def _is_boundary(self, module: nn.Module) -> bool:
+        """Return whether the module may draw, so that its draws must be kept apart from those around it."""
+        key = id(module)
         if key in self.forward.tree.may_draw or key in self.forward.lazy:
             return True
-        hooked = part._forward_pre_hooks or part._forward_hooks  # what they draw is the module's, too
-        if key not in self.forward.tree.module_ids and (hooked or forward_code.module_traits(part).may_draw):
+        hooked = module._forward_pre_hooks or module._forward_hooks  # a draw of a hook is blamed on the module
+        if key not in self.forward.tree.module_ids and (hooked or forward_code.module_traits(module).may_draw):
             return True
-        trained = self.forward.training.get(key)
-        return (trained is not None and trained.module.mode_dependent) or self._is_trained_inside(part)
+        observation = self.forward.training.get(key)
+        depends_on_mode = observation is not None and observation.module.mode_dependent
+        return depends_on_mode or self._has_compiled_training_module(module)
 
-    def _is_explained(self, part: nn.Module) -> bool:
-        """Whether a module initialises itself, or is in training mode, which is another question's."""
-        return id(part) in self.forward.training or id(part) in self.forward.lazy or self._is_trained_inside(part)
+    def _is_explained(self, module: nn.Module) -> bool:
+        """Return whether draws are expected: the module initializes itself, or train-mode already reports it."""
+        key = id(module)
+        return key in self.forward.training or key in self.forward.lazy or self._has_compiled_training_module(module)
 
-    def _is_trained_inside(self, part: nn.Module) -> bool:
-        """Whether a module in training mode is compiled into this one, where nobody sees it run."""
+    def _has_compiled_training_module(self, module: nn.Module) -> bool:
+        """Return whether a module in training mode is compiled into this one, so that its forward is not observed."""
         training, tree = self.forward.training, self.forward.tree
-        if not training or (id(part) in tree.module_ids and not tree.opaque):
+        if not training or (id(module) in tree.module_ids and not tree.opaque):
             return False
-        return modules.is_opaque(part) and any(id(p) in training for p in modules.all_modules(part))
+        return modules.is_opaque(module) and any(id(p) in training for p in modules.all_modules(module))
 
-    def _trained(self, module: nn.Module) -> set[int]:
-        """The parts beneath a module, by `id`, that draw in training mode and are in it."""
+    def _drawing_in_training(self, module: nn.Module) -> set[int]:
+        """Return the ids of the submodules that are in training mode and may draw."""
         training = self.forward.training
         parts = modules.all_modules(module)[1:] if training else []
         return {id(part) for part in parts if id(part) in training and forward_code.module_traits(part).may_draw}
 
-    def _blame(self, began: FrameType, frame: FrameType) -> None:
-        """A generator has moved in the module that began in a frame, unless its training mode explains that."""
-        outermost, sites = self.forward, self.context.sites
-        module = callers.module_of_frame(began)
-        drawer, found = module, list[DrawCall]()
+    def _blame(self, start: FrameType, frame: FrameType) -> None:
+        """Note which module drew, unless its training mode explains that.
+
+        Args:
+            start: The frame in which the forward started that was running when the generator changed.
+            frame: The frame of the forward that is starting or ending now.
+        """
+        forward, user_lines = self.forward, self.context.user_lines
+        module = callers.module_of_frame(start)
+        drawer, calls = module, list[DrawCall]()
         while not self._is_explained(module):
-            drawer, found = suspects(module, seen=self.seen)
-            if found or began is outermost.frame:
+            drawer, calls = find_likely_drawer(module, observed=self.observed)
+            if calls or start is forward.frame:
                 break
-            began = callers.enclosing_forward_frame(began)  # it was drawn before the module began, by who runs it
-            module = callers.module_of_frame(began)
+            # The module cannot draw, so the draw happened before it started, in the module that runs it.
+            start = callers.enclosing_forward_frame(start)
+            module = callers.module_of_frame(start)
         else:
             return
-        if are_foreign(module, found, sites):
+        if may_be_other_thread(module, calls, user_lines):
             return
-        if modules.training_flag(drawer) and outermost.is_model:
-            note_training_modules(
-                self.context, outermost, [drawer], sensitive=True
-            )  # whatever its code tells, but for exported graphs
-            if id(drawer) in outermost.training:
+        if modules.training_flag(drawer) and forward.is_model:
+            # It has drawn, so it depends on the mode, even if its code does not show that.
+            note_training_modules(self.context, forward, [drawer], mode_dependent=True)
+            if id(drawer) in forward.training:
                 return
-        if drawer is not module or not found or found[0].gated:
-            self.unseen[id(drawer)] = self._trained(module)
-        cause = first_site(found, sites)
-        if cause is None and module is not outermost.root:
-            cause = sites.find_line_inside(frame.f_back, outermost.frame)
-        why = f"{found[0].text}(...)" if found else ""
-        told = Observation(
-            outermost.part(drawer),
+        if drawer is not module or not calls or calls[0].gated:
+            self.training_inside[id(drawer)] = self._drawing_in_training(module)
+        cause = first_user_line(calls, user_lines)
+        if cause is None and module is not forward.root:
+            cause = user_lines.find_line_inside(frame.f_back, forward.frame)
+        observation = Observation(
+            forward.module_info(drawer),
             cause,
-            why,
+            f"{calls[0].text}(...)" if calls else "",
             is_graph=isinstance(drawer, GRAPH_TYPES),
             training=bool(modules.training_flag(drawer)),
         )
-        self.found.setdefault(id(drawer), told)
+        self.observations.setdefault(id(drawer), observation)
 
 
 class HostRandomDrawCheck(ForwardCheck):
-    """Strict: notes who moved Python's generator, or NumPy's."""
+    """Strict check for modules that drew from Python's or NumPy's generator."""
 
     def begin(self) -> None:
         self.before = generators.host_state()
@@ -143,39 +150,37 @@ class HostRandomDrawCheck(ForwardCheck):
         moved = generators.moved_generators(self.before)
         if not moved or self.forward.training:
             return {}
-        drawer, found = suspects(self.forward.root, hosts=moved)
-        if are_foreign(self.forward.root, found, self.context.sites):
+        drawer, calls = find_likely_drawer(self.forward.root, hosts=moved)
+        if may_be_other_thread(self.forward.root, calls, self.context.user_lines):
             return {}
-        why = f"the generator of {' and '.join(moved)} moved"
-        where = first_site(found, self.context.sites)
-        return {
-            "draws": (Observation(self.forward.part(drawer), where, why, training=bool(modules.training_flag(drawer))),)
-        }
+        info, cause = self.forward.module_info(drawer), first_user_line(calls, self.context.user_lines)
+        why = f"it used the generator of {' and '.join(moved)}"
+        return {"draws": (Observation(info, cause, why, training=bool(modules.training_flag(drawer))),)}
 
 
-def suspects(
-    module: nn.Module, *, seen: Container[int] = (), hosts: Container[str] = ("",)
+def find_likely_drawer(
+    module: nn.Module, *, observed: Container[int] = (), hosts: Container[str] = ("",)
 ) -> tuple[nn.Module, list[DrawCall]]:
-    """The likeliest calls to have drawn, in a module's code or else in that of one beneath it.
+    """Return which of a module and its submodules most likely drew, and the calls in its code that may have.
 
-    Of these rather one that was not `seen` to run: who was answers for itself.  `hosts` are those whose generators have
-    moved: torch's, unless others are named.
+    Submodules that were `observed` (by `id`) come last, as each was checked by itself.  `hosts` are the libraries whose
+    generators were used: torch by default (the empty string), else Python or NumPy.
     """
-    first, *beneath = modules.all_modules(module)
-    for part in (first, *sorted(beneath, key=lambda part: id(part) in seen)):
-        found = [draw for draw in forward_code.find_draw_calls(part) if draw.host in hosts]
-        if found and (part is module or not found[0].gated):
-            return part, found
+    first, *submodules = modules.all_modules(module)
+    for part in (first, *sorted(submodules, key=lambda part: id(part) in observed)):
+        calls = [call for call in forward_code.find_draw_calls(part) if call.host in hosts]
+        if calls and (part is module or not calls[0].gated):
+            return part, calls
     return module, []
 
 
-def are_foreign(module: nn.Module, suspects: list[DrawCall], sites: UserLines) -> bool:
-    """Whether another thread may well have drawn, and no call here ignores the mode, as one would that drew."""
-    return (
-        sites.has_other_active_threads() and not model_graphs.may_draw(module) and all(draw.gated for draw in suspects)
-    )
+def may_be_other_thread(module: nn.Module, calls: list[DrawCall], user_lines: UserLines) -> bool:
+    """Return whether another thread may have drawn: one is active, and no call here ignores the mode."""
+    if not user_lines.has_other_active_threads() or model_graphs.may_draw(module):
+        return False
+    return all(call.gated for call in calls)
 
 
-def first_site(suspects: list[DrawCall], sites: UserLines) -> Site | None:
-    """The user's line of the likeliest call that stands in code of the user's."""
-    return next((site for draw in suspects if (site := sites.site(draw.code, draw.line))), None)
+def first_user_line(calls: list[DrawCall], user_lines: UserLines) -> Site | None:
+    """Return the line of the most likely call that is in user code."""
+    return next((site for call in calls if (site := user_lines.site(call.code, call.line))), None)

@@ -1,4 +1,4 @@
-"""Was a module in training mode?"""
+"""Check for modules that ran in training mode."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pytest_evalmode.observe.source import model_graphs
 from pytest_evalmode.trace import Observation, Site
 
 
-class Findings(tuple[Observation, ...]):
-    """Findings that are the same in forward after forward, and hashed once."""
+class _HashedOnce(tuple[Observation, ...]):
+    """Observations that are the same in many forwards; their hash is computed once."""
 
     _hash: int | None = None
 
@@ -29,69 +29,68 @@ class Findings(tuple[Observation, ...]):
 
 
 class TrainingModeCheck(ForwardCheck):
-    """Notes the modules in training mode that depend on the mode or hold parameters."""
+    """Check for modules in training mode that depend on the mode or hold parameters."""
 
     def begin(self) -> None:
-        outermost, tree = self.forward, self.forward.tree
-        self.judged = set(tree.training)
+        forward, tree = self.forward, self.forward.tree
+        self.checked = set(tree.training)
         if not tree.training:
             return
-        now = outermost.model, self.context.watch.name_version, self.context.mode_changes.change_count
-        if tree.findings_key != now or outermost.cause is not None:
-            note_training_modules(self.context, outermost, outermost.parts, outermost.cause)
-            tree.training_findings, tree.findings_key, tree.cause_searched, tree.last_findings = (
-                outermost.training,
-                now,
-                set(),
-                (),
-            )
+        # The observations hold names and `train()` lines: they are reused until one of these may have changed.
+        key = forward.model, self.context.watch.name_version, self.context.mode_changes.change_count
+        if tree.observations_key != key or forward.cause is not None:
+            note_training_modules(self.context, forward, forward.parts, forward.cause)
+            tree.training_observations, tree.observations_key = forward.training, key
+            tree.cause_searched, tree.last_observations = set(), ()
             tree.settled = frozenset()
-        outermost.training, outermost.settled = tree.training_findings.copy(), tree.settled
-        if outermost.training and tree.opaque:
-            outermost.skippable -= {id(outermost.parts[i]) for i in tree.opaque}
+        forward.training, forward.settled = tree.training_observations.copy(), tree.settled
+        if forward.training and tree.opaque:
+            forward.skippable -= {id(forward.parts[i]) for i in tree.opaque}
 
     def add_modules(self, parts: list[nn.Module], cause: Site | None, why: str) -> None:
         note_training_modules(self.context, self.forward, parts, cause, why)
 
-    def enter(self, part: nn.Module, frame: FrameType) -> None:
-        outermost, key = self.forward, id(part)
-        if (key in outermost.tree.cause_searched and key in self.judged) or not modules.training_flag(part):
+    def enter(self, module: nn.Module, frame: FrameType) -> None:
+        forward, tree, key = self.forward, self.forward.tree, id(module)
+        if (key in tree.cause_searched and key in self.checked) or not modules.training_flag(module):
             return
-        self._judge(part)
-        found = outermost.training.get(key)
-        if found is None or found.cause is not None or part is outermost.root or key in outermost.tree.cause_searched:
+        self._check(module)
+        observation = forward.training.get(key)
+        if observation is None or observation.cause is not None or module is forward.root or key in tree.cause_searched:
             return
-        outermost.tree.cause_searched.add(key)
-        cause = self.context.sites.find_line_inside(frame.f_back, outermost.frame)
+        tree.cause_searched.add(key)
+        cause = self.context.user_lines.find_line_inside(frame.f_back, forward.frame)
         if cause is not None:
-            found = outermost.training[key] = replace(found, cause=cause)
-            if key in outermost.tree.training_findings:
-                outermost.tree.training_findings[key] = found
+            observation = forward.training[key] = replace(observation, cause=cause)
+            if key in tree.training_observations:
+                tree.training_observations[key] = observation
 
-    def leave(self, part: nn.Module, output: object, frame: FrameType) -> None:
-        if modules.training_flag(part):
-            self._judge(part)  # set by a hook or by the forward itself
+    def leave(self, module: nn.Module, output: object, frame: FrameType) -> None:
+        if modules.training_flag(module):
+            self._check(module)  # a hook or the forward itself may have set the flag
 
     def end(self, output: object) -> Mapping[str, object]:
-        tree, found = self.forward.tree, self.forward.training.values()
-        if len(found) != len(tree.last_findings) or not all(map(is_, found, tree.last_findings)):
-            tree.last_findings = Findings(found)
+        tree, observations = self.forward.tree, self.forward.training.values()
+        if len(observations) != len(tree.last_observations) or not all(map(is_, observations, tree.last_observations)):
+            tree.last_observations = _HashedOnce(observations)
         elif tree.training and not tree.settled:
+            # Two forwards in a row gave the same result, so nothing new is expected about most of these modules.  Not
+            # settled: modules that may draw in eval mode too, that depend on the mode, or whose line may yet be found.
             dropouts = tree.may_draw & tree.skippable
-            more = {
+            unsettled = {
                 key
-                for key, found in tree.training_findings.items()
-                if (found.module.mode_dependent and key not in dropouts)
-                or not (found.cause or key in tree.cause_searched)
+                for key, observation in tree.training_observations.items()
+                if (observation.module.mode_dependent and key not in dropouts)
+                or not (observation.cause or key in tree.cause_searched)
             }
-            tree.settled = tree.training - (tree.may_draw - dropouts) - more
-        whole = bool(found and modules.training_flag(self.forward.owner))
-        return {"training": tree.last_findings, "all_training": whole}
+            tree.settled = tree.training - (tree.may_draw - dropouts) - unsettled
+        all_training = bool(observations and modules.training_flag(self.forward.owner))
+        return {"training": tree.last_observations, "all_training": all_training}
 
-    def _judge(self, part: nn.Module) -> None:
-        if id(part) not in self.judged:
-            self.judged.add(id(part))
-            note_training_modules(self.context, self.forward, [part])
+    def _check(self, module: nn.Module) -> None:
+        if id(module) not in self.checked:
+            self.checked.add(id(module))
+            note_training_modules(self.context, self.forward, [module])
 
 
 def note_training_modules(
@@ -101,17 +100,22 @@ def note_training_modules(
     cause: Site | None = None,
     why: str = "",
     *,
-    sensitive: bool | None = None,
+    mode_dependent: bool | None = None,
 ) -> None:
-    """Note the parts in training mode that hold parameters or are sensitive, by their code unless it is given."""
-    suspects = [part for part in parts if modules.training_flag(part)]
-    if not suspects:
+    """Add modules in training mode to `forward.training`, if they depend on the mode or hold parameters.
+
+    `cause` is the line in the model that ran them, `why` the reason why `eval()` does not reach them.  Whether they are
+    `mode_dependent` is read from their code by default.
+    """
+    in_training = [part for part in parts if modules.training_flag(part)]
+    if not in_training:
         return
-    excused = {id(p) for part in parts if model_graphs.is_exported(part) for p in modules.all_modules(part)}
-    for part in suspects:
-        if id(part) not in excused:
-            depends = mode_dependence.is_mode_dependent(part) if sensitive is None else sensitive
+    # An exported graph always says `training=True`: that means nothing.
+    exported = {id(p) for part in parts if model_graphs.is_exported(part) for p in modules.all_modules(part)}
+    for part in in_training:
+        if id(part) not in exported:
+            depends = mode_dependence.is_mode_dependent(part) if mode_dependent is None else mode_dependent
             if depends or (modules.is_layer_with_weights(part) and id(part) not in forward.late_submodules):
-                named = replace(forward.part(part), mode_dependent=depends)
-                found = Observation(named, cause, why, since=context.mode_changes.line_of_training(part))
-                forward.training.setdefault(id(part), found)
+                info = replace(forward.module_info(part), mode_dependent=depends)
+                since = context.mode_changes.line_of_training(part)
+                forward.training.setdefault(id(part), Observation(info, cause, why, since=since))

@@ -1,4 +1,4 @@
-"""Did a module with state or a mode run inside that is no submodule?"""
+"""Check for unregistered modules that ran inside a model."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pytest_evalmode.trace import Observation, Site
 
 
 class UnregisteredModuleCheck(ForwardCheck):
-    """Strict: notes the modules that ran as guests."""
+    """Strict check for unregistered modules that hold tensors or depend on the mode."""
 
     def begin(self) -> None:
-        self.found: list[Observation] = []
+        self.observations: list[Observation] = []
 
     def add_modules(self, parts: list[nn.Module], cause: Site | None, why: str) -> None:
         matters = why and any(
             modules.has_own_tensors(part) or mode_dependence.is_mode_dependent(part) for part in parts
         )
         if matters and not model_graphs.is_exported(parts[0]):
-            self.found.append(Observation(self.forward.part(parts[0]), cause))
+            self.observations.append(Observation(self.forward.module_info(parts[0]), cause))
 
     def end(self, output: object) -> Mapping[str, object]:
-        return {"unregistered": tuple(self.found)}
+        return {"unregistered": tuple(self.observations)}

@@ -1,4 +1,4 @@
-"""Modules that no model knows of: in training mode by default, and as such in strict."""
+"""Unregistered modules: their mode and state by default, and the strict rule about them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.strict import broken_rules, parametrize_cases
 
 
 class Listed(nn.Module):
-    """Blocks in a plain list, which `eval()` cannot reach."""
+    """Holds blocks in a plain list, which `eval()` does not reach."""
 
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Listed(nn.Module):
 
 
 class Maker(nn.Module):
-    """Makes a layer in every forward."""
+    """Creates a layer in every forward."""
 
     def __init__(self, make: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Maker(nn.Module):
 
 
 @torch.no_grad()
-def test_a_block_in_a_plain_list() -> None:
+def test_a_training_block_in_a_plain_list_is_reported() -> None:
     with watching() as g:
         Listed(nn.ReLU(), nn.Dropout()).eval()(batch())
     violation = only(g, "train-mode")
@@ -55,14 +55,14 @@ def test_a_block_in_a_plain_list() -> None:
 
 
 @torch.no_grad()
-def test_a_part_of_a_block_in_a_plain_list() -> None:
+def test_a_submodule_of_a_block_in_a_plain_list_is_reported() -> None:
     with watching() as g:
         Listed(nn.Sequential(nn.ReLU(), nn.Dropout())).eval()(batch())
     assert only(g, "train-mode").subjects == ("Listed.blocks[0].1 (Dropout)",)
 
 
 @torch.no_grad()
-def test_blocks_in_a_plain_list_that_were_not_forgotten() -> None:
+def test_eval_blocks_in_a_plain_list_are_clean() -> None:
     with watching() as g:
         Listed(nn.GELU(), nn.Dropout().eval(), nn.Linear(4, 4).eval()).eval()(batch())
     assert not rules(g)
@@ -78,7 +78,7 @@ def test_state_in_a_plain_list_is_watched() -> None:
 
 
 @torch.no_grad()
-def test_a_layer_made_in_forward() -> None:
+def test_a_dropout_created_in_forward_is_reported() -> None:
     with watching() as g:
         Maker(nn.Dropout).eval()(batch())
     assert only(g, "train-mode").subjects == ("Maker.<Dropout> (Dropout)",)
@@ -86,13 +86,13 @@ def test_a_layer_made_in_forward() -> None:
 
 @pytest.mark.parametrize("make", [nn.GELU, partial(nn.Softmax, -1), nn.Identity, lambda: nn.Dropout().eval()])
 @torch.no_grad()
-def test_a_layer_made_in_forward_that_does_no_harm(make: Callable[[], nn.Module]) -> None:
+def test_a_harmless_layer_created_in_forward_is_clean(make: Callable[[], nn.Module]) -> None:
     with watching() as g:
         Maker(make).eval()(batch())
     assert not rules(g)
 
 
-# --- in strict
+# --- the strict rule
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Tools:
 
 
 class Hiding(nn.Module):
-    """Keeps modules where `eval()` does not find them."""
+    """Holds modules where `eval()` does not find them."""
 
     def __init__(self, hidden: object, use: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Hiding(nn.Module):
 
 
 class RegistersLate(nn.Module):
-    """Makes a part of itself in its first forward."""
+    """Registers a submodule in its first forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,37 +131,37 @@ def linear() -> nn.Module:
     return nn.Linear(4, 4).eval()
 
 
-def of_closure(layer: nn.Module) -> Callable[[Any, Tensor], Tensor]:
+def in_closure(layer: nn.Module) -> Callable[[Any, Tensor], Tensor]:
     return lambda _, x: layer(x)
 
 
-HIDDEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
+UNREGISTERED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "list": (lambda: Hiding([linear()], lambda h, x: h[0](x)), "hidden[0] (Linear)"),
     "dict": (lambda: Hiding({"a": linear()}, lambda h, x: h["a"](x)), "hidden['a'] (Linear)"),
     "dataclass": (lambda: Hiding(Tools(linear()), lambda h, x: h.layer(x)), "(Linear)"),
-    "closure": (lambda: Hiding(None, of_closure(linear())), "(Linear)"),
+    "closure": (lambda: Hiding(None, in_closure(linear())), "(Linear)"),
     "partial": (lambda: Hiding(partial(linear()), lambda h, x: h(x)), "(Linear)"),
-    "made in forward": (lambda: Hiding(None, lambda _, x: nn.Dropout().eval()(x)), "(Dropout)"),
+    "created in forward": (lambda: Hiding(None, lambda _, x: nn.Dropout().eval()(x)), "(Dropout)"),
     "a batch norm": (lambda: Hiding([nn.BatchNorm1d(4).eval()], lambda h, x: h[0](x)), "hidden[0] (BatchNorm1d)"),
-    "beneath a stateless one": (
+    "inside a stateless container": (
         lambda: Hiding([nn.Sequential(linear()).eval()], lambda h, x: h[0](x)),
         "hidden[0] (Sequential)",
     ),
 }
-REACHED: dict[str, Callable[[], nn.Module]] = {
-    "stateless, made in forward": lambda: Hiding(None, lambda _, x: nn.GELU()(nn.Softmax(-1)(x))),
+HARMLESS: dict[str, Callable[[], nn.Module]] = {
+    "stateless, created in forward": lambda: Hiding(None, lambda _, x: nn.GELU()(nn.Softmax(-1)(x))),
     "stateless, in a list": lambda: Hiding([nn.ReLU(), nn.Flatten()], lambda h, x: h[1](h[0](x))),
     "a loss": lambda: Hiding(None, lambda _, x: x * nn.MSELoss()(x, x * 2)),
     "a loss without weights": lambda: Hiding(None, lambda _, x: x * nn.CrossEntropyLoss()(x, x.softmax(-1))),
     "a norm without weights": lambda: Hiding(None, lambda _, x: nn.LayerNorm(4, elementwise_affine=False)(x)),
-    "registered as it is made": RegistersLate,
+    "registered when it is created": RegistersLate,
     "in a ModuleList": lambda: Hiding(nn.ModuleList([linear()]), lambda h, x: h[0](x)),
     "in a ModuleDict": lambda: Hiding(nn.ModuleDict({"a": linear()}), lambda h, x: h["a"](x)),
 }
 
 
-@parametrize_cases(HIDDEN)
-def test_hidden(case: tuple[Callable[[], nn.Module], str]) -> None:
+@parametrize_cases(UNREGISTERED)
+def test_an_unregistered_module_is_reported(case: tuple[Callable[[], nn.Module], str]) -> None:
     model, name = case[0]().eval(), case[1]
     with watching(strict=True) as g, torch.no_grad():
         model(batch())
@@ -173,15 +173,15 @@ def test_hidden(case: tuple[Callable[[], nn.Module], str]) -> None:
     assert violation.cause is not None
 
 
-@parametrize_cases(REACHED)
-def test_reached(case: Callable[[], nn.Module]) -> None:
+@parametrize_cases(HARMLESS)
+def test_a_harmless_module_is_clean(case: Callable[[], nn.Module]) -> None:
     assert broken_rules(case()) == set()
 
 
-def test_a_list_of_what_is_registered_elsewhere() -> None:
+def test_a_listed_module_that_is_registered_elsewhere_is_clean() -> None:
     encoder = nn.Linear(4, 4)
     assert broken_rules(nn.Sequential(encoder, Hiding([encoder], lambda h, x: h[0](x)))) == set()
 
 
-def test_hidden_and_in_training_mode_breaks_both() -> None:
+def test_an_unregistered_module_in_training_mode_breaks_both_rules() -> None:
     assert broken_rules(Hiding([nn.Dropout()], lambda h, x: h[0](x))) == {"unregistered-module", "train-mode"}

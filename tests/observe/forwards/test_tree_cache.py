@@ -1,4 +1,4 @@
-"""A tree that has been seen is looked at again where anything of it is otherwise."""
+"""The cached facts about a model are computed anew when one of its modules changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.nets import rules, watching
 
 
 class Noisy(nn.ReLU):
-    """In the place of a layer that never draws."""
+    """Replaces a layer that never draws."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + torch.rand_like(x)
@@ -26,38 +26,38 @@ def noise(module: nn.Module, args: object, output: Tensor) -> Tensor:
     return output + torch.rand_like(output)
 
 
-def swap(net: nn.Sequential) -> None:
+def replace_layer(net: nn.Sequential) -> None:
     net[1] = Noisy().eval()
 
 
-def swap_deep(net: nn.Sequential) -> None:
+def replace_inner_layer(net: nn.Sequential) -> None:
     inner = net[2]
     assert isinstance(inner, nn.Sequential)
     inner[1] = Noisy().eval()
 
 
-def become(net: nn.Sequential) -> None:
+def change_class(net: nn.Sequential) -> None:
     net[1].__class__ = Noisy
 
 
-def hook(net: nn.Sequential) -> None:
+def add_hook(net: nn.Sequential) -> None:
     net[1].register_forward_hook(noise)
 
 
-def patch(net: nn.Sequential) -> None:
+def replace_forward(net: nn.Sequential) -> None:
     net[1].forward = lambda x: x + torch.rand_like(x)
 
 
-def reseed(net: nn.Sequential) -> None:
-    """Draws, and puts the place in the generator back, though not its numbers."""
+def exhaust_generator(net: nn.Sequential) -> None:
+    """Draw exactly as many numbers as the generator holds: its position is the same, its numbers are not."""
     net[1].forward = lambda x: x + torch.rand(624).sum()
 
 
-DRAWING = (swap, swap_deep, become, hook, patch, reseed)
+CHANGES = (replace_layer, replace_inner_layer, change_class, add_hook, replace_forward, exhaust_generator)
 
 
-@pytest.mark.parametrize("change", DRAWING)
-def test_a_draw_that_a_known_tree_did_not_make(change: Callable[[nn.Sequential], None]) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_that_draws_is_noticed(change: Callable[[nn.Sequential], None]) -> None:
     net = model()
     with torch.no_grad(), watching(net) as clean:
         net(torch.ones(1, 2))
@@ -68,9 +68,11 @@ def test_a_draw_that_a_known_tree_did_not_make(change: Callable[[nn.Sequential],
         assert rules(clean) == {"random-forward"}
 
 
-@pytest.mark.parametrize("change", DRAWING)
-def test_a_draw_among_layers_that_may_draw_in_training_mode(change: Callable[[nn.Sequential], None]) -> None:
-    """What they draw hides nothing of what is drawn beside them."""
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_that_draws_is_noticed_next_to_layers_in_training_mode(
+    change: Callable[[nn.Sequential], None],
+) -> None:
+    """The draws of these layers do not hide those of others."""
     net = model()
     net[2].train()
     with watching(net, train=["2", "2.*"], allow=["grad-mode"]) as window:
@@ -78,14 +80,14 @@ def test_a_draw_among_layers_that_may_draw_in_training_mode(change: Callable[[nn
             net(torch.ones(1, 2))
         assert rules(window) == set()
         change(net)
-        if change is swap_deep:
+        if change is replace_inner_layer:
             net[2].eval()
         net(torch.ones(1, 2))
         assert rules(window) == {"random-forward"}
 
 
 @pytest.mark.parametrize("path", ["0", "2.0", "3"])
-def test_a_flag_that_is_set_by_hand(path: str) -> None:
+def test_a_training_flag_set_by_assignment_is_noticed(path: str) -> None:
     net = model()
     with torch.no_grad(), watching(net) as window:
         net(torch.ones(1, 2))
@@ -94,7 +96,7 @@ def test_a_flag_that_is_set_by_hand(path: str) -> None:
         assert rules(window) == {"train-mode"}
 
 
-def test_a_flag_that_is_set_as_the_forward_runs() -> None:
+def test_a_training_flag_set_during_the_forward_is_noticed() -> None:
     net = model()
     net[0].register_forward_hook(lambda *_: setattr(net[3], "training", True))
     with torch.no_grad(), watching(net) as window:
@@ -102,7 +104,7 @@ def test_a_flag_that_is_set_as_the_forward_runs() -> None:
         assert rules(window) == {"train-mode"}
 
 
-def test_calls_from_two_lines_by_turns_are_told_apart() -> None:
+def test_alternating_calls_from_two_lines_are_counted() -> None:
     net = model().train()
     with torch.no_grad(), watching() as window:
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Every way to run a model is seen."""
+"""A model is observed however it is run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Run = Callable[[nn.Module, Tensor], object]
 
 def threaded(model: nn.Module, x: Tensor) -> None:
     def work() -> None:
-        with torch.no_grad():  # grad mode is a matter of the thread
+        with torch.no_grad():  # grad mode is thread-local
             model(x)
 
     with ThreadPoolExecutor(2) as pool:
@@ -88,25 +88,25 @@ def test_a_clean_model_is_clean(run: Run) -> None:
 
 
 @every_way
-def test_a_forgotten_eval_is_seen(run: Run) -> None:
+def test_a_forgotten_eval_is_reported(run: Run) -> None:
     with watching() as g, torch.no_grad():
         run(Dropper(), batch())
     assert any("drop (Dropout)" in subject for subject in only(g, "train-mode").subjects)
 
 
 @every_way
-def test_a_forgotten_no_grad_is_seen(run: Run) -> None:
+def test_a_forgotten_no_grad_is_reported(run: Run) -> None:
     with watching() as g:
         run(Dropper().eval(), batch())
-    brings_its_own = run in (threaded, bare_thread, WAYS["in inference mode"])
-    assert rules(g) == (set() if brings_its_own else {"grad-mode"})
+    disables_grad_itself = run in (threaded, bare_thread, WAYS["in inference mode"])
+    assert rules(g) == (set() if disables_grad_itself else {"grad-mode"})
 
 
 @every_way
-def test_a_draw_in_eval_mode_is_seen(run: Run) -> None:
+def test_a_draw_in_eval_mode_is_reported(run: Run) -> None:
     model: nn.Module = Noisy().eval()
     if run is WAYS["forward called directly"]:
-        model = nn.Sequential(model)  # what such a forward does by itself nobody sees, but its parts are seen
+        model = nn.Sequential(model)  # `model.forward(x)` itself is not observed, its submodules are
     with watching() as g, torch.no_grad():
         run(model, batch())
     violation = only(g, "random-forward")
@@ -115,7 +115,7 @@ def test_a_draw_in_eval_mode_is_seen(run: Run) -> None:
 
 
 class Noise(nn.Module):
-    """Draws, in training mode alone, by a name that says nothing."""
+    """Draws in training mode only, through an attribute whose name does not show it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ def script(model: nn.Module) -> Any:
 
 
 TRAINING: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
-    "a name that says nothing": (Noise, lambda m: m.train()),
+    "hidden behind an attribute": (Noise, lambda m: m.train()),
     "compiled": (lambda: torch.compile(Dropper(), backend="eager"), lambda m: m.train()),
     "compiled, a part of it": (lambda: torch.compile(Dropper(), backend="eager"), lambda m: m._orig_mod.drop.train()),
     "compiled in place": (lambda: compiled_in_place(Dropper()), lambda m: m.train()),
@@ -147,7 +147,7 @@ TRAINING: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
 
 @pytest.mark.parametrize(("make", "train"), TRAINING.values(), ids=TRAINING)
 @torch.no_grad()
-def test_a_draw_of_a_part_in_training_mode_is_told_as_that(
+def test_a_draw_of_a_module_in_training_mode_is_reported_as_train_mode(
     make: Callable[[], Any], train: Callable[[Any], object]
 ) -> None:
     model = nn.Sequential(nn.Linear(4, 4), make()).eval()
@@ -158,13 +158,13 @@ def test_a_draw_of_a_part_in_training_mode_is_told_as_that(
 
 
 class Typed(Dropper):
-    """Tells type checkers what a call returns, as some ask for it; so its own calls go past every wrapper."""
+    """Names torch's `__call__` for type checkers, as some advise; so its calls do not reach a patched one."""
 
     __call__ = nn.Module.__call__
 
 
 @torch.no_grad()
-def test_a_class_that_names_the_method_of_torch_its_own_is_known_by_its_parts() -> None:
+def test_a_class_that_aliases_the_call_of_torch_is_observed() -> None:
     with watching() as g:
         Typed()(batch())
     assert only(g, "train-mode").model == "Typed"
@@ -174,7 +174,7 @@ def test_a_class_that_names_the_method_of_torch_its_own_is_known_by_its_parts() 
 
 
 @torch.no_grad()
-def test_every_call_of_every_thread_is_counted() -> None:
+def test_calls_from_all_threads_are_counted() -> None:
     model, interval = nn.Dropout(0.0), sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -187,7 +187,7 @@ def test_every_call_of_every_thread_is_counted() -> None:
 
 
 @torch.no_grad()
-def test_a_net_whose_weights_are_those_of_a_transform() -> None:
+def test_a_model_created_inside_vmap_is_clean() -> None:
     def predict(scale: Tensor) -> Tensor:
         net = nn.LayerNorm(4, bias=False).eval()
         net.weight = None  # type: ignore[assignment]
@@ -200,13 +200,13 @@ def test_a_net_whose_weights_are_those_of_a_transform() -> None:
     assert not rules(g)
 
 
-def test_no_grad_does_not_reach_a_worker_thread() -> None:
+def test_no_grad_does_not_affect_a_worker_thread() -> None:
     model = Dropper().eval()
     with watching() as g, torch.no_grad(), ThreadPoolExecutor(1) as pool:
         pool.submit(model, batch()).result()
     violation = only(g, "grad-mode")
     assert violation.at is not None
-    assert "no_grad() holds only in the thread that enters it" in violation.finding
+    assert "no_grad() only affects the thread that enters it" in violation.finding
     with watching() as g:
         model(batch())
     assert "thread" not in only(g, "grad-mode").finding
@@ -227,12 +227,12 @@ DISTRIBUTED: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own
+@pytest.mark.filterwarnings("ignore")  # warnings of torch
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("distribute", DISTRIBUTED.values(), ids=DISTRIBUTED)
-@pytest.mark.parametrize("watched", [True, False], ids=["watched", "seen"])
+@pytest.mark.parametrize("watched", [True, False], ids=["watched", "not watched"])
 @torch.no_grad()
-def test_distributed(distribute: Callable[[nn.Module], Any], watched: bool) -> None:
+def test_a_distributed_model_is_observed(distribute: Callable[[nn.Module], Any], watched: bool) -> None:
     model = distribute(Net()).eval()
     with watching(*[model] if watched else []) as g:
         model(batch())

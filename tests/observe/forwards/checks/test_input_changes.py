@@ -1,4 +1,4 @@
-"""Inputs that a forward writes into: those that somebody still holds."""
+"""Inputs that a forward changes in place: reported if something else still references them."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ def looped() -> list[Any]:
 WRITES: dict[str, tuple[Callable[..., object], Callable[[], tuple[Any, ...]], str]] = {
     "an argument": (lambda x: x.add_(1), lambda: (batch(),), "argument 0"),
     "the second": (lambda x, y: y.add_(x), lambda: (batch(), batch()), "argument 1"),
-    "by index": (lambda x: x.__setitem__(x < 9, 7.0), lambda: (batch(),), "argument 0"),
+    "an item": (lambda x: x.__setitem__(x < 9, 7.0), lambda: (batch(),), "argument 0"),
     "a view": (lambda x: x.flatten().relu_(), lambda: (-batch().abs() - 1,), "argument 0"),
     "its detached data": (lambda x: x.data.zero_(), lambda: (torch.ones(2, 4),), "argument 0"),
-    "by NumPy": (lambda x: x.numpy().fill(3), lambda: (torch.ones(2, 4),), "argument 0"),
+    "through NumPy": (lambda x: x.numpy().fill(3), lambda: (torch.ones(2, 4),), "argument 0"),
     "in a list": (lambda xs: xs[1].add_(1), lambda: ([batch(), batch()],), "argument 0[1]"),
     "in a tuple": (lambda xs: xs[0].add_(1), lambda: ((batch(),),), "argument 0[0]"),
     "in a dict": (lambda d: d["x"].add_(1), lambda: ({"x": batch()},), "argument 0['x']"),
-    "deep in": (lambda d: d["a"][0].add_(1), lambda: ({"a": [batch()]},), "argument 0['a'][0]"),
+    "deeply nested": (lambda d: d["a"][0].add_(1), lambda: ({"a": [batch()]},), "argument 0['a'][0]"),
     "in a list that contains itself": (lambda xs: xs[0].add_(1), lambda: (looped(),), "argument 0[0]"),
 }
 
 
 @parametrize_cases(WRITES)
 @pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
-def test_input_written_into(case: Any, grad: Callable[[], Any]) -> None:
-    do, inputs, name = case
-    given = inputs()
+def test_a_changed_input_is_reported(case: Any, grad: Callable[[], Any]) -> None:
+    write, make_inputs, name = case
+    inputs = make_inputs()
     with watching(strict=True) as g, grad():
-        Transform(do)(*given)
+        Transform(write)(*inputs)
     violation = only(g, "input-mutated")
     assert violation.details["arguments"] == [name]
     assert violation.at is not None
-    assert "Transform(do)(*given)" in violation.at.source
+    assert "Transform(write)(*inputs)" in violation.at.source
 
 
-def test_a_keyword_argument_written_into() -> None:
+def test_a_changed_keyword_argument_is_reported() -> None:
     mask = torch.ones(3, dtype=torch.bool)
     with watching(strict=True) as g:
         Transform(lambda *, mask: mask.logical_not_())(mask=mask)
     assert only(g, "input-mutated").details["arguments"] == ["argument 'mask'"]
 
 
-def test_a_layer_that_works_in_place_on_the_input() -> None:
+def test_an_inplace_layer_is_reported_only_if_it_gets_the_input() -> None:
     layers = nn.ReLU(inplace=True), nn.Linear(4, 2)
     assert broken_rules(nn.Sequential(*layers), -torch.ones(2, 4)) == {"input-mutated"}
     assert broken_rules(nn.Sequential(nn.Linear(4, 4), *layers), -torch.ones(2, 4)) == set()
@@ -81,23 +81,23 @@ TEMPORARIES: dict[str, Call] = {
 
 
 class Box:
-    kept: torch.Tensor
+    tensor: torch.Tensor
 
 
 def boxed(x: torch.Tensor) -> torch.Tensor:
-    Box.kept = x.clone()
-    return Box.kept
+    Box.tensor = x.clone()
+    return Box.tensor
 
 
-HELD: dict[str, Call] = {
+REFERENCED: dict[str, Call] = {
     "by a variable": lambda model, x: model(x),
     "by name": lambda model, x: model(x=x),
     "in a list": lambda model, x: model([x]),
     "functional": lambda model, x: torch.func.functional_call(model, {}, (x,)),
     "a view": lambda model, x: model(x[:1]),
-    "its detached self": lambda model, x: model(x.detach()),
+    "a detached tensor": lambda model, x: model(x.detach()),
     "in an object": lambda model, x: model(boxed(x)),
-    "by a walrus": lambda model, x: (model(kept := x.clone()), kept),
+    "by a walrus": lambda model, x: (model(y := x.clone()), y),
 }
 
 
@@ -112,15 +112,15 @@ class Overwrites(nn.Module):
 
 @parametrize_cases(TEMPORARIES)
 @pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
-def test_a_temporary_may_be_used_up(case: Call, grad: Callable[[], Any]) -> None:
+def test_a_temporary_may_be_changed(case: Call, grad: Callable[[], Any]) -> None:
     x = batch()
     with guard(strict=True), grad():
         case(Overwrites(), x)
 
 
-@parametrize_cases(HELD)
+@parametrize_cases(REFERENCED)
 @pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
-def test_what_somebody_holds_may_not(case: Call, grad: Callable[[], Any]) -> None:
+def test_a_referenced_input_may_not_be_changed(case: Call, grad: Callable[[], Any]) -> None:
     x = batch()
     with watching(strict=True) as g, grad():
         case(Overwrites(), x)
@@ -128,13 +128,13 @@ def test_what_somebody_holds_may_not(case: Call, grad: Callable[[], Any]) -> Non
 
 
 class Cache:
-    """What generation hands along: an object of its own kind."""
+    """A cache of keys, as language models pass it from step to step."""
 
     def __init__(self) -> None:
         self.keys = torch.zeros(4)
 
 
-KEEPS: dict[str, tuple[Callable[..., object], Callable[[], tuple[Any, ...]]]] = {
+UNCHANGED: dict[str, tuple[Callable[..., object], Callable[[], tuple[Any, ...]]]] = {
     "a clone": (lambda x: x.clone().add_(1), lambda: (batch(),)),
     "the same values": (lambda x: x.mul_(1), lambda: (torch.ones(2, 4),)),
     "a cache": (lambda cache: cache.keys.add_(1), lambda: (Cache(),)),
@@ -146,22 +146,22 @@ KEEPS: dict[str, tuple[Callable[..., object], Callable[[], tuple[Any, ...]]]] = 
 }
 
 
-@parametrize_cases(KEEPS)
-def test_input_left_alone(case: Any) -> None:
-    do, inputs = case
+@parametrize_cases(UNCHANGED)
+def test_unchanged_inputs_are_clean(case: Any) -> None:
+    run, make_inputs = case
     with guard(strict=True), torch.no_grad():
-        Transform(do)(*inputs())
+        Transform(run)(*make_inputs())
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_a_list_that_contains_itself(strict: bool) -> None:
-    """Autograd is on over a frozen model: whether an input requires grad is looked for in the list."""
+def test_a_list_that_contains_itself_is_accepted(strict: bool) -> None:
+    """With grad mode on and a frozen model, the list is searched for tensors that require grad."""
     model = nn.Sequential(Transform(lambda xs: xs[0]), nn.Linear(4, 2)).eval().requires_grad_(False)
     with guard(strict=strict, allow="grad-mode"):
         model(looped())
 
 
-def test_what_the_caller_writes_is_the_callers() -> None:
+def test_an_input_changed_by_the_caller_is_clean() -> None:
     x, model = batch(), Net().eval()
     with guard(strict=True), torch.no_grad():
         model(x)

@@ -1,4 +1,4 @@
-"""Models that run inside what is no model: handed to it, or kept where nobody registers them."""
+"""Models that run inside another forward without being submodules: passed as arguments, or unregistered."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.nets import Net, batch, only, rules, watching
 
 
 class Flips(nn.Module):
-    """Test-time augmentation of a model that it is handed."""
+    """Test-time augmentation of a model that is passed as an argument."""
 
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:
         y: Tensor = (model(x) + model(x.flip(0))) / 2
         return y
 
 
-class Passes(nn.Module):
+class PassesOn(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.flips = Flips()
@@ -33,8 +33,8 @@ class Passes(nn.Module):
         return y
 
 
-class Distils(nn.Module):
-    """A loss with weights, handed two models: one in a list, one in a dict, by name."""
+class Distills(nn.Module):
+    """A loss with weights whose arguments are two models: one in a list, one in a dict passed by keyword."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Distils(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Keeps its members in a plain list."""
+    """Holds its members in a plain tuple."""
 
     def __init__(self, *members: nn.Module) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Ensemble(nn.Module):
 
 
 class Applies(nn.Module):
-    """Calls whatever function it was given."""
+    """Calls a function."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -72,16 +72,16 @@ class Drops(Net):
         return F.dropout(super().forward(x))
 
 
-def handed(model: nn.Module) -> None:
+def passed(model: nn.Module) -> None:
     Flips().eval()(model, batch())
 
 
-def handed_to_a_model(model: nn.Module) -> None:
-    Distils().eval()([model], batch(), teacher={"it": Net().eval()})
+def passed_to_a_model(model: nn.Module) -> None:
+    Distills().eval()([model], batch(), teacher={"it": Net().eval()})
 
 
-def handed_on(model: nn.Module) -> None:
-    Passes().eval()(model, batch())
+def passed_on(model: nn.Module) -> None:
+    PassesOn().eval()(model, batch())
 
 
 def in_a_list(model: nn.Module) -> None:
@@ -92,15 +92,15 @@ def in_a_closure(model: nn.Module) -> None:
     Applies(lambda x: model(x)).eval()(batch())
 
 
-HANDED = pytest.mark.parametrize("run", [handed, handed_to_a_model, handed_on])
-KEPT = pytest.mark.parametrize("run", [in_a_list, in_a_closure])
-EACH = pytest.mark.parametrize("run", [handed, handed_to_a_model, handed_on, in_a_list, in_a_closure])
+AS_ARGUMENT = pytest.mark.parametrize("run", [passed, passed_to_a_model, passed_on])
+UNREGISTERED = pytest.mark.parametrize("run", [in_a_list, in_a_closure])
+EITHER = pytest.mark.parametrize("run", [passed, passed_to_a_model, passed_on, in_a_list, in_a_closure])
 STRICT = pytest.mark.parametrize("strict", [False, True])
 
 Run = Callable[[nn.Module], None]
 
 
-def found(run: Run, model: nn.Module, *, strict: bool = False, grad: bool = False) -> Guard:
+def guarded(run: Run, model: nn.Module, *, strict: bool = False, grad: bool = False) -> Guard:
     with watching(strict=strict) as g:
         g.watch(model, "net")
         with torch.set_grad_enabled(grad):
@@ -108,11 +108,11 @@ def found(run: Run, model: nn.Module, *, strict: bool = False, grad: bool = Fals
     return g
 
 
-@HANDED
+@AS_ARGUMENT
 @STRICT
-def test_one_that_is_handed_in_is_a_model_of_its_own(run: Run, strict: bool) -> None:
-    assert not rules(found(run, Net().eval(), strict=strict))
-    g = found(run, Net(), strict=strict)
+def test_a_model_passed_as_an_argument_is_judged_by_itself(run: Run, strict: bool) -> None:
+    assert not rules(guarded(run, Net().eval(), strict=strict))
+    g = guarded(run, Net(), strict=strict)
     assert rules(g) == {"train-mode", "state-mutated"}
     training, changed = g.violations
     assert training.model == changed.model == "net"
@@ -122,38 +122,38 @@ def test_one_that_is_handed_in_is_a_model_of_its_own(run: Run, strict: bool) -> 
     assert "model(x)" in training.at.source or "students[0](x)" in training.at.source
 
 
-@EACH
+@EITHER
 @STRICT
-def test_autograd_is_seen(run: Run, strict: bool) -> None:
-    assert "grad-mode" in rules(found(run, Net().eval(), strict=strict, grad=True))
-    assert "grad-mode" not in rules(found(run, Net().eval(), strict=strict))
+def test_autograd_is_reported(run: Run, strict: bool) -> None:
+    assert "grad-mode" in rules(guarded(run, Net().eval(), strict=strict, grad=True))
+    assert "grad-mode" not in rules(guarded(run, Net().eval(), strict=strict))
 
 
-@EACH
-def test_a_frozen_one_records_nothing(run: Run) -> None:
-    if run is not handed_to_a_model:  # that has weights of its own
-        assert not rules(found(run, Net().eval().requires_grad_(False), grad=True))
+@EITHER
+def test_a_frozen_model_does_not_record(run: Run) -> None:
+    if run is not passed_to_a_model:  # the loss has weights of its own
+        assert not rules(guarded(run, Net().eval().requires_grad_(False), grad=True))
 
 
-@EACH
+@EITHER
 @STRICT
-def test_draws_are_seen_and_told_once(run: Run, strict: bool) -> None:
-    g = found(run, Drops().eval(), strict=strict)
+def test_draws_are_reported_once(run: Run, strict: bool) -> None:
+    g = guarded(run, Drops().eval(), strict=strict)
     (violation,) = [v for v in g.violations if v.rule == "random-forward"]
     assert violation.cause is not None
     assert violation.cause.source == "return F.dropout(super().forward(x))"
     assert violation.subjects[0].endswith("(Drops)")
 
 
-@EACH
-def test_it_counts_as_a_forward(run: Run) -> None:
-    g = found(run, Net().eval())
+@EITHER
+def test_the_inner_model_counts_as_having_run(run: Run) -> None:
+    g = guarded(run, Net().eval())
     (net,) = [model for model in g.models if model.name == "net"]
     assert net.forwards >= 1
 
 
-@EACH
-def test_a_model_ran(run: Run) -> None:
+@EITHER
+def test_strict_sees_that_a_model_ran(run: Run) -> None:
     g = Guard(config=GuardConfig(strict=True))
     g.open()
     with torch.no_grad():
@@ -162,18 +162,18 @@ def test_a_model_ran(run: Run) -> None:
     assert "no-forward" not in rules(g)
 
 
-@KEPT
-def test_what_cannot_be_reached_is_told_so(run: Run) -> None:
-    g = found(run, Net())
+@UNREGISTERED
+def test_the_message_says_that_eval_does_not_reach_an_unregistered_model(run: Run) -> None:
+    g = guarded(run, Net())
     training, changed = g.violations
-    assert "it is no submodule" in training.finding
+    assert "it is not a registered submodule" in training.finding
     assert " of 6 modules " in training.finding
     assert changed.at is not None
     assert changed.remedy.startswith("call model.eval()")
-    assert "unregistered-module" in rules(found(run, Net().eval(), strict=True))
+    assert "unregistered-module" in rules(guarded(run, Net().eval(), strict=True))
 
 
-def test_a_hidden_head_that_records_beside_a_frozen_encoder() -> None:
+def test_an_unregistered_head_of_a_frozen_encoder_that_records() -> None:
     class Classifier(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -196,7 +196,7 @@ def test_a_hidden_head_that_records_beside_a_frozen_encoder() -> None:
 
 
 @STRICT
-def test_a_layer_without_weights_that_is_handed_in_is_part_of_the_forward(strict: bool) -> None:
+def test_a_layer_without_weights_passed_as_an_argument_is_part_of_the_forward(strict: bool) -> None:
     class Activates(Net):
         def forward(self, x: Tensor, activation: nn.Module | None = None) -> Tensor:
             assert activation is not None
@@ -210,7 +210,7 @@ def test_a_layer_without_weights_that_is_handed_in_is_part_of_the_forward(strict
 
 
 class DropsInput(nn.Module):
-    """Has a layer of its own, and draws before and after the model that it is handed."""
+    """Has a layer of its own, and draws before or after it runs a model passed as an argument."""
 
     def __init__(self, *, after: bool) -> None:
         super().__init__()
@@ -224,26 +224,26 @@ class DropsInput(nn.Module):
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_draw_beside_one_that_is_handed_in_is_that_of_the_whole(after: bool) -> None:
+def test_a_draw_around_an_inner_model_is_blamed_on_the_outer_one(after: bool) -> None:
     with watching() as g, torch.no_grad():
         DropsInput(after=after).eval()(Net().eval(), batch())
     assert only(g, "random-forward").subjects == ("DropsInput (DropsInput)",)
 
 
-def test_an_exception_in_one_that_is_handed_in_ends_both() -> None:
+def test_an_exception_in_an_inner_model_ends_both_forwards() -> None:
     class Breaks(Net):
         def forward(self, x: Tensor) -> Tensor:
             raise KeyError
 
     with watching() as g, torch.no_grad():
         with pytest.raises(KeyError):
-            handed(Breaks().eval())
+            passed(Breaks().eval())
         g.watch(Net(), "net")(batch())
     assert {(v.rule, v.model) for v in g.violations} == {("train-mode", "net"), ("state-mutated", "net")}
 
 
 @STRICT
-def test_a_mock_of_a_tensor_is_none(strict: bool) -> None:
+def test_a_mock_of_a_tensor_is_not_a_tensor(strict: bool) -> None:
     class Stubbed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -258,4 +258,4 @@ def test_a_mock_of_a_tensor_is_none(strict: bool) -> None:
         stub = mock.patch.object(model.net, "forward", return_value=mock.MagicMock(spec=Tensor))
         with watching(strict=strict) as g, torch.set_grad_enabled(grad), stub:
             model(mock.MagicMock(spec=Tensor))
-        assert rules(g) == ({"grad-mode"} if grad else set())  # the weights that autograd is on for were not used
+        assert rules(g) == ({"grad-mode"} if grad else set())  # it did not record: the mock does not use the weights

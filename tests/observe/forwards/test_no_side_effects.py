@@ -1,4 +1,4 @@
-"""What guarding does to what it guards: nothing."""
+"""Guarding changes nothing about the code that it guards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("fresh")
 
 
 class Sequence(nn.Module):
-    """Takes the first of what a recurrent or an attention layer returns."""
+    """Returns the first output of a recurrent or attention layer."""
 
     def __init__(self, layer: nn.Module, *further: Any) -> None:
         super().__init__()
@@ -52,10 +52,10 @@ every_model = pytest.mark.parametrize(("make", "shape"), MODELS.values(), ids=MO
 
 @every_model
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_the_numbers_are_the_same_to_the_bit(
+def test_numbers_are_identical_to_the_bit(
     make: Callable[[], nn.Module], shape: tuple[int, ...], training: bool
 ) -> None:
-    """Outputs, random numbers, gradients, state: with the guard and without."""
+    """Outputs, random numbers, gradients and state are compared with and without the guard."""
 
     def run() -> list[Tensor]:
         torch.manual_seed(0)
@@ -74,7 +74,7 @@ def test_the_numbers_are_the_same_to_the_bit(
 
 
 @every_model
-def test_the_model_is_left_as_it_was(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+def test_the_model_and_global_state_are_unchanged(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     def facts() -> list[object]:
         return [
             torch.is_grad_enabled(),
@@ -97,7 +97,7 @@ def test_the_model_is_left_as_it_was(make: Callable[[], nn.Module], shape: tuple
 
 
 @every_model
-def test_inputs_and_outputs_die_when_they_are_dropped(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+def test_inputs_and_outputs_are_freed_immediately(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     model = make().eval()
     gc.collect()
     gc.disable()
@@ -106,52 +106,52 @@ def test_inputs_and_outputs_die_when_they_are_dropped(make: Callable[[], nn.Modu
             for _ in range(2):
                 x = torch.randn(shape)
                 out = model(x)
-                given, taken = weakref.ref(x), weakref.ref(out)
+                input_ref, output_ref = weakref.ref(x), weakref.ref(out)
                 del x, out
-                assert given() is None
-                assert taken() is None
+                assert input_ref() is None
+                assert output_ref() is None
     finally:
         gc.enable()
 
 
-def test_an_input_that_made_the_forward_raise_dies_too() -> None:
+def test_the_input_of_a_forward_that_raised_is_freed() -> None:
     model = nn.Linear(4, 4).eval()
     gc.collect()
     gc.disable()
     try:
         with watching(model), torch.no_grad():
             x = batch(2, 3)
-            given = weakref.ref(x)
+            input_ref = weakref.ref(x)
             with suppress(RuntimeError):
                 model(x)
             del x
-            assert given() is None
+            assert input_ref() is None
     finally:
         gc.enable()
 
 
 class Pipeline(nn.Module):
-    """Keeps its local variables, as a debugger does that stands in it."""
+    """Returns its local variables, which a debugger would show."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = Net()
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        kept = locals()
-        return self.net(x), kept
+        variables = locals()
+        return self.net(x), variables
 
 
 @torch.no_grad()
-def test_local_variables_are_left_alone() -> None:
+def test_local_variables_are_not_cleared() -> None:
     model = Pipeline().eval()
     with guard():
-        _, kept = model.forward(batch())
-    assert {"self", "x"} <= set(kept)
+        _, variables = model.forward(batch())
+    assert {"self", "x"} <= set(variables)
 
 
-def test_the_fast_path_of_the_transformer_is_taken() -> None:
-    """Torch leaves it where anything overrides torch functions, or hooks a layer."""
+def test_the_fast_path_of_the_transformer_is_used() -> None:
+    """Torch does not use it if torch functions are overridden or a layer has hooks."""
     model = transformer().eval()
     x = torch.randn(2, 5, 16)
     with guard(), torch.inference_mode(), torch.profiler.profile() as profile:

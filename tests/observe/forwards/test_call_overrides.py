@@ -1,4 +1,4 @@
-"""A class that replaces `nn.Module.__call__`: its calls are forwards like any other."""
+"""Classes that override `nn.Module.__call__`: their calls are observed like any forward."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.nets import batch, only, rules, watching
 
 
 class Diffuser(nn.Module):
-    """Runs its core past `forward`, as samplers and weather models do."""
+    """Has its own `__call__` instead of `forward`, as samplers and weather models do."""
 
     def __init__(self, *, gated: bool = True, in_place: bool = False) -> None:
         super().__init__()
@@ -29,11 +29,11 @@ class Diffuser(nn.Module):
 
 
 class Inherits(Diffuser):
-    """Its `__call__` is its base's."""
+    """Inherits the `__call__` of its base class."""
 
 
 class Aliased(nn.Module):
-    """Names torch's own, and so goes past what stands in its place."""
+    """Has torch's own `__call__` as a class attribute, which is not the patched one."""
 
     __call__ = nn.Module.__call__
 
@@ -46,8 +46,8 @@ class Aliased(nn.Module):
         return y
 
 
-class Polite(nn.Module):
-    """Comes to torch's own: that is where it is seen, once."""
+class CallsSuper(nn.Module):
+    """Calls `nn.Module.__call__`, where its forward is observed, once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,12 +66,12 @@ class Polite(nn.Module):
 def _no_grad() -> object:
     with torch.no_grad():
         yield
-    for kind in (Diffuser, Inherits, Aliased, Polite):
+    for kind in (Diffuser, Inherits, Aliased, CallsSuper):
         assert not hasattr(kind.__call__, "__wrapped__")
 
 
-@pytest.mark.parametrize("kind", [Diffuser, Inherits, Aliased, Polite])
-def test_clean_and_seen_once(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("kind", [Diffuser, Inherits, Aliased, CallsSuper])
+def test_each_kind_is_clean_and_counted_once(kind: type[nn.Module]) -> None:
     with watching(strict=True) as g:
         kind().eval()(batch())
     assert g.violations == []
@@ -79,13 +79,13 @@ def test_clean_and_seen_once(kind: type[nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("kind", [Diffuser, Inherits])
-def test_its_mode_is_asked(kind: type[nn.Module]) -> None:
+def test_training_mode_is_reported(kind: type[nn.Module]) -> None:
     with watching() as g:
         kind()(batch())
     assert only(g, "train-mode").subjects[0] == f"{kind.__name__} ({kind.__name__})"
 
 
-def test_what_it_draws_itself_is_told() -> None:
+def test_random_draws_in_call_are_reported() -> None:
     with watching() as g:
         Diffuser(gated=False).eval()(batch())
     violation = only(g, "random-forward")
@@ -94,20 +94,20 @@ def test_what_it_draws_itself_is_told() -> None:
     assert "randn_like" in violation.cause.source
 
 
-def test_autograd_is_asked_of_it() -> None:
+def test_autograd_is_reported() -> None:
     with watching() as g, torch.enable_grad():
         Diffuser().eval()(batch())
     assert rules(g) == {"grad-mode"}
 
 
-def test_its_inputs_are_asked() -> None:
+def test_changed_inputs_are_reported() -> None:
     x = batch()
     with watching(strict=True) as g:
         Diffuser(in_place=True).eval()(x)
     assert only(g, "input-mutated").subjects == ("Diffuser (Diffuser)",)
 
 
-def test_a_class_made_in_the_window_and_without_parts_is_found() -> None:
+def test_a_class_defined_inside_the_window_is_observed() -> None:
     with watching() as g:
 
         class Late(nn.Module):
@@ -125,7 +125,7 @@ def test_a_class_made_in_the_window_and_without_parts_is_found() -> None:
     assert not hasattr(Late.__call__, "__wrapped__")
 
 
-def test_two_windows_at_once() -> None:
+def test_nested_windows_share_the_wrapper() -> None:
     with watching() as outer:
         with watching() as inner:
             Diffuser(gated=False).eval()(batch())
@@ -133,7 +133,7 @@ def test_two_windows_at_once() -> None:
     assert rules(inner) == rules(outer) == {"random-forward"}
 
 
-def test_one_that_the_test_puts_there_meanwhile_stays() -> None:
+def test_a_call_that_the_test_assigns_is_not_overwritten() -> None:
     def call(self: nn.Module, x: Tensor) -> Tensor:
         return x
 
@@ -147,14 +147,14 @@ def test_one_that_the_test_puts_there_meanwhile_stays() -> None:
     assert Patched.__call__ is call
 
 
-def test_a_type_that_is_defined_in_a_window_dies_as_without_one() -> None:
+def test_a_class_defined_inside_the_window_can_be_freed() -> None:
     with watching():
 
         class Late(nn.Module):
             pass
 
         Late()
-        known = weakref.ref(Late)
+        class_ref = weakref.ref(Late)
         del Late
         gc.collect()
-        assert known() is None
+        assert class_ref() is None

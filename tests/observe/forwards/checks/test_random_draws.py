@@ -1,4 +1,4 @@
-"""Whose draw it was: seen or unseen, in eval mode or not, torch's generator or the host's."""
+"""The module that a random draw is blamed on, for generators of torch, Python and NumPy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class UngatedPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Runs its last part by `.forward()`, which nobody sees."""
+    """Runs a submodule as `module.forward(x)`, which is not observed."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
@@ -65,17 +65,17 @@ class Mixin:
 
 
 class MixedIn(nn.Module, Mixin):
-    """Its method is found behind `nn.Module`."""
+    """Inherits its method from a class after `nn.Module` in the MRO."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.noise(x)
 
 
-# --- a part in training mode that ran unseen
+# --- a submodule in training mode whose forward is not observed
 
 
 @pytest.mark.parametrize("train", ["part", "*"])
-def test_a_declared_part_that_ran_unseen_explains_the_draw(train: str) -> None:
+def test_an_exempted_submodule_explains_the_draw(train: str) -> None:
     model = Block(DropPath()).eval()
     model.part.train()
     with watching(train=[train]) as g:
@@ -83,13 +83,13 @@ def test_a_declared_part_that_ran_unseen_explains_the_draw(train: str) -> None:
     assert g.violations == []
 
 
-def test_one_cause_is_one_violation() -> None:
+def test_training_mode_explains_the_draw() -> None:
     with watching() as g:
         Block(DropPath())(batch())
     assert rules(g) == {"train-mode"}
 
 
-def test_a_draw_of_the_block_s_own_is_told_all_the_same() -> None:
+def test_a_draw_of_the_block_itself_is_reported() -> None:
     model = NoisyBlock(DropPath()).eval()
     model.part.train()
     with watching(train=["part"]) as g:
@@ -97,8 +97,8 @@ def test_a_draw_of_the_block_s_own_is_told_all_the_same() -> None:
     assert only(g, "random-forward").subjects == ("NoisyBlock (NoisyBlock)",)
 
 
-def test_a_part_that_was_seen_answers_for_itself() -> None:
-    """Its draw does not explain that of a layer that ran unseen."""
+def test_an_observed_module_does_not_explain_the_draws_of_others() -> None:
+    """Its draw does not explain that of a layer whose forward was not observed."""
     model = nn.Sequential(nn.Linear(4, 4), DropPath(), Block(UngatedPath())).eval()
     model[1].train()
     with watching(train=["1"]) as g:
@@ -106,14 +106,14 @@ def test_a_part_that_was_seen_answers_for_itself() -> None:
     assert only(g, "random-forward").subjects == ("Sequential.2.part (UngatedPath)",)
 
 
-def test_a_helper_to_which_nobody_tells_the_mode_is_not_gated() -> None:
+def test_a_helper_function_that_ignores_the_mode_is_reported() -> None:
     with watching() as g:
         nn.Sequential(nn.Linear(4, 4), UngatedPath()).eval()(batch())
     assert only(g, "random-forward").subjects == ("Sequential.1 (UngatedPath)",)
 
 
-def test_what_was_drawn_before_a_module_began_is_not_put_down_to_it() -> None:
-    """The recurrent layer is the next to ask: it has nothing that draws in eval mode."""
+def test_a_draw_is_not_blamed_on_the_module_that_starts_next() -> None:
+    """The generator is read when the recurrent layer starts, which cannot draw in eval mode."""
 
     class Recurrent(nn.Module):
         def __init__(self) -> None:
@@ -130,25 +130,25 @@ def test_what_was_drawn_before_a_module_began_is_not_put_down_to_it() -> None:
     assert only(g, "random-forward").subjects == ("Sequential.1.part (UngatedPath)",)
 
 
-# --- who was in training mode did not draw in eval mode
+# --- hooks that draw in training mode only
 
 
 def gated_hook(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
     return (args[0] + torch.randn_like(args[0]),) if module.training else None
 
 
-@pytest.mark.parametrize("declared", [True, False])
-def test_a_hook_that_asks_its_module(declared: bool) -> None:
+@pytest.mark.parametrize("exempted", [True, False])
+def test_a_hook_that_draws_in_training_mode_is_train_mode(exempted: bool) -> None:
     container = nn.Sequential(nn.Identity())
     container.register_forward_pre_hook(gated_hook)
     model = nn.Sequential(nn.Linear(4, 4), container).eval()
     container.train()
-    with watching(train=["*"] if declared else []) as g:
+    with watching(train=["*"] if exempted else []) as g:
         model(batch())
-    assert rules(g) == (set() if declared else {"train-mode"})
+    assert rules(g) == (set() if exempted else {"train-mode"})
 
 
-def test_a_hook_in_eval_mode_is_quiet() -> None:
+def test_a_hook_of_a_module_in_eval_mode_is_clean() -> None:
     container = nn.Sequential(nn.Identity())
     container.register_forward_pre_hook(gated_hook)
     with watching() as g:
@@ -156,10 +156,10 @@ def test_a_hook_in_eval_mode_is_quiet() -> None:
     assert g.violations == []
 
 
-# --- a mixin behind nn.Module
+# --- a mixin after nn.Module in the MRO
 
 
-def test_a_mixin_behind_module_is_read() -> None:
+def test_a_mixin_in_training_mode_is_train_mode() -> None:
     model = nn.Sequential(nn.Linear(4, 4), MixedIn()).eval()
     model[1].train()
     with watching() as g:
@@ -167,7 +167,7 @@ def test_a_mixin_behind_module_is_read() -> None:
     assert only(g, "train-mode").subjects == ("Sequential.1 (MixedIn)",)
 
 
-def test_a_mixin_that_draws_in_eval_mode_is_named() -> None:
+def test_a_mixin_that_draws_in_eval_mode_is_reported() -> None:
     model = nn.Sequential(nn.Linear(4, 4), MixedIn()).eval()
     model[1].always = True  # type: ignore[assignment]
     with watching() as g:
@@ -181,7 +181,7 @@ def test_a_mixin_in_eval_mode_is_clean() -> None:
     assert g.violations == []
 
 
-# --- the host's generators
+# --- generators of Python and NumPy
 
 
 class PythonNoise(nn.Module):
@@ -195,7 +195,7 @@ class NumpyNoise(nn.Module):
 
 
 class OwnNoise(nn.Module):
-    """Look-alikes: generators of their own."""
+    """Draws from generators of its own, which is harmless."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class OwnNoise(nn.Module):
 
 
 @pytest.mark.parametrize("noise", [PythonNoise, NumpyNoise])
-def test_a_host_s_draw_is_put_down_to_who_names_that_host(noise: type[nn.Module]) -> None:
+def test_a_draw_is_blamed_on_the_module_whose_code_uses_that_library(noise: type[nn.Module]) -> None:
     with watching(strict=True) as g:
         nn.Sequential(nn.Linear(4, 4), DropPath(), nn.Dropout(), noise()).eval()(batch())
     violation = only(g, "random-forward")
@@ -215,7 +215,7 @@ def test_a_host_s_draw_is_put_down_to_who_names_that_host(noise: type[nn.Module]
     assert "rand" in violation.cause.source
 
 
-def test_generators_of_their_own_are_no_fault() -> None:
+def test_private_generators_are_clean() -> None:
     with watching(strict=True) as g:
         nn.Sequential(nn.Linear(4, 4), OwnNoise()).eval()(batch())
     assert g.violations == []
@@ -223,10 +223,10 @@ def test_generators_of_their_own_are_no_fault() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("draw", "told"), [("numpy.random.rand()", True), ("numpy.random.default_rng(0).random()", False)]
+    ("draw", "is_reported"), [("numpy.random.rand()", True), ("numpy.random.default_rng(0).random()", False)]
 )
-def test_the_first_draw_of_a_process_is_seen(draw: str, told: bool) -> None:
-    """NumPy imports its generator when it is first used."""
+def test_the_first_numpy_draw_of_a_process_is_reported(draw: str, is_reported: bool) -> None:
+    """NumPy imports `numpy.random` when it is first used."""
     script = f"""
 import sys, numpy, torch
 from torch import nn
@@ -248,4 +248,4 @@ except HygieneError as error:
     print(*(violation.rule for violation in error.violations))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == (["random-forward"] if told else [])
+    assert done.stdout.split() == (["random-forward"] if is_reported else [])

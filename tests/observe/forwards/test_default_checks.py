@@ -1,4 +1,4 @@
-"""What each forward is asked, on the fault and on what looks like it."""
+"""The checks that every guard applies to a forward, on faults and on harmless look-alikes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.nets import Dropper, Net, Noisy, batch, compiled_in_place, only, rule
 pytestmark = pytest.mark.usefixtures("fresh")
 
 
-# --- modes that mean nothing
+# --- training mode without effect
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("fresh")
     ],
 )
 @torch.no_grad()
-def test_a_flag_without_effect(run: Callable[[Tensor], object]) -> None:
+def test_training_mode_without_effect_is_clean(run: Callable[[Tensor], object]) -> None:
     with watching() as g:
         run(batch())
     assert not rules(g)
@@ -57,7 +57,7 @@ def test_a_flag_without_effect(run: Callable[[Tensor], object]) -> None:
         (lambda x: torch.no_grad()(GradInside().eval())(x), True),
     ],
 )
-def test_what_records(run: Callable[[Tensor], object], recorded: bool) -> None:
+def test_recording_autograd_is_reported(run: Callable[[Tensor], object], recorded: bool) -> None:
     with watching() as g:
         run(batch())
     assert rules(g) == ({"grad-mode"} if recorded else set())
@@ -76,7 +76,7 @@ class NoGradOn(Dropper):
 
 
 class NoGradForAMask(nn.Module):
-    """Turns grad mode off for a part of its forward; no tensor comes out of it that says so."""
+    """Turns grad mode off for a part of its forward; its output is not a tensor, so it does not show that."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class GradInside(Dropper):
             return super().forward(x)
 
 
-def test_a_forward_that_turns_autograd_on_is_told_to_leave_it_off() -> None:
+def test_the_fix_depends_on_who_turned_autograd_on() -> None:
     with watching() as g, torch.no_grad():
         GradInside().eval()(batch())
     assert only(g, "grad-mode").remedy.startswith("keep the forward from turning autograd on again")
@@ -130,17 +130,17 @@ def test_batch_norm_without_running_statistics(
 
 
 @torch.no_grad()
-def test_training_mode_explains_the_statistics_of_the_batch() -> None:
+def test_training_mode_explains_batch_statistics() -> None:
     with watching() as g:
         nn.BatchNorm1d(4, track_running_stats=False)(batch())
     assert rules(g) == {"train-mode"}
 
 
-# --- forwards that end otherwise
+# --- forwards that raise, and recursion
 
 
 class Stop(BaseException):
-    """What `pytest.fail` and Ctrl-C raise is no Exception."""
+    """Like the exceptions of `pytest.fail` and Ctrl-C, this is not an Exception."""
 
 
 class Raises(nn.Module):
@@ -155,7 +155,7 @@ class Raises(nn.Module):
 
 @pytest.mark.parametrize("error", [ValueError, Stop, KeyboardInterrupt, SystemExit, GeneratorExit])
 @torch.no_grad()
-def test_after_a_forward_that_raised_all_goes_on(error: type[BaseException]) -> None:
+def test_observation_continues_after_a_forward_that_raised(error: type[BaseException]) -> None:
     with watching() as g:
         with pytest.raises(error):
             nn.Sequential(nn.Linear(4, 4), Raises(error)).eval()(batch())
@@ -189,7 +189,7 @@ class Tree(nn.Module):
 
 @pytest.mark.parametrize(("leaf", "expected"), [(nn.Tanh(), set()), (Noisy(), {"random-forward"})])
 @torch.no_grad()
-def test_recursion(leaf: nn.Module, expected: set[str]) -> None:
+def test_a_recursive_model_is_one_forward(leaf: nn.Module, expected: set[str]) -> None:
     if isinstance(leaf, Noisy):
         leaf.head = nn.Linear(4, 4)
     x = batch()
@@ -199,7 +199,7 @@ def test_recursion(leaf: nn.Module, expected: set[str]) -> None:
     assert [model.forwards for model in g.models] == [1]
 
 
-# --- draws
+# --- random draws
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_recursion(leaf: nn.Module, expected: set[str]) -> None:
     ],
 )
 @torch.no_grad()
-def test_what_draws(forward: Callable[[Tensor], Tensor], expected: set[str]) -> None:
+def test_random_draws_are_reported(forward: Callable[[Tensor], Tensor], expected: set[str]) -> None:
     model = nn.Linear(4, 4).eval()
     model.forward = forward  # type: ignore[method-assign, assignment]
     with watching() as g:
@@ -226,7 +226,7 @@ def test_what_draws(forward: Callable[[Tensor], Tensor], expected: set[str]) -> 
 
 
 @torch.no_grad()
-def test_what_is_drawn_between_forwards_is_nobodys() -> None:
+def test_draws_between_forwards_are_clean() -> None:
     model = Net().eval()
     with watching() as g:
         for _ in range(3):
@@ -236,7 +236,7 @@ def test_what_is_drawn_between_forwards_is_nobodys() -> None:
 
 
 @torch.no_grad()
-def test_what_is_drawn_and_put_back_is_no_draw() -> None:
+def test_a_draw_that_is_undone_is_clean() -> None:
     def forward(x: Tensor) -> Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
@@ -250,7 +250,7 @@ def test_what_is_drawn_and_put_back_is_no_draw() -> None:
 
 
 class Forked(Dropper):
-    """Draws in a part of itself, and puts the generator back."""
+    """Draws in a submodule, and restores the generator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ class Forked(Dropper):
 
 
 @torch.no_grad()
-def test_what_a_part_draws_may_be_put_back_by_the_whole() -> None:
+def test_a_draw_of_a_submodule_may_be_undone_by_its_parent() -> None:
     with watching() as g:
         Forked().eval()(batch())
     assert not rules(g)

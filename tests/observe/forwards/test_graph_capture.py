@@ -1,4 +1,4 @@
-"""A model that first runs while a graph is captured is read once the capture has ended."""
+"""Models that first run during the capture of a CUDA graph: they are read after the capture."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Graph = torch.cuda.CUDAGraph
 
 
 class Capture:
-    """A graph that is being captured until it ends."""
+    """A fake capture of a CUDA graph, which lasts from `begin()` to `end()`."""
 
-    under_way = False
+    in_progress = False
 
     def begin(self) -> None:
-        self.under_way = True
+        self.in_progress = True
 
     def end(self) -> None:
         Graph.capture_end(SimpleNamespace())  # type: ignore[arg-type]
@@ -28,8 +28,8 @@ class Capture:
 @pytest.fixture
 def capture(monkeypatch: pytest.MonkeyPatch) -> Capture:
     capture = Capture()
-    monkeypatch.setattr(Graph, "capture_end", lambda self: setattr(capture, "under_way", False))
-    monkeypatch.setattr(devices, "is_capturing", lambda: capture.under_way)
+    monkeypatch.setattr(Graph, "capture_end", lambda self: setattr(capture, "in_progress", False))
+    monkeypatch.setattr(devices, "is_capturing", lambda: capture.in_progress)
     return capture
 
 
@@ -40,30 +40,30 @@ def run(net: Net) -> None:
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("writes", [False, True])
-def test_first_run_in_a_capture(capture: Capture, writes: bool, strict: bool) -> None:
-    net, there = Net().eval(), Graph.capture_end
+def test_a_model_that_first_runs_during_a_capture_is_watched(capture: Capture, writes: bool, strict: bool) -> None:
+    net, original = Net().eval(), Graph.capture_end
     with watching(strict=strict) as g:
         capture.begin()
         run(net)
         run(net)
         capture.end()
-        assert Graph.capture_end is there
+        assert Graph.capture_end is original
         if writes:
             net.body.weight.detach().add_(1)
     assert rules(g) == ({"state-mutated"} if writes else set())
     assert not g.failures
 
 
-def test_the_window_ends_in_the_capture(capture: Capture) -> None:
-    there = Graph.capture_end
+def test_a_window_may_end_during_a_capture(capture: Capture) -> None:
+    original = Graph.capture_end
     with watching() as g:
         capture.begin()
         run(Net().eval())
     assert not g.violations
-    assert Graph.capture_end is there
+    assert Graph.capture_end is original
 
 
-def test_it_dies_in_the_capture(capture: Capture) -> None:
+def test_a_model_may_be_freed_during_a_capture(capture: Capture) -> None:
     with watching() as g:
         capture.begin()
         run(Net().eval())

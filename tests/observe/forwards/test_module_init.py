@@ -1,4 +1,4 @@
-"""What runs while a module is built: it may learn a size so, and be initialised or loaded afterwards."""
+"""Forwards that run inside a module's `__init__`, for example to find out a size: they are not inference."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def _no_grad() -> Iterator[None]:
         yield
 
 
-def probed_size(backbone: nn.Module) -> int:
-    """A helper between the model that is built and the part that runs."""
+def output_size(backbone: nn.Module) -> int:
+    """A helper between the `__init__` of the model and the forward of its submodule."""
     size: int = backbone(torch.zeros(2, 4)).shape[1]
     return size
 
 
-class Probing(nn.Module):
-    """Runs its backbone, in training mode at that, before it is initialised."""
+class FindsSize(nn.Module):
+    """Runs its backbone in training mode before the weights are initialized."""
 
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())
-        self.head = nn.Linear(probed_size(self.backbone), 2)
+        self.head = nn.Linear(output_size(self.backbone), 2)
         for parameter in self.parameters():
             nn.init.ones_(parameter)
 
@@ -38,18 +38,18 @@ class Probing(nn.Module):
         return y
 
 
-class Nesting(nn.Module):
+class Nested(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.inner = Probing()
+        self.inner = FindsSize()
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.inner(x)
         return y
 
 
-@pytest.mark.parametrize("kind", [Probing, Nesting])
-def test_the_model_is_watched_once_it_is_built(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("kind", [FindsSize, Nested])
+def test_a_model_is_watched_after_its_init(kind: type[nn.Module]) -> None:
     with watching() as g:
         model = kind()
         model.load_state_dict({name: tensor + 1 for name, tensor in model.state_dict().items()})
@@ -58,31 +58,31 @@ def test_the_model_is_watched_once_it_is_built(kind: type[nn.Module]) -> None:
     assert [model.forwards for model in g.models] == [1]
 
 
-@pytest.mark.parametrize("kind", [Probing, Nesting])
-def test_once_it_is_built_its_mode_counts(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("kind", [FindsSize, Nested])
+def test_training_mode_is_reported_after_init(kind: type[nn.Module]) -> None:
     with watching() as g:
         kind()(batch())
     assert rules(g) == {"train-mode", "state-mutated"}
 
 
-def test_a_model_that_is_built_inside_a_forward_is_no_mistake_of_that() -> None:
-    class Builds(nn.Module):
+def test_creating_a_model_inside_a_forward_is_clean() -> None:
+    class CreatesModel(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.core = nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            Probing()
+            FindsSize()
             y: Tensor = self.core(x)
             return y
 
     with watching(strict=True, allow=["random-forward"]) as g:
-        Builds().eval()(batch())
+        CreatesModel().eval()(batch())
     assert g.violations == []
 
 
-def test_an_object_that_is_no_module_is_built() -> None:
-    """Look-alike: a service that predicts in its `__init__` does inference."""
+def test_init_of_an_object_that_is_not_a_module_counts_as_inference() -> None:
+    """A service that predicts in its `__init__` does inference."""
 
     class Service:
         def __init__(self, model: nn.Module) -> None:

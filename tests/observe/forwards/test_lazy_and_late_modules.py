@@ -1,4 +1,4 @@
-"""Modules that are no ordinary layers: bare holders, lazy ones, and those that come as the model runs."""
+"""Bare `nn.Module` containers, lazy layers, and submodules that are registered during a forward."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ class Scale(nn.Module):
         return x * self.w
 
 
-# --- bare nn.Module
+# --- bare nn.Module containers
 
 
-def test_a_bare_holder_has_no_mode() -> None:
+def test_the_mode_of_a_bare_module_is_ignored() -> None:
     graph = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), Scale()).eval())
     with watching() as g:
         graph(batch())
     assert g.violations == []
 
 
-def test_a_class_of_one_s_own_that_holds_parameters_has() -> None:
-    class Holder(nn.Module):
+def test_the_mode_of_a_user_defined_parameter_container_counts() -> None:
+    class Container(nn.Module):
         pass
 
     model = Scale().eval()
-    model.extra = Holder()
+    model.extra = Container()
     model.extra.w = nn.Parameter(torch.ones(1))
     with watching() as g:
         model(batch())
-    assert only(g, "train-mode").subjects == ("Scale.extra (Holder)",)
+    assert only(g, "train-mode").subjects == ("Scale.extra (Container)",)
 
 
-# --- lazy by itself
+# --- lazy without torch's mixin
 
 
 class OwnLazy(nn.Module):
-    """Lazy without torch's mixin: a hook gives it its shape, and fills all its tensors, before its first forward."""
+    """Initializes all its tensors in a hook before its first forward, when it knows their shape."""
 
     def __init__(self, out: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class OwnLazy(nn.Module):
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_a_layer_that_is_lazy_by_itself(nested: bool) -> None:
+def test_a_self_made_lazy_layer_may_initialize_itself(nested: bool) -> None:
     lazy = OwnLazy(4)
     model = (nn.Sequential(nn.Linear(4, 4), lazy) if nested else lazy).eval()
     with watching(model) as g:
@@ -85,7 +85,7 @@ def test_a_layer_that_is_lazy_by_itself(nested: bool) -> None:
     assert g.violations == []
 
 
-def test_once_it_has_its_shape_its_tensors_count() -> None:
+def test_tensors_of_a_lazy_layer_are_watched_once_initialized() -> None:
     lazy = OwnLazy(4).eval()
     with watching() as g:
         lazy(batch())
@@ -93,7 +93,7 @@ def test_once_it_has_its_shape_its_tensors_count() -> None:
     assert only(g, "state-mutated").subjects == ("OwnLazy.bias",)
 
 
-def test_what_is_beside_a_lazy_layer_counts_as_ever() -> None:
+def test_other_layers_of_a_lazy_model_are_watched() -> None:
     class Drifting(Scale):
         def forward(self, x: Tensor) -> Tensor:
             self.w.data.add_(1)
@@ -113,7 +113,7 @@ def test_a_lazy_layer_in_training_mode_is_counted_once() -> None:
     assert "more" not in violation.finding
 
 
-# --- registered for the duration of a forward
+# --- registered during a forward
 
 
 class Add(nn.Module):
@@ -125,8 +125,8 @@ class Add(nn.Module):
         return w + self.delta
 
 
-class ForItsDuration(nn.Module):
-    """As adapters of single parameters do it."""
+class ParametrizesInForward(nn.Module):
+    """Registers a parametrization for the duration of a forward, as some adapters do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,13 +141,13 @@ class ForItsDuration(nn.Module):
             parametrize.remove_parametrizations(self.base, "weight", leave_parametrized=False)
 
 
-def test_a_parametrization_for_the_duration_of_a_forward() -> None:
+def test_a_parametrization_registered_during_a_forward_is_clean() -> None:
     with watching(strict=True) as g:
-        ForItsDuration().eval()(batch())
+        ParametrizesInForward().eval()(batch())
     assert g.violations == []
 
 
-def test_a_parametrization_that_was_left_in_training_mode() -> None:
+def test_a_parametrization_in_training_mode_is_reported() -> None:
     model = nn.Linear(4, 4).eval()
     parametrize.register_parametrization(model, "weight", Add().eval())
     with watching() as g:
@@ -155,8 +155,8 @@ def test_a_parametrization_that_was_left_in_training_mode() -> None:
     assert only(g, "train-mode").subjects == ("Linear.parametrizations.weight (ParametrizationList)",)
 
 
-def test_a_dropout_that_joins_in_training_mode() -> None:
-    class Joins(nn.Module):
+def test_a_dropout_registered_during_a_forward_is_reported() -> None:
+    class RegistersDropout(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.lin = nn.Linear(4, 4)
@@ -167,5 +167,5 @@ def test_a_dropout_that_joins_in_training_mode() -> None:
             return y
 
     with watching() as g:
-        Joins().eval()(batch())
+        RegistersDropout().eval()(batch())
     assert rules(g) == {"train-mode"}

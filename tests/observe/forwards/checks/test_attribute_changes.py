@@ -1,4 +1,4 @@
-"""Plain attributes: which are compared, and what is a change."""
+"""Plain attributes: which are compared, and which differences count as a change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Color(enum.IntEnum):
 
 
 class Module(nn.Module):
-    """One of each kind of attribute."""
+    """Has one attribute of each kind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,18 +34,18 @@ class Module(nn.Module):
         self.color = Color.RED
         self.nan = float("nan")
         self.tensor = torch.zeros(3)
-        self.kept = [1]
+        self.items = [1]
         self.by_name = {"a": 1}
         self.opaque = object()
 
 
 def change(act: Callable[[Module], object]) -> list[tuple[str, str, str]]:
-    """The attributes that an act changed, with what is told of them."""
+    """Return the attributes that a function changed, each with its description before and after."""
     module = Module()
     before = attribute_changes.read_attributes([module])
     act(module)
-    found = attribute_changes.find_changes(before, lambda part: ModuleInfo("model", "", type(part).__name__))
-    return [(c.attribute, c.before, c.after) for c in found]
+    changes = attribute_changes.find_changes(before, lambda part: ModuleInfo("model", "", type(part).__name__))
+    return [(c.attribute, c.before, c.after) for c in changes]
 
 
 def setting(name: str, value: object) -> Callable[[Module], object]:
@@ -62,16 +62,16 @@ CHANGES: dict[str, tuple[Callable[[Module], object], tuple[str, str, str]]] = {
     "a long string": (setting("text", "b" * 500), ("text", "'a'", "'" + "b" * 119 + "...")),
     "to None": (setting("text", None), ("text", "'a'", "None")),
     "another type": (setting("number", 1.0), ("number", "1", "1.0")),
-    "another number of an enum": (setting("color", Color.BLUE), ("color", repr(Color.RED), repr(Color.BLUE))),
+    "another member of an enum": (setting("color", Color.BLUE), ("color", repr(Color.RED), repr(Color.BLUE))),
     "gone": (lambda module: delattr(module, "number"), ("number", "1", "(absent)")),
     "tensor in place": (
         lambda module: module.tensor.add_(1),
-        ("tensor", "tensor of shape (3,)", "tensor of shape (3,), of other values"),
+        ("tensor", "tensor of shape (3,)", "tensor of shape (3,) with different values"),
     ),
     "tensor replaced": (setting("tensor", torch.ones(2)), ("tensor", "tensor of shape (3,)", "tensor of shape (2,)")),
     "tensor of another dtype": (
         setting("tensor", torch.zeros(3).double()),
-        ("tensor", "tensor of shape (3,)", "tensor of shape (3,), of other values"),
+        ("tensor", "tensor of shape (3,)", "tensor of shape (3,) with different values"),
     ),
     "tensor to None": (setting("tensor", None), ("tensor", "tensor of shape (3,)", "None")),
     "None to tensor": (setting("nothing", torch.ones(1)), ("nothing", "None", "tensor of shape (1,)")),
@@ -83,9 +83,9 @@ SAME: dict[str, Callable[[Module], object]] = {
     "NaN": setting("nan", float("nan")),
     "an equal tensor": setting("tensor", torch.zeros(3)),
     "a tensor written with its own values": lambda module: module.tensor.zero_(),
-    "changed and put back": lambda module: [setattr(module, "number", n) for n in (2, 1)],  # type: ignore[func-returns-value]
-    "a list": lambda module: module.kept.append(2),
-    "another list": setting("kept", []),
+    "changed and restored": lambda module: [setattr(module, "number", n) for n in (2, 1)],  # type: ignore[func-returns-value]
+    "a list": lambda module: module.items.append(2),
+    "another list": setting("items", []),
     "a dict": lambda module: module.by_name.update(b=2),
     "another object": setting("opaque", object()),
     "an object for None": setting("nothing", [1]),
@@ -100,27 +100,27 @@ SAME: dict[str, Callable[[Module], object]] = {
 }
 
 
-@pytest.mark.parametrize(("act", "told"), CHANGES.values(), ids=CHANGES)
-def test_change(act: Callable[[Module], object], told: tuple[str, str, str]) -> None:
-    assert change(act) == [told]
+@pytest.mark.parametrize(("act", "expected"), CHANGES.values(), ids=CHANGES)
+def test_a_change_is_reported(act: Callable[[Module], object], expected: tuple[str, str, str]) -> None:
+    assert change(act) == [expected]
 
 
 @pytest.mark.parametrize("act", SAME.values(), ids=SAME)
-def test_same(act: Callable[[Module], object]) -> None:
+def test_no_change_is_reported(act: Callable[[Module], object]) -> None:
     assert change(act) == []
 
 
-def test_one_goes_and_another_comes_with_the_same_value() -> None:
+def test_a_removed_attribute_is_reported_if_another_gets_its_value() -> None:
     module = nn.Module()
     setattr(module, "old", None)  # noqa: B010
     before = attribute_changes.read_attributes([module])
     del module.old
     setattr(module, "new", None)  # noqa: B010
-    found = attribute_changes.find_changes(before, lambda part: ModuleInfo("model", "", "Module"))
-    assert [c.name for c in found] == ["model.old"]
+    changes = attribute_changes.find_changes(before, lambda part: ModuleInfo("model", "", "Module"))
+    assert [c.name for c in changes] == ["model.old"]
 
 
-def test_a_tensor_comes_before_a_counter() -> None:
+def test_tensors_are_reported_before_numbers() -> None:
     def act(module: Module) -> None:
         module.number = 2
         module.tensor.add_(1)
@@ -128,18 +128,19 @@ def test_a_tensor_comes_before_a_counter() -> None:
     assert [name for name, _, _ in change(act)] == ["tensor", "number"]
 
 
-def test_of_which_module() -> None:
+def test_the_name_includes_the_path_of_the_module() -> None:
     parts = [Module(), Module()]
     before = attribute_changes.read_attributes([*parts])
     parts[1].number = 7
-    found = attribute_changes.find_changes(
-        before, lambda part: ModuleInfo("model", f"layers.{parts.index(part)}", "Module")  # type: ignore[arg-type]
+    changes = attribute_changes.find_changes(
+        before,
+        lambda part: ModuleInfo("model", f"layers.{parts.index(part)}", "Module"),  # type: ignore[arg-type]
     )
-    assert [c.name for c in found] == ["model.layers.1.number"]
+    assert [c.name for c in changes] == ["model.layers.1.number"]
 
 
 class Wrapper(nn.Module):
-    """Of the user's own, unlike those of torch."""
+    """A wrapper defined by the user, unlike those of torch."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -147,14 +148,15 @@ class Wrapper(nn.Module):
         self.dim = 0
 
 
-@pytest.mark.parametrize(("wrap", "told"), [(nn.DataParallel, []), (Wrapper, ["dim"])], ids=["torch's", "the user's"])
-def test_the_books_that_a_wrapper_keeps(wrap: Callable[[nn.Module], nn.Module], told: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("wrap", "expected"), [(nn.DataParallel, []), (Wrapper, ["dim"])], ids=["torch's", "the user's"]
+)
+def test_attributes_of_torch_wrappers_are_ignored(wrap: Callable[[nn.Module], nn.Module], expected: list[str]) -> None:
     wrapper = wrap(Module())
     before = attribute_changes.read_attributes([wrapper])
     vars(wrapper)["dim"] = 1
-    assert [
-        c.attribute for c in attribute_changes.find_changes(before, lambda part: ModuleInfo("model", "", ""))
-    ] == told
+    changes = attribute_changes.find_changes(before, lambda part: ModuleInfo("model", "", ""))
+    assert [c.attribute for c in changes] == expected
 
 
 NORMED: dict[str, Callable[[nn.Module], nn.Module]] = {
@@ -165,7 +167,7 @@ NORMED: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 @pytest.mark.parametrize("norm", NORMED.values(), ids=NORMED)
 @torch.no_grad()
-def test_a_weight_that_is_computed_before_each_forward(norm: Callable[[nn.Module], nn.Module]) -> None:
+def test_a_weight_that_torch_computes_before_each_forward_is_ignored(norm: Callable[[nn.Module], nn.Module]) -> None:
     layer = norm(nn.Linear(4, 4)).eval()
     layer.register_forward_pre_hook(lambda module, args: setattr(module, "calls", 1))
     vars(layer)["calls"] = 0

@@ -1,4 +1,4 @@
-"""Graphs of models, and compiled ones: to make one is no inference, to run one is."""
+"""Compiled models and graphs of models: making one is not inference, running one is."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_a_graph_of_an_eval_model_is_clean(make: Callable[[nn.Module, Tensor], A
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:.*reduce_range", "ignore:.*quantize")
 @torch.no_grad()
-def test_quantising_is_not_inference() -> None:
-    """Its observers change while torch makes the model; the model that comes out does not."""
+def test_quantizing_is_not_inference() -> None:
+    """The observers of torch change while it quantizes the model; the quantized model does not change."""
     with watching() as g:
         model = torch.ao.quantization.quantize_dynamic(Net().eval(), {nn.Linear})  # type: ignore[no-untyped-call]
         model(batch())
@@ -78,7 +78,7 @@ def test_quantising_is_not_inference() -> None:
     ],
 )
 @torch.no_grad()
-def test_a_graph_of_a_training_model(name: str, then_eval: bool, expected: set[str]) -> None:
+def test_a_graph_of_a_training_model_is_reported(name: str, then_eval: bool, expected: set[str]) -> None:
     with watching() as g:
         graph = GRAPHS[name](Net(), batch())
         if then_eval:
@@ -91,7 +91,7 @@ def test_a_graph_of_a_training_model(name: str, then_eval: bool, expected: set[s
 
 
 @torch.no_grad()
-def test_guarding_compiles_nothing_again() -> None:
+def test_guarding_does_not_recompile() -> None:
     frames = CompileCounter()
     model = torch.compile(Net().eval(), backend=frames, fullgraph=True)
     x = batch()
@@ -106,7 +106,7 @@ def test_guarding_compiles_nothing_again() -> None:
 
 
 @torch.no_grad()
-def test_compiled_inside_the_window_it_stays_compiled() -> None:
+def test_a_model_compiled_inside_a_window_stays_compiled() -> None:
     frames = CompileCounter()
     model = torch.compile(Net().eval(), backend=frames, fullgraph=True)
     x = batch()
@@ -121,7 +121,7 @@ def test_compiled_inside_the_window_it_stays_compiled() -> None:
 
 @pytest.mark.parametrize("in_place", [True, False])
 @torch.no_grad()
-def test_a_compiled_model_is_seen(in_place: bool) -> None:
+def test_a_compiled_model_is_observed(in_place: bool) -> None:
     model: Any = Net()
     if in_place:
         model.compile(backend="eager", fullgraph=True)
@@ -137,9 +137,9 @@ def test_a_compiled_model_is_seen(in_place: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # inductor warns about what it finds here
+@pytest.mark.filterwarnings("ignore")  # inductor warns about this machine
 @torch.no_grad()
-def test_inductor() -> None:
+def test_a_model_compiled_by_inductor_is_observed() -> None:
     model: Any = torch.compile(Net().eval(), fullgraph=True)
     x = batch()
     expected = model(x)

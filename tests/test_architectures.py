@@ -1,4 +1,4 @@
-"""Real models, of every kind: inference done right raises no alarm, and a forgotten `eval()` one."""
+"""Real models of all kinds: correct inference is clean, and a forgotten `eval()` is reported."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tests.nets import rules, watching
 
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the models' own
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of the models
 
-# What these break in eval mode they break by design, and who tests them has to say so.
+# These models break a rule in eval mode by design: their tests need an exemption.
 BY_DESIGN = {
-    "ibert": ("state-mutated", "its quantised activations keep their ranges up to date in persistent buffers"),
+    "ibert": ("state-mutated", "its quantized activations keep their ranges up to date in persistent buffers"),
     "informer": ("random-forward", "ProbSparse attention samples the keys"),
     "patchtst-pretraining": ("random-forward", "masks patches"),
     "pmlp": ("batch-stats", "its norm keeps no running statistics"),
     "reformer": ("random-forward", "LSH attention draws random rotations"),
-    "speecht5": ("random-forward", "the prenet of the decoder drops out always"),
+    "speecht5": ("random-forward", "the prenet of the decoder always applies dropout"),
     "univnet": ("random-forward", "a vocoder that starts from noise"),
     "vilt": ("random-forward", "samples patches"),
     "vit_mae": ("random-forward", "masks patches"),
@@ -30,7 +30,7 @@ BY_DESIGN = {
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
+def _no_logging() -> Iterator[None]:
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     with torch.no_grad():
@@ -39,11 +39,11 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
-def test_right_and_wrong(architecture: Architecture) -> None:
+def test_eval_is_clean_and_training_mode_is_reported(architecture: Architecture) -> None:
     model, inputs = architecture.build(), architecture.inputs()
     with watching() as g:
-        for quiet in (torch.no_grad, torch.inference_mode):
-            with quiet():
+        for no_grad in (torch.no_grad, torch.inference_mode):
+            with no_grad():
                 model.eval()(**inputs)
     broken = BY_DESIGN.get(architecture.name)
     assert rules(g) == ({broken[0]} if broken else set())
@@ -54,5 +54,5 @@ def test_right_and_wrong(architecture: Architecture) -> None:
     assert "train-mode" in rules(g)
 
 
-def test_the_exceptions_are_among_them() -> None:
+def test_all_exceptions_are_known_architectures() -> None:
     assert {architecture.name for architecture in ARCHITECTURES} >= BY_DESIGN.keys()

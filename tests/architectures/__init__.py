@@ -1,4 +1,4 @@
-"""The census: tiny, randomly initialised models, one per architecture, each with the inputs of one forward."""
+"""Tiny, randomly initialized models, one per architecture, each with the inputs of one forward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Control: the policies and critics of reinforcement learning."""
+"""Policies and critics of reinforcement learning."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import pkgutil
 import pytest
 import torch
 
-from tests.architectures.describe import Architecture, both, counts, floats, given, made
+from tests.architectures.describe import Architecture, fixed, floats, from_path, integers, merge
 
-# Formatted, most rows would take a line per setting, and the table would no longer read as one.
+# The formatter would put each setting on its own line, and the table would be unreadable.
 # fmt: off
 CONTROL: tuple[Architecture, ...] = (
-    made("actor-critic", "tests.architectures.control:actor_critic",
-        both(floats(obs=(8, 4)), given(deterministic=True))),
-    made("deep-q", "tests.architectures.control:deep_q", floats(obs=(8, 4))),
-    made("deep-q-image", "tests.architectures.control:deep_q_image", counts(255, obs=(2, 3, 40, 40))),
-    made("soft-actor-critic", "tests.architectures.control:soft_actor_critic",
-        both(floats(obs=(8, 4)), given(deterministic=True))),
+    from_path("actor-critic", "tests.architectures.control:actor_critic",
+        merge(floats(obs=(8, 4)), fixed(deterministic=True))),
+    from_path("deep-q", "tests.architectures.control:deep_q", floats(obs=(8, 4))),
+    from_path("deep-q-image", "tests.architectures.control:deep_q_image", integers(255, obs=(2, 3, 40, 40))),
+    from_path("soft-actor-critic", "tests.architectures.control:soft_actor_critic",
+        merge(floats(obs=(8, 4)), fixed(deterministic=True))),
 )
 # fmt: on
 
@@ -36,20 +36,20 @@ def _policy(path: str, observed: str, acted: str) -> torch.nn.Module:
 
 
 def actor_critic() -> torch.nn.Module:
-    """The policy of PPO."""
+    """Return the policy of PPO."""
     return _policy("ppo:MlpPolicy", "four numbers", "two numbers")
 
 
 def soft_actor_critic() -> torch.nn.Module:
-    """The policy of SAC."""
+    """Return the policy of SAC."""
     return _policy("sac:MlpPolicy", "four numbers", "two numbers")
 
 
 def deep_q() -> torch.nn.Module:
-    """The network of DQN, with its target."""
+    """Return the network of DQN with its target network."""
     return _policy("dqn:MlpPolicy", "four numbers", "three buttons")
 
 
 def deep_q_image() -> torch.nn.Module:
-    """The network of DQN that looks at pictures."""
+    """Return the network of DQN for images."""
     return _policy("dqn:CnnPolicy", "picture", "three buttons")

@@ -1,4 +1,4 @@
-"""How a row of the census is written: a tiny, randomly initialised model, and the inputs of one forward."""
+"""Helpers that describe an architecture: a tiny, randomly initialized model and the inputs of one forward."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model type, how to build a tiny model of it, and the keyword arguments of one forward."""
+    """The name of an architecture, a function that builds a tiny model, and one that returns its keyword arguments."""
 
     name: str
     build: Callable[[], torch.nn.Module]
     inputs: Callable[[], Inputs]
 
 
-def made(name: str, path: str, inputs: Callable[[], Inputs], /, **settings: Any) -> Architecture:
-    """Describe what the class or function at ``package.module:name`` makes of the settings."""
+def from_path(name: str, path: str, inputs: Callable[[], Inputs], /, **settings: Any) -> Architecture:
+    """Return an architecture built by the class or function at ``package.module:name``."""
 
     def build() -> torch.nn.Module:
         pytest.importorskip(path.partition(":")[0])
@@ -35,7 +35,7 @@ def made(name: str, path: str, inputs: Callable[[], Inputs], /, **settings: Any)
 
 
 def hf(name: str, family: str, inputs: Callable[[], Inputs], /, head: str = "Model", **settings: Any) -> Architecture:
-    """Describe ``transformers.<family><head>`` configured by ``transformers.<family>Config(**settings)``."""
+    """Return ``transformers.<family><head>`` with the configuration ``transformers.<family>Config(**settings)``."""
 
     def build() -> torch.nn.Module:
         transformers = pytest.importorskip("transformers")
@@ -52,58 +52,58 @@ def _seeded(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
 
 
 def ids(length: int) -> torch.Tensor:
-    """Two rows of tokens."""
-    # Ids below 10 are left out: they are the special tokens of one configuration or another.
+    """Return the token ids of two sequences."""
+    # Ids below 10 are not used: in some configurations they are special tokens.
     return torch.randint(10, 90, (2, length), generator=torch.Generator().manual_seed(0))
 
 
 def noise(*shape: int) -> torch.Tensor:
-    """The same random numbers each time."""
+    """Return random numbers, the same in each call."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def text(length: int = 16) -> Inputs:
-    """Two sentences."""
+    """Return two sentences."""
     return {"input_ids": ids(length)}
 
 
 def text_pair(length: int = 16) -> Inputs:
-    """Two sentences for an encoder, and what its decoder has written so far."""
-    return {**text(length), **decoded()}
+    """Return two sentences for an encoder, and the ids that its decoder has generated so far."""
+    return {**text(length), **target_ids()}
 
 
-def decoded() -> Inputs:
-    """What a decoder has written so far."""
+def target_ids() -> Inputs:
+    """Return the ids that a decoder has generated so far."""
     return {"decoder_input_ids": ids(8)}
 
 
 def boxes() -> Inputs:
-    """A bounding box for each token of two sentences."""
+    """Return a bounding box for each token of two sentences."""
     return {"bbox": torch.tensor([1, 2, 30, 40]).expand(2, 16, 4)}
 
 
 def image(size: int = 32) -> Inputs:
-    """Two square images."""
+    """Return two square images."""
     return {"pixel_values": noise(2, 3, size, size)}
 
 
 def video() -> Inputs:
-    """Two clips of two frames."""
+    """Return two clips of two frames each."""
     return {"pixel_values": noise(2, 2, 3, 32, 32)}
 
 
 def audio() -> Inputs:
-    """Two waveforms."""
+    """Return two waveforms."""
     return {"input_values": noise(2, 1200)}
 
 
 def mono() -> Inputs:
-    """Two waveforms with a channel dimension."""
+    """Return two waveforms with a channel dimension."""
     return {"input_values": noise(2, 1, 1200)}
 
 
 def series() -> Inputs:
-    """Two windows of a series: eight steps of context before them seven of lags, after them four to predict."""
+    """Return two windows of a time series: seven steps of lags, eight of context and four to predict."""
     return {
         "past_values": noise(2, 15),
         "past_time_features": noise(2, 15, 1),
@@ -114,7 +114,7 @@ def series() -> Inputs:
 
 
 def padded_series() -> Inputs:
-    """Two series with their padding and frequency."""
+    """Return two time series with their padding and frequency."""
     return {
         "past_values": noise(2, 64),
         "past_values_padding": torch.zeros(2, 64, dtype=torch.long),
@@ -123,7 +123,7 @@ def padded_series() -> Inputs:
 
 
 def trajectory() -> Inputs:
-    """Two trajectories of four steps."""
+    """Return two trajectories of four steps."""
     return {
         "states": noise(2, 4, 5),
         "actions": noise(2, 4, 3),
@@ -135,24 +135,24 @@ def trajectory() -> Inputs:
 
 
 def floats(**shapes: tuple[int, ...]) -> Callable[[], Inputs]:
-    """Random inputs of the given shapes."""
+    """Return a function that makes random float inputs of these shapes."""
     return lambda: {name: noise(*shape) for name, shape in shapes.items()}
 
 
-def counts(below: int, **shapes: tuple[int, ...]) -> Callable[[], Inputs]:
-    """Random whole numbers of the given shapes."""
+def integers(below: int, **shapes: tuple[int, ...]) -> Callable[[], Inputs]:
+    """Return a function that makes random integer inputs of these shapes."""
     return lambda: {
         name: torch.randint(below, shape, generator=torch.Generator().manual_seed(0)) for name, shape in shapes.items()
     }
 
 
-def given(**values: Any) -> Callable[[], Inputs]:
-    """Inputs that are the same whatever the model."""
+def fixed(**values: Any) -> Callable[[], Inputs]:
+    """Return a function that returns these inputs."""
     return lambda: dict(values)
 
 
-def both(*parts: Callable[[], Inputs]) -> Callable[[], Inputs]:
-    """Several inputs together."""
+def merge(*parts: Callable[[], Inputs]) -> Callable[[], Inputs]:
+    """Return a function that returns the inputs of several functions in one dict."""
     return lambda: {name: value for part in parts for name, value in part().items()}
 
 

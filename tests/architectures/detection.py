@@ -1,4 +1,4 @@
-"""Boxes, poses, depth and matched points: what is found in an image."""
+"""Object detection, pose and depth estimation, keypoint matching."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.architectures.describe import (
     VIT,
     Architecture,
     Settings,
-    both,
     floats,
     hf,
     image,
+    merge,
     text,
 )
 
@@ -72,7 +72,7 @@ DINO: Settings = {
     "reshape_hidden_states": False,
 }
 
-# Formatted, most rows would take a line per setting, and the table would no longer read as one.
+# The formatter would put each setting on its own line, and the table would be unreadable.
 # fmt: off
 DETECTION: tuple[Architecture, ...] = (
     hf("conditional_detr", "ConditionalDetr", image, head="ForObjectDetection", **DETR),
@@ -84,7 +84,7 @@ DETECTION: tuple[Architecture, ...] = (
     hf("depth_anything", "DepthAnything", image, head="ForDepthEstimation", patch_size=8, reassemble_hidden_size=32,
         neck_hidden_sizes=(8, 8, 16, 16), fusion_hidden_size=8, head_hidden_size=8,
         backbone_config={"model_type": "dinov2", **DINO}),
-    hf("grounding-dino", "GroundingDino", both(text, image), **DEFORMABLE, text_config={"model_type": "bert", **BERT},
+    hf("grounding-dino", "GroundingDino", merge(text, image), **DEFORMABLE, text_config={"model_type": "bert", **BERT},
         max_text_len=16),
     hf("lw_detr", "LwDetr", partial(image, 64), d_model=32, num_queries=4, group_detr=2, decoder_layers=2,
         decoder_ffn_dim=40, decoder_self_attention_heads=4, decoder_cross_attention_heads=4,
@@ -95,7 +95,7 @@ DETECTION: tuple[Architecture, ...] = (
     hf("lightglue", "LightGlue", floats(pixel_values=(1, 2, 3, 32, 32)), head="ForKeypointMatching", descriptor_dim=32,
         num_hidden_layers=2, num_attention_heads=4,
         keypoint_detector_config={"model_type": "superpoint", **SUPERPOINT, "descriptor_decoder_dim": 32}),
-    hf("owlv2", "Owlv2", both(text, image), head="ForObjectDetection", **TOWERS | {"projection_dim": 32}),
+    hf("owlv2", "Owlv2", merge(text, image), head="ForObjectDetection", **TOWERS | {"projection_dim": 32}),
     hf("rt_detr_v2", "RTDetrV2", image, head="ForObjectDetection", **RT, backbone_config=RT_BACKBONE),
     hf("superpoint", "SuperPoint", image, head="ForKeypointDetection", **SUPERPOINT),
     hf("vitdet", "VitDet", image, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=32,

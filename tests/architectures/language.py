@@ -14,10 +14,10 @@ from tests.architectures.describe import (
     T5,
     Architecture,
     Settings,
-    both,
     boxes,
     floats,
     hf,
+    merge,
     text,
     text_pair,
 )
@@ -34,7 +34,7 @@ GPT2: Settings = {
 XLM: Settings = {"vocab_size": 99, "emb_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64}
 BART: Settings = {**BLOCKS, **SPECIAL, "vocab_size": 99, "max_position_embeddings": 64, "decoder_start_token_id": 2}
 
-# Formatted, most rows would take a line per setting, and the table would no longer read as one.
+# The formatter would put each setting on its own line, and the table would be unreadable.
 # fmt: off
 ENCODERS: tuple[Architecture, ...] = (
     hf("albert", "Albert", text, **BERT, embedding_size=16),
@@ -55,7 +55,7 @@ ENCODERS: tuple[Architecture, ...] = (
     hf("fnet", "FNet", text, vocab_size=99, hidden_size=32, num_hidden_layers=2, intermediate_size=40),
     hf("funnel", "Funnel", text, vocab_size=99, block_sizes=(1, 1), d_model=32, n_head=4, d_head=8, d_inner=40),
     hf("ibert", "IBert", text, **BERT, quant_mode=True),
-    hf("layoutlm", "LayoutLM", both(text, boxes), **BERT),
+    hf("layoutlm", "LayoutLM", merge(text, boxes), **BERT),
     hf("longformer", "Longformer", text, **BERT, attention_window=8),
     hf("luke", "Luke", text, **BERT, entity_vocab_size=20, entity_emb_size=16),
     hf("megatron-bert", "MegatronBert", text, **BERT),

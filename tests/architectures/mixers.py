@@ -1,4 +1,4 @@
-"""State spaces, linear attention and mixtures of experts: language models after the plain transformer."""
+"""State space models, linear attention and mixtures of experts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LOCAL: Settings = {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}
 SSM: Settings = {**LLAMA, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 8, "mamba_n_groups": 1}
 LATENT: Settings = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 8, "qk_nope_head_dim": 8}
 
-# Formatted, most rows would take a line per setting, and the table would no longer read as one.
+# The formatter would put each setting on its own line, and the table would be unreadable.
 # fmt: off
 STATE_SPACES: tuple[Architecture, ...] = (
     hf("bamba", "Bamba", text, **SSM, attn_layer_indices=[1]),

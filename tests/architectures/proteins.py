@@ -1,8 +1,8 @@
-"""Proteins: their language, and their shape."""
+"""Protein language models and protein folding."""
 
 from __future__ import annotations
 
-from tests.architectures.describe import LLAMA, SIZE, Architecture, Settings, counts, hf, text
+from tests.architectures.describe import LLAMA, SIZE, Architecture, Settings, hf, integers, text
 
 STRUCTURE: Settings = {
     "sequence_dim": 16,
@@ -27,11 +27,11 @@ TRUNK: Settings = {
     "structure_module": STRUCTURE,
 }
 
-# Formatted, most rows would take a line per setting, and the table would no longer read as one.
+# The formatter would put each setting on its own line, and the table would be unreadable.
 # fmt: off
 PROTEINS: tuple[Architecture, ...] = (
     hf("esmc", "Esmc", text, **{**LLAMA, "num_key_value_heads": 4}),
-    hf("esmfold", "Esm", counts(20, input_ids=(1, 6)), head="ForProteinFolding", **SIZE, max_position_embeddings=64,
+    hf("esmfold", "Esm", integers(20, input_ids=(1, 6)), head="ForProteinFolding", **SIZE, max_position_embeddings=64,
         pad_token_id=1, mask_token_id=32, vocab_size=33, is_folding_model=True,
         esmfold_config={"trunk": TRUNK, "lddt_head_hid_dim": 8, "fp16_esm": False}),
 )

@@ -1,4 +1,4 @@
-"""Recommendation: what to show to whom, after the papers; the packages that have them ask the network at import."""
+"""Recommender models, written after their papers: the packages that have them access the network at import."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.architectures.describe import Architecture, both, counts, floats, made
+from tests.architectures.describe import Architecture, floats, from_path, integers, merge
 
 ITEMS, FIELDS, WIDTH = 20, 3, 8
 
@@ -21,7 +21,7 @@ def _mlp(*widths: int) -> nn.Sequential:
 
 
 class DLRM(nn.Module):
-    """Deep learning recommendation model: bags of sparse features, and the products of every two."""
+    """Deep learning recommendation model: embedding bags of sparse features, and their pairwise products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class DLRM(nn.Module):
 
 
 class DeepFM(nn.Module):
-    """A factorisation machine beside a deep network, over shared embeddings."""
+    """A factorization machine beside a deep network, over shared embeddings."""
 
     offsets: Tensor
 
@@ -77,7 +77,7 @@ class CrossNetwork(nn.Module):
 
 
 class InterestNetwork(nn.Module):
-    """Deep interest network: what a user saw, weighed by what is on offer."""
+    """Deep interest network: the user's history, weighted by its similarity to the offered item."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class InterestNetwork(nn.Module):
 
 
 class SequentialAttention(nn.Module):
-    """SASRec: the next item from those before it."""
+    """SASRec: predicts the next item from the previous ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class SequentialAttention(nn.Module):
 
 
 class ExpertsPerTask(nn.Module):
-    """MMoE: experts that the tasks share, each task by a gate of its own."""
+    """MMoE: experts shared by all tasks, with one gate per task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class ExpertsPerTask(nn.Module):
 
 
 class TwoTowers(nn.Module):
-    """A tower for users and one for items, whose directions are compared."""
+    """One tower for users and one for items, compared by cosine similarity."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,15 +139,15 @@ class TwoTowers(nn.Module):
 
 _HERE = "tests.architectures.recommendation:"
 
-# Formatted, most rows would take a line per setting, and the table would no longer read as one.
+# The formatter would put each setting on its own line, and the table would be unreadable.
 # fmt: off
 RECOMMENDATION: tuple[Architecture, ...] = (
-    made("cross-network", _HERE + "CrossNetwork", counts(ITEMS, fields=(8, FIELDS))),
-    made("deepfm", _HERE + "DeepFM", counts(ITEMS, fields=(8, FIELDS))),
-    made("dlrm", _HERE + "DLRM", both(floats(dense=(8, 4)), counts(ITEMS, sparse=(8, FIELDS, 2)))),
-    made("interest-network", _HERE + "InterestNetwork", counts(ITEMS, history=(8, 6), target=(8,))),
-    made("mmoe", _HERE + "ExpertsPerTask", floats(dense=(8, 4))),
-    made("sasrec", _HERE + "SequentialAttention", counts(ITEMS, history=(8, 6))),
-    made("two-towers", _HERE + "TwoTowers", counts(ITEMS, user=(8,), item=(8,))),
+    from_path("cross-network", _HERE + "CrossNetwork", integers(ITEMS, fields=(8, FIELDS))),
+    from_path("deepfm", _HERE + "DeepFM", integers(ITEMS, fields=(8, FIELDS))),
+    from_path("dlrm", _HERE + "DLRM", merge(floats(dense=(8, 4)), integers(ITEMS, sparse=(8, FIELDS, 2)))),
+    from_path("interest-network", _HERE + "InterestNetwork", integers(ITEMS, history=(8, 6), target=(8,))),
+    from_path("mmoe", _HERE + "ExpertsPerTask", floats(dense=(8, 4))),
+    from_path("sasrec", _HERE + "SequentialAttention", integers(ITEMS, history=(8, 6))),
+    from_path("two-towers", _HERE + "TwoTowers", integers(ITEMS, user=(8,), item=(8,))),
 )
 # fmt: on

@@ -1,4 +1,4 @@
-"""Masks: what belongs to what in an image."""
+"""Image segmentation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.architectures.describe import (
     VIT,
     Architecture,
     Settings,
-    both,
-    counts,
     floats,
     hf,
     image,
+    integers,
+    merge,
     text,
 )
 from tests.architectures.detection import FOUR
@@ -61,12 +61,12 @@ HIERA: Settings = {
     "window_positional_embedding_background_size": [4, 4],
 }
 
-# Formatted, most rows would take a line per setting, and the table would no longer read as one.
+# The formatter would put each setting on its own line, and the table would be unreadable.
 # fmt: off
 SEGMENTATION: tuple[Architecture, ...] = (
     hf("eomt", "Eomt", image, head="ForUniversalSegmentation", hidden_size=32, num_hidden_layers=3,
         num_attention_heads=4, image_size=32, patch_size=8, num_blocks=1, num_queries=4, num_upscale_blocks=1),
-    hf("groupvit", "GroupViT", both(text, image), text_config={**BERT, **SPECIAL}, projection_dim=16,
+    hf("groupvit", "GroupViT", merge(text, image), text_config={**BERT, **SPECIAL}, projection_dim=16,
         projection_intermediate_dim=32,
         vision_config={**VIT, "depths": [1, 1, 1], "num_hidden_layers": 3, "num_group_tokens": [8, 4, 0],
             "num_output_groups": [8, 4, 4]}),
@@ -75,18 +75,18 @@ SEGMENTATION: tuple[Architecture, ...] = (
         decoder_layers=3, num_attention_heads=4, dim_feedforward=40, num_queries=4),
     hf("maskformer", "MaskFormer", partial(image, 64), head="ForInstanceSegmentation", backbone_config=RESNET4,
         fpn_feature_size=32, mask_feature_size=32, decoder_config={"model_type": "detr", **BLOCKS, "num_queries": 4}),
-    hf("oneformer", "OneFormer", both(partial(image, 64), counts(90, task_inputs=(2, 8))),
+    hf("oneformer", "OneFormer", merge(partial(image, 64), integers(90, task_inputs=(2, 8))),
         head="ForUniversalSegmentation", backbone_config=SWIN4, task_seq_len=8, num_queries=4, conv_dim=32, mask_dim=32,
         hidden_dim=32, encoder_feedforward_dim=40, encoder_layers=2, decoder_layers=3, num_attention_heads=4,
         dim_feedforward=40, query_dec_layers=1, text_encoder_width=32, text_encoder_context_length=8,
         text_encoder_num_layers=1, text_encoder_vocab_size=99),
-    hf("sam", "Sam", both(image, points), prompt_encoder_config=PROMPTS, mask_decoder_config=MASKS,
+    hf("sam", "Sam", merge(image, points), prompt_encoder_config=PROMPTS, mask_decoder_config=MASKS,
         vision_config=SEGMENT_ANYTHING),
-    hf("sam2", "Sam2", both(partial(image, 64), points), mask_decoder_config=MASKS,
+    hf("sam2", "Sam2", merge(partial(image, 64), points), mask_decoder_config=MASKS,
         prompt_encoder_config={**PROMPTS, "image_size": 64, "patch_size": 16},
         vision_config={"fpn_hidden_size": 32, "backbone_channel_list": [64, 32, 16, 8],
                        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "backbone_config": HIERA}),
-    hf("sam_hq", "SamHQ", both(image, points), prompt_encoder_config=PROMPTS,
+    hf("sam_hq", "SamHQ", merge(image, points), prompt_encoder_config=PROMPTS,
         mask_decoder_config={**MASKS, "vit_dim": 32}, vision_config=SEGMENT_ANYTHING),
     hf("segformer-semantic", "Segformer", image, head="ForSemanticSegmentation", **PYRAMID, decoder_hidden_size=16),
     hf("seggpt", "SegGpt",

@@ -7,8 +7,8 @@ from tests.architectures.describe import (
     SIZE,
     Architecture,
     Settings,
+    fixed,
     floats,
-    given,
     hf,
     noise,
     padded_series,
@@ -24,7 +24,7 @@ FORECAST: Settings = {
     "num_time_features": 1,
 }
 
-# Formatted, most rows would take a line per setting, and the table would no longer read as one.
+# The formatter would put each setting on its own line, and the table would be unreadable.
 # fmt: off
 SERIES: tuple[Architecture, ...] = (
     hf("autoformer", "Autoformer", series, **FORECAST, moving_average=3, label_length=4),
@@ -42,7 +42,7 @@ SERIES: tuple[Architecture, ...] = (
     hf("patchtst-prediction", "PatchTST", floats(past_values=(2, 32, 2)), head="ForPrediction", num_input_channels=2,
         context_length=32, patch_length=8, patch_stride=8, d_model=32, num_hidden_layers=2, ffn_dim=40,
         prediction_length=4, attention_dropout=0.1),
-    hf("timesfm2_5", "TimesFm2_5", given(past_values=[noise(48), noise(48)]), head="ModelForPrediction",
+    hf("timesfm2_5", "TimesFm2_5", fixed(past_values=[noise(48), noise(48)]), head="ModelForPrediction",
         **SIZE | {"intermediate_size": 32}, num_key_value_heads=4, head_dim=8, patch_length=8, context_length=64,
         horizon_length=8, output_quantile_len=16, max_position_embeddings=64),
 )

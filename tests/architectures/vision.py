@@ -1,4 +1,4 @@
-"""Images and video: classifiers, backbones and the first detectors."""
+"""Image and video classifiers and backbones, and some detectors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.architectures.describe import BLOCKS, PYRAMID, RESNET, SIZE, VIT, Arc
 
 SWIN: Settings = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
 
-# Formatted, most rows would take a line per setting, and the table would no longer read as one.
+# The formatter would put each setting on its own line, and the table would be unreadable.
 # fmt: off
 VISION: tuple[Architecture, ...] = (
     hf("beit", "Beit", image, **VIT),

@@ -1,4 +1,4 @@
-"""Each fault of a checkpoint by its right name, on a ResNet-like and a BERT-like model; what is no fault is none."""
+"""Diagnoses of checkpoint faults, on a ResNet-like and a BERT-like model, and changes that are not faults."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ BUILD: dict[str, Callable[[], nn.Module]] = {"resnet": ResNet, "bert": bert}
 
 
 def trained(kind: str, seed: int = 0) -> nn.Module:
-    """A model whose tensors are none of those that modules are born with."""
+    """Return a model in which no tensor has initial values."""
     torch.manual_seed(seed)
     net = BUILD[kind]().eval()
     with torch.no_grad():
@@ -174,20 +174,20 @@ def shuffled(net: nn.Module) -> None:
     weight.copy_(weight[torch.randperm(len(weight))])
 
 
-def fake_quantised(net: nn.Module) -> None:
+def fake_quantized(net: nn.Module) -> None:
     for _, weight in weights(net):
         scale = weight.abs().max() / 127
         weight.copy_((weight / scale).round() * scale)
 
 
-def fake_quantised_by_channel(net: nn.Module) -> None:
+def fake_quantized_per_channel(net: nn.Module) -> None:
     for _, weight in weights(net):
         rows = weight.reshape(len(weight), -1)
         scale = rows.abs().amax(1, keepdim=True) / 127
         weight.copy_(((rows / scale).round() * scale).reshape(weight.shape))
 
 
-def quantised(net: nn.Module) -> nn.Module:
+def quantized(net: nn.Module) -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(net, {nn.Linear})  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -245,7 +245,7 @@ def averaged(net: nn.Module) -> None:
         parameter.lerp_(other, 0.4)
 
 
-def broken(net: nn.Module) -> None:
+def one_nan(net: nn.Module) -> None:
     weights(net)[1][1].view(-1)[3] = torch.nan
 
 
@@ -268,37 +268,37 @@ FAULTS: list[tuple[Fault, tuple[str, ...], list[str], str]] = [
         run_in_training_mode,
         ("resnet",),
         ["statistics"],
-        "only running statistics changed, of 5 batch norms: 3 forwards in",
+        r"only the running statistics of 5 batch norms changed, by up to .*: 3 forwards in training mode since",
     ),
     (
         statistics_averaged,
         ("resnet",),
         ["statistics"],
-        "only running statistics changed, of 5 batch norms, moved by up to 0.05",
+        "only the running statistics of 5 batch norms changed, by up to 0.05",
     ),
     (to_bfloat16, BOTH, ["dtype"], "only the dtype changed: float32 -> bfloat16 in .*; the cast explains the values"),
     (to_half, BOTH, ["dtype"], "only the dtype changed: float32 -> float16 in .*; the cast explains the values"),
-    (through_half, BOTH, ["rounded"], "went through float16"),
-    (through_bfloat16, BOTH, ["rounded"], "went through bfloat16"),
+    (through_half, BOTH, ["rounded"], "were rounded to float16"),
+    (through_bfloat16, BOTH, ["rounded"], "were rounded to bfloat16"),
     (wrapped, BOTH, ["renamed"], "only the names changed: .* gained the prefix `module.`"),
     (renamed, BOTH, ["renamed"], "only the names changed: 2 tensors have another name"),
     (transposed, BOTH, ["permuted"], "transposed|permuted"),
     (channels_swapped, BOTH, ["permuted"], "reversed along dimension 1"),
-    (shuffled, BOTH, ["permuted"], "given other places for the same values"),
-    (fake_quantised, BOTH, ["quantised"], "quantised and back"),
-    (fake_quantised_by_channel, BOTH, ["quantised"], "quantised and back"),
-    (quantised, BOTH, ["quantised"], "quantised: .* in qint8"),
-    (folded, ("resnet",), ["folded"], "5 batch norms folded into the layers before"),
-    (with_lora, ("bert",), ["renamed", "adapter"], "a LoRA adapter was added, unmerged: 8 tensors"),
+    (shuffled, BOTH, ["permuted"], "has the same values in a different order"),
+    (fake_quantized, BOTH, ["quantised"], "quantized and dequantized"),
+    (fake_quantized_per_channel, BOTH, ["quantised"], "quantized and dequantized"),
+    (quantized, BOTH, ["quantised"], "quantized: .* in qint8"),
+    (folded, ("resnet",), ["folded"], "5 batch norms folded into the preceding layers"),
+    (with_lora, ("bert",), ["renamed", "adapter"], "a LoRA adapter was added, not merged: 8 tensors"),
     (lora_merged, ("bert",), ["merged"], "an update of rank 4 was merged into 4 weights"),
     (one_tensor, BOTH, ["values"], "1 of .* tensors changed: .*, by up to"),
     (multiplied, BOTH, ["scaled"], "more were multiplied by 2"),
     (negated, BOTH, ["scaled"], "was multiplied by -1"),
     (pruned, BOTH, ["pruned"], "pruned: 50% of the values of .* are 0"),
-    (through_float8, BOTH, ["rounded"], "went through float8_e4m3fn"),
-    (layers_swapped, BOTH, ["exchanged"], "tensors hold what another one held"),
+    (through_float8, BOTH, ["rounded"], "were rounded to float8_e4m3fn"),
+    (layers_swapped, BOTH, ["exchanged"], "tensors have the values of another tensor"),
     (averaged, BOTH, ["checkpoint"], "another checkpoint"),
-    (broken, BOTH, ["values"], "1 of .* tensors changed: .* has values that are not finite"),
+    (one_nan, BOTH, ["values"], "1 of .* tensors changed: .* has values that are not finite"),
     (layer_dropped, BOTH, ["tensors"], "tensors missing"),
 ]
 TABLE = [
@@ -309,27 +309,26 @@ TABLE = [
 
 
 def locked(net: nn.Module) -> tuple[dict[str, Any], Any]:
-    held = model_entry.read_contents(net)
-    entry = json.loads(json.dumps(model_entry.build_entry(held)))
-    return entry, model_entry.sample_values(held, model_entry.MAX_SAMPLE_BYTES)
+    contents = model_entry.read_contents(net)
+    entry = json.loads(json.dumps(model_entry.build_entry(contents)))
+    return entry, model_entry.sample_values(contents, model_entry.MAX_SAMPLE_BYTES)
 
 
-def causes(net: nn.Module, entry: dict[str, Any], samples: Any) -> list[Cause]:
+def diagnose(net: nn.Module, entry: dict[str, Any], samples: Any) -> list[Cause]:
     return checkpoint.diagnose(model_entry.parse_records(entry, "test"), model_entry.read_contents(net), samples)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("fault", "kind", "named", "words"), TABLE)
-def test_a_fault_is_called_by_its_name(fault: Fault, kind: str, named: list[str], words: str) -> None:
+@pytest.mark.parametrize(("fault", "kind", "kinds", "words"), TABLE)
+def test_a_fault_gets_its_diagnosis(fault: Fault, kind: str, kinds: list[str], words: str) -> None:
     net = trained(kind)
     lock, samples = locked(net)
     with torch.no_grad():
         net = fault(net) or net
-    held = model_entry.read_contents(net)
-    assert not model_entry.matches(lock, held)
-    found = causes(net, lock, samples)
-    headline, _, _ = checkpoint.describe_causes("model (Net)", found)
-    assert ([cause.kind for cause in found], bool(re.search(words, headline))) == (named, True), headline
+    assert not model_entry.matches(lock, model_entry.read_contents(net))
+    causes = diagnose(net, lock, samples)
+    headline, _, _ = checkpoint.describe_causes("model (Net)", causes)
+    assert ([cause.kind for cause in causes], bool(re.search(words, headline))) == (kinds, True), headline
 
 
 def to_channels_last(net: nn.Module) -> nn.Module:
@@ -346,22 +345,22 @@ def loaded(net: nn.Module) -> nn.Module:
     return other
 
 
-SAME: dict[str, Fault] = {
+UNCHANGED: dict[str, Fault] = {
     "nothing": lambda net: None,
     "a copy": copy.deepcopy,
-    "another layout in memory": to_channels_last,
+    "another memory layout": to_channels_last,
     "training mode": lambda net: net.train(),
     "no gradients": lambda net: net.requires_grad_(False),
     "compiled": lambda net: compiled(net),
     "data parallel": lambda net: nn.DataParallel(net),
-    "loaded anew": lambda net: loaded(net),
+    "loaded again": lambda net: loaded(net),
 }
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("change", SAME.values(), ids=SAME)
+@pytest.mark.parametrize("change", UNCHANGED.values(), ids=UNCHANGED)
 @pytest.mark.parametrize("kind", BOTH)
-def test_what_is_the_same_holds(change: Fault, kind: str) -> None:
+def test_an_unchanged_model_matches_its_lock(change: Fault, kind: str) -> None:
     net = trained(kind)
     lock, _ = locked(net)
     changed = change(net)
@@ -369,8 +368,8 @@ def test_what_is_the_same_holds(change: Fault, kind: str) -> None:
     assert model_entry.matches(lock, model_entry.read_contents(net))
 
 
-def test_without_samples_the_diagnosis_says_less_and_nothing_wrong() -> None:
+def test_without_samples_the_diagnosis_is_shorter_but_correct() -> None:
     net = trained("resnet")
     lock, _ = locked(net)
-    assert [cause.kind for cause in causes(other_checkpoint(net), lock, {})] == ["checkpoint"]
-    assert "no values were kept" in causes(net.half(), lock, {})[0].words
+    assert [cause.kind for cause in diagnose(other_checkpoint(net), lock, {})] == ["checkpoint"]
+    assert "no stored values" in diagnose(net.half(), lock, {})[0].words

@@ -1,7 +1,7 @@
-"""A model that is not the one that was locked -> how it differs, in the words of the field.
+"""Diagnosis of a model that differs from its lock entry: loading, precision, renames, pruning and similar causes.
 
-One file a family of causes.  Each question looks at the tensors that no earlier one has explained, and takes away those
-that it explains.
+There is one module per family of causes. Each check sees the tensors that no earlier check has explained, and marks
+those that it explains.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Cause", "describe_causes", "diagnose"]
 
-_MOST_NAMES = 10
-_QUESTIONS: tuple[Callable[[Unexplained], Cause | None], ...] = (
+_MAX_NAMES = 10
+# The order matters: a specific cause comes before a more general one that would also fit.
+_CHECKS: tuple[Callable[[Unexplained], Cause | None], ...] = (
     renamed_tensors.find_renamed,
     quantization.find_quantized,
     merging.find_folded_norms,
@@ -50,23 +51,29 @@ _QUESTIONS: tuple[Callable[[Unexplained], Cause | None], ...] = (
 )
 
 
-def diagnose(was: Mapping[str, TensorRecord], now: ModelContents, samples: Mapping[str, Array]) -> list[Cause]:
-    """The causes that together make of the locked model the live one, in the order in which they are told."""
-    case = Unexplained(was, now, samples)
+def diagnose(locked: Mapping[str, TensorRecord], current: ModelContents, samples: Mapping[str, Array]) -> list[Cause]:
+    """Return the causes that together explain how a model differs from its lock entry.
+
+    Args:
+        locked: The locked tensors, by qualified name.
+        current: The contents of the model in this run.
+        samples: The locked sample values: 2-D arrays of float32 or int64, as `sample_grid` returns them, by name.
+    """
+    diff = Unexplained(locked, current, samples)
     causes: list[Cause] = []
     with undisturbed():
-        for question in _QUESTIONS:
-            cause = question(case)
+        for check in _CHECKS:
+            cause = check(diff)
             if cause is not None:
                 causes.append(cause)
     return causes
 
 
 def describe_causes(title: str, causes: list[Cause]) -> tuple[str, str, dict[str, object]]:
-    """The headline, the finding and the details of what became of a model."""
+    """Return the headline, the finding and the details of a `model-changed` violation."""
     if [cause.kind for cause in causes] == ["renamed"]:
         words = f"only the names changed: {causes[0].words}"
     else:
-        words = "; ".join(cause.words for cause in causes) or "its digest is another, and its tensors are the same"
-    details: dict[str, object] = {"causes": {cause.kind: list(cause.tensors[:_MOST_NAMES]) for cause in causes}}
+        words = "; ".join(cause.words for cause in causes) or "the digest differs, but the tensors are the same"
+    details: dict[str, object] = {"causes": {cause.kind: list(cause.tensors[:_MAX_NAMES]) for cause in causes}}
     return f"{title}: {words}", f"{title}: {words}", details

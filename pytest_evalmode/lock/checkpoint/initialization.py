@@ -1,4 +1,4 @@
-"""Whether a tensor is still what a module was born with: zeros, ones, or drawn as torch's modules draw."""
+"""Recognition of initial values: zeros, ones, and the distributions of common default initializations."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-_FEWEST = 64
-"""Values that it takes to recognise a distribution."""
+_MIN_VALUES = 64
+"""Number of values needed to recognize a distribution."""
 
 
 def find_initialization(tensor: Tensor) -> str | None:
-    """The default initialisation that a tensor's values look like, in words; None if they look like none.
+    """Return the name of the initialization that a tensor's values match, or None.
 
-    The caller is `undisturbed`.
+    Must be called inside `undisturbed()`.
     """
     if tensor.is_quantized or tensor.is_complex() or not tensor.numel():
         return None
@@ -22,24 +22,24 @@ def find_initialization(tensor: Tensor) -> str | None:
     for value, words in ((0, "all zeros"), (1, "all ones")):
         if bool((values == value).all()):
             return words
-    if not tensor.is_floating_point() or tensor.dim() < 2 or tensor.numel() < _FEWEST:
+    if not tensor.is_floating_point() or tensor.dim() < 2 or tensor.numel() < _MIN_VALUES:
         return None
     values = values.to(torch.float64)
     std, most = float(values.std()), float(values.abs().max())
     if std == 0 or not math.isfinite(std):
         return None
-    # Of n values, mean, std and kurtosis stray by about so much.
-    stray = 4 / math.sqrt(tensor.numel())
-    if abs(float(values.mean())) > stray * std:
+    # Kurtosis is 1.8 for a uniform and 3 for a normal distribution; the sampling error is about 1 / sqrt(n).
+    error = 4 / math.sqrt(tensor.numel())
+    if abs(float(values.mean())) > error * std:
         return None
     kurtosis = float(((values - values.mean()) / std).pow(4).mean())
-    flat = abs(kurtosis - 1.8) < 2 * stray + 0.02 and most < 1.75 * std * (1 + stray)
-    normal = abs(kurtosis - 3) < 6 * stray + 0.05
-    for name, expected in _UNIFORM.items() if flat else ():
-        if any(abs(std * math.sqrt(3) / bound - 1) < stray / 2 + 0.01 for bound in expected(tensor.shape)):
+    is_uniform = abs(kurtosis - 1.8) < 2 * error + 0.02 and most < 1.75 * std * (1 + error)
+    is_normal = abs(kurtosis - 3) < 6 * error + 0.05
+    for name, scales_of in _UNIFORM.items() if is_uniform else ():
+        if any(abs(std * math.sqrt(3) / bound - 1) < error / 2 + 0.01 for bound in scales_of(tensor.shape)):
             return name
-    for name, expected in _NORMAL.items() if normal else ():
-        if any(abs(std / width - 1) < stray + 0.01 for width in expected(tensor.shape)):
+    for name, scales_of in _NORMAL.items() if is_normal else ():
+        if any(abs(std / width - 1) < error + 0.01 for width in scales_of(tensor.shape)):
             return name
     return None
 
@@ -57,13 +57,13 @@ def _xavier(shape: torch.Size) -> list[float]:
     return [math.sqrt(6 / sum(_fans(shape)))] if len(shape) > 1 else []
 
 
-def _he(shape: torch.Size) -> list[float]:
+def _kaiming(shape: torch.Size) -> list[float]:
     return [math.sqrt(2 / fan) for fan in _fans(shape)] if len(shape) > 1 else []
 
 
-_UNIFORM = {"torch's uniform default for a layer of its size": _torch_default, "Xavier's uniform": _xavier}
+_UNIFORM = {"torch's default uniform for a layer of this size": _torch_default, "Xavier uniform": _xavier}
 _NORMAL = {
     "normal, std 1": lambda shape: [1.0],
     "normal, std 0.02": lambda shape: [0.02],
-    "He's normal": _he,
+    "Kaiming normal": _kaiming,
 }

@@ -1,4 +1,4 @@
-"""What was folded or merged into the weights, or lies beside them."""
+"""Causes that merge modules: folded batch norms, and adapters that were added or merged."""
 
 from __future__ import annotations
 
@@ -8,53 +8,54 @@ from pytest_evalmode.lock.checkpoint.unexplained import RUNNING_STATISTICS, Caus
 from pytest_evalmode.rules.wording import plural
 
 
-def find_folded_norms(case: Unexplained) -> Cause | None:
-    """Batch norms that are gone, and layers before them that changed."""
-    norms = [name.removesuffix(".running_var") for name in case.missing if name.endswith(".running_var")]
-    inside = {f"{norm}.{part}" for norm in norms for part in ("weight", "bias", *RUNNING_STATISTICS)}
-    weights = [name for name in case.changed if len(case.locked[name].shape) > 1]
-    biases = [name for name in (*case.changed, *case.added) if name.rpartition(".")[2] == "bias"]
-    if not norms or not set(case.missing) <= inside or not weights or len(weights) > len(norms):
+def find_folded_norms(diff: Unexplained) -> Cause | None:
+    """Find missing batch norms that were folded into the layers before them."""
+    norms = [name.removesuffix(".running_var") for name in diff.missing if name.endswith(".running_var")]
+    norm_tensors = {f"{norm}.{part}" for norm in norms for part in ("weight", "bias", *RUNNING_STATISTICS)}
+    weights = [name for name in diff.changed if len(diff.locked[name].shape) > 1]
+    biases = [name for name in (*diff.changed, *diff.added) if name.rpartition(".")[2] == "bias"]
+    if not norms or not set(diff.missing) <= norm_tensors or not weights or len(weights) > len(norms):
         return None
     owners = {name.rpartition(".")[0] for name in weights}
     if not all(name.rpartition(".")[0] in owners for name in biases):
         return None
-    case.mark_explained([*weights, *(name for name in biases if name in case.changed)])
-    case.missing = []
-    case.added = [name for name in case.added if name not in biases]
-    return Cause("folded", f"{plural(len(norms), 'batch norm')} folded into the layers before", tuple(weights))
+    diff.mark_explained([*weights, *(name for name in biases if name in diff.changed)])
+    diff.missing = []
+    diff.added = [name for name in diff.added if name not in biases]
+    return Cause("folded", f"{plural(len(norms), 'batch norm')} folded into the preceding layers", tuple(weights))
 
 
-def find_adapter(case: Unexplained) -> Cause | None:
-    """An adapter that lies beside what it adapts."""
-    adapters = [name for name in case.added if "lora_" in name or "adapter" in name]
+def find_adapter(diff: Unexplained) -> Cause | None:
+    """Find the tensors of an adapter that was added to the model."""
+    adapters = [name for name in diff.added if "lora_" in name or "adapter" in name]
     if not adapters:
         return None
-    case.added = [name for name in case.added if name not in adapters]
+    diff.added = [name for name in diff.added if name not in adapters]
     kind = "a LoRA adapter" if any("lora_" in name for name in adapters) else "an adapter"
-    return Cause("adapter", f"{kind} was added, unmerged: {plural(len(adapters), 'tensor')}", tuple(adapters))
+    return Cause("adapter", f"{kind} was added, not merged: {plural(len(adapters), 'tensor')}", tuple(adapters))
 
 
-def find_merged_adapter(case: Unexplained) -> Cause | None:
-    """Matrices that moved by one of low rank: what is left of an adapter that was merged."""
-    ranks = {name: rank for name in case.changed if (rank := _rank(case, name))}
-    if not ranks or len(ranks) != len(case.changed):
+def find_merged_adapter(diff: Unexplained) -> Cause | None:
+    """Find weights that changed by a low-rank matrix, as merging an adapter changes them."""
+    ranks = {name: rank for name in diff.changed if (rank := _rank(diff, name))}
+    if not ranks or len(ranks) != len(diff.changed):
         return None
-    case.mark_explained(list(ranks))
+    diff.mark_explained(list(ranks))
     words = f"an update of rank {max(ranks.values())} was merged into {plural(len(ranks), 'weight')} (a LoRA adapter)"
     return Cause("merged", words, tuple(ranks))
 
 
-def _rank(case: Unexplained, name: str) -> int:
-    """The rank of what was added to a matrix, where that is low; else 0."""
-    both = case.sampled_values(name) if len(case.locked[name].shape) == 2 else None
-    if both is None or min(both[0].shape) < 8 or case.current_record(name).dtype not in ("float32", "float64"):
+def _rank(diff: Unexplained, name: str) -> int:
+    """Return the rank of the change of a matrix, or 0 if the rank is not low."""
+    both = diff.sampled_values(name) if len(diff.locked[name].shape) == 2 else None
+    if both is None or min(both[0].shape) < 8 or diff.current_record(name).dtype not in ("float32", "float64"):
         return 0
     old, new = (values.astype(float) for values in both)
-    moved = new - old
-    if np.mean(moved != 0) < 0.5 or not np.isfinite(moved).all() or np.ptp(moved) < 1e-3 * np.abs(moved).max():
+    change = new - old
+    # A sparse or constant change has a low rank too, but does not come from an adapter.
+    if np.mean(change != 0) < 0.5 or not np.isfinite(change).all() or np.ptp(change) < 1e-3 * np.abs(change).max():
         return 0
-    singular = np.linalg.svd(moved, compute_uv=False)
-    noise = 1e-6 * np.abs(new).max() * max(moved.shape) ** 0.5
+    singular = np.linalg.svd(change, compute_uv=False)
+    noise = 1e-6 * np.abs(new).max() * max(change.shape) ** 0.5
     rank = int((singular > max(noise, 1e-4 * singular[0])).sum())
-    return rank if rank <= 0.75 * min(moved.shape) else 0
+    return rank if rank <= 0.75 * min(change.shape) else 0

@@ -1,4 +1,4 @@
-"""Tensors under other names, and those that are gone or new."""
+"""Tensors that were renamed, are missing, or were added."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from pytest_evalmode.rules.wording import first_and_more, plural
 PACKED_PARAMS = "_packed_params"
 
 
-def find_renamed(case: Unexplained) -> Cause | None:
-    """Pairs what has another name, and tells it."""
-    missing = [name for name in case.locked if name not in case.current.records]
-    added = [name for name in case.current.records if name not in case.locked]
-    added = [name for name in added if PACKED_PARAMS not in name]  # whose names are no one's choice
-    names, words = _by_prefix(missing, added) or _by_content(missing, added, case)
-    case.current_names = {
-        name: names.get(name, name) for name in case.locked if name in case.current.records or name in names
+def find_renamed(diff: Unexplained) -> Cause | None:
+    """Pair the locked with the current tensors, and find those that have another name.
+
+    Must run first: it fills in `current_names`, `changed`, `missing` and `added`.
+    """
+    missing = [name for name in diff.locked if name not in diff.current.records]
+    added = [name for name in diff.current.records if name not in diff.locked]
+    # torch chooses the names of packed parameters, so they do not show what was renamed.
+    added = [name for name in added if PACKED_PARAMS not in name]
+    names, words = _pair_by_prefix(missing, added) or _pair_by_content(missing, added, diff)
+    diff.current_names = {
+        name: names.get(name, name) for name in diff.locked if name in diff.current.records or name in names
     }
-    case.changed = {
-        name: new for name, new in case.current_names.items() if _differs(case.locked[name], case.current.records[new])
+    diff.changed = {
+        name: new for name, new in diff.current_names.items() if _differs(diff.locked[name], diff.current.records[new])
     }
-    case.missing = [name for name in missing if name not in names]
+    diff.missing = [name for name in missing if name not in names]
     taken = set(names.values())
-    case.added = [name for name in case.current.records if name not in case.locked and name not in taken]
+    diff.added = [name for name in diff.current.records if name not in diff.locked and name not in taken]
     return Cause("renamed", words, tuple(names.values())) if names else None
 
 
@@ -33,45 +37,45 @@ def _differs(was: TensorRecord, now: TensorRecord) -> bool:
     return (was.dtype, was.shape, was.digest) != (now.dtype, now.shape, now.digest)
 
 
-def _by_prefix(missing: list[str], added: list[str]) -> tuple[dict[str, str], str] | None:
-    """All that is missing under one prefix, or without one."""
+def _pair_by_prefix(missing: list[str], added: list[str]) -> tuple[dict[str, str], str] | None:
+    """Pair names that all gained or all lost the same prefix."""
     if not missing or not added:
         return None
     for longer, shorter, verb in ((added, missing, "gained"), (missing, added, "lost")):
-        heads = {name[: -len(shorter[0])] for name in longer if name.endswith(f".{shorter[0]}")}
-        for head in heads:
-            if all(f"{head}{name}" in set(longer) for name in shorter) and len(missing) <= len(added):
-                names = {name: f"{head}{name}" for name in shorter}
+        prefixes = {name[: -len(shorter[0])] for name in longer if name.endswith(f".{shorter[0]}")}
+        for prefix in prefixes:
+            if all(f"{prefix}{name}" in set(longer) for name in shorter) and len(missing) <= len(added):
+                names = {name: f"{prefix}{name}" for name in shorter}
                 names = names if verb == "gained" else {long: short for short, long in names.items()}
-                return names, f"{plural(len(names), 'name')} {verb} the prefix `{head}`"
+                return names, f"{plural(len(names), 'name')} {verb} the prefix `{prefix}`"
     return None
 
 
-def _by_content(missing: list[str], added: list[str], case: Unexplained) -> tuple[dict[str, str], str]:
-    """What holds the same, bit by bit, one to one; of equal tensors in the order in which they stand."""
-    waiting: dict[tuple[str, tuple[int, ...], str], list[str]] = defaultdict(list)
+def _pair_by_content(missing: list[str], added: list[str], diff: Unexplained) -> tuple[dict[str, str], str]:
+    """Pair tensors that are equal bit by bit, preferring those whose names end alike."""
+    unpaired: dict[tuple[str, tuple[int, ...], str], list[str]] = defaultdict(list)
     for name in added:
-        line = case.current.records[name]
-        waiting[line.dtype, line.shape, line.digest].append(name)
+        record = diff.current.records[name]
+        unpaired[record.dtype, record.shape, record.digest].append(name)
     names: dict[str, str] = {}
     for name in missing:
-        line = case.locked[name]
-        same = waiting.get((line.dtype, line.shape, line.digest))
-        if same:
-            tail = name.rpartition(".")[2]
-            new = next((other for other in same if other.rpartition(".")[2] == tail), same[0])
-            same.remove(new)
+        record = diff.locked[name]
+        equal = unpaired.get((record.dtype, record.shape, record.digest))
+        if equal:
+            last_part = name.rpartition(".")[2]
+            new = next((other for other in equal if other.rpartition(".")[2] == last_part), equal[0])
+            equal.remove(new)
             names[name] = new
     shown = next(iter(names.items()), ("", ""))
     has = "has" if len(names) == 1 else "have"
     return names, f"{plural(len(names), 'tensor')} {has} another name ({shown[0]} -> {shown[1]})"
 
 
-def find_missing_and_added(case: Unexplained) -> Cause | None:
-    """Tensors that are gone or new for no reason that is known."""
-    said = [
+def find_missing_and_added(diff: Unexplained) -> Cause | None:
+    """Find missing and added tensors that no other cause explains."""
+    parts = [
         f"{plural(len(names), 'tensor')} {verb} ({first_and_more(names)})"
-        for names, verb in ((case.missing, "missing"), (case.added, "added"))
+        for names, verb in ((diff.missing, "missing"), (diff.added, "added"))
         if names
     ]
-    return Cause("tensors", " and ".join(said), (*case.missing, *case.added)) if said else None
+    return Cause("tensors", " and ".join(parts), (*diff.missing, *diff.added)) if parts else None

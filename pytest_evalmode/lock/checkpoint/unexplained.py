@@ -1,4 +1,4 @@
-"""What has yet to be explained of a model that is not the one that was locked, and what a cause of it is."""
+"""The part of a model's difference from its lock entry that is not explained yet, and the causes that explain it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """One thing that became of a model; `words` go on from "model (ResNet): "."""
+    """One reason why a model differs; `words` continue the message "model (ResNet): ..."."""
 
     kind: str
     words: str
@@ -30,15 +30,16 @@ class Cause:
 
 @dataclass(slots=True)
 class Unexplained:
-    """What has yet to be explained."""
+    """The differences between the locked and the current model that no cause explains yet."""
 
     locked: Mapping[str, TensorRecord]
     current: ModelContents
     samples: Mapping[str, Array]
+    """Some values of each locked tensor."""
     current_names: dict[str, str] = field(default_factory=dict)
-    """The live name of each locked tensor that still has one."""
+    """The current name of each locked tensor that still exists."""
     changed: dict[str, str] = field(default_factory=dict)
-    """Those of the pairs that differ."""
+    """The entries of `current_names` whose tensors differ."""
     missing: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
 
@@ -49,7 +50,12 @@ class Unexplained:
         return self.current.records[self.current_names[name]]
 
     def sampled_values(self, name: str) -> tuple[Array, Array] | None:
-        """The values that were kept of a tensor, and what they are now."""
+        """Return the locked and the current values of a tensor at the sampled positions.
+
+        Returns:
+            Two 2-D arrays of the same shape, float32 or int64, or None if the tensor was not sampled or its shape
+            changed.
+        """
         old = self.samples.get(name)
         if old is None or old.ndim != 2 or self.locked[name].shape != self.current_record(name).shape:
             return None
@@ -61,8 +67,8 @@ class Unexplained:
             del self.changed[name]
 
 
-def numel(line: TensorRecord) -> int:
-    return int(np.prod(line.shape, dtype=object)) if line.shape else 1
+def numel(record: TensorRecord) -> int:
+    return int(np.prod(record.shape, dtype=object)) if record.shape else 1
 
 
 def is_running_statistic(name: str) -> bool:
@@ -75,14 +81,14 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(tensor.detach().isfinite().all())
 
 
-def is_other_checkpoint(case: Unexplained, changed: Iterable[str]) -> bool:
-    """Whether so much changed that it is another checkpoint: nine in ten of the matrices and kernels."""
-    weights = [name for name, line in case.locked.items() if len(line.shape) > 1 and numel(line)]
-    weights = weights or [name for name in case.locked if not is_running_statistic(name)]
+def is_other_checkpoint(diff: Unexplained, changed: Iterable[str]) -> bool:
+    """Return whether at least 90% of the weights (tensors with two or more dimensions) are in `changed`."""
+    weights = [name for name, record in diff.locked.items() if len(record.shape) > 1 and numel(record)]
+    weights = weights or [name for name in diff.locked if not is_running_statistic(name)]
     return len(set(changed) & set(weights)) >= max(1, 0.9 * len(weights)) and len(weights) > 1
 
 
-def largest_change(case: Unexplained, names: Iterable[str]) -> float:
-    """How far the values that were kept have moved at most."""
-    pairs = [both for name in names if (both := case.sampled_values(name)) is not None]
+def largest_change(diff: Unexplained, names: Iterable[str]) -> float:
+    """Return the largest absolute change among the sampled values of these tensors, 0.0 without samples."""
+    pairs = [both for name in names if (both := diff.sampled_values(name)) is not None]
     return max((float(np.nanmax(np.abs(new.astype(float) - old))) for old, new in pairs), default=0.0)

@@ -1,4 +1,4 @@
-"""Real images, and what brings them to a model, in numpy and Pillow; a fault is one thing done otherwise."""
+"""Real images and their preprocessing in NumPy and Pillow; a fault changes one step."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @cache
 def photographs() -> Array:
-    """Both of scikit-learn's, as 427 x 640 pixels of 8 bits."""
+    """Return both photographs of scikit-learn: uint8, shape (2, 427, 640, 3)."""
     return np.stack(load_sample_images().images)
 
 
 @cache
 def digits(n: int = 24) -> Array:
-    """Handwritten digits of 8 x 8 pixels, of 8 bits, as grey images with one channel."""
+    """Return handwritten digits: uint8, shape (n, 8, 8, 1)."""
     return np.asarray((load_digits().images[:n, :, :, None] * 255 / 16).round(), np.uint8)
 
 
 def map_images(images: Array, change: Callable[[Image.Image], Image.Image]) -> Array:
-    """What Pillow makes of every image."""
-    made = [np.asarray(change(Image.fromarray(image.squeeze()))) for image in images]
-    return np.stack([image.reshape(*image.shape[:2], -1) for image in made])
+    """Apply a function of Pillow images to each image: uint8, shape (samples, rows, columns, channels)."""
+    changed = [np.asarray(change(Image.fromarray(image.squeeze()))) for image in images]
+    return np.stack([image.reshape(*image.shape[:2], -1) for image in changed])
 
 
 def resize(images: Array, size: int = 224, how: Image.Resampling = Image.Resampling.BILINEAR) -> Array:
@@ -41,7 +41,7 @@ def resize(images: Array, size: int = 224, how: Image.Resampling = Image.Resampl
 
 
 def resize_without_antialiasing(images: Array, size: int = 224) -> Array:
-    """Bilinear between the four nearest pixels, however small the result, as OpenCV and `F.interpolate` do."""
+    """Interpolate between the four nearest pixels, even when downsizing, as OpenCV and `F.interpolate` do."""
     floats = images.astype(float)
     for axis in (1, 2):
         n = images.shape[axis]
@@ -54,18 +54,18 @@ def resize_without_antialiasing(images: Array, size: int = 224) -> Array:
 
 
 def jpeg(images: Array, quality: int = 75) -> Array:
-    """Through a JPEG file and back."""
+    """Encode and decode images as JPEG."""
 
-    def again(image: Image.Image) -> Image.Image:
+    def recompress(image: Image.Image) -> Image.Image:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=quality)
         return Image.open(file)
 
-    return map_images(images, again)
+    return map_images(images, recompress)
 
 
 def normalize(images: Array, statistics: Any = IMAGENET, divisor: float = 255) -> Array:
-    """`ToTensor` and `Normalize`: samples, channels, rows, columns in float32."""
+    """Apply `ToTensor` and `Normalize`: uint8 NHWC images to float32 NCHW."""
     pixels = images.astype(np.float32).transpose(0, 3, 1, 2) / np.float32(divisor)
     return normalize_pixels(pixels, statistics)
 

@@ -92,7 +92,7 @@ CLASSES = torch.arange(100) % 10
 @pytest.mark.parametrize(
     ("was", "now", "words"),
     [
-        (CLASSES, (CLASSES + 1) % 10, r"labels were given with 10 classes under other numbers \(0 -> 1, 1 -> 2"),
+        (CLASSES, (CLASSES + 1) % 10, r"labels were renumbered in 10 classes \(0 -> 1, 1 -> 2"),
         (
             CLASSES,
             CLASSES.reshape(2, 50).T.flatten(),
@@ -107,7 +107,7 @@ def test_labels(was: Any, now: Any, words: str) -> None:
 
 
 def test_texts_are_compared_as_texts() -> None:
-    assert "lower-cased" in difference(["A cat", "The Dog"], ["a cat", "the dog"])
+    assert "lowercased" in difference(["A cat", "The Dog"], ["a cat", "the dog"])
     assert entries(streams(["a"], ["longer"])) == entries(streams(["a", "longer"]))
 
 

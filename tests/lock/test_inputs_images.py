@@ -1,4 +1,4 @@
-"""Faults injected into real images: each is called by its name, alone and in pairs, and none by another's."""
+"""Diagnoses of faults injected into real images, alone and in pairs, and of differences without a known cause."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ SIZE = 160
 
 
 class Source:
-    """Images as they are read, and the statistics that they are normalised with."""
+    """Images as they are read, and the mean and std to normalize them with."""
 
     def __init__(self, images: Array, statistics: Any) -> None:
         self.images, self.statistics = images, statistics
 
-    def normalised(self, images: Array | None = None) -> Array:
+    def normalized(self, images: Array | None = None) -> Array:
         return normalize(self.images if images is None else images, self.statistics)
 
     def twice(self) -> Array:
-        return normalize_pixels(self.normalised(), self.statistics)
+        return normalize_pixels(self.normalized(), self.statistics)
 
 
 @pytest.fixture(scope="module", params=["photographs", "digits"])
@@ -44,33 +44,33 @@ def photographs() -> Source:
 
 
 def dim(s: Source) -> Array:
-    """Pixels that lie between the 8-bit levels."""
+    """Return pixels between the 8-bit levels."""
     return np.asarray(to_unit_range(s.images) * np.float32(0.97) + np.float32(0.003))
 
 
-def levels(s: Source, how: Callable[[Array], Array]) -> Array:
-    return np.asarray(how(dim(s) * 255) / np.float32(255), np.float32)
+def quantized_to_levels(s: Source, function: Callable[[Array], Array]) -> Array:
+    return np.asarray(function(dim(s) * 255) / np.float32(255), np.float32)
 
 
 def bfloat16(a: Array) -> Array:
     return np.asarray(torch.from_numpy(a).bfloat16().float().numpy())
 
 
-def moved(a: Array) -> Array:
-    """One row down and two columns to the right, black where nothing is left."""
+def shifted(a: Array) -> Array:
+    """Shift images one row down and two columns to the right, and fill up with black."""
     out = np.zeros_like(a)
     out[:, :, 1:, 2:] = a[:, :, :-1, :-2]
     return out
 
 
-def some(images: Array, change: Callable[[Array], Array]) -> Array:
-    """Every second image changed."""
+def change_some(images: Array, change: Callable[[Array], Array]) -> Array:
+    """Change every second image."""
     images = images.copy()
     images[1::2] = change(images[1::2])
     return images
 
 
-def each_standardised(s: Source) -> Array:
+def standardized_per_image(s: Source) -> Array:
     images = to_unit_range(s.images)
     axes = (1, 2, 3)
     return np.asarray((images - images.mean(axes, keepdims=True)) / images.std(axes, keepdims=True))
@@ -83,82 +83,85 @@ def jittered(s: Source) -> Array:
 
 Fault = tuple[set[str], Callable[[Source], tuple[Array, Array]]]
 FAULTS: dict[str, Fault] = {
-    "not normalised": ({"not normalised"}, lambda s: (s.normalised(), to_unit_range(s.images))),
-    "not normalised, 0..255": ({"not normalised"}, lambda s: (s.normalised(), to_unit_range(s.images) * 255)),
-    "normalised, as it was not": ({"normalised"}, lambda s: (to_unit_range(s.images), s.normalised())),
-    "normalised twice": ({"normalised twice"}, lambda s: (s.normalised(), s.twice())),
-    "known statistics": ({"other statistics"}, lambda s: (s.normalised(), normalize(s.images, HALF))),
-    "own statistics": (
+    "not normalized": ({"not normalised"}, lambda s: (s.normalized(), to_unit_range(s.images))),
+    "not normalized, 0..255": ({"not normalised"}, lambda s: (s.normalized(), to_unit_range(s.images) * 255)),
+    "normalized, before not": ({"normalised"}, lambda s: (to_unit_range(s.images), s.normalized())),
+    "normalized twice": ({"normalised twice"}, lambda s: (s.normalized(), s.twice())),
+    "other known statistics": ({"other statistics"}, lambda s: (s.normalized(), normalize(s.images, HALF))),
+    "other unknown statistics": (
         {"other statistics"},
-        lambda s: (s.normalised(), normalize(s.images, ((0.4, 0.41, 0.43), (0.21, 0.25, 0.27)))),
+        lambda s: (s.normalized(), normalize(s.images, ((0.4, 0.41, 0.43), (0.21, 0.25, 0.27)))),
     ),
     "0..255 for 0..1": ({"range"}, lambda s: (to_unit_range(s.images), to_unit_range(s.images) * 255)),
     "bytes for 0..1": ({"range"}, lambda s: (to_unit_range(s.images), s.images.transpose(0, 3, 1, 2))),
     "0..1 for bytes": ({"range"}, lambda s: (s.images.transpose(0, 3, 1, 2), to_unit_range(s.images))),
-    "not divided by 255": ({"range"}, lambda s: (s.normalised(), normalize(s.images, s.statistics, divisor=1))),
+    "not divided by 255": ({"range"}, lambda s: (s.normalized(), normalize(s.images, s.statistics, divisor=1))),
     "divided by 255 twice": ({"range"}, lambda s: (to_unit_range(s.images), to_unit_range(s.images) / 255)),
     "inverted": ({"inverted"}, lambda s: (to_unit_range(s.images), 1 - to_unit_range(s.images))),
-    "black": ({"constant"}, lambda s: (s.normalised(), np.zeros_like(s.normalised()))),
+    "black": ({"constant"}, lambda s: (s.normalized(), np.zeros_like(s.normalized()))),
     "gamma": ({"curve"}, lambda s: (to_unit_range(s.images), to_unit_range(s.images) ** np.float32(2.2))),
-    "layout": ({"layout"}, lambda s: (s.normalised(), s.normalised().transpose(0, 2, 3, 1))),
-    "float64": ({"dtype"}, lambda s: (s.normalised(), s.normalised().astype(np.float64))),
-    "float16": ({"rounding"}, lambda s: (s.normalised(), s.normalised().astype(np.float16))),
-    "bfloat16": ({"rounding"}, lambda s: (s.normalised(), bfloat16(s.normalised()))),
-    "rounded to bytes": ({"rounding"}, lambda s: (dim(s), levels(s, np.round))),
-    "cut to bytes": ({"rounding"}, lambda s: (dim(s), levels(s, np.floor))),
-    "reversed": ({"reordered"}, lambda s: (s.normalised(), s.normalised()[::-1])),
-    "dropped": ({"dropped"}, lambda s: (s.normalised(), s.normalised()[1:])),
-    "repeated": ({"repeated"}, lambda s: (s.normalised(), s.normalised()[[0, *range(len(s.images))]])),
-    "shifted": ({"shift"}, lambda s: (s.normalised(), moved(s.normalised()))),
-    "flipped": ({"flip"}, lambda s: (s.normalised(), s.normalised()[..., ::-1])),
-    "upside down": ({"flip"}, lambda s: (s.normalised(), s.normalised()[..., ::-1, :])),
-    "rotated": ({"rotation"}, lambda s: (s.normalised(), np.rot90(s.normalised(), 1, (2, 3)))),
-    "cropped": ({"crop"}, lambda s: (s.normalised(), s.normalised()[:, :, 1:-1, 1:-2])),
-    "JPEG": ({"jpeg"}, lambda s: (s.normalised(), s.normalised(jpeg(s.images)))),
+    "layout": ({"layout"}, lambda s: (s.normalized(), s.normalized().transpose(0, 2, 3, 1))),
+    "float64": ({"dtype"}, lambda s: (s.normalized(), s.normalized().astype(np.float64))),
+    "float16": ({"rounding"}, lambda s: (s.normalized(), s.normalized().astype(np.float16))),
+    "bfloat16": ({"rounding"}, lambda s: (s.normalized(), bfloat16(s.normalized()))),
+    "rounded to bytes": ({"rounding"}, lambda s: (dim(s), quantized_to_levels(s, np.round))),
+    "rounded down to bytes": ({"rounding"}, lambda s: (dim(s), quantized_to_levels(s, np.floor))),
+    "reversed": ({"reordered"}, lambda s: (s.normalized(), s.normalized()[::-1])),
+    "dropped": ({"dropped"}, lambda s: (s.normalized(), s.normalized()[1:])),
+    "repeated": ({"repeated"}, lambda s: (s.normalized(), s.normalized()[[0, *range(len(s.images))]])),
+    "shifted": ({"shift"}, lambda s: (s.normalized(), shifted(s.normalized()))),
+    "flipped": ({"flip"}, lambda s: (s.normalized(), s.normalized()[..., ::-1])),
+    "upside down": ({"flip"}, lambda s: (s.normalized(), s.normalized()[..., ::-1, :])),
+    "rotated": ({"rotation"}, lambda s: (s.normalized(), np.rot90(s.normalized(), 1, (2, 3)))),
+    "cropped": ({"crop"}, lambda s: (s.normalized(), s.normalized()[:, :, 1:-1, 1:-2])),
+    "JPEG": ({"jpeg"}, lambda s: (s.normalized(), s.normalized(jpeg(s.images)))),
     "JPEG of high quality": ({"jpeg"}, lambda s: (s.images, jpeg(s.images, 95))),
     "JPEG of low quality": ({"jpeg"}, lambda s: (s.images, jpeg(s.images, 30))),
-    "levels of video": ({"range"}, lambda s: (s.images, (16 + s.images * (219 / 255)).round().astype(np.uint8))),
+    "video range": ({"range"}, lambda s: (s.images, (16 + s.images * (219 / 255)).round().astype(np.uint8))),
     "few levels": ({"rounding"}, lambda s: (s.images, s.images & 0xC0)),
-    "some flipped": ({"flip"}, lambda s: (s.normalised(), some(s.normalised(), lambda x: x[..., ::-1]))),
-    "some shifted": ({"shift"}, lambda s: (s.normalised(), some(s.normalised(), lambda x: np.roll(x, 2, -1)))),
-    "each with its own statistics": ({"other statistics"}, lambda s: (to_unit_range(s.images), each_standardised(s))),
-    "each brighter or darker": ({"augmented"}, lambda s: (to_unit_range(s.images), jittered(s))),
+    "some flipped": ({"flip"}, lambda s: (s.normalized(), change_some(s.normalized(), lambda x: x[..., ::-1]))),
+    "some shifted": ({"shift"}, lambda s: (s.normalized(), change_some(s.normalized(), lambda x: np.roll(x, 2, -1)))),
+    "normalized per image": ({"other statistics"}, lambda s: (to_unit_range(s.images), standardized_per_image(s))),
+    "brightness changed per image": ({"augmented"}, lambda s: (to_unit_range(s.images), jittered(s))),
     # Pairs
-    "flipped, not normalised": (
+    "flipped, not normalized": (
         {"flip", "not normalised"},
-        lambda s: (s.normalised(), to_unit_range(s.images[:, :, ::-1])),
+        lambda s: (s.normalized(), to_unit_range(s.images[:, :, ::-1])),
     ),
-    "layout, not normalised": (
+    "layout, not normalized": (
         {"layout", "not normalised"},
-        lambda s: (s.normalised(), to_unit_range(s.images).transpose(0, 2, 3, 1)),
+        lambda s: (s.normalized(), to_unit_range(s.images).transpose(0, 2, 3, 1)),
     ),
-    "twice, float16": ({"normalised twice", "rounding"}, lambda s: (s.normalised(), s.twice().astype(np.float16))),
-    "not normalised, bfloat16": (
+    "twice, float16": ({"normalised twice", "rounding"}, lambda s: (s.normalized(), s.twice().astype(np.float16))),
+    "not normalized, bfloat16": (
         {"not normalised", "rounding"},
-        lambda s: (s.normalised(), bfloat16(to_unit_range(s.images))),
+        lambda s: (s.normalized(), bfloat16(to_unit_range(s.images))),
     ),
     "reversed, other statistics": (
         {"reordered", "other statistics"},
-        lambda s: (s.normalised(), normalize(s.images[::-1], HALF)),
+        lambda s: (s.normalized(), normalize(s.images[::-1], HALF)),
     ),
-    "dropped, not normalised": ({"dropped", "not normalised"}, lambda s: (s.normalised(), to_unit_range(s.images[1:]))),
-    "shifted, 0..255": ({"shift", "range"}, lambda s: (to_unit_range(s.images), moved(to_unit_range(s.images)) * 255)),
+    "dropped, not normalized": ({"dropped", "not normalised"}, lambda s: (s.normalized(), to_unit_range(s.images[1:]))),
+    "shifted, 0..255": (
+        {"shift", "range"},
+        lambda s: (to_unit_range(s.images), shifted(to_unit_range(s.images)) * 255),
+    ),
     "JPEG, other statistics": (
         {"jpeg", "other statistics"},
-        lambda s: (s.normalised(), normalize(jpeg(s.images), HALF)),
+        lambda s: (s.normalized(), normalize(jpeg(s.images), HALF)),
     ),
-    "JPEG, reversed": ({"jpeg", "reordered"}, lambda s: (s.normalised(), s.normalised(jpeg(s.images)[::-1]))),
-    "JPEG, flipped": ({"jpeg", "flip"}, lambda s: (s.normalised(), s.normalised(jpeg(s.images)[:, :, ::-1]))),
+    "JPEG, reversed": ({"jpeg", "reordered"}, lambda s: (s.normalized(), s.normalized(jpeg(s.images)[::-1]))),
+    "JPEG, flipped": ({"jpeg", "flip"}, lambda s: (s.normalized(), s.normalized(jpeg(s.images)[:, :, ::-1]))),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_called_by_its_name(source: Source, fault: str) -> None:
+def test_a_fault_gets_its_diagnosis(source: Source, fault: str) -> None:
     kinds, inject = FAULTS[fault]
     was, now = inject(source)
-    found = diagnose(was, np.ascontiguousarray(now))
-    assert found is not None
-    assert set(found.kinds) == kinds, found.headline
+    diagnosis = diagnose(was, np.ascontiguousarray(now))
+    assert diagnosis is not None
+    assert set(diagnosis.kinds) == kinds, diagnosis.headline
 
 
 def sources() -> Array:
@@ -185,46 +188,49 @@ def caffe(images: Array) -> Array:
     return normalize(images[..., ::-1], ((103.939, 116.779, 123.68), (1, 1, 1)), divisor=1)
 
 
-def grey(images: Array) -> Array:
+def to_grayscale(images: Array) -> Array:
     return np.repeat(pictures.map_images(images, lambda image: image.convert("L")), 3, axis=3)
 
 
-# Faults of images in colour, or with enough detail.
+# Faults that need color images or enough detail.
 PHOTOGRAPHS: dict[str, Fault] = {
-    "read as BGR": ({"channels"}, lambda s: (s.normalised(), s.normalised(s.images[..., ::-1]))),
-    "channels swapped at last": ({"channels"}, lambda s: (s.normalised(), s.normalised()[:, ::-1])),
+    "read as BGR": ({"channels"}, lambda s: (s.normalized(), s.normalized(s.images[..., ::-1]))),
+    "channels swapped after normalization": ({"channels"}, lambda s: (s.normalized(), s.normalized()[:, ::-1])),
     "one image": ({"channels"}, lambda s: (s.images[0], s.images[0][..., ::-1])),
     "one image, flipped": ({"flip"}, lambda s: (s.images[0], s.images[0][::-1])),
-    "grey": ({"grey"}, lambda s: (s.normalised(), s.normalised(grey(s.images)))),
+    "grayscale": ({"grey"}, lambda s: (s.normalized(), s.normalized(to_grayscale(s.images)))),
     "JPEG twice": ({"jpeg"}, lambda s: (s.images, jpeg(jpeg(s.images, 90), 60))),
     "sharpened": ({"sharpened"}, lambda s: (s.images, sharpened(s.images))),
     "one channel lost": ({"channels"}, lambda s: (s.images, s.images * np.array([1, 1, 0], np.uint8))),
-    "with alpha": ({"channels"}, lambda s: (s.images, np.pad(s.images, [(0, 0)] * 3 + [(0, 1)], constant_values=255))),
-    "Caffe": ({"channels", "other statistics"}, lambda s: (s.normalised(), caffe(s.images))),
-    "view for permute": ({"shape"}, lambda s: (s.normalised(), s.normalised().reshape(2, SIZE, SIZE, 3))),
+    "alpha channel added": (
+        {"channels"},
+        lambda s: (s.images, np.pad(s.images, [(0, 0)] * 3 + [(0, 1)], constant_values=255)),
+    ),
+    "Caffe": ({"channels", "other statistics"}, lambda s: (s.normalized(), caffe(s.images))),
+    "view instead of permute": ({"shape"}, lambda s: (s.normalized(), s.normalized().reshape(2, SIZE, SIZE, 3))),
     "nearest": ({"resized"}, lambda s: (s.images, resize(sources(), SIZE, Image.Resampling.NEAREST))),
-    "bicubic": ({"resized"}, lambda s: (s.normalised(), s.normalised(bicubic()))),
-    "Lanczos": ({"resized"}, lambda s: (s.normalised(bicubic()), resize_lanczos(s))),
-    "no antialiasing": ({"resized"}, lambda s: (s.normalised(), s.normalised(plain()))),
-    "antialiasing": ({"resized"}, lambda s: (s.normalised(plain()), s.normalised())),
+    "bicubic": ({"resized"}, lambda s: (s.normalized(), s.normalized(bicubic()))),
+    "Lanczos": ({"resized"}, lambda s: (s.normalized(bicubic()), resize_lanczos(s))),
+    "no antialiasing": ({"resized"}, lambda s: (s.normalized(), s.normalized(plain()))),
+    "antialiasing": ({"resized"}, lambda s: (s.normalized(plain()), s.normalized())),
     "blurred": ({"blurred"}, lambda s: (s.images, blurred(s.images))),
     "JPEG, then cropped": ({"jpeg"}, lambda s: (cropped(sources()), cropped(jpeg(sources())))),
     "BGR and CLIP": (
         {"channels", "other statistics"},
-        lambda s: (s.normalised(), normalize(s.images[..., ::-1], CLIP)),
+        lambda s: (s.normalized(), normalize(s.images[..., ::-1], CLIP)),
     ),
     "BGR and layout": (
         {"channels", "layout"},
-        lambda s: (s.normalised(), s.normalised(s.images[..., ::-1]).transpose(0, 2, 3, 1)),
+        lambda s: (s.normalized(), s.normalized(s.images[..., ::-1]).transpose(0, 2, 3, 1)),
     ),
-    "BGR and JPEG": ({"channels", "jpeg"}, lambda s: (s.normalised(), s.normalised(jpeg(s.images)[..., ::-1]))),
+    "BGR and JPEG": ({"channels", "jpeg"}, lambda s: (s.normalized(), s.normalized(jpeg(s.images)[..., ::-1]))),
     "BGR and reversed": (
         {"channels", "reordered"},
-        lambda s: (s.normalised(), s.normalised(s.images[::-1, ..., ::-1])),
+        lambda s: (s.normalized(), s.normalized(s.images[::-1, ..., ::-1])),
     ),
-    "BGR and cropped": ({"channels", "crop"}, lambda s: (s.normalised(), s.normalised()[:, ::-1, 1:-2, 2:-1])),
-    "BGR and no antialiasing": ({"channels", "resized"}, lambda s: (s.normalised(), s.normalised(plain()[..., ::-1]))),
-    "bicubic, not normalised": ({"resized", "not normalised"}, lambda s: (s.normalised(), to_unit_range(bicubic()))),
+    "BGR and cropped": ({"channels", "crop"}, lambda s: (s.normalized(), s.normalized()[:, ::-1, 1:-2, 2:-1])),
+    "BGR and no antialiasing": ({"channels", "resized"}, lambda s: (s.normalized(), s.normalized(plain()[..., ::-1]))),
+    "bicubic, not normalized": ({"resized", "not normalised"}, lambda s: (s.normalized(), to_unit_range(bicubic()))),
 }
 
 
@@ -233,16 +239,16 @@ def cropped(images: Array) -> Array:
 
 
 def resize_lanczos(s: Source) -> Array:
-    return s.normalised(resize(sources(), SIZE, Image.Resampling.LANCZOS))
+    return s.normalized(resize(sources(), SIZE, Image.Resampling.LANCZOS))
 
 
 @pytest.mark.parametrize("fault", PHOTOGRAPHS)
-def test_a_fault_of_photographs_is_called_by_its_name(photographs: Source, fault: str) -> None:
+def test_a_fault_of_photographs_gets_its_diagnosis(photographs: Source, fault: str) -> None:
     kinds, inject = PHOTOGRAPHS[fault]
     was, now = inject(photographs)
-    found = diagnose(was, np.ascontiguousarray(now))
-    assert found is not None
-    assert set(found.kinds) == kinds, found.headline
+    diagnosis = diagnose(was, np.ascontiguousarray(now))
+    assert diagnosis is not None
+    assert set(diagnosis.kinds) == kinds, diagnosis.headline
 
 
 def noise(a: Array, size: float) -> Array:
@@ -253,17 +259,17 @@ def spots(images: Array) -> Array:
     return np.where(np.random.default_rng(0).random(images.shape) < 0.01, np.uint8(255), images)
 
 
-def spoilt(images: Array) -> Array:
+def spoil_first(images: Array) -> Array:
     return np.concatenate([spots(images[:1]), images[1:]])
 
 
-# What no known cause explains, and what only looks like one.
+# Differences without a known cause, some of which look like one.
 UNEXPLAINED: dict[str, Callable[[Source], tuple[Array, Array]]] = {
-    "noise": lambda s: (s.normalised(), noise(s.normalised(), 0.05)),
-    "much noise": lambda s: (s.normalised(), noise(s.normalised(), 1)),
+    "noise": lambda s: (s.normalized(), noise(s.normalized(), 0.05)),
+    "much noise": lambda s: (s.normalized(), noise(s.normalized(), 1)),
     "noise in levels": lambda s: (s.images, np.clip(noise(s.images.astype(float), 4), 0, 255).astype(np.uint8)),
     "less than a level": lambda s: (to_unit_range(s.images), noise(to_unit_range(s.images), 0.0005)),
-    "one flipped, one spoilt": lambda s: (s.images, spoilt(some(s.images, lambda x: x[:, :, ::-1]))),
+    "one flipped, one with spots": lambda s: (s.images, spoil_first(change_some(s.images, lambda x: x[:, :, ::-1]))),
     "spots": lambda s: (s.images, spots(s.images)),
     "one pixel": lambda s: (s.images, np.where(np.arange(s.images.size).reshape(s.images.shape) == 99, 7, s.images)),
     "pixels shuffled": lambda s: (
@@ -274,35 +280,35 @@ UNEXPLAINED: dict[str, Callable[[Source], tuple[Array, Array]]] = {
 
 
 @pytest.mark.parametrize("fault", UNEXPLAINED)
-def test_what_nothing_explains_is_told_as_that(source: Source, fault: str) -> None:
+def test_a_difference_without_a_known_cause_is_not_recognized(source: Source, fault: str) -> None:
     was, now = UNEXPLAINED[fault](source)
-    found = diagnose(was, np.asarray(now, was.dtype))
-    assert found is not None
-    assert found.kinds == (), found.headline
-    assert "no known cause explains it" in found.headline
-    assert found.details.keys() >= {"where", "max", "share"}
+    diagnosis = diagnose(was, np.asarray(now, was.dtype))
+    assert diagnosis is not None
+    assert diagnosis.kinds == (), diagnosis.headline
+    assert "cause not recognized" in diagnosis.headline
+    assert diagnosis.details.keys() >= {"where", "max", "share"}
 
 
-def test_the_words_are_the_fields() -> None:
+def test_headlines_use_common_terms() -> None:
     s = Source(pictures.digits(), MNIST)
-    found = diagnose(s.normalised(), s.twice())
-    assert found is not None
-    assert found.headline == "images were normalised twice (MNIST's mean and std)"
-    found = diagnose(s.normalised(), to_unit_range(s.images[:, :, ::-1]))
-    assert found is not None
-    assert found.headline == "images were flipped left to right and not normalised (MNIST's mean and std)"
+    diagnosis = diagnose(s.normalized(), s.twice())
+    assert diagnosis is not None
+    assert diagnosis.headline == "images were normalized twice (MNIST mean and std)"
+    diagnosis = diagnose(s.normalized(), to_unit_range(s.images[:, :, ::-1]))
+    assert diagnosis is not None
+    assert diagnosis.headline == "images were flipped left to right and not normalized (MNIST mean and std)"
 
 
-def test_fitted_statistics_are_told(photographs: Source) -> None:
+def test_fitted_mean_and_std_are_reported(photographs: Source) -> None:
     mean, std = (0.4, 0.41, 0.43), (0.21, 0.25, 0.27)
-    found = diagnose(photographs.normalised(), normalize(photographs.images, (mean, std)))
-    assert found is not None
-    assert found.details["mean"] == pytest.approx(mean, abs=1e-4)
-    assert found.details["std"] == pytest.approx(std, abs=1e-4)
+    diagnosis = diagnose(photographs.normalized(), normalize(photographs.images, (mean, std)))
+    assert diagnosis is not None
+    assert diagnosis.details["mean"] == pytest.approx(mean, abs=1e-4)
+    assert diagnosis.details["std"] == pytest.approx(std, abs=1e-4)
 
 
-def test_the_quality_and_the_grid_of_a_jpeg_are_found() -> None:
-    found = diagnose(cropped(sources()), cropped(jpeg(sources(), 60)))
-    assert found is not None
-    assert found.details["grid"] == (3, 5)
-    assert found.details["quality"] == pytest.approx(60, abs=3)
+def test_quality_and_block_grid_of_a_jpeg_are_reported() -> None:
+    diagnosis = diagnose(cropped(sources()), cropped(jpeg(sources(), 60)))
+    assert diagnosis is not None
+    assert diagnosis.details["grid"] == (3, 5)
+    assert diagnosis.details["quality"] == pytest.approx(60, abs=3)

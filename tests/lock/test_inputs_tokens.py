@@ -1,4 +1,4 @@
-"""Real text, tokenised otherwise: each fault is called by its name."""
+"""Diagnoses of faults in the tokenization of real text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.lock.texts import encode, sentences, tokenizer
 
 CASED: dict[str, Any] = {"vocabulary": False, "lower": False}
 
-# The tokenizer's arguments, those of the call, and the kinds of ids and of the mask.
+# Arguments of the tokenizer, arguments of the call, kinds for the ids, kinds for the attention mask.
 FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str], set[str]]] = {
     "padding side": ({"padding_side": "left"}, {}, {"padding"}, {"padding"}),
     "padding id": ({"pad_token": "[UNK]"}, {}, {"padding"}, set()),
@@ -51,102 +51,104 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("read", [True, False], ids=["words", "ids alone"])
+@pytest.mark.parametrize("with_vocabularies", [True, False], ids=["vocabularies", "only ids"])
 @pytest.mark.parametrize("cased", [False, True], ids=["uncased", "cased"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_called_by_its_name(fault: str, cased: bool, read: bool) -> None:
+def test_a_fault_gets_its_diagnosis(fault: str, cased: bool, with_vocabularies: bool) -> None:
     arguments, call, ids, mask = FAULTS[fault]
     vocabulary = CASED if cased else {}
     was, now = encode(tokenizer(**vocabulary)), encode(tokenizer(**vocabulary, **arguments), **call)
-    told = (vocabulary_of(was), vocabulary_of(now)) if read else None
-    found = diagnose(first_samples(was)["input_ids"], first_samples(now)["input_ids"], vocabularies=told)
-    assert found is not None
-    assert set(found.kinds) == ids, found.headline
-    found = diagnose(first_samples(was)["attention_mask"], first_samples(now)["attention_mask"])
-    assert (set(found.kinds) if found else set()) == mask
+    vocabularies = (vocabulary_of(was), vocabulary_of(now)) if with_vocabularies else None
+    diagnosis = diagnose(first_samples(was)["input_ids"], first_samples(now)["input_ids"], vocabularies=vocabularies)
+    assert diagnosis is not None
+    assert set(diagnosis.kinds) == ids, diagnosis.headline
+    diagnosis = diagnose(first_samples(was)["attention_mask"], first_samples(now)["attention_mask"])
+    assert (set(diagnosis.kinds) if diagnosis else set()) == mask
 
 
-def test_casing_is_told_where_the_words_are_known() -> None:
+def test_casing_is_recognized_with_vocabularies() -> None:
     cased, lower = (encode(tokenizer(vocabulary=False, lower=lower)) for lower in (False, True))
     for was, now, headline in (
-        (cased, lower, "tokens were lower-cased"),
-        (lower, cased, "tokens were not lower-cased"),
+        (cased, lower, "tokens were lowercased"),
+        (lower, cased, "tokens were not lowercased"),
     ):
         old, new = first_samples(was)["input_ids"], first_samples(now)["input_ids"]
-        found = diagnose(old, new, vocabularies=(vocabulary_of(was), vocabulary_of(now)))
-        assert found is not None
-        assert found.headline == headline
-        found = diagnose(old, new)
-        assert found is not None
-        assert found.kinds == ("spelling",)
-        assert "another casing or normalisation" in found.headline
+        diagnosis = diagnose(old, new, vocabularies=(vocabulary_of(was), vocabulary_of(now)))
+        assert diagnosis is not None
+        assert diagnosis.headline == headline
+        diagnosis = diagnose(old, new)
+        assert diagnosis is not None
+        assert diagnosis.kinds == ("spelling",)
+        assert "another casing or normalization" in diagnosis.headline
 
 
-def test_casing_and_what_goes_with_it() -> None:
+def test_casing_is_recognized_together_with_other_changes() -> None:
     was = encode(tokenizer(**CASED))
     now = encode(tokenizer(vocabulary=False, lower=True, ends=None, padding_side="left"), length=24)
-    found = diagnose(
+    diagnosis = diagnose(
         first_samples(was)["input_ids"],
         first_samples(now)["input_ids"],
         vocabularies=(vocabulary_of(was), vocabulary_of(now)),
     )
-    assert found is not None
-    assert set(found.kinds) == {"special tokens", "casing", "truncation", "padding"}
+    assert diagnosis is not None
+    assert set(diagnosis.kinds) == {"special tokens", "casing", "truncation", "padding"}
 
 
-def test_capitals_that_a_vocabulary_does_not_know() -> None:
+def test_capitals_that_the_vocabulary_lacks_are_unknown_tokens() -> None:
     was, now = encode(tokenizer()), encode(tokenizer(lower=False))
-    found = diagnose(first_samples(was)["input_ids"], first_samples(now)["input_ids"])
-    assert found is not None
-    assert found.kinds == ("unknown tokens",)
+    diagnosis = diagnose(first_samples(was)["input_ids"], first_samples(now)["input_ids"])
+    assert diagnosis is not None
+    assert diagnosis.kinds == ("unknown tokens",)
 
 
-def test_another_vocabulary() -> None:
+def test_another_vocabulary_is_recognized() -> None:
     was = first_samples(encode(tokenizer()))["input_ids"]
     names = np.r_[0, 1 + np.random.default_rng(0).permutation(was.max())]
-    found = diagnose(was, names[was])
-    assert found is not None
-    assert found.kinds == ("vocabulary",)
+    diagnosis = diagnose(was, names[was])
+    assert diagnosis is not None
+    assert diagnosis.kinds == ("vocabulary",)
 
 
-def test_a_prompt_before_every_text() -> None:
+def test_a_prompt_before_every_text_is_recognized() -> None:
     was, now = encode(tokenizer()), encode(tokenizer(), [f"query: {line}" for line in sentences()[:12]])
-    found = diagnose(first_samples(was)["input_ids"], first_samples(now)["input_ids"])
-    assert found is not None
-    assert found.kinds == ("prompt",)
-    assert "4 more tokens at the start of every text" in found.headline
+    diagnosis = diagnose(first_samples(was)["input_ids"], first_samples(now)["input_ids"])
+    assert diagnosis is not None
+    assert diagnosis.kinds == ("prompt",)
+    assert "4 more tokens at the start of every text" in diagnosis.headline
 
 
-def test_special_tokens_given_twice() -> None:
+def test_a_doubled_special_token_is_recognized() -> None:
     was = first_samples(encode(tokenizer()))["input_ids"]
-    found = diagnose(was, np.c_[was[:, :1], was])
-    assert found is not None
-    assert found.headline == f"tokens were begun with id {was[0, 0]} more"
+    diagnosis = diagnose(was, np.c_[was[:, :1], was])
+    assert diagnosis is not None
+    assert diagnosis.headline == f"tokens were given with id {was[0, 0]} added at the start"
 
 
-def test_a_mask_the_other_way_round() -> None:
+def test_an_inverted_mask_is_recognized() -> None:
     was = first_samples(encode(tokenizer()))["attention_mask"]
-    found = diagnose(was, 1 - was)
-    assert found is not None
-    assert found.kinds == ("inverted",)
+    diagnosis = diagnose(was, 1 - was)
+    assert diagnosis is not None
+    assert diagnosis.kinds == ("inverted",)
 
 
-def test_other_texts_are_not_explained() -> None:
+def test_other_texts_are_not_recognized() -> None:
     was, now = encode(tokenizer()), encode(tokenizer(), sentences()[40:52])
-    for told in (None, (vocabulary_of(was), vocabulary_of(now))):
-        found = diagnose(first_samples(was)["input_ids"], first_samples(now)["input_ids"], vocabularies=told)
-        assert found is not None
-        assert found.kinds == ()
+    for vocabularies in (None, (vocabulary_of(was), vocabulary_of(now))):
+        diagnosis = diagnose(
+            first_samples(was)["input_ids"], first_samples(now)["input_ids"], vocabularies=vocabularies
+        )
+        assert diagnosis is not None
+        assert diagnosis.kinds == ()
 
 
-def test_one_token_off_is_not_explained() -> None:
+def test_one_changed_token_is_not_recognized() -> None:
     was = first_samples(encode(tokenizer()))["input_ids"]
     now = was.copy()
     now[2, 5] += 1
-    found = diagnose(was, now)
-    assert found is not None
-    assert found.kinds == ()
-    assert found.details["where"] == (2, 5)
+    diagnosis = diagnose(was, now)
+    assert diagnosis is not None
+    assert diagnosis.kinds == ()
+    assert diagnosis.details["where"] == (2, 5)
 
 
 @pytest.mark.parametrize(
@@ -161,27 +163,27 @@ def test_one_token_off_is_not_explained() -> None:
         (lambda text: text[::-1], None),
     ],
 )
-def test_texts(change: Any, kind: str | None) -> None:
-    found = diagnose(np.array(sentences()[:5]), np.array([change(line) for line in sentences()[:5]]))
-    assert found is not None
-    assert found.kinds == ((kind,) if kind else ())
+def test_a_change_of_texts_is_recognized(change: Any, kind: str | None) -> None:
+    diagnosis = diagnose(np.array(sentences()[:5]), np.array([change(line) for line in sentences()[:5]]))
+    assert diagnosis is not None
+    assert diagnosis.kinds == ((kind,) if kind else ())
 
 
 @pytest.mark.parametrize(
     ("was", "now", "words"),
     [
-        ("naïve café", "naïve café".encode().decode("latin-1"), "decoded as Latin-1, and are UTF-8"),
+        ("naïve café", "naïve café".encode().decode("latin-1"), "decoded as Latin-1 instead of UTF-8"),
         ("naïve café".encode().decode("latin-1"), "naïve café", "no longer decoded as Latin-1"),
         ("a <b> & c", "a &lt;b&gt; &amp; c", "escaped as HTML"),
     ],
 )
-def test_texts_through_a_codec(was: str, now: str, words: str) -> None:
-    found = diagnose(np.array([was, "plain"]), np.array([now, "plain"]))
-    assert found is not None
-    assert words in found.headline
+def test_a_wrong_codec_is_recognized(was: str, now: str, words: str) -> None:
+    diagnosis = diagnose(np.array([was, "plain"]), np.array([now, "plain"]))
+    assert diagnosis is not None
+    assert words in diagnosis.headline
 
 
-def test_texts_that_nothing_explains_are_shown_where_they_differ() -> None:
-    found = diagnose(np.array(["the same beginning, one end"]), np.array(["the same beginning, another end"]))
-    assert found is not None
-    assert found.headline.endswith("first at (0,): 'eginning, another end', not 'eginning, one end'")
+def test_unrecognized_texts_are_shown_where_they_differ() -> None:
+    diagnosis = diagnose(np.array(["the same beginning, one end"]), np.array(["the same beginning, another end"]))
+    assert diagnosis is not None
+    assert diagnosis.headline.endswith("first at (0,): 'eginning, another end', not 'eginning, one end'")

@@ -1,4 +1,4 @@
-"""Tables, metrics and labels; what is harmless; and how a batch becomes arrays."""
+"""Diagnoses of tables, metrics and labels; harmless variations; and the arrays of nested batches."""
 
 from __future__ import annotations
 
@@ -35,40 +35,55 @@ def holes() -> Array:
 
 FAULTS: dict[str, tuple[Array, Array, str, str]] = {
     "thousand": (TABLE, TABLE * 1000, "unit", "multiplied by 1000"),
-    "per cent": (np.float64(0.873), np.float64(87.3), "unit", "multiplied by 100 (per cent"),  # type: ignore[dict-item]
-    "feet": (TABLE, TABLE * 0.3048, "unit", "feet and metres"),
+    "percent": (np.float64(0.873), np.float64(87.3), "unit", "multiplied by 100 (percent"),  # type: ignore[dict-item]
+    "feet": (TABLE, TABLE * 0.3048, "unit", "feet and meters"),
     "Fahrenheit": (TABLE, TABLE * 1.8 + 32, "unit", "Celsius and Fahrenheit"),
     "Celsius": (TABLE, (TABLE - 32) / 1.8, "unit", "Celsius and Fahrenheit"),
     "one column": (TABLE, column(25.4), "unit", "column 2 multiplied by 25.4"),
-    "columns": (TABLE, TABLE[:, [1, 0, 2, 3]], "columns", "columns in another order"),
-    "standardised": (TABLE, (TABLE - TABLE.mean(0)) / TABLE.std(0), "standardised", "standardised a column"),
+    "columns": (TABLE, TABLE[:, [1, 0, 2, 3]], "columns", "given with the columns in another order"),
+    "standardized": (
+        TABLE,
+        (TABLE - TABLE.mean(0)) / TABLE.std(0),
+        "standardised",
+        "are now standardized per column; they were not before",
+    ),
     "rows": (TABLE, TABLE[::-1], "reordered", "reordered"),
     "float16": (TABLE, TABLE.astype(np.float16), "rounding", "rounded to float16"),
     "float32": (TABLE, TABLE.astype(np.float32), "rounding", "rounded to float32"),
     "labels from 1": (LABELS, LABELS + 1, "unit", "shifted by 1"),
     "labels shuffled": (LABELS, LABELS[::-1], "reordered", "reordered"),
-    "labels dropped": (LABELS, LABELS[4:], "dropped", "without 4 of 64"),
+    "labels dropped": (LABELS, LABELS[4:], "dropped", "dropped (4 of 64, first: sample 0)"),
     "labels int32": (LABELS, LABELS.astype(np.int32), "dtype", "int32, not int64"),
     "16 bits": (TABLE, TABLE / 32768, "unit", "multiplied by 1/32768 (16-bit levels)"),
-    "log1p": (TABLE, np.log1p(TABLE), "function", "log1p) of what they were"),
-    "no sigmoid": (1 / (1 + np.exp(-TABLE)), TABLE, "function", "given as what they were the sigmoid of"),
-    "stretched": (TABLE, (TABLE - TABLE.min(0)) / np.ptp(TABLE, 0), "standardised", "stretched to 0..1 a column"),
+    "log1p": (TABLE, np.log1p(TABLE), "function", "passed through the logarithm of 1 + x (log1p)"),
+    "no sigmoid": (1 / (1 + np.exp(-TABLE)), TABLE, "function", "no longer passed through the sigmoid"),
+    "stretched": (
+        TABLE,
+        (TABLE - TABLE.min(0)) / np.ptp(TABLE, 0),
+        "standardised",
+        "are now stretched to 0..1 per column; they were not before",
+    ),
     "no column": (TABLE, TABLE[:, 1:], "columns", "given without column 0"),
     "rolled": (TABLE, np.roll(TABLE, -1, 1), "columns", "columns moved by one to the left"),
-    "filled": (holes(), np.nan_to_num(holes(), nan=3.0), "missing", "not finite (by 3)"),
-    "missing": (TABLE, holes(), "missing", "with 7 not finite"),
-    "classes": (LABELS, (LABELS * 3) % 10, "classes", "8 classes under other numbers (1 -> 3,"),
-    "all zeros": (TABLE, TABLE * 0, "constant", "all of one value (0)"),
+    "filled": (
+        holes(),
+        np.nan_to_num(holes(), nan=3.0),
+        "missing",
+        "replaced where they were NaN or infinite (7 places, by 3)",
+    ),
+    "missing": (TABLE, holes(), "missing", "set to NaN or infinity in 7 places"),
+    "classes": (LABELS, (LABELS * 3) % 10, "classes", "renumbered in 8 classes (1 -> 3,"),
+    "all zeros": (TABLE, TABLE * 0, "constant", "replaced by one constant value (0)"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_called_by_its_name(fault: str) -> None:
+def test_a_fault_gets_its_diagnosis(fault: str) -> None:
     was, now, kind, words = FAULTS[fault]
-    found = diagnose(was, now)
-    assert found is not None
-    assert found.kinds == (kind,)
-    assert words in found.headline
+    diagnosis = diagnose(was, now)
+    assert diagnosis is not None
+    assert diagnosis.kinds == (kind,)
+    assert words in diagnosis.headline
 
 
 def one_off(values: Array, amount: float) -> Array:
@@ -89,18 +104,18 @@ def one_off(values: Array, amount: float) -> Array:
         (TABLE[:0], TABLE[:0, :2]),
     ],
 )
-def test_what_nothing_explains(was: Array, now: Array) -> None:
-    found = diagnose(was, now)
-    assert found is not None
-    assert found.kinds == ()
-    assert "no known cause explains it" in found.headline
+def test_a_difference_without_a_known_cause_is_not_recognized(was: Array, now: Array) -> None:
+    diagnosis = diagnose(was, now)
+    assert diagnosis is not None
+    assert diagnosis.kinds == ()
+    assert "cause not recognized" in diagnosis.headline
 
 
-def test_the_samples_that_differ_are_counted() -> None:
-    found = diagnose(LABELS, one_off(LABELS, 1))
-    assert found is not None
-    assert found.headline.endswith("in 1 of 64 samples")
-    assert found.details["samples"] == (5,)
+def test_differing_samples_are_counted() -> None:
+    diagnosis = diagnose(LABELS, one_off(LABELS, 1))
+    assert diagnosis is not None
+    assert diagnosis.headline.endswith("in 1 of 64 samples")
+    assert diagnosis.details["samples"] == (5,)
 
 
 HARMLESS: dict[str, Callable[[Array], Array]] = {
@@ -120,21 +135,21 @@ HARMLESS: dict[str, Callable[[Array], Array]] = {
 
 
 @pytest.mark.parametrize("change", HARMLESS)
-def test_harmless_variations_raise_nothing(change: str) -> None:
+def test_a_harmless_variation_is_not_a_difference(change: str) -> None:
     was = normalize(pictures.digits())
     was[0, 0, 0, :2] = 0
     assert diagnose(was, HARMLESS[change](was)) is None
 
 
-def test_what_is_not_a_number_is_equal_to_itself() -> None:
+def test_nan_equals_nan() -> None:
     holes = one_off(TABLE, np.nan)
     assert diagnose(holes, holes.copy()) is None
-    found = diagnose(holes, holes * 1000)
-    assert found is not None
-    assert found.kinds == ("unit",)
+    diagnosis = diagnose(holes, holes * 1000)
+    assert diagnosis is not None
+    assert diagnosis.kinds == ("unit",)
 
 
-def test_a_tolerance_is_for_values_alone() -> None:
+def test_a_tolerance_applies_to_values_only() -> None:
     was = normalize(pictures.digits())
     now = was.astype(np.float64) + 1e-6
     assert diagnose(was, now, atol=1e-5) is None
@@ -143,10 +158,10 @@ def test_a_tolerance_is_for_values_alone() -> None:
     assert diagnose(was, was[:2], atol=1) is not None
 
 
-def test_order_by_keys() -> None:
-    found = compare_order(["a", "b", "c"], ["c", "b", "b"])
-    assert found is not None
-    assert found.kinds == ("dropped", "repeated", "reordered")
+def test_order_is_compared_by_keys() -> None:
+    diagnosis = compare_order(["a", "b", "c"], ["c", "b", "b"])
+    assert diagnosis is not None
+    assert diagnosis.kinds == ("dropped", "repeated", "reordered")
     assert compare_order(["a", "b"], ["a", "b"]) is None
     assert compare_order(["a", "b"], ["a", "x"]) is None
 
@@ -171,8 +186,8 @@ def test_a_batch_becomes_named_arrays() -> None:
         "pair": pair(1.0, "x"),
         "example": Example(image, 3),
     }
-    found = arrays(batch)
-    assert {name: each.shape for name, each in found.items()} == {
+    named = arrays(batch)
+    assert {name: each.shape for name, each in named.items()} == {
         "pixels": (2, 3, 4, 4),
         "images": (2, 8, 8),
         "boxes[0]": (2, 4),
@@ -186,37 +201,37 @@ def test_a_batch_becomes_named_arrays() -> None:
         "example.image": (8, 8),
         "example.label": (),
     }
-    assert found["pixels"].dtype == np.float32
+    assert named["pixels"].dtype == np.float32
     assert list(arrays(torch.ones(3))) == ["batch"]
 
 
 @pytest.mark.parametrize("batch", [{"x": object()}, [object()], np.array([object()]), torch.empty(2, device="meta")])
-def test_what_is_no_batch(batch: object) -> None:
+def test_an_unsupported_batch_is_a_type_error(batch: object) -> None:
     with pytest.raises(TypeError, match=r"^inputs: "):
         arrays(batch)
 
 
-def test_few_samples_are_kept() -> None:
+def test_first_samples_respect_the_byte_limit() -> None:
     batch = {"image": torch.zeros(64, 3, 64, 64), "label": torch.zeros(64), "big": torch.zeros(1, 3, 800, 600)}
-    kept = first_samples(batch)
-    assert sum(each.nbytes for each in kept.values()) <= 1_000_000
-    assert list(kept) == list(batch)
-    assert len(kept["label"]) == 64
-    assert len(kept["image"]) > 4
-    assert kept["big"].shape[:2] == (1, 3)
+    stored = first_samples(batch)
+    assert sum(each.nbytes for each in stored.values()) <= 1_000_000
+    assert list(stored) == list(batch)
+    assert len(stored["label"]) == 64
+    assert len(stored["image"]) > 4
+    assert stored["big"].shape[:2] == (1, 3)
 
 
-def test_a_cut_image_still_tells_a_flip_and_a_jpeg() -> None:
+def test_a_flip_and_a_jpeg_are_recognized_in_a_cropped_image() -> None:
     images = pictures.photographs()[:1]
     was = first_samples(images, 200_000)["batch"]
     assert was.nbytes <= 200_000
     for now, kind in ((images[:, :, ::-1], "flip"), (pictures.jpeg(images), "jpeg")):
-        found = diagnose(was, first_samples(now, 200_000)["batch"])
-        assert found is not None
-        assert found.kinds == (kind,)
+        diagnosis = diagnose(was, first_samples(now, 200_000)["batch"])
+        assert diagnosis is not None
+        assert diagnosis.kinds == (kind,)
 
 
-def test_nothing_of_another_type() -> None:
-    found = diagnose(np.zeros((0, 3)), np.zeros((0, 3), np.int8))
-    assert found is not None
-    assert found.headline == "values are empty, and of dtype int8, not float64"
+def test_empty_arrays_of_different_dtypes_differ() -> None:
+    diagnosis = diagnose(np.zeros((0, 3)), np.zeros((0, 3), np.int8))
+    assert diagnosis is not None
+    assert diagnosis.headline == "values are empty and have dtype int8, not float64"

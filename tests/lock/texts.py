@@ -1,4 +1,4 @@
-"""Real text, tokenised by tokenizers that are trained here on it."""
+"""Real text, and tokenizers that are trained on it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>"]
 
 @cache
 def sentences() -> list[str]:
-    """Sentences of the descriptions that come with scikit-learn's data sets: names, numbers, capitals."""
+    """Return sentences from the descriptions of scikit-learn's datasets: with names, numbers, capitals."""
     folder = Path(sklearn.datasets.__file__).parent / "descr"
     text = " ".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.rst")))
     return [" ".join(each.split()) for each in text.split(". ") if 40 < len(each) < 240]
 
 
 @cache
-def trained(lower: bool = True, size: int = 900) -> str:
-    """A WordPiece tokenizer, as JSON; one that keeps capitals knows them."""
+def train_tokenizer(lower: bool = True, size: int = 900) -> str:
+    """Return a WordPiece tokenizer as JSON, trained on lowercased text or on text with capitals."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -36,8 +36,8 @@ def trained(lower: bool = True, size: int = 900) -> str:
 def tokenizer(
     *, vocabulary: bool = True, lower: bool = True, ends: tuple[str, str] | None = ("[CLS]", "[SEP]"), **arguments: Any
 ) -> PreTrainedTokenizerFast:
-    """A BERT-like one; `vocabulary` is that of lower-cased text or not, `lower` whether text is lower-cased."""
-    backend = Tokenizer.from_str(trained(vocabulary))
+    """Return a BERT-like tokenizer; `vocabulary`: trained on lowercased text; `lower`: lowercases text."""
+    backend = Tokenizer.from_str(train_tokenizer(vocabulary))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lower)
     if ends is not None:
         template = f"{ends[0]} $A {ends[1]}".strip()
@@ -45,8 +45,8 @@ def tokenizer(
         backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=tokens)
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", **arguments}
     make: Any = PreTrainedTokenizerFast
-    made: PreTrainedTokenizerFast = make(tokenizer_object=backend, **names)
-    return made
+    fast: PreTrainedTokenizerFast = make(tokenizer_object=backend, **names)
+    return fast
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str] | None = None, length: int = 0) -> BatchEncoding:

@@ -1,4 +1,4 @@
-"""A batch, however it is nested, as named arrays; and the few samples of it that a diagnosis needs."""
+"""The arrays of a nested batch, by name, and the few samples of them that a diagnosis needs."""
 
 from __future__ import annotations
 
@@ -12,58 +12,84 @@ import numpy as np
 from pytest_evalmode.lock.inputs import image_layout
 from pytest_evalmode.lock.inputs.diagnosis import Array
 
-WHOLE = "batch"  # the name of a batch that is one array
-_MANY = 64  # samples of one array that are kept at most
-_STEP = 16  # by which a cut image is smaller, so that its middle lies on the grid of JPEG
+_SINGLE = "batch"  # name of the array of a batch that is just one array
+_MAX_SAMPLES = 64
+_STEP = 16  # images are cropped by multiples of this, so that the blocks of a JPEG stay aligned
 
 
 class BatchArray(NamedTuple):
-    """An array, and the dtype that it was given in, for some of which numpy has none: `bfloat16`, `text`."""
+    """An array and the name of its original dtype, which NumPy may not have (`bfloat16`, `text`)."""
 
     array: Array
     dtype: str
 
 
 def named_arrays(batch: object) -> dict[str, BatchArray]:
-    """Every array of a batch, in its order, named by its path in it: `pixel_values`, `boxes[0].size`."""
-    return {path or WHOLE: found for path, found in _walk(batch, "")}
+    """Return every array of a batch, in order, by its path: `pixel_values`, `boxes[0].size`.
+
+    Args:
+        batch: Tensors, arrays, Pillow images, numbers, strings, and nested mappings, sequences and dataclasses of them.
+
+    Returns:
+        The arrays by path (`batch` if the batch is one array), each in its own shape and with its own values. A
+        sequence of equal shapes becomes one array with a leading sample axis. Dtypes that NumPy does not have
+        (bfloat16, float8) become float32.
+
+    Raises:
+        TypeError: If the batch contains anything else.
+    """
+    return {path or _SINGLE: array for path, array in _walk(batch, "")}
 
 
 def arrays(batch: object) -> dict[str, Array]:
-    """Every array of a batch by its path, whatever dtype it was given in."""
-    return {path: found.array for path, found in named_arrays(batch).items()}
+    """Return every array of a batch by its path, without the original dtypes; see `named_arrays`."""
+    return {path: named.array for path, named in named_arrays(batch).items()}
 
 
 def first_samples(batch: object, limit: int = 1_000_000) -> dict[str, Array]:
-    """The first samples of each array, at most `limit` bytes in all; an image too large is cut to its middle."""
-    found = arrays(batch)
-    kept: dict[str, Array] = {}
-    left, size = limit, len(found)
-    # The small ones first: what they leave of their share is for the large.
-    for i, name in enumerate(sorted(found, key=lambda name: found[name].nbytes)):
-        kept[name] = trim_samples(found[name], left // (size - i))
-        left -= kept[name].nbytes
-    return {name: kept[name] for name in found}
+    """Return the first samples of each array of a batch; an image that is too large is cropped to its center.
+
+    Args:
+        batch: A batch as `named_arrays` takes it.
+        limit: The maximum number of bytes of all samples together.
+    """
+    whole = arrays(batch)
+    samples: dict[str, Array] = {}
+    left, size = limit, len(whole)
+    # The smallest arrays come first, so that the large ones can use what these leave of their share.
+    for i, name in enumerate(sorted(whole, key=lambda name: whole[name].nbytes)):
+        samples[name] = trim_samples(whole[name], left // (size - i))
+        left -= samples[name].nbytes
+    return {name: samples[name] for name in whole}
 
 
 def trim_samples(array: Array, limit: int) -> Array:
-    """As many of the first samples as fit in so many bytes, else the middle of the first."""
-    if array.nbytes <= limit and (array.ndim == 0 or len(array) <= _MANY):
+    """Return the first samples of an array that fit in a number of bytes, or the center of the first image.
+
+    Args:
+        array: An array of any dtype, of shape (samples, ...), a single image, or a scalar.
+        limit: The maximum number of bytes.
+
+    Returns:
+        The first samples, at most 64, unchanged. If not even one image fits, its center. If nothing fits, an array
+        with no samples.
+    """
+    if array.nbytes <= limit and (array.ndim == 0 or len(array) <= _MAX_SAMPLES):
         return array
     if array.ndim == 0:
         return array[None][:0]
     images = image_layout.read_as_images(array)
     single = bool(images) and images[0].layout in ("CHW", "HWC", "HW")
     if not single:
-        n = min(_MANY, int(limit // max(1, array[:1].nbytes)))
+        n = min(_MAX_SAMPLES, int(limit // max(1, array[:1].nbytes)))
         if n or not images:
             return array[:n]
         array = array[:1]
-    return _middle(array, images[0].layout, limit)
+    return _center(array, images[0].layout, limit)
 
 
-def _middle(array: Array, axes: str, limit: int) -> Array:
-    """Cut alike at both sides, so that what a flip exchanges is still in it."""
+def _center(array: Array, axes: str, limit: int) -> Array:
+    """Crop both sides equally, so that a flipped image still has the same content."""
     rows, columns = axes.index("H"), axes.index("W")
     while array.nbytes > limit:
         axis = rows if array.shape[rows] >= array.shape[columns] else columns
@@ -74,11 +100,22 @@ def _middle(array: Array, axes: str, limit: int) -> Array:
 
 
 def rebuild_batch(batch: object, values: Mapping[str, Array]) -> Any:
-    """A batch of other values, given by path: tensors, arrays, and mappings of them, as they were given."""
+    """Return a batch of the same structure with other values.
+
+    Args:
+        batch: A tensor, an array, or a nested mapping of them.
+        values: The new values by path, as `arrays` returns them.
+
+    Returns:
+        A tensor on the same device and of the same dtype, an array, or a dict of them.
+
+    Raises:
+        TypeError: If the batch contains anything else.
+    """
     if isinstance(batch, Mapping):
         own = {
             key: {
-                path.removeprefix(f"{key}").removeprefix(".") or WHOLE: each
+                path.removeprefix(f"{key}").removeprefix(".") or _SINGLE: each
                 for path, each in values.items()
                 if path == key or path.startswith(f"{key}.")
             }
@@ -87,20 +124,20 @@ def rebuild_batch(batch: object, values: Mapping[str, Array]) -> Any:
         return {key: rebuild_batch(each, own[key]) for key, each in batch.items()}
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(batch, torch.Tensor):
-        return torch.from_numpy(values[WHOLE].copy()).to(batch.device, batch.dtype)
+        return torch.from_numpy(values[_SINGLE].copy()).to(batch.device, batch.dtype)
     if isinstance(batch, np.ndarray):
-        return values[WHOLE].copy()
+        return values[_SINGLE].copy()
     raise TypeError(
-        f"inputs of type {type(batch).__name__} cannot be made anew; give a tensor, an array or a dict of them"
+        f"inputs of type {type(batch).__name__} cannot be rebuilt; pass a tensor, an array or a dict of them"
     )
 
 
 def vocabulary_of(batch: object) -> dict[int, str]:
-    """What the ids of a tokenised batch stand for, where the tokenizer said so (Hugging Face's fast ones)."""
-    known: dict[int, str] = {}
+    """Return the text of each token id in a tokenized batch, if a fast Hugging Face tokenizer made the batch."""
+    tokens: dict[int, str] = {}
     for encoding in getattr(batch, "encodings", None) or ():
-        known.update(zip(encoding.ids, encoding.tokens, strict=True))
-    return known
+        tokens.update(zip(encoding.ids, encoding.tokens, strict=True))
+    return tokens
 
 
 def _walk(value: Any, path: str) -> Iterator[tuple[str, BatchArray]]:
@@ -122,18 +159,18 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, BatchArray]]:
             yield from _walk(getattr(value, each.name), f"{path}.{each.name}" if path else each.name)
     else:
         raise TypeError(
-            f"inputs: {path or 'the batch'} is of type {type(value).__name__}, which is none of: tensors, arrays, "
-            "images, numbers, strings, and dicts, lists, tuples and dataclasses of them"
+            f"inputs: {path or 'the batch'} is of type {type(value).__name__}; pass tensors, arrays, images, numbers, "
+            "strings, or dicts, lists, tuples and dataclasses of them"
         )
 
 
 def _walk_sequence(value: Sequence[Any], path: str) -> Iterator[tuple[str, BatchArray]]:
-    """Equal things become one array with a sample each; others are named by their place."""
+    """Stack elements of one shape and dtype to one array; name others by their index."""
     parts = [list(_walk(each, "")) for each in value]
     if parts and all(len(part) == 1 and part[0][0] == "" for part in parts):
-        found = [part[0][1] for part in parts]
-        if len({(each.array.shape, each.dtype) for each in found}) == 1:
-            yield path, BatchArray(np.stack([each.array for each in found]), found[0].dtype)
+        elements = [part[0][1] for part in parts]
+        if len({(each.array.shape, each.dtype) for each in elements}) == 1:
+            yield path, BatchArray(np.stack([each.array for each in elements]), elements[0].dtype)
             return
     for i, part in enumerate(parts):
         for name, each in part:
@@ -141,7 +178,7 @@ def _walk_sequence(value: Sequence[Any], path: str) -> Iterator[tuple[str, Batch
 
 
 def _array(value: Any) -> Array | None:
-    """The value as an array, if it is one thing."""
+    """Return a tensor, array, image, number or string as an array; None for anything else."""
     if isinstance(value, (bool, int, float, complex, str, np.generic)):
         return np.asarray(value)
     if isinstance(value, bytes):
@@ -170,7 +207,7 @@ def _numeric(value: Array) -> Array:
     if value.dtype == object:
         value = np.asarray(value.tolist())
     if value.dtype.kind not in "biufcUSM":
-        raise TypeError(f"inputs: an array of dtype {value.dtype} cannot be compared; give numbers or strings")
+        raise TypeError(f"inputs: an array of dtype {value.dtype} cannot be compared; pass numbers or strings")
     return value.astype(value.dtype.newbyteorder("=")) if value.dtype.byteorder in "<>" else value
 
 
@@ -181,8 +218,8 @@ def _tensor(value: Any, torch: Any) -> Array:
     if value.layout != torch.strided:
         value = value.to_dense()
     if value.device.type == "meta":
-        raise TypeError("inputs: a tensor on the device meta has no values to compare")
+        raise TypeError("inputs: a tensor on the meta device has no values to compare")
     value = value.cpu().resolve_conj().resolve_neg()
     if value.dtype == torch.bfloat16 or (value.dtype.is_floating_point and value.element_size() < 2):
-        value = value.float()  # exact; numpy has no such type
+        value = value.float()  # exact, and NumPy does not have this dtype
     return np.asarray(value.numpy())

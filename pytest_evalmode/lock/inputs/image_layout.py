@@ -1,4 +1,4 @@
-"""Which axis is which: images as (samples, channels, rows, columns), however they are given."""
+"""Image layouts: arrays of any layout as images of shape (samples, channels, rows, columns)."""
 
 from __future__ import annotations
 
@@ -11,45 +11,52 @@ import numpy as np
 from pytest_evalmode.lock.inputs.diagnosis import Array, Step
 
 _CHANNELS = (1, 3, 4)
-_SIDE = 4  # an image has at least so many rows and columns
+_MIN_SIDE = 4  # rows and columns of an image
 
 
 class ImageBatch(NamedTuple):
     """An array read as images in one layout."""
 
-    layout: str
-    images: Array  # samples, channels, rows, columns
-    is_certain: bool  # an axis of channels was found
+    layout: str  # the axes of the original array: N samples, T frames, C channels, H rows, W columns
+    images: Array  # a view of shape (samples, channels, rows, columns), values and dtype unchanged
+    is_certain: bool  # the shape or dtype shows that these are images; otherwise they may be any 3-D or 4-D numbers
 
 
 def read_as_images(array: Array) -> list[ImageBatch]:
-    """The array as images, the likeliest reading first; none if it holds no images."""
-    found: list[ImageBatch] = []
+    """Return the layouts in which an array can be read as images, the likeliest first.
+
+    Args:
+        array: A numeric array of any shape, range and dtype.
+
+    Returns:
+        One `ImageBatch` per possible layout; an empty list if the array cannot be images.
+    """
+    readings: list[ImageBatch] = []
     shape = array.shape
     if array.ndim == 5:
         folded = array.reshape(-1, *shape[2:])
-        found += [
+        readings += [
             ImageBatch(f"N{each.layout}".replace("NN", "NT"), each.images, True) for each in read_as_images(folded)
         ]
     if array.ndim == 4:
-        if min(shape[2:]) >= _SIDE and (shape[1] in _CHANNELS or shape[3] not in _CHANNELS):
-            found.append(ImageBatch("NCHW", array, shape[1] in _CHANNELS))
-        if min(shape[1:3]) >= _SIDE and shape[3] in _CHANNELS:
-            found.append(ImageBatch("NHWC", array.transpose(0, 3, 1, 2), True))
+        if min(shape[2:]) >= _MIN_SIDE and (shape[1] in _CHANNELS or shape[3] not in _CHANNELS):
+            readings.append(ImageBatch("NCHW", array, shape[1] in _CHANNELS))
+        if min(shape[1:3]) >= _MIN_SIDE and shape[3] in _CHANNELS:
+            readings.append(ImageBatch("NHWC", array.transpose(0, 3, 1, 2), True))
     if array.ndim == 3:
-        if min(shape[1:]) >= _SIDE and shape[0] == 3:
-            found.append(ImageBatch("CHW", array[None], True))
-        if min(shape[:2]) >= _SIDE and shape[2] in _CHANNELS:
-            found.append(ImageBatch("HWC", array.transpose(2, 0, 1)[None], True))
-        if min(shape[1:]) >= _SIDE:
-            found.append(ImageBatch("NHW", array[:, None], False))
-    if array.ndim == 2 and array.dtype == np.uint8 and min(shape) >= 2 * _SIDE:
-        found.append(ImageBatch("HW", array[None, None], True))
-    return found
+        if min(shape[1:]) >= _MIN_SIDE and shape[0] == 3:
+            readings.append(ImageBatch("CHW", array[None], True))
+        if min(shape[:2]) >= _MIN_SIDE and shape[2] in _CHANNELS:
+            readings.append(ImageBatch("HWC", array.transpose(2, 0, 1)[None], True))
+        if min(shape[1:]) >= _MIN_SIDE:
+            readings.append(ImageBatch("NHW", array[:, None], False))
+    if array.ndim == 2 and array.dtype == np.uint8 and min(shape) >= 2 * _MIN_SIDE:
+        readings.append(ImageBatch("HW", array[None, None], True))
+    return readings
 
 
 def pair_layouts(was: Array, now: Array) -> Iterator[tuple[list[Step], ImageBatch, ImageBatch]]:
-    """Both as images: as they are read alike, then as they are read otherwise."""
+    """Yield both arrays as images, first in the same layout without a step, then in different layouts."""
     old, new = read_as_images(was), read_as_images(now)
     for a in old:
         yield from (([], a, b) for b in new if b.layout == a.layout)
@@ -61,37 +68,42 @@ def pair_layouts(was: Array, now: Array) -> Iterator[tuple[list[Step], ImageBatc
 
 
 def find_reshape(was: Array, now: Array) -> Step | None:
-    """The values in the very same order under another shape."""
+    """Find a change of the shape that keeps the values in the same order."""
     if was.shape == now.shape or was.size != now.size or not np.array_equal(was.ravel(), now.ravel()):
         return None
     if [n for n in was.shape if n != 1] == [n for n in now.shape if n != 1]:
-        words = f"given in shape {now.shape}, not {was.shape}: an axis of size 1 came or went"
+        words = f"given in shape {now.shape}, not {was.shape} (an axis of size 1 was added or removed)"
     else:
-        words = f"reshaped to {now.shape} from {was.shape}, the values in the same order"
+        words = f"reshaped to {now.shape} from {was.shape} with the values in the same order"
     return Step("shape", words, {"shape": (was.shape, now.shape)})
 
 
 def try_channel_changes(a: Array, b: Array) -> Iterator[tuple[list[Step], Array]]:
-    """What may have become of the channels, with `a` as it would be then; a swap tells its order in its details."""
+    """Yield the possible changes of the channels, each with the images after it.
+
+    Args:
+        a: The locked images: shape (samples, channels, rows, columns), any range and dtype.
+        b: The current images: shape (samples, channels, rows, columns); alpha channels are copied from them.
+
+    Yields:
+        The steps (none at first) and `a` with the channels of `b`. A reordering has its order in the step's details.
+    """
     old, new = a.shape[1], b.shape[1]
     if old == new:
         yield [], a
     if old == new == 3:
         for order in list(permutations(range(3)))[1:]:
-            name = (
-                "red and blue swapped: BGR for RGB, or the reverse" if order == (2, 1, 0) else f"{order} for (0, 1, 2)"
-            )
-            yield (
-                [Step("channels", f"given with their channels in another order ({name})", {"channels": order})],
-                a[:, list(order)],
-            )
+            swap = "red and blue swapped: BGR instead of RGB or the reverse"
+            how = swap if order == (2, 1, 0) else f"{order} instead of (0, 1, 2)"
+            step = Step("channels", f"given with the channels in another order ({how})", {"channels": order})
+            yield [step], a[:, list(order)]
     if old == new == 4:
         for order in ((2, 1, 0, 3), (3, 0, 1, 2), (1, 2, 3, 0)):
-            words = f"given with their channels in another order ({order} for (0, 1, 2, 3))"
+            words = f"given with the channels in another order ({order} instead of (0, 1, 2, 3))"
             yield [Step("channels", words, {"channels": order})], a[:, list(order)]
     if (old, new) == (4, 3):
-        yield [Step("channels", "given without their alpha channel")], a[:, :3]
+        yield [Step("channels", "given without the alpha channel")], a[:, :3]
     if (old, new) == (3, 4):
         yield [Step("channels", "given with a fourth channel (alpha)")], np.concatenate([a, b[:, 3:]], axis=1)
     if old == 1 and new == 3:
-        yield [Step("channels", "given in three equal channels, not one")], np.repeat(a, 3, axis=1)
+        yield [Step("channels", "given with three equal channels instead of one")], np.repeat(a, 3, axis=1)

@@ -1,1 +1,1 @@
-"""What may have been done to images: a cause a file, and the search for the fewest that together explain them."""
+"""Changes of images: one module per kind of change, and the search for the fewest steps that explain a difference."""

@@ -1,6 +1,6 @@
-"""The codings of a pixel that are in use: ranges, and the mean and std that pipelines normalise with.
+"""Common pixel codings: value ranges, and normalization with the mean and std of well-known datasets.
 
-A coding takes a pixel in 0..1 to `scale * pixel + shift`, a channel each.
+A coding turns a pixel in 0..1 into `scale * pixel + shift`, with one scale and shift per channel.
 """
 
 from __future__ import annotations
@@ -25,34 +25,37 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 class Coding(NamedTuple):
-    """How pixels in 0..1 are written."""
+    """How a pixel in 0..1 becomes a value: `scale * pixel + shift`."""
 
-    family: str  # unit, bytes, normalised, ...: what was done to the pixels
-    name: str  # of the statistics; empty if there are none
-    scale: Array
-    shift: Array
+    family: str  # what was done to the pixels: unit (nothing), bytes, normalized, ...
+    name: str  # of the statistics, such as "ImageNet"; empty if there are none
+    scale: Array  # float64, shape (channels,)
+    shift: Array  # float64, shape (channels,)
 
     def to_pixels(self, values: Array) -> Array:
-        """Values in this coding as pixels in 0..1; the channels are the second axis."""
-        return np.asarray((values - _column(self.shift)) / _column(self.scale))
+        """Decode values to pixels.
 
-    def values(self, pixels: Array) -> Array:
-        return np.asarray(pixels * _column(self.scale) + _column(self.shift))
+        Args:
+            values: Values in this coding, shape (samples, channels, rows, columns).
 
-
-def possessive(name: str) -> str:
-    """`ImageNet's`, and `Inception's (0.5/0.5)`."""
-    who, _, what = name.partition(" (")
-    return f"{who}'s ({what}" if what else f"{who}'s"
+        Returns:
+            The pixels: float64, same shape, in 0..1 if `values` really have this coding.
+        """
+        return np.asarray((values - _per_channel(self.shift)) / _per_channel(self.scale))
 
 
-def known_codings(channels: int, order: Sequence[int] | None = None) -> list[Coding]:
-    """Those for images of so many channels, plain ones first; `order` is that of the channels if they were swapped."""
-    if order is not None:
-        picked = list(order)
-        return [each._replace(scale=each.scale[picked], shift=each.shift[picked]) for each in known_codings(channels)]
+def known_codings(channels: int, channel_order: Sequence[int] | None = None) -> list[Coding]:
+    """Return the codings of images with this number of channels, the simplest first.
+
+    Args:
+        channels: The number of channels.
+        channel_order: The order of the channels if they were swapped after coding; the statistics follow it.
+    """
+    if channel_order is not None:
+        order = list(channel_order)
+        return [each._replace(scale=each.scale[order], shift=each.shift[order]) for each in known_codings(channels)]
     ones = np.ones(channels)
-    found = [
+    codings = [
         Coding("unit", "", ones, 0 * ones),
         Coding("bytes", "", 255 * ones, 0 * ones),
         Coding("divided", "", ones / 255, 0 * ones),
@@ -63,36 +66,54 @@ def known_codings(channels: int, order: Sequence[int] | None = None) -> list[Cod
         if len(statistics[0]) not in (1, channels):
             continue
         mean, std = (np.broadcast_to(each, channels).astype(float) for each in statistics)
-        found += [
-            Coding("normalised", name, 1 / std, -mean / std),
-            Coding("twice", name, 1 / std**2, -mean / std**2 - mean / std),
-            Coding("undivided", name, 255 / std, -mean / std),
-            Coding("again divided", name, 1 / (255 * std), -mean / std),
+        codings += [
+            Coding("normalized", name, 1 / std, -mean / std),
+            Coding("normalized twice", name, 1 / std**2, -mean / std**2 - mean / std),
+            Coding("not divided", name, 255 / std, -mean / std),
+            Coding("divided twice", name, 1 / (255 * std), -mean / std),
             Coding("mean only", name, ones, -mean),
             Coding("std only", name, 1 / std, 0 * ones),
         ]
-    return found
+    return codings
 
 
 def is_plausible(coding: Coding, values: Array) -> bool:
-    """Whether these values can be pixels so coded; a filter that overshoots is allowed for."""
+    """Return whether values can be pixels in this coding; a small overshoot, as of a resampling filter, is allowed.
+
+    Args:
+        coding: The coding to try.
+        values: Images of shape (samples, channels, rows, columns), any range.
+    """
     pixels = coding.to_pixels(values)
     low, high = float(pixels.min()), float(pixels.max())
     return low >= -0.12 * max(high, 0) and high <= 1.12 and (high > 1.5 / 255 or high == low)
 
 
 def has_8bit_levels(coding: Coding, values: Array) -> bool:
-    """Whether the values are 256 levels in this coding: pixels that were once 8-bit."""
+    """Return whether values are 8-bit levels in this coding, that is, multiples of 1/255 after decoding.
+
+    Args:
+        coding: The coding to try.
+        values: Images of shape (samples, channels, rows, columns), any range.
+    """
     levels = coding.to_pixels(values) * 255
     return bool(np.abs(levels - np.round(levels)).max() < 2e-3 and levels.min() > -0.5 and levels.max() < 255.5)
 
 
-def coding_of(values: Array, order: Sequence[int] | None = None) -> Coding | None:
-    """The coding of these values, if 8-bit levels or, failing those, the range tell it."""
-    held = [coding for coding in known_codings(values.shape[1], order) if is_plausible(coding, values)]
-    simple = [coding for coding in held if coding.family in ("unit", "bytes", "normalised")]
+def coding_of(values: Array, channel_order: Sequence[int] | None = None) -> Coding | None:
+    """Return the coding that gives images 8-bit levels, else the first that fits their range, else None.
+
+    Args:
+        values: Images of shape (samples, channels, rows, columns), any range.
+        channel_order: The order of the channels if they were swapped after coding.
+    """
+    simple = [
+        coding
+        for coding in known_codings(values.shape[1], channel_order)
+        if coding.family in ("unit", "bytes", "normalized") and is_plausible(coding, values)
+    ]
     return next((each for each in simple if has_8bit_levels(each, values)), simple[0] if simple else None)
 
 
-def _column(values: Array) -> Array:
+def _per_channel(values: Array) -> Array:
     return values.reshape(1, -1, 1, 1)

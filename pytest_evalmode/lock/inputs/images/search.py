@@ -1,4 +1,8 @@
-"""Which steps, one after another, take images to what they are now: the fewest that do, each tried."""
+"""Search for the fewest steps that turn the locked images into the current ones.
+
+First changes of the layout, the order of samples, the geometry and the channels are combined. On each combination that
+makes the images similar, changes of the values are tried: exact ones first, then lossy ones.
+"""
 
 from __future__ import annotations
 
@@ -13,72 +17,77 @@ from pytest_evalmode.lock.inputs.images import augmentation, compression, geomet
 from pytest_evalmode.lock.inputs.images.pixel_codings import Coding, coding_of
 
 Dtype = np.dtype[Any]
-_SURE = 0.999  # the likeness from which a scale and a shift are worth trying
-_LIKE = 0.7  # and that from which loss is
-_PROBE = 4096  # pixels of a channel that the first look takes
+_EXACT = 0.999  # correlation from which an exact change of the values is possible
+_SIMILAR = 0.7  # correlation from which a lossy change is possible
+_MAX_PIXELS = 4096  # per channel, to compute the correlation
 
 
 class Candidate(NamedTuple):
-    """Some of the steps, and both sides where they are done."""
+    """Some steps, and both sets of images after them."""
 
     steps: list[Step]
-    a: Array
-    b: Array
-    likeness: float
+    a: Array  # the locked images after the steps: float64, shape (samples, channels, rows, columns)
+    b: Array  # the part of the current images to compare with: same dtype and shape
+    correlation: float
+
+
+class Explanation(NamedTuple):
+    """Steps that explain a difference, and the error that they leave."""
+
+    steps: list[Step]
+    residual: float
 
 
 def explain_images(was: Array, now: Array) -> Diagnosis | None:
-    """The diagnosis of images, if a known cause explains the difference."""
+    """Return the diagnosis of images, if a known cause explains the difference.
+
+    Args:
+        was: The locked images: numeric, finite, in any layout that `read_as_images` knows, any range and dtype.
+        now: The current images, likewise; layout, shape and dtype may differ.
+    """
     candidates: list[Candidate] = []
     noun = "images"
     for steps, old, new in image_layout.pair_layouts(was, now):
         noun = "images" if old.is_certain or new.is_certain else "inputs"
         a, b = (np.asarray(each.images, np.float64) for each in (old, new))
-        for found in (list(_coloured(steps, a, b)), list(_structures(steps, a, b))):
-            exact = _first_exact(found, was.dtype, now.dtype)
+        for group in (list(_try_channels(steps, a, b)), list(_try_structures(steps, a, b))):
+            exact = _explain_exactly(group, was.dtype, now.dtype)
             if exact is not None:
                 return diagnosis_of_steps(noun, exact.steps, residual=exact.residual, **_dtypes(was, now))
-            candidates += found
-        each = None if steps else augmentation.find_placement_per_image(a, b)
-        if each is not None:
-            return diagnosis_of_steps(noun, each, **_dtypes(was, now))
-    lossy = _first_lossy(candidates)
-    return (
-        None if lossy is None else diagnosis_of_steps(noun, lossy.steps, residual=lossy.residual, **_dtypes(was, now))
-    )
+            candidates += group
+        placements = None if steps else augmentation.find_placement_per_image(a, b)
+        if placements is not None:
+            return diagnosis_of_steps(noun, placements, **_dtypes(was, now))
+    lossy = _explain_lossily(candidates)
+    if lossy is None:
+        return None
+    return diagnosis_of_steps(noun, lossy.steps, residual=lossy.residual, **_dtypes(was, now))
 
 
 def _dtypes(was: Array, now: Array) -> dict[str, object]:
     return {} if was.dtype == now.dtype else {"dtype": (str(was.dtype), str(now.dtype))}
 
 
-class Found(NamedTuple):
-    """Steps that explain, and what they leave."""
-
-    steps: list[Step]
-    residual: float
-
-
-def _coloured(steps: list[Step], a: Array, b: Array) -> Iterator[Candidate]:
-    """The channels alone; likeness from a look at some pixels."""
-    for recoloured, x in image_layout.try_channel_changes(a, b):
+def _try_channels(steps: list[Step], a: Array, b: Array) -> Iterator[Candidate]:
+    """Yield a candidate for each change of the channels that makes the images similar."""
+    for channel_steps, x in image_layout.try_channel_changes(a, b):
         if x.shape == b.shape:
-            like = normalization.channel_correlation(*_probe(x, b))
-            if like > _LIKE:
-                yield Candidate([*steps, *recoloured], x, b, like)
+            correlation = normalization.channel_correlation(*_thin_out(x, b))
+            if correlation > _SIMILAR:
+                yield Candidate([*steps, *channel_steps], x, b, correlation)
 
 
-def _structures(steps: list[Step], a: Array, b: Array) -> Iterator[Candidate]:
-    """Samples, positions and channels, in all combinations."""
-    for ordered, x in _ordered(a, b):
-        for turned, y in geometry.try_turns(x):
-            for moved, u, v in geometry.try_shifts(y, b):
-                structure = [*steps, *ordered, *turned, *moved]
+def _try_structures(steps: list[Step], a: Array, b: Array) -> Iterator[Candidate]:
+    """Yield a candidate for each combination of sample order, geometry and channels that makes the images similar."""
+    for order_steps, x in _try_orders(a, b):
+        for turn_steps, y in geometry.try_turns(x):
+            for shift_steps, u, v in geometry.try_shifts(y, b):
+                structure = [*steps, *order_steps, *turn_steps, *shift_steps]
                 if len(structure) > len(steps):
-                    yield from _coloured(structure, u, v)
+                    yield from _try_channels(structure, u, v)
 
 
-def _ordered(a: Array, b: Array) -> Iterator[tuple[list[Step], Array]]:
+def _try_orders(a: Array, b: Array) -> Iterator[tuple[list[Step], Array]]:
     if len(a) == len(b):
         yield [], a
     index = sample_order.match_similar(a, b)
@@ -86,108 +95,111 @@ def _ordered(a: Array, b: Array) -> Iterator[tuple[list[Step], Array]]:
         yield sample_order.order_steps(len(a), index), a[index]
 
 
-def _probe(a: Array, b: Array) -> tuple[Array, Array]:
-    """The same few pixels of both, as one row."""
+def _thin_out(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return an evenly spaced subset of the pixels, the same of both."""
     pixels = a.shape[0] * a.shape[2] * a.shape[3]
-    if pixels <= _PROBE:
+    if pixels <= _MAX_PIXELS:
         return a, b
-    stride = int(np.ceil((pixels / _PROBE) ** 0.5))
+    stride = int(np.ceil((pixels / _MAX_PIXELS) ** 0.5))
     return a[:, :, ::stride, ::stride], b[:, :, ::stride, ::stride]
 
 
-def _first_exact(candidates: list[Candidate], was: Dtype, now: Dtype) -> Found | None:
-    """The fewest steps after which a scale, a shift and a rounding leave nothing."""
-    for each in sorted(candidates, key=lambda each: len(each.steps)):
-        if each.likeness >= _SURE:
-            found = _values(each, was, now)
-            if found is not None:
-                return Found(each.steps + found.steps, found.residual)
+def _explain_exactly(candidates: list[Candidate], was: Dtype, now: Dtype) -> Explanation | None:
+    """Return the fewest steps after which a recoding and a rounding reproduce the current images."""
+    for candidate in sorted(candidates, key=lambda each: len(each.steps)):
+        if candidate.correlation >= _EXACT:
+            values = _explain_values(candidate, was, now)
+            if values is not None:
+                return Explanation(candidate.steps + values.steps, values.residual)
     return None
 
 
-def _values(candidate: Candidate, was: Dtype, now: Dtype) -> Found | None:
-    """What was done to the values alone."""
+def _explain_values(candidate: Candidate, was: Dtype, now: Dtype) -> Explanation | None:
+    """Explain the values of a candidate by nothing, a rounding, a recoding, or a recoding and a rounding."""
     a, b = candidate.a, candidate.b
     if np.array_equal(a, b):
-        return Found([], 0.0)
-    for step, left in rounding.try_roundings(a, b, 0.0, coding_of(b)):
-        return Found([step], left)
-    then_rounded: list[Found] = []
-    for steps, fit, code in normalization.try_recodings(a, b, 0.02, _order(candidate)):
-        there = fit(a)
-        slack = _slack(a, b, fit, was, now)
-        left = float(np.abs(there - b).max())
-        if left <= slack:
+        return Explanation([], 0.0)
+    for step, residual in rounding.try_roundings(a, b, 0.0, coding_of(b)):
+        return Explanation([step], residual)
+    then_rounded: list[Explanation] = []
+    for steps, fit, coding in normalization.try_recodings(a, b, 0.02, _channel_order(candidate)):
+        recoded = fit(a)
+        error = _rounding_error(a, b, fit, was, now)
+        residual = float(np.abs(recoded - b).max())
+        if residual <= error:
             narrow = now == np.float16 and was != now
             step = Step("rounding", "rounded to float16", {"rounded": "float16"})
-            return Found([*steps, step] if narrow else steps, left)
-        if code is not None:
+            return Explanation([*steps, step] if narrow else steps, residual)
+        # A recoding without rounding, found later, has fewer steps than one with rounding.
+        if coding is not None:
             then_rounded += [
-                Found([*steps, step], over) for step, over in rounding.try_roundings(there, b, slack, code)
+                Explanation([*steps, step], left) for step, left in rounding.try_roundings(recoded, b, error, coding)
             ]
     return then_rounded[0] if then_rounded else None
 
 
-def _order(candidate: Candidate) -> tuple[int, ...] | None:
-    """How the channels were swapped, if they were."""
-    return next((step.details["channels"] for step in candidate.steps if "channels" in step.details), None)  # type: ignore[return-value]
+def _channel_order(candidate: Candidate) -> tuple[int, ...] | None:
+    """Return the new order of the channels if a step swaps them."""
+    orders = (step.details["channels"] for step in candidate.steps if "channels" in step.details)
+    return next(orders, None)  # type: ignore[return-value]
 
 
-def _slack(a: Array, b: Array, fit: normalization.Fit, was: Dtype, now: Dtype) -> float:
-    """How far rounding in the two types may put a value off: a few units in the last place."""
+def _rounding_error(a: Array, b: Array, fit: normalization.Fit, was: Dtype, now: Dtype) -> float:
+    """Return the error that rounding in both dtypes may cause: a few units in the last place."""
     scale, shift = float(np.abs(fit.scale).max()), float(np.abs(fit.shift).max())
     largest = float(np.abs(b).max()) + shift
-    return 8 * (_unit(now) * largest + scale * _unit(was) * (float(np.abs(a).max()) + shift / scale))
+    return 8 * (_epsilon(now) * largest + scale * _epsilon(was) * (float(np.abs(a).max()) + shift / scale))
 
 
-def _unit(dtype: Dtype) -> float:
+def _epsilon(dtype: Dtype) -> float:
     return float(np.finfo(dtype).eps) / 2 if dtype.kind == "f" else 1e-12
 
 
-def _first_lossy(candidates: list[Candidate]) -> Found | None:
-    """A curve, compression or resampling, after the steps that leave the images most alike."""
+def _explain_lossily(candidates: list[Candidate]) -> Explanation | None:
+    """Explain the most similar candidates by a curve, a compression or a resampling."""
     if not candidates:
         return None
-    best = max(each.likeness for each in candidates)
-    near = [each for each in candidates if 1 - each.likeness < 1.5 * (1 - best) + 1e-9]
-    for each in sorted(near, key=lambda each: (len(each.steps), -each.likeness))[:3]:
-        found = _lossy(each)
-        if found is not None:
-            return Found(each.steps + found.steps, found.residual)
+    best = max(each.correlation for each in candidates)
+    near = [each for each in candidates if 1 - each.correlation < 1.5 * (1 - best) + 1e-9]
+    for candidate in sorted(near, key=lambda each: (len(each.steps), -each.correlation))[:3]:
+        lossy = _explain_loss(candidate)
+        if lossy is not None:
+            return Explanation(candidate.steps + lossy.steps, lossy.residual)
     return None
 
 
-def _lossy(candidate: Candidate) -> Found | None:
-    a, b, order_ = candidate.a, candidate.b, _order(candidate)
-    code = coding_of(a, order_)
-    level = 0.6 / 255 * (code.scale.max() if code is not None else np.ptp(b))
-    found = normalization.find_channel_scale(a, b, level, order_)
-    for pointwise in (
+def _explain_loss(candidate: Candidate) -> Explanation | None:
+    a, b, channel_order = candidate.a, candidate.b, _channel_order(candidate)
+    coding = coding_of(a, channel_order)
+    tolerance = 0.6 / 255 * (coding.scale.max() if coding is not None else np.ptp(b))
+    explained = normalization.find_channel_scale(a, b, tolerance, channel_order)
+    for find_pointwise_change in (
         rounding.find_fewer_levels,
         augmentation.find_scale_per_image,
         normalization.find_color_matrix,
         normalization.find_value_curve,
     ):
-        found = found or pointwise(a, b, level)
-    if found is not None:
-        return Found([found[0]], found[1])
+        explained = explained or find_pointwise_change(a, b, tolerance)
+    if explained is not None:
+        return Explanation([explained[0]], explained[1])
+    # Compression and resampling act on pixels: undo the most likely recoding first.
     tries: list[tuple[float, list[Step], Array]] = [(1.0, [], b)]
-    for steps, fit, new in normalization.try_recodings(a, b, 0.15, order_):
-        back = normalization.Fit(1 / fit.scale, -fit.shift / fit.scale)
-        # What is named has to bring the images much nearer than they are without, and what is not, more so.
-        tries.append((4.0 if new is not None and steps else 8.0 if steps else 1.0, steps, back(b)))
+    for steps, fit, new in normalization.try_recodings(a, b, 0.15, channel_order):
+        inverse = normalization.Fit(1 / fit.scale, -fit.shift / fit.scale)
+        # A known recoding must reduce the difference by this factor to be reported, a fitted one by a larger factor.
+        tries.append((4.0 if new is not None and steps else 8.0 if steps else 1.0, steps, inverse(b)))
     _, steps, b = min(tries, key=lambda each: float(np.mean((each[2] - a) ** 2)) * each[0])
-    x, y = (_levels(each, a, code) for each in (a, b))
+    x, y = (_to_levels(each, a, coding) for each in (a, b))
     jpeg = compression.find_jpeg(x, y)
     if jpeg is not None:
-        return Found([*steps, jpeg[0]], float(np.sqrt(np.mean((jpeg[1] - y) ** 2))))
+        return Explanation([*steps, jpeg[0]], float(np.sqrt(np.mean((jpeg[1] - y) ** 2))))
     detail = resampling.find_resampling(x, y)
-    return None if detail is None else Found([*steps, detail], float(np.sqrt(np.mean((x - y) ** 2))))
+    return None if detail is None else Explanation([*steps, detail], float(np.sqrt(np.mean((x - y) ** 2))))
 
 
-def _levels(values: Array, a: Array, code: Coding | None) -> Array:
-    """In 0..255, as far as that is known."""
-    if code is not None:
-        return np.asarray(code.to_pixels(values) * 255)
+def _to_levels(values: Array, a: Array, coding: Coding | None) -> Array:
+    """Scale values to levels in 0..255, by the range of the locked images if their coding is unknown."""
+    if coding is not None:
+        return np.asarray(coding.to_pixels(values) * 255)
     low, high = float(a.min()), float(a.max())
     return np.asarray((values - low) / (high - low or 1) * 255)

@@ -1,4 +1,4 @@
-"""Text, tokenised or not: padding, special tokens, truncation, casing, vocabulary; a cause a file."""
+"""Changes of text, tokenized or not: padding, special tokens, truncation, casing, vocabulary."""
 
 from __future__ import annotations
 
@@ -29,13 +29,19 @@ from pytest_evalmode.lock.inputs.text.vocabulary import (
 __all__ = ["explain_texts", "explain_tokens", "find_id_mapping", "is_tokens"]
 
 
-def explain_tokens(was: Array, now: Array, words: Vocabularies | None = None) -> Diagnosis | None:
-    """The diagnosis of ids, a text a row, if a known cause explains the difference."""
+def explain_tokens(was: Array, now: Array, vocabularies: Vocabularies | None = None) -> Diagnosis | None:
+    """Return the diagnosis of token ids or attention masks, if a known cause explains the difference.
+
+    Args:
+        was: The locked token ids: an integer array of shape (texts, tokens).
+        now: The current token ids, likewise; both sizes may differ.
+        vocabularies: The text of each token id, in the locked and in the current run, if known.
+    """
     if all(np.isin(each, (0, 1)).all() for each in (was, now)):
         return explain_masks(was, now)
     steps: list[Step] = []
-    fillers = find_padding_id(was), find_padding_id(now)
-    old, new = (strip_padding(each, pad) for each, pad in zip((was, now), share_padding_id(*fillers), strict=True))
+    padding_ids = find_padding_id(was), find_padding_id(now)
+    old, new = (strip_padding(each, id_) for each, id_ in zip((was, now), share_padding_id(*padding_ids), strict=True))
     if len(old) != len(new) or old != new:
         index = sample_order.match_samples(old, new)
         if index is not None and index != list(range(len(old))):
@@ -44,47 +50,50 @@ def explain_tokens(was: Array, now: Array, words: Vocabularies | None = None) ->
     if len(old) != len(new):
         return None
     if old != new:
-        found = next(_texts(old, new, words), None)
-        if found is None:
+        text_steps = next(_try_text_changes(old, new, vocabularies), None)
+        if text_steps is None:
             return None
-        steps += found
-    padded = find_padding_changes(was, now, fillers, bool(steps))
-    return diagnosis_of_steps("tokens", steps + padded) if steps or padded else None
+        steps += text_steps
+    padding_steps = find_padding_changes(was, now, padding_ids, bool(steps))
+    return diagnosis_of_steps("tokens", steps + padding_steps) if steps or padding_steps else None
 
 
-def _texts(old: list[Row], new: list[Row], words: Vocabularies | None) -> Iterator[list[Step]]:
-    """What may have been done to the texts, the plainest first; special tokens at the ends come and go."""
+def _try_text_changes(old: list[Row], new: list[Row], vocabularies: Vocabularies | None) -> Iterator[list[Step]]:
+    """Yield the changes that explain the texts, the simplest first, with or without a change of special tokens."""
     longest = max(map(len, old)), max(map(len, new))
     ends = list(try_special_tokens(old, new))
     for steps, a, b, _ in ends:
         if a == b:
             yield steps
     for steps, a, b, _ in ends:
-        found = find_replaced_ids(a, b)
-        if found is not None:
-            yield [*steps, found]
+        step = find_replaced_ids(a, b)
+        if step is not None:
+            yield [*steps, step]
     for steps, a, b, _ in sorted(ends, key=lambda each: len(each[0])):
-        found = find_prompt_tokens(a, b)
-        if found is not None:
-            yield [*steps, found]
+        step = find_prompt_tokens(a, b)
+        if step is not None:
+            yield [*steps, step]
     for steps, a, b, (head, tail) in ends:
-        found = find_truncation(a, b, longest)
-        if found is not None and min(map(len, (*old, *new))) > head + tail:
-            yield [*steps, found]
-    if words is not None:
+        step = find_truncation(a, b, longest)
+        if step is not None and min(map(len, (*old, *new))) > head + tail:
+            yield [*steps, step]
+    if vocabularies is not None:
         for steps, a, b, _ in ends:
-            found_words = compare_spelling(a, b, words, longest)
-            if found_words:
-                yield [*steps, *found_words]
-    yield from (
-        [found]
-        for found in (find_other_vocabulary(old, new), find_unknown_tokens(old, new), find_other_splits(old, new))
-        if found is not None
-    )
+            spelling_steps = compare_spelling(a, b, vocabularies, longest)
+            if spelling_steps:
+                yield [*steps, *spelling_steps]
+    for step in (find_other_vocabulary(old, new), find_unknown_tokens(old, new), find_other_splits(old, new)):
+        if step is not None:
+            yield [step]
 
 
 def explain_texts(was: Array, now: Array) -> Diagnosis | None:
-    """The diagnosis of texts, which are arrays of strings."""
+    """Return the diagnosis of texts, if a known cause explains the difference.
+
+    Args:
+        was: The locked texts: an array of strings of any shape.
+        now: The current texts, likewise.
+    """
     a, b = ([str(each) for each in array.ravel()] for array in (was, now))
     steps: list[Step] = []
     index = sample_order.match_samples(a, b)
@@ -92,11 +101,11 @@ def explain_texts(was: Array, now: Array) -> Diagnosis | None:
         return diagnosis_of_steps("texts", sample_order.order_steps(len(a), index))
     if len(a) != len(b):
         return None
-    other_case = find_case_change(a, b)
-    if other_case is not None:
-        return diagnosis_of_steps("texts", [other_case])
+    case_step = find_case_change(a, b)
+    if case_step is not None:
+        return diagnosis_of_steps("texts", [case_step])
     if [" ".join(each.split()) for each in a] == [" ".join(each.split()) for each in b]:
-        steps.append(Step("white space", "given with other white space"))
+        steps.append(Step("white space", "given with different whitespace"))
     elif all(x.startswith(y) or x.endswith(y) for x, y in zip(a, b, strict=True)):
         steps.append(Step("truncation", f"cut ({sum(x != y for x, y in zip(a, b, strict=True))} of {len(a)} texts)"))
     else:
@@ -105,7 +114,7 @@ def explain_texts(was: Array, now: Array) -> Diagnosis | None:
 
 
 def is_tokens(was: Array, now: Array) -> bool:
-    """Whether both are ids, a text a row."""
+    """Return whether both arrays look like token ids: non-empty, of shape (texts, tokens), integers but not uint8."""
     return all(
         each.dtype.kind in "iu" and each.dtype != np.uint8 and each.ndim == 2 and each.size for each in (was, now)
     )

@@ -1,4 +1,4 @@
-"""Masks, which mark the tokens that are no padding."""
+"""Changes of attention masks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from pytest_evalmode.lock.inputs.text.truncation import truncation_step
 
 
 def explain_masks(was: Array, now: Array) -> Diagnosis | None:
-    """The diagnosis of masks, which mark the tokens that are no padding."""
+    """Return the diagnosis of attention masks, if a known cause explains the difference.
+
+    Args:
+        was: The locked mask: an integer array of shape (texts, tokens), 1 for text and 0 for padding.
+        now: The current mask, likewise; both sizes may differ.
+    """
     if was.shape == now.shape and np.array_equal(was, 1 - now):
-        return diagnosis_of_steps("tokens", [Step("inverted", "marked the other way round: padding for text")])
+        return diagnosis_of_steps("tokens", [Step("inverted", "marked the opposite way (padding instead of text)")])
     steps: list[Step] = []
     old, new = (each.sum(1).tolist() for each in (was, now))
     if len(old) != len(new) or (old != new and sorted(old) == sorted(new)):
@@ -28,9 +33,9 @@ def explain_masks(was: Array, now: Array) -> Diagnosis | None:
         if any(new[i] != most or old[i] + shift < most for i in cut):
             return None
         if shift:
-            words = f"marked with {abs(shift)} {'more' if shift > 0 else 'fewer'} in every text"
+            words = f"{abs(shift)} {'more' if shift > 0 else 'fewer'} per text according to the mask"
             steps.append(Step("length", words, {"tokens": shift}))
         if cut:
-            steps.append(truncation_step(f"cut to {most} tokens", "(by the mask)", cut, len(old), most))
+            steps.append(truncation_step(f"cut to {most} tokens", "according to the mask", cut, len(old), most))
     steps += find_padding_changes(was, now, (0, 0), bool(steps))
     return diagnosis_of_steps("tokens", steps) if steps else None

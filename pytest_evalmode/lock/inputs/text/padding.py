@@ -1,4 +1,4 @@
-"""What fills rows up, and on which side."""
+"""Changes of padding: the id, the side and the length."""
 
 from __future__ import annotations
 
@@ -9,42 +9,56 @@ from pytest_evalmode.lock.inputs.text.rows import Row
 
 
 def find_padding_id(ids: Array) -> int | None:
-    """The id that fills rows up: only ever at an end of a row, in runs of differing lengths."""
+    """Return the padding id: one that occurs only at the ends of rows, in runs of different lengths.
+
+    Args:
+        ids: Token ids: an integer array of shape (texts, tokens).
+    """
     runs: dict[int, list[int]] = {}
     for row in ids.tolist():
         for end in (row, row[::-1]):
             length = next((i for i, each in enumerate(end) if each != end[0]), len(end))
             runs.setdefault(end[0], []).append(length)
     counts = Counter(ids.ravel().tolist())
-    fit = [
+    candidates = [
         id_
         for id_, lengths in runs.items()
         if max(lengths) > 1 and sum(lengths) >= counts[id_] and set(lengths) != {ids.shape[1]}
     ]
-    return max(fit, key=lambda id_: counts[id_], default=None)
+    return max(candidates, key=lambda id_: counts[id_], default=None)
 
 
 def share_padding_id(a: int | None, b: int | None) -> tuple[int | None, int | None]:
-    """Where one is not padded at all, the other's filler may stand in it too."""
+    """Return both padding ids; if only one is known, it is used for both sides."""
     return a if a is not None else b, b if b is not None else a
 
 
-def strip_padding(ids: Array, filler: int | None) -> list[Row]:
-    """The rows without what fills them up."""
-    return [_stripped(row, filler) for row in ids.tolist()]
+def strip_padding(ids: Array, padding_id: int | None) -> list[Row]:
+    """Return the rows of token ids, an integer array of shape (texts, tokens), without padding at either end."""
+    return [_strip(row, padding_id) for row in ids.tolist()]
 
 
-def _stripped(row: list[int], filler: int | None) -> Row:
+def _strip(row: list[int], padding_id: int | None) -> Row:
     start, end = 0, len(row)
-    while end > start and row[end - 1] == filler:
+    while end > start and row[end - 1] == padding_id:
         end -= 1
-    while start < end and row[start] == filler:
+    while start < end and row[start] == padding_id:
         start += 1
     return tuple(row[start:end])
 
 
-def find_padding_changes(was: Array, now: Array, filler: tuple[int | None, int | None], changed: bool) -> list[Step]:
-    a, b = filler
+def find_padding_changes(
+    was: Array, now: Array, padding_ids: tuple[int | None, int | None], changed: bool
+) -> list[Step]:
+    """Return a step if the padding id, side or length changed, else no step.
+
+    Args:
+        was: The locked token ids or mask: an integer array of shape (texts, tokens).
+        now: The current token ids or mask, likewise.
+        padding_ids: The locked and the current padding id, as far as known.
+        changed: Whether the texts changed too; a different length is then not reported.
+    """
+    a, b = padding_ids
     old, new = _side(was, a), _side(now, b)
     words: list[str] = []
     details: dict[str, object] = {}
@@ -60,8 +74,8 @@ def find_padding_changes(was: Array, now: Array, filler: tuple[int | None, int |
     return [Step("padding", " and ".join(words), details)] if words else []
 
 
-def _side(ids: Array, filler: int | None) -> str:
-    if filler is None:
+def _side(ids: Array, padding_id: int | None) -> str:
+    if padding_id is None:
         return ""
-    left, right = ((ids[:, i] == filler).any() for i in (0, -1))
+    left, right = ((ids[:, i] == padding_id).any() for i in (0, -1))
     return "left" if left and not right else "right" if right and not left else ""

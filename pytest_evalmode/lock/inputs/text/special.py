@@ -1,4 +1,4 @@
-"""Special tokens: at the ends of rows, or in place of others throughout."""
+"""Changes of special tokens: at the ends of texts, or replaced everywhere; and prompts."""
 
 from __future__ import annotations
 
@@ -9,46 +9,52 @@ from pytest_evalmode.lock.inputs.diagnosis import Step
 from pytest_evalmode.lock.inputs.text.rows import Row
 from pytest_evalmode.lock.inputs.text.vocabulary import MOST_REPLACED, find_id_mapping
 
-_SPECIAL = 3  # special tokens at an end are no more than these
-_ENDS = sorted(product(range(_SPECIAL + 1), repeat=4), key=lambda ends: (sum(ends), max(ends)))
+_MAX_SPECIAL = 3  # special tokens at one end
+_ENDS = sorted(product(range(_MAX_SPECIAL + 1), repeat=4), key=lambda ends: (sum(ends), max(ends)))
 
 
 def try_special_tokens(
     old: list[Row], new: list[Row]
 ) -> Iterator[tuple[list[Step], list[Row], list[Row], tuple[int, int]]]:
-    """Both without the same few tokens at each row's ends, fewest first; and the step, if those differ."""
+    """Yield the rows without special tokens at their ends, for each possible number of them, the fewest first.
+
+    Yields:
+        A step if the special tokens differ, the locked rows, the current rows, and how many tokens were removed from
+        the start and the end of the locked rows.
+    """
     for i, j, k, m in _ENDS:
-        ends, others = _end(old, i, k), _end(new, j, m)
-        if ends is None or others is None:
+        old_ends, new_ends = _common_ends(old, i, k), _common_ends(new, j, m)
+        if old_ends is None or new_ends is None:
             continue
-        (start, stop), (begin, finish) = ends, others
+        (start, end), (new_start, new_end) = old_ends, new_ends
         a = [row[i : len(row) - k] for row in old]
         b = [row[j : len(row) - m] for row in new]
-        if (start, stop) == (begin, finish):
+        if old_ends == new_ends:
             yield [], a, b, (i, k)
-        elif (not start or not begin or start[0] != begin[0]) and (not stop or not finish or stop[-1] != finish[-1]):
-            # Nothing that both share is told, and one side alone may have changed.
-            yield [_ends_step((start, stop), (begin, finish))], a, b, (i, k)
-        elif (start == begin) != (stop == finish):
-            yield [_ends_step((start, stop), (begin, finish))], a, b, (i, k)
+        elif (not start or not new_start or start[0] != new_start[0]) and (
+            not end or not new_end or end[-1] != new_end[-1]
+        ):
+            # Outermost tokens that both sides share are not part of the change; fewer tokens explain it then.
+            yield [_ends_step(old_ends, new_ends)], a, b, (i, k)
+        elif (start == new_start) != (end == new_end):
+            yield [_ends_step(old_ends, new_ends)], a, b, (i, k)
 
 
-def _end(rows: list[Row], head: int, tail: int) -> tuple[Row, Row] | None:
-    """The tokens at both ends, if they are the same in all rows."""
+def _common_ends(rows: list[Row], head: int, tail: int) -> tuple[Row, Row] | None:
+    """Return the tokens at both ends if they are the same in all rows."""
     if min(map(len, rows)) < head + tail:
         return None
-    found = {(row[:head], row[len(row) - tail :]) for row in rows}
-    return found.pop() if len(found) == 1 else None
+    distinct = {(row[:head], row[len(row) - tail :]) for row in rows}
+    return distinct.pop() if len(distinct) == 1 else None
 
 
 def _ends_step(old: tuple[Row, Row], new: tuple[Row, Row]) -> Step:
     words = []
-    for a, b, where in zip(old, new, ("begun", "ended"), strict=True):
-        if a != b:
-            if not a or not b:
-                words.append(f"{where} with {_ids(b)} more" if b else f"not {where} with {_ids(a)}")
-            else:
-                words.append(f"{where} with {_ids(b)}, not {_ids(a)}")
+    for a, b, where in zip(old, new, ("start", "end"), strict=True):
+        if a and b and a != b:
+            words.append(f"given with {_ids(b)} instead of {_ids(a)} at the {where}")
+        elif a != b:
+            words.append(f"given {f'with {_ids(b)} added' if b else f'without {_ids(a)}'} at the {where}")
     return Step("special tokens", " and ".join(words), {"special tokens": (old, new)})
 
 
@@ -57,7 +63,7 @@ def _ids(row: Row) -> str:
 
 
 def find_prompt_tokens(old: list[Row], new: list[Row]) -> Step | None:
-    """The same few tokens before, or after, every text: a prompt."""
+    """Find a prompt: the same few tokens before, or after, every text."""
     for longer, shorter, words in (
         (new, old, "given with {} more tokens {}"),
         (old, new, "given without {} tokens {}"),
@@ -71,13 +77,13 @@ def find_prompt_tokens(old: list[Row], new: list[Row]) -> Step | None:
             ("at the end", {a[-n:] for a, _ in pairs}, all(a[:-n] == b for a, b in pairs)),
         ):
             if rest and len(cut) == 1:
-                told_ = f"{words.format(n, where)} of every text: ids {cut.pop()}"
-                return Step("prompt", told_, {"tokens": n})
+                prompt = f"{words.format(n, where)} of every text: ids {cut.pop()}"
+                return Step("prompt", prompt, {"tokens": n})
     return None
 
 
 def find_replaced_ids(old: list[Row], new: list[Row]) -> Step | None:
-    """A few ids given as others, wherever they stand."""
+    """Find a few ids that were replaced by others everywhere."""
     pairs = find_id_mapping(old, new)
     if (
         pairs is None
@@ -86,6 +92,6 @@ def find_replaced_ids(old: list[Row], new: list[Row]) -> Step | None:
     ):
         return None
     if any(sum(row.count(id_) for row in old) < 2 for id_ in pairs):
-        return None  # once is no rule
-    shown = ", ".join(f"id {b} for {a}" for a, b in pairs.items())
-    return Step("special tokens", f"given with {shown} throughout", {"replaced": pairs})
+        return None  # a single occurrence does not show that an id is replaced everywhere
+    shown = ", ".join(f"id {b} instead of {a}" for a, b in pairs.items())
+    return Step("special tokens", f"given with {shown} everywhere", {"replaced": pairs})

@@ -1,4 +1,4 @@
-"""The text itself: its letters, its pieces."""
+"""Changes of the text itself: casing, accents, Unicode, encoding, prompts, and other tokens for the same text."""
 
 from __future__ import annotations
 
@@ -11,37 +11,40 @@ from pytest_evalmode.lock.inputs.diagnosis import Step
 from pytest_evalmode.lock.inputs.text.rows import Row, Vocabularies
 from pytest_evalmode.lock.inputs.text.truncation import truncation_step
 
-_SPECIAL_PIECE = re.compile(r"\[.*\]$|<.*>$")
+_SPECIAL_TOKEN = re.compile(r"\[.*\]$|<.*>$")
 
 
-def compare_spelling(old: list[Row], new: list[Row], words: Vocabularies, longest: tuple[int, int]) -> list[Step]:
-    """The same text once the ids are read: in other letters, in other pieces, or under other ids."""
-    if not all(id_ in known for rows, known in zip((old, new), words, strict=True) for row in rows for id_ in row):
+def compare_spelling(
+    old: list[Row], new: list[Row], vocabularies: Vocabularies, longest: tuple[int, int]
+) -> list[Step]:
+    """Return the steps if the ids stand for the same text: in another case, split differently, or with other ids."""
+    sides = list(zip((old, new), vocabularies, strict=True))
+    if not all(id_ in vocabulary for rows, vocabulary in sides for row in rows for id_ in row):
         return []
-    a, b = ([[known[i] for i in row] for row in rows] for rows, known in zip((old, new), words, strict=True))
+    a, b = ([[vocabulary[id_] for id_ in row] for row in rows] for rows, vocabulary in sides)
     if a == b:
-        return [Step("vocabulary", "given in another vocabulary (the same pieces under other ids)")]
-    if any([*filter(_SPECIAL_PIECE.match, x)] != [*filter(_SPECIAL_PIECE.match, y)] for x, y in zip(a, b, strict=True)):
+        return [Step("vocabulary", "given in another vocabulary (the same tokens have other ids)")]
+    if any([*filter(_SPECIAL_TOKEN.match, x)] != [*filter(_SPECIAL_TOKEN.match, y)] for x, y in zip(a, b, strict=True)):
         return []
     x, y = (
-        ["".join(_plain(piece) for piece in row if not _SPECIAL_PIECE.match(piece)) for row in rows] for rows in (a, b)
+        ["".join(_plain(token) for token in row if not _SPECIAL_TOKEN.match(token)) for row in rows] for rows in (a, b)
     )
     if x == y:
-        return [Step("pieces", "split into other pieces of the same text (another vocabulary)")]
-    other_case = find_case_change(x, y)
-    if other_case is not None:
-        return [other_case]
+        return [Step("pieces", "split differently for the same text (another vocabulary)")]
+    case_step = find_case_change(x, y)
+    if case_step is not None:
+        return [case_step]
     cut = [i for i, (p, q) in enumerate(zip(x, y, strict=True)) if p.lower() != q.lower()]
     if all(x[i].lower().startswith(y[i].lower()) for i in cut) and len({len(new[i]) for i in cut}) == 1:
-        other_case = find_case_change([p[: len(q)] for p, q in zip(x, y, strict=True)], y)
+        case_step = find_case_change([p[: len(q)] for p, q in zip(x, y, strict=True)], y)
         step = truncation_step(f"cut to {longest[1]} tokens", "at the end", cut, len(old), longest[1])
-        return [other_case, step] if other_case is not None else []
+        return [case_step, step] if case_step is not None else []
     return []
 
 
-def _plain(piece: str) -> str:
-    """A piece without the marks by which tokenizers tell where words begin."""
-    return piece.removeprefix("##").replace("Ġ", "").replace("▁", "").removesuffix("</w>")
+def _plain(token: str) -> str:
+    """Remove the markers of word boundaries that WordPiece, BPE and SentencePiece add."""
+    return token.removeprefix("##").replace("Ġ", "").replace("▁", "").removesuffix("</w>")
 
 
 def _unaccented(text: str) -> str:
@@ -49,25 +52,23 @@ def _unaccented(text: str) -> str:
 
 
 def find_case_change(a: list[str], b: list[str]) -> Step | None:
-    """Texts that are the same but for case, accents or the form of Unicode."""
+    """Find texts that differ only in case, accents or the Unicode normalization form."""
     if all(x.lower() == y.lower() for x, y in zip(a, b, strict=True)):
         if all(y == y.lower() for y in b):
-            return Step("casing", "lower-cased", {"lower": True})
+            return Step("casing", "lowercased", {"lower": True})
         if all(x == x.lower() for x in a):
-            return Step("casing", "not lower-cased", {"lower": False})
-        return Step("casing", "given in other case")
+            return Step("casing", "not lowercased", {"lower": False})
+        return Step("casing", "given in a different case")
     if all(unicodedata.normalize("NFKC", x) == unicodedata.normalize("NFKC", y) for x, y in zip(a, b, strict=True)):
-        return Step("unicode", "given in another form of Unicode (NFC, NFD, NFKC)")
+        return Step("unicode", "given in another Unicode normalization form (NFC, NFD, NFKC)")
     if all(_unaccented(x).lower() == _unaccented(y).lower() for x, y in zip(a, b, strict=True)):
         other_case = any(_unaccented(x) != _unaccented(y) for x, y in zip(a, b, strict=True))
-        return Step(
-            "accents", "given with other accents and in other case" if other_case else "given with other accents"
-        )
+        return Step("accents", f"given with different accents{' and in a different case' if other_case else ''}")
     return None
 
 
 def find_codec(a: list[str], b: list[str]) -> Step | None:
-    """Texts that went through a codec or an escape that they should not have, or no longer go through it."""
+    """Find texts that are now, or are no longer, decoded with the wrong codec or escaped as HTML."""
     for kind, function, words in _REWRITES:
         if _all(function, a, b):
             return Step(kind, words)
@@ -81,8 +82,8 @@ def _mojibake(codec: str) -> Callable[[str], str]:
 
 
 _REWRITES: tuple[tuple[str, Callable[[str], str], str], ...] = (
-    ("encoding", _mojibake("latin-1"), "decoded as Latin-1, and are UTF-8"),
-    ("encoding", _mojibake("cp1252"), "decoded as Windows-1252, and are UTF-8"),
+    ("encoding", _mojibake("latin-1"), "decoded as Latin-1 instead of UTF-8"),
+    ("encoding", _mojibake("cp1252"), "decoded as Windows-1252 instead of UTF-8"),
     ("escapes", html.escape, "escaped as HTML"),
     ("escapes", lambda text: html.escape(text, quote=False), "escaped as HTML"),
 )
@@ -96,7 +97,7 @@ def _all(function: Callable[[str], str], a: list[str], b: list[str]) -> bool:
 
 
 def find_prompt_text(a: list[str], b: list[str]) -> Step | None:
-    """The same words before or after every text: a prompt."""
+    """Find a prompt: the same words before or after every text."""
     for longer, shorter, words in ((b, a, "given with {!r} {}"), (a, b, "given without {!r} {}")):
         pairs = list(zip(longer, shorter, strict=True))
         counts = {len(x) - len(y) for x, y in pairs}

@@ -1,4 +1,4 @@
-"""Rows cut to a length."""
+"""Changes of truncation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from pytest_evalmode.lock.inputs.text.rows import Row
 
 
 def find_truncation(old: list[Row], new: list[Row], longest: tuple[int, int]) -> Step | None:
-    """Rows cut at one end to the same length; `longest` are the rows with their special tokens."""
+    """Find rows that were cut at one end to the same length.
+
+    Args:
+        old: The locked rows, without special tokens.
+        new: The current rows, without special tokens.
+        longest: The lengths of the longest locked and current rows, with special tokens.
+    """
     for long, short, words, length in (
         (old, new, "cut to {} tokens", longest[1]),
         (new, old, "not cut to {} tokens", longest[0]),
@@ -16,8 +22,8 @@ def find_truncation(old: list[Row], new: list[Row], longest: tuple[int, int]) ->
         lengths = {len(short[i]) for i in cut}
         if len(lengths) != 1 or any(len(row) > max(lengths) for row in short):
             continue
-        for side, kept in (("at the end", _first), ("at the start", _last)):
-            if all(kept(long[i], len(short[i])) == short[i] and len(short[i]) < len(long[i]) for i in cut):
+        for side, part in (("at the end", _first), ("at the start", _last)):
+            if all(part(long[i], len(short[i])) == short[i] and len(short[i]) < len(long[i]) for i in cut):
                 return truncation_step(words.format(length), side, cut, len(old), length)
     return None
 

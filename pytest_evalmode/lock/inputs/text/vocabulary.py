@@ -1,4 +1,4 @@
-"""The same text under other ids."""
+"""Changes of the vocabulary: the same text has other ids."""
 
 from __future__ import annotations
 
@@ -7,50 +7,52 @@ from difflib import SequenceMatcher
 from pytest_evalmode.lock.inputs.diagnosis import Step
 from pytest_evalmode.lock.inputs.text.rows import Row
 
-MOST_REPLACED = 3  # tokens replaced throughout; more are another vocabulary
+MOST_REPLACED = 3  # ids that are replaced everywhere; more are another vocabulary
 
 
 def find_other_vocabulary(old: list[Row], new: list[Row]) -> Step | None:
+    """Find a one-to-one mapping of ids, with ids that recur often enough to confirm it."""
     pairs = find_id_mapping(old, new)
     if (
         pairs is None
         or len(pairs) <= MOST_REPLACED
         or 2 * sum(map(len, old)) < 3 * len({id_ for row in old for id_ in row})
     ):
-        return None  # where ids hardly recur, any others would go with them one for one
-    by = {new - old for old, new in pairs.items()}
-    how = f"all shifted by {by.pop()}" if len(by) == 1 else "one for one"
-    words = f"given in another vocabulary ({len(pairs)} ids are others, {how})"
+        return None
+    shifts = {new - old for old, new in pairs.items()}
+    how = f"all shifted by {shifts.pop()}" if len(shifts) == 1 else "mapped one to one"
+    words = f"given in another vocabulary ({len(pairs)} ids differ, {how})"
     return Step("vocabulary", words, {"replaced": dict(list(pairs.items())[:32])})
 
 
 def find_id_mapping(old: list[Row], new: list[Row]) -> dict[int, int] | None:
-    """The ids that differ, if each became one other and no two the same."""
+    """Return the ids that changed, each with its new id, if the mapping is one to one."""
     if [len(row) for row in old] != [len(row) for row in new]:
         return None
     pairs = {(a, b) for row, other in zip(old, new, strict=True) for a, b in zip(row, other, strict=True)}
-    becomes = dict(pairs)
-    if len(becomes) != len(pairs) or len(set(becomes.values())) != len(becomes):
+    new_ids = dict(pairs)
+    if len(new_ids) != len(pairs) or len(set(new_ids.values())) != len(new_ids):
         return None
-    return {a: b for a, b in sorted(becomes.items()) if a != b}
+    return {a: b for a, b in sorted(new_ids.items()) if a != b}
 
 
 def find_unknown_tokens(old: list[Row], new: list[Row]) -> Step | None:
-    """Stretches that became one and the same id, which did not stand there before."""
+    """Find stretches of ids that all became one id, or the reverse: the id of the unknown token."""
     for a, b, words in (
-        (old, new, "unknown (id {}), which were known"),
-        (new, old, "known, which were unknown (id {})"),
+        (old, new, "unknown (id {}) that were known before"),
+        (new, old, "known that were unknown (id {}) before"),
     ):
         changes = _changes(a, b)
         ids = {id_ for _, stretch in changes for id_ in stretch}
         if len(ids) == 1 and len(changes) > 1 and not any(ids & set(row) for row in a):
-            told_ = f"given with {len(changes)} words {words.format(*ids)}: another casing, normalisation or vocabulary"
-            return Step("unknown tokens", told_, {"unknown": (*ids,), "words": len(changes)})
+            reason = "another casing, normalization or vocabulary"
+            unknown = f"given with {len(changes)} words {words.format(*ids)} ({reason})"
+            return Step("unknown tokens", unknown, {"unknown": (*ids,), "words": len(changes)})
     return None
 
 
 def find_other_splits(old: list[Row], new: list[Row]) -> Step | None:
-    """Most of the tokens as before, and each stretch that differs always the same way."""
+    """Find texts in which few stretches changed, and each stretch always in the same way."""
     changes = _changes(old, new)
     total = sum(map(len, old))
     changed = sum(max(len(a), len(b)) for a, b in changes)
@@ -58,14 +60,13 @@ def find_other_splits(old: list[Row], new: list[Row]) -> Step | None:
         return None
     if len(dict(changes)) != len(set(changes)) or len(changes) < 2:
         return None
-    words = (
-        f"split otherwise at {len(changes)} places, always the same way: another casing or normalisation of the text"
-    )
+    reason = "another casing or normalization of the text"
+    words = f"split differently in {len(changes)} places, always in the same way ({reason})"
     return Step("spelling", words, {"places": len(changes), "tokens": changed / total})
 
 
 def _changes(old: list[Row], new: list[Row]) -> list[tuple[Row, Row]]:
-    """The stretches that differ."""
+    """Return each differing stretch of ids, before and after."""
     return [
         (a[i:j], b[k:m])
         for a, b in zip(old, new, strict=True)

@@ -1,6 +1,6 @@
-"""The facts of one guarded window: what the observers record and the rules judge.
+"""Facts about one guarded window: the observers record them, and the rules read them.
 
-Plain frozen values without behaviour: no torch, no pytest.  A test of a rule builds them by hand.
+Frozen dataclasses without torch, pytest or behavior, so that the test of a rule can build them by hand.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A line of user code; `file` is relative to the root that the user sees."""
+    """A line of user code; `file` is relative to pytest's rootdir."""
 
     file: str
     line: int
@@ -23,13 +23,13 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class ModuleInfo:
-    """A module of a model; the model itself has the empty `path`."""
+    """A module of a model; `path` is its qualified name, empty for the model itself."""
 
     model: str
     path: str
     type: str
     mode_dependent: bool = False
-    """Whether its forward depends on `self.training`."""
+    """Whether the module's forward behaves differently in training mode."""
 
     @property
     def name(self) -> str:
@@ -41,61 +41,65 @@ class ModuleInfo:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Something about one module of a forward, the user's line in the model that led to it, and how it came about."""
+    """One module that a check reported during a forward, and the user's line at fault."""
 
     module: ModuleInfo
     cause: Site | None = None
+    """The innermost line of user code inside the model."""
     why: str = ""
     enabled_by_forward: bool = False
-    """Of autograd: whether the forward turned it on by itself."""
+    """Autograd only: whether the forward enabled grad mode itself."""
     training: bool = False
-    """Of a draw: whether the module was in training mode."""
+    """Random draws only: whether the module was in training mode."""
     is_graph: bool = False
-    """Whether the module is a graph, which keeps the modes in which it was made."""
+    """Whether the module is an exported or traced graph, which keeps the modes it was created with."""
     since: Site | None = None
-    """The line that switched the module to training mode, if that was in the window."""
+    """The line that switched the module to training mode, if it ran in the window."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttributeChange:
-    """A plain attribute of a module that a forward changed."""
+    """A plain attribute of a module that changed during a forward."""
 
-    part: ModuleInfo
+    module: ModuleInfo
     attribute: str
     before: str
     after: str
 
     @property
     def name(self) -> str:
-        return f"{self.part.name}.{self.attribute}"
+        return f"{self.module.name}.{self.attribute}"
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardCall:
-    """An outermost forward that has something to say; equal calls are counted, not repeated."""
+    """An outermost forward that a rule may report; identical calls are counted in `count`."""
 
     ran: ModuleInfo
+    """The model."""
     at: Site | None
+    """The line of user code that called it, in the test's file if there is one."""
     modules: int
+    """Number of modules in the model."""
     through: Site | None = None
-    """The innermost line outside the model, where `at` is that of the test that led to it."""
+    """The innermost line of user code outside the model, if that is not `at`."""
     by: ModuleInfo | None = None
-    """The part that ran, where a method of the model other than `__call__` called it: `model.encode(x)`, say."""
+    """The submodule that ran, if a method of the model other than `__call__` called it (`model.encode(x)`)."""
     exported: bool = False
-    """Whether torch ran it to make a graph of it, which keeps the modes."""
+    """Whether torch ran the forward to create a graph, which keeps the modes of its modules."""
     graphs: frozenset[str] = frozenset()
-    """The names of those graphs that ran as models."""
+    """Names of the created graphs that later ran as models."""
     training: tuple[Observation, ...] = ()
     """Modules in training mode that depend on the mode or hold parameters."""
     all_training: bool = False
-    """Whether the model itself was, so that nobody had called its `eval()`."""
+    """Whether the model itself was in training mode, so that `eval()` was never called on it."""
     autograd: Observation | None = None
     batch_stats: tuple[Observation, ...] = ()
-    """Batch norms in eval mode that used the statistics of the batch."""
+    """Batch norms in eval mode that used the batch's own statistics."""
     draws: tuple[Observation, ...] = ()
-    """Modules in eval mode that moved a global random generator."""
+    """Modules in eval mode that drew from a global random generator."""
     unregistered: tuple[Observation, ...] = ()
-    """Modules with state or a mode that ran inside without being submodules."""
+    """Modules with state or mode-dependent behavior that ran inside the model without being submodules."""
     inputs: tuple[str, ...] = ()
     """Arguments that the forward changed in place."""
     attributes: tuple[AttributeChange, ...] = ()
@@ -104,17 +108,19 @@ class ForwardCall:
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
-    """A parameter or persistent buffer that is not what it was."""
+    """A parameter or buffer that changed."""
 
     model: str
     path: str
     what: str
     """`values`, `shape (4,) -> (8,)`, `dtype ...`, `device ...`, `added` or `removed`."""
     elements: int | None = None
+    """Number of elements that changed."""
     numel: int | None = None
+    """Number of elements of the tensor."""
     max_abs: float | None = None
     last_forward: Site | None = None
-    """The last forward of the model before the change was first seen."""
+    """The model's last forward before the change was first seen."""
     persistent: bool = True
     """Whether `state_dict()` saves it."""
     buffer: bool = False
@@ -127,87 +133,87 @@ class TensorChange:
 
 @dataclass(frozen=True, slots=True)
 class ModelOperation:
-    """A call by which a model was trained or written to, or the graph of its forward was used."""
+    """A call outside a forward that trained, set or differentiated models: `step()`, `half()`, `backward()`."""
 
     models: tuple[str, ...]
     name: str
-    """`SGD.step()`, or `backward()`."""
+    """For example `SGD.step()`, `load_state_dict()` or `backward()`."""
     at: Site | None
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A `load_state_dict(strict=False)` that left something over, but for what another load of the window filled."""
+    """A `load_state_dict(strict=False)` with missing or unexpected keys that no other load of the window filled."""
 
     model: ModuleInfo
     at: Site | None
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     by_user: bool = True
-    """Whether it stands in code of the user's own, not in a library's."""
+    """Whether user code called it, not a library."""
     matched: int = 1
-    """How many of the keys that it was given the model has."""
+    """Number of given keys that the model has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """Something that the test left behind otherwise than it found it; without a model, of torch's global state."""
+    """A change that persists after the test; `model` is None for torch's global state."""
 
     model: str | None
     name: str
     before: str
     after: str
     at: Site | None = None
-    """The line that did it, where that is known."""
+    """The line that made the change, if known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A shared model that is not what the last guarded test left."""
+    """A shared model that changed since the last guarded test."""
 
     model: str
     changes: tuple[TensorChange, ...]
     last_seen_by: str
     """The last guarded test that saw the old state."""
     between: tuple[str, ...]
-    """What ran since, unguarded, likeliest first."""
+    """Unguarded tests and fixtures that ran since, the most likely cause first."""
 
 
 @dataclass(frozen=True, slots=True)
 class GlobalDrift:
-    """Torch's global state is not what the last guarded test left."""
+    """A change of torch's global state since the last guarded test."""
 
     changes: tuple[Leak, ...]
     last_seen_by: str
     """The last guarded test that saw the old state."""
     between: tuple[str, ...]
-    """The tests that ran since, unguarded, the last one first."""
+    """Unguarded tests that ran since, the last one first."""
     changed_by: tuple[str, ...] = ()
-    """Those of them as which it changed, where that is known."""
+    """Those of them that made the change, if known."""
 
 
 @dataclass(frozen=True, slots=True)
 class LockChange:
-    """Something that is not what was locked, with the diagnosis."""
+    """A difference from a lock entry, with its diagnosis."""
 
     kind: str
     """`model`, `inputs`, `preprocessing` or `outputs`."""
     name: str
     headline: str
     finding: str = ""
-    """More of it than has room in a headline."""
+    """The diagnosis in full, if it is longer than the headline."""
     at: Site | None = None
     file: str = ""
-    """Where it is locked."""
+    """The lock file."""
     details: Mapping[str, object] = field(default_factory=dict)
     remedy: str = ""
     pictures: Mapping[str, object] = field(default_factory=dict)
-    """What a page shows of it, by the path in a batch."""
+    """Images for the HTML report, by path in the batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchedModel:
-    """A model of the window, with what was read of it and how often it ran."""
+    """A model of the window, with its size and the number of its forwards."""
 
     name: str
     type: str
@@ -215,14 +221,14 @@ class WatchedModel:
     bytes: int
     forwards: int
     dtypes: tuple[str, ...] = ()
-    """Of its parameters and buffers: `float32`, say."""
+    """Dtypes of its parameters and buffers, for example `float32`."""
     modules: tuple[tuple[str, str], ...] = ()
-    """Path and type of each module in it, where that is to be shown."""
+    """Path and type of each of its modules, if a report shows them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened in a window: the same again, until a mode was switched, is counted."""
+    """A mode switch or a forward; a repeated one is counted in `count`."""
 
     what: str
     """`train()`, `eval()` or `forward`."""
@@ -233,29 +239,29 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """All that a guarded window saw."""
+    """Everything that the observers recorded in a guarded window."""
 
     models: tuple[WatchedModel, ...] = ()
     calls: tuple[ForwardCall, ...] = ()
     changes: tuple[TensorChange, ...] = ()
     steps: tuple[ModelOperation, ...] = ()
-    """Steps of optimizers."""
+    """Optimizer steps."""
     writes: tuple[ModelOperation, ...] = ()
     """Methods that set or convert all tensors of a module: `load_state_dict()`, `half()`."""
     gradients: tuple[ModelOperation, ...] = ()
-    """Graphs that were asked for gradients."""
+    """Calls that computed gradients from a recorded graph: `backward()`."""
     names: frozenset[tuple[str, str]] = frozenset()
-    """The modules and tensors there were, by model and path, where exemptions name some."""
+    """Model and path of every module and tensor, if an exemption names some."""
     loads: tuple[Load, ...] = ()
     leaks: tuple[Leak, ...] = ()
     drifts: tuple[Drift, ...] = ()
     global_drifts: tuple[GlobalDrift, ...] = ()
     locks: tuple[LockChange, ...] = ()
     unused_exemptions: tuple[str, ...] = ()
-    """Exemptions that nothing needed, as they were declared: `train="drop"`."""
+    """Exemptions that matched nothing, as declared: `train="drop"`."""
     needs_forward: bool = False
-    """Whether a test was marked, and ran to its end, so that it should have run a model."""
+    """Whether a marked test ran to its end, so that it should have run a model."""
     forwards: int = 0
-    """The outermost forwards of models."""
+    """Number of outermost forwards of models."""
     events: tuple[Event, ...] = ()
-    """What happened in their order, where that is to be shown."""
+    """Mode switches and forwards in order, if a report shows them."""

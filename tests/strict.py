@@ -1,4 +1,4 @@
-"""What the tests of the strict rules need."""
+"""Helpers for the tests of the strict rules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.nets import batch, rules, watching
 
 
 class Transform(nn.Module):
-    """One that holds no parameters."""
+    """A module without parameters."""
 
     def __init__(self, do: Callable[..., object]) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Transform(nn.Module):
 
 @torch.no_grad()
 def broken_rules(model: nn.Module, *args: Any, **kwargs: Any) -> set[str]:
-    """The rules that one forward of a model in eval mode breaks."""
+    """Return the rules that one forward of a model in eval mode breaks."""
     with watching(strict=True) as g:
         model.eval()(*(args or (batch(),)), **kwargs)
     return rules(g)

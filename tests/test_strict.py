@@ -1,4 +1,4 @@
-"""`guard(strict=True)`: each fault beside what looks like it."""
+"""`guard(strict=True)`: each fault, and code that looks similar but is fine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pytest_evalmode import HygieneError, guard
 from tests.nets import Net, batch, only, watching
 from tests.strict import Transform, broken_rules, parametrize_cases
 
-OWN_TORCH = torch.Generator().manual_seed(0)
-OWN_PYTHON = random.Random(0)
-OWN_NUMPY = np.random.default_rng(0)
+SEPARATE_TORCH = torch.Generator().manual_seed(0)
+SEPARATE_PYTHON = random.Random(0)
+SEPARATE_NUMPY = np.random.default_rng(0)
 
 
 class Doing(nn.Module):
-    """A model that does something with what it has computed."""
+    """A model that applies a function to its output."""
 
     def __init__(self, do: Callable[[Tensor], object]) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def frozen() -> nn.Module:
     return Net().eval().requires_grad_(False)
 
 
-def test_a_frozen_model_in_grad_mode() -> None:
+def test_a_frozen_model_in_grad_mode_breaks_strict_grad_mode() -> None:
     with watching(strict=True) as g:
         frozen()(batch())
     violation = only(g, "grad-mode")
@@ -49,12 +49,12 @@ def test_a_frozen_model_in_grad_mode() -> None:
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
-def test_a_frozen_model_without(off: Callable[[], Any]) -> None:
+def test_a_frozen_model_without_grad_mode_is_clean(off: Callable[[], Any]) -> None:
     with guard(strict=True), off():
         frozen()(batch())
 
 
-def test_grad_mode_is_nothing_to_what_holds_no_parameters() -> None:
+def test_grad_mode_does_not_matter_for_modules_without_parameters() -> None:
     with guard(strict=True), torch.no_grad():
         logits = Net().eval()(batch())
         with torch.enable_grad():
@@ -62,7 +62,7 @@ def test_grad_mode_is_nothing_to_what_holds_no_parameters() -> None:
             Transform(torch.relu)(logits)
 
 
-def test_a_forward_that_turns_grad_mode_off_itself() -> None:
+def test_a_forward_that_turns_grad_mode_off_itself_is_clean() -> None:
     class Careful(Net):
         @torch.no_grad()
         def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def test_a_forward_that_turns_grad_mode_off_itself() -> None:
         Careful().eval().requires_grad_(False)(batch())
 
 
-def test_a_frozen_forward_that_turns_grad_mode_off_for_a_part() -> None:
+def test_a_frozen_forward_that_turns_grad_mode_off_for_a_part_breaks_grad_mode() -> None:
     class Masking(Net):
         def forward(self, x: Tensor) -> Tensor:
             with torch.no_grad():
@@ -93,33 +93,35 @@ DRAWS: dict[str, Callable[[Tensor], object]] = {
     "NumPy's permutation": lambda h: h[np.random.permutation(len(h))],
     "torch's": lambda h: h + torch.randn_like(h),
 }
-QUIET: dict[str, Callable[[Tensor], object]] = {
-    "own of Python": lambda h: h * OWN_PYTHON.random(),
-    "own of NumPy": lambda h: h * float(OWN_NUMPY.random()),
-    "own of torch": lambda h: h + torch.rand(h.shape, generator=OWN_TORCH),
-    "looking": lambda h: (random.getstate(), np.random.get_state(), torch.get_rng_state(), h)[-1],
+NOT_GLOBAL: dict[str, Callable[[Tensor], object]] = {
+    "separate Python generator": lambda h: h * SEPARATE_PYTHON.random(),
+    "separate NumPy generator": lambda h: h * float(SEPARATE_NUMPY.random()),
+    "separate torch generator": lambda h: h + torch.rand(h.shape, generator=SEPARATE_TORCH),
+    "reading the state": lambda h: (random.getstate(), np.random.get_state(), torch.get_rng_state(), h)[-1],
 }
 
 
 @parametrize_cases(DRAWS)
 @pytest.mark.parametrize("kind", [Doing, Transform], ids=["model", "augmentation"])
-def test_draws(case: Callable[[Tensor], object], kind: type[Doing | Transform]) -> None:
+def test_draws_from_global_generators_break_random_forward(
+    case: Callable[[Tensor], object], kind: type[Doing | Transform]
+) -> None:
     assert broken_rules(kind(case)) == {"random-forward"}
 
 
-@parametrize_cases(QUIET)
+@parametrize_cases(NOT_GLOBAL)
 @pytest.mark.parametrize("kind", [Doing, Transform], ids=["model", "augmentation"])
-def test_own_generators(case: Callable[[Tensor], object], kind: type[Doing | Transform]) -> None:
+def test_draws_from_other_generators_are_clean(case: Callable[[Tensor], object], kind: type[Doing | Transform]) -> None:
     assert broken_rules(kind(case)) == set()
 
 
-def test_only_torchs_generators_of_models_are_of_the_default_rules() -> None:
+def test_the_default_rules_cover_only_draws_of_models_from_torch() -> None:
     with guard(), torch.no_grad():
         Doing(DRAWS["Python's"]).eval()(batch())
         Transform(DRAWS["torch's"])(batch())
 
 
-def test_draws_between_forwards() -> None:
+def test_draws_between_forwards_are_clean() -> None:
     model = Net().eval()
     with guard(strict=True), torch.no_grad():
         for _ in range(2):
@@ -127,7 +129,7 @@ def test_draws_between_forwards() -> None:
 
 
 @pytest.mark.parametrize("whose", ["Python's", "NumPy's"])
-def test_the_generator_that_moved_is_named_and_not_torchs(whose: str) -> None:
+def test_the_library_of_the_generator_is_named(whose: str) -> None:
     with watching(strict=True) as g, torch.no_grad():
         Doing(DRAWS[whose]).eval()(batch())
     finding = only(g, "random-forward").finding
@@ -135,7 +137,7 @@ def test_the_generator_that_moved_is_named_and_not_torchs(whose: str) -> None:
     assert "torch's" not in finding
 
 
-# --- attribute-mutated, partial-load, leaks: through a guard
+# --- attribute-mutated, partial-load and leaks, through a guard
 
 
 class Sticky(nn.Module):
@@ -151,7 +153,7 @@ class Sticky(nn.Module):
         return h
 
 
-def test_sticky_attribute() -> None:
+def test_an_attribute_that_a_forward_sets_is_reported_once() -> None:
     model = nn.ModuleDict({"encoder": Sticky()}).eval()
     with watching(strict=True) as g, torch.no_grad():
         g.watch(model, "model")
@@ -163,7 +165,7 @@ def test_sticky_attribute() -> None:
     assert violation.count == 1
 
 
-def test_attribute_set_between_forwards() -> None:
+def test_an_attribute_that_the_test_sets_between_forwards_is_clean() -> None:
     model = Sticky().eval()
     with guard(strict=True), torch.no_grad():
         for kind in ("a", "b"):
@@ -171,7 +173,7 @@ def test_attribute_set_between_forwards() -> None:
             model(batch())
 
 
-def test_a_partial_load_that_is_inspected_is_told_unless_allowed() -> None:
+def test_a_partial_load_is_reported_even_if_the_keys_are_inspected_unless_it_is_allowed() -> None:
     def adapt() -> None:
         model = Net().eval()
         keys = model.load_state_dict({"head.bias": torch.zeros(2)}, strict=False)
@@ -188,7 +190,7 @@ def test_a_partial_load_that_is_inspected_is_told_unless_allowed() -> None:
         adapt()
 
 
-def test_a_shared_model_left_in_training_mode() -> None:
+def test_a_shared_model_left_in_training_mode_is_a_leak() -> None:
     model = Net().eval()
     with watching(model, strict=True) as g:
         model.drop.train()
@@ -197,14 +199,14 @@ def test_a_shared_model_left_in_training_mode() -> None:
     assert "left in training mode" in violation.message
 
 
-def test_a_model_of_ones_own_may_be_left_as_one_likes() -> None:
+def test_a_model_that_the_window_creates_may_be_left_in_any_state() -> None:
     with guard(strict=True), torch.no_grad():
         model = Net().eval()
         model(batch())
         model.train().requires_grad_(False)
 
 
-def test_what_is_put_back_is_no_leak() -> None:
+def test_a_change_that_is_restored_is_not_a_leak() -> None:
     model = Net().eval()
     with guard(model, strict=True), torch.no_grad():
         handle = model.register_forward_hook(lambda *_: None)
@@ -214,20 +216,20 @@ def test_what_is_put_back_is_no_leak() -> None:
         model(batch())
 
 
-def test_a_global_flag() -> None:
+def test_a_changed_global_flag_is_a_leak() -> None:
     before = torch.get_default_dtype()
     try:
         with watching(strict=True) as g:
             torch.set_default_dtype(torch.float64)
-        assert only(g, "global-leaked").message == "torch default_dtype was float32 and is float64"
+        assert only(g, "global-leaked").message == "torch default_dtype changed from float32 to float64"
     finally:
         torch.set_default_dtype(before)
 
 
-# --- exemptions: for a part, and those that nothing needed
+# --- exemptions for a part of the window, and unused ones
 
 
-def test_allowed_for_a_part() -> None:
+def test_a_rule_can_be_allowed_for_part_of_a_window() -> None:
     model = Sticky().eval()
     with guard(strict=True) as g, torch.no_grad():
         model(batch())
@@ -236,7 +238,7 @@ def test_allowed_for_a_part() -> None:
         model(batch())
 
 
-def test_not_allowed_for_the_rest() -> None:
+def test_allowing_a_rule_for_a_part_does_not_allow_it_for_the_rest() -> None:
     augment = Transform(DRAWS["torch's"])
     with watching(strict=True) as g:
         with g.allow("random-forward"):
@@ -253,7 +255,7 @@ UNUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @parametrize_cases(UNUSED)
-def test_nothing_needed_it(case: tuple[dict[str, Any], str]) -> None:
+def test_an_exemption_that_matched_nothing_is_unused(case: tuple[dict[str, Any], str]) -> None:
     arguments, subject = case
     with watching(strict=True, **arguments) as g, torch.no_grad():
         Net().eval()(batch())
@@ -263,7 +265,7 @@ def test_nothing_needed_it(case: tuple[dict[str, Any], str]) -> None:
 
 
 @parametrize_cases(UNUSED)
-def test_nothing_needed_it_in_its_part(case: tuple[dict[str, Any], str]) -> None:
+def test_an_exemption_that_matched_nothing_in_its_part_is_unused(case: tuple[dict[str, Any], str]) -> None:
     arguments = dict(case[0])
     allow = [arguments.pop("allow")] if "allow" in arguments else []
     with watching(strict=True) as g, torch.no_grad():
@@ -273,7 +275,7 @@ def test_nothing_needed_it_in_its_part(case: tuple[dict[str, Any], str]) -> None
     assert only(g, "unused-exemption").subjects == (case[1],)
 
 
-def test_an_exemption_that_may_yet_be_needed_is_not_judged() -> None:
+def test_an_exemption_that_may_still_match_is_not_reported() -> None:
     with guard(strict=True, train="drop") as g, torch.no_grad():
         model = Net().eval()
         model(batch())
@@ -281,7 +283,7 @@ def test_an_exemption_that_may_yet_be_needed_is_not_judged() -> None:
         model.drop.train()(batch())
 
 
-def test_a_block_that_failed_may_have_needed_its_exemption() -> None:
+def test_a_block_that_failed_has_no_unused_exemptions() -> None:
     def block() -> None:
         with guard(strict=True, train="drop"):
             raise KeyError("mine")
@@ -291,6 +293,6 @@ def test_a_block_that_failed_may_have_needed_its_exemption() -> None:
     assert not hasattr(caught.value, "__notes__")
 
 
-def test_no_forward_is_asked_of_marked_tests_alone() -> None:
+def test_no_forward_applies_only_to_marked_tests() -> None:
     with guard(strict=True):
         torch.ones(3)

@@ -1,4 +1,4 @@
-"""The rules, by name, in the order in which they are told; and how a window is judged by them."""
+"""All rules in the order in which they are reported, and `apply_rules()`, which applies them to a window."""
 
 from __future__ import annotations
 
@@ -40,57 +40,62 @@ RULE_NAMES = tuple(each.name for each in RULES)
 def apply_rules(
     segments: PolicySegments, *, strict: bool = False, user_rules: Sequence[Rule] = (), finished: bool = True
 ) -> list[Violation]:
-    """What the segments of one window break, each under the policy that held while it ran.
+    """Return the violations of one window.
 
-    `more` are a team's own rules.  A window that is not `finished` may yet need its exemptions.
+    Args:
+        segments: The traces of the window in order, each with the policy that was in force.
+        strict: Also apply the strict rules.
+        user_rules: Rules of the `pytest_evalmode_rules` hook.
+        finished: Whether the window ran to its end.  If not, no exemption is reported as unused.
     """
     rules = [each for each in (*RULES, *user_rules) if strict or each.level != "strict"]
     unused = tuple(exemptions.find_unused(segments, rules)) if strict and finished else ()
     traces = [exemptions.remove_exempted(trace, policy) for trace, policy in segments]
-    wholes: dict[tuple[bool, ...], Trace] = {}
-    found: list[Violation] = []
+    # A rule applies to the segments that do not allow it, joined.  Most rules share the same ones.
+    joined: dict[tuple[bool, ...], Trace] = {}
+    violations: list[Violation] = []
     for each in rules:
-        binds = tuple(each.name not in policy.allow for _, policy in segments)
-        if any(binds):
-            if binds not in wholes:
-                wholes[binds] = replace(join_traces(list(compress(traces, binds))), unused_exemptions=unused)
-            found += each.violations(wholes[binds])
-    return [exemptions.add_near_misses(violation, segments) for violation in found]
+        applies = tuple(each.name not in policy.allow for _, policy in segments)
+        if any(applies):
+            if applies not in joined:
+                joined[applies] = replace(join_traces(list(compress(traces, applies))), unused_exemptions=unused)
+            violations += each.violations(joined[applies])
+    return [exemptions.add_near_misses(violation, segments) for violation in violations]
 
 
-def _models(traces: Sequence[Trace]) -> tuple[WatchedModel, ...]:
-    """Each model once, with the forwards of all segments, as it was seen last."""
-    found: dict[str, WatchedModel] = {}
+def _join_models(traces: Sequence[Trace]) -> tuple[WatchedModel, ...]:
+    """Return each model once, as last seen, with its forwards of all traces."""
+    models: dict[str, WatchedModel] = {}
     for model in chain.from_iterable(trace.models for trace in traces):
-        before = found[model.name].forwards if model.name in found else 0
-        found[model.name] = replace(model, forwards=before + model.forwards)
-    return tuple(found.values())
+        before = models[model.name].forwards if model.name in models else 0
+        models[model.name] = replace(model, forwards=before + model.forwards)
+    return tuple(models.values())
 
 
-def _left(found: Iterable[Leak]) -> tuple[Leak, ...]:
-    """What several segments left otherwise, from the first to the last."""
-    left: dict[tuple[str | None, str], Leak] = {}
-    for leak in found:
+def _join_leaks(leaks: Iterable[Leak]) -> tuple[Leak, ...]:
+    """Join the leaks of consecutive segments; a value that ends as it began is not a leak."""
+    joined: dict[tuple[str | None, str], Leak] = {}
+    for leak in leaks:
         key = leak.model, leak.name
-        left[key] = replace(leak, before=left[key].before) if key in left else leak
-    return tuple(leak for leak in left.values() if leak.before != leak.after)
+        joined[key] = replace(leak, before=joined[key].before) if key in joined else leak
+    return tuple(leak for leak in joined.values() if leak.before != leak.after)
 
 
 def join_traces(traces: Sequence[Trace]) -> Trace:
-    """One trace of several; a tensor that changed in two of them is told once, as it changed first."""
+    """Return one trace for several; a tensor that changed in two of them has its first change."""
     changes: dict[tuple[str, str], TensorChange] = {}
     for change in chain.from_iterable(trace.changes for trace in traces):
         changes.setdefault((change.model, change.path), change)
     return Trace(
-        models=_models(traces),
+        models=_join_models(traces),
         calls=tuple(call for trace in traces for call in trace.calls),
         changes=tuple(changes.values()),
         steps=tuple(dict.fromkeys(step for trace in traces for step in trace.steps)),
-        writes=tuple(dict.fromkeys(use for trace in traces for use in trace.writes)),
-        gradients=tuple(dict.fromkeys(use for trace in traces for use in trace.gradients)),
+        writes=tuple(dict.fromkeys(write for trace in traces for write in trace.writes)),
+        gradients=tuple(dict.fromkeys(call for trace in traces for call in trace.gradients)),
         names=frozenset().union(*(trace.names for trace in traces)),
         loads=tuple(load for trace in traces for load in trace.loads),
-        leaks=_left(leak for trace in traces for leak in trace.leaks),
+        leaks=_join_leaks(leak for trace in traces for leak in trace.leaks),
         drifts=tuple(drift for trace in traces for drift in trace.drifts),
         global_drifts=tuple(drift for trace in traces for drift in trace.global_drifts),
         locks=tuple(change for trace in traces for change in trace.locks),

@@ -1,4 +1,4 @@
-"""Forward calls, grouped and counted as violations tell them."""
+"""Groups of forward calls, and the violations made of them."""
 
 from __future__ import annotations
 
@@ -11,72 +11,76 @@ from pytest_evalmode.rules.wording import first_and_more, title, titles
 from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation, Site, Trace
 
 
-def calls_by_model(trace: Trace, fact: Callable[[ForwardCall], object]) -> Iterator[list[ForwardCall]]:
-    """The calls that have a fact, in the order in which they ran, one group a model."""
+def calls_by_model(trace: Trace, is_relevant: Callable[[ForwardCall], object]) -> Iterator[list[ForwardCall]]:
+    """Return the relevant calls in the order in which they ran, grouped by model."""
     groups: dict[str, list[ForwardCall]] = {}
     for call in trace.calls:
-        if fact(call):
+        if is_relevant(call):
             groups.setdefault(call.ran.model, []).append(call)
     return iter(groups.values())
 
 
 def observations_by_model(
-    trace: Trace, findings: Callable[[ForwardCall], Iterable[Observation]]
+    trace: Trace, observations_of: Callable[[ForwardCall], Iterable[Observation]]
 ) -> Iterator[tuple[list[ForwardCall], list[Observation]]]:
-    """The calls in which something was found, one group a model, with each module that it was found of."""
-    for calls in calls_by_model(trace, findings):
-        yield calls, unique_by_module(finding for call in calls for finding in findings(call))
+    """Yield the calls of each model that have observations, with one observation per module."""
+    for calls in calls_by_model(trace, observations_of):
+        yield calls, unique_by_module(observation for call in calls for observation in observations_of(call))
 
 
-def unique_by_module(findings: Iterable[Observation]) -> list[Observation]:
-    """Each module once, with the first finding that has a cause where there is one."""
-    found: dict[str, Observation] = {}  # by name: the type of a lazy module is another once it has run
-    for finding in findings:
-        known = found.get(finding.module.name)
-        if known is None or (known.cause is None and finding.cause is not None):
-            found[finding.module.name] = finding
-    return list(found.values())
+def unique_by_module(observations: Iterable[Observation]) -> list[Observation]:
+    """Return one observation per module: the first that has a cause, or else the first."""
+    unique: dict[str, Observation] = {}  # by name, because a lazy module changes its type when it first runs
+    for observation in observations:
+        known = unique.get(observation.module.name)
+        if known is None or (known.cause is None and observation.cause is not None):
+            unique[observation.module.name] = observation
+    return list(unique.values())
 
 
 def count_runs(calls: Iterable[ForwardCall]) -> int:
-    """How often models ran: where a method of theirs ran them part by part, as often as the part that ran most."""
-    ran: dict[ModuleInfo, Counter[ModuleInfo]] = {}
+    """Return how often models ran.
+
+    If a method other than `__call__` ran a model's submodules one by one, the most frequent submodule counts.
+    """
+    runs: dict[ModuleInfo, Counter[ModuleInfo]] = {}
     for call in calls:
-        ran.setdefault(call.ran, Counter())[call.by or call.ran] += call.count
-    return sum(max(parts.values()) for parts in ran.values())
+        runs.setdefault(call.ran, Counter())[call.by or call.ran] += call.count
+    return sum(max(submodules.values()) for submodules in runs.values())
 
 
-def module_names(found: Iterable[Observation]) -> str:
-    """The modules of which something was found, in a sentence."""
-    return first_and_more(titles(finding.module for finding in found))
+def module_names(observations: Iterable[Observation]) -> str:
+    """Return the observed modules for a sentence: `model.bn1 (BatchNorm2d) and 52 more`."""
+    return first_and_more(titles(observation.module for observation in observations))
 
 
 def model_names(calls: Iterable[ForwardCall]) -> str:
-    """What ran, in a headline."""
-    return first_and_more([title(part) for part in dict.fromkeys(call.ran for call in calls)])
+    """Return the models that ran for a headline: `model (ResNet)`."""
+    return first_and_more([title(ran) for ran in dict.fromkeys(call.ran for call in calls)])
 
 
 def violation_of_calls(
-    calls: list[ForwardCall], *, details: Mapping[str, Any] | None = None, **facts: Any
+    calls: list[ForwardCall], *, details: Mapping[str, Any] | None = None, **fields: Any
 ) -> Violation:
-    """A violation of one model by these calls: where the first was made, how many there were, what else to say."""
+    """Return a violation of one model, located at the first of these calls; `fields` are its other fields."""
     return Violation(
         model=calls[0].ran.model,
         at=calls[0].at,
         through=calls[0].through,
         count=count_runs(calls),
         details={**(details or {}), **call_sites(calls)},
-        **facts,
+        **fields,
     )
 
 
-def violation_of_modules(calls: list[ForwardCall], found: Sequence[Observation], **facts: Any) -> Violation:
-    """The same of some modules, where the line in the model that led to the first is known."""
-    return violation_of_calls(calls, subjects=tuple(str(f.module) for f in found), cause=found[0].cause, **facts)
+def violation_of_modules(calls: list[ForwardCall], observations: Sequence[Observation], **fields: Any) -> Violation:
+    """Return a violation whose subjects are the observed modules and whose cause is that of the first one."""
+    subjects = tuple(str(observation.module) for observation in observations)
+    return violation_of_calls(calls, subjects=subjects, cause=observations[0].cause, **fields)
 
 
 def call_sites(calls: list[ForwardCall]) -> dict[str, Any]:
-    """The line that called the model, and the further lines that did, for the details; the first is known as `at`."""
+    """Return the `details` about lines other than `at`: the one that called the model, and those of further calls."""
     through = {"through": str(calls[0].through)} if calls[0].through else {}
     others: list[Site] = [call.at for call in calls if call.at and call.at != calls[0].at]
     return {**through, "also_at": [str(site) for site in dict.fromkeys(others)]} if others else through

@@ -1,4 +1,4 @@
-"""What `allow`, `train` and `mutable` excuse, and which of them nothing needed."""
+"""Exemptions: what `allow`, `train` and `mutable` excuse, and which of them matched nothing."""
 
 from __future__ import annotations
 
@@ -12,48 +12,52 @@ from pytest_evalmode.rules.rule import Rule, Violation, rule
 from pytest_evalmode.trace import ForwardCall, Trace
 
 PolicySegments = Sequence[tuple[Trace, Policy]]
+"""The traces of a window in order, each with the policy that was in force."""
 Exemption = tuple[str, str]
+"""An argument of the marker and one of its values: `("train", "drop")`."""
 
 
 @rule(
     "unused-exemption",
     level="strict",
-    fires_when="an allow, train or mutable is declared that nothing needed",
-    remedy="take it out; what is no longer needed would hide the next mistake",
+    fires_when="an allow, train or mutable matched nothing",
+    remedy="remove it: an unused exemption would hide the next mistake",
 )
 def unused_exemption(trace: Trace) -> Iterator[Violation]:
     if trace.unused_exemptions:
+        noun = "exemption" if len(trace.unused_exemptions) == 1 else "exemptions"
+        text = f"unused {noun}: {', '.join(trace.unused_exemptions)}"
         yield Violation(
             model=None,
             subjects=trace.unused_exemptions,
-            message=f"nothing needed {', '.join(trace.unused_exemptions)}",
-            finding=f"nothing needed {', '.join(trace.unused_exemptions)}",
+            message=text,
+            finding=text,
             count=len(trace.unused_exemptions),
         )
 
 
 def remove_exempted(trace: Trace, policy: Policy) -> Trace:
-    """The trace without the modules and tensors that the policy lets train or change."""
+    """Return the trace without the modules that may be in training mode and the tensors that may change."""
     return replace(
         trace,
-        calls=tuple(_excuse_call(call, policy) for call in trace.calls),
+        calls=tuple(_remove_exempted_modules(call, policy) for call in trace.calls),
         changes=tuple(c for c in trace.changes if not matches(c.model, c.path, policy.mutable)),
     )
 
 
 def find_unused(segments: PolicySegments, rules: Sequence[Rule]) -> list[str]:
-    """The exemptions of marks and of `evalmode.allow()` that excused nothing, as they were declared."""
+    """Return the exemptions of markers and of `evalmode.allow()` that matched nothing, as declared."""
     declared = dict.fromkeys(exemption for _, policy in segments for exemption in policy.exemptions)
     return [format_exemption(exemption) for exemption in declared if not is_needed(exemption, segments, rules)]
 
 
 def is_needed(exemption: Exemption, segments: PolicySegments, rules: Iterable[Rule]) -> bool:
-    """Whether something would have been told without this exemption: where it was declared, else anywhere."""
+    """Whether there would be a violation without this exemption, in the segments that declare it (or else in any)."""
     kind, value = exemption
     segments = [(trace, policy) for trace, policy in segments if exemption in policy.exemptions] or segments
     if kind == "train":
-        parts = [finding.module for trace, _ in segments for call in trace.calls for finding in call.training]
-        return any(matches(part.model, part.path, [value]) for part in parts)
+        modules = [observation.module for trace, _ in segments for call in trace.calls for observation in call.training]
+        return any(matches(module.model, module.path, [value]) for module in modules)
     if kind == "mutable":
         return any(matches(change.model, change.path, [value]) for trace, _ in segments for change in trace.changes)
     return value == unused_exemption.name or any(
@@ -65,9 +69,9 @@ def is_needed(exemption: Exemption, segments: PolicySegments, rules: Iterable[Ru
 
 
 def add_near_misses(violation: Violation, segments: PolicySegments) -> Violation:
-    """The same, with the globs in force that name nothing there is, though what is at fault has a name like them."""
+    """Return the violation with a note for each glob that matches no name but resembles one at fault."""
     notes = [
-        f"{format_exemption((kind, glob))} matches no {noun}; nearest: {near}"
+        f'{format_exemption((kind, glob))} matches no {noun}; did you mean "{near}"?'
         for kind, noun, paths in (("train", "module", violation.train), ("mutable", "tensor", violation.mutable))
         if paths
         for glob in dict.fromkeys(glob for _, policy in segments for glob in getattr(policy, kind))
@@ -78,34 +82,33 @@ def add_near_misses(violation: Violation, segments: PolicySegments) -> Violation
 
 
 def _nearest(glob: str, paths: Iterable[str]) -> str | None:
-    """The path that is most like a glob, as a whole or by its last step."""
+    """Return the path that resembles a glob most, as a whole or by its last component, or None."""
     wanted = glob.strip("*.")
-    likeness = {
+    similarity = {
         path: max(SequenceMatcher(None, wanted, name).ratio() for name in (path, path.rpartition(".")[2]))
         for path in paths
     }
-    nearest = max(likeness, key=lambda path: likeness[path])
-    return nearest if likeness[nearest] >= _ALIKE else None
+    nearest = max(similarity, key=lambda path: similarity[path])
+    return nearest if similarity[nearest] >= _MIN_SIMILARITY else None
 
 
-_ALIKE = 0.5
+_MIN_SIMILARITY = 0.5
 
 
 def format_exemption(exemption: Exemption) -> str:
-    """`train="drop"`, as the marker takes it."""
+    """Return an exemption as an argument of the marker: `train="drop"`."""
     return f'{exemption[0]}="{exemption[1]}"'
 
 
-def _excuse_call(call: ForwardCall, policy: Policy) -> ForwardCall:
-    return replace(
-        call, training=tuple(f for f in call.training if not matches(f.module.model, f.module.path, policy.train))
-    )
+def _remove_exempted_modules(call: ForwardCall, policy: Policy) -> ForwardCall:
+    training = tuple(f for f in call.training if not matches(f.module.model, f.module.path, policy.train))
+    return replace(call, training=training)
 
 
 def matches(model: str, path: str, globs: Iterable[str]) -> bool:
-    """Whether a glob names this module or tensor: within its model (`bn1.*`), or as printed (`model.bn1.*`).
+    """Whether a glob matches this module or tensor, by its path (`bn1.*`) or by its full name (`model.bn1.*`).
 
-    What stands in brackets may be a set of characters, as globs have it, or a part of the name: `blocks[0].*`.
+    Brackets may be a set of characters, as in any glob, or part of the name: `blocks[0].*`.
     """
     names = path, f"{model}.{path}" if path else model
     return any(

@@ -1,4 +1,4 @@
-"""Rules about how a forward ran: the mode of its modules, autograd, batch statistics, random numbers."""
+"""Rules about forwards: training mode, autograd, batch statistics, random numbers, unregistered modules."""
 
 from __future__ import annotations
 
@@ -27,53 +27,55 @@ from pytest_evalmode.trace import ForwardCall, Observation, Site, Trace
 
 @rule(
     "train-mode",
-    fires_when="a model's forward ran while a module in it was in training mode",
+    fires_when="a model's forward ran while one of its modules was in training mode",
     remedy="call model.eval() before the first forward",
 )
 def train_mode(trace: Trace) -> Iterator[Violation]:
-    drew = {call.ran.model for call in trace.calls if any(finding.is_graph for finding in call.draws)}
-    for calls in calls_by_model(trace, lambda call: call.training and not call.graphs & drew):
+    # An export is not reported if its graph drew random numbers: random-forward reports it, at the line of the export.
+    drawing_graphs = {call.ran.model for call in trace.calls if any(draw.is_graph for draw in call.draws)}
+    for calls in calls_by_model(trace, lambda call: call.training and not call.graphs & drawing_graphs):
         model = calls[0].ran.model
-        calls.sort(key=lambda call: model not in call.graphs)  # who made a graph comes before who ran it
-        found = unique_by_module(finding for call in calls for finding in call.training)
-        # Batch norm and dropout say more than the containers and linear layers that merely share their flag.
-        telling = [f for f in found if f.module.mode_dependent] or found
+        calls.sort(key=lambda call: model not in call.graphs)  # the export of a graph before the runs of the graph
+        training = unique_by_module(observation for call in calls for observation in call.training)
+        # Batch norm and dropout are more telling than containers and linear layers in the same mode.
+        telling = [observation for observation in training if observation.module.mode_dependent] or training
         why = f": {telling[0].why}" if telling[0].why else ""
-        since = _since(telling)
+        since = _common_switch(telling)
         of = f" of {plural(calls[0].modules, 'module')}" if len(telling) > 1 else ""
         were = "was" if len(telling) == 1 else "were"
         step = first_optimizer_step(trace, model)
         yield violation_of_modules(
             calls,
             telling,
-            message=f"{model_names(calls)} {_what_became(calls)} in training mode",
+            message=f"{model_names(calls)} {_ran_or_exported(calls)} in training mode",
             finding=f"{module_names(telling)}{of} {were} in training mode{why}",
-            remedy=_register_it(telling[0]) or (pause_remedy(step) if step else _eval_it(calls, found)),
+            remedy=_register_remedy(telling[0]) or (pause_remedy(step) if step else _eval_remedy(calls, training)),
             since=since,
             details={**({"since": str(since)} if since else {}), **operation_details(trained=step)},
             never_intended=bool(step or telling[0].why) or any(call.all_training for call in calls),
-            train=tuple(f.module.path for f in found),
+            train=tuple(observation.module.path for observation in training),
         )
 
 
 @rule(
     "grad-mode",
-    fires_when="a model's forward recorded autograd",
-    remedy="call it under torch.inference_mode() or torch.no_grad()",
+    fires_when="a model's forward recorded autograd: grad mode was on while a parameter or input required grad, or the "
+    "output requires grad. Strict: grad mode was on at all, for anything that has parameters",
+    remedy="call the model under torch.inference_mode() or torch.no_grad()",
 )
 def grad_mode(trace: Trace) -> Iterator[Violation]:
-    for calls, found in observations_by_model(trace, lambda call: (call.autograd,) if call.autograd else ()):
+    for calls, recorded in observations_by_model(trace, lambda call: (call.autograd,) if call.autograd else ()):
         model = calls[0].ran.model
-        step, use = first_optimizer_step(trace, model), first_backward(trace, model)
-        purpose = f"; {use.name} used the graph" if use else ""
+        step, backward = first_optimizer_step(trace, model), first_backward(trace, model)
+        used_graph = f"; {backward.name} used the graph" if backward else ""
         yield violation_of_modules(
             calls,
-            found,
-            message=f"{model_names(calls)} ran {times(count_runs(calls))} with autograd recording{purpose}",
-            finding=f"{title(found[0].module)} recorded autograd: {found[0].why}"
-            + (f"; the graph was used by {format_operation(use)}" if use else ""),
-            remedy=(pause_remedy(step) if step else _MEANT if use else _leave_it_off(found[0])),
-            details=operation_details(trained=step, used=use),
+            recorded,
+            message=f"{model_names(calls)} ran {times(count_runs(calls))} with autograd recording{used_graph}",
+            finding=f"{title(recorded[0].module)} recorded autograd: {recorded[0].why}"
+            + (f"; the graph was used by {format_operation(backward)}" if backward else ""),
+            remedy=(pause_remedy(step) if step else _GRADIENT_REMEDY if backward else _enable_grad_remedy(recorded[0])),
+            details=operation_details(trained=step, used=backward),
             because=("train-mode",) if step else (),
             never_intended=bool(step),
         )
@@ -81,66 +83,77 @@ def grad_mode(trace: Trace) -> Iterator[Violation]:
 
 @rule(
     "batch-stats",
-    fires_when="a batch norm in eval mode normalised with the batch's own statistics",
-    remedy="keep running statistics (track_running_stats=True); trace or export the model after model.eval()",
+    fires_when="a batch norm in eval mode normalized with the batch's own statistics (track_running_stats=False, or a "
+    "graph traced or exported that way)",
+    remedy="create it with track_running_stats=True; trace or export the model only after model.eval()",
 )
 def batch_stats(trace: Trace) -> Iterator[Violation]:
-    for calls, found in observations_by_model(trace, lambda call: call.batch_stats):
+    for calls, norms in observations_by_model(trace, lambda call: call.batch_stats):
         yield violation_of_modules(
             calls,
-            found,
-            message=f"{model_names(calls)} ran {times(count_runs(calls))} on the statistics of the batch",
-            finding=f"{module_names(found)} used the batch's own statistics in eval mode: {found[0].why}",
-            remedy=_EXPORT_TRACKED if found[0].is_graph else "",
-            since=_made(trace, calls),
+            norms,
+            message=f"{model_names(calls)} ran {times(count_runs(calls))} with batch statistics",
+            finding=f"{module_names(norms)} used the batch's own statistics in eval mode: {norms[0].why}",
+            remedy=_EXPORT_BATCH_STATS if norms[0].is_graph else "",
+            since=_export_site(trace, calls),
             because=("train-mode",),
         )
 
 
 @rule(
     "random-forward",
-    fires_when="a forward in eval mode drew from torch's global random generators",
-    remedy="let it depend on self.training (F.dropout takes training=), or draw from a torch.Generator of its own",
+    fires_when="a forward in eval mode drew from torch's global generators: F.dropout without training=, "
+    "scaled_dot_product_attention(dropout_p=...), ungated DropPath, a graph traced or exported in training mode. "
+    "Strict: the forward of any module (a random augmentation), and Python's and NumPy's generators",
+    remedy="make it depend on self.training (F.dropout(x, training=self.training)), or draw from a separate "
+    "torch.Generator",
 )
 def random_forward(trace: Trace) -> Iterator[Violation]:
-    for calls, found in observations_by_model(trace, lambda call: call.draws):
-        why = f": {found[0].why}" if found[0].why else ""
-        mode = "" if any(f.training for f in found) else " in eval mode"
+    for calls, draws in observations_by_model(trace, lambda call: call.draws):
+        why = f": {draws[0].why}" if draws[0].why else ""
+        mode = "" if any(draw.training for draw in draws) else " in eval mode"
         yield violation_of_modules(
             calls,
-            found,
+            draws,
             message=f"{model_names(calls)} drew random numbers in {plural(count_runs(calls), 'forward')}{mode}",
-            finding=f"{module_names(found)} drew random numbers{mode}{why}",
-            remedy=_EXPORT_ANEW if found[0].is_graph else "",
-            since=_made(trace, calls),
-            because=("batch-stats",) if found[0].is_graph else (),
+            finding=f"{module_names(draws)} drew random numbers{mode}{why}",
+            remedy=_EXPORT_RANDOM if draws[0].is_graph else "",
+            since=_export_site(trace, calls),
+            because=("batch-stats",) if draws[0].is_graph else (),
         )
+
+
+_REGISTER = "create it in __init__ and register it as a submodule (put a list of modules into nn.ModuleList)"
 
 
 @rule(
     "unregistered-module",
     level="strict",
-    fires_when="a module with state or a mode ran inside a model without being its submodule",
-    remedy="make it in __init__ and register it as a submodule (a list as nn.ModuleList)",
+    fires_when="a module with state or mode-dependent behavior ran inside a model without being its submodule (eval() "
+    "and state_dict() cannot reach it)",
+    remedy=_REGISTER,
 )
 def unregistered_module(trace: Trace) -> Iterator[Violation]:
-    unreached = {f.module.name for call in trace.calls for f in call.training if f.why}
-    for calls, found in observations_by_model(trace, lambda call: call.unregistered):
-        told_already = unreached.issuperset(f.module.name for f in found)
+    # train-mode reports an unregistered module in training mode, with the same remedy.
+    reported = {training.module.name for call in trace.calls for training in call.training if training.why}
+    for calls, modules in observations_by_model(trace, lambda call: call.unregistered):
+        explained = reported.issuperset(observation.module.name for observation in modules)
+        noun = "an unregistered module" if len(modules) == 1 else f"{len(modules)} unregistered modules"
         yield violation_of_modules(
             calls,
-            found,
-            message=f"{model_names(calls)} ran {module_names(found)}, which it does not register",
-            finding=f"{module_names(found)} ran inside it: eval(), to() and state_dict() cannot reach it",
-            because=("train-mode",) if told_already else (),
+            modules,
+            message=f"{model_names(calls)} ran {noun}: {module_names(modules)}",
+            finding=f"{module_names(modules)} ran inside the model: "
+            "eval(), to() and state_dict() do not reach a module that is not registered",
+            because=("train-mode",) if explained else (),
         )
 
 
 @rule(
     "no-forward",
     level="strict",
-    fires_when="a marked test ran no model",
-    remedy="run the model in the test itself, not in a fixture or a subprocess; or take the mark off",
+    fires_when="a marked test ran no model: the guard proved nothing",
+    remedy="run the model in the test itself, not in a fixture or a subprocess; or remove the mark",
 )
 def no_forward(trace: Trace) -> Iterator[Violation]:
     if trace.needs_forward and not trace.forwards:
@@ -152,46 +165,48 @@ def no_forward(trace: Trace) -> Iterator[Violation]:
         )
 
 
-_EXPORT = "call eval() before export: a graph keeps the modes in which it was made; "
-_EXPORT_ANEW = f"{_EXPORT}what it draws in eval mode too, let depend on self.training"
-_EXPORT_TRACKED = f"{_EXPORT}keep running statistics (track_running_stats=True)"
-_MEANT = (
-    "if the gradients are the purpose (saliency, an attack), say so with allow=['grad-mode']; "
-    "if not, call it under torch.inference_mode() or torch.no_grad()"
+_EXPORT = "call eval() before exporting the model: a graph keeps the mode that its modules had; "
+_EXPORT_RANDOM = f"{_EXPORT}if it still draws random numbers, make that depend on self.training"
+_EXPORT_BATCH_STATS = f"{_EXPORT}if it still uses batch statistics, set track_running_stats=True"
+_GRADIENT_REMEDY = (
+    "if the test needs gradients (saliency, an attack), pass allow=['grad-mode']; "
+    "otherwise call the model under torch.inference_mode() or torch.no_grad()"
 )
 
 
-def _made(trace: Trace, calls: list[ForwardCall]) -> Site | None:
-    """The line that made the graph which ran, of a model in training mode."""
+def _export_site(trace: Trace, calls: list[ForwardCall]) -> Site | None:
+    """Return the line that exported the graph of these calls from a model in training mode, or None."""
     return next((call.at for call in trace.calls if calls[0].ran.model in call.graphs), None)
 
 
-def _what_became(calls: list[ForwardCall]) -> str:
-    """Models that torch made graphs of did not run; where both happened, the runs say enough."""
-    ran = [call for call in calls if not call.exported]
-    return f"ran {times(count_runs(ran))}" if ran else "was exported"
+def _ran_or_exported(calls: list[ForwardCall]) -> str:
+    """Return how often the model ran, for the headline; only if it never ran, that it was exported."""
+    runs = [call for call in calls if not call.exported]
+    return f"ran {times(count_runs(runs))}" if runs else "was exported"
 
 
-def _since(found: list[Observation]) -> Site | None:
-    """The line that switched them all to training mode, if one did."""
-    lines = {finding.since for finding in found}
+def _common_switch(observations: list[Observation]) -> Site | None:
+    """Return the line that switched all modules to training mode, or None if there are several lines or none."""
+    lines = {observation.since for observation in observations}
     return lines.pop() if len(lines) == 1 else None
 
 
-def _register_it(finding: Observation) -> str:
-    """The remedy for a module that `model.eval()` cannot reach, or nothing."""
-    return "make it in __init__ and register it as a submodule (a list as nn.ModuleList)" if finding.why else ""
+def _register_remedy(observation: Observation) -> str:
+    """Return the remedy for a module that `model.eval()` does not reach, or an empty string."""
+    return _REGISTER if observation.why else ""
 
 
-def _leave_it_off(finding: Observation) -> str:
-    """The remedy where the caller had turned autograd off, or nothing."""
-    return "keep the forward from turning autograd on again (torch.enable_grad())" if finding.enabled_by_forward else ""
+def _enable_grad_remedy(observation: Observation) -> str:
+    """Return the remedy for a forward that enables grad mode itself, or an empty string."""
+    return "do not enable grad mode in the forward (torch.enable_grad())" if observation.enabled_by_forward else ""
 
 
-def _eval_it(calls: list[ForwardCall], found: list[Observation]) -> str:
-    """`eval()` on the one module that was forgotten, else on what ran; on the model where several parts of it ran."""
+def _eval_remedy(calls: list[ForwardCall], training: list[Observation]) -> str:
+    """Return the `eval()` call to add: on the only module in training mode, or else on the model that ran."""
     if all(call.exported for call in calls) or calls[0].graphs:
-        return "call eval() before export: the graph keeps the mode, and its own eval() comes too late"
+        return "call eval() before exporting the model: the graph keeps the mode, and calling eval() on it is too late"
     ran = {call.ran.name for call in calls}
-    who = found[0].module.name if len(found) == 1 else ran.pop() if len(ran) == 1 else calls[0].ran.model
-    return f"call {who if who[0].islower() else 'model'}.eval() before the first forward"
+    # If several submodules of the model ran, call eval() on the model.
+    target = training[0].module.name if len(training) == 1 else ran.pop() if len(ran) == 1 else calls[0].ran.model
+    # A name that starts with a capital letter is a type, not a variable of the user.
+    return f"call {target if target[0].islower() else 'model'}.eval() before the first forward"

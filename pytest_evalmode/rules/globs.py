@@ -1,42 +1,42 @@
-"""Names of modules or tensors -> the narrowest globs that name them all."""
+"""Globs that match given names of modules or tensors, for the suggested exemption."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-MOST = 3
+MAX_GLOBS = 3
 
 
 def narrowest_globs(paths: Sequence[str]) -> list[str]:
-    """At most three globs that name these paths, and as little else as the names allow; `*` where that takes more.
+    """Return at most three globs that match these paths and few others, or `*` if three are not enough.
 
-    `bn1.running_mean`, `bn2.running_var` and so on are `bn*.running_*`.  Layers that have numbers for names are named
-    one by one where they are few.
+    For example `bn*.running_*` for `bn1.running_mean`, `bn2.running_var` and so on.  Numbered layers of a Sequential
+    are listed one by one if they are few.
     """
-    found = _merged(_merged(paths, _beginning), _without_numbers)
-    if len(found) > MOST:
-        found = _merged(found, lambda path: re.sub(r"\d+(?=\.|$)", "*", path))
-    if len(found) > MOST:
-        found = _merged(found, lambda path: f"*.{path.rpartition('.')[2]}" if "." in path else path)
-    return found if len(found) <= MOST else ["*"]
+    globs = _merged(_merged(paths, _replace_suffix), _replace_number)
+    if len(globs) > MAX_GLOBS:
+        globs = _merged(globs, lambda path: re.sub(r"\d+(?=\.|$)", "*", path))
+    if len(globs) > MAX_GLOBS:
+        globs = _merged(globs, lambda path: f"*.{path.rpartition('.')[2]}" if "." in path else path)
+    return globs if len(globs) <= MAX_GLOBS else ["*"]
 
 
-def _merged(paths: Iterable[str], glob: Callable[[str], str]) -> list[str]:
-    """One glob for all paths that it fits; a path that has none beside it stays as it is."""
+def _merged(paths: Iterable[str], generalize: Callable[[str], str]) -> list[str]:
+    """Replace paths that generalize to the same glob by that glob; keep a path that is alone with its glob."""
     groups: dict[str, set[str]] = {}
     for path in paths:
-        groups.setdefault(glob(path), set()).add(path)
-    return [wide if len(group) > 1 else next(iter(group)) for wide, group in groups.items()]
+        groups.setdefault(generalize(path), set()).add(path)
+    return [glob if len(group) > 1 else next(iter(group)) for glob, group in groups.items()]
 
 
-def _beginning(path: str) -> str:
-    """Tensors of one module whose names begin alike: `bn1.running_*`."""
+def _replace_suffix(path: str) -> str:
+    """Generalize the last word of a tensor's name: `bn1.running_mean` gives `bn1.running_*`."""
     owner, dot, leaf = path.rpartition(".")
-    begin, bar, _ = leaf.rpartition("_")
-    return f"{owner}{dot}{begin}_*" if bar and begin else path
+    prefix, underscore, _ = leaf.rpartition("_")
+    return f"{owner}{dot}{prefix}_*" if underscore and prefix else path
 
 
-def _without_numbers(path: str) -> str:
-    """Modules that are called the same and counted: `bn*`."""
+def _replace_number(path: str) -> str:
+    """Generalize numbers at the end of module names: `bn1` gives `bn*`."""
     return re.sub(r"(?<=[a-zA-Z_])\d+(?=\.|$)", "*", path)

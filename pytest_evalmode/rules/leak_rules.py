@@ -1,4 +1,4 @@
-"""Rules about what a test leaves behind: on the models it shares with others, and in torch itself."""
+"""Rules about changes that persist after a test: in shared models, and in torch's global state."""
 
 from __future__ import annotations
 
@@ -13,38 +13,41 @@ from pytest_evalmode.trace import Leak, Site, Trace
 @rule(
     "model-leaked",
     level="strict",
-    fires_when="the test left a shared model different: train/eval flags, requires_grad, .grad, hooks",
-    remedy="put it back (try/finally, a context manager, handle.remove()), or work on a copy",
+    fires_when="the test left a shared model different: train/eval flags, requires_grad, .grad, hooks, a forward "
+    "replaced on the instance, a submodule replaced, a plain attribute set by the test",
+    remedy="restore it (try/finally, a context manager, handle.remove()), or use a copy of the model",
 )
 def model_leaked(trace: Trace) -> Iterator[Violation]:
     for model in dict.fromkeys(leak.model for leak in trace.leaks if leak.model is not None):
         leaks = [leak for leak in trace.leaks if leak.model == model]
-        yield _violation(
-            model, [f"{model}.{leak.name}" for leak in leaks], leaks, [_line(leak, trace) for leak in leaks]
-        )
+        subjects = [f"{model}.{leak.name}" for leak in leaks]
+        yield _leak_violation(model, subjects, leaks, [_line_of(leak, trace) for leak in leaks])
 
 
 @rule(
     "global-leaked",
     level="strict",
-    fires_when="the test left torch's global state different",
-    remedy="set it in a context manager, or put it back in a fixture's teardown",
+    fires_when="the test left torch's global state different: grad mode, default dtype and device, deterministic and "
+    "cuDNN/TF32 flags, autocast, thread count. Restoring what it was when the session began is not a leak",
+    remedy="set it in a context manager, or restore it in a fixture's teardown",
 )
 def global_leaked(trace: Trace) -> Iterator[Violation]:
     leaks = [leak for leak in trace.leaks if leak.model is None]
     if leaks:
-        yield _violation(None, [f"torch {leak.name}" for leak in leaks], leaks, [leak.at for leak in leaks])
+        yield _leak_violation(None, [f"torch {leak.name}" for leak in leaks], leaks, [leak.at for leak in leaks])
 
 
-def _violation(model: str | None, subjects: list[str], leaks: list[Leak], lines: Sequence[Site | None]) -> Violation:
-    found = _sentences(model, leaks)
+def _leak_violation(
+    model: str | None, subjects: list[str], leaks: list[Leak], lines: Sequence[Site | None]
+) -> Violation:
+    sentences = _sentences(model, leaks)
     at, *others = dict.fromkeys(line for line in lines if line is not None) or (None,)
-    more = f" (and {len(found) - _MOST_TOLD} more)" if len(found) > _MOST_TOLD else ""
+    more = f" (and {len(sentences) - _MAX_SENTENCES} more)" if len(sentences) > _MAX_SENTENCES else ""
     return Violation(
         model=model,
         subjects=tuple(subjects),
-        message=found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""),
-        finding="; ".join(found[:_MOST_TOLD]) + more,
+        message=sentences[0] + (f" (and {len(sentences) - 1} more)" if len(sentences) > 1 else ""),
+        finding="; ".join(sentences[:_MAX_SENTENCES]) + more,
         at=at,
         count=len(leaks),
         details={
@@ -54,55 +57,55 @@ def _violation(model: str | None, subjects: list[str], leaks: list[Leak], lines:
     )
 
 
-def _line(leak: Leak, trace: Trace) -> Site | None:
-    """The line that set a model otherwise, or that did what left something on it."""
-    by = {"grad": "backward()", "requires_grad": "requires_grad_()"}.get(leak.name.rpartition(".")[2])
-    uses = (*trace.gradients, *trace.writes)
-    return leak.at or next((use.at for use in uses if use.name == by and leak.model in use.models), None)
+def _line_of(leak: Leak, trace: Trace) -> Site | None:
+    """Return the line that made the change, or else that of the first operation that makes such changes."""
+    name = {"grad": "backward()", "requires_grad": "requires_grad_()"}.get(leak.name.rpartition(".")[2])
+    operations = (*trace.gradients, *trace.writes)
+    return leak.at or next((each.at for each in operations if each.name == name and leak.model in each.models), None)
 
 
-_MOST_TOLD = 3
+_MAX_SENTENCES = 3
 
 
 def _sentences(model: str | None, leaks: list[Leak]) -> list[str]:
-    """What the test did, leaks of one kind in one sentence."""
-    kinds: dict[str, list[str]] = {}
+    """Describe leaks, those of the same kind in one sentence."""
+    names_by_template: dict[str, list[str]] = {}
     for leak in leaks:
         owner = ".".join(filter(None, (model, leak.name.rpartition(".")[0])))
-        for kind, name in (
-            _kinds(leak, owner) if model is not None else [(f"torch {leak.name} {_now(leak)}", leak.name)]
+        for template, name in (
+            _templates(leak, owner) if model is not None else [(f"torch {leak.name} {_changed(leak)}", leak.name)]
         ):
-            kinds.setdefault(kind, []).append(name)
-    return [_sentence(kind, names) for kind, names in kinds.items()]
+            names_by_template.setdefault(template, []).append(name)
+    return [_fill(template, names) for template, names in names_by_template.items()]
 
 
-def _kinds(leak: Leak, owner: str) -> Iterator[tuple[str, str]]:
-    """The sentences that tell a leak of a model, each with the name that it is about."""
-    flag = leak.name.rpartition(".")[2]
-    if flag == "training":
+def _templates(leak: Leak, owner: str) -> Iterator[tuple[str, str]]:
+    """Yield the sentence templates for a leak of a model, each with the name to insert."""
+    attribute = leak.name.rpartition(".")[2]
+    if attribute == "training":
         yield f"{{}} {{was}} left in {'training' if leak.after == 'True' else 'eval'} mode", owner
-    elif flag == "requires_grad":
+    elif attribute == "requires_grad":
         yield f"requires_grad was turned {'on' if leak.after == 'True' else 'off'} for {{}}", owner
-    elif flag == "grad":
-        done = "cleared from" if leak.after == "None" else "accumulated into"
-        yield f"gradients were {done} {{n}} ({{}})", owner
-    elif flag.endswith("hooks"):
-        before, after = (set(_HOOK.findall(told)) for told in (leak.before, leak.after))
-        noun = flag.removesuffix("s").replace("_", " ")
-        for done, hooks in (("added to", after - before), ("removed from", before - after)):
+    elif attribute == "grad":
+        verb = "cleared from" if leak.after == "None" else "accumulated into"
+        yield f"gradients were {verb} {{n}} ({{}})", owner
+    elif attribute.endswith("hooks"):
+        before, after = (set(_HOOK.findall(hooks)) for hooks in (leak.before, leak.after))
+        noun = attribute.removesuffix("s").replace("_", " ")
+        for verb, hooks in (("added to", after - before), ("removed from", before - after)):
             if hooks:
-                yield f"{plural(len(hooks), noun)} {'was' if len(hooks) == 1 else 'were'} {done} {{}}", owner
+                yield f"{plural(len(hooks), noun)} {'was' if len(hooks) == 1 else 'were'} {verb} {{}}", owner
     else:
-        yield f"{{}} {_now(leak)}", f"{owner}.{flag}"
+        yield f"{{}} {_changed(leak)}", f"{owner}.{attribute}"
 
 
 _HOOK = re.compile(r"\S+ #\d+")
 
 
-def _now(leak: Leak) -> str:
-    return f"was {leak.before} and is {leak.after}"
+def _changed(leak: Leak) -> str:
+    return f"changed from {leak.before} to {leak.after}"
 
 
-def _sentence(kind: str, names: list[str]) -> str:
+def _fill(template: str, names: list[str]) -> str:
     was = "was" if len(names) == 1 else "were"
-    return kind.format(first_and_more(names), n=plural(len(names), "parameter"), was=was)
+    return template.format(first_and_more(names), n=plural(len(names), "parameter"), was=was)

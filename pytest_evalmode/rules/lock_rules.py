@@ -1,4 +1,4 @@
-"""Rules about what was locked: this run's model, preprocessing, inputs and outputs are the ones that were validated."""
+"""Rules about the evaluation lock: the model, preprocessing, inputs and outputs must be those that were validated."""
 
 from __future__ import annotations
 
@@ -7,40 +7,42 @@ from collections.abc import Iterator
 from pytest_evalmode.rules.rule import Violation, rule
 from pytest_evalmode.trace import Trace
 
-_REMEDY = "restore what was validated; if the change is meant, run pytest --evalmode-update-lock and review the diff"
+_REMEDY = (
+    "restore the validated version; if the change is intended, run pytest --evalmode-update-lock and review the diff"
+)
 
 
-@rule("model-changed", level="lock", fires_when="a model is not the one that was locked", remedy=_REMEDY)
+@rule("model-changed", level="lock", fires_when="a model differs from its lock entry", remedy=_REMEDY)
 def model_changed(trace: Trace) -> Iterator[Violation]:
-    return _changed(trace, "model")
+    return _violations(trace, "model")
 
 
-@rule("inputs-changed", level="lock", fires_when="inputs are not the ones that were locked", remedy=_REMEDY)
+@rule("inputs-changed", level="lock", fires_when="inputs differ from their lock entry", remedy=_REMEDY)
 def inputs_changed(trace: Trace) -> Iterator[Violation]:
-    return _changed(trace, "inputs")
+    return _violations(trace, "inputs")
 
 
 @rule(
     "preprocessing-changed",
     level="lock",
-    fires_when="a step of the preprocessing, or a parameter of one, is not what was locked",
+    fires_when="a preprocessing step, or a parameter of one, differs from the lock entry",
     remedy=_REMEDY,
 )
 def preprocessing_changed(trace: Trace) -> Iterator[Violation]:
-    return _changed(trace, "preprocessing")
+    return _violations(trace, "preprocessing")
 
 
 @rule(
     "outputs-changed",
     level="lock",
-    fires_when="outputs or metrics are not, within tolerance, what was locked",
+    fires_when="outputs or metrics differ from their lock entry by more than the tolerance",
     remedy=_REMEDY,
 )
 def outputs_changed(trace: Trace) -> Iterator[Violation]:
-    return _changed(trace, "outputs")
+    return _violations(trace, "outputs")
 
 
-def _changed(trace: Trace, kind: str) -> Iterator[Violation]:
+def _violations(trace: Trace, kind: str) -> Iterator[Violation]:
     for change in trace.locks:
         if change.kind == kind:
             yield Violation(
@@ -51,5 +53,5 @@ def _changed(trace: Trace, kind: str) -> Iterator[Violation]:
                 remedy=change.remedy,
                 at=change.at,
                 details={**change.details, "lock": change.file},
-                never_intended="missing" in change.details,  # an exemption would keep it from ever being locked
+                never_intended="missing" in change.details,  # with an exemption, the entry would never be created
             )

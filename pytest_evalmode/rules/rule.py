@@ -1,4 +1,4 @@
-"""What a rule is, and what it finds."""
+"""The types of a rule and of the violation that it reports."""
 
 from __future__ import annotations
 
@@ -13,84 +13,100 @@ Level = Literal["default", "strict", "lock"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Violation:
-    """One broken rule of one model, as the failure text and the JSON report tell it."""
+    """A rule broken by one model, with everything that the failure text and the JSON report show."""
 
     rule: str = ""
     model: str | None
     subjects: tuple[str, ...]
-    """What is at fault, most telling first: `model.path (Type)`, `model.path.tensor` or `model (Type)`."""
+    """Modules or tensors at fault, most telling first: `model.path (Type)`, `model.path.tensor` or `model (Type)`."""
     message: str
-    """The headline: whole, and short enough for a summary line."""
+    """The headline: complete, and short enough for a line of pytest's summary."""
     finding: str
-    """The sentence beneath the headline: which modules or tensors, and how far."""
+    """The sentence below the headline: which modules or tensors, and how much they changed."""
     remedy: str = ""
     at: Site | None = None
-    """The innermost line of user code outside the model that led to the call: of a test, where there is one."""
+    """The innermost line of user code outside the model that led to the call, in the test's file if there is one."""
     through: Site | None = None
-    """The line that called the model, where that is another."""
+    """The line that called the model, if that is not `at`."""
     cause: Site | None = None
     """The innermost line of user code at fault inside the model."""
     since: Site | None = None
-    """The line of user code that brought it about, before the call."""
+    """The line before the call that caused the violation: a mode switch, an export, a write."""
     count: int = 1
     details: Mapping[str, Any] = field(default_factory=dict)
     fixture: str | None = None
-    """The fixture that handed the model over."""
+    """The fixture that provided the model."""
     fixture_at: Site | None = None
     because: tuple[str, ...] = ()
-    """The rules of which this is a consequence, where one of them is broken too: it is told under the first."""
+    """Rules that explain this violation: if one of them is broken too, this is listed under the first."""
     notes: tuple[str, ...] = ()
-    """What else the reader should know, a sentence each."""
+    """Additional sentences for the reader."""
     never_intended: bool = False
-    """Whether it can be nothing but a mistake, so that no exemption is offered."""
+    """Whether it can only be a mistake, so that no exemption is suggested."""
     train: tuple[str, ...] = ()
-    """What the marker's `train` would have to name, were this intended."""
+    """Modules for the marker's `train` if the violation is intended."""
     mutable: tuple[str, ...] = ()
-    """What the marker's `mutable` would have to name, were this intended."""
+    """Tensors for the marker's `mutable` if the violation is intended."""
 
 
 def add_fixture(violation: Violation, fixtures: Mapping[str, tuple[str, Site]]) -> Violation:
-    """The same with the fixture, of those by the name of their model, that handed the model over."""
-    handed = fixtures.get(violation.model or "")
-    if handed is None:
+    """Return the violation with the fixture that provided its model; `fixtures` has name and line by model name."""
+    provided = fixtures.get(violation.model or "")
+    if provided is None:
         return violation
-    name, at = handed
+    name, at = provided
     details = {**violation.details, "fixture": name, "fixture_at": str(at)}
     return replace(violation, fixture=name, fixture_at=at, details=details)
 
 
-Judge = Callable[[Trace], Iterable[Violation]]
+Check = Callable[[Trace], Iterable[Violation]]
 
 
 class RuleError(RuntimeError):
-    """A rule raised an exception, or found something that is no violation."""
+    """A rule raised an exception, or yielded something that is not a Violation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A named check: a pure function from the facts of a window to violations, with the words that explain it."""
+    """A named check: a pure function from the trace of a window to violations, with its explanation."""
 
     name: str
     level: Level
     fires_when: str
     remedy: str
-    judge: Judge
+    check: Check
 
     def violations(self, trace: Trace) -> list[Violation]:
-        """What the trace breaks, under this rule's name; the rule's remedy stands where the judge gave none.
+        """Return the violations of this rule, with the rule's remedy where the check gave none.
 
-        Raises RuleError if the judge fails.
+        Raises:
+            RuleError: The check raised an exception or yielded something else.
         """
         try:
-            return [replace(v, rule=self.name, remedy=v.remedy or self.remedy) for v in self.judge(trace)]
+            return [replace(v, rule=self.name, remedy=v.remedy or self.remedy) for v in self.check(trace)]
         except Exception as error:
-            raise RuleError(f"the rule {self.name!r} could not judge: {error!r}") from error
+            raise RuleError(f"rule {self.name!r} failed: {error!r}") from error
 
 
-def rule(name: str, *, fires_when: str, remedy: str, level: Level = "default") -> Callable[[Judge], Rule]:
-    """Make a rule of a function from a trace to violations."""
+def rule(name: str, *, fires_when: str, remedy: str, level: Level = "default") -> Callable[[Check], Rule]:
+    """Return a decorator that makes a rule of a function from a trace to violations.
 
-    def decorate(judge: Judge) -> Rule:
-        return Rule(name, level, fires_when, remedy, judge)
+    Args:
+        name: The rule's name, for `allow`, the reports and the baseline.
+        fires_when: When the rule fires, for `--evalmode-rules`: the sentence after "fires when".
+        remedy: How to fix a violation, unless the violation has a remedy of its own.
+        level: `"default"`, or `"strict"` for a rule that runs only with `--evalmode-strict`.
+
+    Example:
+        @rule("no-float64", fires_when="a model holds float64", remedy="call model.float()")
+        def no_float64(trace):
+            for model in trace.models:
+                if "float64" in model.dtypes:
+                    text = f"{model.name} ({model.type}) holds float64"
+                    yield Violation(model=model.name, subjects=(model.name,), message=text, finding=text)
+    """
+
+    def decorate(check: Check) -> Rule:
+        return Rule(name, level, fires_when, remedy, check)
 
     return decorate

@@ -1,4 +1,4 @@
-"""Rules about what should be after inference what it was before: parameters, buffers, attributes, inputs."""
+"""Rules about state that inference must not change: parameters, buffers, attributes and inputs."""
 
 from __future__ import annotations
 
@@ -9,64 +9,73 @@ from typing import Any
 
 from pytest_evalmode.rules.call_groups import calls_by_model, violation_of_calls
 from pytest_evalmode.rules.rule import Violation, rule
-from pytest_evalmode.rules.training_calls import first_backward, first_optimizer_step, operation_details, pause_remedy
-from pytest_evalmode.rules.training_calls import format_operation as told_use
+from pytest_evalmode.rules.training_calls import (
+    first_backward,
+    first_optimizer_step,
+    format_operation,
+    operation_details,
+    pause_remedy,
+)
 from pytest_evalmode.rules.wording import first_and_more, plural, title
 from pytest_evalmode.trace import Drift, GlobalDrift, Load, ModelOperation, TensorChange, Trace
 
 
 @rule(
     "state-mutated",
-    fires_when="a parameter or persistent buffer changed",
-    remedy="call model.eval(); declare what may change with mutable=[...]",
+    fires_when="a parameter or persistent buffer (what state_dict() saves) changed: value, shape, dtype, device, "
+    "added, removed. -0.0 equals 0.0",
+    remedy="call model.eval(); list tensors that may change in mutable=[...]",
 )
 def state_mutated(trace: Trace) -> Iterator[Violation]:
     training = {
         name: call.at
         for call in reversed(trace.calls)
         if call.training
-        for name in (call.ran.model, *(finding.module.model for finding in call.training))
+        for name in (call.ran.model, *(observation.module.model for observation in call.training))
     }
-    graphs = {call.ran.model for call in trace.calls if any(f.is_graph for f in (*call.draws, *call.batch_stats))}
+    graphs = {call.ran.model for call in trace.calls if any(o.is_graph for o in (*call.draws, *call.batch_stats))}
     weights = {change.model for change in trace.changes if change.persistent and not change.buffer}
-    for violation in _mutated(change for change in trace.changes if change.persistent):
+    for violation in _mutations(change for change in trace.changes if change.persistent):
         model = violation.model
-        step, use = first_optimizer_step(trace, model), first_backward(trace, model)
-        writer = _writer(trace, [change for change in trace.changes if change.persistent and change.model == model])
+        step, backward = first_optimizer_step(trace, model), first_backward(trace, model)
+        write = _find_write(trace, [change for change in trace.changes if change.persistent and change.model == model])
         if model in training:
             violation = replace(violation, at=training[model] or violation.at)
+        # The most specific explanation comes first.  Training mode and graphs change buffers, but never weights.
         if step:
-            facts = {**violation.details, **operation_details(trained=step)}
+            details = {**violation.details, **operation_details(trained=step)}
             because = ("train-mode", "grad-mode")
-            yield replace(violation, remedy=pause_remedy(step), details=facts, because=because, never_intended=True)
-        elif model in weights and use:
-            yield replace(violation, remedy=_by_hand(use))
-        elif model in weights and writer and writer.at:
-            facts = {**violation.details, **operation_details(written=writer)}
-            yield replace(violation, at=writer.at, since=writer.at, remedy=_BEFORE.format(writer.name), details=facts)
+            yield replace(violation, remedy=pause_remedy(step), details=details, because=because, never_intended=True)
+        elif model in weights and backward:
+            yield replace(violation, remedy=_backward_remedy(backward))
+        elif model in weights and write and write.at:
+            details = {**violation.details, **operation_details(written=write)}
+            remedy = _WRITE_REMEDY.format(write.name)
+            yield replace(violation, at=write.at, since=write.at, remedy=remedy, details=details)
         elif model in weights or not (model in training or model in graphs):
-            yield replace(violation, remedy=_WRITTEN)
+            yield replace(violation, remedy=_UNKNOWN_WRITE_REMEDY)
         elif model in graphs:
             yield replace(violation, because=("train-mode", "batch-stats", "random-forward"))
         else:
-            yield _of_training(violation, trace)
+            yield _explain_by_training(violation, trace)
 
 
 @rule(
     "buffer-mutated",
     level="strict",
     fires_when="a non-persistent buffer changed",
-    remedy="fill it in __init__; declare a cache with mutable=[...]",
+    remedy="compute it in __init__; if it is a cache, list it in mutable=[...]",
 )
 def buffer_mutated(trace: Trace) -> Iterator[Violation]:
-    for violation in _mutated(change for change in trace.changes if not change.persistent):
-        yield _of_training(violation, trace)
+    for violation in _mutations(change for change in trace.changes if not change.persistent):
+        yield _explain_by_training(violation, trace)
 
 
 @rule(
     "input-mutated",
     level="strict",
-    fires_when="a forward changed its input tensor in place",
+    fires_when="a forward changed in place an input tensor that something else still references (a temporary, "
+    "model(x.clone()), may be consumed)",
     remedy="clone the input first, or make the first operation on it out of place (inplace=False)",
 )
 def input_mutated(trace: Trace) -> Iterator[Violation]:
@@ -77,7 +86,7 @@ def input_mutated(trace: Trace) -> Iterator[Violation]:
             calls,
             subjects=(str(writer),),
             message=f"{title(writer)} changed its input in place",
-            finding=f"{title(writer)} wrote into {first_and_more(names)}: the next to read it sees other data",
+            finding=f"{title(writer)} wrote into {first_and_more(names)}: code that reads it later sees the new values",
             details={"arguments": names},
         )
 
@@ -85,9 +94,11 @@ def input_mutated(trace: Trace) -> Iterator[Violation]:
 @rule(
     "attribute-mutated",
     level="strict",
-    fires_when="a plain attribute of a module changed during a forward",
-    remedy="keep what a forward computes in local variables, and what it learns under `if self.training:`; "
-    "the next forward must not depend on this one",
+    fires_when="a plain attribute of a module changed during a forward: a number, string, bool, None or tensor, or one "
+    "of these inside a tuple, list or dict. An attribute that appears, or is set for the first time (None before), has "
+    "not changed; neither has one that every forward writes before reading it",
+    remedy="store intermediate results in local variables, and update state only under `if self.training:`; "
+    "a forward must not depend on the one before",
 )
 def attribute_mutated(trace: Trace) -> Iterator[Violation]:
     for calls in calls_by_model(trace, lambda call: call.attributes):
@@ -95,12 +106,12 @@ def attribute_mutated(trace: Trace) -> Iterator[Violation]:
         for change in chain.from_iterable(call.attributes for call in calls):
             changed.setdefault(change.name, f"{change.before} -> {change.after}")
         first = next(iter(changed))
-        said = f"{first}: {changed[first]}{_and_more(changed)}"
+        text = f"{first}: {changed[first]}{_and_more(changed)}"
         yield violation_of_calls(
             calls,
             subjects=tuple(changed),
-            message=said,
-            finding=said,
+            message=text,
+            finding=text,
             details={"attributes": changed},
         )
 
@@ -108,20 +119,21 @@ def attribute_mutated(trace: Trace) -> Iterator[Violation]:
 @rule(
     "partial-load",
     level="strict",
-    fires_when="load_state_dict(strict=False) left missing or unexpected keys",
-    remedy="load with strict=True; where the rest is meant to stay, say so: allow=['partial-load']",
+    fires_when="a load_state_dict(strict=False) in the user's own code left unexpected keys, or missing keys that no "
+    "other load of the window filled; a library's load (of an adapter, for example) only counts if it matched nothing",
+    remedy="load with strict=True; if the checkpoint is partial on purpose, pass allow=['partial-load']",
 )
 def partial_load(trace: Trace) -> Iterator[Violation]:
     for load in trace.loads:
         if load.matched and not load.by_user:
-            continue  # an adapter's: the rest of the model is not its business
+            continue  # a library that loads an adapter leaves the rest of the model alone
         kinds = (("missing", load.missing), ("unexpected", load.unexpected))
-        said = [f"{plural(len(keys), f'{kind} key')} ({first_and_more(keys)})" for kind, keys in kinds if keys]
+        keys = [f"{plural(len(names), f'{kind} key')} ({first_and_more(names)})" for kind, names in kinds if names]
         yield Violation(
             model=load.model.model,
             subjects=tuple(f"{load.model.name}.{key}" for key in (*load.missing, *load.unexpected)),
-            message=f"{title(load.model)} was loaded with {' and '.join(said)}",
-            finding=f"load_state_dict(strict=False) ignored {' and '.join(said)}{_common_cause(load)}",
+            message=f"{title(load.model)} was loaded with {' and '.join(keys)}",
+            finding=f"load_state_dict(strict=False) ignored {' and '.join(keys)}{_common_prefix(load)}",
             at=load.at,
             count=len(load.missing) + len(load.unexpected),
             details={"missing": list(load.missing), "unexpected": list(load.unexpected)},
@@ -132,123 +144,132 @@ def partial_load(trace: Trace) -> Iterator[Violation]:
     "state-drifted",
     level="strict",
     fires_when="a shared model's state, or torch's global state, changed between two guarded tests",
-    remedy="let what trains work on a copy (copy.deepcopy) or on a fixture of its own",
+    remedy="let tests that train use a copy of the model (copy.deepcopy) or a fixture of their own",
 )
 def state_drifted(trace: Trace) -> Iterator[Violation]:
     for drift in trace.drifts:
         names = tuple(change.name for change in drift.changes)
-        yield _drifted(
+        yield _drift_violation(
             drift,
             names,
             model=drift.model,
-            finding=f"{first_and_more(names)} {'was' if len(names) == 1 else 'were'} otherwise "
-            f"when {drift.last_seen_by} ended; {_ran(drift.between)}",
+            finding=f"{first_and_more(names)} changed after {drift.last_seen_by} ended; {_run_since(drift.between)}",
             details={"changes": {change.name: describe_change(change) for change in drift.changes}},
         )
-    for found in trace.global_drifts:
-        names = tuple(f"torch {change.name}" for change in found.changes)
-        first = f"{names[0]} was {found.changes[0].before} and is {found.changes[0].after}"
-        changes = {name: f"{c.before} -> {c.after}" for name, c in zip(names, found.changes, strict=True)}
-        yield _drifted(
-            found,
+    for global_drift in trace.global_drifts:
+        names = tuple(f"torch {change.name}" for change in global_drift.changes)
+        first = f"{names[0]} changed from {global_drift.changes[0].before} to {global_drift.changes[0].after}"
+        changes = {name: f"{c.before} -> {c.after}" for name, c in zip(names, global_drift.changes, strict=True)}
+        yield _drift_violation(
+            global_drift,
             names,
             model=None,
-            finding=f"{first} since {found.last_seen_by} ended{_and_more(names)}; {_ran(found.between, found.changed_by)}",
-            remedy="set it in a context manager, or put it back in a fixture's teardown",
-            details={"changed_by": list(found.changed_by), "changes": changes},
+            finding=f"{first} after {global_drift.last_seen_by} ended{_and_more(names)}; "
+            + _run_since(global_drift.between, global_drift.changed_by),
+            remedy="set it in a context manager, or restore it in a fixture's teardown",
+            details={"changed_by": list(global_drift.changed_by), "changes": changes},
         )
 
 
-_WRITTEN = (
-    "find what wrote to it: a forward of its own, or code beside them (an optimizer, .data, a method, a load); "
-    "or declare it with mutable=[...]"
+_UNKNOWN_WRITE_REMEDY = (
+    "find the code that wrote to it: the model's own forward, or code outside it (an optimizer, `.data`, a load); "
+    "or list it in mutable=[...]"
 )
-_BEFORE = "call {} before the test's first forward, in a fixture say; or declare what it changes with mutable=[...]"
+_WRITE_REMEDY = (
+    "call {} before the test's first forward, for example in a fixture; or list the tensors that it changes in "
+    "mutable=[...]"
+)
 
 
-def _writer(trace: Trace, changes: Sequence[TensorChange]) -> ModelOperation | None:
-    """The first call that sets whole models as these changes are: a load sets values, a conversion what they are."""
+def _find_write(trace: Trace, changes: Sequence[TensorChange]) -> ModelOperation | None:
+    """Return the first call that can explain all changes: a load for values, a conversion for dtypes and devices."""
     loaded = all(change.what.startswith("values") for change in changes)
     converted = all(change.what.startswith(("dtype", "device")) for change in changes)
-    for use in trace.writes:
-        wrote = loaded if use.name == "load_state_dict()" else converted and use.name != "requires_grad_()"
-        if wrote and any(change.model in use.models for change in changes):
-            return use
+    for write in trace.writes:
+        explains = loaded if write.name == "load_state_dict()" else converted and write.name != "requires_grad_()"
+        if explains and any(change.model in write.models for change in changes):
+            return write
     return None
 
 
-def _drifted(drift: Drift | GlobalDrift, names: tuple[str, ...], *, details: dict[str, Any], **facts: Any) -> Violation:
-    """Something that changed between two guarded tests: what, since which test, and what ran in between."""
+def _drift_violation(
+    drift: Drift | GlobalDrift, names: tuple[str, ...], *, details: dict[str, Any], **fields: Any
+) -> Violation:
     return Violation(
         subjects=names,
         message=f"{first_and_more(names)} changed since the last guarded test",
         count=len(names),
         details={"last_seen_by": drift.last_seen_by, "between": list(drift.between), **details},
-        **facts,
+        **fields,
     )
 
 
-def _and_more(all_of_them: Sized) -> str:
-    """How many there are besides the first, which has been told."""
-    return f" (and {len(all_of_them) - 1} more)" if len(all_of_them) > 1 else ""
+def _and_more(items: Sized) -> str:
+    """Return how many items there are besides the first: ` (and 2 more)`, or an empty string."""
+    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
 
 
-def _ran(between: Sequence[str], by: Sequence[str] = ()) -> str:
-    """Who may have done it, or who did."""
-    if by:
-        return f"it changed as {first_and_more(by)} ran"
+def _run_since(between: Sequence[str], changed_by: Sequence[str] = ()) -> str:
+    """Return the tests that changed the state, if known, or those that ran since."""
+    if changed_by:
+        return f"it changed while {first_and_more(changed_by)} ran"
     more = f" and {len(between) - 3} more" if len(between) > 3 else ""
-    return f"in between ran {', '.join(between[:3])}{more}" if between else "nothing ran in between"
+    return f"tests run since: {', '.join(between[:3])}{more}" if between else "no test ran since"
 
 
-def _of_training(violation: Violation, trace: Trace) -> Violation:
-    """The same as a consequence of training mode, where that moved all that changed: it runs other code there."""
-    findings = (finding for call in trace.calls for finding in call.training)
-    modules = {finding.module.name for finding in findings if finding.module.mode_dependent}
+def _explain_by_training(violation: Violation, trace: Trace) -> Violation:
+    """Return the violation as a consequence of train-mode if each tensor is in a mode-dependent module in that mode."""
+    observations = (observation for call in trace.calls for observation in call.training)
+    modules = {observation.module.name for observation in observations if observation.module.mode_dependent}
     explained = all(subject.rpartition(".")[0] in modules for subject in violation.subjects)
     return replace(violation, because=("train-mode",)) if explained else violation
 
 
-def _by_hand(use: ModelOperation) -> str:
-    """The remedy where weights changed and gradients were taken, though no optimizer made a step."""
-    return f"where it is meant to train, put that in `with evalmode.paused():` ({told_use(use)}); else {_WRITTEN}"
+def _backward_remedy(backward: ModelOperation) -> str:
+    """Return the remedy for weights that changed in a test that took gradients but made no optimizer step."""
+    return (
+        "if the test trains on purpose, wrap that part in `with evalmode.paused():` "
+        f"({format_operation(backward)}); otherwise {_UNKNOWN_WRITE_REMEDY}"
+    )
 
 
-def _common_cause(load: Load) -> str:
-    """What all the keys that were left over have in common, where that explains them."""
+def _common_prefix(load: Load) -> str:
+    """Return the prefix that all missing or all unexpected keys share, if it explains them, with advice."""
     for keys, other, advice in (
         (load.unexpected, load.missing, "strip it from the checkpoint's keys"),
         (load.missing, load.unexpected, "add it to the checkpoint's keys"),
     ):
-        heads = {key.partition(".")[0] for key in keys}
-        if keys and len(heads) == 1:
-            head = heads.pop()
+        prefixes = {key.partition(".")[0] for key in keys}
+        if keys and len(prefixes) == 1:
+            prefix = prefixes.pop()
             stripped = {key.partition(".")[2] for key in keys}
-            if stripped & set(other) or head in ("module", "_orig_mod"):
-                return f": every one of these keys has the prefix `{head}.`; {advice}"
+            # `DataParallel` adds `module.`, `torch.compile` adds `_orig_mod.`.
+            if stripped & set(other) or prefix in ("module", "_orig_mod"):
+                return f": every one of these keys has the prefix `{prefix}.`; {advice}"
     return ""
 
 
-def _mutated(found: Iterable[TensorChange]) -> Iterator[Violation]:
-    all_changes = list(found)
+def _mutations(changes: Iterable[TensorChange]) -> Iterator[Violation]:
+    """Yield one violation for each model whose tensors changed."""
+    all_changes = list(changes)
     for model in dict.fromkeys(change.model for change in all_changes):
-        changes = [change for change in all_changes if change.model == model]
-        names = tuple(change.name for change in changes)
-        extent = f"    {describe_change(changes[0])}" if describe_change(changes[0]) else ""
+        of_model = [change for change in all_changes if change.model == model]
+        names = tuple(change.name for change in of_model)
+        extent = f"    {describe_change(of_model[0])}" if describe_change(of_model[0]) else ""
         yield Violation(
             model=model,
             subjects=names,
             message=f"{first_and_more(names)} changed",
             finding=f"{first_and_more(names)} changed{extent}",
-            at=changes[0].last_forward,
-            count=len(changes),
-            details={"changes": {change.name: describe_change(change) for change in changes}},
-            mutable=tuple(change.path for change in changes),
+            at=of_model[0].last_forward,
+            count=len(of_model),
+            details={"changes": {change.name: describe_change(change) for change in of_model}},
+            mutable=tuple(change.path for change in of_model),
         )
 
 
 def describe_change(change: TensorChange) -> str:
-    """How far a tensor moved where that is known: `max |Δ| 0.031, 64 of 64 elements`."""
+    """Return how much a tensor changed, if known: `max |Δ| 0.031, 64 of 64 elements`."""
     if change.elements is None:
         return "" if change.what == "values" else change.what
     extent = f"{change.elements} of {plural(change.numel or 0, 'element')}"

@@ -1,4 +1,4 @@
-"""What a test does on purpose: it trains a model, or uses the gradients of one."""
+"""Operations that show a test's purpose, training a model or computing gradients, and the remedy for training."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from pytest_evalmode.trace import ModelOperation, Trace
 
 
 def first_optimizer_step(trace: Trace, model: str | None) -> ModelOperation | None:
-    """The first step of an optimizer that holds parameters of a model."""
+    """Return the first step of an optimizer that holds parameters of a model."""
     return next((step for step in trace.steps if model in step.models), None)
 
 
 def first_backward(trace: Trace, model: str | None) -> ModelOperation | None:
-    """The first use of the graph that a model's forward recorded."""
-    return next((use for use in trace.gradients if model in use.models), None)
+    """Return the first call that computed gradients from the graph of a model's forward."""
+    return next((call for call in trace.gradients if model in call.models), None)
 
 
 def pause_remedy(step: ModelOperation) -> str:
-    """The remedy where a test trains."""
+    """Return the remedy for a test that makes an optimizer step."""
     return (
-        f"where it is meant to train, put that in `with evalmode.paused():` ({format_operation(step)}); "
-        "where it is not, take the step out"
+        "if the test trains on purpose, wrap that part in `with evalmode.paused():`; "
+        f"otherwise remove the optimizer step ({format_operation(step)})"
     )
 
 
-def format_operation(use: ModelOperation) -> str:
-    """`SGD.step() at tests/test_net.py:12`."""
-    return f"{use.name} at {use.at}" if use.at else use.name
+def format_operation(operation: ModelOperation) -> str:
+    """Return an operation with its line: `SGD.step() at tests/test_net.py:12`."""
+    return f"{operation.name} at {operation.at}" if operation.at else operation.name
 
 
-def operation_details(**uses: ModelOperation | None) -> dict[str, str]:
-    """Those that there are, for the details."""
-    return {name: format_operation(use) for name, use in uses.items() if use is not None}
+def operation_details(**operations: ModelOperation | None) -> dict[str, str]:
+    """Return the operations that are not None, formatted for a violation's `details`."""
+    return {key: format_operation(operation) for key, operation in operations.items() if operation is not None}

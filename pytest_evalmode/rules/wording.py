@@ -1,4 +1,4 @@
-"""How rules count and name things: one voice for all of them."""
+"""Wording that all messages share: counts, and names of modules."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from pytest_evalmode.trace import ModuleInfo
 
 
 def plural(n: int, noun: str) -> str:
-    """`1 forward`, `2 forwards`."""
+    """Return a count with its noun: `1 forward`, `2 forwards`."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def times(n: int) -> str:
+    """Return how often: `once`, `2 times`."""
     return "once" if n == 1 else f"{n} times"
 
 
-def title(part: ModuleInfo) -> str:
-    """A module in a headline: `model (ResNet)`, or `ResNet` alone where it is named after its type."""
-    return part.type if part.name == part.type else str(part)
+def title(module: ModuleInfo) -> str:
+    """Return a module for a headline: `model (ResNet)`, or `ResNet` if the model is named after its type."""
+    return module.type if module.name == module.type else str(module)
 
 
-def titles(parts: Iterable[ModuleInfo]) -> list[str]:
-    return [title(part) for part in parts]
+def titles(modules: Iterable[ModuleInfo]) -> list[str]:
+    return [title(module) for module in modules]
 
 
 def first_and_more(names: Sequence[str]) -> str:
-    """`a`, or `a and 52 more`."""
+    """Return the first name and how many follow: `a`, `a and 52 more`."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

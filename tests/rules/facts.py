@@ -1,4 +1,4 @@
-"""Facts of a window, built by hand; no torch."""
+"""Facts of a window, built by hand without torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ INSIDE = Site("src/net.py", 88, "x = F.dropout(x)")
 def observed(
     path: str, kind: str, *, model: str = "model", mode_dependent: bool = True, cause: Site | None = None, why: str = ""
 ) -> Observation:
-    """Something about one module of a model."""
+    """Return an observation of one module of a model."""
     return Observation(ModuleInfo(model, path, kind, mode_dependent), cause, why)
 
 
 def call(model: str = "model", kind: str = "Net", /, **facts: Any) -> ForwardCall:
-    """A forward of a whole model of seven modules, called from `HERE`."""
+    """Return a forward of a model of seven modules, called on the line `HERE`."""
     return ForwardCall(**{"ran": ModuleInfo(model, "", kind), "at": HERE, "modules": 7, **facts})
 
 
@@ -27,9 +27,9 @@ def changed(path: str, model: str = "model", **facts: Any) -> TensorChange:
     return TensorChange(model, path, **{"what": "values changed", **facts})
 
 
-def calls(*these: ForwardCall) -> Trace:
-    return Trace(calls=these)
+def calls(*forwards: ForwardCall) -> Trace:
+    return Trace(calls=forwards)
 
 
-def changes(*these: TensorChange) -> Trace:
-    return Trace(changes=these)
+def changes(*tensors: TensorChange) -> Trace:
+    return Trace(changes=tensors)

@@ -6,7 +6,7 @@ from pytest_evalmode.policy import Policy
 from pytest_evalmode.rules.exemptions import remove_exempted
 from tests.rules.facts import call, calls, changed, changes, observed
 
-# A glob, and whether it names `bn1.running_mean` (`layer1.bn1`) of the model called `model`.
+# Globs, and whether each matches `bn1.running_mean` (or `layer1.bn1`) of the model named `model`.
 TENSOR_GLOBS = {
     "bn1.running_mean": True,
     "bn1.*": True,
@@ -36,37 +36,37 @@ MODULE_GLOBS = {
 }
 
 
-@pytest.mark.parametrize(("glob", "excused"), TENSOR_GLOBS.items())
-def test_what_may_change(glob: str, excused: bool) -> None:
+@pytest.mark.parametrize(("glob", "is_exempted"), TENSOR_GLOBS.items())
+def test_mutable_exempts_matching_tensors(glob: str, is_exempted: bool) -> None:
     trace = changes(changed("bn1.running_mean"))
-    assert remove_exempted(trace, Policy(mutable=(glob,))).changes == (() if excused else trace.changes)
+    assert remove_exempted(trace, Policy(mutable=(glob,))).changes == (() if is_exempted else trace.changes)
 
 
-@pytest.mark.parametrize(("glob", "excused"), MODULE_GLOBS.items())
-def test_what_may_train(glob: str, excused: bool) -> None:
+@pytest.mark.parametrize(("glob", "is_exempted"), MODULE_GLOBS.items())
+def test_train_exempts_matching_modules(glob: str, is_exempted: bool) -> None:
     trace = calls(call(training=(observed("layer1.bn1", "BatchNorm2d"),)))
     (ran,) = remove_exempted(trace, Policy(train=(glob,))).calls
-    assert ran.training == (() if excused else trace.calls[0].training)
+    assert ran.training == (() if is_exempted else trace.calls[0].training)
 
 
-@pytest.mark.parametrize(("glob", "excused"), {"model": True, "*": True, "Net": False, "model.*": False}.items())
-def test_the_model_itself_is_named_as_it_is_called(glob: str, excused: bool) -> None:
+@pytest.mark.parametrize(("glob", "is_exempted"), {"model": True, "*": True, "Net": False, "model.*": False}.items())
+def test_a_glob_matches_the_model_itself_by_its_name(glob: str, is_exempted: bool) -> None:
     (ran,) = remove_exempted(calls(call(training=(observed("", "Net"),))), Policy(train=(glob,))).calls
-    assert (not ran.training) == excused
+    assert (not ran.training) == is_exempted
 
 
 @pytest.mark.parametrize("glob", ["blocks[0].*", "model.blocks[0].w", "blocks[[]0].w"])
-def test_brackets_may_be_a_part_of_the_name(glob: str) -> None:
+def test_brackets_may_be_part_of_a_name(glob: str) -> None:
     trace = changes(changed("blocks[0].w"), changed("blocks[1].w"))
     assert [c.path for c in remove_exempted(trace, Policy(mutable=(glob,))).changes] == ["blocks[1].w"]
 
 
-def test_any_of_several_globs_will_do() -> None:
+def test_one_of_several_globs_has_to_match() -> None:
     trace = changes(changed("a.w"), changed("b.w"), changed("c.w"))
     assert [c.path for c in remove_exempted(trace, Policy(mutable=("a.*", "model.b.*"))).changes] == ["c.w"]
 
 
-def test_only_what_is_declared_is_excused() -> None:
+def test_only_the_declared_kind_is_exempted() -> None:
     ran = call(
         training=(observed("drop", "Dropout"), observed("bn", "BatchNorm1d")),
         autograd=observed("", "Net"),
@@ -78,13 +78,13 @@ def test_only_what_is_declared_is_excused() -> None:
     assert (left.autograd, left.batch_stats, left.draws) == (ran.autograd, ran.batch_stats, ran.draws)
 
 
-def test_train_excuses_no_change_and_mutable_no_training() -> None:
+def test_train_exempts_no_change_and_mutable_no_training() -> None:
     trace = changes(changed("bn.running_mean"))
     assert remove_exempted(trace, Policy(train=("*",))).changes
     (ran,) = remove_exempted(calls(call(training=(observed("bn", "BatchNorm1d"),))), Policy(mutable=("*",))).calls
     assert ran.training
 
 
-def test_nothing_declared_leaves_all_as_it_is() -> None:
+def test_an_empty_policy_exempts_nothing() -> None:
     trace = calls(call(training=(observed("bn", "BatchNorm1d"),)))
     assert remove_exempted(trace, Policy()) == trace

@@ -27,11 +27,11 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
         (["fc.weight", "fc.bias"], ["fc.weight", "fc.bias"]),
     ],
 )
-def test_narrowest(paths: list[str], globs: list[str]) -> None:
+def test_narrowest_globs_match_all_paths(paths: list[str], globs: list[str]) -> None:
     assert narrowest_globs(paths) == globs
     assert all(matches("model", path, globs) for path in paths)
 
 
-def test_what_did_not_change_is_not_named() -> None:
+def test_the_globs_do_not_match_tensors_that_did_not_change() -> None:
     globs = narrowest_globs([f"bn{i}.{n}" for i in (1, 2) for n in STATISTICS])
     assert not any(matches("model", path, globs) for path in ("bn1.weight", "bn2.bias", "fc.weight"))

@@ -257,7 +257,7 @@ def test_a_teams_rule_that_fails_is_told_by_its_name(pytester: pytest.Pytester) 
     write(pytester, CLEAN)
     result = run(pytester)
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*GuardError: the rule 'edge-dtype' could not judge: AttributeError(*no_such_fact*"])
+    result.stdout.fnmatch_lines(["*GuardError: rule 'edge-dtype' failed: AttributeError(*no_such_fact*"])
 
 
 def test_details_of_a_teams_rule_may_be_of_any_kind(pytester: pytest.Pytester) -> None:

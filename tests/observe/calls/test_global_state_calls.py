@@ -138,7 +138,9 @@ def test_all_lines_are_reported() -> None:
     assert violation.at is not None
     assert violation.at.source == "set_default_dtype(torch.float64)"
     assert len(violation.details["also_at"]) == 1
-    assert violation.finding.startswith("torch default_dtype was float32 and is float64; torch cudnn.benchmark was")
+    assert violation.finding.startswith(
+        "torch default_dtype changed from float32 to float64; torch cudnn.benchmark changed"
+    )
 
 
 def test_setters_are_patched_only_in_a_strict_window() -> None:
@@ -232,7 +234,7 @@ def test_no_line_is_guessed_for_a_write_to_one_tensor(others: tuple[Callable[[nn
         write(model)
     violation = only(g, "state-mutated")
     assert violation.since is None
-    assert violation.remedy.startswith("find what wrote to it")
+    assert violation.remedy.startswith("find the code that wrote to it")
 
 
 def test_a_load_before_the_first_forward_is_not_a_change() -> None:

@@ -79,7 +79,7 @@ def test_an_unused_graph_is_not_reported(run: Any) -> None:
     violation = violation_of(Net().eval(), run, "grad-mode")
     assert "used" not in violation.details
     assert "trained" not in violation.details
-    assert violation.remedy == "call it under torch.inference_mode() or torch.no_grad()"
+    assert violation.remedy == "call the model under torch.inference_mode() or torch.no_grad()"
 
 
 def test_training_in_a_pause_is_not_reported() -> None:

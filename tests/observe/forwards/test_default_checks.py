@@ -98,10 +98,10 @@ class GradInside(Dropper):
 def test_the_fix_depends_on_who_turned_autograd_on() -> None:
     with watching() as g, torch.no_grad():
         GradInside().eval()(batch())
-    assert only(g, "grad-mode").remedy.startswith("keep the forward from turning autograd on again")
+    assert only(g, "grad-mode").remedy.startswith("do not enable grad mode in the forward")
     with watching() as g:
         GradInside().eval()(batch())
-    assert only(g, "grad-mode").remedy.startswith("call it under torch.inference_mode()")
+    assert only(g, "grad-mode").remedy.startswith("call the model under torch.inference_mode()")
 
 
 # --- batch statistics

@@ -78,7 +78,7 @@ def test_the_story_as_it_is_read(pytester: pytest.Pytester) -> None:
     run(pytester, STRICT).stdout.fnmatch_lines(
         [
             "*state-drifted: net.fc.weight changed since the last guarded test",
-            "*net.fc.weight was otherwise when test_it.py::test_first ended; in between ran test_it.py::test_trains*",
+            "*net.fc.weight changed after test_it.py::test_first ended; tests run since: test_it.py::test_trains*",
         ]
     )
 

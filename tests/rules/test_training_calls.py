@@ -1,4 +1,4 @@
-"""Remedies that fit what a test does on purpose; facts built by hand."""
+"""Remedies for tests that train, compute gradients or export on purpose, on facts built by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def the(violations: list[Violation]) -> Violation:
     return violation
 
 
-def test_a_test_that_trains_is_told_of_paused_and_never_to_call_eval() -> None:
+def test_a_test_that_trains_is_advised_to_use_paused_and_never_eval() -> None:
     for rule in (train_mode, grad_mode, state_mutated):
         violation = the(rule.violations(TRAINED))
         assert "evalmode.paused()" in violation.remedy
@@ -41,7 +41,7 @@ def test_the_optimizer_of_another_model_changes_no_remedy() -> None:
     assert "trained" not in the(state_mutated.violations(other)).details
 
 
-def test_gradients_on_purpose_are_told_of_allow() -> None:
+def test_a_test_that_computes_gradients_is_advised_to_use_allow() -> None:
     violation = the(grad_mode.violations(replace(calls(RAN), gradients=(BACKWARD,))))
     assert violation.message.endswith("; backward() used the graph")
     assert violation.finding.endswith("the graph was used by backward() at tests/test_net.py:40")
@@ -49,31 +49,31 @@ def test_gradients_on_purpose_are_told_of_allow() -> None:
     assert "used" not in the(grad_mode.violations(calls(RAN))).message
 
 
-def test_only_what_training_mode_moves_is_its_consequence() -> None:
+def test_only_buffers_of_modules_in_training_mode_are_explained_by_it() -> None:
     moved = replace(calls(RAN), changes=(changed("bn.running_mean", buffer=True),))
     assert the(state_mutated.violations(moved)).because == ("train-mode",)
-    beside = replace(moved, changes=(*moved.changes, changed("head.calls", buffer=True)))
-    assert the(state_mutated.violations(beside)).because == ()
+    other_buffer = replace(moved, changes=(*moved.changes, changed("head.calls", buffer=True)))
+    assert the(state_mutated.violations(other_buffer)).because == ()
     written = replace(calls(RAN), changes=(changed("head.weight"),))
     assert the(state_mutated.violations(written)).because == ()
-    by_hand = the(state_mutated.violations(replace(written, gradients=(BACKWARD,))))
-    assert "evalmode.paused()" in by_hand.remedy
+    backward = the(state_mutated.violations(replace(written, gradients=(BACKWARD,))))
+    assert "evalmode.paused()" in backward.remedy
 
 
-def test_training_mode_explains_a_buffer_that_is_not_saved_as_well() -> None:
+def test_training_mode_also_explains_a_non_persistent_buffer() -> None:
     for buffer, because in (("bn.mean", ("train-mode",)), ("rope.cos", ()), ("other.bn.mean", ())):
         moved = replace(calls(RAN), changes=(changed(buffer, buffer=True, persistent=False),))
         assert the(buffer_mutated.violations(moved)).because == because
 
 
-def test_a_container_that_is_only_in_training_mode_moves_nothing() -> None:
+def test_a_container_in_training_mode_explains_no_change() -> None:
     container = replace(
         calls(call(training=(observed("", "Net", mode_dependent=False),))), changes=(changed("n", buffer=True),)
     )
     assert the(state_mutated.violations(container)).because == ()
 
 
-def test_an_export_is_told_to_call_eval_first() -> None:
+def test_an_export_in_training_mode_is_advised_to_call_eval_first() -> None:
     exported = call(training=(observed("drop", "Dropout"),), exported=True, all_training=True)
     violation = the(train_mode.violations(calls(exported)))
     assert violation.message == "model (Net) was exported in training mode"
@@ -81,7 +81,7 @@ def test_an_export_is_told_to_call_eval_first() -> None:
     assert violation.at == HERE
 
 
-def test_a_traced_model_that_ran_has_told_it_by_what_it_did() -> None:
+def test_a_traced_graph_that_drew_random_numbers_is_reported_once_at_the_export() -> None:
     exported = call(
         "Net", at=THERE, training=(observed("drop", "Dropout"),), exported=True, graphs=frozenset({"graph"})
     )
@@ -92,13 +92,13 @@ def test_a_traced_model_that_ran_has_told_it_by_what_it_did() -> None:
     assert violation.since == THERE
 
 
-def test_what_another_graph_did_tells_nothing_of_an_export() -> None:
+def test_a_draw_of_another_graph_does_not_replace_the_violation_of_an_export() -> None:
     exported = call("Net", training=(observed("drop", "Dropout"),), exported=True)
     drew = call("graph", draws=(replace(observed("", "Net"), is_graph=True),))
     assert the(train_mode.violations(calls(drew, exported))).message == "Net was exported in training mode"
 
 
-def test_a_graph_that_ran_in_training_mode_is_told_where_it_was_made() -> None:
+def test_a_graph_that_ran_in_training_mode_is_reported_at_the_export() -> None:
     dropout = (observed("drop", "Dropout", model="Net"),)
     exported = call("Net", at=THERE, training=dropout, exported=True, graphs=frozenset({"Net"}))
     violation = the(train_mode.violations(calls(call("Net", training=dropout), exported)))
@@ -106,15 +106,17 @@ def test_a_graph_that_ran_in_training_mode_is_told_where_it_was_made() -> None:
     assert violation.remedy.startswith("call eval() before export")
 
 
-def test_eval_mode_is_not_said_of_a_module_in_training_mode() -> None:
+def test_the_message_does_not_claim_eval_mode_for_a_module_in_training_mode() -> None:
     violation = the(random_forward.violations(calls(call(draws=(replace(observed("", "Net"), training=True),)))))
     assert "eval mode" not in violation.message + violation.finding
 
 
-@pytest.mark.parametrize(("all_training", "plain"), [(True, True), (False, False)])
-def test_a_forgotten_eval_of_everything_is_plain(all_training: bool, plain: bool) -> None:
+@pytest.mark.parametrize(("all_training", "never_intended"), [(True, True), (False, False)])
+def test_a_model_that_is_in_training_mode_as_a_whole_gets_no_exemption(
+    all_training: bool, never_intended: bool
+) -> None:
     ran = call(training=(observed("bn", "BatchNorm1d"),), all_training=all_training)
-    assert the(train_mode.violations(calls(ran))).never_intended is plain
+    assert the(train_mode.violations(calls(ran))).never_intended is never_intended
 
 
 NAMES = frozenset({("model", "drop"), ("model", "bn"), ("model", "bn.running_mean"), ("model", "head.weight")})
@@ -124,23 +126,23 @@ def notes(trace: Trace, policy: Policy) -> tuple[str, ...]:
     return tuple(note for violation in apply_rules([(replace(trace, names=NAMES), policy)]) for note in violation.notes)
 
 
-def test_an_exemption_that_names_nothing_is_told_with_the_nearest_name() -> None:
+def test_an_exemption_that_matches_nothing_gets_a_note_with_the_nearest_name() -> None:
     dropped = calls(call(training=(observed("drop", "Dropout"),)))
-    assert notes(dropped, Policy(train=("dropout",))) == ('train="dropout" matches no module; nearest: drop',)
+    assert notes(dropped, Policy(train=("dropout",))) == ('train="dropout" matches no module; did you mean "drop"?',)
     moved = Trace(changes=(changed("bn.running_mean"),))
     assert notes(moved, Policy(mutable=("bn.mean",))) == (
-        'mutable="bn.mean" matches no tensor; nearest: bn.running_mean',
+        'mutable="bn.mean" matches no tensor; did you mean "bn.running_mean"?',
     )
 
 
 @pytest.mark.parametrize("glob", ["bn", "head", "*norm*"])
-def test_one_that_names_something_or_nothing_like_it_is_not(glob: str) -> None:
-    """`head` is there by its weight alone, and like neither."""
+def test_an_exemption_that_matches_or_resembles_nothing_gets_no_note(glob: str) -> None:
+    """`head` is only part of the name of a tensor, and resembles none of the names."""
     assert notes(calls(call(training=(observed("drop", "Dropout"),))), Policy(train=(glob,))) == ()
 
 
 @pytest.mark.parametrize("reason", ["...", "…", " ... "])
-def test_a_reason_that_was_pasted_as_it_was_printed_is_refused(reason: str) -> None:
+def test_a_placeholder_as_reason_is_an_error(reason: str) -> None:
     with pytest.raises(PolicyError, match="say why this is intended"):
         read_policy("@pytest.mark.inference", {"reason": reason}, ())
     assert read_policy("@pytest.mark.inference", {"reason": "samples ..."}, ()).reasons == ("samples ...",)

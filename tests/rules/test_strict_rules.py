@@ -1,4 +1,4 @@
-"""The strict rules, on facts built by hand."""
+"""The strict rules, applied to facts built by hand."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def drift(*paths: str, between: tuple[str, ...] = ()) -> Trace:
     return Trace(drifts=(Drift("model", tuple(map(changed, paths)), "test_a.py::test_old", between),))
 
 
-def leaks(*these: Leak) -> Trace:
-    return Trace(leaks=these)
+def leaks(*changes: Leak) -> Trace:
+    return Trace(leaks=changes)
 
 
 MODEL_LEAK = Leak("model", "drop.training", "False", "True")
 GLOBAL_LEAK = Leak(None, "default_dtype", "float32", "float64")
 
-# Each strict rule with a trace that breaks it and nothing else.
+# Each strict rule with a trace that breaks only this rule.
 FAULTS: dict[Rule, Trace] = {
     input_mutated: calls(call(inputs=("argument 0",))),
     buffer_mutated: changes(changed("steps", persistent=False)),
@@ -64,7 +64,7 @@ LOOK_ALIKES: dict[str, Trace] = {
     "nothing": Trace(),
     "a forward": calls(call()),
     "a marked test with a forward": Trace(needs_forward=True, forwards=1),
-    "no forward, but nothing marked": Trace(needs_forward=False, forwards=0),
+    "no forward in an unmarked test": Trace(needs_forward=False, forwards=0),
 }
 
 
@@ -73,13 +73,13 @@ def only(rule: Rule, trace: Trace) -> Violation:
     return violation
 
 
-def test_these_are_all_strict_rules() -> None:
+def test_faults_has_an_entry_for_every_strict_rule() -> None:
     strict = {each.name for each in RULES if each.level == "strict"}
-    assert {rule.name for rule in FAULTS} == strict, "FAULTS above has a trace for each"
+    assert {rule.name for rule in FAULTS} == strict, "add a trace for the new rule to FAULTS"
 
 
 @pytest.mark.parametrize("rule", FAULTS, ids=lambda rule: rule.name)
-def test_each_speaks_of_its_own_fact_alone(rule: Rule) -> None:
+def test_each_trace_breaks_only_its_own_rule(rule: Rule) -> None:
     assert [other.name for other, trace in FAULTS.items() if rule.violations(trace)] == [rule.name]
     violation = only(rule, FAULTS[rule])
     assert violation.rule == rule.name
@@ -88,32 +88,32 @@ def test_each_speaks_of_its_own_fact_alone(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("trace", LOOK_ALIKES.values(), ids=LOOK_ALIKES)
-def test_silence(trace: Trace) -> None:
+def test_a_clean_trace_breaks_no_strict_rule(trace: Trace) -> None:
     assert apply_rules([(trace, Policy())], strict=True) == []
 
 
 @pytest.mark.parametrize("rule", FAULTS, ids=lambda rule: rule.name)
-def test_only_when_asked_for(rule: Rule) -> None:
+def test_strict_rules_apply_only_with_strict(rule: Rule) -> None:
     segments = [(FAULTS[rule], Policy())]
     assert apply_rules(segments) == []
-    expected = [] if rule is unused_exemption else [rule.name]  # `judge` finds out by itself what is unused
+    expected = [] if rule is unused_exemption else [rule.name]  # apply_rules() finds unused exemptions itself
     assert [v.rule for v in apply_rules(segments, strict=True)] == expected
 
 
 @pytest.mark.parametrize("rule", FAULTS, ids=lambda rule: rule.name)
-def test_can_be_allowed_and_needs_it(rule: Rule) -> None:
+def test_a_strict_rule_can_be_allowed(rule: Rule) -> None:
     allowing = Policy(allow=frozenset({rule.name}), exemptions=(("allow", rule.name),))
     assert apply_rules([(FAULTS[rule], allowing)], strict=True) == []
 
 
 @pytest.mark.slow
-def test_no_torch() -> None:
+def test_the_rules_do_not_import_torch() -> None:
     code = "import sys, pytest_evalmode.rules, pytest_evalmode.trace; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
-# --- what they say
+# --- headlines
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_no_torch() -> None:
         (
             unregistered_module,
             calls(call(unregistered=(observed("parts[0]", "Linear"), observed("parts[1]", "Linear")))),
-            "model (Net) ran model.parts[0] (Linear) and 1 more, which it does not register",
+            "model (Net) ran 2 unregistered modules: model.parts[0] (Linear) and 1 more",
         ),
         (partial_load, load(missing="a b"), "model (Net) was loaded with 2 missing keys (a and 1 more)"),
         (
@@ -143,19 +143,23 @@ def test_no_torch() -> None:
             "model.net (Net) was loaded with 1 missing key (a) and 2 unexpected keys (b and 1 more)",
         ),
         (model_leaked, leaks(MODEL_LEAK), "model.drop was left in training mode"),
-        (global_leaked, leaks(GLOBAL_LEAK), "torch default_dtype was float32 and is float64"),
-        (global_leaked, leaks(GLOBAL_LEAK, Leak(None, "threads", "1", "2")), "is float64 (and 1 more)"),
+        (global_leaked, leaks(GLOBAL_LEAK), "torch default_dtype changed from float32 to float64"),
+        (global_leaked, leaks(GLOBAL_LEAK, Leak(None, "threads", "1", "2")), "to float64 (and 1 more)"),
         (state_drifted, drift("a", "b"), "model.a and 1 more changed since the last guarded test"),
         (no_forward, Trace(needs_forward=True), "the test ran no model: the guard proved nothing"),
-        (unused_exemption, Trace(unused_exemptions=('train="a"', 'allow="b"')), 'nothing needed train="a", allow="b"'),
+        (
+            unused_exemption,
+            Trace(unused_exemptions=('train="a"', 'allow="b"')),
+            'unused exemptions: train="a", allow="b"',
+        ),
     ],
 )
-def test_headline(rule: Rule, trace: Trace, message: str) -> None:
+def test_the_headline_names_the_subjects(rule: Rule, trace: Trace, message: str) -> None:
     assert message in only(rule, trace).message
 
 
 @pytest.mark.parametrize("fact", ["inputs", "attributes", "unregistered"])
-def test_forwards_of_one_model_are_told_together(fact: str) -> None:
+def test_forwards_of_one_model_are_one_violation(fact: str) -> None:
     values: dict[str, Any] = {
         "inputs": ("argument 0",),
         "attributes": (attribute("a", "1", "2"),),
@@ -168,28 +172,28 @@ def test_forwards_of_one_model_are_told_together(fact: str) -> None:
     assert len(violation.subjects) == 1
 
 
-def test_an_attribute_is_told_as_it_changed_first() -> None:
+def test_an_attribute_is_reported_with_its_first_change() -> None:
     ran = [call(attributes=(attribute("n", str(i), str(i + 1)),)) for i in range(3)]
     violation = only(attribute_mutated, calls(*ran))
     assert violation.details["attributes"] == {"model.encoder.n": "0 -> 1"}
 
 
-def test_the_arguments_that_were_written_into() -> None:
+def test_the_changed_arguments_are_listed() -> None:
     ran = (call(inputs=("argument 0",)), call(inputs=("argument 'mask'", "argument 0")))
     assert only(input_mutated, calls(*ran)).details["arguments"] == ["argument 0", "argument 'mask'"]
 
 
-def test_the_one_kind_of_buffer_is_not_told_as_the_other() -> None:
+def test_persistent_and_other_buffers_are_reported_by_different_rules() -> None:
     trace = changes(changed("running_mean"), changed("cache", persistent=False))
     assert only(state_mutated, trace).subjects == ("model.running_mean",)
     assert only(buffer_mutated, trace).subjects == ("model.cache",)
     assert only(buffer_mutated, trace).mutable == ("cache",)
 
 
-# --- leaks: the models' and torch's own are told apart
+# --- leaks
 
 
-def test_leaks_of_models_and_of_torch() -> None:
+def test_leaks_of_models_and_of_torch_are_reported_separately() -> None:
     trace = leaks(MODEL_LEAK, GLOBAL_LEAK, Leak("other", "fc.weight.grad", "None", "a tensor"))
     assert [(v.model, v.subjects) for v in model_leaked.violations(trace)] == [
         ("model", ("model.drop.training",)),
@@ -200,28 +204,28 @@ def test_leaks_of_models_and_of_torch() -> None:
     assert violation.details == {"leaks": {"torch default_dtype": "float32 -> float64"}}
 
 
-# --- partial-load: what the keys have in common
+# --- partial-load: common prefixes of the keys
 
 PREFIXED = "module.0.weight module.0.bias"
 CAUSES = {
-    "all of it, from DataParallel": (load("0.weight 0.bias", PREFIXED), "prefix `module.`; strip it"),
-    "all of it, from torch.compile": (load("fc.weight", "_orig_mod.fc.weight"), "prefix `_orig_mod.`; strip it"),
+    "all keys, from DataParallel": (load("0.weight 0.bias", PREFIXED), "prefix `module.`; strip it"),
+    "all keys, from torch.compile": (load("fc.weight", "_orig_mod.fc.weight"), "prefix `_orig_mod.`; strip it"),
     "another prefix": (load("fc.weight fc.bias", "model.fc.weight model.fc.bias"), "prefix `model.`; strip it"),
     "the model is wrapped": (load(PREFIXED, "0.weight 0.bias"), "prefix `module.`; add it"),
-    "nothing: a head is new": (load("head.weight head.bias"), ""),
-    "nothing: an aux head is left": (load(unexpected="aux.weight aux.bias"), ""),
-    "nothing: two heads": (load("head.weight", "classifier.weight aux.weight"), ""),
+    "none: a head is new": (load("head.weight head.bias"), ""),
+    "none: an aux head is left over": (load(unexpected="aux.weight aux.bias"), ""),
+    "none: two heads": (load("head.weight", "classifier.weight aux.weight"), ""),
 }
 
 
 @pytest.mark.parametrize(("trace", "cause"), CAUSES.values(), ids=CAUSES)
-def test_common_cause(trace: Trace, cause: str) -> None:
+def test_a_common_prefix_of_the_keys_is_reported(trace: Trace, cause: str) -> None:
     finding = only(partial_load, trace).finding
     assert cause in finding
     assert ("prefix" in finding) == bool(cause)
 
 
-def test_every_key_is_told_and_how_to_say_that_it_was_meant() -> None:
+def test_every_key_is_listed_and_the_remedy_names_allow() -> None:
     violation = only(partial_load, load("a b", "c"))
     assert violation.subjects == ("model.a", "model.b", "model.c")
     assert violation.details == {"missing": ["a", "b"], "unexpected": ["c"]}
@@ -229,7 +233,7 @@ def test_every_key_is_told_and_how_to_say_that_it_was_meant() -> None:
     assert "allow=['partial-load']" in violation.remedy
 
 
-def test_a_module_that_eval_cannot_reach_is_one_cause() -> None:
+def test_an_unregistered_module_in_training_mode_is_explained_by_train_mode() -> None:
     hidden, other = (
         observed(path, "Linear", why=why) for path, why in (("parts[0]", "no submodule"), ("parts[1]", ""))
     )
@@ -238,21 +242,21 @@ def test_a_module_that_eval_cannot_reach_is_one_cause() -> None:
         assert only(unregistered_module, trace).because == because
 
 
-# --- state-drifted: the suspects
+# --- state-drifted: the tests run since
 
 
 @pytest.mark.parametrize(
-    ("between", "said"),
+    ("between", "since"),
     [
-        ((), "; nothing ran in between"),
-        (("t1",), "; in between ran t1"),
-        (("t3", "t1", "t2"), "; in between ran t3, t1, t2"),
-        (("t5", "t1", "t2", "t3", "t4"), "; in between ran t5, t1, t2 and 2 more"),
+        ((), "no test ran since"),
+        (("t1",), "tests run since: t1"),
+        (("t3", "t1", "t2"), "tests run since: t3, t1, t2"),
+        (("t5", "t1", "t2", "t3", "t4"), "tests run since: t5, t1, t2 and 2 more"),
     ],
 )
-def test_the_suspects_in_the_order_they_are_given(between: tuple[str, ...], said: str) -> None:
+def test_tests_run_since_are_listed_in_the_given_order(between: tuple[str, ...], since: str) -> None:
     violation = only(state_drifted, drift("w", between=between))
-    assert violation.finding == f"model.w was otherwise when test_a.py::test_old ended{said}"
+    assert violation.finding == f"model.w changed after test_a.py::test_old ended; {since}"
     assert violation.details["between"] == list(between)
     assert violation.details["last_seen_by"] == "test_a.py::test_old"
 
@@ -260,14 +264,14 @@ def test_the_suspects_in_the_order_they_are_given(between: tuple[str, ...], said
 # --- unused exemptions
 
 
-@rule("too-slow", fires_when="a team says so", remedy="hurry", level="strict")
+@rule("too-slow", fires_when="a model ran more than nine times", remedy="run it less often", level="strict")
 def too_slow(trace: Trace) -> list[Violation]:
     slow = [model for model in trace.models if model.forwards > 9]
     return [Violation(model=m.name, subjects=(m.name,), message="slow", finding="slow") for m in slow]
 
 
 def declared(**arguments: str) -> Policy:
-    """A policy as a mark declares it."""
+    """Return a policy as a marker declares it."""
     return Policy(
         allow=frozenset(arguments.get("allow", "").split()),
         train=tuple(arguments.get("train", "").split()),
@@ -277,9 +281,9 @@ def declared(**arguments: str) -> Policy:
 
 
 def unused(segments: PolicySegments, **options: Any) -> list[str]:
-    """What is said to be unused."""
-    found = apply_rules(segments, strict=True, user_rules=(too_slow,), **options)
-    return [subject for v in found if v.rule == "unused-exemption" for subject in v.subjects]
+    """Return the subjects of unused-exemption."""
+    violations = apply_rules(segments, strict=True, user_rules=(too_slow,), **options)
+    return [subject for v in violations if v.rule == "unused-exemption" for subject in v.subjects]
 
 
 TRAINED = calls(call(training=(observed("drop", "Dropout"),), count=1))
@@ -309,14 +313,14 @@ RAN = Trace(needs_forward=True, forwards=1)
         (declared(allow="unused-exemption"), RAN, []),
         (declared(allow="unused-exemption grad-mode"), RAN, []),
         (declared(train="a", mutable="b", allow="grad-mode"), RAN, ['train="a"', 'mutable="b"', 'allow="grad-mode"']),
-        (Policy(train=("a",)), RAN, []),  # of the ini: judged over the whole suite
+        (Policy(train=("a",)), RAN, []),  # from the ini: checked over the whole suite
     ],
 )
-def test_unused(policy: Policy, trace: Trace, expected: list[str]) -> None:
+def test_an_exemption_that_matches_nothing_is_unused(policy: Policy, trace: Trace, expected: list[str]) -> None:
     assert unused([(trace, policy)]) == expected
 
 
-def test_an_exemption_is_judged_over_the_segments_that_had_it() -> None:
+def test_an_exemption_is_unused_only_in_the_segments_that_declare_it() -> None:
     mark, inner = declared(allow="train-mode"), declared(train="drop")
     both = mark | inner
     assert unused([(TRAINED, mark), (TRAINED, both), (RAN, mark)]) == []
@@ -326,17 +330,17 @@ def test_an_exemption_is_judged_over_the_segments_that_had_it() -> None:
     assert unused([(RAN, mark), (RAN, mark)]) == ['allow="train-mode"']
 
 
-def test_no_forward_is_needed_only_where_no_segment_ran_a_model() -> None:
+def test_allowing_no_forward_is_unused_if_any_segment_ran_a_model() -> None:
     policy = declared(allow="no-forward")
     assert unused([(Trace(), policy), (Trace(needs_forward=True, forwards=1), policy)]) == ['allow="no-forward"']
     assert unused([(Trace(), policy), (Trace(needs_forward=True), policy)]) == []
 
 
-def test_a_window_that_was_cut_short_may_yet_have_needed_it() -> None:
+def test_an_unfinished_window_has_no_unused_exemptions() -> None:
     assert unused([(RAN, declared(train="drop"))], finished=False) == []
 
 
-def test_a_part_may_allow_what_the_rest_may_not() -> None:
+def test_a_segment_may_allow_a_rule_that_the_others_do_not() -> None:
     allowing = declared(allow="input-mutated")
     wrote = FAULTS[input_mutated]
     assert apply_rules([(RAN, Policy()), (wrote, allowing)], strict=True) == []
@@ -349,14 +353,16 @@ WAS = Leak(None, "default_dtype", "float32", "float64")
 
 
 @pytest.mark.parametrize(
-    ("between", "by", "said"),
+    ("between", "changed_by", "since"),
     [
-        ((), (), "nothing ran in between"),
-        (("b", "a"), (), "in between ran b, a"),
-        (("b", "a"), ("a",), "it changed as a ran"),
+        ((), (), "no test ran since"),
+        (("b", "a"), (), "tests run since: b, a"),
+        (("b", "a"), ("a",), "it changed while a ran"),
     ],
 )
-def test_what_torch_was(between: tuple[str, ...], by: tuple[str, ...], said: str) -> None:
-    violation = only(state_drifted, Trace(global_drifts=(GlobalDrift((WAS,), "test_old", between, by),)))
+def test_a_change_of_the_global_state_is_reported_with_the_tests_run_since(
+    between: tuple[str, ...], changed_by: tuple[str, ...], since: str
+) -> None:
+    violation = only(state_drifted, Trace(global_drifts=(GlobalDrift((WAS,), "test_old", between, changed_by),)))
     assert (violation.model, violation.subjects) == (None, ("torch default_dtype",))
-    assert violation.finding == f"torch default_dtype was float32 and is float64 since test_old ended; {said}"
+    assert violation.finding == f"torch default_dtype changed from float32 to float64 after test_old ended; {since}"

@@ -1,4 +1,4 @@
-"""What a rule is, the registry, and how the segments of a window are judged."""
+"""Rules, the registry of all rules, and their application to the segments of a window."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_evalmode.trace import Trace
 from tests.rules.facts import HERE, THERE, call, calls, changed, changes, observed
 
 
-@rule("too-many", fires_when="there were more than two calls", remedy="call it less", level="strict")
+@rule("too-many", fires_when="there were more than two calls", remedy="call it less often", level="strict")
 def too_many(trace: Trace) -> Iterator[Violation]:
     if len(trace.calls) > 2:
         yield Violation(model=None, subjects=(), message="many", finding="many calls")
@@ -22,15 +22,15 @@ def too_many(trace: Trace) -> Iterator[Violation]:
         yield Violation(model=None, subjects=(), message="far too many", finding="", remedy="stop")
 
 
-def test_a_rule_gives_its_name_and_where_there_is_none_its_remedy() -> None:
+def test_a_rule_adds_its_name_and_its_remedy_if_a_violation_has_none() -> None:
     assert too_many.violations(calls(call())) == []
     assert [(v.rule, v.remedy) for v in too_many.violations(calls(*[call()] * 4))] == [
-        ("too-many", "call it less"),
+        ("too-many", "call it less often"),
         ("too-many", "stop"),
     ]
 
 
-def test_names_are_unique_and_the_contract_has_five_default_rules() -> None:
+def test_rule_names_are_unique_and_five_rules_are_default_rules() -> None:
     assert len(set(RULE_NAMES)) == len(RULES)
     assert {r.name for r in RULES if r.level == "default"} == {
         "train-mode",
@@ -42,13 +42,13 @@ def test_names_are_unique_and_the_contract_has_five_default_rules() -> None:
 
 
 @pytest.mark.parametrize("name", RULE_NAMES)
-def test_every_rule_explains_itself(name: str) -> None:
-    (this,) = (r for r in RULES if r.name == name)
+def test_every_rule_has_an_explanation(name: str) -> None:
+    (found,) = (r for r in RULES if r.name == name)
     assert re.fullmatch(r"[a-z]+(-[a-z]+)+", name)
-    assert this.level in ("default", "strict", "lock")
-    assert this.fires_when
-    assert this.remedy
-    assert not this.fires_when.endswith(".")
+    assert found.level in ("default", "strict", "lock")
+    assert found.fires_when
+    assert found.remedy
+    assert not found.fires_when.endswith(".")
 
 
 NORM, DROP = observed("bn", "BatchNorm1d"), observed("drop", "Dropout")
@@ -58,16 +58,16 @@ def names(*segments: tuple[Trace, Policy]) -> list[str]:
     return [v.rule for v in apply_rules(segments)]
 
 
-def test_a_clean_window_breaks_nothing() -> None:
+def test_a_clean_window_breaks_no_rule() -> None:
     assert names() == names((Trace(), Policy())) == names((calls(call()), Policy())) == []
 
 
-def test_all_that_is_broken_is_told() -> None:
+def test_all_broken_rules_are_reported() -> None:
     both = Trace(calls=(call(training=(NORM,), autograd=observed("", "Net")),), changes=(changed("bn.running_mean"),))
     assert sorted(names((both, Policy()))) == ["grad-mode", "state-mutated", "train-mode"]
 
 
-def test_allow_holds_for_its_rule_and_its_segment() -> None:
+def test_allow_applies_to_its_rule_in_its_segment() -> None:
     trained = calls(call(training=(NORM,)))
     allowed, strict = Policy(allow=frozenset({"train-mode"})), Policy()
     assert names((trained, allowed)) == []
@@ -75,7 +75,7 @@ def test_allow_holds_for_its_rule_and_its_segment() -> None:
     assert names((changes(changed("w")), allowed)) == ["state-mutated"]
 
 
-def test_train_and_mutable_hold_for_their_segment() -> None:
+def test_train_and_mutable_apply_to_their_segment() -> None:
     trace = Trace(calls=(call(training=(DROP,)),), changes=(changed("queue"),))
     relaxed = Policy(train=("drop",), mutable=("queue",))
     assert names((trace, relaxed)) == []
@@ -88,26 +88,29 @@ def test_calls_of_all_segments_are_counted_together() -> None:
     assert (violation.count, violation.at, violation.details) == (4, HERE, {"also_at": [str(THERE)]})
 
 
-def test_calls_of_an_excused_segment_are_not_counted() -> None:
+def test_calls_of_an_exempted_segment_are_not_counted() -> None:
     trained = calls(call(training=(NORM,)))
     (violation,) = apply_rules([(trained, Policy(allow=frozenset({"train-mode"}))), (trained, Policy())])
     assert violation.count == 1
 
 
-def test_a_tensor_that_changed_twice_is_told_once_as_it_changed_first() -> None:
-    first, again = changes(changed("w", after=HERE, max_abs=1.0, elements=1, of=4)), changes(changed("w", after=THERE))
+def test_a_tensor_that_changed_twice_is_reported_once_with_its_first_change() -> None:
+    first, again = (
+        changes(changed("w", last_forward=HERE, max_abs=1.0, elements=1, numel=4)),
+        changes(changed("w", last_forward=THERE)),
+    )
     (violation,) = apply_rules([(first, Policy()), (again, Policy())])
     assert (violation.subjects, violation.at) == (("model.w",), HERE)
     assert "max |Δ| 1" in violation.finding
 
 
-def test_a_change_that_was_excused_first_and_not_later_is_told() -> None:
-    first, again = changes(changed("w", after=HERE)), changes(changed("w", after=THERE))
+def test_a_change_that_is_exempted_only_at_first_is_reported() -> None:
+    first, again = changes(changed("w", last_forward=HERE)), changes(changed("w", last_forward=THERE))
     (violation,) = apply_rules([(first, Policy(mutable=("w",))), (again, Policy())])
     assert violation.at == THERE
 
 
-def test_judging_changes_no_fact() -> None:
+def test_applying_rules_does_not_modify_the_trace() -> None:
     trace = calls(call(training=(NORM, DROP)))
     apply_rules([(trace, Policy(train=("*",)))])
     assert trace == calls(call(training=(NORM, DROP)))

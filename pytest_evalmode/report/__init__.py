@@ -1,1 +1,1 @@
-"""What was found, as text and as files."""
+"""The failure text, and the reports of a session as text, JSON and HTML."""

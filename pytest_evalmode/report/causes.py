@@ -1,6 +1,6 @@
-"""What is to be mended: the root cause of each violation of a test, and what one cause explains in many tests.
+"""Root causes: which violation explains which, where to fix it, and which tests one cause explains.
 
-All that tells of causes asks here: the failure text, the summary, the page and the step summary.
+The failure text, the summary, the HTML report and the GitHub step summary all take their causes from here.
 """
 
 from __future__ import annotations
@@ -11,125 +11,130 @@ from typing import Any, NamedTuple
 
 from pytest_evalmode.rules import RULE_NAMES, Violation
 
-Test = Mapping[str, Any]
-Recorded = Mapping[str, Any]
+TestRecord = Mapping[str, Any]
+ViolationRecord = Mapping[str, Any]
 """A violation in the record of a test."""
 
 
 class RootCause(NamedTuple):
-    """What is the same of all that goes away together."""
+    """The identity of a root cause: violations with equal root causes disappear together."""
 
     rule: str
-    """The rule that the cause breaks; what follows from it may break others."""
+    """The rule that the cause breaks; its consequences may break other rules."""
     name: str
-    """`fixture model`, say; empty where the line says it all."""
+    """A fixture, a test or a model, for example `fixture model`; empty if the line is enough."""
     at: str | None
 
 
 def root_causes(violations: Sequence[Violation]) -> list[RootCause]:
-    """Of each violation its root cause."""
-    return [RootCause(cause.rule, *_place(cause)) for cause in find_explanations(violations)]
+    """Return the root cause of each violation."""
+    return [RootCause(explanation.rule, *_place(explanation)) for explanation in find_explanations(violations)]
 
 
 def find_explanations(violations: Sequence[Violation]) -> list[Violation]:
-    """Of each violation the one that explains it: itself, where none before it does."""
-    found: list[Violation] = []
+    """Return for each violation the one that explains it: an earlier one, or else the violation itself."""
+    explanations: list[Violation] = []
     for number, violation in enumerate(violations):
-        before = (cause for other, cause in zip(violations[:number], found, strict=True) if _explains(other, violation))
-        found.append(next(before, violation))
-    return found
+        earlier = zip(violations[:number], explanations, strict=True)
+        causes = (explanation for other, explanation in earlier if _explains(other, violation))
+        explanations.append(next(causes, violation))
+    return explanations
 
 
 def _explains(cause: Violation, other: Violation) -> bool:
-    """Whether another is a consequence: of the same model, or of a part of it that is a model of its own."""
+    """Whether another violation is a consequence of this one.
+
+    Both must be of the same model, or the cause of a submodule that counts as a model of its own.
+    """
     if cause.rule not in other.because:
         return False
-    mine = (cause.model, *(subject.partition(" ")[0] for subject in cause.subjects))
-    return any(name is not None and (name == other.model or name.startswith(f"{other.model}.")) for name in mine)
+    names = (cause.model, *(subject.partition(" ")[0] for subject in cause.subjects))
+    return any(name is not None and (name == other.model or name.startswith(f"{other.model}.")) for name in names)
 
 
 def _place(cause: Violation) -> tuple[str, str | None]:
-    """What is to be mended, and its line.
+    """Return where to fix a violation: a name and a line.
 
-    What switched the mode, made the graph or wrote; else the fixture that handed a model over in training mode; else
-    the line at fault in the model; else the call.  Autograd is for the call to stop, wherever it was recorded.
+    That is, in this order, the line that switched the mode, exported the graph or wrote; the fixture that provided a
+    model in training mode; the line at fault in the model; the call.  Autograd is always fixed at the call.
     """
     fixture = (f"fixture {cause.fixture}", str(cause.fixture_at)) if cause.fixture else None
     if cause.since:
         return "", str(cause.since)
     if cause.rule == "state-drifted":
-        ran = cause.details.get("changed_by") or cause.details.get("between")
-        if ran:
-            return str(ran[0]), None
+        tests = cause.details.get("changed_by") or cause.details.get("between")
+        if tests:
+            return str(tests[0]), None
     if cause.rule == "train-mode" and fixture:
         return fixture
-    if cause.rule in _OF_THE_MODEL and cause.cause:
+    if cause.rule in _FIXED_IN_THE_MODEL and cause.cause:
         return "", str(cause.cause)
     if cause.at:
         return "", str(cause.at)
     return fixture or (cause.model or "", str(cause.cause) if cause.cause else None)
 
 
-_OF_THE_MODEL = frozenset({"batch-stats", "random-forward", "unregistered-module", "attribute-mutated"})
+_FIXED_IN_THE_MODEL = frozenset({"batch-stats", "random-forward", "unregistered-module", "attribute-mutated"})
 
 
 @dataclass(frozen=True, slots=True)
 class CauseSummary:
-    """Where to mend something, how, and what it explains."""
+    """A root cause with its fix and the tests that it explains."""
 
     name: str
-    """`fixture model`, say; empty where the line says it all."""
+    """As in RootCause."""
     at: str | None
     message: str
-    """Of the first violation that is the cause itself, as an example."""
+    """The headline of an example, which breaks the rule of the cause itself if one does."""
     remedy: str
     rules: tuple[str, ...]
     tests: tuple[str, ...]
-    """Their node ids."""
+    """Node ids."""
     test: str
-    """That of the example, whose lines can be shown."""
+    """The node id of the example."""
 
 
-def summarize_causes(tests: Iterable[Test]) -> list[CauseSummary]:
-    """The root causes of what was found, those that explain most tests first."""
-    found: dict[RootCause, list[tuple[Test, Recorded]]] = {}
+def summarize_causes(tests: Iterable[TestRecord]) -> list[CauseSummary]:
+    """Return the root causes of all violations, those that explain most tests first."""
+    entries: dict[RootCause, list[tuple[TestRecord, ViolationRecord]]] = {}
     for test in tests:
         for violation in test["violations"]:
-            found.setdefault(_root(violation), []).append((test, violation))
-    merged = [_cause(root, entries) for root, entries in found.items()]
-    return sorted(merged, key=lambda cause: (-len(cause.tests), _order(cause.rules[0])))
+            entries.setdefault(_root_of(violation), []).append((test, violation))
+    causes = [_summarize(root, group) for root, group in entries.items()]
+    return sorted(causes, key=lambda cause: (-len(cause.tests), _rule_order(cause.rules[0])))
 
 
-def group_by_cause(violations: Iterable[Recorded]) -> list[tuple[Recorded, list[Recorded]]]:
-    """The violations that no other of these explains, each with those that it explains."""
-    entries: list[tuple[Recorded, list[Recorded]]] = []
+def group_by_cause(violations: Iterable[ViolationRecord]) -> list[tuple[ViolationRecord, list[ViolationRecord]]]:
+    """Return the violations of one test that no other explains, each with its consequences."""
+    entries: list[tuple[ViolationRecord, list[ViolationRecord]]] = []
     for violation in violations:
-        root = _root(violation)
-        alike = [entry for entry in entries if _root(entry[0]) == root and entry[0]["rule"] == root.rule]
-        if alike and violation["rule"] != root.rule:
-            max(alike, key=lambda entry: entry[0]["model"] == violation["model"])[1].append(violation)
+        root = _root_of(violation)
+        causes = [entry for entry in entries if _root_of(entry[0]) == root and entry[0]["rule"] == root.rule]
+        if causes and violation["rule"] != root.rule:
+            # Prefer the cause of the same model.
+            max(causes, key=lambda entry: entry[0]["model"] == violation["model"])[1].append(violation)
         else:
             entries.append((violation, []))
     return entries
 
 
-def _root(violation: Recorded) -> RootCause:
+def _root_of(violation: ViolationRecord) -> RootCause:
     return RootCause(*violation["root"])
 
 
-def _cause(root: RootCause, entries: list[tuple[Test, Recorded]]) -> CauseSummary:
+def _summarize(root: RootCause, entries: list[tuple[TestRecord, ViolationRecord]]) -> CauseSummary:
     test, violation = next((entry for entry in entries if entry[1]["rule"] == root.rule), entries[0])
     return CauseSummary(
         name=root.name,
         at=root.at,
         message=violation["message"],
         remedy=violation["remedy"],
-        rules=tuple(sorted({violation["rule"] for _, violation in entries}, key=_order)),
+        rules=tuple(sorted({violation["rule"] for _, violation in entries}, key=_rule_order)),
         tests=tuple(dict.fromkeys(test["nodeid"] for test, _ in entries)),
         test=test["nodeid"],
     )
 
 
-def _order(rule: str) -> tuple[int, str]:
-    """The rules in the order in which they are told, a team's own last."""
+def _rule_order(rule: str) -> tuple[int, str]:
+    """Sort the rules as they are reported, user rules last."""
     return RULE_NAMES.index(rule) if rule in RULE_NAMES else len(RULE_NAMES), rule

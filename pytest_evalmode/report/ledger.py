@@ -1,4 +1,4 @@
-"""The session's record, made from test reports alone; and the JSON report."""
+"""The record of each guarded test, which travels in its test report, and the JSON report made of all records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_evalmode.rules import Violation
 from pytest_evalmode.trace import WatchedModel
 
 SCHEMA = 1
-_FOR_SUMMARY = ("exemptions", "unjudged", "guarded", "finished", "dropped", "timed", "read", "unread", "shown")
+_NOT_REPORTED = ("exemptions", "unjudged", "guarded", "finished", "dropped", "timed", "read", "unread", "shown")
 
 Record = dict[str, Any]
 
@@ -38,13 +38,22 @@ def serialize_record(
     bytes_skipped: int = 0,
     page_data: Mapping[str, Any] | None = None,
 ) -> str:
-    """What one test found, as it travels in its report: JSON, so that every plugin and every process can carry it.
+    """Return the record of one test as JSON, which `user_properties` can carry through any plugin and process.
 
-    `exemptions` are those that excused something; it is `unjudged` where the guard failed, and not `guarded` where the
-    test only locked something.  It `finished` if it came to its end.  `dropped` violations are those of which a hook
-    wants nothing told.  It is `timed` if a benchmark times what it guards.  `read` are the bytes of large tensors that
-    were read, `unread` those that did not have to be, as the kernel knows that nobody wrote to them.
-    `shown` is what a page needs beyond the JSON report.
+    Args:
+        policy: The policy of the test.
+        models: The watched models.
+        violations: All violations, known ones included.
+        seconds: The cost of guarding.
+        exemptions: The exemptions that excused something, as declared.
+        guard_failed: Whether the guard itself failed, so that the result is unknown.
+        guarded: Whether forwards were guarded; a test may only use `evalmode_lock`.
+        finished: Whether the test ran to its end.
+        dropped: Number of violations that the `pytest_evalmode_violation` hook dropped.
+        timed: Whether pytest-benchmark timed the guarded code.
+        bytes_read: Bytes of large tensors that were read.
+        bytes_skipped: Bytes of large tensors that the kernel reports as unmodified.
+        page_data: Data that the HTML report needs in addition to the JSON report.
     """
     watched = [
         {"name": m.name, "type": m.type, "tensors": m.tensors, "bytes": m.bytes, "forwards": m.forwards} for m in models
@@ -63,24 +72,24 @@ def serialize_record(
             "forwards": sum(model["forwards"] for model in watched),
             "seconds": round(seconds, 6),
             "models": watched,
-            "violations": [_violation(*found) for found in zip(violations, root_causes(violations), strict=True)],
+            "violations": [_violation_record(*pair) for pair in zip(violations, root_causes(violations), strict=True)],
             "shown": dict(page_data or {}),
         },
-        default=str,  # of the details of a team's rule
+        default=str,  # user rules may put any object into `details`
     )
 
 
 def short_record(
     models: Iterable[WatchedModel], violations: Iterable[Violation], seconds: float
 ) -> tuple[int, str, str, int, float]:
-    """The same in a few numbers and words: violations, their rules, the models, forwards and seconds."""
+    """Return a short form of the record: number of violations, rules, models, number of forwards, seconds."""
     models, violations = list(models), list(violations)
     rules = ", ".join(violation.rule for violation in violations)
     names = ", ".join(f"{model.name} ({model.type})" for model in models)
     return len(violations), rules, names, sum(model.forwards for model in models), round(seconds, 6)
 
 
-def _violation(violation: Violation, root: RootCause) -> Record:
+def _violation_record(violation: Violation, root: RootCause) -> Record:
     return {
         "rule": violation.rule,
         "model": violation.model,
@@ -95,20 +104,20 @@ def _violation(violation: Violation, root: RootCause) -> Record:
     }
 
 
-def _as_reported(test: Record) -> Record:
-    """A test without what is for the summary and the page."""
+def _reported(test: Record) -> Record:
+    """Return a record without the keys that only the summary and the HTML report use."""
     violations = [{k: v for k, v in violation.items() if k != "root"} for violation in test["violations"]]
-    return {**{k: v for k, v in test.items() if k not in _FOR_SUMMARY}, "violations": violations}
+    return {**{k: v for k, v in test.items() if k not in _NOT_REPORTED}, "violations": violations}
 
 
 class Ledger:
-    """What the guarded tests of a session found; the last report of a test counts."""
+    """The records of all guarded tests of a session; if a test reports several times, the last report counts."""
 
     def __init__(self) -> None:
         self._tests: dict[str, Record] = {}
 
     def add(self, nodeid: str, outcome: str, record: str) -> None:
-        """Enter a guarded test; a failed teardown comes after the call and replaces its outcome."""
+        """Add or replace the record of a test: a failed teardown comes after the call and replaces its outcome."""
         self._tests[nodeid] = {"nodeid": nodeid, "outcome": outcome, **json.loads(record)}
 
     def __bool__(self) -> bool:
@@ -125,9 +134,8 @@ class Ledger:
         }
 
     def write(self, path: Path, mode: str, strict: bool) -> None:
-        """Write the JSON report; folders on the way are made."""
+        """Write the JSON report and create missing folders."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        tests = [_as_reported(test) for test in self._tests.values()]
         report = {
             "schema": SCHEMA,
             "evalmode": __version__,
@@ -135,7 +143,7 @@ class Ledger:
             "mode": mode,
             "strict": strict,
             "totals": self.totals(),
-            "tests": tests,
+            "tests": [_reported(test) for test in self._tests.values()],
         }
         replace_file(path, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
 
@@ -145,7 +153,7 @@ class Ledger:
         return self._tests.values()
 
     def observed_violations(self) -> dict[str, ObservedViolations]:
-        """What each guarded test was seen to break, for the baseline; an expected failure is no news."""
+        """Return the violations of each test for the baseline, without those that an xfail mark expects."""
         return {
             nodeid: ObservedViolations(
                 frozenset((v["rule"], v["model"]) for v in test["violations"] if test["outcome"] != "xfailed"),

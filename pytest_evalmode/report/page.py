@@ -1,6 +1,6 @@
-"""The session's record -> a page that shows it, and the panel of one test.
+"""The HTML report of a session, and the panel of one test for pytest-html.
 
-One file: nothing is fetched, and without script all of it can be read.
+The page is one file: it fetches nothing, and it is readable without JavaScript.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Test = Mapping[str, Any]
 
-_TOP = 5
-"""Root causes that stand open; they and the verdict fit a screen."""
+_TOP_CAUSES = 5
+"""Root causes that are not collapsed; with the verdict, they fit a screen."""
 
 
 def render_page(
@@ -41,10 +41,18 @@ def render_page(
     failed: Sequence[tuple[str, str]] = (),
     unguarded: int = 0,
 ) -> str:
-    """The page of a session.  `tests` are those of a Ledger, `known` what the baseline lists.
+    """Return the HTML report of a session.
 
-    `unmarked` are the tests that should be guarded, with the `advice` how; in `failed` ones the guard failed,
-    each with its error; of `unguarded` ones nobody asked.
+    Args:
+        tests: The records of a Ledger.
+        totals: The totals of the Ledger.
+        mode: `enforce`, `warn` or `off`.
+        strict: Whether the strict rules were applied.
+        known: The baseline.
+        unmarked: Unmarked tests that should be guarded.
+        advice: Lines that say how to guard them.
+        failed: Unmarked tests in which the guard failed, each with its error.
+        unguarded: Number of tests that passed without a guard.
     """
     by_name = {test["nodeid"]: test for test in tests}
     new, old = split_known(tests, known)
@@ -54,7 +62,7 @@ def render_page(
         .get_template("page.html.j2")
         .render(
             verdict=verdict(tests, known),
-            tone="bad" if new else "warm" if old or _is_hidden(tests) else "good",
+            tone="bad" if new else "warm" if old or _may_hide_violations(tests) else "good",
             mode=mode,
             strict=strict,
             totals=totals,
@@ -74,70 +82,70 @@ def render_page(
 
 
 def render_panel(test: Test) -> str:
-    """What the page shows of one test, with its style, to stand in another's page."""
-    return _templates().get_template("panel.html.j2").render(test=_test(_told_whole(test), "t0"))
+    """Return the part of the report about one test, with its style, to be included in another page."""
+    return _templates().get_template("panel.html.j2").render(test=_test(_with_findings(test), "t0"))
 
 
 def split_known(tests: Iterable[Test], known: KnownViolations | None) -> tuple[list[Test], list[Test]]:
-    """The tests with what is new in them, and the tests with what the baseline lists; some are in both."""
+    """Return the tests with their new violations, and the tests with their known ones; a test may be in both."""
     new: list[Test] = []
     old: list[Test] = []
-    for test in tests:
-        whole = _told_whole(test)
-        listed = [violation for violation in whole["violations"] if is_known(test, violation, known)]
-        unlisted = [violation for violation in whole["violations"] if violation not in listed]
+    for record in tests:
+        test = _with_findings(record)
+        listed = [violation for violation in test["violations"] if is_known(test, violation, known)]
+        unlisted = [violation for violation in test["violations"] if violation not in listed]
         if unlisted:
-            new.append({**whole, "violations": unlisted})
+            new.append({**test, "violations": unlisted})
         if listed:
-            old.append({**whole, "violations": listed})
+            old.append({**test, "violations": listed})
     return new, old
 
 
 def verdict(tests: Sequence[Test], known: KnownViolations | None = None) -> str:
-    """The run in one sentence."""
+    """Return the result of the run in one sentence."""
     new, old = split_known(tests, known)
     guarded = plural(sum(bool(test["guarded"]) for test in tests), "guarded test")
     if new:
-        said = [f"{len(new)} of {plural(len(tests), 'test')} {'was' if len(new) == 1 else 'were'} not clean"]
+        parts = [f"{len(new)} of {plural(len(tests), 'test')} {'was' if len(new) == 1 else 'were'} not clean"]
     elif old:
-        said = [f"{guarded}, nothing new"]
-    elif _is_hidden(tests):
-        said = [f"{guarded}, no violation"]
+        parts = [f"{guarded}, nothing new"]
+    elif _may_hide_violations(tests):
+        parts = [f"{guarded}, no violations"]
     elif any(test["guarded"] for test in tests):
-        said = [f"{guarded}, all clean"]
+        parts = [f"{guarded}, all clean"]
     else:
-        said = ["no test was guarded"]
+        parts = ["no test was guarded"]
     dropped = sum(test["dropped"] for test in tests)
-    unjudged = sum(bool(test["unjudged"]) for test in tests)
+    failed_guards = sum(bool(test["unjudged"]) for test in tests)
     if old:
-        said.append(f"{plural(sum(len(test['violations']) for test in old), 'known violation')}")
+        parts.append(f"{plural(sum(len(test['violations']) for test in old), 'known violation')}")
     if dropped:
-        said.append(f"{plural(dropped, 'violation')} dropped by a hook")
-    if unjudged:
-        said.append(f"the guard failed in {plural(unjudged, 'test')}: whether clean is not known")
-    return "; ".join(said)
+        parts.append(f"{plural(dropped, 'violation')} dropped by a hook")
+    if failed_guards:
+        parts.append(f"the guard failed in {plural(failed_guards, 'test')}: result unknown")
+    return "; ".join(parts)
 
 
 def exemptions_in_use(tests: Sequence[Test]) -> list[dict[str, Any]]:
-    """The exemptions that excused something, each with the reason given and its tests, most used first."""
+    """Return the exemptions that excused something, each with its reason and tests, the most used first."""
     used: dict[tuple[str, str], list[str]] = {}
     for test in tests:
         if test["exemptions"]:
             used.setdefault((", ".join(test["exemptions"]), test["reason"] or ""), []).append(test["nodeid"])
     ordered = sorted(used.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [{"what": what, "reason": reason, "tests": names} for (what, reason), names in ordered]
+    return [{"what": what, "reason": reason, "tests": nodeids} for (what, reason), nodeids in ordered]
 
 
-def _is_hidden(tests: Iterable[Test]) -> bool:
-    """Whether there may be violations that are not told."""
+def _may_hide_violations(tests: Iterable[Test]) -> bool:
+    """Whether there may be violations that are not reported."""
     return any(test["unjudged"] or test["dropped"] for test in tests)
 
 
-def _told_whole(test: Test) -> Test:
-    """A test whose violations have beside them what travelled apart: what was found, and since which line."""
-    shown = test["shown"]
-    findings = shown.get("findings") or [violation["message"] for violation in test["violations"]]
-    since = shown.get("since") or [None] * len(findings)
+def _with_findings(test: Test) -> Test:
+    """Return a test with each violation's `finding` and `since`, which the record stores separately."""
+    page_data = test["shown"]
+    findings = page_data.get("findings") or [violation["message"] for violation in test["violations"]]
+    since = page_data.get("since") or [None] * len(findings)
     violations = [
         {**violation, "finding": finding, "since": line}
         for violation, finding, line in zip(test["violations"], findings, since, strict=True)
@@ -146,57 +154,57 @@ def _told_whole(test: Test) -> Test:
 
 
 def _part(tests: Sequence[Test], by_name: Mapping[str, Test], prefix: str) -> dict[str, Any]:
-    """Root causes, and the tests as a grid that filters, by name.  Their anchors begin with `prefix`."""
-    dirty = [_test(test, f"{prefix}{n}") for n, test in enumerate(sorted(tests, key=_by_name))]
-    anchors = {test["nodeid"]: test["anchor"] for test in dirty}
-    found = [_cause(cause, by_name[cause.test], anchors) for cause in summarize_causes(tests)]
-    counts = Counter(rule for test in dirty for rule in test["rules"])
-    rules = sorted(counts.items(), key=lambda item: _order(item[0]))
+    """Return the data of one section: root causes and the grid of tests.  Anchors begin with `prefix`."""
+    shown = [_test(test, f"{prefix}{n}") for n, test in enumerate(sorted(tests, key=_natural_order))]
+    anchors = {test["nodeid"]: test["anchor"] for test in shown}
+    causes = [_cause(cause, by_name[cause.test], anchors) for cause in summarize_causes(tests)]
+    counts = Counter(rule for test in shown for rule in test["rules"])
+    rules = sorted(counts.items(), key=lambda item: _rule_order(item[0]))
     return {
-        "causes": found[:_TOP],
-        "more_causes": found[_TOP:],
+        "causes": causes[:_TOP_CAUSES],
+        "more_causes": causes[_TOP_CAUSES:],
         "rules": rules,
         "explained": next((rule for rule, _ in rules if rule in RULE_NAMES), None),
         "columns": {rule: column for column, (rule, _) in enumerate(rules, 2)},
-        "tests": dirty,
+        "tests": shown,
         "violations": sum(len(test["violations"]) for test in tests),
     }
 
 
-def _by_name(test: Test) -> list[tuple[int, str]]:
-    """In the order of people: `test_it[2]` before `test_it[10]`."""
+def _natural_order(test: Test) -> list[tuple[int, str]]:
+    """Sort node ids by the numbers in them: `test_it[2]` before `test_it[10]`."""
     return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", test["nodeid"])]
 
 
 def _cause(cause: CauseSummary, test: Test, anchors: Mapping[str, str]) -> dict[str, Any]:
     code = _code(test, cause.at)
     at_fault = next((i for i, line in enumerate(code) if line["at_fault"]), 0)
-    # Of a fixture, what it makes; else the line alone.
-    told = code[at_fault:] if cause.name.startswith("fixture ") else code[at_fault : at_fault + 1]
-    while told and not told[-1]["text"].strip():
-        told.pop()
+    # Show a fixture as a whole, because its last line creates the model; otherwise only the line at fault.
+    shown = code[at_fault:] if cause.name.startswith("fixture ") else code[at_fault : at_fault + 1]
+    while shown and not shown[-1]["text"].strip():
+        shown.pop()
     return {
-        "what": cause.name,
+        "name": cause.name,
         "at": cause.at,
         "message": cause.message,
         "remedy": cause.remedy,
         "rules": cause.rules,
-        "code": told,
+        "code": shown,
         "tests": [{"nodeid": nodeid, "anchor": anchors[nodeid]} for nodeid in cause.tests],
     }
 
 
 def _test(test: Test, anchor: str) -> dict[str, Any]:
-    shown = test["shown"]
-    told: set[str] = set()
+    page_data = test["shown"]
+    shown: set[str] = set()
     entries = []
     for violation, consequences in group_by_cause(test["violations"]):
         places = [("since", violation["since"]), ("called", violation["at"]), ("in the model", violation["cause"])]
-        lines = [{"label": label, "at": at, "code": _code(test, at)} for label, at in places if at and at not in told]
-        told.update(line["at"] for line in lines)
-        pictures = shown.get("pictures", {}) if violation["rule"] == "inputs-changed" else {}
-        drawn = pictures.get(violation["subjects"][0], {}) if violation["subjects"] else {}
-        entries.append({**violation, "lines": lines, "consequences": consequences, "pictures": drawn})
+        lines = [{"label": label, "at": at, "code": _code(test, at)} for label, at in places if at and at not in shown]
+        shown.update(line["at"] for line in lines)
+        pictures = page_data.get("pictures", {}) if violation["rule"] == "inputs-changed" else {}
+        of_subject = pictures.get(violation["subjects"][0], {}) if violation["subjects"] else {}
+        entries.append({**violation, "lines": lines, "consequences": consequences, "pictures": of_subject})
     return {
         "anchor": anchor,
         "nodeid": test["nodeid"],
@@ -204,12 +212,12 @@ def _test(test: Test, anchor: str) -> dict[str, Any]:
         "reason": test["reason"],
         "rules": list(dict.fromkeys(violation["rule"] for violation in test["violations"])),
         "entries": entries,
-        "models": [{**model, "tree": shown.get("trees", {}).get(model["name"])} for model in test["models"]],
+        "models": [{**model, "tree": page_data.get("trees", {}).get(model["name"])} for model in test["models"]],
         "events": [
             {"what": what, "model": model, "at": at, "count": count}
-            for what, model, at, count in shown.get("events", ())
+            for what, model, at, count in page_data.get("events", ())
         ],
-        "exemption": shown.get("exemption", ""),
+        "exemption": page_data.get("exemption", ""),
     }
 
 
@@ -219,7 +227,7 @@ def _code(test: Test, at: str | None) -> list[dict[str, Any]]:
     return [{"number": n, "text": text, "at_fault": n == fault} for n, text in enumerate(lines, first)]
 
 
-def _order(rule: str) -> tuple[int, str]:
+def _rule_order(rule: str) -> tuple[int, str]:
     return RULE_NAMES.index(rule) if rule in RULE_NAMES else len(RULE_NAMES), rule
 
 

@@ -1,4 +1,4 @@
-"""What a page shows of a test beyond its JSON report, compact enough to travel in a test's report."""
+"""Data of one test that the HTML report needs in addition to the JSON report, small enough for a test report."""
 
 from __future__ import annotations
 
@@ -13,56 +13,55 @@ from pytest_evalmode.report.model_tree import model_trees
 from pytest_evalmode.rules import Violation
 from pytest_evalmode.trace import Site, Trace
 
-AROUND = 3
+CONTEXT_LINES = 3
 """Lines of code before and after a line at fault."""
-_MOST = 6
-"""Lines of a fixture."""
-_WIDEST = 200
+_MAX_FIXTURE_LINES = 6
+_MAX_WIDTH = 200
 
 
 def collect_page_data(
     trace: Trace, violations: Sequence[Violation], *, fixtures: Mapping[str, Site], marker: str, root: Path
 ) -> dict[str, Any]:
-    """The trees of the models, what happened in which order, the lines at fault, and how to exempt what was found.
+    """Return model trees, events in order, lines at fault and the suggested exemption; empty if nothing happened.
 
-    `fixtures` are those that handed a model to the test, with their lines.  Empty where nothing happened.
+    `fixtures` are those that provided a model, each with its line.  Lines are read from files below `root`.
     """
-    models = model_trees(trace)
-    if not violations and not models:
+    trees = model_trees(trace)
+    if not violations and not trees:
         return {}
-    handed = [["fixture", name, str(site), 1] for name, site in fixtures.items()]
-    happened = [[event.what, event.model, str(event.at) if event.at else None, event.count] for event in trace.events]
+    provided = [["fixture", name, str(site), 1] for name, site in fixtures.items()]
+    events = [[event.what, event.model, str(event.at) if event.at else None, event.count] for event in trace.events]
     lines = [line for v in violations for line in (v.since, v.at, v.cause) if line is not None]
     return {
         "findings": [v.finding for v in violations],
         "since": [str(v.since) if v.since else None for v in violations],
         "exemption": suggest_exemption(violations, marker),
         "pictures": {change.name: change.pictures for change in trace.locks if change.pictures},
-        "trees": models,
-        "events": [*handed, *happened],
+        "trees": trees,
+        "events": [*provided, *events],
         "fixtures": {name: str(site) for name, site in fixtures.items()},
         "lines": {
-            **{str(line): code for line in lines if (code := _around(root, line))},
-            **{str(site): code for site in fixtures.values() if (code := _whole(root, site))},
+            **{str(line): code for line in lines if (code := _context(root, line))},
+            **{str(site): code for site in fixtures.values() if (code := _fixture_code(root, site))},
         },
     }
 
 
-def _around(root: Path, site: Site) -> list[Any] | None:
-    """The number of the first line, and the lines around a site; None where they cannot be read."""
-    first = max(1, site.line - AROUND)
-    return _code(root, site, first, lambda text: text[: site.line + AROUND - first + 1])
+def _context(root: Path, site: Site) -> list[Any] | None:
+    """Return the number of the first line and the lines around a site, or None if they cannot be read."""
+    first = max(1, site.line - CONTEXT_LINES)
+    return _code(root, site, first, lambda text: text[: site.line + CONTEXT_LINES - first + 1])
 
 
-def _whole(root: Path, site: Site) -> list[Any] | None:
-    """A fixture from its first line on, as far as there is room: what it makes is told by its last."""
-    return _code(root, site, site.line, lambda text: getblock(text)[:_MOST])
+def _fixture_code(root: Path, site: Site) -> list[Any] | None:
+    """Return the first lines of a fixture, which usually show the model that it creates."""
+    return _code(root, site, site.line, lambda text: getblock(text)[:_MAX_FIXTURE_LINES])
 
 
-def _code(root: Path, site: Site, first: int, part: Callable[[Sequence[str]], Sequence[str]]) -> list[Any] | None:
+def _code(root: Path, site: Site, first: int, select: Callable[[Sequence[str]], Sequence[str]]) -> list[Any] | None:
     try:
         text = (root / site.file).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        lines = part(text[first - 1 :])
+        lines = select(text[first - 1 :])
     except (OSError, SyntaxError, TokenError):
         return None
-    return [first, [line.rstrip("\r\n")[:_WIDEST] for line in lines]]
+    return [first, [line.rstrip("\r\n")[:_MAX_WIDTH] for line in lines]]

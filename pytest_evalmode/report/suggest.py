@@ -1,4 +1,4 @@
-"""Which unmarked tests ran inference, and how to have them guarded."""
+"""The suggestions of `--evalmode-suggest`: unmarked tests that ran inference, and how to guard them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from pytest_evalmode.rules.wording import first_and_more, plural
 from pytest_evalmode.trace import Trace
 
 Suggestion = Mapping[str, Any]
+"""What an unmarked test ran, as `serialize_suggestion()` or `serialize_failure()` stores it."""
 
 
 def serialize_suggestion(trace: Trace, violations: Iterable[Violation]) -> str | None:
-    """What an unmarked test ran, as it travels in its report; None if it ran no model.
+    """Return the models that an unmarked test ran, as JSON for its test report, or None if it ran none.
 
-    A model is inferred from where a forward ran in eval mode or recorded no autograd, unless an optimizer stepped it.
+    A model counts if at least one of its forwards ran in eval mode or without autograd, and no optimizer updated it.
     """
-    stepped = {name for step in trace.steps for name in step.models}
+    trained = {name for step in trace.steps for name in step.models}
     ran = [model for model in trace.models if model.forwards]
     if not ran:
         return None
@@ -29,98 +30,100 @@ def serialize_suggestion(trace: Trace, violations: Iterable[Violation]) -> str |
     for call in trace.calls:
         if call.training and call.autograd and call.ran.model in training:
             training[call.ran.model] += call.count
-    inferred = [m for m in ran if m.forwards > training[m.name] and m.name not in stepped]
-    names = {model.name for model in inferred}
+    inference = [m for m in ran if m.forwards > training[m.name] and m.name not in trained]
+    names = {model.name for model in inference}
     return json.dumps(
         {
             "models": [
-                model.name if model.name == model.type else f"{model.name} ({model.type})" for model in inferred
+                model.name if model.name == model.type else f"{model.name} ({model.type})" for model in inference
             ],
-            "trains": len(inferred) < len(ran),
+            "trains": len(inference) < len(ran),
             "violations": [v.rule for v in violations if v.model is None or v.model in names],
         }
     )
 
 
 def serialize_failure(failure: Exception) -> str:
-    """The same of a test in which the guard itself failed: it may have run anything."""
+    """Return the suggestion for a test in which the guard itself failed, as JSON for its test report."""
     return json.dumps({"models": [], "trains": False, "violations": [], "failure": repr(failure)})
 
 
 def suggestion_lines(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterator[Line]:
-    """The tests that should be guarded, worst first, and what to write to have them guarded.
+    """Yield the tests that should be guarded, the worst first, and how to guard them.
 
-    `tests` are all unmarked ones that ran a model, by node id; `toml` is how the project is configured.
+    Args:
+        tests: The suggestions of all unmarked tests that ran a model, by node id.
+        marker: The name of the marker.
+        toml: Whether pytest is configured in a TOML file.
     """
-    lost = failed_guards(tests)
-    if lost:
-        told = f"the guard failed in {plural(len(lost), 'unmarked test')}: what was run there is not known"
-        yield Line(told, "yellow")
-        yield from (Line(f"  {nodeid}  {failure}", "yellow") for nodeid, failure in lost)
-    found = unmarked_tests(tests)
-    if not found:
-        if not lost:
+    failures = failed_guards(tests)
+    if failures:
+        yield Line(f"the guard failed in {plural(len(failures), 'unmarked test')}: result unknown", "yellow")
+        yield from (Line(f"  {nodeid}  {failure}", "yellow") for nodeid, failure in failures)
+    unmarked = unmarked_tests(tests)
+    if not unmarked:
+        if not failures:
             yield Line("no unmarked test ran inference")
         return
-    dirty = sum(bool(test.rules) for test in found)
-    yield Line(f"{plural(len(found), 'unmarked test')} ran inference; guarded, {dirty} would fail today:")
-    for (name, rules, models), cases in groupby(found, _alike):
+    failing = sum(bool(test.rules) for test in unmarked)
+    yield Line(f"{plural(len(unmarked), 'unmarked test')} ran inference; {failing} would fail if guarded:")
+    for (function, rules, models), cases in groupby(unmarked, _same_line):
         nodeid, *others = [case.nodeid for case in cases]
-        named = f"{name} ({len(others) + 1} cases)" if others else nodeid
-        told = f"  {named}  {', '.join(rules) or 'clean'}  {first_and_more(models)}"
-        yield Line(told, "yellow" if rules else "green")
+        name = f"{function} ({len(others) + 1} cases)" if others else nodeid
+        text = f"  {name}  {', '.join(rules) or 'clean'}  {first_and_more(models)}"
+        yield Line(text, "yellow" if rules else "green")
     yield from map(Line, marking_advice(tests, marker, toml=toml))
 
 
 class UnmarkedTest(NamedTuple):
-    """A test that should be guarded: the models that it ran, and the rules that it would break."""
+    """A test that should be guarded, with the models that it ran and the rules that it would break."""
 
     nodeid: str
     models: Sequence[str]
     rules: Sequence[str]
 
 
-def _alike(test: UnmarkedTest) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """What cases of one parametrised test have in common, so that they need but one line."""
+def _same_line(test: UnmarkedTest) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return the key of a test's line; cases of a parametrized test with the same result share one."""
     return test.nodeid.partition("[")[0], tuple(test.rules), tuple(test.models)
 
 
 def unmarked_tests(tests: Mapping[str, Suggestion]) -> list[UnmarkedTest]:
-    """The tests that should be guarded, worst first."""
-    found = {nodeid: test for nodeid, test in tests.items() if test["models"]}
-    ordered = sorted(found.items(), key=lambda each: (-len(each[1]["violations"]), each[0]))
+    """Return the tests that should be guarded, the worst first."""
+    inference = {nodeid: test for nodeid, test in tests.items() if test["models"]}
+    ordered = sorted(inference.items(), key=lambda each: (-len(each[1]["violations"]), each[0]))
     return [UnmarkedTest(nodeid, test["models"], list(dict.fromkeys(test["violations"]))) for nodeid, test in ordered]
 
 
 def failed_guards(tests: Mapping[str, Suggestion]) -> list[tuple[str, str]]:
-    """The tests in which the guard itself failed, each with how."""
+    """Return the tests in which the guard itself failed, each with its error."""
     return sorted((nodeid, test["failure"]) for nodeid, test in tests.items() if test.get("failure"))
 
 
 def marking_advice(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterator[str]:
-    """What to write to have them guarded."""
-    found = [test.nodeid for test in unmarked_tests(tests)]
-    files = {_file(nodeid) for nodeid in found}
-    training = {_file(nodeid) for nodeid, test in tests.items() if test["trains"]}
-    whole = sorted(_folders(files - training, training))
-    if whole:
+    """Yield lines that say how to guard the tests: in the configuration, or one by one where others train."""
+    nodeids = [test.nodeid for test in unmarked_tests(tests)]
+    files = {_file(nodeid) for nodeid in nodeids}
+    training_files = {_file(nodeid) for nodeid, test in tests.items() if test["trains"]}
+    paths = sorted(_paths(files - training_files, training_files))
+    if paths:
         yield "to guard them, add to the configuration:"
-        yield from (f"  {text}" for text in _ini(whole, toml=toml))
-    alone = dict.fromkeys(nodeid.partition("[")[0] for nodeid in sorted(found) if _file(nodeid) in training)
-    if alone:
-        yield f"{'and, ' if whole else ''}as other tests of the file train, put @pytest.mark.{marker} on:"
-        yield from (f"  {nodeid}" for nodeid in alone)
+        yield from (f"  {text}" for text in _ini(paths, toml=toml))
+    single = dict.fromkeys(nodeid.partition("[")[0] for nodeid in sorted(nodeids) if _file(nodeid) in training_files)
+    if single:
+        yield f"{'and ' if paths else ''}add @pytest.mark.{marker} to these tests (other tests in their files train):"
+        yield from (f"  {nodeid}" for nodeid in single)
 
 
 def _file(nodeid: str) -> str:
     return nodeid.partition("::")[0]
 
 
-def _folders(files: Iterable[str], others: Iterable[str]) -> set[str]:
-    """The files, those of a folder by its name where it holds several, and none of the others."""
-    taken = {str(folder) for other in others for folder in PurePosixPath(other).parents}
+def _paths(files: Iterable[str], excluded: Iterable[str]) -> set[str]:
+    """Return the files, with a folder in place of its files if it holds several of them and no excluded file."""
+    excluded_folders = {str(folder) for file in excluded for folder in PurePosixPath(file).parents}
     names = set(files)
-    folders = {str(folder) for file in names for folder in PurePosixPath(file).parents} - taken - {"."}
+    folders = {str(folder) for file in names for folder in PurePosixPath(file).parents} - excluded_folders - {"."}
     for folder in sorted(folders, key=lambda name: (name.count("/"), name)):
         inside = {name for name in names if name.startswith(f"{folder}/")}
         if len(inside) > 1:

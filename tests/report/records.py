@@ -1,4 +1,4 @@
-"""Records of tests, as a Ledger keeps them, made by hand."""
+"""Records of tests as a Ledger stores them, built by hand."""
 
 from __future__ import annotations
 

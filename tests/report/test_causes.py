@@ -1,4 +1,4 @@
-"""What explains a violation and where that is to be mended; the same in the summary, on the page and elsewhere."""
+"""Root causes: which violation explains which, where to fix it, and the same causes in all reports."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ FIXTURE = Site("conftest.py", 3, "def net():")
 
 
 def violation(rule: str = "train-mode", **facts: Any) -> Violation:
-    told = {"model": "net", "subjects": ("net.bn (BatchNorm1d)",), "at": CALL, "message": "", "finding": ""}
-    return Violation(**{"rule": rule, **told, **facts})
+    defaults = {"model": "net", "subjects": ("net.bn (BatchNorm1d)",), "at": CALL, "message": "", "finding": ""}
+    return Violation(**{"rule": rule, **defaults, **facts})
 
 
-MOVED = violation("state-mutated", subjects=("net.bn.running_mean",), because=("train-mode",))
+CHANGED = violation("state-mutated", subjects=("net.bn.running_mean",), because=("train-mode",))
 
 
 def place(violation: Violation) -> tuple[str, str | None]:
@@ -39,28 +39,32 @@ def place(violation: Violation) -> tuple[str, str | None]:
     return root.name, root.at
 
 
-def test_what_follows_from_a_violation_has_the_root_of_that() -> None:
+def test_a_consequence_has_the_root_cause_of_its_explanation() -> None:
     training = violation(since=SWITCH)
     recording = violation("grad-mode")
     expected = RootCause("train-mode", "", "test_it.py:7")
-    assert root_causes([training, recording, MOVED]) == [expected, RootCause("grad-mode", "", "test_it.py:9"), expected]
+    assert root_causes([training, recording, CHANGED]) == [
+        expected,
+        RootCause("grad-mode", "", "test_it.py:9"),
+        expected,
+    ]
 
 
-def test_what_another_model_did_explains_nothing() -> None:
+def test_a_violation_of_another_model_explains_nothing() -> None:
     teacher = violation(model="teacher", subjects=("teacher.bn (BatchNorm1d)",))
-    assert find_explanations([teacher, MOVED]) == [teacher, MOVED]
+    assert find_explanations([teacher, CHANGED]) == [teacher, CHANGED]
     part = violation(model="net.encoder", subjects=("net.encoder.bn (BatchNorm1d)",))
-    assert find_explanations([part, MOVED]) == [part, part]
-    alike = violation(model="network", subjects=("network.bn (BatchNorm1d)",))
-    assert find_explanations([alike, MOVED]) == [alike, MOVED]
+    assert find_explanations([part, CHANGED]) == [part, part]
+    similar_name = violation(model="network", subjects=("network.bn (BatchNorm1d)",))
+    assert find_explanations([similar_name, CHANGED]) == [similar_name, CHANGED]
 
 
-def test_the_same_fault_of_a_second_model_explains_what_became_of_that() -> None:
+def test_a_consequence_is_explained_by_the_fault_of_its_own_model() -> None:
     first, second = violation(model="other", subjects=("other.bn (BatchNorm1d)",)), violation()
-    assert find_explanations([first, second, MOVED])[2] == second
+    assert find_explanations([first, second, CHANGED])[2] == second
 
 
-def test_a_cause_that_has_a_cause() -> None:
+def test_a_cause_may_have_a_cause_itself() -> None:
     chain = [
         violation(),
         violation("batch-stats", because=("train-mode",)),
@@ -69,43 +73,43 @@ def test_a_cause_that_has_a_cause() -> None:
     assert {root.rule for root in root_causes(chain)} == {"train-mode"}
 
 
-def test_rules_that_explain_each_other_end() -> None:
+def test_rules_that_explain_each_other_do_not_loop() -> None:
     a, b = violation("a", because=("b",)), violation("b", because=("a",))
     assert find_explanations([a, b]) == [a, a]
     assert find_explanations([b, a]) == [b, b]
 
 
-def test_the_line_that_brought_it_about_comes_before_the_fixture_and_the_call() -> None:
-    handed = violation(fixture="net", fixture_at=FIXTURE)
-    assert place(replace(handed, since=SWITCH)) == ("", "test_it.py:7")
-    assert place(handed) == ("fixture net", "conftest.py:3")
+def test_the_line_that_switched_the_mode_comes_before_the_fixture_and_the_call() -> None:
+    provided = violation(fixture="net", fixture_at=FIXTURE)
+    assert place(replace(provided, since=SWITCH)) == ("", "test_it.py:7")
+    assert place(provided) == ("fixture net", "conftest.py:3")
     assert place(violation()) == ("", "test_it.py:9")
 
 
 @pytest.mark.parametrize("rule", ["batch-stats", "random-forward", "unregistered-module", "attribute-mutated"])
-def test_what_a_model_does_by_itself_is_mended_in_the_model(rule: str) -> None:
+def test_a_fault_of_the_models_own_code_is_fixed_in_the_model(rule: str) -> None:
     assert place(violation(rule, cause=INSIDE, fixture="net", fixture_at=FIXTURE)) == ("", "nets.py:8")
-    assert place(violation(rule, cause=INSIDE, since=SWITCH)) == ("", "test_it.py:7")  # which made the graph
+    assert place(violation(rule, cause=INSIDE, since=SWITCH)) == ("", "test_it.py:7")  # the export of the graph
     assert place(violation(rule)) == ("", "test_it.py:9")
 
 
-def test_autograd_is_for_the_call_to_stop_whatever_handed_the_model_over() -> None:
+def test_autograd_is_fixed_at_the_call_and_not_in_the_fixture() -> None:
     assert place(violation("grad-mode", cause=INSIDE, fixture="net", fixture_at=FIXTURE)) == ("", "test_it.py:9")
 
 
-def test_what_drifted_is_looked_for_in_what_ran_in_between() -> None:
+def test_the_cause_of_a_drift_is_a_test_that_ran_in_between() -> None:
     drift = violation("state-drifted", at=None, details={"between": ["test_it.py::test_a", "test_it.py::test_b"]})
     assert place(drift) == ("test_it.py::test_a", None)
     known = {"between": ["test_it.py::test_a", "test_it.py::test_b"], "changed_by": ["test_it.py::test_b"]}
     assert place(replace(drift, details=known)) == ("test_it.py::test_b", None)
 
 
-def test_the_details_of_a_teams_rule_are_its_own() -> None:
+def test_the_details_of_a_user_rule_may_be_of_any_type() -> None:
     own = violation("own", details={"between": 3, "since": ["x"], "fixture": None, "changed_by": 1})
     assert place(own) == ("", "test_it.py:9")
 
 
-def test_without_a_line_the_fixture_or_the_model_is_told() -> None:
+def test_without_a_line_the_cause_is_the_fixture_or_the_model() -> None:
     assert place(violation("model-leaked", at=None, fixture="net", fixture_at=FIXTURE)) == (
         "fixture net",
         "conftest.py:3",
@@ -114,74 +118,74 @@ def test_without_a_line_the_fixture_or_the_model_is_told() -> None:
     assert place(violation("no-forward", at=None, model=None, subjects=())) == ("", None)
 
 
-def found(*tests: dict[str, Any]) -> list[tuple[str, str | None, tuple[str, ...], int]]:
+def summaries(*tests: dict[str, Any]) -> list[tuple[str, str | None, tuple[str, ...], int]]:
     return [(cause.name, cause.at, cause.rules, len(cause.tests)) for cause in summarize_causes(tests)]
 
 
-def test_what_explains_most_tests_comes_first() -> None:
+def test_the_cause_that_explains_most_tests_comes_first() -> None:
     tests = [
         guarded("test_a", recorded("grad-mode", at="test_it.py:1")),
         guarded("test_b", recorded("grad-mode", at="helpers.py:5")),
         guarded("test_c", recorded("grad-mode", at="helpers.py:5")),
         guarded("test_d"),
     ]
-    assert found(*tests) == [("", "helpers.py:5", ("grad-mode",), 2), ("", "test_it.py:1", ("grad-mode",), 1)]
+    assert summaries(*tests) == [("", "helpers.py:5", ("grad-mode",), 2), ("", "test_it.py:1", ("grad-mode",), 1)]
 
 
-def test_it_is_told_with_the_rules_of_all_that_follows_from_it() -> None:
-    training, moved = recorded(), recorded("state-mutated", root=["train-mode", "", "test_it.py:9"])
-    assert found(guarded("test_a", training), guarded("test_b", training, moved)) == [
+def test_a_cause_has_the_rules_of_its_consequences() -> None:
+    training, changed = recorded(), recorded("state-mutated", root=["train-mode", "", "test_it.py:9"])
+    assert summaries(guarded("test_a", training), guarded("test_b", training, changed)) == [
         ("", "test_it.py:9", ("train-mode", "state-mutated"), 2)
     ]
 
 
-def test_it_is_told_in_the_words_of_the_violation_that_is_the_cause() -> None:
-    moved = recorded("state-mutated", root=["train-mode", "", "test_it.py:9"])
-    (cause,) = summarize_causes([guarded("test_a", moved), guarded("test_b", recorded(), moved)])
+def test_a_cause_has_the_message_of_the_violation_that_is_the_cause() -> None:
+    changed = recorded("state-mutated", root=["train-mode", "", "test_it.py:9"])
+    (cause,) = summarize_causes([guarded("test_a", changed), guarded("test_b", recorded(), changed)])
     assert (cause.message, cause.test) == ("train-mode, the headline", "test_it.py::test_b")
-    (alone,) = summarize_causes([guarded("test_a", moved)])  # the baseline lists the other
+    (alone,) = summarize_causes([guarded("test_a", changed)])  # the other one is known
     assert alone.message == "state-mutated, the headline"
 
 
-def test_what_follows_stands_beneath_the_violation_of_its_model() -> None:
+def test_a_consequence_is_grouped_with_the_violation_of_its_model() -> None:
     root = ["train-mode", "", "test_it.py:9"]
     first, second = recorded(model="other"), recorded()
-    moved = recorded("state-mutated", root=root)
-    assert group_by_cause([first, second, moved]) == [(first, []), (second, [moved])]
-    assert group_by_cause([first, moved]) == [(first, [moved])]
+    changed = recorded("state-mutated", root=root)
+    assert group_by_cause([first, second, changed]) == [(first, []), (second, [changed])]
+    assert group_by_cause([first, changed]) == [(first, [changed])]
     recording = recorded("grad-mode", root=root)
-    assert group_by_cause([recording, moved]) == [(recording, []), (moved, [])]  # the baseline lists what explains them
+    assert group_by_cause([recording, changed]) == [(recording, []), (changed, [])]  # their explanation is known
 
 
-HANDED: dict[str, Any] = {
+PROVIDED: dict[str, Any] = {
     "fixture": "net",
     "fixture_at": FIXTURE,
     "details": {"fixture": "net", "fixture_at": str(FIXTURE)},
 }
-"""As `handed_by` enters it."""
+"""The fields that `add_fixture()` sets."""
 
 
 @pytest.mark.parametrize(
-    ("violations", "told"),
+    ("violations", "expected"),
     [
-        ([violation(**HANDED)], "fixture net, conftest.py:3  train-mode"),
-        ([violation(**HANDED), MOVED], "fixture net, conftest.py:3  train-mode, state-mutated"),
-        ([violation(since=SWITCH, details={"since": str(SWITCH)}), MOVED], "test_it.py:7  train-mode, state-mutated"),
-        ([violation("grad-mode", cause=INSIDE, **HANDED)], "test_it.py:9  grad-mode"),
-        ([violation("random-forward", cause=INSIDE, **HANDED)], "nets.py:8  random-forward"),
+        ([violation(**PROVIDED)], "fixture net, conftest.py:3  train-mode"),
+        ([violation(**PROVIDED), CHANGED], "fixture net, conftest.py:3  train-mode, state-mutated"),
+        ([violation(since=SWITCH, details={"since": str(SWITCH)}), CHANGED], "test_it.py:7  train-mode, state-mutated"),
+        ([violation("grad-mode", cause=INSIDE, **PROVIDED)], "test_it.py:9  grad-mode"),
+        ([violation("random-forward", cause=INSIDE, **PROVIDED)], "nets.py:8  random-forward"),
         ([violation("batch-stats", since=SWITCH)], "test_it.py:7  batch-stats"),
         ([violation("state-drifted", at=None, details={"between": ["a.py::b"]})], "a.py::b  state-drifted"),
         ([violation("model-leaked", at=None)], "net  model-leaked"),
     ],
 )
-def test_summary_page_and_step_summary_tell_the_same_root(violations: list[Violation], told: str) -> None:
+def test_all_summaries_show_the_same_cause(violations: list[Violation], expected: str) -> None:
     ledger = Ledger()
     for name in ("test_a", "test_b"):
-        ledger.add(name, "failed", as_it_travels(violations))
+        ledger.add(name, "failed", serialized(violations))
     lines = [line.text for line in detail_lines(ledger, None)]
-    assert lines[lines.index("by cause:") + 1 :][:1] == [f"  {told} in 2 tests"]
+    assert lines[lines.index("by cause:") + 1 :][:1] == [f"  {expected} in 2 tests"]
 
-    place, _, rules = told.partition("  ")
+    place, _, rules = expected.partition("  ")
     tests = list(ledger.tests)
     step = render_step_summary(tests, totals(tests))
     shown = render_page(tests, totals=totals(tests), mode="enforce", strict=False)
@@ -192,14 +196,14 @@ def test_summary_page_and_step_summary_tell_the_same_root(violations: list[Viola
     assert shown.count("explains <strong>2 tests</strong>") == step.count("explains 2 tests") == 1
 
 
-def test_what_has_no_place_is_no_cause_to_tell() -> None:
+def test_a_violation_without_a_place_is_not_listed_as_a_cause() -> None:
     ledger = Ledger()
     for name in ("test_a", "test_b"):
-        ledger.add(name, "failed", as_it_travels([violation("no-forward", at=None, model=None, subjects=())]))
+        ledger.add(name, "failed", serialized([violation("no-forward", at=None, model=None, subjects=())]))
     assert not any("cause" in line.text for line in detail_lines(ledger, None))
 
 
-def as_it_travels(violations: list[Violation]) -> str:
+def serialized(violations: list[Violation]) -> str:
     return serialize_record(
         policy=Policy(), models=[], violations=violations, seconds=0.0, exemptions=[], guard_failed=False
     )

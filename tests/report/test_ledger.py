@@ -1,4 +1,4 @@
-"""The session's record: the JSON report, the summary and JUnit, alone, under xdist and with reruns."""
+"""The JSON report, the summary and JUnit XML of a session: alone, under xdist and with reruns."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def by_name(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def timeless(value: Any) -> Any:
-    """A report without what differs from run to run."""
+    """Return a report without the values that differ from run to run."""
     if isinstance(value, dict):
         return {key: timeless(item) for key, item in value.items() if key != "seconds"}
     return [timeless(item) for item in value] if isinstance(value, list) else value
@@ -65,7 +65,7 @@ def in_order(report: dict[str, Any]) -> Any:
     return timeless({**report, "tests": sorted(report["tests"], key=lambda test: str(test["nodeid"]))})
 
 
-def test_the_keys_are_those_of_the_contract(suite: pytest.Pytester) -> None:
+def test_the_report_has_the_keys_of_the_contract(suite: pytest.Pytester) -> None:
     report = suites.json_report(suite)
     assert report.keys() == KEYS
     assert report["totals"].keys() == TOTALS_KEYS
@@ -77,7 +77,7 @@ def test_the_keys_are_those_of_the_contract(suite: pytest.Pytester) -> None:
     assert all(violation.keys() == VIOLATION_KEYS for violation in tests["fault"]["violations"])
 
 
-def test_the_values_of_a_known_fault(suite: pytest.Pytester) -> None:
+def test_the_report_has_the_values_of_a_known_fault(suite: pytest.Pytester) -> None:
     report = suites.json_report(suite)
     assert (report["schema"], report["mode"], report["strict"]) == (1, "enforce", False)
     assert report["evalmode"] == pytest_evalmode.__version__
@@ -93,7 +93,7 @@ def test_the_values_of_a_known_fault(suite: pytest.Pytester) -> None:
     assert fault["models"] == [{**model, "forwards": 3}]
     training, recording = fault["violations"]
     lines = (suite.path / "test_it.py").read_text(encoding="utf-8").splitlines()
-    switch, call = (next(n for n, text in enumerate(lines, 1) if told in text) for told in ("the switch", "the call"))
+    switch, call = (next(n for n, text in enumerate(lines, 1) if part in text) for part in ("the switch", "the call"))
     fixture = {"fixture": "net", "fixture_at": "test_it.py:4"}
     assert training == {
         "rule": "train-mode",
@@ -121,7 +121,7 @@ def test_the_values_of_a_known_fault(suite: pytest.Pytester) -> None:
     }
 
 
-def test_what_the_guarding_cost_adds_up(suite: pytest.Pytester) -> None:
+def test_the_seconds_of_the_tests_add_up(suite: pytest.Pytester) -> None:
     report = suites.json_report(suite)
     seconds = [test["seconds"] for test in report["tests"]]
     assert all(isinstance(second, float) and second >= 0 for second in seconds)
@@ -129,7 +129,7 @@ def test_what_the_guarding_cost_adds_up(suite: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize("how", ["--reruns=1", "-n2 --reruns=1"])
-def test_the_report_is_the_same_however_it_is_run(suite: pytest.Pytester, how: str) -> None:
+def test_the_report_is_the_same_with_reruns_and_xdist(suite: pytest.Pytester, how: str) -> None:
     alone = in_order(suites.json_report(suite))
     assert in_order(suites.json_report(suite, *how.split())) == alone
 
@@ -159,8 +159,8 @@ def test_never_again():
     )
     report = suites.json_report(pytester, "--reruns=2")
     assert timeless(report["totals"]) == {"tests": 3, "violated": 1, "models": 1, "forwards": 4}
-    found = {name: (t["outcome"], t["forwards"], len(t["violations"])) for name, t in by_name(report).items()}
-    assert found == {"flaky": ("passed", 2, 0), "always": ("failed", 1, 1), "never_again": ("failed", 1, 0)}
+    results = {name: (t["outcome"], t["forwards"], len(t["violations"])) for name, t in by_name(report).items()}
+    assert results == {"flaky": ("passed", 2, 0), "always": ("failed", 1, 1), "never_again": ("failed", 1, 0)}
 
 
 OUTCOMES = """
@@ -216,7 +216,7 @@ def test_never_ran():
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
-def test_outcomes_are_pytests_own(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+def test_outcomes_are_those_of_pytest(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     suites.write(pytester, OUTCOMES)
     tests = by_name(suites.json_report(pytester, *workers))
     ran = {name: test["outcome"] for name, test in tests.items() if test["forwards"]}
@@ -241,7 +241,7 @@ def test_outcomes_are_pytests_own(pytester: pytest.Pytester, workers: tuple[str,
 
 
 @pytest.mark.parametrize("mode", ["enforce", "warn", "off"])
-def test_the_report_tells_the_mode(suite: pytest.Pytester, mode: str) -> None:
+def test_the_report_has_the_mode(suite: pytest.Pytester, mode: str) -> None:
     report = suites.json_report(suite, f"--evalmode={mode}")
     assert report["mode"] == mode
     assert report["totals"]["tests"] == len(report["tests"]) == (0 if mode == "off" else 3)
@@ -250,7 +250,7 @@ def test_the_report_tells_the_mode(suite: pytest.Pytester, mode: str) -> None:
         assert (fault["outcome"], [v["rule"] for v in fault["violations"]]) == ("passed", ["train-mode", "grad-mode"])
 
 
-def test_a_report_of_nothing_is_a_report(pytester: pytest.Pytester) -> None:
+def test_a_run_without_guarded_tests_writes_a_report(pytester: pytest.Pytester) -> None:
     suites.write(pytester, "def test_it():\n    infer(Net())\n")
     report = suites.json_report(pytester)
     assert report.keys() == KEYS
@@ -260,7 +260,7 @@ def test_a_report_of_nothing_is_a_report(pytester: pytest.Pytester) -> None:
     )
 
 
-def test_the_folder_is_made_and_an_older_report_replaced(suite: pytest.Pytester) -> None:
+def test_the_folder_is_created_and_an_older_report_is_replaced(suite: pytest.Pytester) -> None:
     path = suite.path / "some" / "folder" / "report.json"
     for _ in range(2):
         suites.run(suite, f"--evalmode-report={path}")
@@ -277,7 +277,7 @@ def test_a_report_that_cannot_be_written_hides_no_result(suite: pytest.Pytester)
     result.stdout.fnmatch_lines(["--evalmode-report: *report.json could not be written: Is a directory"])
 
 
-def test_names_beyond_ascii_are_written_as_they_are(pytester: pytest.Pytester) -> None:
+def test_non_ascii_names_are_not_escaped(pytester: pytest.Pytester) -> None:
     suites.write(pytester, "@pytest.mark.inference(reason='größer')\ndef test_ä():\n    infer(Net().eval())\n")
     (test,) = suites.json_report(pytester)["tests"]
     assert (test["nodeid"], test["reason"]) == ("test_it.py::test_ä", "größer")
@@ -285,14 +285,14 @@ def test_names_beyond_ascii_are_written_as_they_are(pytester: pytest.Pytester) -
 
 
 @pytest.mark.parametrize("how", ["", "-n2", "--reruns=1"])
-def test_junit_xml_carries_the_record_once(suite: pytest.Pytester, how: str) -> None:
+def test_junit_xml_contains_the_record_once(suite: pytest.Pytester, how: str) -> None:
     suites.run(suite, "--junit-xml=junit.xml", *how.split())
     cases = {case.get("name"): case for case in ElementTree.parse(suite.path / "junit.xml").iter("testcase")}
     records = {
         name: [json.loads(p.get("value", "")) for p in case.iter("property") if p.get("name") == "evalmode"]
         for name, case in cases.items()
     }
-    assert {name: len(found) for name, found in records.items()} == {
+    assert {name: len(values) for name, values in records.items()} == {
         "test_fault": 1,
         "test_clean": 1,
         "test_nothing": 1,
@@ -303,7 +303,7 @@ def test_junit_xml_carries_the_record_once(suite: pytest.Pytester, how: str) -> 
     assert [violation["rule"] for violation in fault["violations"]] == ["train-mode", "grad-mode"]
 
 
-def test_a_property_of_the_tests_own_stays(pytester: pytest.Pytester) -> None:
+def test_a_property_that_the_test_records_is_kept(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -319,11 +319,11 @@ def test_it(record_property):
     assert sorted(filter(None, names)) == ["accuracy", "evalmode", *short]
 
 
-# The summary.
+# --- the summary
 
 
 def section(result: pytest.RunResult) -> list[str]:
-    """The lines of the section `evalmode`; there is one at most."""
+    """Return the lines of the section `evalmode`, which occurs at most once."""
     titles = [n for n, line in enumerate(result.outlines) if line.strip("= ") == "evalmode" and line.startswith("=")]
     assert len(titles) <= 1
     lines: list[str] = []
@@ -341,12 +341,12 @@ def test_the_summary_counts(suite: pytest.Pytester, workers: tuple[str, ...]) ->
     assert " s)" in line
 
 
-def test_the_summary_of_a_clean_run(suite: pytest.Pytester) -> None:
+def test_the_summary_of_a_clean_run_is_one_line(suite: pytest.Pytester) -> None:
     (line,) = section(suites.run(suite, "-k", "clean"))
     assert line.startswith("1 test guarded, 1 model, 1 forward: all clean")
 
 
-def test_the_summary_ends_the_run(suite: pytest.Pytester) -> None:
+def test_the_summary_comes_last(suite: pytest.Pytester) -> None:
     lines = suites.run(suite, "-rN").outlines
     titles = [line.strip("= ") for line in lines if line.startswith("==")]
     assert titles.index("evalmode") > titles.index("FAILURES")
@@ -358,7 +358,7 @@ def test_without_a_guarded_test_there_is_no_summary(suite: pytest.Pytester, args
     assert section(suites.run(suite, *args.split())) == []
 
 
-def test_the_summary_tells_the_exemptions_in_use_and_why(pytester: pytest.Pytester) -> None:
+def test_the_summary_lists_the_exemptions_in_use_with_their_reasons(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """

@@ -98,9 +98,9 @@ def test_the_ini_names_the_file_from_the_rootdir(pytester: pytest.Pytester) -> N
         (
             "<<<<<<<",
             ["--evalmode-baseline=known.json"],
-            "*known.json cannot be used: it is no JSON*--evalmode-update-*",
+            "*known.json cannot be used: invalid JSON*--evalmode-update-*",
         ),
-        ("<<<<<<<", [*COMMANDS], "*known.json cannot be used: it is no JSON*--evalmode-update-*"),
+        ("<<<<<<<", [*COMMANDS], "*known.json cannot be used: invalid JSON*--evalmode-update-*"),
         (None, ["--evalmode-update-baseline"], "*it needs a file to write: --evalmode-baseline=PATH"),
         (None, [*COMMANDS, "--evalmode=off"], "*with evalmode=off nothing is guarded*"),
         (None, ["--evalmode-baseline="], "--evalmode-baseline: '' is no file to read or write"),

@@ -50,7 +50,7 @@ def test_the_page_shows_what_happened(suite: pytest.Pytester, how: list[str]) ->
     for part in (
         "1 of 3 tests was not clean",
         "test_it.py::test_fault",
-        "fixture <code>net</code> handed its model over",
+        "fixture <code>net</code> provided the model",
         "<code>net.train()</code>",
         "    net.train()</mark>",
         "since</span> <code>test_it.py:9</code>",
@@ -110,7 +110,7 @@ def test_a_row_of_pytest_html_holds_the_panel_of_its_test(suite: pytest.Pytester
     suites.run(suite, "--html=rows.html", "--self-contained-html")
     rows = (suite.path / "rows.html").read_text(encoding="utf-8")
     assert rows.count("net (Net) ran once in training mode") >= 1
-    assert "What happened" in rows
+    assert "provided the model" in rows
 
 
 def test_without_pytest_html_there_is_no_panel(suite: pytest.Pytester) -> None:

@@ -71,7 +71,7 @@ UNNEEDED = ['allow="partial-load"', 'train="no.such.*"', 'mutable="cache"']
 def unneeded(result: pytest.RunResult) -> list[str]:
     """The exemptions of the ini that nothing needed, as the summary tells them."""
     lines = [line for line in result.outlines if line.startswith("unused-exemption: no test needed ")]
-    return [line.split(" needed ")[1].partition(" of the ini")[0] for line in lines]
+    return [line.split(" needed ")[1].partition(" from the ini")[0] for line in lines]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A model as a tree: what happened where, the rest folded, never more than a screen."""
+"""Model trees of the HTML report: marked modules, collapsed branches, at most one screen."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TYPES = dict(PARTS)
 
 
 def training(paths: list[str], since: Site | None = None) -> ForwardCall:
-    found = tuple(Observation(ModuleInfo("model", path, TYPES[path]), since=since) for path in paths)
-    return ForwardCall(ran=ModuleInfo("model", "", "ResNet"), at=None, modules=len(PARTS), training=found)
+    observations = tuple(Observation(ModuleInfo("model", path, TYPES[path]), since=since) for path in paths)
+    return ForwardCall(ran=ModuleInfo("model", "", "ResNet"), at=None, modules=len(PARTS), training=observations)
 
 
 def changed(path: str, **facts: Any) -> TensorChange:
@@ -47,19 +47,19 @@ def test_a_clean_model_has_no_tree() -> None:
     assert model_trees(Trace(models=(model,), calls=(quiet,))) == {}
 
 
-def test_which_line_switched_a_module_is_told_where_several_lines_did() -> None:
+def test_modules_show_the_line_that_switched_them_if_there_are_several_lines() -> None:
     one, other = (training([path], Site("test_it.py", line)) for path, line in (("bn1", 9), ("fc", 12)))
-    found = "\n".join(rows(tree(one, other)))
-    assert "bn1 BatchNorm2d: training since test_it.py:9" in found
-    assert "fc Linear: training since test_it.py:12" in found
+    text = "\n".join(rows(tree(one, other)))
+    assert "bn1 BatchNorm2d: training since test_it.py:9" in text
+    assert "fc Linear: training since test_it.py:12" in text
 
 
-def test_one_module_is_shown_where_it_is_and_its_clean_neighbours_are_folded() -> None:
-    found = tree(
+def test_a_marked_module_is_expanded_and_its_clean_neighbors_are_collapsed() -> None:
+    root = tree(
         training(["layer3.2.bn1"], Site("test_it.py", 9)),
-        changes=(changed("layer3.2.bn1.running_mean", elements=4, of=8, max_abs=0.25),),
+        changes=(changed("layer3.2.bn1.running_mean", elements=4, numel=8, max_abs=0.25),),
     )
-    assert rows(found) == [
+    assert rows(root) == [
         "model ResNet",
         "  conv1 … layer2: clean",
         "  layer3 Sequential",
@@ -73,46 +73,48 @@ def test_one_module_is_shown_where_it_is_and_its_clean_neighbours_are_folded() -
     ]
 
 
-def test_a_branch_in_which_much_happened_is_told_by_its_sum() -> None:
+def test_a_branch_with_many_marks_is_summarized() -> None:
     norms = [path for path, kind in PARTS if kind == "BatchNorm2d"]
-    found = tree(training(norms), changes=tuple(changed(f"{path}.running_mean", max_abs=0.5) for path in norms))
-    (layer,) = [row for row in found["rows"] if row["name"] == "layer2"]
+    root = tree(training(norms), changes=tuple(changed(f"{path}.running_mean", max_abs=0.5) for path in norms))
+    (layer,) = [row for row in root["rows"] if row["name"] == "layer2"]
     assert layer["marks"] == [("training", "18 modules"), ("changed", "18 tensors: running_mean")]
     assert (layer["modules"], layer["rows"]) == (43, [])
-    assert len(rows(found)) <= MAX_ROWS
+    assert len(rows(root)) <= MAX_ROWS
 
 
-def test_many_alike_side_by_side_are_one_row() -> None:
+def test_many_similar_neighbors_become_one_row() -> None:
     parts = (("", "Net"), *((str(i), "Linear") for i in range(1000)))
-    found = tuple(Observation(ModuleInfo("net", path, kind)) for path, kind in parts[1:])
-    call = ForwardCall(ran=ModuleInfo("net", "", "Net"), at=None, modules=1001, training=found)
+    observations = tuple(Observation(ModuleInfo("net", path, kind)) for path, kind in parts[1:])
+    call = ForwardCall(ran=ModuleInfo("net", "", "Net"), at=None, modules=1001, training=observations)
     trace = Trace(models=(WatchedModel("net", "Net", 0, 0, 1, modules=parts),), calls=(call,))
     (row,) = model_trees(trace)["net"]["rows"]
     assert (row["name"], row["type"], row["times"]) == ("0 … 999", "Linear", 1000)
     assert row["marks"] == [("training", "1000 modules")]
 
 
-def test_it_fits_a_screen_whatever_happened() -> None:
+def test_a_tree_always_fits_on_one_screen() -> None:
     parts = [("", "Net")]
     for i in range(300):
         parts += [(f"m{i}", f"Type{i}"), (f"m{i}.a", "A"), (f"m{i}.b", "B")]
-    found = tuple(Observation(ModuleInfo("net", path, kind)) for path, kind in parts[1:])
-    call = ForwardCall(ran=ModuleInfo("net", "", "Net"), at=None, modules=1001, training=found)
+    observations = tuple(Observation(ModuleInfo("net", path, kind)) for path, kind in parts[1:])
+    call = ForwardCall(ran=ModuleInfo("net", "", "Net"), at=None, modules=1001, training=observations)
     trace = Trace(models=(WatchedModel("net", "Net", 0, 0, 1, modules=tuple(parts)),), calls=(call,))
     root = model_trees(trace)["net"]
     assert len(rows(root)) <= MAX_ROWS + 1
     assert root["rows"][-1]["times"] == 300 - MAX_ROWS + 1
 
 
-def test_what_ran_without_being_part_of_it_stands_at_the_end() -> None:
-    guest = Observation(ModuleInfo("model", "layer1.<Dropout>", "Dropout"))
-    call = ForwardCall(ran=ModuleInfo("model", "", "ResNet"), at=None, modules=3, unregistered=(guest,), draws=(guest,))
+def test_unregistered_modules_come_last() -> None:
+    unregistered = Observation(ModuleInfo("model", "layer1.<Dropout>", "Dropout"))
+    call = ForwardCall(
+        ran=ModuleInfo("model", "", "ResNet"), at=None, modules=3, unregistered=(unregistered,), draws=(unregistered,)
+    )
     last = rows(tree(call))
-    assert "    <Dropout> Dropout: drew; unregistered" in last
+    assert "    <Dropout> Dropout: drew random numbers; unregistered" in last
     assert last[-1] == "  layer2 … fc: clean"
 
 
-def test_a_model_of_which_only_the_marks_are_known() -> None:
+def test_a_model_without_a_list_of_modules_shows_the_marked_ones() -> None:
     model = WatchedModel("net", "Net", 2, 8, 0)
     change = TensorChange("net", "body.fc.weight", "values", elements=1, numel=4, max_abs=1.0)
     assert rows(model_trees(Trace(models=(model,), changes=(change,)))["net"]) == [
@@ -122,5 +124,5 @@ def test_a_model_of_which_only_the_marks_are_known() -> None:
     ]
 
 
-def test_a_tensor_of_the_model_itself() -> None:
+def test_a_tensor_of_the_model_itself_marks_the_root() -> None:
     assert rows(tree(changes=(changed("scale"),)))[0] == "model ResNet: changed scale"

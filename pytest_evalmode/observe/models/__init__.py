@@ -1,1 +1,1 @@
-"""The models of a window: which there are, what they are called, what became of them."""
+"""The models that a window watches: discovery, names, lifetime and comparison."""

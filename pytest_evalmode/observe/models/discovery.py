@@ -1,4 +1,4 @@
-"""A fixture's value -> the models inside it; a module -> where its owner keeps it."""
+"""The models inside a fixture value, and the attribute that holds an unregistered module."""
 
 from __future__ import annotations
 
@@ -11,42 +11,46 @@ from torch import Tensor, nn
 
 from pytest_evalmode.observe import modules
 
-_MOST_VALUES = 2000
-_DEEPEST = 4
+_MAX_VALUES = 2000
+_MAX_DEPTH = 4
 
 
 def attribute_of(owner: nn.Module, module: nn.Module) -> str | None:
-    """Where an owner keeps a module that it did not register: `blocks[0]`, or None."""
-    kept = ((name, value) for name, value in vars(owner).items() if name not in ("_modules", "_parameters", "_buffers"))
-    return next((path for name, value in kept for path, model in find_models(value, name) if model is module), None)
+    """Return the attribute of `owner` that holds an unregistered module, `blocks[0]` for example, or None."""
+    tables = ("_modules", "_parameters", "_buffers")
+    attributes = ((name, value) for name, value in vars(owner).items() if name not in tables)
+    return next(
+        (path for name, value in attributes for path, model in find_models(value, name) if model is module), None
+    )
 
 
 def find_models(value: object, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The models inside a fixture's value: itself, or in a dict, list, dataclass or plain object.
+    """Yield the models inside a fixture's value, with their paths.
 
-    Runs no code of the value's: an object's attributes are read where they lie.
+    Looks at the value itself and into dicts, lists, tuples, dataclasses and plain objects.  Runs none of their code:
+    attributes are read from the instance's `__dict__` and slots.  Every path begins with `name`.
     """
     seen: set[int] = set()
-    waiting: list[tuple[str, object, int]] = [(name, value, 0)]
-    while waiting and len(seen) < _MOST_VALUES:
-        path, item, depth = waiting.pop(0)
+    queue: list[tuple[str, object, int]] = [(name, value, 0)]
+    while queue and len(seen) < _MAX_VALUES:
+        path, item, depth = queue.pop(0)
         if id(item) in seen:
             continue
         seen.add(id(item))
         if issubclass(type(item), nn.Module):  # isinstance() would ask a proxy for its object
             if modules.is_initialized(item):
                 yield path, item
-        elif depth < _DEEPEST:
-            waiting.extend((path + step, inner, depth + 1) for step, inner in _inside(item))
+        elif depth < _MAX_DEPTH:
+            queue.extend((path + step, inner, depth + 1) for step, inner in _contents(item))
 
 
-def _inside(value: object) -> Iterator[tuple[str, object]]:
+def _contents(value: object) -> Iterator[tuple[str, object]]:
     if issubclass(type(value), dict):
-        items_ = islice(dict.items(cast(dict[object, object], value)), _MOST_VALUES)
-        yield from ((f"[{_key(key)}]", item) for key, item in items_)
+        pairs = islice(dict.items(cast(dict[object, object], value)), _MAX_VALUES)
+        yield from ((f"[{_key(key)}]", item) for key, item in pairs)
     elif issubclass(type(value), list | tuple):
         names = getattr(type(value), "_fields", None)
-        items = islice(cast(Sequence[object], value), _MOST_VALUES)
+        items = islice(cast(Sequence[object], value), _MAX_VALUES)
         yield from ((f".{names[i]}" if names else f"[{i}]", item) for i, item in enumerate(items))
     elif _is_plain_object(value):
         yield from ((f".{key}", item) for key, item in _attributes(value).items())
@@ -62,7 +66,7 @@ def _key(key: object) -> str:
 def _is_plain_object(value: object) -> bool:
     if issubclass(type(value), Tensor | type | ModuleType | FunctionType | MethodType | str | bytes):
         return False
-    # pytest's own fixtures lead to everything there is.
+    # Objects of pytest refer to the whole session, with every other fixture.
     return modules.python_module(type(value)).partition(".")[0] not in (
         "builtins",
         "pytest",
@@ -75,14 +79,14 @@ def _is_plain_object(value: object) -> bool:
 
 def _attributes(value: object) -> Mapping[str, object]:
     try:
-        found = dict(object.__getattribute__(value, "__dict__"))
+        attributes = dict(object.__getattribute__(value, "__dict__"))
     except Exception:
-        found = {}
+        attributes = {}
     slots = ((n, slot) for kind in type(value).__mro__ for n, slot in vars(kind).items())
     for name, slot in slots:
         if isinstance(slot, MemberDescriptorType):
             try:
-                found.setdefault(name, slot.__get__(value))
-            except AttributeError:  # nothing is there yet
+                attributes.setdefault(name, slot.__get__(value))
+            except AttributeError:  # the slot is not set
                 continue
-    return found
+    return attributes

@@ -1,4 +1,4 @@
-"""Which models there are in a window, what they are called, and which module belongs to which."""
+"""The models of a window: their names, and the modules that belong to each."""
 
 from __future__ import annotations
 
@@ -16,42 +16,49 @@ from pytest_evalmode.trace import ModuleInfo
 
 
 class Registry:
-    """The models by the modules that belong to them: a part of one is no other; who holds others takes them in."""
+    """Models that a window watches, found by their modules.
+
+    A module belongs to one model.  A model that is already known when a larger one is added becomes its submodel.
+    """
 
     def __init__(self) -> None:
         self.name_version = 0
-        """Of the times that something may have come to be called otherwise."""
+        """Increases whenever the name of a model may have changed."""
         self.models: list[TrackedModel] = []
-        self._homes: dict[int, tuple[weakref.ref[nn.Module], TrackedModel, str]] = {}
-        self._parts: dict[int, tuple[weakref.ref[nn.Module], type, int, ModuleInfo]] = {}
-        self._names: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
+        self._owners: dict[int, tuple[weakref.ref[nn.Module], TrackedModel, str]] = {}
+        """By the id of a module: the model that it belongs to, and its path there."""
+        self._infos: dict[int, tuple[weakref.ref[nn.Module], type, int, ModuleInfo]] = {}
+        self._given_names: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
         self._lock = threading.RLock()
 
     @abstractmethod
     def on_model_death(self, model: TrackedModel) -> None:
-        """A model has died."""
+        """Handle the death of a model, before its tensors are freed."""
 
     def set_name(self, module: nn.Module, name: str) -> None:
-        """What to call a model should it run; the first name given stays."""
+        """Set the name that a model will have if it runs.  The first name stays."""
         module = modules.unwrap(module)
         if self._given_name(module) is None:
-            self._names[id(module)] = weakref.ref(module), name
+            self._given_names[id(module)] = weakref.ref(module), name
             self.name_version += 1
 
     def name_of(self, module: nn.Module) -> str:
-        """What a module is called that is part of no watched model."""
+        """Return the name of a module that belongs to no watched model: the given name, or its type."""
         return self._given_name(module) or modules.type_name(module)
 
     def _given_name(self, module: nn.Module) -> str | None:
-        named, name = self._names.get(id(module), (None, None))
-        return name if named is not None and named() is module else None
+        ref, name = self._given_names.get(id(module), (None, None))
+        return name if ref is not None and ref() is module else None
 
     def register(self, module: nn.Module, name: str | None = None) -> TrackedModel:
-        """Watch a model from now on.  A part of another is watched already; one that holds others takes in the rest."""
+        """Return the model that a module belongs to; a new one if it does not belong to any.
+
+        Models inside a new one become its submodels.
+        """
         module = modules.unwrap(module)
-        home = self._home(module)
-        if home is not None:
-            return home[1]
+        owner = self._owner(module)
+        if owner is not None:
+            return owner[1]
         with self._lock:
             known = self._search(module)
             if known is not None:
@@ -60,38 +67,38 @@ class Registry:
             parts = modules.walk(module)
             model = TrackedModel(parts, weakref.WeakMethod(self.on_model_death), named=name is not None)
             for path, part in parts:
-                if id(part) in self._homes:
-                    self._rehouse(model, path, part)
+                if id(part) in self._owners:
+                    self._reassign(model, path, part)
                 else:
-                    self._homes[id(part)] = weakref.ref(part), model, path
+                    self._owners[id(part)] = weakref.ref(part), model, path
             model.own_name = self._unique(name or modules.type_name(module))
             self.models.append(model)
             self.name_version += 1
             return model
 
     def find_model(self, module: nn.Module) -> tuple[TrackedModel, str] | None:
-        """The model that a module belongs to, and its path there."""
-        home = self._home(module)
-        return self._search(module) if home is None else (home[1], home[1].path_of(home[2]))
+        """Return the model that a module belongs to, and the module's path in the largest model that contains it."""
+        owner = self._owner(module)
+        return self._search(module) if owner is None else (owner[1], owner[1].path_of(owner[2]))
 
-    def _home(self, module: nn.Module) -> tuple[weakref.ref[nn.Module], TrackedModel, str] | None:
-        home = self._homes.get(id(module))
-        return home if home is not None and home[0]() is module and home[1].module() is not None else None
+    def _owner(self, module: nn.Module) -> tuple[weakref.ref[nn.Module], TrackedModel, str] | None:
+        owner = self._owners.get(id(module))
+        return owner if owner is not None and owner[0]() is module and owner[1].module() is not None else None
 
     def find_part(self, module: nn.Module) -> ModuleInfo | None:
-        """A module that belongs to a model as it is told, by the name that the model has now."""
-        known = self._parts.get(id(module))
+        """Return the current name of a module's model, its path there and its type; None if it belongs to no model."""
+        known = self._infos.get(id(module))
         if known is not None and known[0]() is module and known[1:3] == (type(module), self.name_version):
             return known[3]
-        home = self.find_model(modules.unwrap(module))
-        if home is None:
+        owner = self.find_model(modules.unwrap(module))
+        if owner is None:
             return None
-        part = ModuleInfo(home[0].name, home[1], modules.type_name(module))
-        self._parts[id(module)] = weakref.ref(module), type(module), self.name_version, part
-        return part
+        info = ModuleInfo(owner[0].name, owner[1], modules.type_name(module))
+        self._infos[id(module)] = weakref.ref(module), type(module), self.name_version, info
+        return info
 
     def find_owners(self, parameter_ids: Container[int]) -> tuple[str, ...]:
-        """The models that hold one of these parameters, by `id`."""
+        """Return the names of the models that have one of these parameters."""
         names = (
             model.name
             for model in self.models
@@ -102,7 +109,7 @@ class Registry:
         return tuple(dict.fromkeys(names))
 
     def paths(self) -> Iterator[tuple[str, str]]:
-        """All modules and tensors by model and path."""
+        """Yield the model's name and the path of every module and tensor."""
         for model in self.models:
             for path, part in model.parts():
                 yield model.name, model.path_of(path)
@@ -110,40 +117,40 @@ class Registry:
                     yield model.name, model.path_of(".".join(filter(None, (path, name))))
 
     def is_in_other_model(self, module: object, model: TrackedModel) -> bool:
-        """Whether a module is at home in another model, which lives and was read."""
-        home = self._homes.get(id(module))
-        if home is None or home[0]() is not module or home[1] is model:
+        """Return whether a module belongs to another model, which is alive and has a snapshot."""
+        owner = self._owners.get(id(module))
+        if owner is None or owner[0]() is not module or owner[1] is model:
             return False
-        return home[1].module() is not None and home[1].snapshot is not None
+        return owner[1].module() is not None and owner[1].snapshot is not None
 
     def clear(self) -> None:
-        """Let go of all models."""
+        """Release all models."""
         with self._lock:
             for model in self.models:
                 model.release()
-            self._homes.clear()
-            self._names.clear()
-            self._parts.clear()
+            self._owners.clear()
+            self._given_names.clear()
+            self._infos.clear()
 
-    def _rehouse(self, model: TrackedModel, path: str, part: nn.Module) -> None:
-        """Give a part another home, unless it has one: a model that the new one holds goes on as the model it is."""
-        home = self._homes[id(part)]
-        other = home[1] if home[0]() is part else None
+    def _reassign(self, model: TrackedModel, path: str, part: nn.Module) -> None:
+        """Assign a module to a new model, unless it belongs to another one; that one becomes a submodel."""
+        owner = self._owners[id(part)]
+        other = owner[1] if owner[0]() is part else None
         if other is None or other.module() is None:
-            self._homes[id(part)] = (weakref.ref(part), model, path)
+            self._owners[id(part)] = (weakref.ref(part), model, path)
         elif other.module() is part:
             model.submodels[id(part)] = path, other
             if not other.is_named and other.parent is None:
                 other.path_in_parent, other.parent = path, model
 
     def _search(self, module: nn.Module) -> tuple[TrackedModel, str] | None:
-        """A module that was put into a watched model after the model was first seen."""
+        """Find a module that was added to a watched model after the model was first seen."""
         with self._lock:
             for model in self.models:
-                whole = model.module()
-                for path, part in modules.walk(whole, model.submodels) if whole is not None else ():
+                root = model.module()
+                for path, part in modules.walk(root, model.submodels) if root is not None else ():
                     if part is module:
-                        self._homes[id(module)] = (weakref.ref(module), model, path)
+                        self._owners[id(module)] = (weakref.ref(module), model, path)
                         return model, model.path_of(path)
         return None
 

@@ -1,4 +1,4 @@
-"""What shared models held when the last guarded test saw them, and what has run since -> Drift."""
+"""State of the shared models after the last guarded test that saw them, and the tests and fixtures that ran since."""
 
 from __future__ import annotations
 
@@ -15,57 +15,65 @@ from pytest_evalmode.trace import Drift
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A shared model as a guarded test left it."""
+class _LastSeen:
+    """A shared model as the last guarded test left it."""
 
     module: weakref.ref[nn.Module]
     snapshot: Snapshot
-    by: str
-    events: int
-    """How many events there had been by then."""
+    test: str
+    event_count: int
+    """How many events the session had recorded by then."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionEvent:
-    """Something that ran: a test, or the set-up or teardown of a fixture."""
+    """Something that ran and may have changed a shared model: a test, or the setup or teardown of a fixture."""
 
     description: str
     fixtures: frozenset[str]
-    """The names of those at hand."""
+    """Names of the fixtures that were available to it."""
     is_test: bool = True
     is_from_plugin: bool = False
-    """Whether it is a fixture of an installed plugin's: a suspect only where there is no other."""
+    """Whether it is a fixture of a plugin: a suspect only if it had the model, or if nothing else ran."""
 
 
 @dataclass(slots=True)
 class SessionHistory:
-    """The memory of a session; a model that dies is forgotten."""
+    """What one session remembers of shared models and of torch's global state.  Keeps no model alive."""
 
     global_state: GlobalStateHistory = field(default_factory=GlobalStateHistory)
     events: list[SessionEvent] = field(default_factory=list)
-    """Since the model that has not been seen for longest."""
-    _forgotten: int = 0
-    """How many there were before."""
-    _seen: dict[int, Seen] = field(default_factory=dict)
+    """The events since the remembered model that was seen least recently."""
+    _dropped: int = 0
+    """How many older events were dropped."""
+    _last_seen: dict[int, _LastSeen] = field(default_factory=dict)
 
     def record_event(self, event: SessionEvent) -> None:
-        if self._seen:
+        if self._last_seen:
             self.events.append(event)
 
     def record_model(self, module: nn.Module, snapshot: Snapshot, test: str) -> None:
+        """Store the state of a shared model at the end of a guarded test, and drop events that are no longer needed."""
         key = id(module)
-        ref = weakref.ref(module, lambda _: self._seen.pop(key, None))
-        self._seen[key] = Seen(ref, snapshot, test, self._forgotten + len(self.events))
-        old = min(seen.events for seen in self._seen.values()) - self._forgotten
+        ref = weakref.ref(module, lambda _: self._last_seen.pop(key, None))
+        self._last_seen[key] = _LastSeen(ref, snapshot, test, self._dropped + len(self.events))
+        old = min(seen.event_count for seen in self._last_seen.values()) - self._dropped
         del self.events[:old]
-        self._forgotten += old
+        self._dropped += old
 
     def find_drift(self, module: nn.Module, name: str, now: Snapshot) -> Drift | None:
-        """What is not as the last guarded test left it.
+        """Compare a shared model with its state at the end of the last guarded test.
 
-        Likeliest did it who had the model, then a test, then who ran last.
+        Args:
+            module: the model.
+            name: its name, which begins with the name of the fixture that provides it.
+            now: its current state.
+
+        Returns:
+            The changes, and the events since, most likely cause first: events that had the model's fixture, then tests
+            before fixtures, then the most recent ones.  None if nothing changed or the model was not seen before.
         """
-        seen = self._seen.get(id(module))
+        seen = self._last_seen.get(id(module))
         if seen is None or seen.module() is not module:
             return None
         changes = snapshot.find_changes(name, seen.snapshot, now, modules.walk(module), None)
@@ -73,7 +81,7 @@ class SessionHistory:
         if not changes:
             return None
         fixture = name.partition(".")[0].partition("[")[0]
-        since = list(reversed(self.events[seen.events - self._forgotten :]))
+        since = list(reversed(self.events[seen.event_count - self._dropped :]))
         since = [event for event in since if fixture in event.fixtures or not event.is_from_plugin] or since
         since.sort(key=lambda event: (fixture not in event.fixtures, not event.is_test))
-        return Drift(name, tuple(changes), seen.by, tuple(dict.fromkeys(event.description for event in since)))
+        return Drift(name, tuple(changes), seen.test, tuple(dict.fromkeys(event.description for event in since)))

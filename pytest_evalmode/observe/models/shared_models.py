@@ -1,4 +1,4 @@
-"""The models that outlive a test: how they were set, and whether they are what the last test left."""
+"""Models that outlive a test: leaks of their flags, and drift since the last guarded test."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from pytest_evalmode.trace import Drift, Leak
 
 
 class SharedModels:
-    """Those of a window's models that it was handed from outside; asked under the strict rules."""
+    """The shared models of one window, for the strict rules: models of fixtures that outlive the test."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
 
     def add(self, module: nn.Module, history: SessionHistory | None) -> None:
-        """Watch a model that outlives the test: how it is set, and, with a history, what it was before."""
+        """Watch the flags of a model; with a history, also compare its state with that after the last guarded test."""
         model = self._watch.add(module)
         module = modules.unwrap(module)
         if model.flags is None and model.module() is module:
-            self._note_flags(model)
+            self._read_flags(model)
             now = model.full_snapshot()
             if history is not None and now is not None:
                 model.drift = history.find_drift(module, model.name, now)
 
-    def _note_flags(self, model: TrackedModel) -> None:
-        """How a model is set, and the parts of it that are models of their own."""
+    def _read_flags(self, model: TrackedModel) -> None:
+        """Read the flags of a model and its submodels, unless that was done before."""
         module = model.module()
         if module is not None and model.flags is None:
             flags = flag_snapshots.read_model_flags(module, model.submodels)
             model.flags = flag_snapshots.FlagTracker(flags, flags)
             for _, other in model.submodels.values():
-                self._note_flags(other)
+                self._read_flags(other)
 
     def find_leaks(self) -> tuple[Leak, ...]:
-        """How shared models have been set since this was last asked."""
+        """Return the flags of shared models that changed since the last call."""
         return tuple(
             replace(leak, name=model.path_of(leak.name))
             for model in self._watch.models
@@ -51,7 +51,7 @@ class SharedModels:
         )
 
     def restored_flags(self) -> set[tuple[str | None, str]]:
-        """The settings of shared models, by model and name, that are what they were at first."""
+        """Return the flags of shared models, as (model, name), that have an earlier value again."""
         return {
             (model.name, model.path_of(name))
             for model in self._watch.models
@@ -63,7 +63,10 @@ class SharedModels:
         return tuple(model.drift for model in self._watch.models if model.drift is not None)
 
     def save_to(self, history: SessionHistory, test: str, *, include_drifted: bool) -> None:
-        """Remember what the shared models are at the end of a test; of `drifted` ones, if that has been told."""
+        """Store the state of the shared models at the end of a test.
+
+        A drift that was not reported is left to the next test: then `include_drifted` is False.
+        """
         for model in self._watch.models:
             module, now = model.module(), model.full_snapshot()
             if (
@@ -75,7 +78,7 @@ class SharedModels:
                 history.record_model(module, now, test)
 
     def reset_baseline(self) -> None:
-        """Take how they are set now for the beginning of this part of the window."""
+        """Compare the flags with their current values from now on."""
         for model in self._watch.models:
             module = model.module()
             if module is not None and model.flags is not None:

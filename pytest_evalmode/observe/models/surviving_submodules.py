@@ -1,4 +1,4 @@
-"""What of a model lives on when it dies."""
+"""Submodules that outlive a garbage-collected model."""
 
 from __future__ import annotations
 
@@ -10,28 +10,33 @@ from pytest_evalmode.observe.modules import ModuleTables, NamedModules, walk
 
 
 def find_surviving_submodules(dying: ModuleTables, skip: Container[int]) -> tuple[NamedModules, list[Any]]:
-    """What of a model that is being freed somebody else holds, by its path there; and the parts that go with the model.
+    """Return the submodules of a dying model that something else still references, and those that die with it.
 
-    Neither what is beneath a part that lives on, nor the parts to `skip`, by `id`.
+    Args:
+        dying: the tables of the model that is being freed.
+        skip: ids of submodules to leave out, with everything below them.
+
+    Returns:
+        The survivors with their paths in the model (without the submodules of a survivor), and the modules that die.
     """
-    living: dict[int, tuple[str, Any]] = {}
-    lost: list[Any] = [dying]
+    survivors: dict[int, tuple[str, Any]] = {}
+    dead: list[Any] = [dying]
     paths = {id(part): path for path, part in walk(dying, skip)}
-    for owner in lost:
+    for owner in dead:  # grows while it is iterated over
         table = owner._modules
-        for name in list(table.keys()):  # that of a ScriptModule cannot be iterated over
+        for name in list(table.keys()):  # the table of a ScriptModule is not iterable
             key = id(table[name])
-            if key in paths and key not in living:
-                if _references(table, name) > _ALONE:
-                    living[key] = paths[key], table[name]
+            if key in paths and key not in survivors:
+                if _references(table, name) > _ONLY_REFERENCE:
+                    survivors[key] = paths[key], table[name]
                 else:
-                    lost.append(table[name])
-    return list(living.values()), lost
+                    dead.append(table[name])
+    return list(survivors.values()), dead
 
 
 def _references(table: Mapping[str, object], name: str) -> int:
     return sys.getrefcount(table[name])
 
 
-_ALONE = _references({"part": object()}, "part")
-"""What is counted of an object that nothing but a table holds; it differs among versions of Python."""
+_ONLY_REFERENCE = _references({"part": object()}, "part")
+"""The reference count of an object that only one table references; it differs between versions of Python."""

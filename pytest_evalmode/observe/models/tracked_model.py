@@ -1,4 +1,4 @@
-"""A model of a window: what it is called, and what it held."""
+"""A watched model: its name, its last snapshot, and its relation to larger models."""
 
 from __future__ import annotations
 
@@ -15,51 +15,52 @@ from pytest_evalmode.observe.state import flag_snapshots
 from pytest_evalmode.observe.state.snapshot import Snapshot
 from pytest_evalmode.trace import Drift
 
-Died = Callable[["TrackedModel"], None]
-"""Who is told of a model that dies."""
+OnDeath = Callable[["TrackedModel"], None]
+"""Called when a model is garbage-collected."""
 
 
 class TrackedModel:
-    """A model of the window.  It is not kept alive: when it dies, it is judged by the tables that it leaves behind.
+    """A model that a window watches.
 
-    They do hold its parts: one whose parts refer back to it, by a hook that is a method of its own, say, lives on until
-    the end of the window.
+    Holds a weak reference to the module, and its tables, so that the state can be compared when the module dies.
+    If a submodule refers back to the model, with a hook that is a bound method for example, the tables keep the model
+    alive until the end of the window.
     """
 
-    def __init__(self, parts: modules.NamedModules, died: weakref.WeakMethod[Died], *, named: bool) -> None:
+    def __init__(self, parts: modules.NamedModules, on_death: weakref.WeakMethod[OnDeath], *, named: bool) -> None:
         module: nn.Module = parts[0][1]
         self.own_name = ""
         self.path_in_parent = ""
-        """Its path in a larger model that turned up later; not for one that was given a name of its own."""
+        """Its path in a larger model that was seen later; empty for a model that was given a name."""
         self.parent: TrackedModel | None = None
         """That larger model."""
         self.is_named = named
         self.type = modules.type_name(module)
         self.is_model = modules.is_model(parts)
         self.checks_unsaved_state = self.is_model or mode_dependence.has_mode_dependent_part(parts)
-        """Whether what is not saved of it should stay as it is, too: a metric is there to count."""
+        """Whether to report changes of state that `state_dict()` does not save.  Not for a metric, which counts."""
         self.submodels: dict[int, tuple[str, TrackedModel]] = {}
-        """The parts that are models of their own, by `id`, with their paths here."""
+        """The submodules that are tracked as models of their own, by `id`, with their paths in this one."""
         self.is_survivor = False
-        """Whether it is watched for what it was part of, which has died."""
+        """Whether it was part of a model that has died, and is watched for that reason."""
         self.forwards = 0
         self.snapshot: Snapshot | None = None
         self.tensors = 0
         self.bytes = 0
         self.dtypes: frozenset[str] = frozenset()
         self.outline: tuple[tuple[str, str], ...] = ()
-        """Path and type of each module in it, where that is to be shown."""
+        """Path and type of each module in it, if a report shows them."""
         self.flags: flag_snapshots.FlagTracker | None = None
-        """How a shared model was set, where that is asked for."""
+        """The flags of a shared model, under the strict rules."""
         self.drift: Drift | None = None
         self.last_call: tuple[CodeType, int] | None = None
-        """Where the model was last called from."""
-        self.remains: modules.ModuleTables | None = modules.tables_of(module)
+        """The code and line that called the model last."""
+        self.tables: modules.ModuleTables | None = modules.tables_of(module)
 
         def die(_: object) -> None:
-            tell = died()
-            if tell is not None:
-                tell(self)
+            callback = on_death()
+            if callback is not None:
+                callback(self)
 
         self.module = weakref.ref(module, die)
 
@@ -69,39 +70,39 @@ class TrackedModel:
 
     @property
     def prefix(self) -> str:
-        """Its path in the largest model that holds it: that may have turned up last of several."""
+        """Its path in the largest model that contains it."""
         return "" if self.parent is None else ".".join(filter(None, (self.parent.prefix, self.path_in_parent)))
 
     def path_of(self, name: str) -> str:
-        """The path, in the largest model that holds this one, of what is called so here."""
+        """Return the path of one of its modules or tensors in the largest model that contains this one."""
         return ".".join(filter(None, (self.prefix, name)))
 
     def state_root(self) -> nn.Module | modules.ModuleTables | None:
-        """Where to read the state: of the module, or after its death of what it left, until that is released."""
+        """Return the object to read the state from: the module, or its tables once it has died, until `release()`."""
         for key in [key for key, (_, other) in self.submodels.items() if other.module() is None]:
-            del self.submodels[key]  # another may be there by now
+            del self.submodels[key]  # its id may be in use again
         module = self.module()
-        return self.remains if module is None else module
+        return self.tables if module is None else module
 
     def parts(self) -> modules.NamedModules:
-        """The same, and all beneath it but the parts that are models of their own."""
-        holder = self.state_root()
-        return [] if holder is None else modules.walk(holder, self.submodels)
+        """Return the model and its submodules with their paths, without those of its submodels."""
+        root = self.state_root()
+        return [] if root is None else modules.walk(root, self.submodels)
 
     def full_snapshot(self) -> Snapshot | None:
-        """What it was, the parts that are models of their own included."""
+        """Return the last snapshot, with those of its submodels."""
         if self.snapshot is None:
             return None
-        prints, passing = dict(self.snapshot.fingerprints), set(self.snapshot.non_persistent)
+        fingerprints, non_persistent = dict(self.snapshot.fingerprints), set(self.snapshot.non_persistent)
         for path, other in self.submodels.values():
             inner = other.full_snapshot()
             if inner is not None:
-                prints.update((f"{path}.{name}", print_) for name, print_ in inner.fingerprints.items())
-                passing.update(f"{path}.{name}" for name in inner.non_persistent)
-        return replace(self.snapshot, fingerprints=prints, non_persistent=frozenset(passing))
+                fingerprints.update((f"{path}.{name}", fingerprint) for name, fingerprint in inner.fingerprints.items())
+                non_persistent.update(f"{path}.{name}" for name in inner.non_persistent)
+        return replace(self.snapshot, fingerprints=fingerprints, non_persistent=frozenset(non_persistent))
 
     def has_uninitialized(self) -> bool:
-        """Whether a lazy tensor in it, or in a part that is a model of its own, has yet to be given its shape."""
+        """Return whether it, or one of its submodels, had a lazy tensor without a shape when it was last read."""
         if self.snapshot is not None and self.snapshot.has_uninitialized:
             return True
         return any(other.has_uninitialized() for _, other in self.submodels.values())
@@ -112,9 +113,9 @@ class TrackedModel:
         self.snapshot = snapshot
         self.tensors = len(snapshot.fingerprints) - len(snapshot.non_persistent)
         self.bytes = snapshot.bytes
-        dtypes = {print_.dtype for print_ in snapshot.fingerprints.values()}
+        dtypes = {fingerprint.dtype for fingerprint in snapshot.fingerprints.values()}
         self.dtypes = frozenset(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
     def release(self) -> None:
-        self.remains = None
+        self.tables = None
         self.snapshot = None

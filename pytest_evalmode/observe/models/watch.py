@@ -1,4 +1,4 @@
-"""What the models of a window held when it began, and what of that has changed, whether they live or have died."""
+"""State of a window's models: read when the window begins, compared when it ends or when a model dies."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from pytest_evalmode.observe.state.snapshot import Snapshot
 from pytest_evalmode.trace import Site, TensorChange, WatchedModel
 
 
-class Locate(Protocol):
-    """Tells a line of code as the user knows it."""
+class SiteLookup(Protocol):
+    """Returns the site of a line in user code, or None for other code."""
 
     def __call__(self, code: CodeType, line: int) -> Site | None: ...
 
 
 class Watch(Registry):
-    """Reads the models of a window, and compares."""
+    """Watches the models of one window: reads their state, compares it, and collects the changes."""
 
-    def __init__(self, locate: Locate, *, strict: bool = False) -> None:
+    def __init__(self, find_site: SiteLookup, *, strict: bool = False) -> None:
         super().__init__()
         self.own_hooks: set[int] = set()
-        """What models did about hooks by themselves, as they ran."""
+        """Keys of the hooks that models added or removed in their own forward."""
         self.failures = ObserverErrors()
-        self._locate = locate
+        self._find_site = find_site
         self._strict = strict
         self._changes: list[TensorChange] = []
-        self._dead: list[TrackedModel] = []
+        self._unprocessed_deaths: list[TrackedModel] = []
         self._unread: list[TrackedModel] = []
-        """Those that first ran while a graph was captured, which goes on."""
+        """Models that first ran during the CUDA graph capture in progress."""
 
     def add(self, module: nn.Module, name: str | None = None, *, read: bool = True) -> TrackedModel:
-        """Watch a model from now on, by this name unless it is watched already."""
+        """Start watching a model.  The name is used unless the model is watched already."""
         with self._lock:
             model = self.register(module, name)
             if read:
@@ -51,133 +51,135 @@ class Watch(Registry):
             return model
 
     def saved_fingerprints(self, module: nn.Module) -> dict[str, Fingerprint] | None:
-        """What was last read of a module that is watched, or part of one: what is saved, by its name in it."""
+        """Return the last fingerprints of a watched module's saved tensors by name; None if it was not read."""
         module = modules.unwrap(module)
-        found = self.find_model(module)
-        snapshot = found[0].full_snapshot() if found is not None else None
-        if found is None or snapshot is None:
+        owner = self.find_model(module)
+        snapshot = owner[0].full_snapshot() if owner is not None else None
+        if owner is None or snapshot is None:
             return None
-        path = found[1][len(found[0].prefix) :].lstrip(".")
+        path = owner[1][len(owner[0].prefix) :].lstrip(".")
         prefix = f"{path}." if path else ""
-        saved = (
-            (name, print_) for name, print_ in snapshot.fingerprints.items() if name not in snapshot.non_persistent
-        )
-        return {name.removeprefix(prefix): print_ for name, print_ in saved if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): fingerprint
+            for name, fingerprint in snapshot.fingerprints.items()
+            if name not in snapshot.non_persistent and name.startswith(prefix)
+        }
 
     def read(self, model: TrackedModel) -> None:
-        """Take what a model is now for what it was, unless that is known; once the capture of a graph has ended."""
+        """Read the initial state of a model, unless it was read; during a graph capture, postpone that to its end."""
         if model.snapshot is None and model.module() is not None:
             if devices.is_capturing():
                 self._unread.append(model)
                 captures.start(self)
                 return
             with self._lock:
-                model.set_snapshot(self._take(model))
+                model.set_snapshot(self._take_snapshot(model))
 
     def read_pending(self) -> None:
-        """A capture has ended: read the models that first ran in it, before a replay can change them."""
+        """Read the models that first ran during a graph capture that has ended, before a replay can change them."""
         captures.stop(self)
-        waiting, self._unread = self._unread, []
+        unread, self._unread = self._unread, []
         try:
-            for model in waiting:
+            for model in unread:
                 self.read(model)
         except Exception as error:
             self.failures.append(error)
 
     def read_initialized(self, model: TrackedModel) -> None:
-        """Read the parameters that got their shape in the forward that has just ended."""
+        """Read the lazy tensors that got their shape in the forward that has just ended."""
         for _, other in model.submodels.values():
             self.read_initialized(other)
         before = model.snapshot
         if before is not None and before.has_uninitialized and model.module() is not None:
             with self._lock:
-                fresh = self._take(model)
-                # A layer that gives one of its tensors its shape fills the others anew.
-                lazy = {_owner(name) for name, print_ in before.fingerprints.items() if not print_.initialized}
-                known = {name: print_ for name, print_ in before.fingerprints.items() if _owner(name) not in lazy}
-                model.set_snapshot(replace(fresh, fingerprints={**fresh.fingerprints, **known}))
+                now = self._take_snapshot(model)
+                # Other modules keep their earlier fingerprints: what happened to them in this forward is a change.  A
+                # layer that materializes one of its tensors fills its others too.
+                lazy = {_owner(name) for name, old in before.fingerprints.items() if not old.initialized}
+                known = {name: old for name, old in before.fingerprints.items() if _owner(name) not in lazy}
+                model.set_snapshot(replace(now, fingerprints={**now.fingerprints, **known}))
 
     def compare(self) -> tuple[TensorChange, ...]:
-        """What has changed since the models were last read, those that have died in between included."""
+        """Return what changed since the last call, in models that have died since too."""
         with self._lock:
-            self._bury_waiting()
+            self._process_deaths()
             for model in self.models:
                 self._compare(model)
             changes, self._changes = self._changes, []
             return tuple(changes)
 
     def reset_baseline(self) -> None:
-        """Take what the models are now for the beginning."""
+        """Compare the models with their current state from now on."""
         with self._lock:
             for model in self.models:
                 if model.module() is not None:
-                    model.set_snapshot(self._take(model))
+                    model.set_snapshot(self._take_snapshot(model))
 
     def close(self) -> None:
-        """Let go of all models."""
+        """Release all models."""
         if self._unread:
             captures.stop(self)
         self.clear()
 
     def living_models(self) -> dict[str, nn.Module]:
-        """The models that live, by name; each with its parts."""
-        whole = [model for model in self.models if model.parent is None]
-        return {model.name: module for model in whole if (module := model.module()) is not None}
+        """Return the living models by name, without submodels."""
+        roots = [model for model in self.models if model.parent is None]
+        return {model.name: module for model in roots if (module := model.module()) is not None}
 
     def watched_models(self) -> tuple[WatchedModel, ...]:
-        """The models that hold parameters; losses, metrics and transforms are watched but are no models."""
-        whole = [model for model in self.models if model.is_model and model.parent is None]
-        return tuple(self._fact(model) for model in whole if model.forwards or not model.is_survivor)
+        """Return the models for the report.  Losses, metrics and transforms are watched too, but are not models."""
+        roots = [model for model in self.models if model.is_model and model.parent is None]
+        return tuple(self._watched_model(model) for model in roots if model.forwards or not model.is_survivor)
 
     def on_model_death(self, model: TrackedModel) -> None:
-        """Called as a module dies, before its tensors are freed; by the collector at any moment, so it never waits."""
+        """Compare a dying model.  The garbage collector may call this at any time, so it does not wait for the lock."""
         if not self._lock.acquire(blocking=False):
-            self._dead.append(model)
+            self._unprocessed_deaths.append(model)
             return
         try:
-            self._bury(model)
+            self._process_death(model)
         except Exception as error:
             self.failures.append(error)
         finally:
             self._lock.release()
 
-    def _bury_waiting(self) -> None:
-        while self._dead:
-            self._bury(self._dead.pop())
+    def _process_deaths(self) -> None:
+        while self._unprocessed_deaths:
+            self._process_death(self._unprocessed_deaths.pop())
 
-    def _bury(self, model: TrackedModel) -> None:
-        """Judge a model that has died, and go on watching what lives on of it: a wrapper may be made for one call."""
+    def _process_death(self, model: TrackedModel) -> None:
+        """Compare a model that has died, and watch its surviving submodules: it may be a wrapper made for one call."""
         self.name_version += 1
         try:
             self._compare(model)
             before = model.snapshot
-            living, lost = find_surviving_submodules(model.remains, model.submodels) if model.remains else ([], [])
-            wrapped = bool(lost) and not any(map(modules.has_own_tensors, lost))
+            living, dead = find_surviving_submodules(model.tables, model.submodels) if model.tables else ([], [])
+            is_wrapper = bool(dead) and not any(map(modules.has_own_tensors, dead))
         finally:
             model.release()
-        # Of a loss or an activation made for each batch nothing more is asked, nor of what only wrapped others.
-        if wrapped or not model.is_model:
+        # Forget wrappers and modules that are not models: a loss or an activation may be made for each batch.
+        if is_wrapper or not model.is_model:
             self.models = [other for other in self.models if other is not model]
-        left = [(path, part) for path, part in living if modules.has_tensors(part) and self.find_model(part) is None]
-        heirs = [self._inherit(model, before, path, part) for path, part in left]
+        new = [(path, part) for path, part in living if modules.has_tensors(part) and self.find_model(part) is None]
+        survivors = [self._add_survivor(model, before, path, part) for path, part in new]
         for _, other in model.submodels.values():
             if other.parent is model:
                 other.parent, other.path_in_parent = None, ""
-            heirs.append(other)
-        if wrapped:
-            for heir in heirs:
-                heir.forwards += model.forwards
+            survivors.append(other)
+        if is_wrapper:  # its forwards were theirs
+            for survivor in survivors:
+                survivor.forwards += model.forwards
 
-    def _inherit(self, dead: TrackedModel, before: Snapshot | None, path: str, part: nn.Module) -> TrackedModel:
-        """Watch a part of a model that has died, from where it was left."""
-        heir = self.add(part, read=False)
-        heir.is_survivor = True
-        heir.last_call = dead.last_call
+    def _add_survivor(self, dead: TrackedModel, before: Snapshot | None, path: str, part: nn.Module) -> TrackedModel:
+        """Watch a surviving submodule, starting with the last snapshot of the model that has died."""
+        survivor = self.add(part, read=False)
+        survivor.is_survivor = True
+        survivor.last_call = dead.last_call
         if before is not None:
-            heir.set_snapshot(before.of_submodule(path))
-        return heir
+            survivor.set_snapshot(before.of_submodule(path))
+        return survivor
 
-    def _fact(self, model: TrackedModel) -> WatchedModel:
+    def _watched_model(self, model: TrackedModel) -> WatchedModel:
         parts = [model, *(other for other in self.models if other.parent is model)]
         return WatchedModel(
             model.name,
@@ -190,28 +192,29 @@ class Watch(Registry):
         )
 
     def _compare(self, model: TrackedModel) -> None:
-        """Note what has changed, and take what is for the beginning of what may come."""
-        now = self._take(model, model.snapshot) if model.snapshot is not None else None
+        """Store what changed in a model since it was last read, and keep its current state as the new baseline."""
+        now = self._take_snapshot(model, model.snapshot) if model.snapshot is not None else None
         if model.snapshot is None or now is None or now is model.snapshot:
             return
-        after = self._locate(*model.last_call) if model.last_call else None
+        last_forward = self._find_site(*model.last_call) if model.last_call else None
         parts = model.parts()
-        changes = snapshot.find_changes(model.name, model.snapshot, now, parts, after)
-        holders = dict(parts) if changes else {}
+        changes = snapshot.find_changes(model.name, model.snapshot, now, parts, last_forward)
+        modules_by_path = dict(parts) if changes else {}
         for change in changes:
-            told = self.is_in_other_model(holders.get(_owner(change.path)), model)
-            if (change.persistent or model.checks_unsaved_state) and not told:
+            # A module that two models share is reported once.
+            is_reported = self.is_in_other_model(modules_by_path.get(_owner(change.path)), model)
+            if (change.persistent or model.checks_unsaved_state) and not is_reported:
                 self._changes.append(replace(change, path=model.path_of(change.path)))
         model.set_snapshot(now)
 
-    def _take(self, model: TrackedModel, like: Snapshot | None = None) -> Snapshot:
-        holder = model.state_root()
-        assert holder is not None  # or there would be no `before`, and nobody would ask
-        return snapshot.take_snapshot(holder, like, skip=model.submodels, include_non_persistent=self._strict)
+    def _take_snapshot(self, model: TrackedModel, previous: Snapshot | None = None) -> Snapshot:
+        root = model.state_root()
+        assert root is not None  # callers check that the module is alive or that there is a snapshot
+        return snapshot.take_snapshot(root, previous, skip=model.submodels, include_non_persistent=self._strict)
 
 
 def _owner(name: str) -> str:
-    """The path of the module that holds a tensor."""
+    """Return the path of the module that a tensor belongs to."""
     return name.rpartition(".")[0]
 
 
@@ -219,7 +222,7 @@ captures: Patch[Watch] = Patch("capture_end", torch.cuda.CUDAGraph)
 
 
 @captures.replace_with
-def _captured(self: torch.cuda.CUDAGraph) -> None:
+def _capture_end(self: torch.cuda.CUDAGraph) -> None:
     captures.original(self)
     for watch in captures.observers:
         watch.read_pending()

@@ -1,4 +1,4 @@
-"""`state-drifted` from end to end: which test or fixture changed a model that tests share."""
+"""`state-drifted` end to end: a shared model changed between two guarded tests."""
 
 from __future__ import annotations
 
@@ -40,30 +40,30 @@ def test_quiet(other):
 
 
 def drifts(pytester: pytest.Pytester, *args: str) -> dict[str, dict[str, Any]]:
-    """By the test that was told, the violation of state-drifted: it must be the only one of its test."""
-    found = {}
+    """Return the `state-drifted` violations by test; each must be the only violation of its test."""
+    violations = {}
     for test in json_report(pytester, STRICT, *args)["tests"]:
         if test["violations"]:
             (violation,) = test["violations"]
             assert violation["rule"] == "state-drifted"
-            found[test["nodeid"].partition("::")[2]] = violation
-    return found
+            violations[test["nodeid"].partition("::")[2]] = violation
+    return violations
 
 
 def suspects(violation: dict[str, Any]) -> list[str]:
-    """What ran in between, without what other plugins that happen to be installed set up for every test."""
+    """Return the suspects, without the fixtures that other installed plugins use for every test."""
     return [what for what in violation["details"]["between"] if "fixture '_" not in what]
 
 
 def drift(pytester: pytest.Pytester, *between: str) -> dict[str, Any]:
-    """What `test_last` is told if this ran between it and `test_first`."""
+    """Return the violation of `test_last` if these tests run between it and `test_first`."""
     write(pytester, SHARED + "".join(between) + LAST)
-    found = drifts(pytester)
-    assert set(found) == {"test_last"}
-    return found["test_last"]
+    violations = drifts(pytester)
+    assert set(violations) == {"test_last"}
+    return violations["test_last"]
 
 
-def test_the_story(pytester: pytest.Pytester) -> None:
+def test_drift_names_the_tensor_the_last_guarded_test_and_the_suspect(pytester: pytest.Pytester) -> None:
     violation = drift(pytester, TRAINS)
     assert violation["subjects"] == ["net.fc.weight"]
     assert violation["model"] == "net"
@@ -73,7 +73,7 @@ def test_the_story(pytester: pytest.Pytester) -> None:
     assert "deepcopy" in violation["remedy"]
 
 
-def test_the_story_as_it_is_read(pytester: pytest.Pytester) -> None:
+def test_the_message_of_a_drift(pytester: pytest.Pytester) -> None:
     write(pytester, SHARED + TRAINS + LAST)
     run(pytester, STRICT).stdout.fnmatch_lines(
         [
@@ -83,7 +83,7 @@ def test_the_story_as_it_is_read(pytester: pytest.Pytester) -> None:
     )
 
 
-def test_who_had_the_model_is_likelier_than_who_had_not_and_who_ran_last_than_who_ran_first(
+def test_suspects_that_used_the_model_and_recent_ones_come_first(
     pytester: pytest.Pytester,
 ) -> None:
     looks = "\ndef test_looks(net):\n    pass\n"
@@ -95,7 +95,7 @@ def test_who_had_the_model_is_likelier_than_who_had_not_and_who_ran_last_than_wh
 
 
 @pytest.mark.parametrize("scope", ["function", "module"])
-def test_the_set_up_of_a_fixture(pytester: pytest.Pytester, scope: str) -> None:
+def test_the_setup_of_a_fixture_is_a_suspect(pytester: pytest.Pytester, scope: str) -> None:
     fixture = f"""
 @pytest.fixture(scope="{scope}")
 def tuned(net):
@@ -111,7 +111,7 @@ def tuned(net):
     assert violation["details"]["last_seen_by"] == "test_it.py::test_first"
 
 
-def test_the_teardown_of_a_fixture(pytester: pytest.Pytester) -> None:
+def test_the_teardown_of_a_fixture_is_a_suspect(pytester: pytest.Pytester) -> None:
     fixtures = """
 @pytest.fixture
 def culprit(net):
@@ -127,30 +127,30 @@ def test_uses(culprit):
     assert "the teardown of fixture 'other' for test_it.py::test_uses" not in between
 
 
-def test_it_is_told_once(pytester: pytest.Pytester) -> None:
+def test_a_drift_is_reported_once(pytester: pytest.Pytester) -> None:
     write(pytester, SHARED + TRAINS + LAST + LAST.replace("last", "after"))
     assert set(drifts(pytester)) == {"test_last"}
 
 
-def test_each_drift_is_told(pytester: pytest.Pytester) -> None:
+def test_each_drift_is_reported(pytester: pytest.Pytester) -> None:
     again = TRAINS.replace("trains", "trains_again") + LAST.replace("last", "after")
     write(pytester, SHARED + TRAINS + LAST + again)
-    found = drifts(pytester)
-    assert {test: v["details"]["last_seen_by"] for test, v in found.items()} == {
+    violations = drifts(pytester)
+    assert {test: v["details"]["last_seen_by"] for test, v in violations.items()} == {
         "test_last": "test_it.py::test_first",
         "test_after": "test_it.py::test_last",
     }
-    assert suspects(found["test_after"]) == ["test_it.py::test_trains_again"]
+    assert suspects(violations["test_after"]) == ["test_it.py::test_trains_again"]
 
 
-def test_a_guarded_test_that_did_it_is_told_so_itself(pytester: pytest.Pytester) -> None:
+def test_a_change_by_a_guarded_test_is_reported_there_and_is_not_a_drift(pytester: pytest.Pytester) -> None:
     write(pytester, SHARED + "\n@pytest.mark.inference\n" + TRAINS.strip() + "\n" + LAST)
     tests = {test["nodeid"]: test["violations"] for test in json_report(pytester, STRICT)["tests"]}
     assert "state-mutated" in {v["rule"] for v in tests["test_it.py::test_trains"]}
     assert tests["test_it.py::test_last"] == []
 
 
-def test_the_last_guarded_test_is_the_last_that_had_the_model(pytester: pytest.Pytester) -> None:
+def test_the_last_guarded_test_is_the_last_one_that_used_the_model(pytester: pytest.Pytester) -> None:
     elsewhere = "\n@pytest.mark.inference\ndef test_elsewhere():\n    infer(Net().eval())\n"
     assert drift(pytester, elsewhere, TRAINS)["details"]["last_seen_by"] == "test_it.py::test_first"
 
@@ -159,12 +159,12 @@ NO_DRIFT = {
     "nothing": "pass",
     "a reload of equal weights": "net.load_state_dict({k: v.clone() for k, v in net.state_dict().items()})",
     "equal weights in new tensors": "net.fc.weight = nn.Parameter(net.fc.weight.detach().clone())",
-    "changed and put back": "w = net.fc.weight.data\n    old = w.clone()\n    w.zero_()\n    w.copy_(old)",
+    "changed and restored": "w = net.fc.weight.data\n    old = w.clone()\n    w.zero_()\n    w.copy_(old)",
     "a copy is trained": "import copy\n    train(copy.deepcopy(net))",
     "the mode": "net.train()\n    net.eval()",
     "inference": "infer(net)",
     "a gradient": "net(torch.ones(2, 4)).sum().backward()\n    net.zero_grad()",
-    "a passing buffer": "net.register_buffer('cache', torch.ones(2), persistent=False)",
+    "a non-persistent buffer": "net.register_buffer('cache', torch.ones(2), persistent=False)",
 }
 DRIFT = {
     "one element": "net.fc.weight.data[0, 0] += 1",
@@ -177,17 +177,17 @@ DRIFT = {
 
 
 @pytest.mark.parametrize("act", NO_DRIFT.values(), ids=NO_DRIFT)
-def test_no_drift(pytester: pytest.Pytester, act: str) -> None:
+def test_these_acts_are_not_a_drift(pytester: pytest.Pytester, act: str) -> None:
     write(pytester, f"{SHARED}\ndef test_acts(net):\n    {act}\n{LAST}")
     assert drifts(pytester) == {}
 
 
 @pytest.mark.parametrize("act", DRIFT.values(), ids=DRIFT)
-def test_drift(pytester: pytest.Pytester, act: str) -> None:
+def test_these_acts_are_a_drift(pytester: pytest.Pytester, act: str) -> None:
     assert suspects(drift(pytester, f"\ndef test_acts(net):\n    {act}\n")) == ["test_it.py::test_acts"]
 
 
-def test_a_model_in_a_dict(pytester: pytest.Pytester) -> None:
+def test_a_model_in_a_dict_drifts(pytester: pytest.Pytester) -> None:
     source = (SHARED + TRAINS + LAST).replace("return Net().eval()", "return {'a': Net().eval()}")
     source = source.replace("infer(net)", "infer(net['a'])").replace("train(net)", "train(net['a'])")
     write(pytester, source.replace("net.zero_grad()", "net['a'].zero_grad()"))
@@ -200,18 +200,18 @@ def test_a_new_model_of_the_same_fixture_is_another_model(pytester: pytest.Pytes
     assert drifts(pytester) == {}
 
 
-def test_a_test_may_allow_it_and_it_is_not_told_again(pytester: pytest.Pytester) -> None:
+def test_an_allowed_drift_is_not_reported_again(pytester: pytest.Pytester) -> None:
     allowed = LAST.replace("inference", 'inference(allow="state-drifted")')
     write(pytester, SHARED + TRAINS + allowed + LAST.replace("last", "after"))
     assert drifts(pytester) == {}
 
 
-def test_only_in_strict(pytester: pytest.Pytester) -> None:
+def test_drift_is_reported_only_in_strict_mode(pytester: pytest.Pytester) -> None:
     write(pytester, SHARED + TRAINS + LAST)
     assert set(outcomes(pytester).values()) == {"passed"}
 
 
-# --- the order, the selection and the workers
+# --- order, selection and xdist workers
 
 ALL_KINDS = (
     SHARED
@@ -249,7 +249,7 @@ def put_back(net):
     net.eval()
 """
 )
-VERDICTS = {
+RESULTS = {
     "first": set(),
     "clean": set(),
     "no_forward": {"no-forward"},
@@ -259,33 +259,35 @@ VERDICTS = {
     "partial": {"partial-load"},
 }
 WAYS: dict[str, tuple[list[str], set[str]]] = {
-    "as written": ([], set(VERDICTS)),
-    "two workers": (["-n2"], set(VERDICTS)),
+    "as written": ([], set(RESULTS)),
+    "two workers": (["-n2"], set(RESULTS)),
     "by name": (["-k", "frozen or clean or leaks"], {"frozen", "clean", "leaks"}),
     "the failed": (["--lf"], {"no_forward", "frozen", "unused", "leaks", "partial"}),
-    "the failed first": (["--ff"], set(VERDICTS)),
+    "the failed first": (["--ff"], set(RESULTS)),
     "one": (["test_it.py::test_unused"], {"unused"}),
 }
 
 
 @pytest.mark.parametrize(("args", "ran"), WAYS.values(), ids=WAYS)
-def test_no_selection_and_no_order_changes_a_verdict(pytester: pytest.Pytester, args: list[str], ran: set[str]) -> None:
+def test_neither_selection_nor_order_changes_a_result(
+    pytester: pytest.Pytester, args: list[str], ran: set[str]
+) -> None:
     write(pytester, ALL_KINDS)
     if args in (["--lf"], ["--ff"]):
         run(pytester, STRICT)
     tests = json_report(pytester, STRICT, *args)["tests"]
     assert {t["nodeid"].partition("::test_")[2]: {v["rule"] for v in t["violations"]} for t in tests} == {
-        name: VERDICTS[name] for name in ran
+        name: RESULTS[name] for name in ran
     }
 
 
-def test_the_reverse_order_changes_no_verdict(pytester: pytest.Pytester) -> None:
+def test_the_reverse_order_changes_no_result(pytester: pytest.Pytester) -> None:
     write(pytester, ALL_KINDS, conftest="def pytest_collection_modifyitems(items):\n    items.reverse()\n")
     tests = json_report(pytester, STRICT)["tests"]
-    assert {t["nodeid"].partition("::test_")[2]: {v["rule"] for v in t["violations"]} for t in tests} == VERDICTS
+    assert {t["nodeid"].partition("::test_")[2]: {v["rule"] for v in t["violations"]} for t in tests} == RESULTS
 
 
-def test_each_worker_judges_its_own_order(pytester: pytest.Pytester) -> None:
+def test_each_xdist_worker_sees_its_own_order(pytester: pytest.Pytester) -> None:
     group = "@pytest.mark.xdist_group('{}')\n"
     first, trains, last = (
         source.replace("@pytest.mark.inference\n", "").replace("def test", f"{mark}def test", 1)
@@ -296,19 +298,19 @@ def test_each_worker_judges_its_own_order(pytester: pytest.Pytester) -> None:
         )
     )
     write(pytester, first + trains + last)
-    assert drifts(pytester, "-n2", "--dist=loadgroup") == {}  # another worker trained a model of its own
+    assert drifts(pytester, "-n2", "--dist=loadgroup") == {}  # another worker trained its own model
     assert set(drifts(pytester)) == {"test_last"}
     assert set(drifts(pytester, "-n1")) == {"test_last"}
 
 
-def test_what_does_not_run_between_is_no_suspect_and_without_it_nothing_drifts(pytester: pytest.Pytester) -> None:
+def test_nothing_drifts_if_the_culprit_or_the_first_test_is_not_selected(pytester: pytest.Pytester) -> None:
     write(pytester, SHARED + TRAINS + LAST)
     assert drifts(pytester, "-k", "not trains") == {}
-    assert drifts(pytester, "-k", "trains or last") == {}  # nobody saw the old state
+    assert drifts(pytester, "-k", "trains or last") == {}  # no guarded test saw the old state
 
 
-def test_a_part_of_the_model_is_a_fixture_of_some_tests(pytester: pytest.Pytester) -> None:
-    """Where both are handed to a test, the part is a model of its own."""
+def test_a_submodule_that_is_also_a_fixture_is_a_model_of_its_own(pytester: pytest.Pytester) -> None:
+    """This holds for tests that use both fixtures."""
     write(
         pytester,
         """
@@ -350,7 +352,7 @@ def test_whole_again(model):
     }
 
 
-def test_a_test_that_skips_tells_nothing_and_leaves_it_to_the_next(pytester: pytest.Pytester) -> None:
+def test_a_skipped_test_leaves_the_drift_to_the_next_test(pytester: pytest.Pytester) -> None:
     skips = "\n@pytest.mark.inference\ndef test_skips(net):\n    infer(net)\n    pytest.skip()\n"
     fails = "\n@pytest.mark.inference\ndef test_fails(net):\n    infer(net)\n    assert False\n"
     write(pytester, SHARED + TRAINS + skips + LAST)
@@ -359,8 +361,8 @@ def test_a_test_that_skips_tells_nothing_and_leaves_it_to_the_next(pytester: pyt
     assert set(drifts(pytester)) == {"test_fails"}
 
 
-def test_a_testcase_that_leaks(pytester: pytest.Pytester) -> None:
-    """Its `tearDown` runs in the window, unobserved: what it puts back is no leak, what it leaves is one."""
+def test_a_testcase_may_restore_a_leak_in_teardown(pytester: pytest.Pytester) -> None:
+    """`tearDown` runs in the window, but is not observed: only a value that it does not restore is a leak."""
     write(
         pytester,
         """

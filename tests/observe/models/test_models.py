@@ -20,11 +20,11 @@ from pytest_evalmode.observe.models import discovery, mode_dependence
 from tests.nets import Net, batch
 
 
-def found(value: object, name: str = "fx") -> list[str]:
+def find_paths(value: object, name: str = "fx") -> list[str]:
     return [path for path, _ in discovery.find_models(value, name)]
 
 
-# --- find: the models inside a fixture's value
+# --- models inside a fixture's value
 
 
 @dataclass
@@ -53,7 +53,7 @@ class OneSlot:
 
 
 class Below(Slotted):
-    """A base with slots, and a dict of its own."""
+    """Has a base class with slots, and a `__dict__`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -66,7 +66,7 @@ class Predictor:
 
 
 class Fussy(Predictor):
-    """Whatever is asked of it, raises."""
+    """Raises for every attribute and comparison."""
 
     @property
     def device(self) -> str:
@@ -82,7 +82,7 @@ class Fussy(Predictor):
 
 
 class Jealous(Predictor):
-    """Lies about its attributes."""
+    """Raises for every attribute, and has the wrong `__class__`."""
 
     def __getattribute__(self, name: str) -> object:
         if name == "__class__":
@@ -141,13 +141,13 @@ STRANGERS: dict[str, Callable[[nn.Module], object]] = {
 
 
 @pytest.mark.parametrize(("hold", "paths"), HOLDERS.values(), ids=HOLDERS)
-def test_found_and_named(hold: Callable[[nn.Module], object], paths: list[str]) -> None:
-    assert found(hold(Net())) == paths
+def test_a_model_in_a_fixture_value_is_found_and_named(hold: Callable[[nn.Module], object], paths: list[str]) -> None:
+    assert find_paths(hold(Net())) == paths
 
 
 @pytest.mark.parametrize("hold", STRANGERS.values(), ids=STRANGERS)
-def test_not_found(hold: Callable[[nn.Module], object]) -> None:
-    assert found(hold(Net())) == []
+def test_these_values_contain_no_model(hold: Callable[[nn.Module], object]) -> None:
+    assert find_paths(hold(Net())) == []
 
 
 def test_cycles_end() -> None:
@@ -155,10 +155,10 @@ def test_cycles_end() -> None:
     items.append(items)
     this = SimpleNamespace(items=items)
     this.me = this
-    assert found(this) == ["fx.items[0]"]
+    assert find_paths(this) == ["fx.items[0]"]
 
 
-def test_looking_touches_no_attribute() -> None:
+def test_the_search_calls_no_property() -> None:
     class Watched(Predictor):
         @property
         def model(self) -> nn.Module:
@@ -166,11 +166,11 @@ def test_looking_touches_no_attribute() -> None:
 
     holder = Watched(Net())
     before = dict(vars(holder))
-    assert found(holder) == ["fx._model"]
+    assert find_paths(holder) == ["fx._model"]
     assert vars(holder) == before
 
 
-def test_looking_runs_no_property_of_a_dataclass() -> None:
+def test_the_search_calls_no_property_of_a_dataclass() -> None:
     @dataclass
     class Lazy:
         model: nn.Module
@@ -181,15 +181,15 @@ def test_looking_runs_no_property_of_a_dataclass() -> None:
 
     holder = Lazy(Net())
     Lazy.size = property(fail)  # type: ignore[assignment]
-    assert found(holder) == ["fx.model"]
+    assert find_paths(holder) == ["fx.model"]
 
 
-def test_a_key_that_cannot_be_told_hides_nothing() -> None:
+def test_a_key_whose_repr_raises_hides_nothing() -> None:
     class Key:
         def __repr__(self) -> str:
             raise ValueError
 
-    assert found({Key(): Net(), 1: Net()}) == ["fx[<Key>]", "fx[1]"]
+    assert find_paths({Key(): Net(), 1: Net()}) == ["fx[<Key>]", "fx[1]"]
 
 
 def test_a_proxy_whose_object_is_gone_hides_nothing() -> None:
@@ -199,11 +199,11 @@ def test_a_proxy_whose_object_is_gone_hides_nothing() -> None:
     gone = weakref.proxy(Service())
     with pytest.raises(ReferenceError):
         isinstance(gone, nn.Module)
-    assert found([gone, Net()]) == ["fx[1]"]
+    assert find_paths([gone, Net()]) == ["fx[1]"]
 
 
 def test_mapping_proxies_and_other_builtins_do_no_harm() -> None:
-    assert found(MappingProxyType({"model": Net()})) in ([], ["fx['model']"])
+    assert find_paths(MappingProxyType({"model": Net()})) in ([], ["fx['model']"])
 
 
 # --- names
@@ -221,7 +221,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-def test_a_wrapper_that_holds_nothing_is_left_out(wrap: Callable[[nn.Module], nn.Module]) -> None:
+def test_a_wrapper_without_tensors_is_left_out(wrap: Callable[[nn.Module], nn.Module]) -> None:
     net = Net()
     wrapped = wrap(net)
     assert modules.unwrap(wrapped) is net
@@ -229,20 +229,20 @@ def test_a_wrapper_that_holds_nothing_is_left_out(wrap: Callable[[nn.Module], nn
     assert [path for path, _ in modules.walk(wrapped) if path] == ["body", "bn", "drop", "head"]
 
 
-def test_averaged_model_holds_a_counter_and_is_a_model_of_its_own() -> None:
+def test_averaged_model_has_a_counter_and_is_a_model_of_its_own() -> None:
     model = AveragedModel(Net())
     assert modules.unwrap(model) is model
     assert modules.type_name(model) == "AveragedModel"
     assert [path for path, _ in modules.walk(model)][:3] == ["", "module", "module.body"]
 
 
-def test_a_wrapped_part_keeps_the_path_of_what_it_wraps() -> None:
+def test_a_wrapped_submodule_keeps_its_path() -> None:
     model = nn.Sequential(WRAPPERS["torch.compile"](Net()), nn.ReLU())
     assert list(dict(modules.walk(model))) == ["", "0", "0.body", "0.bn", "0.drop", "0.head", "1"]
 
 
 class Holder(nn.Module):
-    """Calls its one part `module`, and has a parameter beside it."""
+    """Has one submodule, named `module`, and also a parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ class Holder(nn.Module):
         self.scale = nn.Parameter(torch.ones(2))
 
 
-def test_module_is_a_name_like_any_other() -> None:
+def test_a_submodule_may_be_named_module() -> None:
     assert modules.unwrap(Holder()).__class__ is Holder
     assert [path for path, _ in modules.walk(Holder())] == ["", "module"]
 
@@ -265,7 +265,7 @@ def test_type_names() -> None:
     assert modules.type_name(parametrizations.spectral_norm(Holder(), "scale")) == "Holder"
 
 
-def test_the_tree_is_that_of_torch() -> None:
+def test_all_modules_and_walk_match_torch() -> None:
     shared = nn.Linear(2, 2)
     model = nn.Sequential(shared, nn.ModuleList([shared, Net()]), nn.ModuleDict({"a": nn.ReLU()}))
     model.register_module("gone", None)
@@ -281,12 +281,12 @@ def test_the_tree_is_that_of_torch() -> None:
         (lambda m: {"blocks": (m,)}, "blocks[0]"),
         (lambda m: {"blocks": {"deep": m}}, "blocks['deep']"),
         (lambda m: {"blocks": {"deep": [nn.ReLU(), m]}}, "blocks['deep'][1]"),
-        (lambda m: {"kept": SimpleNamespace(inner=m)}, "kept.inner"),
+        (lambda m: {"attribute": SimpleNamespace(inner=m)}, "attribute.inner"),
         (lambda m: {"blocks": [nn.ReLU()]}, None),
         (lambda m: {}, None),
     ],
 )
-def test_where_an_owner_keeps_what_it_did_not_register(
+def test_the_attribute_of_an_unregistered_module(
     keep: Callable[[nn.Module], dict[str, object]], name: str | None
 ) -> None:
     owner, part = nn.Module(), nn.Dropout()
@@ -294,7 +294,7 @@ def test_where_an_owner_keeps_what_it_did_not_register(
     assert discovery.attribute_of(owner, part) == name
 
 
-def test_a_registered_part_is_kept_nowhere_else() -> None:
+def test_a_registered_submodule_has_no_other_attribute() -> None:
     net = Net()
     assert discovery.attribute_of(net, net.bn) is None
 
@@ -303,11 +303,11 @@ def test_a_registered_part_is_kept_nowhere_else() -> None:
     ("module", "holds"),
     [(nn.Linear(2, 2), True), (nn.BatchNorm1d(2, affine=False), False), (nn.Sequential(nn.Linear(2, 2)), False)],
 )
-def test_parameters_of_its_own(module: nn.Module, holds: bool) -> None:
+def test_own_parameters(module: nn.Module, holds: bool) -> None:
     assert modules.has_own_parameters(module) is holds
 
 
-# --- types whose forward depends on the mode
+# --- mode-dependent modules
 
 
 class Gated(nn.Module):
@@ -390,7 +390,7 @@ class InTrain(nn.Module):
         return x
 
 
-class Elsewhere(nn.Module):
+class InOtherMethod(nn.Module):
     def report(self) -> str:
         return f"training: {self.training}"
 
@@ -410,7 +410,7 @@ class InWords(nn.Module):
         return x + len("training")
 
 
-class OfItsParts(nn.Module):
+class InSubmodules(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.drop = nn.Dropout()
@@ -420,7 +420,7 @@ class OfItsParts(nn.Module):
         return out
 
 
-SENSITIVE: tuple[nn.Module, ...] = (
+MODE_DEPENDENT: tuple[nn.Module, ...] = (
     nn.BatchNorm1d(2),
     nn.BatchNorm2d(2),
     nn.BatchNorm3d(2),
@@ -444,7 +444,7 @@ SENSITIVE: tuple[nn.Module, ...] = (
         for kind in (Gated, InHelper, InProperty, InClosure, ByName, Inherited, CallsSuper, Decorated, InFunction)
     ),
 )
-INDIFFERENT: tuple[nn.Module, ...] = (
+MODE_INDEPENDENT: tuple[nn.Module, ...] = (
     nn.Linear(2, 2),
     nn.Conv2d(1, 1, 1),
     nn.Embedding(2, 2),
@@ -466,21 +466,21 @@ INDIFFERENT: tuple[nn.Module, ...] = (
     nn.CrossEntropyLoss(),
     nn.BCEWithLogitsLoss(),
     nn.CosineSimilarity(),
-    *(kind() for kind in (Overridden, InInit, InTrain, Elsewhere, InWords, OfItsParts)),
+    *(kind() for kind in (Overridden, InInit, InTrain, InOtherMethod, InWords, InSubmodules)),
 )
 
 
-@pytest.mark.parametrize("module", SENSITIVE, ids=lambda m: type(m).__name__)
-def test_sensitive(module: nn.Module) -> None:
+@pytest.mark.parametrize("module", MODE_DEPENDENT, ids=lambda m: type(m).__name__)
+def test_mode_dependent_modules(module: nn.Module) -> None:
     assert mode_dependence.is_mode_dependent(module)
 
 
-@pytest.mark.parametrize("module", INDIFFERENT, ids=lambda m: type(m).__name__)
-def test_indifferent(module: nn.Module) -> None:
+@pytest.mark.parametrize("module", MODE_INDEPENDENT, ids=lambda m: type(m).__name__)
+def test_modules_that_are_not_mode_dependent(module: nn.Module) -> None:
     assert not mode_dependence.is_mode_dependent(module)
 
 
-def test_a_forward_of_its_own_counts_for_that_module_alone() -> None:
+def test_a_forward_set_on_an_instance_counts_for_that_instance_only() -> None:
     patched, plain = nn.ReLU(), nn.ReLU()
     patched.forward = lambda x: F.dropout(x, 0.5, patched.training)  # type: ignore[method-assign, assignment]
     assert mode_dependence.is_mode_dependent(patched)

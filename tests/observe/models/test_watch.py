@@ -1,4 +1,4 @@
-"""The models of a window: held weakly, taken in by larger ones, read before their first forward."""
+"""Watched models: their lifetime, their submodels, and the moment from which they are compared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _no_grad() -> Iterator[None]:
 
 @contextmanager
 def no_collector() -> Iterator[None]:
-    """What is freed inside is freed by its last reference, not by the cycle collector."""
+    """Turn the garbage collector off: objects are freed only when their last reference is dropped."""
     gc.collect()
     gc.disable()
     try:
@@ -42,7 +42,7 @@ def scale(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("watched", [True, False], ids=["watched", "seen"])
-def test_a_model_that_is_dropped_is_freed_at_once_and_judged(watched: bool) -> None:
+def test_a_dropped_model_is_freed_at_once_and_compared(watched: bool) -> None:
     with no_collector(), watching() as g:
         model = Net().eval()
         if watched:
@@ -56,7 +56,7 @@ def test_a_model_that_is_dropped_is_freed_at_once_and_judged(watched: bool) -> N
     assert "head.weight" in " ".join(only(g, "state-mutated").subjects)
 
 
-def test_a_model_that_is_dropped_as_it_was_is_clean() -> None:
+def test_a_dropped_model_that_did_not_change_is_clean() -> None:
     with no_collector(), watching() as g:
         model = Net().eval()
         model(batch())
@@ -66,7 +66,7 @@ def test_a_model_that_is_dropped_as_it_was_is_clean() -> None:
     assert not rules(g)
 
 
-def test_many_models_one_after_another_at_one_address() -> None:
+def test_models_that_reuse_an_address_are_different_models() -> None:
     with watching() as g:
         for _ in range(20):
             Net().eval()(batch())
@@ -74,8 +74,8 @@ def test_many_models_one_after_another_at_one_address() -> None:
     assert len(g.models) == 20
 
 
-def test_what_a_dead_model_leaves_to_others_may_change() -> None:
-    """The weights outlive their model; what is done to them later is no business of its."""
+def test_tensors_that_outlive_their_model_may_change() -> None:
+    """The guard does not watch the weights once their model is dead."""
     with watching() as g:
         model = nn.Linear(4, 4).eval()
         model(batch())
@@ -99,7 +99,7 @@ def test_nothing_outlives_the_window() -> None:
     assert rules(g) == {"state-mutated"}
 
 
-def test_a_model_that_is_part_of_a_cycle_is_left_to_the_collector() -> None:
+def test_a_model_in_a_reference_cycle_is_left_to_the_garbage_collector() -> None:
     with watching() as g:
         model = Net().eval()
         vars(model)["me"] = model
@@ -112,10 +112,10 @@ def test_a_model_that_is_part_of_a_cycle_is_left_to_the_collector() -> None:
     assert rules(g) == {"state-mutated"}
 
 
-# --- from when on
+# --- the start of the comparison
 
 
-def test_what_was_done_before_the_first_forward_counts_for_watched_models_only() -> None:
+def test_changes_before_the_first_forward_count_only_for_watched_models() -> None:
     with watching() as g:
         seen, watched = nn.Linear(4, 4).eval(), g.watch(nn.Linear(4, 4).eval(), "watched")
         for model in (seen, watched):
@@ -132,7 +132,7 @@ def test_a_watched_model_need_not_run() -> None:
     assert violation.at is None
 
 
-def test_what_changed_after_the_last_forward() -> None:
+def test_a_change_after_the_last_forward_is_reported() -> None:
     with watching() as g:
         model = Net().eval()
         model(batch())
@@ -140,7 +140,7 @@ def test_what_changed_after_the_last_forward() -> None:
     assert only(g, "state-mutated").at
 
 
-def test_watched_again_it_is_still_measured_from_the_first_time() -> None:
+def test_watching_a_model_again_keeps_its_baseline() -> None:
     model = Net().eval()
     with watching(model) as g:
         scale(model)
@@ -148,7 +148,7 @@ def test_watched_again_it_is_still_measured_from_the_first_time() -> None:
     assert rules(g) == {"state-mutated"}
 
 
-# --- tied, lazy, absorbed
+# --- tied weights, lazy models, submodels
 
 
 class Tied(nn.Module):
@@ -163,7 +163,7 @@ class Tied(nn.Module):
         return out
 
 
-def test_tied_weights() -> None:
+def test_a_change_of_tied_weights_is_reported_under_both_names() -> None:
     with watching() as g:
         model = Tied().eval()
         model(torch.arange(6))
@@ -171,7 +171,7 @@ def test_tied_weights() -> None:
     assert only(g, "state-mutated").subjects == ("Tied.embed.weight", "Tied.out.weight")
 
 
-def test_tied_weights_that_stay() -> None:
+def test_untying_equal_weights_is_clean() -> None:
     with watching() as g:
         model = Tied().eval()
         model(torch.arange(6))
@@ -184,7 +184,7 @@ def lazy() -> nn.Module:
 
 
 @pytest.mark.parametrize("watched", [True, False], ids=["watched", "seen"])
-def test_a_lazy_model_takes_its_shape(watched: bool) -> None:
+def test_a_lazy_model_may_get_its_shape(watched: bool) -> None:
     model = lazy()
     with watching(*[model] if watched else []) as g:
         model(batch())
@@ -201,7 +201,7 @@ def test_a_lazy_model_is_watched_once_it_has_its_shape(name: str) -> None:
     assert only(g, "state-mutated").subjects == (f"Sequential.{name}",)
 
 
-def test_a_lazy_model_may_be_loaded() -> None:
+def test_loading_a_lazy_model_changes_only_initialized_tensors() -> None:
     with watching() as g:
         model = g.watch(lazy())
         model.load_state_dict(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).state_dict())
@@ -209,7 +209,7 @@ def test_a_lazy_model_may_be_loaded() -> None:
     assert only(g, "state-mutated").subjects == ("Sequential.2.weight", "Sequential.2.bias")
 
 
-def test_a_part_that_ran_first_is_named_from_the_largest_model() -> None:
+def test_a_submodule_that_ran_first_is_named_after_the_largest_model() -> None:
     inner = nn.Linear(4, 4)
     middle = nn.Sequential(inner)
     whole = nn.Sequential(nn.Linear(4, 4), middle).eval()
@@ -226,7 +226,7 @@ def encoder_and_whole() -> tuple[nn.Linear, nn.Sequential]:
     return encoder, nn.Sequential(encoder, nn.Linear(4, 2)).eval()
 
 
-def test_a_part_that_ran_first_belongs_to_the_model_that_runs_later() -> None:
+def test_a_submodule_that_ran_first_belongs_to_the_model_that_runs_later() -> None:
     with watching() as g:
         encoder, whole = encoder_and_whole()
         encoder(batch())
@@ -237,7 +237,7 @@ def test_a_part_that_ran_first_belongs_to_the_model_that_runs_later() -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_part_that_ran_first_is_measured_from_then(when: str) -> None:
+def test_a_submodule_that_ran_first_is_compared_with_its_first_forward(when: str) -> None:
     with watching() as g:
         encoder, whole = encoder_and_whole()
         encoder(batch())
@@ -250,7 +250,7 @@ def test_a_part_that_ran_first_is_measured_from_then(when: str) -> None:
     assert subject.endswith(".0.bias")
 
 
-def test_what_is_beside_a_part_that_ran_first_is_measured_too() -> None:
+def test_the_rest_of_a_model_is_watched_too_if_a_submodule_ran_first() -> None:
     with watching() as g:
         encoder, whole = encoder_and_whole()
         encoder(batch())
@@ -261,7 +261,7 @@ def test_what_is_beside_a_part_that_ran_first_is_measured_too() -> None:
     assert "max |Δ| 1" in violation.finding
 
 
-def test_a_part_of_a_watched_model_is_told_by_its_place_there() -> None:
+def test_a_submodule_of_a_watched_model_is_reported_by_its_path_there() -> None:
     encoder, whole = encoder_and_whole()
     with watching(whole) as g:
         encoder(batch())
@@ -270,7 +270,7 @@ def test_a_part_of_a_watched_model_is_told_by_its_place_there() -> None:
     assert [model.name for model in g.models] == ["Sequential"]
 
 
-def test_a_part_that_two_models_share_is_told_once() -> None:
+def test_a_submodule_that_two_models_share_is_reported_once() -> None:
     shared = nn.Linear(4, 4)
     with watching() as g:
         one, other = nn.Sequential(shared, nn.ReLU()).eval(), nn.Sequential(shared, nn.Tanh()).eval()
@@ -280,7 +280,7 @@ def test_a_part_that_two_models_share_is_told_once() -> None:
     assert only(g, "state-mutated").subjects == ("Sequential.0.bias",)
 
 
-def test_a_part_that_two_models_shared_is_told_by_the_one_that_lives() -> None:
+def test_a_shared_submodule_is_reported_by_the_model_that_is_alive() -> None:
     shared = nn.Linear(4, 4)
     other = nn.Sequential(nn.ReLU(), shared).eval()
     with watching() as g:
@@ -293,7 +293,7 @@ def test_a_part_that_two_models_shared_is_told_by_the_one_that_lives() -> None:
     assert only(g, "state-mutated").subjects == ("Sequential#2.1.bias",)
 
 
-def test_a_module_added_to_a_watched_model_is_an_addition() -> None:
+def test_tensors_of_a_module_added_to_a_watched_model_are_reported() -> None:
     model = nn.Sequential(nn.Linear(4, 4)).eval()
     with watching(model) as g:
         model(batch())
@@ -302,7 +302,7 @@ def test_a_module_added_to_a_watched_model_is_an_addition() -> None:
     assert only(g, "state-mutated").subjects == ("Sequential.1.weight", "Sequential.1.bias")
 
 
-def test_the_name_of_a_part_that_was_taken_in_is_free_again() -> None:
+def test_the_name_of_a_submodel_is_free_for_its_parent() -> None:
     with watching() as g:
         part = nn.Sequential(nn.Linear(4, 4)).eval()
         whole = nn.Sequential(part).eval()
@@ -311,10 +311,10 @@ def test_the_name_of_a_part_that_was_taken_in_is_free_again() -> None:
     assert [model.name for model in g.models] == ["Sequential"]
 
 
-# --- borrowed weights
+# --- functional_call
 
 
-def test_functional_call_leaves_the_model_as_it_was() -> None:
+def test_functional_call_is_not_a_change() -> None:
     with watching() as g:
         model = Net().eval()
         model(batch())
@@ -323,7 +323,7 @@ def test_functional_call_leaves_the_model_as_it_was() -> None:
     assert not rules(g)
 
 
-def test_functional_call_first() -> None:
+def test_functional_call_as_the_first_forward_is_not_a_change() -> None:
     with watching() as g:
         model = Net().eval()
         functional_call(model, {name: p * 2 for name, p in model.named_parameters()}, (batch(),))
@@ -331,7 +331,7 @@ def test_functional_call_first() -> None:
     assert not rules(g)
 
 
-def test_a_change_after_a_functional_call() -> None:
+def test_a_change_after_a_functional_call_is_reported() -> None:
     with watching() as g:
         model = Net().eval()
         functional_call(model, {"head.bias": torch.ones(2)}, (batch(),))
@@ -371,10 +371,10 @@ def test_a_wrapper_and_what_it_wraps_are_one_model(wrap: Callable[[nn.Module], n
     assert [model.name for model in g.models] == ["Net"]
 
 
-# --- what is counted
+# --- counts in the report
 
 
-def test_facts() -> None:
+def test_the_report_counts_forwards_tensors_and_bytes() -> None:
     with watching() as g:
         net = Net().eval()
         for _ in range(3):
@@ -386,7 +386,7 @@ def test_facts() -> None:
     assert model.bytes == sum(t.nbytes for t in net.state_dict().values())
 
 
-def test_a_shared_part_whose_first_model_was_never_read_is_told_by_the_other() -> None:
+def test_a_shared_submodule_is_reported_by_the_other_model_if_the_first_was_not_read() -> None:
     shared = nn.Linear(4, 4)
     one, other = nn.Sequential(shared).eval(), nn.Sequential(shared, nn.ReLU()).eval()
     with watching() as g:
@@ -396,19 +396,19 @@ def test_a_shared_part_whose_first_model_was_never_read_is_told_by_the_other() -
     assert only(g, "state-mutated").subjects[0].endswith("0.bias")
 
 
-def test_a_part_in_the_place_of_one_that_died_is_watched() -> None:
+def test_a_submodule_at_the_address_of_a_dead_one_is_watched() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
     with watching() as g:
         model[0](batch())
         model(batch())
-        for _ in range(20):  # until it lies where the other lay
+        for _ in range(20):  # until one has the address of the dead one
             del model[0]
             model.insert(0, nn.Linear(4, 4).eval())
             model(batch())
     assert "state-mutated" in rules(g)
 
 
-def test_flags_of_a_part_that_ran_first_are_those_of_the_model() -> None:
+def test_flags_of_a_submodule_that_ran_first_belong_to_the_model() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
     with watching(strict=True) as g:
         model[0](batch())

@@ -1,4 +1,4 @@
-"""Nothing of the guard outlives its window, and inside it a model dies when it is dropped."""
+"""The guard keeps no model alive inside a window, and nothing at all after it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _no_grad() -> Iterator[None]:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """What is freed is freed by its last reference, not by the cycle collector."""
+    """Turn the garbage collector off: objects are freed only when their last reference is dropped."""
     gc.collect()
     gc.disable()
     yield
@@ -45,7 +45,7 @@ def tied() -> nn.Module:
 
 
 def shared_part() -> nn.Module:
-    """The same layer twice, and once more in a list that nobody registers."""
+    """Return a model with a layer that is registered twice, and also in a plain list."""
     layer = nn.Linear(4, 4)
     model = nn.Sequential(layer, layer)
     vars(model)["layers"] = [layer]
@@ -59,9 +59,9 @@ def hooked() -> nn.Module:
 
 
 def buffered() -> nn.Module:
-    """With a tensor of each kind that strict rules look at."""
+    """Return a model with each kind of tensor that the strict rules check."""
     model = Net()
-    model.register_buffer("passing", torch.ones(3), persistent=False)
+    model.register_buffer("non_persistent", torch.ones(3), persistent=False)
     vars(model)["plain"] = torch.ones(3)
     return model
 
@@ -69,7 +69,7 @@ def buffered() -> nn.Module:
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "a net": Net,
     "tied weights": tied,
-    "a part that is there twice": shared_part,
+    "a submodule registered twice": shared_part,
     "a hook": hooked,
     "buffers and attributes": buffered,
     "a large layer": lambda: nn.Linear(4, 1 << 16),
@@ -82,7 +82,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.usefixtures("no_collector")
 def test_a_model_dies_when_it_is_dropped(make: Callable[[], nn.Module], given: bool, strict: bool) -> None:
     model = make().eval()
-    gone = [
+    refs = [
         weakref.ref(model),
         *map(weakref.ref, model.modules()),
         *map(weakref.ref, model.state_dict(keep_vars=True).values()),
@@ -90,12 +90,12 @@ def test_a_model_dies_when_it_is_dropped(make: Callable[[], nn.Module], given: b
     with guard(*[model][:given], strict=strict):
         model(batch())
         del model
-        assert [ref() for ref in gone if ref() is not None] == []
+        assert [ref() for ref in refs if ref() is not None] == []
 
 
 @both
 @pytest.mark.usefixtures("no_collector")
-def test_a_model_that_changed_dies_and_is_told(strict: bool) -> None:
+def test_a_changed_model_dies_and_is_reported(strict: bool) -> None:
     with watching(strict=strict) as g:
         model = Net().eval()
         model(batch())
@@ -107,8 +107,8 @@ def test_a_model_that_changed_dies_and_is_told(strict: bool) -> None:
 
 
 @both
-def test_a_model_whose_part_refers_to_it_dies_with_the_window(strict: bool) -> None:
-    """Its parts are kept until then, as they may yet be judged, and they hold it."""
+def test_a_model_with_a_back_reference_lives_until_the_window_closes(strict: bool) -> None:
+    """The guard keeps its submodules until then, to compare them, and they refer to the model."""
 
     class Hooked(Net):
         def __init__(self) -> None:
@@ -140,7 +140,7 @@ def test_a_model_that_raised_dies_with_its_exception(strict: bool) -> None:
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_nothing_is_left_of_inference() -> None:
+def test_inference_keeps_no_model_alive() -> None:
     model = Net()
     gone = weakref.ref(model)
     with inference(model) as g:
@@ -150,13 +150,13 @@ def test_nothing_is_left_of_inference() -> None:
     assert g.violations == []
 
 
-# --- tensors change places: torch refuses where anything refers to them weakly
+# --- swap_tensors, which refuses tensors that have weak references
 
 swap_tensors: Callable[[Tensor, Tensor], None] = torch.utils.swap_tensors
 
 
 @both
-def test_tensors_may_change_places(strict: bool) -> None:
+def test_swap_tensors_with_equal_values_is_clean(strict: bool) -> None:
     model = Net().eval()
     with guard(model, strict=strict) as g:
         model(batch())
@@ -168,7 +168,7 @@ def test_tensors_may_change_places(strict: bool) -> None:
 
 
 @both
-def test_tensors_that_change_places_are_told(strict: bool) -> None:
+def test_swap_tensors_with_other_values_is_reported(strict: bool) -> None:
     model = Net().eval()
     with watching(model, strict=strict) as g:
         model(batch())
@@ -177,7 +177,7 @@ def test_tensors_that_change_places_are_told(strict: bool) -> None:
 
 
 @both
-def test_a_conversion_that_swaps(strict: bool) -> None:
+def test_a_conversion_that_swaps_tensors_works(strict: bool) -> None:
     model = Net().eval()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
@@ -194,7 +194,7 @@ def test_a_conversion_that_swaps(strict: bool) -> None:
 
 
 def census() -> Counter[str]:
-    """How many objects there are of the guard, and how many modules and tensors."""
+    """Count the live objects of the plugin, the modules and the tensors."""
     gc.collect()
     kinds = map(type, gc.get_objects())
     ours = (
@@ -226,7 +226,7 @@ def test_many_windows_leave_nothing(strict: bool) -> None:
     finally:
         tracemalloc.stop()
     assert not after - before
-    # What leaks grows each time; a cache that is filled once, by whomever in this process, does not.
+    # A leak grows each time; a cache that is filled once does not.
     assert min(later - earlier for earlier, later in pairwise(memory)) < 40_000
 
 
@@ -250,7 +250,7 @@ def test_it(lasting, number):
 
 
 class Census:
-    """Counts after some of the tests of a suite."""
+    """A plugin that counts the live objects after some tests of a suite."""
 
     def __init__(self, *after: int) -> None:
         self.ran = 0
@@ -261,7 +261,7 @@ class Census:
         self.ran += 1
         if self.ran in self.after:
             counts = census()
-            del counts["Policy"]  # pytester keeps the arguments of every hook, and policies are
+            del counts["Policy"]  # pytester keeps the arguments of all hook calls
             self.counts.append(counts)
 
 

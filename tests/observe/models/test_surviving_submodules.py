@@ -1,4 +1,4 @@
-"""What lives on when the model dies that held it: a wrapper made for one call, an ensemble, a head."""
+"""Submodules that outlive their model: a wrapper made for one call, an ensemble, a head."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def parallel(model: nn.Module) -> nn.Module:
 
 
 class Tables(nn.Module):
-    """Scripted, it has a method, and no forward."""
+    """Has a method and no forward, once it is scripted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Scaled(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit is on its way out
+            warnings.simplefilter("ignore")  # torch.jit is deprecated
             self.tables = torch.jit.script(Tables())
         self.model = model
 
@@ -88,7 +88,7 @@ Wrap = Callable[[nn.Module], nn.Module]
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
 @pytest.mark.parametrize("calls", [1, 2])
-def test_a_write_after_the_wrapper_has_died(wrap: Wrap, calls: int) -> None:
+def test_a_write_after_the_wrapper_has_died_is_reported(wrap: Wrap, calls: int) -> None:
     model = Net().eval()
     with watching() as g:
         for _ in range(calls):
@@ -107,7 +107,7 @@ def test_a_lazy_model_that_is_watched_first_runs_in_a_wrapper(wrap: Wrap, *, str
     assert rules(g) == set()
 
 
-def test_a_lazy_model_in_a_wrapper_that_draws_all_the_same() -> None:
+def test_a_draw_of_a_lazy_model_in_a_wrapper_is_reported() -> None:
     model = nn.Sequential(nn.LazyLinear(4), Drops()).eval()
     with watching(model) as g:
         with_softmax(model)(batch())
@@ -115,7 +115,7 @@ def test_a_lazy_model_in_a_wrapper_that_draws_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
-def test_a_write_between_two_wrappers(wrap: Wrap) -> None:
+def test_a_write_between_two_wrappers_is_reported(wrap: Wrap) -> None:
     model = Net().eval()
     with watching() as g:
         wrap(model)(batch())
@@ -126,7 +126,7 @@ def test_a_write_between_two_wrappers(wrap: Wrap) -> None:
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
-def test_the_model_itself_dies_later(wrap: Wrap) -> None:
+def test_a_write_before_the_model_itself_dies_is_reported(wrap: Wrap) -> None:
     model = Net().eval()
     with watching() as g:
         wrap(model)(batch())
@@ -136,7 +136,7 @@ def test_the_model_itself_dies_later(wrap: Wrap) -> None:
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
-def test_nothing_was_written(wrap: Wrap) -> None:
+def test_wrappers_without_writes_are_clean(wrap: Wrap) -> None:
     model = Net().eval()
     with watching(strict=True) as g:
         for _ in range(3):
@@ -144,7 +144,7 @@ def test_nothing_was_written(wrap: Wrap) -> None:
     assert g.violations == []
 
 
-def test_a_wrapper_alone_is_told_as_the_model_that_it_wrapped() -> None:
+def test_forwards_of_a_wrapper_count_for_the_wrapped_model() -> None:
     model = Net().eval()
     with watching() as g:
         g.watch(model, "ranker")
@@ -153,16 +153,16 @@ def test_a_wrapper_alone_is_told_as_the_model_that_it_wrapped() -> None:
     assert [(each.name, each.type, each.forwards) for each in g.models] == [("ranker", "Net", 3)]
 
 
-def test_mistakes_inside_wrappers_are_one() -> None:
+def test_training_mode_inside_several_wrappers_is_one_violation() -> None:
     model = Net()
     with watching() as g:
         for _ in range(3):
             nn.Sequential(model, nn.Softmax(-1))(batch())
-    told = [violation for violation in g.violations if violation.rule == "train-mode"]
-    assert [violation.count for violation in told] == [3]
+    violations = [violation for violation in g.violations if violation.rule == "train-mode"]
+    assert [violation.count for violation in violations] == [3]
 
 
-def test_a_part_of_a_part_lives_on() -> None:
+def test_a_nested_submodule_survives() -> None:
     head = nn.Linear(4, 2).eval()
     with watching() as g:
         nn.Sequential(nn.Sequential(nn.Linear(4, 4), head)).eval()(batch())
@@ -170,7 +170,7 @@ def test_a_part_of_a_part_lives_on() -> None:
     assert only(g, "state-mutated").subjects == ("Linear.bias",)
 
 
-def test_what_nobody_else_holds_goes_with_it() -> None:
+def test_submodules_without_other_references_die_with_the_model() -> None:
     with watching() as g:
         nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()(batch())
     assert [(each.name, each.forwards) for each in g.models] == [("Sequential", 1)]

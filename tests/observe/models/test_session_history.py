@@ -1,4 +1,4 @@
-"""What is remembered of shared models between windows."""
+"""Drift of shared models between windows, and the suspects."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pytest_evalmode.trace import Drift
 from tests.nets import Net
 
 
-def seen(net: nn.Module, by: str = "test_old") -> SessionHistory:
-    """A history in which a test has seen a model."""
+def seen(net: nn.Module, test: str = "test_old") -> SessionHistory:
+    """Return a history in which a test has seen a model."""
     history = SessionHistory()
-    history.record_model(net, snapshot.take_snapshot(net), by)
+    history.record_model(net, snapshot.take_snapshot(net), test)
     return history
 
 
@@ -26,13 +26,13 @@ def drift(history: SessionHistory, net: nn.Module, name: str = "net") -> Drift:
     return found
 
 
-def test_what_was_never_seen_has_not_drifted() -> None:
+def test_a_model_that_was_never_seen_has_not_drifted() -> None:
     net = Net()
     assert SessionHistory().find_drift(net, "net", snapshot.take_snapshot(net)) is None
     assert seen(Net()).find_drift(net, "net", snapshot.take_snapshot(net)) is None
 
 
-def test_what_is_as_it_was_has_not_drifted() -> None:
+def test_an_unchanged_model_has_not_drifted() -> None:
     net = Net()
     history = seen(net)
     net.load_state_dict({name: value.clone() for name, value in net.state_dict().items()})
@@ -40,7 +40,7 @@ def test_what_is_as_it_was_has_not_drifted() -> None:
     assert history.find_drift(net, "net", snapshot.take_snapshot(net)) is None
 
 
-def test_which_tensors_and_who_saw_them_last() -> None:
+def test_drift_names_the_tensors_and_the_test_that_last_saw_them() -> None:
     net = Net()
     history = seen(net)
     history.record_model(net, snapshot.take_snapshot(net), "test_later")
@@ -59,7 +59,7 @@ def test_which_tensors_and_who_saw_them_last() -> None:
         ("other", ("last", "has it too", "has it", "first")),
     ],
 )
-def test_likeliest_is_who_had_the_model_then_who_ran_last(name: str, between: tuple[str, ...]) -> None:
+def test_events_that_used_the_model_come_first_then_the_most_recent(name: str, between: tuple[str, ...]) -> None:
     net = Net()
     history = seen(net)
     for what, fixtures in (("first", []), ("has it", ["net"]), ("has it too", ["x", "net"]), ("last", ["network"])):
@@ -68,7 +68,7 @@ def test_likeliest_is_who_had_the_model_then_who_ran_last(name: str, between: tu
     assert drift(history, net, name).between == between
 
 
-def test_a_test_is_likelier_than_the_set_up_of_a_fixture_unless_that_had_the_model() -> None:
+def test_tests_come_before_fixtures_that_did_not_use_the_model() -> None:
     net = Net()
     history = seen(net)
     for what, fixtures, is_test in (("has it", ["net"], False), ("test", ["x"], True), ("has not", ["x"], False)):
@@ -78,7 +78,7 @@ def test_a_test_is_likelier_than_the_set_up_of_a_fixture_unless_that_had_the_mod
 
 
 @pytest.mark.parametrize(("others", "between"), [(["test"], ("has it", "test")), ([], ("has it",))])
-def test_the_fixture_of_a_plugin_is_no_suspect_unless_it_had_the_model(
+def test_a_fixture_of_a_plugin_is_a_suspect_only_if_it_used_the_model(
     others: list[str], between: tuple[str, ...]
 ) -> None:
     net = Net()
@@ -91,7 +91,7 @@ def test_the_fixture_of_a_plugin_is_no_suspect_unless_it_had_the_model(
     assert drift(history, net).between == between
 
 
-def test_the_fixture_of_a_plugin_is_told_where_nothing_else_ran() -> None:
+def test_a_fixture_of_a_plugin_is_a_suspect_if_nothing_else_ran() -> None:
     net = Net()
     history = seen(net)
     history.record_event(SessionEvent("of a plugin", frozenset(), is_test=False, is_from_plugin=True))
@@ -99,7 +99,7 @@ def test_the_fixture_of_a_plugin_is_told_where_nothing_else_ran() -> None:
     assert drift(history, net).between == ("of a plugin",)
 
 
-def test_what_ran_before_it_was_seen_is_no_suspect() -> None:
+def test_events_before_the_model_was_seen_are_not_suspects() -> None:
     net, other = Net(), Net()
     history = seen(other)
     history.record_event(SessionEvent("test_before", frozenset(["net"])))
@@ -109,7 +109,7 @@ def test_what_ran_before_it_was_seen_is_no_suspect() -> None:
     assert drift(history, net).between == ("test_after",)
 
 
-def test_who_ran_twice_is_told_once() -> None:
+def test_a_test_that_ran_twice_is_listed_once() -> None:
     net = Net()
     history = seen(net)
     for _ in range(2):
@@ -118,13 +118,13 @@ def test_who_ran_twice_is_told_once() -> None:
     assert drift(history, net).between == ("test_rerun",)
 
 
-def test_nothing_is_noted_before_a_model_is_seen() -> None:
+def test_events_are_not_recorded_before_a_model_is_seen() -> None:
     history = SessionHistory()
     history.record_event(SessionEvent("test_first", frozenset([])))
     assert history.events == []
 
 
-def test_a_model_that_died_is_forgotten() -> None:
+def test_a_dead_model_is_forgotten() -> None:
     net = Net()
     history = seen(net)
     del net
@@ -133,7 +133,7 @@ def test_a_model_that_died_is_forgotten() -> None:
     assert history.events == []
 
 
-def test_two_models_are_told_apart() -> None:
+def test_two_models_have_separate_histories() -> None:
     nets = Net(), Net()
     history = seen(nets[0], "test_a")
     history.record_model(nets[1], snapshot.take_snapshot(nets[1]), "test_b")

@@ -1,1 +1,1 @@
-"""What is compared before and after."""
+"""Reading and comparing the state of models, devices, random generators and torch itself."""

@@ -1,11 +1,9 @@
-"""What is known of memory: the digests of tensors' bytes, for as long as the kernel says that none was written.
+"""Digests of memory that stay valid for as long as the kernel reports no write to it.
 
-A digest belongs to an address and a size, not to a tensor.  What the tensor is called, whose it is and whether it is
-the one that lay there before does not matter: bytes that nobody wrote are what they were.  So nothing of the user's is
-held, but for a weak reference to the storage, which tells when there is no more reason to watch.
+A digest belongs to an address and a size, not to a tensor: bytes that were not written are the same bytes, whichever
+tensor they belong to.  No tensor is kept alive; a weak reference to the storage shows when tracking can end.
 
-The order makes it sound: pages are armed, then read.  What is written in between is seen by the next scan.  And whoever
-arms pages again makes all that was known of them void, as it can no longer be asked for.
+Pages are tracked first and read after that, so a write in between is reported by the next scan.
 """
 
 from __future__ import annotations
@@ -25,141 +23,144 @@ from pytest_evalmode.observe.state import devices, write_tracking
 from pytest_evalmode.observe.state.memory_mappings import PAGE, Span
 from pytest_evalmode.observe.state.write_tracking import WriteTracker
 
-# Without type hints in torch.
+# Torch has no type hints for it.
 StorageWeakRef: Any = reductions.StorageWeakRef
 
 Range = tuple[int, int]
-"""An address and a number of bytes."""
+"""An address and a size in bytes."""
 
-_PAYS = 1 << 25
-"""After how many bytes read it pays to arm: to look up the mappings costs about as much as to read so many."""
-_WRITTEN, _UNWRITTEN, _TIRED = 2, -1, 4
-"""A write costs a fault a page, besides the read; who is written every time, or every second, is not armed again."""
+_MIN_BYTES = 1 << 25
+"""Tracking starts once so many bytes could be tracked: reading them costs about as much as looking up the mappings."""
+_WRITE_PENALTY, _NO_WRITE_BONUS, _MAX_PENALTY = 2, -1, 4
+"""A tracked write costs a page fault, so memory that is written every time, or every other time, is not tracked."""
 
 
 @dataclass(eq=False, slots=True)
 class TrackedBlock:
-    """The bytes of a tensor that are watched; another each time that they are armed."""
+    """The bytes of a tensor whose writes are tracked.  Each time that tracking starts anew, a new block is made."""
 
     range: Range
     span: Span
-    """The pages that hold nothing else.  Those at its ends may be shared, and what is there is compared each time."""
+    """Its whole pages, which are tracked.  Other tensors may share the partial pages at its ends."""
     storage: Any
-    ends: tuple[bytes, ...]
-    tired: int
+    partial_content: tuple[bytes, ...]
+    """The bytes in its partial pages, which are compared each time."""
+    penalty: int
     digest: bytes | None = None
 
 
 @dataclass(slots=True)
 class ByteCounts:
-    """How the bytes of large tensors came to be known."""
+    """How many bytes of large tensors were read, and how many the kernel reported as unmodified."""
 
     read: int = 0
     skipped: int = 0
-    """Nobody had written to them."""
 
 
 byte_counts = ByteCounts()
 
 
 class DigestCache:
-    """The blocks of this process."""
+    """The digests that are known in this process."""
 
     def __init__(self, tracker: WriteTracker) -> None:
         self.tracker = tracker
         self._lock = RLock()
         self._blocks: dict[Range, TrackedBlock] = {}
-        self._left: dict[Range, Any] = {}
-        """What is not armed: it cannot be, or it is written all the time."""
-        self._unarmed = 0
-        """How many bytes have been read that could be armed, since anything was."""
+        self._untracked: dict[Range, Any] = {}
+        """The storages that cannot be tracked, or are written too often."""
+        self._pending_bytes = 0
+        """How many bytes that could be tracked were read since tracking last started for any."""
 
     def find_digests(self, ranges: Iterable[Range]) -> dict[Range, bytes]:
-        """The digests that hold still, of memory that is in use."""
+        """Return the digests that are still valid.  The caller keeps the memory alive."""
         with self._lock:
-            asked = [block for r in ranges if (block := self._blocks.get(r)) is not None and block.digest is not None]
-            self._ask(asked)
+            blocks = [block for r in ranges if (block := self._blocks.get(r)) is not None and block.digest is not None]
+            self._drop_written(blocks)
             return {
                 block.range: block.digest
-                for block in asked
-                if block.digest is not None and block.ends == _content(block.range)
+                for block in blocks
+                if block.digest is not None and block.partial_content == _partial_content(block.range)
             }
 
     def are_unchanged(self, ranges: Collection[Range]) -> bool:
-        """Whether the digests of all hold still, but for what the ends hold, which the caller compares."""
+        """Return whether all digests are still valid.  The caller compares the content of the partial pages."""
         with self._lock:
-            asked = [block for r in ranges if (block := self._blocks.get(r)) is not None and block.digest is not None]
-            if len(asked) == len(ranges):
-                self._ask(asked)
-            return len(asked) == len(ranges) and all(block.digest is not None for block in asked)
+            blocks = [block for r in ranges if (block := self._blocks.get(r)) is not None and block.digest is not None]
+            if len(blocks) == len(ranges):
+                self._drop_written(blocks)
+            return len(blocks) == len(ranges) and all(block.digest is not None for block in blocks)
 
-    def _ask(self, asked: list[TrackedBlock]) -> None:
-        """Forget the digests of what was written."""
-        unwritten = self.tracker.find_unwritten({block.span for block in asked})
-        for block in asked:
+    def _drop_written(self, blocks: list[TrackedBlock]) -> None:
+        """Drop the digests of blocks that were written."""
+        unwritten = self.tracker.find_unwritten({block.span for block in blocks})
+        for block in blocks:
             if block.span in unwritten:
-                block.tired = max(0, block.tired + _UNWRITTEN)
+                block.penalty = max(0, block.penalty + _NO_WRITE_BONUS)
             else:
-                block.tired += _WRITTEN
+                block.penalty += _WRITE_PENALTY
                 block.digest = None
 
     def track(self, tensors: Mapping[Range, Tensor]) -> list[TrackedBlock]:
-        """Watch what is about to be read, as far as it can be; who reads a block then gives it its digest."""
+        """Track writes to tensors that are about to be read.  The caller sets the `digest` of each block returned."""
         with self._lock:
-            wanted = {r: tensor for r, tensor in tensors.items() if not self._is_left(r, tensor)}
-            self._unarmed += sum(size for _, size in wanted)
-            if self._unarmed < _PAYS:
+            wanted = {r: tensor for r, tensor in tensors.items() if not self._is_untracked(r, tensor)}
+            self._pending_bytes += sum(size for _, size in wanted)
+            if self._pending_bytes < _MIN_BYTES:
                 return []
-            self._unarmed = 0
-            self._let_go()
+            self._pending_bytes = 0
+            self._drop_dead()
             in_use = devices.accelerator_in_use()
             blocks = [
                 self._block(r, StorageWeakRef(tensor.untyped_storage()))
                 for r, tensor in wanted.items()
-                if not (in_use and tensor.is_pinned())
+                if not (in_use and tensor.is_pinned())  # the kernel does not see writes of a device
             ]
-            eager = [block for block in blocks if block.tired < _TIRED and block.span.start < block.span.end]
-            self._void([block.span for block in eager])
-            armed = self.tracker.track({block.span for block in eager})
+            eligible = [block for block in blocks if block.penalty < _MAX_PENALTY and block.span.start < block.span.end]
+            self._invalidate([block.span for block in eligible])
+            tracked = self.tracker.track({block.span for block in eligible})
             for block in blocks:
-                if block.tired < _TIRED and block.span in armed:
+                if block.penalty < _MAX_PENALTY and block.span in tracked:
                     self._blocks[block.range] = block
                 else:
-                    self._left[block.range] = block.storage
+                    self._untracked[block.range] = block.storage
                     self._blocks.pop(block.range, None)
-            self.tracker.untrack(block.span for block in blocks if block.tired >= _TIRED)
+            self.tracker.untrack(block.span for block in blocks if block.penalty >= _MAX_PENALTY)
             return [block for block in blocks if self._blocks.get(block.range) is block]
 
     def _block(self, range_: Range, storage: Any) -> TrackedBlock:
         span = _whole_pages(range_)
         last = self._blocks.get(range_)
-        tired = last.tired if last is not None and last.storage.cdata == storage.cdata else 0
-        return TrackedBlock(range_, span, storage, _content(range_), tired)
+        penalty = last.penalty if last is not None and last.storage.cdata == storage.cdata else 0
+        return TrackedBlock(range_, span, storage, _partial_content(range_), penalty)
 
-    def _is_left(self, range_: Range, tensor: Tensor) -> bool:
-        left = self._left.get(range_)
-        return bool(left and not left.expired() and left.cdata == tensor.untyped_storage()._cdata)
+    def _is_untracked(self, range_: Range, tensor: Tensor) -> bool:
+        storage = self._untracked.get(range_)
+        return bool(storage and not storage.expired() and storage.cdata == tensor.untyped_storage()._cdata)
 
-    def _void(self, spans: list[Span]) -> None:
-        """Forget the digests of what lies on pages that are armed anew: of a view, say, into a tensor."""
+    def _invalidate(self, spans: list[Span]) -> None:
+        """Drop the digests of blocks that overlap with pages whose tracking starts anew, such as a view's pages.
+
+        The kernel can no longer report earlier writes to these pages.
+        """
         latest = 0
-        reach: list[tuple[int, int]] = []  # the starts in order, each with the last end of those up to it
+        extents: list[tuple[int, int]] = []  # each start, in order, with the latest end of all spans up to it
         for start, end in sorted(spans):
             latest = max(latest, end)
-            reach.append((start, latest))
+            extents.append((start, latest))
         for block in list(self._blocks.values()):
-            at = bisect_left(reach, (block.span.end, 0)) - 1
-            if at >= 0 and reach[at][1] > block.span.start:
-                # Another in its place: who is reading this one may give it a digest yet.
-                self._blocks[block.range] = replace(block, digest=None, tired=block.tired + _WRITTEN)
+            at = bisect_left(extents, (block.span.end, 0)) - 1
+            if at >= 0 and extents[at][1] > block.span.start:
+                # Replace it: a reader that still has the old block will set a digest there.
+                self._blocks[block.range] = replace(block, digest=None, penalty=block.penalty + _WRITE_PENALTY)
 
-    def _let_go(self) -> None:
-        """Watch no longer what has died."""
+    def _drop_dead(self) -> None:
+        """Stop tracking blocks whose storage was freed."""
         dead = [block for block in self._blocks.values() if block.storage.expired()]
         for block in dead:
             del self._blocks[block.range]
         self.tracker.untrack(block.span for block in dead)
-        self._left = {range_: storage for range_, storage in self._left.items() if not storage.expired()}
+        self._untracked = {range_: storage for range_, storage in self._untracked.items() if not storage.expired()}
 
 
 def _whole_pages(range_: Range) -> Span:
@@ -168,55 +169,55 @@ def _whole_pages(range_: Range) -> Span:
 
 
 def partial_pages(range_: Range) -> tuple[Range, Range]:
-    """What lies before the first whole page and behind the last."""
+    """Return the ranges before the first whole page and after the last one."""
     start, end = _whole_pages(range_)
     address, size = range_
     return (address, start - address), (end, address + size - end)
 
 
-def _content(range_: Range) -> tuple[bytes, ...]:
+def _partial_content(range_: Range) -> tuple[bytes, ...]:
     return tuple(starmap(ctypes.string_at, partial_pages(range_)))
 
 
-_memory: DigestCache | None = None
+_cache: DigestCache | None = None
 
 
 def get_cache() -> DigestCache | None:
-    """What is known in this process; None where the kernel does not track writes."""
-    global _memory
+    """Return the cache of this process; None if the kernel does not track writes."""
+    global _cache
     tracker = write_tracking.tracker()
     if tracker is None:
-        _memory = None
-    elif _memory is None or _memory.tracker is not tracker:
-        _memory = DigestCache(tracker)
-    return _memory
+        _cache = None
+    elif _cache is None or _cache.tracker is not tracker:
+        _cache = DigestCache(tracker)
+    return _cache
 
 
 def find_digests(ranges: Collection[Range]) -> dict[Range, bytes]:
-    """The digests that hold still; the caller keeps the tensors that lie there."""
-    at_hand = get_cache()
+    """Return the digests that are still valid.  The caller keeps the tensors alive."""
+    cache = get_cache()
     try:
-        return at_hand.find_digests(ranges) if at_hand is not None and ranges else {}
+        return cache.find_digests(ranges) if cache is not None and ranges else {}
     except OSError:
         write_tracking.disable()
         return {}
 
 
 def are_unchanged(ranges: Collection[Range]) -> bool:
-    """Whether the digests of all hold still, but for what the `ends` hold, which the caller compares."""
-    at_hand = get_cache()
+    """Return whether all digests are still valid.  The caller compares the content of the `partial_pages`."""
+    cache = get_cache()
     try:
-        return not ranges or (at_hand is not None and at_hand.are_unchanged(ranges))
+        return not ranges or (cache is not None and cache.are_unchanged(ranges))
     except OSError:
         write_tracking.disable()
         return False
 
 
 def track(tensors: Mapping[Range, Tensor]) -> list[TrackedBlock]:
-    """Watch what is about to be read; whoever does gives each block its digest."""
-    at_hand = get_cache()
+    """Track writes to tensors that are about to be read.  The caller sets the `digest` of each block returned."""
+    cache = get_cache()
     try:
-        return at_hand.track(tensors) if at_hand is not None and tensors else []
+        return cache.track(tensors) if cache is not None and tensors else []
     except OSError:
         write_tracking.disable()
         return []

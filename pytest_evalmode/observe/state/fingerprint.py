@@ -1,7 +1,7 @@
-"""A tensor -> what tells it apart, bit for bit.
+"""Fingerprints of tensors, which are compared bit for bit.
 
-A small tensor keeps its bytes, so that a message can say how far it moved; a large one a 128-bit xxh3 digest of them.
-The bytes are read where they lie, without a copy; on an accelerator it is the accelerator that reads them.
+The fingerprint of a small tensor has its bytes, so that a message can show how far it moved; that of a large one has a
+128-bit xxh3 digest.  Tensors are read in place, without a copy; the accelerator reads what is in its memory.
 """
 
 from __future__ import annotations
@@ -31,45 +31,45 @@ from pytest_evalmode.observe.state.memory_layout import (
 )
 
 MAX_VALUE_BYTES = 8192
-"""The largest tensor that is kept by value: the 2048 channels of a wide batch norm in float32."""
+"""The largest tensor whose bytes are stored: the 2048 channels of a wide batch norm in float32."""
 
 
 class Fingerprint(NamedTuple):
-    """What a tensor was."""
+    """The shape, dtype, device and content of a tensor when it was read."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
     strides: tuple[int, ...] | None
-    """How its elements lie in memory; None where they lie in order."""
+    """The strides of the bytes that were read; None if these are in the order of the elements."""
     bits: bytes
-    """The bytes themselves where `kept`, else their digest."""
+    """The bytes if `has_values`, else their digest."""
     has_values: bool
     size: int
-    """How many bytes were read."""
+    """Number of bytes that were read."""
     initialized: bool = True
     sharded: bool = False
-    """Whether this is the part of a larger tensor that lies here."""
+    """Whether it covers only the local shard of a distributed tensor."""
 
 
-_new = tuple.__new__
+_new_tuple = tuple.__new__
 _CPU = torch.device("cpu")
 
 
 def is_tensor(value: object) -> TypeGuard[Tensor]:
-    """Whether this is one indeed: a mock with the spec of a tensor passes for one."""
+    """Return whether a value is a tensor.  `isinstance()` is also true for a mock with the spec of a tensor."""
     return issubclass(type(value), Tensor)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """No mode of the user's sees what is done inside, autograd records none of it, and no finalizer runs in between."""
+    """Hide reads from user modes and autograd, and keep the garbage collector from running finalizers meanwhile."""
     collecting, recording = gc.isenabled(), is_grad_enabled()
-    gc.disable()  # thousands of fingerprints would have it go through all objects there are
+    gc.disable()  # thousands of new fingerprints would trigger full collections
     try:
-        # `DisableTorchFunction` is what torch's documentation on extending it names; it covers modes and subclasses.
+        # `DisableTorchFunction` is documented in "Extending PyTorch"; it covers modes and subclasses.
         with _disable_current_modes(), DisableTorchFunction():
-            _set_grad_enabled(False)  # `no_grad` looks up in torch, as it enters, what a test may have patched
+            _set_grad_enabled(False)  # `no_grad` calls functions of torch that a test may have patched
             try:
                 yield
             finally:
@@ -80,75 +80,85 @@ def undisturbed() -> Iterator[None]:
 
 
 def fingerprint_of(tensor: Tensor, store_values: bool = True, known: bytes | None = None) -> Fingerprint:
-    """Read a tensor of any dtype, layout or subclass; the caller is `undisturbed`.
+    """Read a tensor of any dtype, layout or subclass.  Call it inside `undisturbed()`.
 
-    `found` is what `digests` or `brought` found, where it has been read already.
+    Args:
+        tensor: the tensor.
+        store_values: whether to store its bytes if it is small.
+        known: its digest or data, if `compute_digests` or `read_device_tensors` has read it already.
     """
     dtype = tensor.dtype
     address = host_address(tensor, dtype)
     if not address:
         return _unusual(tensor, store_values, known)
     size = tensor.nbytes
-    kept = store_values and size <= MAX_VALUE_BYTES
-    bits = known or (block_type(size).from_address(address).raw if kept else digest(address, size))
-    # Thousands of these are made: the constructor of a named tuple would take a third of the time.
-    return _new(Fingerprint, (tensor.shape, dtype, _CPU, None, bits, kept, size, True, False))
+    has_values = store_values and size <= MAX_VALUE_BYTES
+    bits = known or (block_type(size).from_address(address).raw if has_values else digest(address, size))
+    # Thousands are made: the constructor of the named tuple would take a third of the time.
+    return _new_tuple(Fingerprint, (tensor.shape, dtype, _CPU, None, bits, has_values, size, True, False))
 
 
 def is_unchanged(before: Fingerprint, now: Fingerprint, tensor: Tensor) -> bool:
-    """Whether a tensor still holds what it held; how it lies in memory does not count."""
+    """Return whether a tensor has the same content as before.  Its layout in memory does not count.
+
+    Args:
+        before: its earlier fingerprint.
+        now: its current fingerprint.
+        tensor: the tensor, which is read again if its layout in memory changed.
+    """
     if before.initialized != now.initialized or before[:3] != now[:3]:
         return False
     if before.sharded != now.sharded and before.size != now.size:
-        return True  # FSDP has gathered it, or let go of it again: a part and the whole cannot be compared
+        return True  # FSDP has gathered or released it: a shard cannot be compared with the whole
     if before.strides == now.strides:
         return before.bits == now.bits
-    arranged = empty(before.shape, dtype=before.dtype, device=before.device)
+    rearranged = empty(before.shape, dtype=before.dtype, device=before.device)
     if before.strides is not None:
-        arranged = empty_strided(before.shape, before.strides, dtype=before.dtype, device=before.device)
-    return fingerprint_of(arranged.copy_(tensor), before.has_values).bits == before.bits
+        rearranged = empty_strided(before.shape, before.strides, dtype=before.dtype, device=before.device)
+    return fingerprint_of(rearranged.copy_(tensor), before.has_values).bits == before.bits
 
 
-def stored_values(print_: Fingerprint) -> Tensor | None:
-    """The tensor that was, where it was kept by value: flat, in the order of its memory."""
-    if not print_.has_values or not print_.bits:
+def stored_values(fingerprint: Fingerprint) -> Tensor | None:
+    """Return the values of the tensor as a flat tensor, in the order of its memory; None if they were not stored."""
+    if not fingerprint.has_values or not fingerprint.bits:
         return None
-    return frombuffer(bytearray(print_.bits), dtype=print_.dtype)
+    return frombuffer(bytearray(fingerprint.bits), dtype=fingerprint.dtype)
 
 
-def _unusual(tensor: Tensor, keep: bool, found: bytes | None) -> Fingerprint:
-    if found is not None and not is_sharded(tensor):
-        return _strided(tensor, keep, found)  # `brought` has seen to all that follows
+def _unusual(tensor: Tensor, store_values: bool, known: bytes | None) -> Fingerprint:
+    if known is not None and not is_sharded(tensor):
+        return _strided(tensor, store_values, known)  # `read_device_tensors` reads no other kinds
     if is_lazy(tensor):
         return Fingerprint((), tensor.dtype, tensor.device, None, b"", False, 0, initialized=False)
     if is_strided(tensor):
-        return _strided(tensor, keep, found)
+        return _strided(tensor, store_values, known)
     if is_functorch_wrapped_tensor(tensor):
-        return fingerprint_of(get_unwrapped(tensor), keep)
+        return fingerprint_of(get_unwrapped(tensor), store_values)
     if is_sharded(tensor):
-        local = fingerprint_of(cast(Any, tensor)._local_tensor, keep, found)
+        local = fingerprint_of(cast(Any, tensor)._local_tensor, store_values, known)
         return local._replace(shape=tuple(tensor.shape), sharded=True)
-    summed, size = xxh3_128(), 0
+    digest_, size = xxh3_128(), 0
     for name, value in components(tensor):
         inner = fingerprint_of(value, store_values=False) if isinstance(value, Tensor) else None
-        summed.update(f"{name} {value if inner is None else inner[:4]}".encode())
+        digest_.update(f"{name} {value if inner is None else inner[:4]}".encode())
         if inner is not None:
-            summed.update(inner.bits)
+            digest_.update(inner.bits)
             size += inner.size
     shape = () if tensor.is_nested else tuple(tensor.shape)
-    return Fingerprint(shape, tensor.dtype, tensor.device, None, summed.digest(), False, size)
+    return Fingerprint(shape, tensor.dtype, tensor.device, None, digest_.digest(), False, size)
 
 
-def _strided(tensor: Tensor, keep: bool, found: bytes | None) -> Fingerprint:
-    """A tensor whose memory is not simply its elements in order, or is not the host's."""
+def _strided(tensor: Tensor, store_values: bool, known: bytes | None) -> Fingerprint:
+    """Read a tensor with any strides, on any device."""
     size = tensor.nbytes
-    kept = keep and size <= MAX_VALUE_BYTES
+    has_values = store_values and size <= MAX_VALUE_BYTES
     if devices.is_on_device(tensor):
-        data = devices.read([(0, as_dense_block(tensor))])[0] if found is None else found
-        bits = data if kept else xxh3_128_digest(data)
+        data = devices.read([(0, as_dense_block(tensor))])[0] if known is None else known
+        bits = data if has_values else xxh3_128_digest(data)
     else:
-        whole = as_dense_block(tensor)
-        address = whole.data_ptr()
-        bits = block_type(size).from_address(address).raw if kept else digest(address, size)
+        block = as_dense_block(tensor)
+        address = block.data_ptr()
+        bits = block_type(size).from_address(address).raw if has_values else digest(address, size)
     strides = None if tensor.is_contiguous() or not is_dense(tensor) else tensor.stride()
-    return _new(Fingerprint, (tensor.shape, tensor.dtype, tensor.device, strides, bits, kept, size, True, False))
+    shape, dtype, device = tensor.shape, tensor.dtype, tensor.device
+    return _new_tuple(Fingerprint, (shape, dtype, device, strides, bits, has_values, size, True, False))

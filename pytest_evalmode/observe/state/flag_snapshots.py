@@ -1,4 +1,4 @@
-"""The flags, gradients and hooks of shared models, and torch's global state, before and after -> Leak."""
+"""Flags, gradients and hooks of shared models, torch's global state, and what leaks of them."""
 
 from __future__ import annotations
 
@@ -35,41 +35,40 @@ _CPU = torch.device("cpu")
 _function_modes: Callable[[], list[object]] = _get_current_function_mode_stack
 
 Flags = dict[str, str | dict[int, str]]
-"""How something is set, by name; hooks by the numbers that torch gives them."""
+"""Values by name, as text; for a table of hooks, the name of each hook by its key."""
 
 
 @dataclass(slots=True)
 class FlagTracker:
-    """How something was set, a model or torch itself."""
+    """The flags of a model, or torch's global ones, at several moments of a window."""
 
     window_start: Flags
-    """When the window began."""
     latest: Flags
-    """When the part of the window began that runs now."""
+    """When they were last compared, or when the last pause ended."""
     before_change: Flags = field(default_factory=dict)
-    """When it was set for the first time, but for what was set in a pause."""
+    """For each flag that changed outside of pauses: its value before the first change."""
     session_start: Flags = field(default_factory=dict)
-    """When the session began, where that is remembered: who puts that back repairs what another left."""
+    """When the session began, if that is known.  A return to these values repairs what another test left."""
 
     def find_leaks(self, model: str | None, now: Flags, own_hooks: Container[int] = ()) -> list[Leak]:
-        """What has been set otherwise in this part of the window; another begins.  Its `own` hooks do not count."""
+        """Return what changed since the last call or pause, except for hooks that the model itself added or removed."""
         self.window_start, self.latest, self.before_change, now = (
-            _without(own_hooks, each) for each in (self.window_start, self.latest, self.before_change, now)
+            _without(own_hooks, flags) for flags in (self.window_start, self.latest, self.before_change, now)
         )
-        found = list(find_leaks(model, self.latest, now))
-        for leak in found:
+        leaks = list(find_leaks(model, self.latest, now))
+        for leak in leaks:
             self.before_change.setdefault(leak.name, self.latest[leak.name])
         self.latest = now
-        return found
+        return leaks
 
     def restored(self) -> set[str]:
-        """What is now as it was at first, or before it was set, or when the session began."""
+        """Return the names of the flags that have an earlier value again: such a change is not a leak."""
         earlier = self.window_start, self.before_change, self.session_start
-        return {name for name, is_ in self.latest.items() if is_ in [flags.get(name) for flags in earlier]}
+        return {name for name, value in self.latest.items() if value in [flags.get(name) for flags in earlier]}
 
 
 def read_model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:
-    """How a model is set: by name, what each of its modules and parameters says of itself, but for parts to `skip`."""
+    """Return the flags of a model's modules and parameters by name, without submodules whose id is in `skip`."""
     flags: Flags = {}
     for path, part in modules.walk(module, skip):
         prefix = f"{path}." if path else ""
@@ -88,38 +87,43 @@ def read_model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:
 
 
 def read_global_flags(names: Iterable[str] = ()) -> Flags:
-    """What torch keeps for the whole process, and for this thread: all of it, or what is named."""
+    """Return torch's flags of this process and thread by name, all of them or only `names`."""
     return {name: _read(_GLOBALS[name]) for name in names or _GLOBALS}
 
 
 def find_leaks(model: str | None, before: Flags, now: Flags) -> Iterator[Leak]:
-    """What is otherwise than it was; a module or parameter that has come or gone is no leak but a change of state."""
-    for name, was in before.items():
-        is_ = now.get(name, was)
-        if was != is_:
-            yield Leak(model, name, _told(was), _told(is_))
+    """Yield the flags that changed.  An added or removed module or parameter is a change of state, not a leak."""
+    for name, old in before.items():
+        new = now.get(name, old)
+        if old != new:
+            yield Leak(model, name, _format(old), _format(new))
 
 
 def hooks_of(parts: Iterable[nn.Module]) -> dict[int, object]:
-    """The hooks of modules, by the numbers that torch gives them: no two of a process have the same."""
-    filled = filter(None, chain.from_iterable(map(_tables, parts)))  # of thousands of tables next to none are
+    """Return the hooks of modules by their keys, which are unique in a process."""
+    filled = filter(None, chain.from_iterable(map(_tables, parts)))  # nearly all tables are empty
     return {key: hook for table in filled for key, hook in table.items()}
 
 
 def hooks_changed_by_model(
     before: Mapping[int, object], parts: Iterable[nn.Module], is_user: Callable[[CodeType], bool]
 ) -> set[int]:
-    """The hooks that came or went in a forward by no doing of the test's.
+    """Return the keys of hooks that were added or removed in a forward, but not by the user's code.
 
-    A lazy module takes away its own once it has its shape; a library puts some on as its model first runs.
+    A lazy module removes its own hook once it has its shape; a library may add hooks when its model first runs.
+
+    Args:
+        before: the hooks before the forward.
+        parts: the modules of the model, after the forward.
+        is_user: returns whether code is the user's.
     """
     now = hooks_of(parts)
-    came = {key for key in now.keys() - before.keys() if (code := code_of(now[key])) is not None and not is_user(code)}
-    return came | (before.keys() - now.keys())
+    added = {key for key in now.keys() - before.keys() if (code := code_of(now[key])) is not None and not is_user(code)}
+    return added | (before.keys() - now.keys())
 
 
 def code_of(hook: object) -> CodeType | None:
-    """The code of a function or method, of one beneath a partial one, or of an object that can be called."""
+    """Return the code of a function, method, `functools.partial` or callable object, or None."""
     while isinstance(hook, partial):
         hook = hook.func
     function = getattr(hook, "__func__", hook)
@@ -129,7 +133,7 @@ def code_of(hook: object) -> CodeType | None:
 def _tables(part: nn.Module) -> Iterable[Mapping[int, object]]:
     try:
         return _ALL_HOOKS(part)
-    except AttributeError:  # one of another torch's, or scripted
+    except AttributeError:  # scripted, or made by another version of torch
         return [_table(part, name) for name in _HOOKS]
 
 
@@ -137,14 +141,14 @@ def _table(part: nn.Module, name: str) -> Mapping[int, object]:
     return getattr(part, name, None) or {}
 
 
-def _without(own: Container[int], flags: Flags) -> Flags:
+def _without(own_hooks: Container[int], flags: Flags) -> Flags:
     return {
-        name: value if isinstance(value, str) else {key: hook for key, hook in value.items() if key not in own}
+        name: value if isinstance(value, str) else {key: hook for key, hook in value.items() if key not in own_hooks}
         for name, value in flags.items()
     }
 
 
-def _told(value: str | dict[int, str]) -> str:
+def _format(value: str | dict[int, str]) -> str:
     return value if isinstance(value, str) else ", ".join(f"{name} #{key}" for key, name in value.items()) or "none"
 
 
@@ -160,11 +164,11 @@ def _read(flag: Callable[[], object]) -> str:
     try:
         return str(flag()).removeprefix("torch.")
     except RuntimeError:
-        return "unreadable"  # torch refuses to tell an old flag once its new one is set
+        return "unreadable"  # torch raises for an old flag once its new one is set
 
 
 def _default_device() -> object:
-    """As `torch.get_default_device` finds it, which would look up `torch.device`: a test may have patched that."""
+    """Return what `torch.get_default_device` does, without looking up `torch.device`, which a test may have patched."""
     return next((mode.device for mode in _function_modes() if isinstance(mode, DeviceContext)), _CPU)
 
 

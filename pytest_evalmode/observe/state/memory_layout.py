@@ -1,6 +1,6 @@
-"""What kind of memory a tensor is: a block of bytes, one seen through strides, or what wraps others.
+"""How a tensor is laid out: a contiguous block of bytes, one with strides, or several inner tensors.
 
-No operator is dispatched for the common layouts.
+For the common layouts no operator is dispatched.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import is_fake
 
 _STRIDED = torch.strided
 _TYPES = (nn.Parameter, Tensor)
-# Of these a contiguous tensor is its bytes.  Left out: quantised ones, which have a scale, and complex ones, which may
-# be conjugated by a flag.
+# The content of a contiguous tensor of such a dtype is just its bytes.  A quantized tensor also has a scale, and a
+# complex one may be conjugated by a flag.
 _PLAIN_DTYPES = frozenset(
     value
     for value in vars(torch).values()
@@ -25,12 +25,12 @@ _PLAIN_DTYPES = frozenset(
 
 
 def host_address(tensor: Tensor, dtype: torch.dtype) -> int:
-    """Where a tensor lies on the host that is no more than its bytes in order; 0 of any other."""
+    """Return the address of a plain contiguous tensor in host memory, else 0."""
     return data_address(tensor, dtype) if tensor.is_cpu else 0
 
 
 def data_address(tensor: Tensor, dtype: torch.dtype) -> int:
-    """The same on any device, of which this is an address."""
+    """Return the address of a plain contiguous tensor on any device, else 0."""
     if (
         type(tensor) in _TYPES
         and dtype in _PLAIN_DTYPES
@@ -40,13 +40,13 @@ def data_address(tensor: Tensor, dtype: torch.dtype) -> int:
     ):
         try:
             return tensor.data_ptr()
-        except RuntimeError:  # what functorch has wrapped looks like a tensor and has no memory
+        except RuntimeError:  # a functorch wrapper has no memory
             pass
     return 0
 
 
 def is_strided(tensor: Tensor) -> bool:
-    """Whether this is one block of memory seen through strides; a subclass is where it does not wrap others."""
+    """Return whether a tensor is one block of memory with strides; a subclass counts unless it wraps other tensors."""
     return (
         tensor.layout is torch.strided
         and not (tensor.is_quantized or tensor.is_nested or tensor.is_meta or is_fake(tensor))
@@ -56,13 +56,13 @@ def is_strided(tensor: Tensor) -> bool:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether only a part of a tensor is here; a DTensor can be met only where its module was imported already."""
-    module = sys.modules.get("torch.distributed.tensor")
+    """Return whether a tensor is a DTensor: only a shard of it is local."""
+    module = sys.modules.get("torch.distributed.tensor")  # not imported: no DTensor exists
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    """Whether there is something to read: not where FSDP has released it, nor in what only looks like a tensor."""
+    """Return whether there is memory to read.  FSDP may have released it, and some wrappers have none."""
     try:
         return tensor.data_ptr() != 0 or tensor.numel() == 0
     except (RuntimeError, NotImplementedError):
@@ -70,13 +70,13 @@ def _has_memory(tensor: Tensor) -> bool:
 
 
 def as_dense_block(tensor: Tensor) -> Tensor:
-    """A tensor as one block of memory, a copy where it is none."""
-    plain = tensor.detach().resolve_conj().resolve_neg()
-    return plain if is_dense(tensor) else plain.contiguous()
+    """Return a tensor as one block of memory, as a copy if necessary."""
+    resolved = tensor.detach().resolve_conj().resolve_neg()
+    return resolved if is_dense(tensor) else resolved.contiguous()
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill a block of memory without gap or overlap, in whatever order."""
+    """Return whether the elements fill a block of memory without gaps or overlap, in any order."""
     if tensor.is_contiguous():
         return True
     expected = 1
@@ -90,11 +90,11 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def components(tensor: Tensor) -> Iterator[tuple[str, Any]]:
-    """What a tensor without a block of its own is made of, by name and in order."""
+    """Yield the parts, by name, of a tensor that is not one block of memory."""
     if tensor.is_nested and tensor.layout is torch.jagged:
-        # Not what it flattens to: that grows by the lengths that it finds out about itself when it is used.
-        inside = cast(Any, tensor)
-        yield from (("values", inside._values), ("offsets", inside._offsets), ("lengths", inside._lengths))
+        # `__tensor_flatten__` would also return the sequence lengths that it computes and caches when it is used.
+        jagged = cast(Any, tensor)
+        yield from (("values", jagged._values), ("offsets", jagged._offsets), ("lengths", jagged._lengths))
     elif hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         yield from ((name, getattr(tensor, name)) for name in names)
@@ -119,4 +119,4 @@ def components(tensor: Tensor) -> Iterator[tuple[str, Any]]:
     elif tensor.is_mkldnn:
         yield "values", tensor.to_dense()
     elif not tensor.is_meta and not tensor.is_inference():
-        yield "version", tensor._version  # nothing to read: what torch counts is all there is
+        yield "version", tensor._version  # not readable: only the version counter is left

@@ -1,4 +1,4 @@
-"""The memory of this process: its mappings, and what lies near what in them."""
+"""Memory mappings of this process, and groups of page ranges that can be registered together."""
 
 from __future__ import annotations
 
@@ -10,59 +10,59 @@ from typing import NamedTuple
 
 PAGE = mmap.PAGESIZE
 
-_NEAR = 16 * PAGE
-"""So far apart, two spans are registered as one: each registration splits a mapping in up to three."""
+_MAX_GAP = 16 * PAGE
+"""Spans up to this far apart are registered as one, since each registration splits a mapping into up to three."""
 
 
 class Span(NamedTuple):
-    """Whole pages, from an address to another."""
+    """A range of whole pages, from `start` up to `end`."""
 
     start: int
     end: int
 
 
 class Mappings:
-    """Those that are plainly private and anonymous, from `/proc/self/maps`."""
+    """The private anonymous mappings in `/proc/self/maps`."""
 
     def __init__(self) -> None:
-        self._plain: list[Span] = []
+        self._mappings: list[Span] = []
         with open("/proc/self/maps", "rb") as file:
             lines = file.read().splitlines()
-        self._number = len(lines)
+        self._count = len(lines)
         for line in lines:
-            where, flags, _, _, inode, *name = line.split(None, 5)
+            addresses, flags, _, _, inode, *name = line.split(None, 5)
             if flags != b"rw-p" or inode != b"0" or not (not name or name[0] == b"[heap]" or name[0][:6] == b"[anon:"):
                 continue
-            start, end = (int(part, 16) for part in where.split(b"-"))
-            if self._plain and self._plain[-1].end == start:
-                self._plain[-1] = Span(self._plain[-1].start, end)
+            start, end = (int(part, 16) for part in addresses.split(b"-"))
+            if self._mappings and self._mappings[-1].end == start:
+                self._mappings[-1] = Span(self._mappings[-1].start, end)
             else:
-                self._plain.append(Span(start, end))
+                self._mappings.append(Span(start, end))
 
     def contains(self, span: Span) -> bool:
-        return self._of(span) is not None
+        return self._mapping_of(span) is not None
 
     def group_by_mapping(self, spans: list[Span]) -> Iterator[list[Span]]:
-        """Spans that can be registered as one: they are near, and so is all that lies between them."""
-        for group in group_spans(spans, _NEAR):
+        """Group spans that can be registered as one: they are close, in the same mapping."""
+        for group in group_spans(spans, _MAX_GAP):
             by_mapping: dict[Span | None, list[Span]] = {}
             for span in group:
-                by_mapping.setdefault(self._of(span), []).append(span)
+                by_mapping.setdefault(self._mapping_of(span), []).append(span)
             yield from by_mapping.values()
 
     def registrations_left(self) -> int:
-        """How many registrations may be made before this is asked again."""
+        """Return how many registrations are allowed before this must be called again."""
         with open("/proc/sys/vm/max_map_count", "rb") as file:
             limit = int(file.read())
-        return min(256, (limit // 2 - self._number) // 2)
+        return min(256, (limit // 2 - self._count) // 2)
 
-    def _of(self, span: Span) -> Span | None:
-        at = bisect_right(self._plain, Span(span.start, sys.maxsize)) - 1
-        return self._plain[at] if at >= 0 and span.end <= self._plain[at].end else None
+    def _mapping_of(self, span: Span) -> Span | None:
+        at = bisect_right(self._mappings, Span(span.start, sys.maxsize)) - 1
+        return self._mappings[at] if at >= 0 and span.end <= self._mappings[at].end else None
 
 
 def group_spans(spans: list[Span], gap: int) -> Iterator[list[Span]]:
-    """Sorted spans, together where no more than a gap lies between them."""
+    """Group sorted spans with at most `gap` bytes between them."""
     group: list[Span] = []
     end = 0
     for span in spans:

@@ -1,8 +1,8 @@
-"""What a tree of modules held when it was last read, and a cheap way to say that it holds the same still.
+"""A fast check that a model has not changed since it was last read.
 
-It does where the same names lead to the same modules and to tensors of the same form at the same addresses, and no byte
-there is another: the kernel says so of the large ones, and the small ones are read, all in one go, as is all that lies
-on a device, which has been read before it comes to a plan.  No module or tensor is kept for it.
+A model is unchanged if it has the same modules and tensors under the same names, if each tensor has the same address,
+shape and dtype, and if no byte changed.  For large tensors the kernel reports that; small tensors are hashed together,
+as is the data that devices return for theirs.  A plan keeps no module or tensor alive.
 """
 
 from __future__ import annotations
@@ -26,70 +26,71 @@ from pytest_evalmode.observe.state.memory_layout import data_address
 _TYPES = {nn.Parameter, Tensor}
 _TABLES = attrgetter("_modules", "_parameters", "_buffers")
 _NOT_SAVED = attrgetter("_non_persistent_buffers_set")
-# An address alone says that a tensor is a block of memory: others have none, and raise.
-_FORM = (Tensor.data_ptr, Tensor.is_contiguous, Tensor.is_neg, attrgetter("dtype"), attrgetter("shape"))
-_FORM_ELSEWHERE = (*_FORM, attrgetter("device"))
+# Tensors without a block of memory have no address, and raise.
+_LAYOUT = (Tensor.data_ptr, Tensor.is_contiguous, Tensor.is_neg, attrgetter("dtype"), attrgetter("shape"))
+_LAYOUT_WITH_DEVICE = (*_LAYOUT, attrgetter("device"))
 
 Columns = list[list[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadPlan:
-    """A tree by its parts, the names in it and the form of its tensors, column by column, and where these lie."""
+    """The modules of a model when it was last read, and the names and layouts of their tensors, as columns."""
 
     parts: list[weakref.ref[nn.Module]]
     skipped: frozenset[int]
     names: Columns
-    chosen: list[bool]
-    """Which of all that the tables of its modules hold are the tensors that were read."""
-    form: Columns
+    is_read: list[bool]
+    """For each entry of the tables of its modules, whether it is a tensor that was read."""
+    layouts: Columns
     large: list[digest_cache.Range]
     small: list[ctypes.Array[ctypes.c_char]]
-    """To be looked at only while the form is what it was."""
-    digest: bytes
-    """Of the small ones."""
-    there: bytes | None
-    """The digest of what devices said; None where nothing lies on one."""
+    """The memory of the small tensors.  Valid only while the layouts are equal."""
+    small_digest: bytes
+    device_digest: bytes | None
+    """The digest of the data from devices; None if no tensor is on one."""
 
     def find_tree(self, skip: Collection[int]) -> TreeState | None:
-        """The tree as it is now, where it is made of the same modules by the same names; be `undisturbed`."""
+        """Return the current state if all names lead to the same modules, else None.  Needs `undisturbed()`."""
         parts = [ref() for ref in self.parts]
         if self.skipped != set(skip):
             return None
         living = [part for part in parts if part is not None]
         if len(living) < len(parts):
             return None
-        values, names = _named(living)
-        return _tree(living, names, list(compress(values, self.chosen)), self.chosen) if names == self.names else None
+        values, names = _read_tables(living)
+        if names != self.names:
+            return None
+        return _tree_state(living, names, list(compress(values, self.is_read)), self.is_read)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TreeState:
-    """A tree as it is now."""
+    """The modules of a model now, and the names and layouts of their tensors, as columns."""
 
     parts: list[nn.Module]
     names: Columns
-    chosen: list[bool]
+    is_read: list[bool]
     tensors: list[Tensor]
-    form: Columns
+    layouts: Columns
 
-    def matches(self, plan: ReadPlan, there: Mapping[int, bytes]) -> bool:
-        """Whether this tree, found by its plan, is what it was, bit for bit; devices say what is `there`, by `id`."""
+    def matches(self, plan: ReadPlan, device_data: Mapping[int, bytes]) -> bool:
+        """Return whether nothing changed since the plan was made; `device_data` has the tensors on devices, by `id`."""
         return (
-            self.form == plan.form
-            and self._told(there) == plan.there
-            and _digest(plan.small) == plan.digest
+            self.layouts == plan.layouts
+            and self._device_digest(device_data) == plan.device_digest
+            and _digest(plan.small) == plan.small_digest
             and digest_cache.are_unchanged(plan.large)
         )
 
-    def make_plan(self, skip: Collection[int], there: Mapping[int, bytes]) -> ReadPlan | None:
-        """What to compare with later, taken before the tree is read; None where a tensor is more than its bytes."""
+    def make_plan(self, skip: Collection[int], device_data: Mapping[int, bytes]) -> ReadPlan | None:
+        """Return a plan, made before the tensors are read; None if a tensor is more than a block of bytes."""
         if not all(data_address(tensor, tensor.dtype) for tensor in self.tensors):
             return None
         large: list[digest_cache.Range] = []
         small: list[digest_cache.Range] = []
         for tensor in self.tensors:
-            if id(tensor) in there:
+            if id(tensor) in device_data:
                 continue
             if not tensor.is_cpu:
                 return None
@@ -102,45 +103,47 @@ class TreeState:
         if large and digest_cache.get_cache() is None:
             return None
         parts = list(map(weakref.ref, self.parts))
-        names = [*self.names[:-1], list(map(frozenset, self.names[-1]))]  # the sets are the modules' own
+        names = [*self.names[:-1], list(map(frozenset, self.names[-1]))]  # copies, since the sets belong to the modules
         blocks = [(ctypes.c_char * size).from_address(address) for address, size in small]
-        there_ = self._told(there)
-        return ReadPlan(parts, frozenset(skip), names, self.chosen, self.form, large, blocks, _digest(blocks), there_)
+        digest, device_digest = _digest(blocks), self._device_digest(device_data)
+        return ReadPlan(parts, frozenset(skip), names, self.is_read, self.layouts, large, blocks, digest, device_digest)
 
-    def _told(self, there: Mapping[int, bytes]) -> bytes | None:
-        return _digest(map(there.__getitem__, filter(there.__contains__, map(id, self.tensors)))) if there else None
+    def _device_digest(self, device_data: Mapping[int, bytes]) -> bytes | None:
+        if not device_data:
+            return None
+        return _digest(map(device_data.__getitem__, filter(device_data.__contains__, map(id, self.tensors))))
 
 
 def read_tree(parts: list[Any], skip: Collection[int], *, include_non_persistent: bool) -> TreeState | None:
-    """What can be compared with a plan; None of other things than plain modules and tensors.  Be `undisturbed`."""
+    """Return the state of a model; None if it has other than plain modules and tensors.  Needs `undisturbed()`."""
     try:
-        values, names = _named(parts)
-    except (AttributeError, TypeError):  # scripted, or the remains of one that has died
+        values, names = _read_tables(parts)
+    except (AttributeError, TypeError):  # a scripted module, or the tables of a dead one
         return None
-    chosen: list[bool] = []
+    is_read: list[bool] = []
     for part in parts:
         not_saved = () if include_non_persistent else part._non_persistent_buffers_set
-        chosen += [False] * len(part._modules)
-        chosen += [tensor is not None for tensor in part._parameters.values()]
-        chosen += [tensor is not None and name not in not_saved for name, tensor in part._buffers.items()]
-    tensors = list(compress(values, chosen))
+        is_read += [False] * len(part._modules)
+        is_read += [tensor is not None for tensor in part._parameters.values()]
+        is_read += [tensor is not None and name not in not_saved for name, tensor in part._buffers.items()]
+    tensors = list(compress(values, is_read))
     known = {id(part) for part in parts}.union(skip)
     children = (child for part in parts for child in part._modules.values() if child is not None)
     if not tensors or not _TYPES.issuperset(map(type, tensors)) or not known.issuperset(map(id, children)):
         return None
-    return _tree(parts, names, tensors, chosen)
+    return _tree_state(parts, names, tensors, is_read)
 
 
-def _tree(parts: list[nn.Module], names: Columns, tensors: list[Tensor], chosen: list[bool]) -> TreeState | None:
+def _tree_state(parts: list[nn.Module], names: Columns, tensors: list[Tensor], is_read: list[bool]) -> TreeState | None:
     try:
-        form = _FORM_ELSEWHERE if devices.accelerator_in_use() else _FORM
-        return TreeState(parts, names, chosen, tensors, [list(map(column, tensors)) for column in form])
+        columns = _LAYOUT_WITH_DEVICE if devices.accelerator_in_use() else _LAYOUT
+        return TreeState(parts, names, is_read, tensors, [list(map(column, tensors)) for column in columns])
     except (RuntimeError, NotImplementedError):
         return None
 
 
-def _named(parts: list[nn.Module]) -> tuple[list[Any], Columns]:
-    """What the tables of modules hold, in order, and what tells it from what they held before."""
+def _read_tables(parts: list[nn.Module]) -> tuple[list[Any], Columns]:
+    """Return all entries of the modules' tables, in order, and columns that identify them."""
     tables: list[Any] = list(chain.from_iterable(map(_TABLES, parts)))
     filled = list(filter(None, tables))
     values = list(chain.from_iterable(map(dict.values, filled)))

@@ -1,4 +1,4 @@
-"""Parameters and persistent buffers, before and after -> TensorChange."""
+"""Snapshots of a model's parameters and buffers, and the changes between two of them."""
 
 from __future__ import annotations
 
@@ -26,45 +26,46 @@ from pytest_evalmode.observe.state.fingerprint import (
 from pytest_evalmode.observe.state.read_plan import ReadPlan
 from pytest_evalmode.trace import Site, TensorChange
 
-_KEPT_AT_LEAST = 1 << 20
-_KEPT_SHARE = 50
+_VALUE_BUDGET = 1 << 20
+_VALUE_BUDGET_SHARE = 50
+"""The values of small tensors are stored up to 1 MiB, or a fiftieth of the large tensors' bytes if that is more."""
 
 _SIZE = attrgetter("size")
-_INITIALISED = attrgetter("initialized")
+_INITIALIZED = attrgetter("initialized")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a model held at one moment, by qualified name."""
+    """Fingerprints of a model's parameters and buffers at one moment, by qualified name."""
 
     fingerprints: dict[str, Fingerprint]
     non_persistent: frozenset[str]
-    """The names of the non-persistent buffers, which `state_dict()` does not save."""
+    """Names of the buffers that `state_dict()` does not save."""
     bytes: int
     has_uninitialized: bool
-    """Whether a lazy parameter has yet to be given its shape."""
+    """Whether a lazy parameter or buffer has no shape yet."""
 
     def of_submodule(self, path: str) -> Snapshot:
-        """What a part of the model held, by its path there."""
+        """Return the snapshot of a submodule."""
         start = f"{path}."
-        prints = {
-            name.removeprefix(start): print_ for name, print_ in self.fingerprints.items() if name.startswith(start)
-        }
-        passing = frozenset(name.removeprefix(start) for name in self.non_persistent if name.startswith(start))
-        size = sum(print_.size for name, print_ in prints.items() if name not in passing)
-        return Snapshot(prints, passing, size, not all(map(_INITIALISED, prints.values())))
+        items = ((name, fingerprint) for name, fingerprint in self.fingerprints.items() if name.startswith(start))
+        fingerprints = {name.removeprefix(start): fingerprint for name, fingerprint in items}
+        non_persistent = frozenset(name.removeprefix(start) for name in self.non_persistent if name.startswith(start))
+        size = sum(fingerprint.size for name, fingerprint in fingerprints.items() if name not in non_persistent)
+        return Snapshot(fingerprints, non_persistent, size, not all(map(_INITIALIZED, fingerprints.values())))
 
 
 @dataclass(frozen=True, slots=True)
-class _Last:
-    """What was last read of a tree."""
+class _LastRead:
+    """The last snapshot of a model, and the plan that shows whether it is still valid."""
 
     root: weakref.ref[Any]
     plan: ReadPlan
     snapshot: Snapshot
 
 
-_last: dict[tuple[int, bool], _Last] = {}
+_last_reads: dict[tuple[int, bool], _LastRead] = {}
+"""By the id of the model, and whether its non-persistent buffers were read."""
 
 
 def take_snapshot(
@@ -75,123 +76,135 @@ def take_snapshot(
     include_non_persistent: bool = False,
     untracked: bool = False,
 ) -> Snapshot:
-    """Read the parameters and buffers of a model but for the parts to `skip`; those that are `passing`, on request.
+    """Read the parameters and buffers of a model.
 
-    Small tensors are kept by value while they are a small part of all; what `like` kept so is kept so again.  Of what
-    is read `once` alone, as what is left of a model that has died is, the kernel need not tell who writes to it: that
-    takes longer than to read it.
+    Args:
+        root: the model, or its tables once it has died.
+        previous: an earlier snapshot to compare with; the values of the same small tensors are stored again.
+        skip: ids of submodules to leave out.
+        include_non_persistent: whether to read the buffers that `state_dict()` does not save, too.
+        untracked: whether to leave writes untracked, for a model that is read only once: tracking costs more.
+
+    Returns:
+        The snapshot; the object that the last call returned, if nothing changed since.
     """
     with undisturbed():
-        elsewhere = devices.accelerator_in_use() is not None
-        last = _last_of(root, include_non_persistent)
+        uses_device = devices.accelerator_in_use() is not None
+        last = _last_read(root, include_non_persistent)
         untracked = last is None and (untracked or isinstance(root, ModuleTables))
         tree = last.plan.find_tree(skip) if last is not None else None
         parts: NamedModules = []
         if tree is None:
             last, parts = None, modules.walk(root, skip)
-            if not untracked and (elsewhere or digest_cache.get_cache() is not None):
-                tree = read_plan.read_tree(
-                    [part for _, part in parts], skip, include_non_persistent=include_non_persistent
-                )
-        there = _brought(tree.tensors) if tree is not None and elsewhere else None
+            if not untracked and (uses_device or digest_cache.get_cache() is not None):
+                module_list = [part for _, part in parts]
+                tree = read_plan.read_tree(module_list, skip, include_non_persistent=include_non_persistent)
+        device_data = _read_devices(tree.tensors) if tree is not None and uses_device else None
         if tree is None:
-            return _read_snapshot(parts, previous, include_non_persistent, once=untracked)
-        if last is not None and previous in (None, last.snapshot) and tree.matches(last.plan, there or {}):
+            return _read_snapshot(parts, previous, include_non_persistent, untracked=untracked)
+        # Nothing changed since the last read: its snapshot is still valid.
+        if last is not None and previous in (None, last.snapshot) and tree.matches(last.plan, device_data or {}):
             digest_cache.byte_counts.skipped += sum(size for _, size in last.plan.large)
             return last.snapshot
-        plan = tree.make_plan(skip, there or {})
-        snapshot = _read_snapshot(parts or modules.walk(root, skip), previous, include_non_persistent, there)
-        if plan is not None and len(snapshot.fingerprints) == len(tree.tensors):  # not with packed weights, nor unsaved
-            _keep(root, include_non_persistent, plan, snapshot)
+        # Made before the read, so that a write in between leads to another read next time.
+        plan = tree.make_plan(skip, device_data or {})
+        snapshot = _read_snapshot(parts or modules.walk(root, skip), previous, include_non_persistent, device_data)
+        if plan is not None and len(snapshot.fingerprints) == len(tree.tensors):  # a plan has no packed weights
+            _store_last_read(root, include_non_persistent, plan, snapshot)
         return snapshot
 
 
-def _brought(tensors: Collection[Tensor]) -> dict[int, bytes]:
-    """What devices say of tensors, by `id`, once nothing is under way there any more."""
+def _read_devices(tensors: Collection[Tensor]) -> dict[int, bytes]:
+    """Read the tensors that are on a device, by `id`, once its pending work is done."""
     wait_for_devices(tensors)
     return read_device_tensors(tensors)
 
 
 def _read_snapshot(
     parts: NamedModules,
-    like: Snapshot | None,
-    passing: bool,
-    there: Mapping[int, bytes] | None = None,
+    previous: Snapshot | None,
+    include_non_persistent: bool,
+    device_data: Mapping[int, bytes] | None = None,
     *,
-    once: bool = False,
+    untracked: bool = False,
 ) -> Snapshot:
-    """`there` is what devices have said of these tensors, where they were asked already."""
-    known = like.fingerprints if like is not None else {}
+    """Read every tensor.  `device_data` has the tensors on devices, if these were read already."""
+    known = previous.fingerprints if previous is not None else {}
     saved, not_saved = named_tensors(parts)
-    tensors = [*saved, *not_saved] if passing else saved
-    if there is None:
-        there = _brought([tensor for _, tensor in tensors]) if devices.accelerator_in_use() else {}
-    in_threads = find_large(tensor for _, tensor in tensors)
-    room = max(_KEPT_AT_LEAST, sum(tensor.nbytes for tensor in in_threads.values()) // _KEPT_SHARE)
+    tensors = [*saved, *not_saved] if include_non_persistent else saved
+    if device_data is None:
+        device_data = _read_devices([tensor for _, tensor in tensors]) if devices.accelerator_in_use() else {}
+    large = find_large(tensor for _, tensor in tensors)
+    budget = max(_VALUE_BUDGET, sum(tensor.nbytes for tensor in large.values()) // _VALUE_BUDGET_SHARE)
     read: dict[int, Fingerprint] = {}  # a tied tensor is read once
-    with compute_digests(in_threads, untracked=once) as digested:
+    with compute_digests(large, untracked=untracked) as digests:
         for name, tensor in tensors:
             key = id(tensor)
-            if key not in read and key not in in_threads:
-                was = known.get(name)
-                keep = room > 0 if was is None else was.has_values
-                print_ = read[key] = fingerprint_of(tensor, keep, there.get(key))
-                if print_.has_values:
-                    room -= print_.size
-    for key, tensor in in_threads.items():
-        read[key] = fingerprint_of(tensor, False, digested[key])
-    apart = {id(tensor) for _, tensor in not_saved} - {id(tensor) for _, tensor in saved} if not_saved else set()
+            if key not in read and key not in large:
+                old = known.get(name)
+                store_values = budget > 0 if old is None else old.has_values
+                fingerprint = read[key] = fingerprint_of(tensor, store_values, device_data.get(key))
+                if fingerprint.has_values:
+                    budget -= fingerprint.size
+    for key, tensor in large.items():
+        read[key] = fingerprint_of(tensor, False, digests[key])
+    unsaved = {id(tensor) for _, tensor in not_saved} - {id(tensor) for _, tensor in saved} if not_saved else set()
     return Snapshot(
         fingerprints={name: read[id(tensor)] for name, tensor in tensors},
-        non_persistent=frozenset(name for name, _ in not_saved) if passing else frozenset(),
-        bytes=sum(map(_SIZE, read.values())) - sum(read[key].size for key in apart & read.keys()),
-        has_uninitialized=not all(map(_INITIALISED, read.values())),
+        non_persistent=frozenset(name for name, _ in not_saved) if include_non_persistent else frozenset(),
+        bytes=sum(map(_SIZE, read.values())) - sum(read[key].size for key in unsaved & read.keys()),
+        has_uninitialized=not all(map(_INITIALIZED, read.values())),
     )
 
 
 def find_changes(
-    model: str, before: Snapshot, now: Snapshot, parts: NamedModules, after: Site | None
+    model: str, before: Snapshot, now: Snapshot, parts: NamedModules, last_forward: Site | None
 ) -> list[TensorChange]:
-    """What is not as it was, buffers and small tensors first: they say how far they moved."""
+    """Return the changes between two snapshots of a model, first those that can show how far a tensor moved.
+
+    A tensor whose layout in memory changed is read again, from `parts`.
+    """
     if before.fingerprints == now.fingerprints and not before.has_uninitialized:
         return []
-    found: list[TensorChange] = []
+    changes: list[TensorChange] = []
     with undisturbed():
         saved, not_saved = named_tensors(parts)
         tensors = dict([*saved, *not_saved])
-        for path, print_ in before.fingerprints.items():
-            latest = now.fingerprints.get(path)
-            if latest is None:
-                found.append(TensorChange(model, path, "removed"))
-            elif print_.initialized and not is_unchanged(print_, latest, tensors[path]):
-                found.append(_change(model, path, print_, latest))
-    # A buffer that is not saved and that appears, made when it is first needed, has not changed.
-    came = now.fingerprints.keys() - before.fingerprints.keys() - now.non_persistent
-    found.extend(TensorChange(model, path, "added") for path in now.fingerprints if path in came)
-    passing = before.non_persistent | now.non_persistent
+        for path, old in before.fingerprints.items():
+            new = now.fingerprints.get(path)
+            if new is None:
+                changes.append(TensorChange(model, path, "removed"))
+            elif old.initialized and not is_unchanged(old, new, tensors[path]):
+                changes.append(_describe_change(model, path, old, new))
+    # A non-persistent buffer that appears was made when it was first needed: that is not a change.
+    added = now.fingerprints.keys() - before.fingerprints.keys() - now.non_persistent
+    changes.extend(TensorChange(model, path, "added") for path in now.fingerprints if path in added)
+    unsaved = before.non_persistent | now.non_persistent
     buffers = {f"{path}.{name}" if path else name for path, part in parts for name, _ in part._buffers.items()}
-    told = [
-        replace(change, last_forward=after, persistent=change.path not in passing, buffer=change.path in buffers)
-        for change in found
+    changes = [
+        replace(change, last_forward=last_forward, persistent=change.path not in unsaved, buffer=change.path in buffers)
+        for change in changes
     ]
-    return sorted(told, key=lambda change: change.max_abs is None)
+    return sorted(changes, key=lambda change: change.max_abs is None)
 
 
-def _last_of(root: nn.Module | ModuleTables, passing: bool) -> _Last | None:
-    last = _last.get((id(root), passing))
+def _last_read(root: nn.Module | ModuleTables, include_non_persistent: bool) -> _LastRead | None:
+    last = _last_reads.get((id(root), include_non_persistent))
     return last if last is not None and last.root() is root else None
 
 
-def _keep(root: nn.Module | ModuleTables, passing: bool, plan: ReadPlan, snapshot: Snapshot) -> None:
-    key = id(root), passing
-    _last[key] = _Last(weakref.ref(root, lambda _: _last.pop(key, None)), plan, snapshot)
+def _store_last_read(
+    root: nn.Module | ModuleTables, include_non_persistent: bool, plan: ReadPlan, snapshot: Snapshot
+) -> None:
+    key = id(root), include_non_persistent
+    _last_reads[key] = _LastRead(weakref.ref(root, lambda _: _last_reads.pop(key, None)), plan, snapshot)
 
 
 def named_tensors(parts: NamedModules) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
-    """The tensors of a model by name, from its tables: what `state_dict()` saves, and the buffers that it does not.
+    """Return the tensors that `state_dict()` saves, and the buffers that it does not, with their qualified names.
 
-    The caller is `undisturbed`: a packed weight is unpacked by an operator.
-    Never by attribute: reading a parametrized weight can change its buffers.
+    Call it inside `undisturbed()`, since an operator unpacks packed weights.  Reads the tables of the modules: reading
+    the attribute of a parametrized weight can change its buffers.
     """
     saved: list[tuple[str, Tensor]] = []
     not_saved: list[tuple[str, Tensor]] = []
@@ -201,26 +214,26 @@ def named_tensors(parts: NamedModules) -> tuple[list[tuple[str, Tensor]], list[t
             if tensor is not None:
                 saved.append((prefix + name, tensor))
         if part._buffers:
-            passing = getattr(part, "_non_persistent_buffers_set", ())
+            non_persistent = getattr(part, "_non_persistent_buffers_set", ())
             for name, tensor in part._buffers.items():
                 if tensor is not None:
-                    (not_saved if name in passing else saved).append((prefix + name, tensor))
+                    (not_saved if name in non_persistent else saved).append((prefix + name, tensor))
         for name, weight in packed_weights(part).items():
-            saved.extend((f"{prefix}{name}.{i}", tensor) for i, tensor in enumerate(_unpacked(weight)))
+            saved.extend((f"{prefix}{name}.{i}", tensor) for i, tensor in enumerate(_unpack(weight)))
     return saved, not_saved
 
 
-def _unpacked(value: object) -> Iterator[Tensor]:
-    """The tensors in a packed weight: itself, its scales and its bias, or what an LSTM packs of each of its layers."""
+def _unpack(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in a packed weight: the weight, its scales and its bias, of each layer for an LSTM."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, torch.ScriptObject):
-        yield from _unpacked(value.__getstate__())
+        yield from _unpack(value.__getstate__())
     elif isinstance(value, list | tuple):
-        yield from chain.from_iterable(map(_unpacked, value))
+        yield from chain.from_iterable(map(_unpack, value))
 
 
-def _change(model: str, path: str, before: Fingerprint, now: Fingerprint) -> TensorChange:
+def _describe_change(model: str, path: str, before: Fingerprint, now: Fingerprint) -> TensorChange:
     for what, old, new in (
         ("shape", tuple(before.shape), tuple(now.shape)),
         ("dtype", before.dtype, now.dtype),
@@ -235,12 +248,12 @@ def _change(model: str, path: str, before: Fingerprint, now: Fingerprint) -> Ten
 
 
 def _extent(old: Tensor, new: Tensor) -> tuple[int, int, float | None]:
-    """How many elements changed, of how many, and the largest step where there is one to name."""
+    """Return how many elements changed, of how many, and the largest absolute difference, or None if that is NaN."""
     size = old.element_size()
-    bits = (old.view(torch.uint8) != new.view(torch.uint8)).view(-1, size).any(1)
+    changed = (old.view(torch.uint8) != new.view(torch.uint8)).view(-1, size).any(1)
     wide = torch.complex128 if old.is_complex() else torch.float64
     try:
-        step = float((new.to(wide) - old.to(wide)).abs().max())
+        max_abs = float((new.to(wide) - old.to(wide)).abs().max())
     except (RuntimeError, NotImplementedError):
-        step = float("nan")
-    return int(bits.sum()), old.numel(), step if step == step else None
+        max_abs = float("nan")
+    return int(changed.sum()), old.numel(), max_abs if max_abs == max_abs else None

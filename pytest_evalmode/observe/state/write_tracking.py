@@ -1,14 +1,13 @@
-"""Which pages of memory were written: Linux 6.7 and newer can tell, without a signal, a thread or a privilege.
+"""Write tracking by the kernel: Linux 6.7 and newer report which pages of memory were written.
 
-Names are those of `linux/userfaultfd.h` and `linux/fs.h`; what they do is told in
+It needs no signals, threads or privileges.  The constants are those of `linux/userfaultfd.h` and `linux/fs.h`; see
 https://docs.kernel.org/admin-guide/mm/userfaultfd.html and https://docs.kernel.org/admin-guide/mm/pagemap.html.
 
-A page of living memory counts as unwritten if it is there, if its mapping is still registered and if it is itself still
-protected.  A mapping that was moved, replaced or let go, a page that was dropped, swapped out or never there, a
-descriptor that somebody closed: all look like a write.
+A page counts as unwritten only if it is present, its mapping is still registered and the page is still protected.  A
+mapping that was moved, replaced or freed, a page that was swapped out, and a closed descriptor all look like a write.
 
-What is not seen is who writes past the page tables into what was handed to it before: a device, or a read with O_DIRECT
-that is under way.  The caller leaves out what is pinned.
+Writes that bypass the page tables are not seen: those of a device to pinned memory, which callers leave out, and those
+of an `O_DIRECT` read that is in progress.
 """
 
 from __future__ import annotations
@@ -48,9 +47,9 @@ PAGE_IS_PRESENT = 1 << 3
 PAGEMAP_SCAN = 0xC0606610
 
 _SAME_SCAN = 1024 * PAGE
-"""So far apart, two spans are asked for at once: the pages between them cost less than another call."""
+"""Spans up to this far apart are scanned at once: the pages between them cost less than another call."""
 _REGIONS = 512
-"""How many stretches a scan returns at once; the kernel's own buffer holds so many."""
+"""How many regions one scan can return; the kernel's own buffer has this size."""
 
 
 class uffdio_api(ctypes.Structure):  # noqa: N801
@@ -94,12 +93,12 @@ class pm_scan_arg(ctypes.Structure):  # noqa: N801
 
 
 class WriteTracker:
-    """What the kernel is asked; an `OSError` means that it cannot, or will not."""
+    """Asks the kernel which pages were written.  Raises OSError if the kernel does not support or allow that."""
 
     def __init__(self) -> None:
         self._uffd = -1
         self._pagemap = -1
-        self._room = 0
+        self._registrations_left = 0
         number = _NR_USERFAULTFD.get(platform.machine())
         if sys.platform != "linux" or number is None or sys.maxsize < 1 << 32:
             raise OSError(errno.ENOSYS, "writes are not tracked on this platform")
@@ -111,52 +110,52 @@ class WriteTracker:
             features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED
             fcntl.ioctl(self._uffd, UFFDIO_API, uffdio_api(UFFD_API, features))
             self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-            self._test()
+            self._self_test()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Let go of all memory: the kernel does, when the descriptor is closed."""
+        """Stop tracking all memory, which the kernel does when the descriptor is closed."""
         fds, self._uffd, self._pagemap = (self._uffd, self._pagemap), -1, -1
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
 
     def track(self, spans: Collection[Span]) -> set[Span]:
-        """Have writes noticed from now on; those that can be, which are plain private memory of nobody else's."""
+        """Track writes from now on, and return the spans for which that works: private anonymous memory."""
         if not spans:
             return set()
         mappings = Mappings()
-        plain = [span for span in sorted(spans) if mappings.contains(span)]
-        return {span for group in self._registered(plain, mappings) for span in group if self._protect(span)}
+        private = [span for span in sorted(spans) if mappings.contains(span)]
+        return {span for group in self._register(private, mappings) for span in group if self._protect(span)}
 
     def find_unwritten(self, spans: Iterable[Span]) -> set[Span]:
-        """Those of which no page was written since they were armed."""
-        found: set[Span] = set()
+        """Return the spans without a page that was written since they were tracked."""
+        unwritten: set[Span] = set()
         for group in group_spans(sorted(spans), _SAME_SCAN):
-            starts, ends = self._doubtful(group[0].start, max(span.end for span in group))
+            starts, ends = self._scan(group[0].start, max(span.end for span in group))
             for span in group:
                 at = bisect_right(ends, span.start)
                 if at == len(ends) or starts[at] >= span.end:
-                    found.add(span)
-        return found
+                    unwritten.add(span)
+        return unwritten
 
     def untrack(self, spans: Iterable[Span]) -> None:
-        """Have no write noticed any more."""
+        """Stop tracking writes to these spans."""
         for start, end in spans:
             try:
                 fcntl.ioctl(self._uffd, UFFDIO_UNREGISTER, uffdio_range(start, end - start))
             except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.ENOMEM):  # freed since, or somebody else's now
+                if error.errno not in (errno.EINVAL, errno.ENOMEM):  # freed since, or registered elsewhere
                     raise
 
-    def _registered(self, spans: list[Span], mappings: Mappings) -> Iterator[list[Span]]:
-        """The spans by registration.  Each has the kernel split mappings, of which a process may have only so many."""
+    def _register(self, spans: list[Span], mappings: Mappings) -> Iterator[list[Span]]:
+        """Register the spans, and yield them in groups: each registration splits mappings, whose number is limited."""
         for group in mappings.group_by_mapping(spans):
-            if self._room <= 0:
-                self._room = mappings.registrations_left()
-            if self._room <= 0:
+            if self._registrations_left <= 0:
+                self._registrations_left = mappings.registrations_left()
+            if self._registrations_left <= 0:
                 return
             start, end = group[0].start, max(span.end for span in group)
             register = uffdio_register(uffdio_range(start, end - start), UFFDIO_REGISTER_MODE_WP)
@@ -165,8 +164,8 @@ class WriteTracker:
             except OSError as error:
                 if error.errno == errno.EBADF:
                     raise
-                continue  # another userfaultfd has it, or it is of a kind that cannot be protected
-            self._room -= 1
+                continue  # another userfaultfd has it, or this kind of memory cannot be protected
+            self._registrations_left -= 1
             yield group
 
     def _protect(self, span: Span) -> bool:
@@ -179,8 +178,8 @@ class WriteTracker:
             return False
         return True
 
-    def _doubtful(self, start: int, end: int) -> tuple[list[int], list[int]]:
-        """Where stretches of pages begin and end that were written, are not there, or are not registered."""
+    def _scan(self, start: int, end: int) -> tuple[list[int], list[int]]:
+        """Return the starts and ends of all regions that were written, are not present or are not registered."""
         vec = (page_region * _REGIONS)()
         words = memoryview(vec).cast("B").cast("Q")
         arg = pm_scan_arg(
@@ -195,70 +194,70 @@ class WriteTracker:
         ends: list[int] = []
         while start < end:
             arg.start, arg.end, arg.walk_end = start, end, 0
-            found = words[: 3 * fcntl.ioctl(self._pagemap, PAGEMAP_SCAN, arg)].tolist()
-            starts += found[0::3]
-            ends += found[1::3]
+            regions = words[: 3 * fcntl.ioctl(self._pagemap, PAGEMAP_SCAN, arg)].tolist()
+            starts += regions[0::3]
+            ends += regions[1::3]
             if arg.walk_end <= start:
-                raise OSError(errno.EIO, "PAGEMAP_SCAN made no step")
+                raise OSError(errno.EIO, "PAGEMAP_SCAN made no progress")
             start = arg.walk_end
         return starts, ends
 
-    def _test(self) -> None:
-        """See on pages of our own that what is written is seen, and nothing else is."""
+    def _self_test(self) -> None:
+        """Check on pages of our own that every write is reported, and nothing else."""
         with mmap.mmap(-1, 8 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
             tensor = torch.frombuffer(memory, dtype=torch.uint8)
             address = tensor.data_ptr()
             ctypes.memset(address, 1, 8 * PAGE)
             pages = [Span(start, start + PAGE) for start in range(address, address + 8 * PAGE, PAGE)]
-            armed = self.track(pages) == set(pages) and self.find_unwritten(pages) == set(pages)
-            tensor[PAGE].fill_(1)  # what it was already
+            tracked = self.track(pages) == set(pages) and self.find_unwritten(pages) == set(pages)
+            tensor[PAGE].fill_(1)  # the value that it has already
             ctypes.memset(address + 3 * PAGE, 1, 1)
             memory.madvise(mmap.MADV_DONTNEED, 5 * PAGE, PAGE)
-            seen = self.find_unwritten(pages) == {pages[i] for i in (0, 2, 4, 6, 7)}
+            reported = self.find_unwritten(pages) == {pages[i] for i in (0, 2, 4, 6, 7)}
             again = self._protect(pages[1]) and pages[1] in self.find_unwritten(pages)
             self.untrack(pages[6:])
             released = self.find_unwritten(pages[6:]) == set()
             del tensor
-        if not (armed and seen and again and released):
-            raise OSError(errno.ENOTSUP, "the kernel does not see what is written")
+        if not (tracked and reported and again and released):
+            raise OSError(errno.ENOTSUP, "the kernel does not report every write")
 
 
 _lock = Lock()
 _tracker: WriteTracker | None = None
-_asked = False
+_is_initialized = False
 
 
 def tracker() -> WriteTracker | None:
-    """The one of this process; None where the kernel has it not, and in a child after a fork."""
-    global _tracker, _asked
-    if not _asked:
+    """Return the tracker of this process; None if the kernel does not support it, and in a child after a fork."""
+    global _tracker, _is_initialized
+    if not _is_initialized:
         with _lock:
-            if not _asked:
+            if not _is_initialized:
                 _tracker = _open()
-                _asked = True
+                _is_initialized = True
     return _tracker
 
 
 def disable() -> None:
-    """Read everything from now on, and let go of what is armed."""
-    global _tracker, _asked
-    was, _tracker, _asked = _tracker, None, True
-    if was is not None:
-        was.close()
+    """Stop tracking for the rest of this process: everything is read from now on."""
+    global _tracker, _is_initialized
+    old, _tracker, _is_initialized = _tracker, None, True
+    if old is not None:
+        old.close()
 
 
 def reset() -> None:
-    """Let go of what is armed; who asks for a tracker after that gets another."""
-    global _asked
+    """Stop tracking; the next call of `tracker()` opens a new one."""
+    global _is_initialized
     disable()
-    _asked = False
+    _is_initialized = False
 
 
 def _open() -> WriteTracker | None:
-    wish = os.environ.get("EVALMODE_WRITES", "on")
-    if wish not in ("on", "off"):
-        raise ValueError(f"EVALMODE_WRITES is {wish!r}: use 'on', to have the kernel track writes, or 'off'")
-    if wish == "off":
+    mode = os.environ.get("EVALMODE_WRITES", "on")
+    if mode not in ("on", "off"):
+        raise ValueError(f"invalid EVALMODE_WRITES={mode!r} (choose from on, off)")
+    if mode == "off":
         return None
     try:
         return WriteTracker()
@@ -267,5 +266,5 @@ def _open() -> WriteTracker | None:
 
 
 if hasattr(os, "register_at_fork"):
-    # A child's memory is not registered, and its descriptors look at the parent, whose memory they would keep armed.
+    # A child's memory is not registered, and its descriptors refer to the parent, whose tracking they would keep on.
     os.register_at_fork(after_in_child=disable)

@@ -1,4 +1,4 @@
-"""Buffers that are not saved: a forward that changes one keeps something from one call to the next."""
+"""Non-persistent buffers: a forward that changes one carries state from one call to the next."""
 
 from __future__ import annotations
 
@@ -49,25 +49,25 @@ STAYING: dict[str, Callable[[Buffered], object]] = {
 
 
 @parametrize_cases(CHANGING)
-def test_buffer_that_is_not_saved(case: Callable[[Buffered], object]) -> None:
+def test_a_changed_non_persistent_buffer_is_reported(case: Callable[[Buffered], object]) -> None:
     assert broken_rules(Buffered(case)) == {"buffer-mutated"}
 
 
 @parametrize_cases(STAYING)
-def test_buffer_that_stays(case: Callable[[Buffered], object]) -> None:
+def test_an_unchanged_non_persistent_buffer_is_clean(case: Callable[[Buffered], object]) -> None:
     assert broken_rules(Buffered(case)) == set()
 
 
-def test_buffer_that_appears_and_is_saved() -> None:
+def test_an_added_persistent_buffer_breaks_state_mutated() -> None:
     assert broken_rules(Buffered(lambda model: model.register_buffer("more", torch.ones(8)))) == {"state-mutated"}
 
 
-def test_buffer_that_is_saved_is_of_the_default_rules() -> None:
+def test_only_persistent_buffers_are_checked_by_default() -> None:
     assert broken_rules(Buffered(CHANGING["in place"], persistent=True)) == {"state-mutated"}
     with guard(), torch.no_grad():
         Buffered(CHANGING["in place"]).eval()(batch())
 
 
-def test_buffer_declared_as_mutable() -> None:
+def test_a_buffer_may_be_declared_mutable() -> None:
     with guard(strict=True, mutable="keys"), torch.no_grad():
         Buffered(CHANGING["in place"]).eval()(batch())

@@ -1,4 +1,4 @@
-"""What runs on an accelerator, run on the CPU: it tells apart what the bytes tell apart, and brings over little."""
+"""The reads for accelerators, run on the CPU: they notice every change of bits, and transfer little."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.state import devices, digests, fingerprint, snapshot
 from pytest_evalmode.observe.state.fingerprint import MAX_VALUE_BYTES, undisturbed
 from pytest_evalmode.trace import TensorChange
-from tests.observe.state.test_fingerprint import DTYPES, STRIDED, Make, equal, look, memory, numbered, square
+from tests.observe.state.test_fingerprint import DTYPES, STRIDED, Make, equal, memory, numbered, read, square
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
 
@@ -29,8 +29,8 @@ SEGMENT = 64  # bytes of a segment: eight words
 
 
 @contextmanager
-def elsewhere(small: int = 15) -> Iterator[None]:
-    """Take all tensors for tensors on an accelerator, with segments so small that a test has several."""
+def simulated_device(small: int = 15) -> Iterator[None]:
+    """Treat all tensors as tensors on an accelerator, with segments so small that a test has several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "accelerator_in_use", lambda: torch.cpu)
         patch.setattr(devices, "is_on_device", lambda tensor: True)
@@ -44,21 +44,21 @@ def elsewhere(small: int = 15) -> Iterator[None]:
 
 
 @pytest.fixture
-def there() -> Iterator[None]:
-    with elsewhere():
+def device() -> Iterator[None]:
+    with simulated_device():
         yield
 
 
-def tell_apart(before: Tensor, now: Tensor) -> bool:
-    """Whether two tensors count as different, on the host and elsewhere."""
-    here = not equal(look(before, keep=False), now)
-    with elsewhere():
-        assert (not equal(look(before, keep=False), now)) == here
-        assert (not equal(before, now)) == here
-    return here
+def differ(before: Tensor, now: Tensor) -> bool:
+    """Return whether two tensors count as different, on the host and on a device."""
+    on_host = not equal(read(before, store_values=False), now)
+    with simulated_device():
+        assert (not equal(read(before, store_values=False), now)) == on_host
+        assert (not equal(before, now)) == on_host
+    return on_host
 
 
-# --- what is told apart
+# --- what counts as different
 
 
 LENGTHS = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 63, 64, 65, 128, 200)
@@ -66,26 +66,26 @@ LENGTHS = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 63, 64, 65, 128, 200)
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_equal_bits_and_one_flipped(dtype: torch.dtype, length: int) -> None:
+def test_equal_bits_match_and_one_flipped_bit_does_not(dtype: torch.dtype, length: int) -> None:
     tensor = numbered(dtype, length)
-    assert not tell_apart(tensor, numbered(dtype, length))
+    assert not differ(tensor, numbered(dtype, length))
     for position in {0, length // 2, length - 1} if length else ():
         changed = numbered(dtype, length)
         memory(changed).view(length, -1)[position, -1] ^= 1
-        assert tell_apart(tensor, changed)
+        assert differ(tensor, changed)
 
 
 @given(st.binary(min_size=1, max_size=5 * SEGMENT), st.data())
-def test_one_flipped_bit_anywhere(content: bytes, data: st.DataObject) -> None:
+def test_one_flipped_bit_anywhere_is_noticed(content: bytes, data: st.DataObject) -> None:
     tensor = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     changed = tensor.clone()
     changed[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    assert tell_apart(tensor, changed)
+    assert differ(tensor, changed)
 
 
 @given(st.data())
-def test_two_flipped_bits(data: st.DataObject) -> None:
-    """As of two signs: what a sum with odd weights would miss."""
+def test_two_flipped_bits_are_noticed(data: st.DataObject) -> None:
+    """Two flipped sign bits, for example: a sum with odd weights would not notice them."""
     words = data.draw(
         st.lists(st.sampled_from([0, 1, -1, 1 << 62, 0x3FF << 52]), min_size=2, max_size=5 * SEGMENT // 8)
     )
@@ -94,33 +94,33 @@ def test_two_flipped_bits(data: st.DataObject) -> None:
     bit = data.draw(st.integers(0, 63))
     for place in data.draw(st.sets(st.integers(0, len(words) - 1), min_size=2, max_size=2)):
         changed[place] ^= 1 << bit if bit < 63 else -(1 << 63)
-    assert tell_apart(tensor, changed)
+    assert differ(tensor, changed)
 
 
 @given(st.permutations(range(20)), st.sampled_from([torch.int64, torch.float32, torch.bfloat16, torch.uint8]))
-def test_another_order(order: list[int], dtype: torch.dtype) -> None:
+def test_another_order_is_noticed(order: list[int], dtype: torch.dtype) -> None:
     tensor = torch.arange(20).repeat_interleave(3).to(dtype)
     changed = tensor.view(20, 3)[order].view(-1)
-    assert tell_apart(tensor, changed) == (order != sorted(order))
+    assert differ(tensor, changed) == (order != sorted(order))
 
 
 @pytest.mark.parametrize("apart", [1 << i for i in range(12)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
-def test_two_swapped_elements_far_apart(dtype: torch.dtype, apart: int) -> None:
+def test_two_swapped_elements_far_apart_are_noticed(dtype: torch.dtype, apart: int) -> None:
     tensor = (torch.arange(1 << 12) * 7 % 251).to(dtype)
     for first in (0, 5):
         changed = tensor.clone()
         changed[first], changed[first + apart] = tensor[first + apart], tensor[first]
-        assert tell_apart(tensor, changed)
+        assert differ(tensor, changed)
 
 
-def test_one_swap_for_another() -> None:
-    """The positions themselves, as a model of language holds them."""
+def test_two_different_swaps_are_different() -> None:
+    """The tensor holds position ids, as language models have them."""
     positions = torch.arange(64)
     one, other = positions.clone(), positions.clone()
     one[0], one[1] = 1, 0
     other[2], other[3] = 3, 2
-    assert tell_apart(one, other)
+    assert differ(one, other)
 
 
 WHOLE: dict[str, Make] = {
@@ -137,53 +137,53 @@ WHOLE: dict[str, Make] = {
 
 @pytest.mark.parametrize("change", WHOLE.values(), ids=WHOLE)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.float32, torch.float16], ids=str)
-def test_all_of_it(dtype: torch.dtype, change: Make) -> None:
+def test_a_change_of_all_words_is_noticed(dtype: torch.dtype, change: Make) -> None:
     length = 4 * SEGMENT // dtype.itemsize
     for tensor in (torch.arange(2.0, length + 2).to(dtype), torch.full((length,), 2, dtype=dtype)):
         changed = change(tensor)
-        assert tell_apart(tensor, changed) == (not torch.equal(tensor, changed))
+        assert differ(tensor, changed) == (not torch.equal(tensor, changed))
 
 
-def test_constants() -> None:
+def test_different_constants_are_different() -> None:
     fills = [torch.full((40,), value) for value in (0.0, -0.0, 1.0, -1.0, 2.0, float("nan"), float("inf"))]
     for one in fills:
         for other in fills:
-            assert tell_apart(one, other) == (one is not other)
+            assert differ(one, other) == (one is not other)
 
 
 @pytest.mark.parametrize("make", STRIDED.values(), ids=STRIDED)
-def test_layouts(make: Make) -> None:
+def test_every_layout_is_compared_by_value(make: Make) -> None:
     changed = square()
     changed[1, 2] += 1
     changed[1, 0] -= 1
-    assert not tell_apart(make(square()), make(square()))
-    assert tell_apart(make(square()), make(changed))
+    assert not differ(make(square()), make(square()))
+    assert differ(make(square()), make(changed))
 
 
 @pytest.mark.parametrize("arrange", [lambda t: t.t().contiguous().t(), lambda t: t.repeat_interleave(2, 1)[:, ::2]])
-def test_how_it_lies_in_memory_is_no_value(arrange: Make) -> None:
+def test_the_layout_in_memory_does_not_count(arrange: Make) -> None:
     tensor = torch.arange(400.0).reshape(20, 20)
-    assert not tell_apart(tensor, arrange(tensor))
-    assert tell_apart(tensor, tensor.t())
-    assert tell_apart(tensor, arrange(tensor + 1))
+    assert not differ(tensor, arrange(tensor))
+    assert differ(tensor, tensor.t())
+    assert differ(tensor, arrange(tensor + 1))
 
 
 @pytest.mark.parametrize("offset", range(1, 9))
-def test_words_that_do_not_begin_as_words_do(offset: int) -> None:
+def test_unaligned_data_is_compared_by_value(offset: int) -> None:
     data = torch.arange(250, dtype=torch.uint8)
-    assert not tell_apart(data[offset : offset + 200], data[offset : offset + 200].clone())
-    assert tell_apart(data[offset : offset + 200], data[offset - 1 : offset + 199])
+    assert not differ(data[offset : offset + 200], data[offset : offset + 200].clone())
+    assert differ(data[offset : offset + 200], data[offset - 1 : offset + 199])
 
 
-def test_what_is_kept_by_value_is_its_bytes(there: None) -> None:
-    assert look(torch.tensor([1, 2, 3], dtype=torch.uint8)).bits == b"\x01\x02\x03"
+def test_stored_values_are_the_bytes_of_the_tensor(device: None) -> None:
+    assert read(torch.tensor([1, 2, 3], dtype=torch.uint8)).bits == b"\x01\x02\x03"
 
 
-# --- what it costs
+# --- memory and transfers
 
 
 class Peak(TorchDispatchMode):
-    """The most memory that what is made of some tensors takes at any moment."""
+    """Measures the peak memory of new tensors, without that of the given ones."""
 
     def __init__(self, given: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -203,7 +203,7 @@ class Peak(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
-def test_memory_is_bounded(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extra_memory_is_bounded(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "SEGMENT_BYTES", 1 << 11)
     monkeypatch.setattr(devices, "CHUNK_BYTES", 1 << 12)
     monkeypatch.setattr(devices, "SMALL_BYTES", 1 << 6)
@@ -216,7 +216,7 @@ def test_memory_is_bounded(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def transfers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many bytes were brought to the host each time."""
+    """Return the size of each transfer to the host."""
     devices._is_exact(CPU)
     sizes: list[int] = []
     original = Tensor.cpu
@@ -229,7 +229,7 @@ def transfers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_one_transfer_for_a_model(transfers: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_needs_one_transfer(transfers: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "accelerator_in_use", lambda: torch.cpu)
     monkeypatch.setattr(devices, "is_on_device", lambda tensor: True)
     for module in (digests, fingerprint):
@@ -241,14 +241,14 @@ def test_one_transfer_for_a_model(transfers: list[int], monkeypatch: pytest.Monk
     assert transfers == [16 * weight // devices.SEGMENT_BYTES + sum(rest)]
 
 
-def test_more_than_a_chunk_of_small_ones(there: None, transfers: list[int]) -> None:
+def test_many_small_tensors_are_transferred_in_chunks(device: None, transfers: list[int]) -> None:
     tensors = [torch.full((i % 16,), i, dtype=torch.uint8) for i in range(100)]
     assert devices.read(enumerate(tensors)) == {i: bytes([i] * (i % 16)) for i in range(100)}
     assert len(transfers) > 1
     assert max(transfers) <= 2 * SEGMENT + 15
 
 
-# --- on what terms
+# --- under other settings of torch
 
 
 def inference() -> AbstractContextManager[object]:
@@ -264,8 +264,8 @@ def deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-TERMS: dict[str, Callable[[], AbstractContextManager[object]]] = {
-    "as ever": nullcontext,
+SETTINGS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "default": nullcontext,
     "inference mode": inference,
     "another default device": lambda: torch.device("meta"),
     "deterministic algorithms": deterministic,
@@ -273,63 +273,63 @@ TERMS: dict[str, Callable[[], AbstractContextManager[object]]] = {
 }
 
 
-@pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("made_in", [nullcontext, inference])
-def test_under_any_terms(
-    terms: Callable[[], AbstractContextManager[object]],
+def test_the_result_does_not_depend_on_torch_settings(
+    setting: Callable[[], AbstractContextManager[object]],
     made_in: Callable[[], AbstractContextManager[object]],
-    there: None,
+    device: None,
 ) -> None:
     with made_in():
         tensor = nn.Parameter(torch.arange(201.0))
     draws = torch.get_rng_state()
-    expected = look(tensor)
-    with terms():
-        assert look(tensor) == expected
+    expected = read(tensor)
+    with setting():
+        assert read(tensor) == expected
     assert torch.equal(torch.get_rng_state(), draws)
 
 
-def test_a_device_that_cannot_be_trusted(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_inexact_device_is_read_on_the_host(device: None, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = [torch.arange(201.0), torch.ones(3, dtype=torch.uint8)]
     expected = devices.read(enumerate(tensors))
     monkeypatch.setattr(devices, "_is_exact", lambda device: False)
     assert devices.read(enumerate(tensors)) == expected
 
 
-def test_a_device_is_asked_whether_it_sums_as_the_host_does() -> None:
+def test_a_device_is_checked_against_the_host() -> None:
     assert devices._is_exact(CPU)
     assert not devices._is_exact(torch.device("meta"))
 
 
-def test_a_device_that_has_no_room(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is read on the host then; what was found before compares with that."""
+def test_a_device_without_memory_is_read_on_the_host(device: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read on the host, with the same result as before."""
     tensors = [torch.arange(201.0), torch.ones(3, dtype=torch.uint8)]
     expected = devices.read(enumerate(tensors))
 
     def full(device: torch.device, size: int) -> devices.Reader:
-        raise torch.OutOfMemoryError("no room")
+        raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(devices, "_choose_reader", full)
     assert devices.read(enumerate(tensors)) == expected
 
 
-def test_no_room_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that had no room for the sample is asked again."""
-    asked = []
+def test_a_check_that_ran_out_of_memory_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device had no memory for the sample."""
+    checked = []
 
-    def full(device: torch.device, way: devices.Reader) -> bool:
-        asked.append(device)
-        raise torch.OutOfMemoryError("no room")
+    def full(device: torch.device, reader: devices.Reader) -> bool:
+        checked.append(device)
+        raise torch.OutOfMemoryError("out of memory")
 
     devices._is_exact.cache_clear()
     monkeypatch.setattr(devices, "_matches_host", full)
     for _ in range(2):
         with pytest.raises(torch.OutOfMemoryError):
             devices._is_exact(CPU)
-    assert asked == [CPU, CPU]
+    assert checked == [CPU, CPU]
 
 
-def test_where_triton_is_not_or_fails_torch_sums_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_operators_are_used_if_triton_is_missing_or_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (ImportError("triton"), RuntimeError("no compiler")):
 
         def fail(name: str, error: Exception = error) -> None:
@@ -341,19 +341,19 @@ def test_where_triton_is_not_or_fails_torch_sums_up(monkeypatch: pytest.MonkeyPa
     devices._triton_reader.cache_clear()
 
 
-def test_a_capture_is_not_broken(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_during_a_graph_capture_raises(device: None, monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.arange(201.0)
     accelerator = SimpleNamespace(is_current_stream_capturing=lambda: True)
     monkeypatch.setattr(devices, "accelerator_in_use", lambda: accelerator)
     with pytest.raises(RuntimeError, match="captured"):
-        look(tensor)
+        read(tensor)
 
 
-def test_who_forbids_waiting_does_not_mean_the_guard(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sync_debug_mode_is_off_during_a_read(device: None, monkeypatch: pytest.MonkeyPatch) -> None:
     modes = [2]
     accelerator = SimpleNamespace(get_sync_debug_mode=lambda: modes[-1], set_sync_debug_mode=modes.append)
     monkeypatch.setattr(devices, "accelerator_in_use", lambda: accelerator)
-    look(torch.arange(201.0))
+    read(torch.arange(201.0))
     assert modes == [2, 0, 2]
 
 
@@ -373,23 +373,30 @@ def changes(net: nn.Module, act: Callable[[], object]) -> list[TensorChange]:
     return snapshot.find_changes("net", before, snapshot.take_snapshot(net, before), modules.walk(net), None)
 
 
-def test_a_model_elsewhere() -> None:
+def test_changes_of_a_model_on_a_device() -> None:
     first, norm, last = nn.Linear(40, 80), nn.BatchNorm1d(80), nn.Linear(40, 80)
     last.weight = first.weight  # tied
     mean, weight = norm.get_buffer("running_mean"), first.weight
     net = nn.ModuleList([first, norm, last])
     assert weight.nbytes > MAX_VALUE_BYTES
-    with elsewhere(MAX_VALUE_BYTES):
+    with simulated_device(MAX_VALUE_BYTES):
         assert not changes(net, lambda: None)
-        told, *others = changes(net, lambda: (mean[3].add_(0.5), weight.view(torch.int32)[3, 5].bitwise_xor_(1)))
-    assert (told.path, told.elements, told.numel, told.max_abs) == ("1.running_mean", 1, 80, 0.5)
+        first_change, *others = changes(
+            net, lambda: (mean[3].add_(0.5), weight.view(torch.int32)[3, 5].bitwise_xor_(1))
+        )
+    assert (first_change.path, first_change.elements, first_change.numel, first_change.max_abs) == (
+        "1.running_mean",
+        1,
+        80,
+        0.5,
+    )
     assert [change.path for change in others] == ["0.weight", "2.weight"]
 
 
 @pytest.mark.parametrize("name", ["0.weight", "1.running_mean"])
-def test_a_tree_that_holds_the_same_is_known_by_its_plan(name: str) -> None:
+def test_an_unchanged_model_is_recognized_by_its_plan(name: str) -> None:
     net = nn.Sequential(nn.Linear(40, 80), nn.BatchNorm1d(80))
-    with elsewhere(MAX_VALUE_BYTES), torch.no_grad():
+    with simulated_device(MAX_VALUE_BYTES), torch.no_grad():
         before = snapshot.take_snapshot(net)
         assert snapshot.take_snapshot(net, before) is before
         tensor = net.state_dict()[name]
@@ -403,8 +410,8 @@ def test_a_tree_that_holds_the_same_is_known_by_its_plan(name: str) -> None:
         assert snapshot.take_snapshot(net, now) == before
 
 
-def test_all_that_changes_here_changes_there() -> None:
-    def found() -> list[TensorChange]:
+def test_host_and_device_report_the_same_changes() -> None:
+    def run_and_change() -> list[TensorChange]:
         conv = nn.Conv2d(3, 8, 3, bias=False)
         net = nn.Sequential(conv, nn.BatchNorm2d(8))
         conv.weight = nn.Parameter(
@@ -412,13 +419,13 @@ def test_all_that_changes_here_changes_there() -> None:
         )
         return changes(net, lambda: (net(torch.ones(2, 3, 8, 8)), conv.weight[1, 2, 0, 1].neg_()))
 
-    here = found()
-    with elsewhere(MAX_VALUE_BYTES):
-        assert found() == here
-    assert len(here) == 4
+    on_host = run_and_change()
+    with simulated_device(MAX_VALUE_BYTES):
+        assert run_and_change() == on_host
+    assert len(on_host) == 4
 
 
-def test_the_part_of_a_distributed_tensor_that_lies_here(transfers: list[int]) -> None:
+def test_only_the_local_shard_of_a_distributed_tensor_is_read(transfers: list[int]) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -429,12 +436,12 @@ def test_the_part_of_a_distributed_tensor_that_lies_here(transfers: list[int]) -
         net.weight = nn.Parameter(distribute_tensor(net.weight.detach(), mesh, [Shard(0)]))
         local = net.weight._local_tensor  # type: ignore[attr-defined]
         transfers.clear()
-        with elsewhere(), undisturbed():
-            found = digests.read_device_tensors([net.weight])
-            print_ = fingerprint.fingerprint_of(net.weight, True, found[id(net.weight)])
-            assert (print_.sharded, print_.size) == (True, local.nbytes)
+        with simulated_device(), undisturbed():
+            data = digests.read_device_tensors([net.weight])
+            shard = fingerprint.fingerprint_of(net.weight, True, data[id(net.weight)])
+            assert (shard.sharded, shard.size) == (True, local.nbytes)
             assert transfers == [16 * local.nbytes // SEGMENT]
-        with elsewhere():
+        with simulated_device():
             assert [change.path for change in changes(net, lambda: local[0, 0].add_(1))] == ["weight"]
     finally:
         torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Every kind of tensor that torch has: equal bits are the same, any other are not, and nobody notices the look."""
+"""Fingerprints of every kind of tensor: equal bits are equal, others are not, and reading has no side effects."""
 
 from __future__ import annotations
 
@@ -32,41 +32,41 @@ pytestmark = pytest.mark.filterwarnings(
 Make = Callable[[Tensor], Tensor]
 
 
-def look(tensor: Tensor, keep: bool = True) -> Fingerprint:
+def read(tensor: Tensor, store_values: bool = True) -> Fingerprint:
     with undisturbed():
-        return fingerprint_of(tensor, keep)
+        return fingerprint_of(tensor, store_values)
 
 
 def equal(before: Tensor | Fingerprint, now: Tensor) -> bool:
-    """Whether two tensors, or what one was and what it is, count as the same."""
-    then = before if isinstance(before, Fingerprint) else look(before)
+    """Return whether two tensors count as equal; the first may be a fingerprint."""
+    old = before if isinstance(before, Fingerprint) else read(before)
     with undisturbed():
-        return is_unchanged(then, fingerprint_of(now, then.has_values), now)
+        return is_unchanged(old, fingerprint_of(now, old.has_values), now)
 
 
 def memory(tensor: Tensor) -> Tensor:
-    """The bytes beneath a tensor, to write to behind torch's back."""
+    """Return the bytes of a tensor's storage, to write to them without changing its version."""
     return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
 
 
 def square() -> Tensor:
-    """Sixteen different values, all on the grid of the quantised types."""
+    """Return sixteen different values that the quantized types can represent."""
     return torch.arange(16.0).reshape(4, 4)
 
 
 # --- dtypes
 
-# Of quantised types the next section speaks.
+# Quantized types are in the next section.
 DTYPES = sorted(
     {kind for kind in vars(torch).values() if isinstance(kind, torch.dtype) and not str(kind).startswith("torch.q")},
     key=str,
 )
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-both_sizes = pytest.mark.parametrize("length", [8, MAX_VALUE_BYTES + 8], ids=["kept", "digest"])
+both_sizes = pytest.mark.parametrize("length", [8, MAX_VALUE_BYTES + 8], ids=["values", "digest"])
 
 
 def numbered(dtype: torch.dtype, length: int) -> Tensor:
-    """A tensor whose bytes count up, or in turns where only 0 and 1 are valid."""
+    """Return a tensor whose bytes count up; for bool they alternate between 0 and 1."""
     tensor = torch.empty(length, dtype=dtype)
     memory(tensor).copy_(torch.arange(memory(tensor).numel()) % (2 if dtype is torch.bool else 251))
     return tensor
@@ -74,15 +74,15 @@ def numbered(dtype: torch.dtype, length: int) -> Tensor:
 
 @both_sizes
 @every_dtype
-def test_equal_bits(dtype: torch.dtype, length: int) -> None:
+def test_equal_bits_are_equal(dtype: torch.dtype, length: int) -> None:
     assert equal(numbered(dtype, length), numbered(dtype, length))
 
 
 @both_sizes
 @every_dtype
-def test_one_flipped_bit(dtype: torch.dtype, length: int) -> None:
+def test_one_flipped_bit_is_noticed(dtype: torch.dtype, length: int) -> None:
     tensor = numbered(dtype, length)
-    before = look(tensor)
+    before = read(tensor)
     memory(tensor)[-1] ^= 1
     assert not equal(before, tensor)
     memory(tensor)[-1] ^= 1
@@ -91,9 +91,9 @@ def test_one_flipped_bit(dtype: torch.dtype, length: int) -> None:
 
 @both_sizes
 @every_dtype
-def test_two_swapped_elements(dtype: torch.dtype, length: int) -> None:
+def test_two_swapped_elements_are_noticed(dtype: torch.dtype, length: int) -> None:
     tensor = numbered(dtype, length)
-    before = look(tensor)
+    before = read(tensor)
     elements = memory(tensor).view(length, -1)
     elements[[0, 1]] = elements[[1, 0]]
     assert not equal(before, tensor)
@@ -112,13 +112,13 @@ def test_two_swapped_elements(dtype: torch.dtype, length: int) -> None:
     ],
     ids=lambda t: f"{tuple(t.shape)}-{t.dtype}-{t.device}",
 )
-def test_same_bits_are_not_the_same_in_another_shape_or_dtype_or_place(other: Tensor) -> None:
+def test_the_same_bits_in_another_shape_dtype_or_device_differ(other: Tensor) -> None:
     assert not equal(torch.zeros(4), other)
     assert not equal(other, torch.zeros(4))
 
 
 @pytest.mark.parametrize(("before", "now"), [(0.0, -0.0), (1.0, float("nan")), (float("inf"), float("-inf"))])
-def test_values_that_compare_oddly_change_all_the_same(before: float, now: float) -> None:
+def test_signed_zeros_nans_and_infinities_are_compared_by_bits(before: float, now: float) -> None:
     assert not equal(torch.full((3,), before), torch.full((3,), now))
     assert equal(torch.full((3,), now), torch.full((3,), now))
 
@@ -154,7 +154,7 @@ STRIDED: dict[str, Make] = {
 
 
 class Tagged(Tensor):
-    """A subclass without memory of its own."""
+    """A subclass that does not wrap other tensors."""
 
 
 def pair(one: Tensor, other: Tensor) -> Tensor:
@@ -206,19 +206,19 @@ every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
 
 def changed(i: tuple[int, int], j: tuple[int, int]) -> Tensor:
-    """The square with two elements swapped."""
+    """Return the square with two elements swapped."""
     tensor = square()
     tensor[i], tensor[j] = square()[j], square()[i]
     return tensor
 
 
 @every_kind
-def test_equal_content(make: Make) -> None:
+def test_equal_content_is_equal(make: Make) -> None:
     assert equal(make(square()), make(square()))
 
 
 @every_kind
-def test_one_element(make: Make) -> None:
+def test_one_changed_element_is_noticed(make: Make) -> None:
     other = square()
     other[1, 2 if make is STRIDED["0-dim"] else 0] += 1
     if make is UNUSUAL["coo, uncoalesced"]:
@@ -227,7 +227,7 @@ def test_one_element(make: Make) -> None:
 
 
 @every_kind
-def test_two_elements(make: Make) -> None:
+def test_two_changed_elements_are_noticed(make: Make) -> None:
     if make is STRIDED["0-dim"]:
         assert not equal(make(square()), make(changed((1, 2), (0, 1))))
     else:
@@ -235,7 +235,7 @@ def test_two_elements(make: Make) -> None:
 
 
 @every_kind
-def test_nobody_notices(make: Make) -> None:
+def test_reading_has_no_side_effects(make: Make) -> None:
     class Functions(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             seen.append(func)
@@ -254,22 +254,22 @@ def test_nobody_notices(make: Make) -> None:
     tensor = make(square())
     before = state()
     with Operators(), Functions(), undisturbed():  # type: ignore[no-untyped-call]
-        print_ = fingerprint_of(tensor)
-        assert is_unchanged(print_, fingerprint_of(tensor), tensor)
+        before_read = fingerprint_of(tensor)
+        assert is_unchanged(before_read, fingerprint_of(tensor), tensor)
     assert not seen
     assert state() == before
     assert tensor.grad is None if tensor.is_leaf else tensor.grad_fn is not None
 
 
 @pytest.mark.parametrize("make", UNUSUAL.values(), ids=UNUSUAL)
-def test_from_one_layout_to_another(make: Make) -> None:
-    """Whether that is a change is a matter of taste; it is no failure, and the same both ways."""
+def test_a_change_of_layout_does_not_fail(make: Make) -> None:
+    """It may or may not count as a change, but must be the same both ways."""
     assert equal(square(), make(square())) == equal(make(square()), square())
     assert not equal(square() + 1, make(square()))
     assert not equal(make(square() + 1), square())
 
 
-def test_what_is_only_marked_as_conjugate_or_negative_counts_as_it_reads() -> None:
+def test_conjugate_and_negative_views_count_by_their_values() -> None:
     number = torch.complex(square(), square() + 1)
     conjugate, negative = number.conj(), number.conj().imag
     assert conjugate.is_conj()
@@ -280,7 +280,7 @@ def test_what_is_only_marked_as_conjugate_or_negative_counts_as_it_reads() -> No
     assert not equal(number.imag, negative)
 
 
-def test_how_it_lies_in_memory_is_no_value() -> None:
+def test_the_layout_in_memory_does_not_count() -> None:
     image = torch.arange(2.0 * 3 * 4 * 5).reshape(2, 3, 4, 5)
     for arranged in (
         image.contiguous(memory_format=torch.channels_last),
@@ -292,20 +292,20 @@ def test_how_it_lies_in_memory_is_no_value() -> None:
         assert equal(arranged, image)
 
 
-@pytest.mark.parametrize("side", [4, 64], ids=["kept", "digest"])
-def test_how_it_lies_in_memory_may_hide_no_other_value(side: int) -> None:
+@pytest.mark.parametrize("side", [4, 64], ids=["values", "digest"])
+def test_the_layout_in_memory_hides_no_change(side: int) -> None:
     square = torch.arange(float(side * side)).reshape(side, side)
-    before = look(square)
+    before = read(square)
     assert not equal(before, square.t())  # the same bytes, read another way
     square.t_()
     assert not equal(before, square)
     other = square.t().contiguous(memory_format=torch.contiguous_format).t().clone()
     other[0, 1] += 1
-    assert not equal(look(square), other)
+    assert not equal(read(square), other)
 
 
 @pytest.mark.parametrize("dtype", [d for d in DTYPES if not str(d).startswith(("torch.int", "torch.uint"))], ids=str)
-def test_rearranged_in_any_dtype(dtype: torch.dtype) -> None:
+def test_rearranged_tensors_of_any_dtype_are_compared_by_value(dtype: torch.dtype) -> None:
     tensor = numbered(dtype, 16).view(4, 4)
     arranged = torch.empty_strided((4, 4), (1, 4), dtype=dtype)
     memory(arranged).view(4, 4, -1).copy_(memory(tensor).view(4, 4, -1).transpose(0, 1))
@@ -315,47 +315,47 @@ def test_rearranged_in_any_dtype(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0)])
-def test_empty(shape: tuple[int, ...]) -> None:
+def test_empty_tensors_are_equal_if_their_shapes_are(shape: tuple[int, ...]) -> None:
     assert equal(torch.empty(shape), torch.empty(shape))
     assert not equal(torch.empty(shape), torch.empty((*shape, 1)))
-    assert stored_values(look(torch.empty(shape))) is None
+    assert stored_values(read(torch.empty(shape))) is None
 
 
-def test_same_content_with_other_indices() -> None:
+def test_equal_values_with_other_indices_differ() -> None:
     one, other = torch.zeros(4, 4), torch.zeros(4, 4)
     one[0, 1] = other[1, 0] = 1.0
     for make in (UNUSUAL["coo"], UNUSUAL["csr"], UNUSUAL["csc"]):
         assert not equal(make(one), make(other))
 
 
-def test_same_integers_with_another_scale() -> None:
-    def quantised(scale: float, zero: int) -> Tensor:
+def test_equal_integers_with_another_scale_differ() -> None:
+    def quantized(scale: float, zero: int) -> Tensor:
         return torch._make_per_tensor_quantized_tensor(torch.ones(4, dtype=torch.uint8), scale, zero)
 
-    assert equal(quantised(0.5, 1), quantised(0.5, 1))
-    assert not equal(quantised(0.5, 1), quantised(0.25, 1))
-    assert not equal(quantised(0.5, 1), quantised(0.5, 2))
+    assert equal(quantized(0.5, 1), quantized(0.5, 1))
+    assert not equal(quantized(0.5, 1), quantized(0.25, 1))
+    assert not equal(quantized(0.5, 1), quantized(0.5, 2))
 
 
 @pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
-def test_same_values_with_other_offsets(layout: torch.layout) -> None:
+def test_equal_values_with_other_offsets_differ(layout: torch.layout) -> None:
     rows = torch.arange(4.0)
     one, other = (torch.nested.nested_tensor([rows[:i], rows[i:]], layout=layout) for i in (1, 3))
     assert not equal(one, other)
 
 
-def test_what_a_nested_tensor_finds_out_about_itself_is_no_change() -> None:
+def test_lengths_cached_by_a_nested_tensor_are_not_a_change() -> None:
     nested: Any = torch.nested.nested_tensor_from_jagged(torch.ones(5, 4), torch.tensor([0, 2, 5]))
-    before = look(nested)
+    before = read(nested)
     parts = len(nested.__tensor_flatten__()[0])
     torch.softmax(nested, 1)
-    assert len(nested.__tensor_flatten__()[0]) > parts  # it keeps the length of its longest row from now on
+    assert len(nested.__tensor_flatten__()[0]) > parts  # it has cached the length of its longest row
     assert equal(before, nested)
     nested.values()[0, 0] = 2
     assert not equal(before, nested)
 
 
-def test_same_values_and_offsets_with_other_lengths() -> None:
+def test_equal_values_and_offsets_with_other_lengths_differ() -> None:
     def nested(*lengths: int) -> Tensor:
         values, offsets = torch.ones(5, 4), torch.tensor([0, 2, 5])
         return torch.nested.nested_tensor_from_jagged(values, offsets, lengths=torch.tensor(lengths))
@@ -372,16 +372,16 @@ EMPTY: dict[str, Make] = {"meta": lambda t: t.to("meta"), "fake": lambda t: FAKE
 
 
 @pytest.mark.parametrize("make", EMPTY.values(), ids=EMPTY)
-def test_what_has_no_content_has_shape_and_dtype(make: Make) -> None:
+def test_tensors_without_content_are_compared_by_shape_and_dtype(make: Make) -> None:
     assert equal(make(square()), make(square() + 1))
-    assert stored_values(look(make(square()))) is None
+    assert stored_values(read(make(square()))) is None
     assert not equal(make(square()), make(square()[:2]))
     assert not equal(make(square()), make(square().double()))
 
 
-def test_lazy_parameters_have_no_shape_and_get_one() -> None:
+def test_a_lazy_parameter_that_gets_its_shape_differs() -> None:
     weight = nn.LazyLinear(2).weight
-    before = look(weight)
+    before = read(weight)
     assert not before.initialized
     assert equal(before, weight)
     weight.materialize((2, 3))
@@ -389,8 +389,8 @@ def test_lazy_parameters_have_no_shape_and_get_one() -> None:
 
 
 @pytest.mark.parametrize("transform", [torch.func.vmap, lambda f: torch.func.grad(lambda t: f(t).sum())])
-def test_what_torch_func_puts_in_the_place_of_a_tensor(transform: Callable[[Make], Make]) -> None:
-    """It has no memory of its own; it is enough that looking does no harm."""
+def test_tensors_wrapped_by_torch_func_can_be_read(transform: Callable[[Make], Make]) -> None:
+    """They have no memory: reading them must not fail."""
 
     def body(tensor: Tensor) -> Tensor:
         assert equal(tensor, tensor)
@@ -412,53 +412,53 @@ with guard(model):
 
 
 @pytest.mark.slow
-def test_a_tensor_whose_memory_was_released() -> None:
-    """FSDP does so between forwards.  In a process of its own: a read from there ends it."""
+def test_a_tensor_with_released_memory_can_be_read() -> None:
+    """FSDP releases memory between forwards.  Runs in a process of its own, since a read from there would crash."""
     run = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_distributed() -> None:
+def test_distributed_tensors_are_compared_by_value() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:
         mesh = init_device_mesh("cpu", (2,))
-        one, equally, other = (
+        one, equal_one, other = (
             distribute_tensor(t, mesh, [Shard(0)]) for t in (square(), square(), changed((0, 1), (1, 0)))
         )
-        assert equal(one, equally)
+        assert equal(one, equal_one)
         assert not equal(one, other)
         assert not equal(one, one.to_local())
     finally:
         torch.distributed.destroy_process_group()
 
 
-# --- what is kept
+# --- stored values
 
 
-def test_small_tensors_are_kept_by_value_and_large_ones_are_not() -> None:
+def test_values_are_stored_for_small_tensors_only() -> None:
     small, large = torch.arange(MAX_VALUE_BYTES // 8), torch.arange(MAX_VALUE_BYTES // 8 + 1)
-    kept = stored_values(look(small))
-    assert kept is not None
-    assert torch.equal(kept, small.flatten())
-    for digest in (look(large), look(small, keep=False)):
+    stored = stored_values(read(small))
+    assert stored is not None
+    assert torch.equal(stored, small.flatten())
+    for digest in (read(large), read(small, store_values=False)):
         assert stored_values(digest) is None
         assert len(digest.bits) == 16
 
 
-def test_what_is_kept_is_a_copy() -> None:
+def test_stored_values_are_a_copy() -> None:
     tensor = square()
-    before = look(tensor)
+    before = read(tensor)
     tensor.zero_()
-    kept = stored_values(before)
-    assert kept is not None
-    assert torch.equal(kept, square().flatten())
+    stored = stored_values(before)
+    assert stored is not None
+    assert torch.equal(stored, square().flatten())
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_digests_and_copies_tell_the_same(keep: bool) -> None:
-    before = look(square(), keep)
+@pytest.mark.parametrize("store_values", [True, False])
+def test_digests_and_stored_values_give_the_same_result(store_values: bool) -> None:
+    before = read(square(), store_values)
     assert equal(before, square())
     assert not equal(before, square() + torch.eye(4))

@@ -26,15 +26,15 @@ QUIET: dict[str, Callable[[], object]] = {
     "nothing": lambda: None,
     "no elements": lambda: torch.rand(0),
     "arithmetic": lambda: torch.ones(3) * 2,
-    "uninitialised": lambda: torch.empty(3),
+    "uninitialized": lambda: torch.empty(3),
     "a generator of its own": lambda: torch.rand(3, generator=torch.Generator()),
     "dropout in eval": lambda: nn.Dropout().eval()(torch.ones(3)),
-    "looking": lambda: torch.get_rng_state(),
+    "get_rng_state": lambda: torch.get_rng_state(),
 }
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-def test_a_draw_moves_the_state(draw: Callable[[], object]) -> None:
+def test_a_draw_changes_the_state(draw: Callable[[], object]) -> None:
     torch.rand(1)
     before = generators.state()
     draw()
@@ -42,13 +42,13 @@ def test_a_draw_moves_the_state(draw: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("act", QUIET.values(), ids=QUIET)
-def test_nothing_else_does(act: Callable[[], object]) -> None:
+def test_these_acts_do_not_change_the_state(act: Callable[[], object]) -> None:
     before = generators.state()
     act()
     assert generators.is_unchanged(before, generators.state())
 
 
-def test_what_is_put_back_is_the_same() -> None:
+def test_a_restored_state_is_unchanged() -> None:
     before = generators.state()
     with torch.random.fork_rng(devices=[]):
         torch.rand(3)
@@ -56,7 +56,7 @@ def test_what_is_put_back_is_the_same() -> None:
     assert generators.is_unchanged(before, generators.state())
 
 
-def test_looking_draws_nothing_and_dispatches_no_operator() -> None:
+def test_reading_the_state_draws_nothing_and_dispatches_no_operator() -> None:
     class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             raise AssertionError(func)
@@ -73,17 +73,17 @@ def test_looking_draws_nothing_and_dispatches_no_operator() -> None:
 
 
 def one(generator: torch.Generator) -> SimpleNamespace:
-    """As `torch.mps` has it."""
+    """Return a module with one generator, like `torch.mps`."""
     return SimpleNamespace(get_rng_state=generator.get_state)
 
 
 def several(generator: torch.Generator) -> SimpleNamespace:
-    """As `torch.cuda` and `torch.xpu` have them."""
+    """Return a module with one generator per device, like `torch.cuda` and `torch.xpu`."""
     return SimpleNamespace(default_generators=(torch.Generator(), generator), get_rng_state=None)
 
 
 @pytest.mark.parametrize("accelerator", [one, several])
-def test_the_generators_of_an_accelerator(
+def test_a_draw_changes_the_state_of_an_accelerator(
     accelerator: Callable[[torch.Generator], SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = torch.Generator()
@@ -95,15 +95,15 @@ def test_the_generators_of_an_accelerator(
     assert generators.is_unchanged(before[:1], generators.state())
 
 
-def test_a_generator_that_counts_is_asked_for_its_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new seed and a draw both show; nothing is made for it."""
-    told = [1, 0]
-    generator = SimpleNamespace(initial_seed=lambda: told[0], get_offset=lambda: told[1])
+def test_a_generator_with_an_offset_is_read_by_seed_and_offset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new seed and a draw are both noticed, and no tensor is made."""
+    values = [1, 0]
+    generator = SimpleNamespace(initial_seed=lambda: values[0], get_offset=lambda: values[1])
     monkeypatch.setattr(devices, "accelerator_in_use", lambda: SimpleNamespace(default_generators=(generator,)))
     before = generators.state()
     assert generators.is_unchanged(before, generators.state())
     for now in ([2, 0], [1, 4]):
-        told[:] = now
+        values[:] = now
         assert not generators.is_unchanged(before, generators.state())
 
 
@@ -112,28 +112,30 @@ def captured() -> Tensor:
 
 
 @pytest.mark.parametrize("accelerator", [SimpleNamespace(), SimpleNamespace(get_rng_state=captured)])
-def test_generators_that_do_not_tell(accelerator: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generators_that_cannot_be_read_count_as_unchanged(
+    accelerator: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = generators.state()
     monkeypatch.setattr(devices, "accelerator_in_use", lambda: accelerator)
     assert generators.is_unchanged(expected, generators.state())
 
 
-@pytest.mark.parametrize("begun", [True, False])
-@pytest.mark.parametrize("asked", ["is_initialized", "is_available"])
-def test_an_accelerator_has_generators_once_it_is_in_use(
-    asked: str, begun: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_used", [True, False])
+@pytest.mark.parametrize("function", ["is_initialized", "is_available"])
+def test_an_accelerator_is_in_use_once_it_is_initialized(
+    function: str, is_used: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accelerator = SimpleNamespace(is_available=lambda: True)
-    setattr(accelerator, asked, lambda: begun)
+    setattr(accelerator, function, lambda: is_used)
     device = torch.device("cuda")
     monkeypatch.setattr(devices, "current_accelerator", lambda: device)
     monkeypatch.setattr(torch, "cuda", accelerator)
     monkeypatch.setattr(torch, "device", None)  # a test may patch it
-    found: object = devices.accelerator_in_use()
-    assert found is (accelerator if begun else None)
+    result: object = devices.accelerator_in_use()
+    assert result is (accelerator if is_used else None)
 
 
-def test_a_device_that_comes_into_use_is_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_use_of_a_device_is_not_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     before = generators.state()
     monkeypatch.setattr(devices, "accelerator_in_use", lambda: one(torch.Generator()))
     assert len(generators.state()) > len(before)

@@ -1,6 +1,6 @@
-"""Random models, forwards and writes: told if, and only if, a write changed a bit of what is saved.
+"""Random models, forwards and writes: a write is reported if, and only if, it changed a saved bit.
 
-Whether the kernel says what was written, or everything is read, the answer is the same.
+The result is the same with write tracking by the kernel and with full reads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.nets import only, rules, watching
 FLOATS = (torch.float32, torch.float64)
 NUMPY = (*FLOATS, torch.float16, torch.complex64, torch.int64, torch.uint8, torch.bool)
 DTYPES = (*NUMPY, torch.bfloat16, torch.float8_e4m3fn)
-SHAPES = ((), (1,), (3,), (2, 3), (2, 3, 2, 2), (96, 96))  # the last is too large to be kept by value
+SHAPES = ((), (1,), (3,), (2, 3), (2, 3, 2, 2), (96, 96))  # the values of the last one are not stored
 
 
 def straight(tensor: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def transposed(tensor: Tensor) -> Tensor:
 
 
 def spread(tensor: Tensor) -> Tensor:
-    """With a gap after every element."""
+    """Return a tensor with a gap after every element."""
     return torch.stack([tensor, tensor], -1)[..., 0]
 
 
@@ -45,24 +45,24 @@ def channels_last(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Held:
-    """A tensor that a module holds."""
+class TensorSpec:
+    """A parameter or buffer of a module."""
 
-    kind: Literal["parameter", "buffer", "passing"]
+    kind: Literal["parameter", "buffer", "non_persistent"]
     dtype: torch.dtype
     shape: tuple[int, ...]
     layout: Callable[[Tensor], Tensor]
 
     def make(self) -> Tensor:
-        """Small numbers, none of them zero: an optimizer's step from one to another is exact."""
+        """Return small numbers without zeros: an optimizer step from one to another is exact."""
         numbers = torch.arange(torch.Size(self.shape).numel()).reshape(self.shape)
         return self.layout((numbers % 2 if self.dtype is torch.bool else numbers % 7 + 1).to(self.dtype))
 
 
 class Node(nn.Module):
-    def __init__(self, held: Sequence[Held] = (), children: Sequence[Node] = ()) -> None:
+    def __init__(self, specs: Sequence[TensorSpec] = (), children: Sequence[Node] = ()) -> None:
         super().__init__()
-        self.kinds = {f"t{i}": tensor for i, tensor in enumerate(held)}
+        self.kinds = {f"t{i}": tensor for i, tensor in enumerate(specs)}
         for name, tensor in self.kinds.items():
             if tensor.kind == "parameter":
                 self.register_parameter(name, parameter(tensor.make()))
@@ -81,7 +81,7 @@ def parameter(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=tensor.is_floating_point() and tensor.dtype in FLOATS)
 
 
-# --- ways to write `new` into the place of a tensor
+# --- ways to write `new` to a tensor
 
 Write = Callable[[Node, str, Tensor], object]
 
@@ -105,7 +105,7 @@ def through_numpy(node: Node, name: str, new: Tensor) -> None:
 
 
 def through_the_state_dict(node: Node, name: str, new: Tensor) -> None:
-    node.load_state_dict({name: new} if node.kinds[name].kind != "passing" else {}, strict=False)
+    node.load_state_dict({name: new} if node.kinds[name].kind != "non_persistent" else {}, strict=False)
 
 
 def by_assigning_data(node: Node, name: str, new: Tensor) -> None:
@@ -135,13 +135,13 @@ WRITES: tuple[Write, ...] = (
     by_a_fused_step,
 )
 
-# --- what `new` is, given the numbers that a draw provides
+# --- ways to make `new`, from random numbers
 
 Alter = Callable[[Tensor, int], Tensor]
 
 
 def elements(tensor: Tensor) -> Tensor:
-    """The bytes of a contiguous tensor, an element a row."""
+    """Return the bytes of a contiguous tensor, one row per element."""
     return tensor.reshape(-1).view(torch.uint8).view(tensor.numel(), -1)
 
 
@@ -160,7 +160,7 @@ def an_element(tensor: Tensor, at: int) -> Tensor:
 def two_elements(tensor: Tensor, at: int) -> Tensor:
     assume(tensor.numel() > 1)
     rows = elements(tensor)
-    i = at % (len(rows) - 1)  # neighbours differ
+    i = at % (len(rows) - 1)  # neighbors differ
     rows[[i, i + 1]] = rows[[i + 1, i]]
     return tensor
 
@@ -175,21 +175,21 @@ RESHAPING = (by_assigning_data, by_replacing)
 # --- the property
 
 tensors = st.builds(
-    Held,
-    kind=st.sampled_from(["parameter", "buffer", "passing"]),
+    TensorSpec,
+    kind=st.sampled_from(["parameter", "buffer", "non_persistent"]),
     dtype=st.sampled_from(DTYPES),
     shape=st.sampled_from(SHAPES),
     layout=st.sampled_from([straight, transposed, spread, channels_last]),
 )
-held = st.lists(tensors, max_size=3)
+specs = st.lists(tensors, max_size=3)
 models = st.recursive(
-    st.builds(Node, held), lambda nodes: st.builds(Node, held, st.lists(nodes, max_size=3)), max_leaves=4
+    st.builds(Node, specs), lambda nodes: st.builds(Node, specs, st.lists(nodes, max_size=3)), max_leaves=4
 )
 
 
 @given(model=models, data=st.data())
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
-def test_a_change_is_told_and_nothing_else_is(model: Node, data: st.DataObject) -> None:
+def test_exactly_the_changes_are_reported(model: Node, data: st.DataObject) -> None:
     nodes = {path: node for path, node in model.eval().named_modules() if isinstance(node, Node)}
     places = [(path, name) for path, node in nodes.items() for name in node.kinds]
     assume(places)
@@ -203,7 +203,7 @@ def test_a_change_is_told_and_nothing_else_is(model: Node, data: st.DataObject) 
 
     node = nodes[path]
     new = getattr(node, name).detach().clone(memory_format=torch.contiguous_format)
-    saved = node.kinds[name].kind != "passing"
+    saved = node.kinds[name].kind != "non_persistent"
     with torch.no_grad(), watching(*[model] if watched else []) as g:
         for visited in before if watched else [*before, model]:
             visited(torch.ones(1))
@@ -218,16 +218,16 @@ def test_a_change_is_told_and_nothing_else_is(model: Node, data: st.DataObject) 
         assert violation.subjects == (f"{violation.model}.{f'{path}.{name}' if path else name}",)
 
 
-# --- with the kernel's help and without
+# --- with and without write tracking
 
 WINDOWS = 3
 LARGE = (160, 160)
-"""Enough elements to be armed."""
+"""Large enough for write tracking."""
 
 
 @dataclass(frozen=True)
 class Act:
-    """A write, in a window or behind it."""
+    """A write, in a window or after it."""
 
     window: int
     inside: bool
@@ -235,7 +235,7 @@ class Act:
     name: str
     write: Write
     alter: Alter | None
-    """None to write what is there already."""
+    """None to write the same values."""
     at: int
 
     def on(self, model: Node) -> None:
@@ -247,28 +247,28 @@ class Act:
             self.write(node, self.name, new if self.alter is None else self.alter(new, self.at))
 
 
-def told(model: Node, acts: list[Act]) -> list[set[str]]:
-    """The tensors that are said to have changed, window by window."""
-    found = []
+def reported(model: Node, acts: list[Act]) -> list[set[str]]:
+    """Return the tensors that are reported as changed, for each window."""
+    by_window = []
     for window in range(WINDOWS):
         with watching(model) as g:
             act(model, acts, window, inside=True)
         assert set(rules(g)) <= {"state-mutated"}
-        found.append({subject.removeprefix("Node.") for each in g.violations for subject in each.subjects})
+        by_window.append({subject.removeprefix("Node.") for each in g.violations for subject in each.subjects})
         act(model, acts, window, inside=False)
-    return found
+    return by_window
 
 
 def changed(model: Node, acts: list[Act]) -> list[set[str]]:
-    """Those that have."""
-    found = []
+    """Return the tensors that did change, for each window."""
+    by_window = []
     for window in range(WINDOWS):
         before = {name: elements(tensor).clone() for name, tensor in model.state_dict().items()}
         act(model, acts, window, inside=True)
         now = model.state_dict()
-        found.append({name for name, was in before.items() if not torch.equal(was, elements(now[name]))})
+        by_window.append({name for name, was in before.items() if not torch.equal(was, elements(now[name]))})
         act(model, acts, window, inside=False)
-    return found
+    return by_window
 
 
 def act(model: Node, acts: list[Act], window: int, *, inside: bool) -> None:
@@ -278,14 +278,14 @@ def act(model: Node, acts: list[Act], window: int, *, inside: bool) -> None:
 
 
 @contextmanager
-def everything_armed() -> Iterator[None]:
-    with mock.patch.object(digest_cache, "_PAYS", 0), mock.patch.object(digest_cache, "_TIRED", 1000):
+def everything_tracked() -> Iterator[None]:
+    with mock.patch.object(digest_cache, "_MIN_BYTES", 0), mock.patch.object(digest_cache, "_MAX_PENALTY", 1000):
         yield
 
 
 large = st.builds(
-    Held,
-    kind=st.sampled_from(["parameter", "buffer", "passing"]),
+    TensorSpec,
+    kind=st.sampled_from(["parameter", "buffer", "non_persistent"]),
     dtype=st.sampled_from(DTYPES),
     shape=st.sampled_from([LARGE, (3,)]),
     layout=st.sampled_from([straight, straight, transposed]),
@@ -293,10 +293,12 @@ large = st.builds(
 
 
 @pytest.mark.skipif(write_tracking.tracker() is None, reason="the kernel does not track writes")
-@given(held=st.lists(large, min_size=1, max_size=4), below=st.lists(large, max_size=2), data=st.data())
+@given(specs=st.lists(large, min_size=1, max_size=4), below=st.lists(large, max_size=2), data=st.data())
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
-def test_the_kernel_says_what_a_read_says(held: list[Held], below: list[Held], data: st.DataObject) -> None:
-    model = Node(held, [Node(below)]).eval()
+def test_write_tracking_and_full_reads_report_the_same(
+    specs: list[TensorSpec], below: list[TensorSpec], data: st.DataObject
+) -> None:
+    model = Node(specs, [Node(below)]).eval()
     places = [("", name) for name in model.kinds] + [("c0", f"t{i}") for i in range(len(below))]
 
     def an_act() -> Act:
@@ -308,10 +310,10 @@ def test_the_kernel_says_what_a_read_says(held: list[Held], below: list[Held], d
 
     acts = [an_act() for _ in range(data.draw(st.integers(0, 4), label="acts"))]
     expected = changed(deepcopy(model), acts)
-    with everything_armed():
+    with everything_tracked():
         before = digest_cache.byte_counts.skipped
-        assert told(deepcopy(model), acts) == expected
-        if not acts and Held("parameter", torch.float32, LARGE, straight) in held:
+        assert reported(deepcopy(model), acts) == expected
+        if not acts and TensorSpec("parameter", torch.float32, LARGE, straight) in specs:
             assert digest_cache.byte_counts.skipped > before
         with mock.patch.object(write_tracking, "tracker", return_value=None):
-            assert told(deepcopy(model), acts) == expected
+            assert reported(deepcopy(model), acts) == expected

@@ -1,4 +1,4 @@
-"""Models whose weights are kept in every way that torch knows: they run clean, and a fault is seen."""
+"""Models with weights in every kind of storage: they run clean, and a change is reported."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ pytestmark = pytest.mark.filterwarnings(
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to keep weights."""
+    """A kind of storage for weights."""
 
     make: Callable[[Path], Any]
-    """From a folder of its own to a model."""
+    """Makes a model, given an empty folder."""
     spoil: Callable[[Any], object]
-    """Changes one of its tensors, by the route that one would take."""
+    """Changes one of its tensors in the usual way."""
     changed: str
     """The name of that tensor."""
     given: Callable[[], Tensor] = batch
 
 
 class Holder(nn.Module):
-    """A layer, and a tensor of some kind that is used as well."""
+    """A model with a layer, and a tensor that its forward uses."""
 
     def __init__(self, table: Tensor, use: Callable[[Tensor, Tensor], object]) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def net(*_: Path) -> nn.Sequential:
 
 
 def double(tensor: Tensor) -> None:
-    """By the operator, in place; also run by another process."""
+    """Double a tensor in place; also runs in another process."""
     with torch.no_grad():
         tensor.mul_(2)
 
@@ -70,7 +70,7 @@ def double(tensor: Tensor) -> None:
 
 
 class Symmetric(nn.Module):
-    """A parametrization of the user's."""
+    """A parametrization written by the user."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.triu() + x.triu(1).T
@@ -90,14 +90,14 @@ def normed(norm: Callable[[nn.Module], nn.Module]) -> Callable[[Path], nn.Module
 
 
 def spectral(_: Path) -> Any:
-    """Its power iteration is far from its end: it would take no further step from there."""
+    """Return a model whose power iteration has not converged, so that each step changes its buffers."""
     model: Any = nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 4)))
     model[0].parametrizations.weight[0]._u.fill_(0.5)
     return model
 
 
 def read_in_training_mode(model: Any) -> None:
-    assert model[0].weight.shape == (4, 4)  # in eval mode it stays as it is
+    assert model[0].weight.shape == (4, 4)  # eval mode changes nothing
     model.train()
     assert model[0].weight.shape == (4, 4)
     model.eval()
@@ -123,14 +123,14 @@ COMPUTED = {
     ),
 }
 
-# --- quantised
+# --- quantized
 
 layers: Any = torch.ao.nn.quantized
 
 
 def quantize_dynamic(model: nn.Module) -> nn.Module:
-    quantised: nn.Module = torch.ao.quantization.quantize_dynamic(model.eval())  # type: ignore[no-untyped-call]
-    return quantised
+    quantized: nn.Module = torch.ao.quantization.quantize_dynamic(model.eval())  # type: ignore[no-untyped-call]
+    return quantized
 
 
 def shift_weight(layer: Any) -> None:
@@ -151,7 +151,7 @@ def per_channel(tensor: Tensor) -> Tensor:
     return torch.quantize_per_channel(tensor, torch.ones(4), torch.zeros(4), 0, torch.qint8)
 
 
-def dequantised(table: Tensor, x: Tensor) -> Tensor:
+def matmul_dequantized(table: Tensor, x: Tensor) -> Tensor:
     return x @ table.dequantize()
 
 
@@ -172,7 +172,7 @@ def by_torchao(config: str, **arguments: Any) -> Callable[[Path], nn.Module]:
 
 
 PACKED = "_packed_params._packed_params"
-QUANTISED = {
+QUANTIZED = {
     "packed weight": Kind(lambda _: quantize_dynamic(net()), lambda m: shift_weight(m[0]), f"0.{PACKED}.0"),
     "packed bias": Kind(lambda _: quantize_dynamic(net()), lambda m: shift_bias(m[2]), f"2.{PACKED}.1"),
     "packed and loaded": Kind(
@@ -198,12 +198,12 @@ QUANTISED = {
         lambda: torch.quantize_per_tensor(torch.ones(1, 1, 4, 4), 1.0, 0, torch.quint8),
     ),
     "per tensor": Kind(
-        lambda _: Holder(per_tensor(torch.ones(4, 4)), dequantised),
+        lambda _: Holder(per_tensor(torch.ones(4, 4)), matmul_dequantized),
         lambda m: m.table.copy_(per_tensor(torch.eye(4))),
         "table",
     ),
     "per channel": Kind(
-        lambda _: Holder(per_channel(torch.ones(4, 4)), dequantised),
+        lambda _: Holder(per_channel(torch.ones(4, 4)), matmul_dequantized),
         lambda m: m.table.copy_(per_channel(torch.eye(4))),
         "table",
     ),
@@ -232,7 +232,7 @@ def nested(layout: torch.layout) -> Callable[[Path], nn.Module]:
 
 
 def jagged(_: Path) -> nn.Module:
-    """The length of its longest row is found out, and kept, when it is first asked for."""
+    """Return a model with a nested tensor, which caches the length of its longest row on first use."""
     table = torch.nested.nested_tensor_from_jagged(torch.ones(5, 4), torch.tensor([0, 2, 5]))
     return Holder(table, lambda table, _: torch.softmax(table, 1))
 
@@ -259,7 +259,7 @@ LAYOUTS = {
     "nested, strided": Kind(nested(torch.strided), lambda m: double(m.table), "table"),
 }
 
-# --- memory of others
+# --- mapped and shared memory
 
 
 def mapped(folder: Path) -> nn.Module:
@@ -277,7 +277,7 @@ def safetensors(folder: Path) -> nn.Module:
 
 
 def from_file(folder: Path) -> nn.Module:
-    """A table that is a file, and nothing but."""
+    """Return a model with a buffer that is mapped from a file."""
     path = folder / "table.bin"
     path.write_bytes(bytes(64))
     model = Holder(torch.from_file(str(path), shared=True, size=16), lambda table, x: x + table[:4])
@@ -320,14 +320,14 @@ def fake(_: Path) -> nn.Module:
 
 
 def mixed(_: Path) -> nn.Module:
-    """A head that is never run has no memory."""
+    """Return a model with a head on the meta device, which never runs."""
     model = net()
     vars(model)["forward"] = lambda x: model[0](x)
     model[2].to("meta")
     return model
 
 
-NOWHERE = {
+NO_MEMORY = {
     "meta": Kind(
         lambda _: net().to("meta"), lambda m: m[0].to_empty(device="cpu"), "0.weight", lambda: batch().to("meta")
     ),
@@ -341,7 +341,7 @@ NOWHERE = {
     "mixed, where there is none": Kind(mixed, lambda m: m[2].to_empty(device="cpu"), "2.weight"),
 }
 
-KINDS = COMPUTED | QUANTISED | LAYOUTS | MEMORY | NOWHERE
+KINDS = COMPUTED | QUANTIZED | LAYOUTS | MEMORY | NO_MEMORY
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 both = pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
 
@@ -349,7 +349,7 @@ both = pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"
 @both
 @every_kind
 @torch.no_grad()
-def test_clean(kind: Kind, strict: bool, tmp_path: Path) -> None:
+def test_a_model_with_any_storage_runs_clean(kind: Kind, strict: bool, tmp_path: Path) -> None:
     model = kind.make(tmp_path).eval()
     with guard(model, strict=strict):
         model(kind.given())
@@ -359,7 +359,7 @@ def test_clean(kind: Kind, strict: bool, tmp_path: Path) -> None:
 @both
 @every_kind
 @torch.no_grad()
-def test_fault(kind: Kind, strict: bool, tmp_path: Path) -> None:
+def test_a_change_in_any_storage_is_reported(kind: Kind, strict: bool, tmp_path: Path) -> None:
     model = kind.make(tmp_path).eval()
     with watching(model, strict=strict) as g:
         model(kind.given())
@@ -372,7 +372,7 @@ def test_fault(kind: Kind, strict: bool, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_packed_weights_that_are_loaded_again() -> None:
+def test_loading_equal_packed_weights_is_clean() -> None:
     model = quantize_dynamic(net())
     with guard(model, strict=True):
         model(batch())
@@ -381,13 +381,13 @@ def test_packed_weights_that_are_loaded_again() -> None:
 
 @both
 @torch.no_grad()
-def test_a_packed_model_that_dies(strict: bool) -> None:
+def test_a_model_with_packed_weights_may_die(strict: bool) -> None:
     with guard(strict=strict):
         KINDS["packed convolution"].make(Path()).eval()(KINDS["packed convolution"].given())
 
 
-def test_a_packed_model_is_a_model() -> None:
-    """It is counted as one, though it holds no parameters; that torch made it in training mode means nothing."""
+def test_a_model_with_packed_weights_counts_as_a_model() -> None:
+    """It has no parameters, but still counts; torch leaves it in training mode, which does not matter."""
     with guard(strict=True) as g, torch.no_grad():
         model = quantize_dynamic(net())
         model(batch())

@@ -1,6 +1,7 @@
-"""Reading a model leaves no thread behind: one that waits actively would take the cores from the user's operators.
+"""Reading a model leaves no threads behind.
 
-OpenMP keeps a team for each thread that ever ran a parallel operator, and a team spins before it sleeps.
+OpenMP keeps a thread team for each thread that ever ran a parallel operator.  Teams spin before they sleep, and would
+take cores from the user's operators.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pytest_evalmode.observe.state import write_tracking
 
 TASKS = Path("/proc/self/task")
 THREADS = 4
-LARGE = 1 << 23  # float32: four pieces, so that all helpers have one
+LARGE = 1 << 23  # float32: four pieces, one for each thread
 
 pytestmark = pytest.mark.skipif(not TASKS.exists(), reason="the system does not list the threads of a process")
 
@@ -34,21 +35,21 @@ def several_threads() -> Iterator[None]:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Thread]:
-    """The threads that Python starts."""
-    found: list[Thread] = []
+    """Return the threads that Python has started."""
+    threads: list[Thread] = []
     start = Thread.start
 
-    def noted(self: Thread) -> None:
-        found.append(self)
+    def recorded_start(self: Thread) -> None:
+        threads.append(self)
         start(self)
 
-    monkeypatch.setattr(Thread, "start", noted)
-    return found
+    monkeypatch.setattr(Thread, "start", recorded_start)
+    return threads
 
 
 @pytest.fixture(params=["off", "on"])
 def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """How often a window reads its model: only once where the kernel tells that nothing was written."""
+    """Return how often a window reads its model: once if the kernel reports that it was not written, else twice."""
     monkeypatch.setenv("EVALMODE_WRITES", request.param)
     write_tracking.reset()
     yield 2 if write_tracking.tracker() is None else 1
@@ -56,7 +57,7 @@ def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 class Large(nn.Module):
-    """Holds tensors that several threads read; its forward runs no operator."""
+    """A model with tensors that several threads read; its forward runs no operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,31 +70,31 @@ class Large(nn.Module):
 
 
 def tasks() -> set[str]:
-    """The threads of this process, those of OpenMP included."""
+    """Return the threads of this process, including those of OpenMP."""
     return {task.name for task in TASKS.iterdir()}
 
 
 def threads_left_by(run: Callable[[], object]) -> int:
-    """How many threads more there are once a thread has run this, which has no team of its own before."""
-    found: list[int] = []
+    """Run this in a new thread, which has no thread team, and return how many more threads there are after."""
+    counts: list[int] = []
 
     def count() -> None:
         before = tasks()
         run()
-        # One that Python has joined may take a moment to end.
-        patience = iter(range(100))
-        while tasks() - before and next(patience, None) is not None:
+        # A joined thread may take a moment to end.
+        attempts = iter(range(100))
+        while tasks() - before and next(attempts, None) is not None:
             sleep(0.01)
-        found.append(len(tasks() - before))
+        counts.append(len(tasks() - before))
 
     thread = Thread(target=count)
     thread.start()
     thread.join()
-    return found[0]
+    return counts[0]
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_a_window_leaves_none(strict: bool, reads: int, started: list[Thread]) -> None:
+def test_a_window_leaves_no_thread(strict: bool, reads: int, started: list[Thread]) -> None:
     model, x = Large().eval(), torch.zeros(3)
 
     def run() -> None:
@@ -105,7 +106,7 @@ def test_a_window_leaves_none(strict: bool, reads: int, started: list[Thread]) -
     assert not any(thread.is_alive() for thread in started)
 
 
-def test_what_has_changed_is_told_without_one() -> None:
+def test_reporting_a_change_leaves_no_thread() -> None:
     model, x = Large().eval(), torch.zeros(3)
 
     def watched() -> None:
@@ -121,6 +122,6 @@ def test_what_has_changed_is_told_without_one() -> None:
     assert threads_left_by(run) == 0
 
 
-def test_a_parallel_operator_of_the_users_does_leave_its_team() -> None:
+def test_a_parallel_operator_of_the_user_leaves_its_thread_team() -> None:
     large = torch.zeros(LARGE)
     assert threads_left_by(lambda: large.add_(1)) == THREADS - 1

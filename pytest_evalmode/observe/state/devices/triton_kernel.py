@@ -1,6 +1,6 @@
-"""All tensors of a device read in one launch, each word once; what `devices` does by torch's operators.
+"""A Triton kernel that reads all tensors of a device in one launch, with the same result as torch's operators.
 
-A program of the kernel sums up one segment of a large tensor, or copies a small one.  Importing this needs Triton.
+Each program of the kernel computes the sums of one segment of a large tensor, or copies a small tensor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from pytest_evalmode.observe.state import devices
 
 BLOCK = 1024
-"""The words that a program takes at a time."""
+"""How many words a program processes at a time."""
 WARPS = 4
 STAGES = 3
 
@@ -26,12 +26,12 @@ _HOST = torch.device("cpu")
 
 
 def read(parts: Mapping[int, Tensor]) -> dict[int, bytes]:
-    """Of each tensor its bytes if it is small, else its sums, by the keys given.  All lie on one device."""
+    """Read tensors of one device: return the bytes of small ones and the sums of large ones, by key."""
     blocks = [_block(key, tensor) for key, tensor in parts.items()]
-    found: dict[int, bytes] = {}
-    for first, last in devices.split_into_chunks(block.found for block in blocks):
-        found.update(_read(blocks[first:last], parts[blocks[first].key].device))
-    return found
+    data: dict[int, bytes] = {}
+    for first, last in devices.split_into_chunks(block.output_size for block in blocks):
+        data.update(_read(blocks[first:last], parts[blocks[first].key].device))
+    return data
 
 
 class _Block(NamedTuple):
@@ -41,9 +41,9 @@ class _Block(NamedTuple):
     address: int
     size: int
     programs: int
-    """How many look at it."""
-    found: int
-    """How many bytes they find."""
+    """How many programs read it."""
+    output_size: int
+    """How many bytes they return."""
 
 
 def _block(key: int, tensor: Tensor) -> _Block:
@@ -55,28 +55,34 @@ def _block(key: int, tensor: Tensor) -> _Block:
 
 
 def _read(blocks: list[_Block], device: torch.device) -> Iterator[tuple[int, bytes]]:
-    """What one launch finds."""
+    """Read some tensors with one launch."""
     rows: list[tuple[int, int, int, int]] = []
     programs = words = 0
     for block in blocks:
         rows.append((block.address, block.size, programs, words))
         programs += block.programs
-        words += -(-block.found // 8)
-    found = torch.empty(words, dtype=torch.int64, device=device)
-    launch(torch.tensor(rows, dtype=torch.int64, device=_HOST).to(device), found, programs)
-    host = found.cpu()
+        words += -(-block.output_size // 8)
+    output = torch.empty(words, dtype=torch.int64, device=device)
+    launch(torch.tensor(rows, dtype=torch.int64, device=_HOST).to(device), output, programs)
+    host = output.cpu()
     data = ctypes.string_at(host.data_ptr(), host.nbytes)
-    for block, (*_, place) in zip(blocks, rows, strict=True):
-        yield block.key, data[8 * place : 8 * place + block.found]
+    for block, (*_, offset) in zip(blocks, rows, strict=True):
+        yield block.key, data[8 * offset : 8 * offset + block.output_size]
 
 
-def launch(table: Tensor, found: Tensor, programs: int) -> None:
-    """Fill in what is found of the tensors in a table: its address, size, first program, place."""
+def launch(table: Tensor, output: Tensor, programs: int) -> None:
+    """Launch the kernel.
+
+    Args:
+        table: one row per tensor (int64, (n, 4)): address, size in bytes, first program, offset in `output` in words.
+        output: where to write bytes and sums (int64, 1-D).
+        programs: the number of programs of all tensors.
+    """
     device = table.device
     with nullcontext() if device.index is None else torch.get_device_module(device).device(device):
-        _look[(programs,)](
+        _read_kernel[(programs,)](
             table,
-            found,
+            output,
             len(table),
             len(table).bit_length(),
             SMALL=devices.SMALL_BYTES,
@@ -90,7 +96,7 @@ def launch(table: Tensor, found: Tensor, programs: int) -> None:
 
 
 @triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
-def _mixed(word, key, MIX: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _mix(word, key, MIX: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     word ^= key
     word ^= (word >> 32) & 0xFFFFFFFF
     word *= MIX
@@ -101,7 +107,7 @@ def _mixed(word, key, MIX: tl.constexpr):  # type: ignore[no-untyped-def]  # noq
 
 @triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
 def _word(data, at, size):  # type: ignore[no-untyped-def]
-    """A word from its bytes, where words do not begin as they should or the last one is cut short."""
+    """Load a word byte by byte, where words are not aligned or the last one is incomplete."""
     word = at * 0
     for i in tl.static_range(8):
         byte = tl.load(data + 8 * at + i, mask=8 * at + i < size, other=0).to(tl.int64)
@@ -110,9 +116,9 @@ def _word(data, at, size):  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["tensors", "depth"])  # type: ignore[misc,untyped-decorator,unused-ignore]
-def _look(  # type: ignore[no-untyped-def]
+def _read_kernel(  # type: ignore[no-untyped-def]
     table,
-    found,
+    output,
     tensors,
     depth,
     SMALL: tl.constexpr,  # noqa: N803
@@ -123,7 +129,7 @@ def _look(  # type: ignore[no-untyped-def]
     STAGES: tl.constexpr,  # noqa: N803
 ):
     program = tl.program_id(0).to(tl.int64)
-    # The last tensor whose first program is no later than this one.
+    # Binary search for the last tensor whose first program is not after this one.
     row = tensors * 0
     beyond = tensors
     for _ in range(depth):
@@ -134,7 +140,7 @@ def _look(  # type: ignore[no-untyped-def]
     address = tl.load(table + 4 * row)
     size = tl.load(table + 4 * row + 1)
     segment = program - tl.load(table + 4 * row + 2)
-    out = found + tl.load(table + 4 * row + 3)
+    out = output + tl.load(table + 4 * row + 3)
     address += segment * SEGMENT
     lanes = tl.arange(0, BLOCK).to(tl.int64)
     few = tl.arange(0, 128).to(tl.int64)
@@ -160,13 +166,13 @@ def _look(  # type: ignore[no-untyped-def]
         weighted = tl.zeros([BLOCK], tl.int64)
         for start in tl.range(0, full, BLOCK, num_stages=STAGES):
             key = (start + lanes) * STEP
-            mixed = _mixed(tl.load(tl.multiple_of(words + start + lanes, [16])), key, MIX)
+            mixed = _mix(tl.load(tl.multiple_of(words + start + lanes, [16])), key, MIX)
             plain += mixed
             weighted += mixed * key
         if full < whole:
             inside = full + lanes < whole
             key = (full + lanes) * STEP
-            mixed = tl.where(inside, _mixed(tl.load(words + full + lanes, mask=inside, other=0), key, MIX), 0)
+            mixed = tl.where(inside, _mix(tl.load(words + full + lanes, mask=inside, other=0), key, MIX), 0)
             plain += mixed
             weighted += mixed * key
         ends = tl.sum(plain)
@@ -177,7 +183,7 @@ def _look(  # type: ignore[no-untyped-def]
             for start in range(whole, (size + 7) // 8, 128):
                 at = start + few
                 key = at * STEP
-                mixed = tl.where(8 * at < size, _mixed(_word(data, at, size), key, MIX), 0)
+                mixed = tl.where(8 * at < size, _mix(_word(data, at, size), key, MIX), 0)
                 rest += mixed
                 rest_weighted += mixed * key
             ends += tl.sum(rest)

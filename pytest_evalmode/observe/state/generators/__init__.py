@@ -1,4 +1,4 @@
-"""The state of torch's global random generators, in a form that can be compared."""
+"""States of the global random generators, in a form that can be compared."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pytest_evalmode.observe.state import devices
 from pytest_evalmode.observe.state.generators import engine
 
 State = tuple[bytes, *tuple[object, ...]]
-"""What can be compared, of each generator: the CPU's, then those of the accelerator in use."""
+"""The state of the CPU generator, then those of the generators of the accelerator in use."""
 HostState = tuple[object, bytes | None]
 
 
 def state() -> State:
-    """The state of the CPU generator and of those of the accelerator in use.
+    """Return the state of torch's global generators, on the CPU and on the accelerator in use.
 
-    Reads memory and dispatches no operator, so a mode of the user's does not see it.
+    Reads memory and dispatches no operator, so user modes do not see it.
     """
     cpu = engine.state()
     accelerator = devices.accelerator_in_use()
@@ -31,18 +31,18 @@ def state() -> State:
 
 
 def is_unchanged(before: State, now: State) -> bool:
-    """Whether none has moved.  Those of a device that came into use in between have no before."""
+    """Return whether no random number was drawn in between.  A device that was first used since does not count."""
     return before == now or (engine.same(before[0], now[0]) and all(map(eq, before[1:], now[1:])))
 
 
 def host_state() -> HostState:
-    """The state of Python's own generator, and of NumPy's where it is in use."""
+    """Return the state of Python's global generator, and of NumPy's if it is in use."""
     numpy = sys.modules.get("numpy.random")
     return getstate(), dumps(numpy.get_state()) if numpy is not None else None
 
 
 def moved_generators(before: HostState) -> list[str]:
-    """Whose generators have moved since."""
+    """Return which libraries' global generators drew since: Python's `random`, NumPy."""
     (python, numpy), (python_now, numpy_now) = before, host_state()
     names = [PYTHON] if python != python_now else []
     if numpy != numpy_now and (numpy is not None or _numpy_has_drawn()):
@@ -51,10 +51,10 @@ def moved_generators(before: HostState) -> list[str]:
 
 
 def _numpy_has_drawn() -> bool:
-    """Whether NumPy's generator has moved since it was made: NumPy makes it when it is first used."""
+    """Return whether NumPy's generator drew since it was created, which happens on first use."""
     numpy = sys.modules["numpy.random"]
-    (_, _, *place), (_, _, *beginning) = (each.get_state() for each in (numpy, numpy.RandomState()))
-    return bool(place != beginning)
+    (_, _, *position), (_, _, *initial) = (each.get_state() for each in (numpy, numpy.RandomState()))
+    return bool(position != initial)
 
 
 def _bytes(state: Tensor) -> bytes:
@@ -62,13 +62,13 @@ def _bytes(state: Tensor) -> bytes:
 
 
 def _states(accelerator: ModuleType) -> list[object]:
-    """What the generators of an accelerator hold: seed and offset, which CUDA, XPU and MPS all keep on the host.
+    """Return the states of an accelerator's generators: seed and offset, which CUDA, XPU and MPS keep on the host.
 
-    So nothing waits for the device.  While its work is captured as a graph they do not tell
-    (https://github.com/pytorch/pytorch/issues/83148); it is a replay that draws.
+    So this does not wait for the device.  During a graph capture they cannot be read
+    (https://github.com/pytorch/pytorch/issues/83148); only the replay draws.
     """
     try:
-        # Of these CUDA and XPU have one for each device; MPS has one, which it does not name.
+        # CUDA and XPU have one per device; MPS has one, without a name.
         generators = getattr(accelerator, "default_generators", ())
         return [_state(generator) for generator in generators] or [_bytes(accelerator.get_rng_state())]
     except (AttributeError, RuntimeError):
@@ -76,7 +76,7 @@ def _states(accelerator: ModuleType) -> list[object]:
 
 
 def _state(generator: Generator) -> object:
-    """It is asked twice a forward, and where it counts its offset, that and the seed are all there is."""
+    """Return seed and offset, which is cheap, or the whole state of a generator without an offset."""
     try:
         return generator.initial_seed(), generator.get_offset()
     except RuntimeError:

@@ -1,10 +1,9 @@
-"""The state of torch's generator on the CPU, read where it lies.
+"""The state of torch's CPU generator, read from memory.
 
-`get_state()` makes a tensor of 5 kB, and a forward asks up to ten times.  The generator itself holds half as much, and
-to look at that costs next to nothing.  Where it lies is found out on a generator of our own, and it is read there only
-if that says just what `get_state()` says; everywhere else that is asked.
+`get_state()` makes a tensor of 5 kB, and each forward needs the state up to ten times.  So the engine is located in the
+memory of a new generator, and its memory is read if it matches `get_state()` there; else `get_state()` is called.
 
-The order of the fields is that of `at::mt19937_data_pod` and `at::CPUGeneratorImpl`, which no documentation promises.
+The order of the fields is that of `at::mt19937_data_pod` and `at::CPUGeneratorImpl`, which is not documented.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from torch import Generator, Tensor, default_generator
 _WORDS = 624
 _MEMORY = "/proc/self/mem"
 _HEAD = 4096
-"""So far into a generator its engine is looked for."""
+"""The engine is searched for in this many bytes of a generator."""
 
 
 class Engine(Structure):
-    """What a generator holds."""
+    """The memory of a generator's engine."""
 
     _fields_ = [
         ("seed", c_uint64),
@@ -39,8 +38,8 @@ class Engine(Structure):
     ]
 
 
-class Told(Structure):
-    """The same in the order in which `get_state()` tells it."""
+class SavedState(Structure):
+    """The layout of the tensor that `get_state()` returns."""
 
     _fields_ = [
         ("seed", c_uint64),
@@ -57,8 +56,7 @@ class Told(Structure):
     ]
 
 
-Lies = Array[c_char]
-"""The memory of an engine."""
+Memory = Array[c_char]
 
 _block = c_char * sizeof(Engine)
 _SEEDED, _NEXT, _FLOAT, _DOUBLE = (getattr(Engine, name).offset for name in ("seeded", "next", "float", "double"))
@@ -67,73 +65,73 @@ _HAS_FLOAT, _HAS_DOUBLE = Engine.has_float.offset, Engine.has_double.offset
 
 
 def state() -> bytes:
-    """What the default generator holds, to be compared by `same`.  Dispatches no operator."""
-    lies = _default()
-    return lies.raw if lies is not None else asked(default_generator)
+    """Return the state of the default generator, to compare with `same`.  Dispatches no operator."""
+    memory = _default()
+    return memory.raw if memory is not None else saved_state(default_generator)
 
 
 def same(before: bytes, now: bytes) -> bool:
-    """Whether a generator has not moved between two states of it."""
+    """Return whether a generator drew nothing between two states."""
     return before == now or (len(before) == len(now) == sizeof(Engine) and read(before) == read(now))
 
 
 def read(data: bytes) -> bytes:
-    """What an engine holds, but for padding and for normals that have been used."""
-    found = data[: _SEEDED + 1] + data[_NEXT:_END]
+    """Return the fields of an engine, without padding and without normals that were used."""
+    fields = data[: _SEEDED + 1] + data[_NEXT:_END]
     if data[_HAS_FLOAT]:
-        found += b"float" + data[_FLOAT:_HAS_FLOAT]
+        fields += b"float" + data[_FLOAT:_HAS_FLOAT]
     if data[_HAS_DOUBLE]:
-        found += b"double" + data[_DOUBLE:_HAS_DOUBLE]
-    return found
+        fields += b"double" + data[_DOUBLE:_HAS_DOUBLE]
+    return fields
 
 
-def asked(generator: Generator) -> bytes:
-    """What a generator tells."""
+def saved_state(generator: Generator) -> bytes:
+    """Return the bytes of `get_state()`."""
     tensor = generator.get_state()
     return string_at(tensor.data_ptr(), tensor.numel())
 
 
 @cache
-def _default() -> Lies | None:
-    found = place(Generator())
-    return None if found is None else at(default_generator, found)
+def _default() -> Memory | None:
+    offset = find_offset(Generator())
+    return None if offset is None else at(default_generator, offset)
 
 
-def at(generator: Generator, place: int) -> Lies:
-    """The memory of a generator's engine."""
-    return _block.from_address(_address(generator) + place)
+def at(generator: Generator, offset: int) -> Memory:
+    """Return the memory of a generator's engine."""
+    return _block.from_address(_address(generator) + offset)
 
 
-def place(generator: Generator) -> int | None:
-    """How far into a generator its engine lies; None where it is not what it is known to be."""
+def find_offset(generator: Generator) -> int | None:
+    """Return the offset of the engine in a generator's memory; None if its layout is not the known one."""
     tensor = generator.get_state()
-    if tensor.numel() != sizeof(Told):
+    if tensor.numel() != sizeof(SavedState):
         return None
     try:
-        with open(_MEMORY, "rb", buffering=0) as memory:  # to read too far there is an error, and no crash
-            head = os.pread(memory.fileno(), _HEAD, _address(generator))
+        with open(_MEMORY, "rb", buffering=0) as file:  # reading too far is an error there, not a crash
+            head = os.pread(file.fileno(), _HEAD, _address(generator))
     except (OSError, AttributeError):
         return None
-    found = head.find(_words(tensor)) - Engine.words.offset
-    if not 0 < found <= len(head) - sizeof(Engine):
+    offset = head.find(_words(tensor)) - Engine.words.offset
+    if not 0 < offset <= len(head) - sizeof(Engine):
         return None
-    lies = at(generator, found)
-    return found if all(_agrees(generator, lies, seed) for seed in range(4)) else None
+    memory = at(generator, offset)
+    return offset if all(_matches(generator, memory, seed) for seed in range(4)) else None
 
 
-def _agrees(generator: Generator, lies: Lies, seed: int) -> bool:
-    """Whether an engine holds what its generator is told to."""
+def _matches(generator: Generator, memory: Memory, seed: int) -> bool:
+    """Return whether the engine has the state that is set with `set_state()`."""
     generator.manual_seed(seed)
     tensor = generator.get_state()
-    told = Told.from_address(tensor.data_ptr())
-    told.left, told.next = 624 - seed, seed + 1
-    told.float, told.has_float = 3 + seed, seed in (1, 3)
-    told.double, told.has_double = 5 + seed, seed in (2, 3)
+    saved = SavedState.from_address(tensor.data_ptr())
+    saved.left, saved.next = 624 - seed, seed + 1
+    saved.float, saved.has_float = 3 + seed, seed in (1, 3)
+    saved.double, saved.has_double = 5 + seed, seed in (2, 3)
     generator.set_state(tensor)
-    numbers = told.seed, told.left, bool(told.seeded), told.next
-    words = (c_uint32 * _WORDS)(*told.words)
-    engine = Engine(*numbers, words, 0, told.float, told.has_float, told.double, bool(told.has_double))
-    return read(lies.raw) == read(bytes(engine))
+    numbers = saved.seed, saved.left, bool(saved.seeded), saved.next
+    words = (c_uint32 * _WORDS)(*saved.words)
+    engine = Engine(*numbers, words, 0, saved.float, saved.has_float, saved.double, bool(saved.has_double))
+    return read(memory.raw) == read(bytes(engine))
 
 
 def _address(generator: Generator) -> int:
@@ -142,4 +140,4 @@ def _address(generator: Generator) -> int:
 
 
 def _words(tensor: Tensor) -> bytes:
-    return bytes((c_uint32 * _WORDS)(*Told.from_address(tensor.data_ptr()).words))
+    return bytes((c_uint32 * _WORDS)(*SavedState.from_address(tensor.data_ptr()).words))

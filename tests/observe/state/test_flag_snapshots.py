@@ -1,4 +1,4 @@
-"""How models and torch are set, before and after."""
+"""Leaks of model flags and of torch's global flags."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.nets import Net, batch, rules, watching
 
 DTYPES = (torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda"))
 
-# Each global flag: what sets it, and the two values that it may have.
+# For each global flag, a setter and two values.
 Setter = Callable[[Any], object]
 GLOBALS: dict[str, tuple[Setter, Any, Any]] = {
     "grad_mode": (torch.set_grad_enabled, True, False),
@@ -43,7 +43,7 @@ GLOBALS: dict[str, tuple[Setter, Any, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def _put_back() -> Iterator[None]:
+def _restore_flags() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False, warn_only=False)
     for set_, usual, _ in GLOBALS.values():
@@ -52,7 +52,7 @@ def _put_back() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", GLOBALS)
 @pytest.mark.filterwarnings("ignore")
-def test_global_flag(name: str) -> None:
+def test_a_changed_global_flag_is_a_leak(name: str) -> None:
     set_, usual, other = GLOBALS[name]
     set_(usual)
     before = read_global_flags()
@@ -62,14 +62,14 @@ def test_global_flag(name: str) -> None:
     assert list(find_leaks(None, before, read_global_flags())) == []
 
 
-def test_what_it_was_and_what_it_is() -> None:
+def test_a_leak_has_the_old_and_the_new_value() -> None:
     before = read_global_flags()
     torch.set_default_dtype(torch.float64)
     (leak,) = find_leaks(None, before, read_global_flags())
     assert (leak.model, leak.name, leak.before, leak.after) == (None, "default_dtype", "float32", "float64")
 
 
-def test_only_a_warning_where_it_is_not_deterministic() -> None:
+def test_warn_only_is_a_flag_of_its_own() -> None:
     torch.use_deterministic_algorithms(True)
     before = read_global_flags()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -88,7 +88,7 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
-def test_a_context_leaves_nothing(context: Callable[[], Any]) -> None:
+def test_a_context_manager_of_torch_leaves_no_leak(context: Callable[[], Any]) -> None:
     before = read_global_flags()
     with context():
         assert read_global_flags() != before
@@ -96,7 +96,7 @@ def test_a_context_leaves_nothing(context: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("act", [lambda: torch.manual_seed(0), lambda: torch.rand(1)], ids=["seed", "draw"])
-def test_random_numbers_are_no_flag(act: Callable[[], object]) -> None:
+def test_random_numbers_are_not_a_flag(act: Callable[[], object]) -> None:
     before = read_global_flags()
     act()
     assert read_global_flags() == before
@@ -115,7 +115,7 @@ LEAKS: dict[str, tuple[Callable[[Net], object], str, str]] = {
     "the whole": (lambda net: net.train(), "training", "True"),
     "requires_grad": (lambda net: net.head.bias.requires_grad_(False), "head.bias.requires_grad", "False"),
     "a gradient": (lambda net: setattr(net.head.bias, "grad", torch.ones(2)), "head.bias.grad", "tensor of shape (2,)"),
-    "a gradient gone": (lambda net: net.zero_grad(), "head.weight.grad", "None"),
+    "a removed gradient": (lambda net: net.zero_grad(), "head.weight.grad", "None"),
     "a gradient that grew": (grad_in_place, "head.weight.grad", "tensor of shape (2, 4)"),
     "forward hook": (lambda net: net.head.register_forward_hook(print), "head.forward_hooks", "print"),
     "pre-hook": (lambda net: net.register_forward_pre_hook(print), "forward_pre_hooks", "print"),
@@ -127,20 +127,20 @@ LEAKS: dict[str, tuple[Callable[[Net], object], str, str]] = {
         "load_state_dict_post_hooks",
         "print",
     ),
-    "hook gone": (lambda net: net.bn._forward_hooks.clear(), "bn.forward_hooks", "none"),
+    "a removed hook": (lambda net: net.bn._forward_hooks.clear(), "bn.forward_hooks", "none"),
 }
-PUT_BACK: dict[str, Callable[[Net], object]] = {
+NOT_LEAKS: dict[str, Callable[[Net], object]] = {
     "mode": lambda net: net.train().eval(),
     "requires_grad": lambda net: net.requires_grad_(False).requires_grad_(True),
     "gradient": lambda net: (setattr(net.body.bias, "grad", torch.ones(4)), setattr(net.body.bias, "grad", None)),  # type: ignore[func-returns-value]
     "hook": lambda net: net.register_forward_hook(print).remove(),
-    "a layer that came": lambda net: net.add_module("more", nn.Linear(1, 1)),
-    "a layer that went": lambda net: delattr(net, "body"),
+    "an added layer": lambda net: net.add_module("more", nn.Linear(1, 1)),
+    "a removed layer": lambda net: delattr(net, "body"),
 }
 
 
 def shared() -> Net:
-    """A model with a gradient and a hook."""
+    """Return a model with a gradient and a hook."""
     net = Net().eval()
     net.head.weight.grad = torch.zeros(2, 4)
     net.bn.register_forward_hook(lambda *_: None)
@@ -148,26 +148,26 @@ def shared() -> Net:
 
 
 @pytest.mark.parametrize(("act", "name", "after"), LEAKS.values(), ids=LEAKS)
-def test_model(act: Callable[[Net], object], name: str, after: str) -> None:
+def test_a_changed_flag_of_a_model_is_a_leak(act: Callable[[Net], object], name: str, after: str) -> None:
     net = shared()
     before = read_model_flags(net)
     act(net)
-    found = {leak.name: leak for leak in find_leaks("net", before, read_model_flags(net))}
-    assert name in found
-    assert after in found[name].after
-    assert found[name].before != found[name].after
-    assert found[name].model == "net"
+    leaked = {leak.name: leak for leak in find_leaks("net", before, read_model_flags(net))}
+    assert name in leaked
+    assert after in leaked[name].after
+    assert leaked[name].before != leaked[name].after
+    assert leaked[name].model == "net"
 
 
-@pytest.mark.parametrize("act", PUT_BACK.values(), ids=PUT_BACK)
-def test_put_back(act: Callable[[Net], object]) -> None:
+@pytest.mark.parametrize("act", NOT_LEAKS.values(), ids=NOT_LEAKS)
+def test_these_acts_on_a_model_are_not_a_leak(act: Callable[[Net], object]) -> None:
     net = shared()
     before = read_model_flags(net)
     act(net)
     assert list(find_leaks("net", before, read_model_flags(net))) == []
 
 
-def test_a_hook_replaced_by_another_of_the_same_name() -> None:
+def test_a_hook_replaced_by_one_with_the_same_name_is_a_leak() -> None:
     net = Net()
     handle = net.register_forward_hook(print)
     before = read_model_flags(net)
@@ -176,7 +176,7 @@ def test_a_hook_replaced_by_another_of_the_same_name() -> None:
     assert [leak.name for leak in find_leaks("net", before, read_model_flags(net))] == ["forward_hooks"]
 
 
-def test_a_model_that_died_leaks_nothing() -> None:
+def test_a_dead_model_leaks_nothing() -> None:
     net, models = shared(), SharedModels(Watch(lambda code, line: None, strict=True))
     models.add(net, None)
     net.train()
@@ -187,7 +187,7 @@ def test_a_model_that_died_leaks_nothing() -> None:
     assert models.find_leaks() == ()
 
 
-def test_what_paused_code_left_is_the_new_beginning() -> None:
+def test_flags_set_in_a_pause_are_the_new_baseline() -> None:
     net = shared()
     with watching(net, strict=True) as g, torch.no_grad():
         with g.paused():
@@ -196,12 +196,12 @@ def test_what_paused_code_left_is_the_new_beginning() -> None:
     assert rules(g) == set()
 
 
-def left(g: Guard) -> list[tuple[str, ...]]:
-    """The settings that a window left otherwise."""
+def leaks(g: Guard) -> list[tuple[str, ...]]:
+    """Return the flags that leaked."""
     return [violation.subjects for violation in g.violations if violation.rule.endswith("-leaked")]
 
 
-# What happens before, in and after a pause to the mode of a model that was in eval mode, and whether that is a leak.
+# The mode that is set before, in and after a pause on a model in eval mode, and whether that is a leak.
 PAUSES: dict[str, tuple[str, bool]] = {
     "train before": ("train | |", True),
     "train after": ("| | train", True),
@@ -213,9 +213,9 @@ PAUSES: dict[str, tuple[str, bool]] = {
 }
 
 
-@pytest.mark.parametrize(("story", "leak"), PAUSES.values(), ids=PAUSES)
-def test_a_pause_hides_what_is_set_in_it_alone(story: str, leak: bool) -> None:
-    before, inside, after = (part.strip() for part in story.split("|"))
+@pytest.mark.parametrize(("steps", "leak"), PAUSES.values(), ids=PAUSES)
+def test_a_pause_hides_only_flags_that_are_set_in_it(steps: str, leak: bool) -> None:
+    before, inside, after = (part.strip() for part in steps.split("|"))
     net = nn.Dropout().eval()
 
     def act(mode: str) -> None:
@@ -228,34 +228,34 @@ def test_a_pause_hides_what_is_set_in_it_alone(story: str, leak: bool) -> None:
         with g.paused():
             act(inside)
         act(after)
-        assert left(g) == []  # it may yet be put back
-    assert left(g) == ([("Dropout.training",), ("torch threads",)] if leak else [])
+        assert leaks(g) == []  # it may still be restored
+    assert leaks(g) == ([("Dropout.training",), ("torch threads",)] if leak else [])
 
 
 @pytest.mark.parametrize("rule", ["model-leaked", "global-leaked"])
-def test_allowed_for_a_part(rule: str) -> None:
+def test_a_leak_may_be_allowed_for_part_of_a_test(rule: str) -> None:
     net = nn.Dropout().eval()
     with watching(net, strict=True) as g, g.allow(rule):
         net.train()
         torch.set_num_threads(2)
     others = {"model-leaked": ("torch threads",), "global-leaked": ("Dropout.training",)}
-    assert left(g) == [others[rule]]
+    assert leaks(g) == [others[rule]]
     assert "unused-exemption" not in rules(g)
 
 
-def test_a_part_that_is_watched_itself_is_told_once() -> None:
+def test_a_submodule_that_is_watched_itself_is_reported_once() -> None:
     part = nn.Linear(2, 2).eval()
     whole = nn.Sequential(part).eval()
     with watching(part, whole, strict=True) as g:
         whole.train()
-    assert left(g) == [("Sequential.0.training", "Sequential.training")]
+    assert leaks(g) == [("Sequential.0.training", "Sequential.training")]
 
 
-# --- hooks that come and go by no doing of the test's
+# --- hooks that the model adds or removes itself
 
 
 class OwnLazy(nn.Module):
-    """Takes its own hook away as it first runs, and has another that stays."""
+    """Removes one of its two hooks in its first forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -274,7 +274,7 @@ class OwnLazy(nn.Module):
 
 
 class Hooking(Net):
-    """Puts a hook on a layer of its own as it runs."""
+    """Adds a hook to one of its layers in each forward."""
 
     def __init__(self, hook: Callable[..., Any]) -> None:
         super().__init__()
@@ -291,16 +291,16 @@ def users_hook(*_: Any) -> None: ...
 
 OWN_HOOKS: dict[str, Callable[[], nn.Module]] = {
     "lazy": lambda: nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d()),
-    "lazy in its own way": lambda: nn.Sequential(OwnLazy()),
+    "a lazy class of the user": lambda: nn.Sequential(OwnLazy()),
     "of a library": lambda: Hooking(logging.debug),
-    "of a library, with something given": lambda: Hooking(functools.partial(logging.debug, "%s")),
+    "of a library, with functools.partial": lambda: Hooking(functools.partial(logging.debug, "%s")),
 }
 
 
 @pytest.mark.parametrize("make", OWN_HOOKS.values(), ids=OWN_HOOKS)
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.filterwarnings("ignore:Lazy modules")
-def test_what_a_model_does_about_hooks_as_it_runs_is_its_own(make: Callable[[], nn.Module], wrapped: bool) -> None:
+def test_hooks_that_a_model_adds_or_removes_itself_are_not_leaks(make: Callable[[], nn.Module], wrapped: bool) -> None:
     model = make().eval()
     ran = nn.Sequential(model) if wrapped else model
     with watching(model, strict=True) as g, torch.no_grad():
@@ -309,31 +309,31 @@ def test_what_a_model_does_about_hooks_as_it_runs_is_its_own(make: Callable[[], 
 
 
 FOREIGN_HOOKS: dict[str, Callable[[Any], object]] = {
-    "taken away by the test": lambda lazy: lazy.handle.remove(),
-    "another, taken away": lambda lazy: lazy.stays.remove(),
-    "another, after a forward": lambda lazy: (lazy(batch()), lazy.stays.remove()),
-    "put on before": lambda lazy: (lazy.register_forward_hook(users_hook), lazy(batch())),
-    "put on after": lambda lazy: (lazy(batch()), lazy.register_forward_hook(users_hook)),
-    "of a library, put on by the test": lambda lazy: lazy.register_forward_hook(logging.debug),
+    "removed by the test": lambda lazy: lazy.handle.remove(),
+    "another one, removed": lambda lazy: lazy.stays.remove(),
+    "another one, removed after a forward": lambda lazy: (lazy(batch()), lazy.stays.remove()),
+    "added before a forward": lambda lazy: (lazy.register_forward_hook(users_hook), lazy(batch())),
+    "added after a forward": lambda lazy: (lazy(batch()), lazy.register_forward_hook(users_hook)),
+    "of a library, added by the test": lambda lazy: lazy.register_forward_hook(logging.debug),
 }
 
 
 @pytest.mark.parametrize("act", FOREIGN_HOOKS.values(), ids=FOREIGN_HOOKS)
-def test_what_the_test_does_about_hooks_is_told(act: Callable[[Any], object]) -> None:
+def test_hooks_that_the_test_adds_or_removes_are_leaks(act: Callable[[Any], object]) -> None:
     model = OwnLazy().eval()
     with watching(model, strict=True) as g, torch.no_grad():
         act(model)
     assert "model-leaked" in rules(g)
 
 
-def test_a_hook_of_the_user_s_that_a_forward_leaves_is_told() -> None:
+def test_a_users_hook_that_a_forward_adds_is_a_leak() -> None:
     model = Hooking(users_hook).eval()
     with watching(model, strict=True) as g, torch.no_grad():
         model(batch())
     assert rules(g) == {"model-leaked"}
 
 
-def test_the_default_device_is_read_without_asking_what_a_test_may_have_patched(
+def test_the_default_device_is_read_although_a_test_patched_torch_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with guard(strict=True), monkeypatch.context() as patched:

@@ -20,7 +20,7 @@ Act = Callable[[Net], object]
 
 
 def changes(module: nn.Module, act: Callable[[], object]) -> list[TensorChange]:
-    """What an act changes in a model."""
+    """Return the changes that an act makes to a model."""
     before = snapshot.take_snapshot(module)
     act()
     return snapshot.find_changes("net", before, snapshot.take_snapshot(module, before), modules.walk(module), AFTER)
@@ -66,11 +66,11 @@ SAME: dict[str, Act] = {
     "written again": lambda n: n.load_state_dict(copy.deepcopy(n.state_dict())),
     "assigned again": lambda n: n.load_state_dict(copy.deepcopy(n.state_dict()), assign=True),
     "multiplied by one": lambda n: [p.mul_(1) for p in n.parameters()],
-    "there and back": lambda n: [n.get_buffer("table").add_(1), n.get_buffer("table").sub_(1)],
+    "changed and restored": lambda n: [n.get_buffer("table").add_(1), n.get_buffer("table").sub_(1)],
     "replaced by a copy": lambda n: setattr(n, "table", n.get_buffer("table").clone()),
     "rearranged": lambda n: setattr(n, "table", n.get_buffer("table").t().contiguous().t()),
     "moved to shared memory": lambda n: n.share_memory(),
-    "what is not saved": lambda n: n.get_buffer("cache").add_(1),
+    "a non-persistent buffer": lambda n: n.get_buffer("cache").add_(1),
     "requires_grad": lambda n: n.requires_grad_(),
     "gradients": lambda n: setattr(n.head.weight, "grad", torch.ones(2, 4)),
     "modes": lambda n: n.train(),
@@ -82,13 +82,13 @@ SAME: dict[str, Act] = {
 
 
 @pytest.mark.parametrize(("act", "path", "what"), CHANGES.values(), ids=CHANGES)
-def test_changed(net: Net, act: Act, path: str, what: str) -> None:
+def test_these_acts_are_a_change(net: Net, act: Act, path: str, what: str) -> None:
     (change,) = changes(net, lambda: act(net))
     assert (change.model, change.path, change.what, change.last_forward) == ("net", path, what, AFTER)
 
 
 @pytest.mark.parametrize("act", SAME.values(), ids=SAME)
-def test_not_changed(net: Net, act: Act) -> None:
+def test_these_acts_are_not_a_change(net: Net, act: Act) -> None:
     assert changes(net, lambda: act(net)) == []
 
 
@@ -104,22 +104,24 @@ def test_not_changed(net: Net, act: Act) -> None:
         ([1j, 1.0], [1.0, 1.0], (1, 2, pytest.approx(2**0.5))),
     ],
 )
-def test_how_far(before: list[complex], now: list[complex], extent: tuple[int, int, float | None]) -> None:
+def test_a_change_has_its_extent(
+    before: list[complex], now: list[complex], extent: tuple[int, int, float | None]
+) -> None:
     holder = nn.Module()
     holder.register_buffer("table", torch.tensor(before))
     (change,) = changes(holder, lambda: holder.get_buffer("table").copy_(torch.tensor(now)))
     assert (change.elements, change.numel, change.max_abs) == extent
 
 
-def test_what_is_told_first_says_how_far_it_moved() -> None:
+def test_changes_with_an_extent_come_first() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64)).requires_grad_(False)
     found = changes(model, lambda: [tensor.fill_(7) for tensor in model.state_dict().values()])
     assert paths(found) == ["0.bias", *(f"1.{name}" for name in model[1].state_dict()), "0.weight"]
     assert [change.max_abs is None for change in found] == [*[False] * 6, True]
 
 
-def test_a_large_model_is_not_kept_by_value() -> None:
-    """Small tensors are kept within a budget; what exceeds it is told without saying how far."""
+def test_stored_values_have_a_budget() -> None:
+    """Changes of tensors beyond the budget are reported without an extent."""
     count = (2 << 20) // MAX_VALUE_BYTES
     model = nn.ParameterList([nn.Parameter(torch.zeros(MAX_VALUE_BYTES // 4)) for _ in range(count)]).requires_grad_(
         False
@@ -131,14 +133,14 @@ def test_a_large_model_is_not_kept_by_value() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
 @pytest.mark.parametrize("normed", [parametrizations.spectral_norm, nn.utils.spectral_norm])
-def test_looking_computes_no_parametrized_weight(normed: Callable[[nn.Module], nn.Module]) -> None:
+def test_reading_computes_no_parametrized_weight(normed: Callable[[nn.Module], nn.Module]) -> None:
     layer = normed(nn.Linear(4, 4)).train()
     saved = copy.deepcopy(layer.state_dict())
     assert changes(layer, lambda: None) == []
     assert all(torch.equal(saved[name], tensor) for name, tensor in layer.state_dict().items())
 
 
-def test_pruning_is_told_by_the_names_that_it_leaves(net: Net) -> None:
+def test_pruning_removes_and_adds_tensors(net: Net) -> None:
     found = changes(net, lambda: prune.l1_unstructured(net.head, "weight", amount=0.5))  # type: ignore[no-untyped-call]
     assert {change.path: change.what for change in found} == {
         "head.weight": "removed",
@@ -147,27 +149,27 @@ def test_pruning_is_told_by_the_names_that_it_leaves(net: Net) -> None:
     }
 
 
-def test_tied_weights_are_told_under_all_their_names() -> None:
+def test_tied_weights_are_reported_under_all_their_names() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).requires_grad_(False)
     model[1].weight = model[0].weight
     assert paths(changes(model, lambda: model.get_parameter("1.weight").add_(1))) == ["0.weight", "1.weight"]
     assert changes(model, lambda: setattr(model[1], "weight", copy.deepcopy(model[0].weight))) == []
 
 
-def test_what_a_module_holds_twice_is_told_once() -> None:
+def test_a_submodule_that_is_registered_twice_is_reported_once() -> None:
     block = nn.Linear(4, 4)
     model = nn.Sequential(block, block)
     assert paths(changes(model, lambda: block.bias.data.add_(1))) == ["0.bias"]
 
 
-def test_names_are_those_of_the_state_dict_but_for_wrappers(net: Net) -> None:
+def test_names_match_the_state_dict_without_wrappers(net: Net) -> None:
     names = list(net.state_dict())
     wrapped: tuple[nn.Module, ...] = (net, nn.DataParallel(net), cast(nn.Module, torch.compile(net, backend="eager")))
     for module in wrapped:
         assert [name for name, _ in snapshot.named_tensors(modules.walk(module))[0]] == names
 
 
-def test_lazy_parameters_are_unfinished_and_their_shape_is_no_change() -> None:
+def test_a_lazy_parameter_that_gets_its_shape_has_not_changed() -> None:
     model = nn.Sequential(nn.LazyLinear(2), nn.LazyBatchNorm1d()).eval()
     assert snapshot.take_snapshot(model).has_uninitialized
     assert not snapshot.take_snapshot(Net()).has_uninitialized
@@ -181,7 +183,7 @@ def test_lazy_parameters_are_unfinished_and_their_shape_is_no_change() -> None:
     assert paths(changes(model, lambda: model.get_parameter("0.bias").data.add_(1))) == ["0.bias"]
 
 
-def test_bytes() -> None:
+def test_a_snapshot_counts_bytes() -> None:
     assert snapshot.take_snapshot(nn.Linear(4, 2)).bytes == 4 * (8 + 2)
     assert snapshot.take_snapshot(nn.LazyLinear(2, bias=False)).bytes == 0
     assert snapshot.take_snapshot(nn.ReLU()).bytes == 0

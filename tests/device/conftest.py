@@ -1,4 +1,4 @@
-"""The devices that this machine has, and a table of what was run on each.  `make device` runs these tests alone."""
+"""Fixtures for the devices of this machine, and a table of results per device.  `make device` runs only these tests."""
 
 from __future__ import annotations
 
@@ -13,91 +13,91 @@ HERE = Path(__file__).parent
 HOST = torch.device("cpu")
 ACCELERATOR = torch.accelerator.current_accelerator(check_available=True)
 DEVICES = [HOST] if ACCELERATOR is None else [HOST, ACCELERATOR]
-WAYS = ("by torch", "by Triton")
-"""How sums are found on an accelerator."""
+READERS = ("by torch", "by Triton")
+"""How an accelerator computes the sums."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if HERE in item.path.parents:  # what other versions of torch warn of is no failure here
+        if HERE in item.path.parents:  # warnings of other versions of torch are not failures
             item.add_marker(pytest.mark.filterwarnings("default"))
 
 
 @pytest.fixture(params=DEVICES, ids=str)
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device that there is."""
-    found: torch.device = request.param
-    return found
+    """Each device of this machine."""
+    device: torch.device = request.param
+    return device
 
 
 @pytest.fixture
 def accelerator(device: torch.device) -> torch.device:
-    """Each device that is not the host."""
+    """Each device except the host."""
     if device == HOST:
-        pytest.skip("the host has no memory of another device's")
+        pytest.skip("needs an accelerator")
     return device
 
 
 @pytest.fixture
 def cuda(device: torch.device) -> torch.device:
-    """CUDA, or ROCm that goes by its name."""
+    """CUDA, or ROCm, which uses the same name."""
     if device.type != "cuda":
         pytest.skip("needs CUDA")
     return device
 
 
-PLACES = [(HOST, ""), *((ACCELERATOR, way) for way in WAYS if ACCELERATOR)]
+PLACES = [(HOST, ""), *((ACCELERATOR, reader) for reader in READERS if ACCELERATOR)]
 
 
-@pytest.fixture(params=PLACES, ids=[" ".join(filter(None, (str(device), way))) for device, way in PLACES])
+@pytest.fixture(params=PLACES, ids=[" ".join(filter(None, (str(device), reader))) for device, reader in PLACES])
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """Each device that there is, and there each way to sum up what lies on it."""
-    found: torch.device
-    found, way = request.param
-    if way:
-        here = torch.ones(1, device=found).device
-        if way == "by Triton" and devices._triton_reader(here) is None:
-            pytest.skip("Triton is not there, or its kernel does not find what torch's operators find")
-        monkeypatch.setattr(devices, "MIN_KERNEL_BYTES", 0 if way == "by Triton" else 1 << 62)
-    return found
+    """Each device of this machine, with each way to compute the sums there."""
+    device: torch.device
+    device, reader = request.param
+    if reader:
+        actual = torch.ones(1, device=device).device
+        if reader == "by Triton" and devices._triton_reader(actual) is None:
+            pytest.skip("needs Triton, with a kernel that matches torch's operators")
+        monkeypatch.setattr(devices, "MIN_KERNEL_BYTES", 0 if reader == "by Triton" else 1 << 62)
+    return device
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One row a kind, one column a device, where these tests ran alone."""
-    told: dict[str, dict[str, str]] = {}
+    """Print one row per test and one column per device, if only these tests ran."""
+    table: dict[str, dict[str, str]] = {}
     for outcome in ("passed", "failed", "error", "skipped", "xfailed", "xpassed"):
         for report in terminalreporter.stats.get(outcome, []):
             if not report.nodeid.startswith("tests/device/"):
                 return
-            kind, where = _kind_and_place(report.nodeid.partition("::")[2])
-            told.setdefault(kind, {})[where] = outcome + _because(report)
-    places = sorted({where for row in told.values() for where in row})
+            name, where = _name_and_place(report.nodeid.partition("::")[2])
+            table.setdefault(name, {})[where] = outcome + _reason(report)
+    places = sorted({where for row in table.values() for where in row})
     if not places:
         return
-    terminalreporter.section(f"devices, torch {torch.__version__}, {', '.join(map(_named, DEVICES))}")
-    width = max(map(len, told))
+    terminalreporter.section(f"devices, torch {torch.__version__}, {', '.join(map(_describe, DEVICES))}")
+    width = max(map(len, table))
     terminalreporter.line(f"{'':<{width}}  " + "  ".join(f"{where:<14}" for where in places))
-    for kind, row in sorted(told.items()):
+    for name, row in sorted(table.items()):
         cells = (row.get(where, "") for where in places)
-        terminalreporter.line((f"{kind:<{width}}  " + "  ".join(f"{cell:<14}" for cell in cells)).rstrip())
+        terminalreporter.line((f"{name:<{width}}  " + "  ".join(f"{cell:<14}" for cell in cells)).rstrip())
 
 
-def _kind_and_place(name: str) -> tuple[str, str]:
-    """`test_a[cpu-half]` is the kind `a, half` on `cpu`."""
-    kind, _, rest = name.removeprefix("test_").partition("[")
+def _name_and_place(test: str) -> tuple[str, str]:
+    """Split `test_a[cpu-half]` into `a, half` and `cpu`."""
+    name, _, rest = test.removeprefix("test_").partition("[")
     parts = rest.removesuffix("]").split("-")
     names = {str(device) for device in DEVICES}
     where = next((part for part in parts if part.split(" ")[0] in names), "")
-    return ", ".join([kind.replace("_", " "), *(part for part in parts if part and part != where)]), where
+    return ", ".join([name.replace("_", " "), *(part for part in parts if part and part != where)]), where
 
 
-def _because(report: pytest.TestReport) -> str:
+def _reason(report: pytest.TestReport) -> str:
     if report.skipped and isinstance(report.longrepr, tuple):
         return f": {report.longrepr[2].removeprefix('Skipped: ')}"
     return ""
 
 
-def _named(device: torch.device) -> str:
+def _describe(device: torch.device) -> str:
     if device.type != "cuda":
         return str(device)
     return f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda}, {torch.cuda.device_count()} of them)"

@@ -1,4 +1,4 @@
-"""Who draws from a device's generator in eval mode is told, however it draws; who does not is not."""
+"""Random draws from a device's generator in eval mode are reported."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.nets import rules, watching
 Forward = Callable[[Tensor], Tensor]
 
 
-class Of(nn.Module):
-    """A model whose forward is a function of its projection."""
+class Projection(nn.Module):
+    """A model that applies a function to a projection."""
 
     def __init__(self, forward: Forward) -> None:
         super().__init__()
@@ -31,8 +31,8 @@ class Of(nn.Module):
 
 
 def run(forward: Forward, device: torch.device, dtype: torch.dtype = torch.float32) -> set[str]:
-    """The rules that a model broke, in two forwards."""
-    net = Of(forward).to(device, dtype).eval()
+    """Run a model twice, and return the rules that it broke."""
+    net = Projection(forward).to(device, dtype).eval()
     with watching(net) as g, torch.no_grad():
         for _ in range(2):
             net(torch.ones(2, 8, 64, device=device, dtype=dtype))
@@ -42,32 +42,32 @@ def run(forward: Forward, device: torch.device, dtype: torch.dtype = torch.float
 
 DRAWS: dict[str, Forward] = {
     "dropout": lambda t: F.dropout(t),
-    "dropout of little": lambda t: F.dropout(t, 1e-4),
+    "dropout with a small p": lambda t: F.dropout(t, 1e-4),
     "noise": lambda t: t + torch.randn_like(t),
     "noise in place": lambda t: t.clone().uniform_(),
-    "an order": lambda t: t[:, torch.randperm(8, device=t.device)],
+    "a permutation": lambda t: t[:, torch.randperm(8, device=t.device)],
     "a sample": lambda t: t * torch.multinomial(t.softmax(-1)[0], 1)[None],
-    "noise of the host": lambda t: t + torch.randn(64).to(t.device),
+    "noise from the host": lambda t: t + torch.randn(64).to(t.device),
 }
 
 QUIET: dict[str, Forward] = {
     "dropout off": lambda t: F.dropout(t, training=False),
-    "uninitialised": lambda t: t + torch.empty_like(t).zero_(),
+    "uninitialized": lambda t: t + torch.empty_like(t).zero_(),
     "a generator of its own": lambda t: torch.rand(8, 64, device=t.device, generator=torch.Generator(t.device)) + t,
 }
 
 
 @pytest.mark.parametrize("draw", DRAWS)
-def test_drawn(device: torch.device, draw: str) -> None:
+def test_a_draw_is_reported(device: torch.device, draw: str) -> None:
     assert run(DRAWS[draw], device) == {"random-forward"}
 
 
 @pytest.mark.parametrize("act", QUIET)
-def test_not_drawn(device: torch.device, act: str) -> None:
+def test_these_forwards_draw_nothing(device: torch.device, act: str) -> None:
     assert run(QUIET[act], device) == set()
 
 
-def test_drawn_and_put_back(accelerator: torch.device) -> None:
+def test_a_draw_with_a_restored_generator_is_clean(accelerator: torch.device) -> None:
     def forked(t: Tensor) -> Tensor:
         with torch.random.fork_rng(device_type=accelerator.type):
             return F.dropout(t)
@@ -75,12 +75,12 @@ def test_drawn_and_put_back(accelerator: torch.device) -> None:
     assert run(forked, accelerator) == set()
 
 
-def test_looking_draws_nothing(device: torch.device) -> None:
+def test_reading_the_state_draws_nothing(device: torch.device) -> None:
     numbers = []
-    for look in (lambda: None, generators.state):
+    for read in (lambda: None, generators.state):
         torch.manual_seed(0)
         torch.rand(1, device=device)
-        look()
+        read()
         numbers.append(torch.rand(3, device=device))
     assert torch.equal(*numbers)
 
@@ -102,14 +102,14 @@ BACKENDS = {"math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION, "effic
 
 @pytest.mark.parametrize("dropout", [0.5, 0.0])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_attention(device: torch.device, backend: str, dropout: float) -> None:
+def test_attention_with_dropout_is_reported(device: torch.device, backend: str, dropout: float) -> None:
     if device.type == "cpu" and backend != "math":
-        pytest.skip("a kernel of devices")
-    found = run(attention(BACKENDS[backend], dropout), device, torch.bfloat16)
-    assert found == ({"random-forward"} if dropout else set())
+        pytest.skip("needs an accelerator")
+    broken = run(attention(BACKENDS[backend], dropout), device, torch.bfloat16)
+    assert broken == ({"random-forward"} if dropout else set())
 
 
-# --- recurrent nets: cuDNN keeps a state of its own for their dropout
+# --- recurrent networks, for whose dropout cuDNN has its own random state
 
 
 class Recurrent(nn.Module):
@@ -135,21 +135,21 @@ def recur(net: nn.Module, device: torch.device) -> set[str]:
     return rules(g)
 
 
-def test_lstm_in_eval(device: torch.device) -> None:
+def test_an_lstm_in_eval_mode_is_clean(device: torch.device) -> None:
     assert recur(Recurrent().to(device).eval(), device) == set()
 
 
-def test_lstm_in_training(device: torch.device) -> None:
+def test_an_lstm_in_training_mode_is_reported(device: torch.device) -> None:
     assert recur(Recurrent().to(device), device) == {"train-mode"}
 
 
-def test_lstm_that_ignores_eval(device: torch.device, request: pytest.FixtureRequest) -> None:
-    """What cuDNN draws from is no generator of torch's once it has been seeded, so nothing tells."""
+def test_an_lstm_that_ignores_eval_mode_is_reported(device: torch.device, request: pytest.FixtureRequest) -> None:
+    """Once seeded, cuDNN does not draw from a generator of torch, so the draw is not noticed."""
     net = Recurrent(always=True).to(device).eval()
     if device.type == "cuda":
         with torch.no_grad():
-            net(torch.ones(5, 3, 16, device=device))  # seeds it
-        request.applymarker(pytest.mark.xfail(reason="cuDNN draws from a state of its own", strict=True))
+            net(torch.ones(5, 3, 16, device=device))  # seeds cuDNN
+        request.applymarker(pytest.mark.xfail(reason="cuDNN draws from its own state", strict=True))
     assert recur(net, device) == {"random-forward"}
 
 
@@ -167,12 +167,12 @@ def fresh() -> Iterator[None]:
 
 @pytest.mark.parametrize("draws", [True, False], ids=["dropout", "dropout off"])
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled(device: torch.device, mode: str, draws: bool) -> None:
+def test_a_draw_of_a_compiled_model_is_reported(device: torch.device, mode: str, draws: bool) -> None:
     if device.type == "cpu" and mode != "default":
-        pytest.skip("there are no graphs to capture")
+        pytest.skip("needs CUDA graphs")
     forward: Forward = lambda t: F.dropout(t.relu(), training=draws)  # noqa: E731
     with fresh():
-        net = Of(forward).to(device).eval()
+        net = Projection(forward).to(device).eval()
         backend = "inductor" if device.type == "cuda" else "aot_eager"
         options = {"mode": mode} if device.type == "cuda" else {}
         compiled = torch.compile(net, backend=backend, **options)  # type: ignore[call-overload]
@@ -181,7 +181,7 @@ def test_compiled(device: torch.device, mode: str, draws: bool) -> None:
             for _ in range(3):
                 expected = compiled(x).clone()
         with watching(net) as g, torch.no_grad():
-            found = compiled(x).clone()
+            output = compiled(x).clone()
     assert not g.failures
     assert rules(g) == ({"random-forward"} if draws else set())
-    assert draws or torch.equal(found, expected)
+    assert draws or torch.equal(output, expected)

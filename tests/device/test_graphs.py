@@ -1,4 +1,4 @@
-"""CUDA graphs: a capture inside a window works as it does outside, and what a replay changes is told."""
+"""CUDA graphs: a capture works inside a window too, and changes by a replay are reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ strictly = pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
 
 
 class Graphed(nn.Module):
-    """A forward that may write to its own weight, and may draw."""
+    """A model whose forward may write to its weight and may draw random numbers."""
 
     def __init__(self, *, writes: bool = False, draws: bool = False) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def capture(net: nn.Module, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]:
 
 
 def ready(device: torch.device, **options: bool) -> tuple[Graphed, Tensor, Tensor]:
-    """A model, its input and what it gives for that, with cuBLAS set up."""
+    """Return a model, an input and its output, after cuBLAS was initialized."""
     net, x = Graphed(**options).to(device).eval(), torch.ones(2, 512, device=device)
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
@@ -51,7 +51,7 @@ def ready(device: torch.device, **options: bool) -> tuple[Graphed, Tensor, Tenso
 
 @strictly
 @pytest.mark.parametrize("given", [True, False], ids=["watched before", "first seen in the capture"])
-def test_captured_and_replayed(cuda: torch.device, given: bool, strict: bool) -> None:
+def test_a_capture_and_a_replay_are_clean(cuda: torch.device, given: bool, strict: bool) -> None:
     net, x, expected = ready(cuda)
     with watching(*[net] * given, strict=strict) as g, torch.no_grad():
         graph, out = capture(net, x)
@@ -63,7 +63,7 @@ def test_captured_and_replayed(cuda: torch.device, given: bool, strict: bool) ->
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["watched before", "first seen in the capture"])
-def test_a_replay_that_writes(cuda: torch.device, given: bool) -> None:
+def test_a_replay_that_writes_is_reported(cuda: torch.device, given: bool) -> None:
     net, x, _ = ready(cuda, writes=True)
     with watching(*[net] * given) as g, torch.no_grad():
         graph, _ = capture(net, x)
@@ -72,14 +72,14 @@ def test_a_replay_that_writes(cuda: torch.device, given: bool) -> None:
     assert not g.failures
 
 
-def test_a_capture_that_is_not_replayed(cuda: torch.device) -> None:
+def test_a_capture_without_a_replay_changes_nothing(cuda: torch.device) -> None:
     net, x, _ = ready(cuda, writes=True)
     with watching() as g, torch.no_grad():
         capture(net, x)
     assert rules(g) == set()
 
 
-def test_written_after_a_capture(cuda: torch.device) -> None:
+def test_a_write_after_a_capture_is_reported(cuda: torch.device) -> None:
     net, x, _ = ready(cuda)
     with watching() as g, torch.no_grad():
         capture(net, x)
@@ -88,8 +88,8 @@ def test_written_after_a_capture(cuda: torch.device) -> None:
 
 
 @strictly
-def test_dropout_in_a_capture(cuda: torch.device, strict: bool) -> None:
-    """The capture works; what only a replay draws, outside of any forward, is not told."""
+def test_a_capture_with_dropout_works(cuda: torch.device, strict: bool) -> None:
+    """A draw by a replay, outside of any forward, is not reported."""
     net, x, expected = ready(cuda, draws=True)
     with watching(strict=strict) as g, torch.no_grad():
         graph, out = capture(net, x)
@@ -101,7 +101,7 @@ def test_dropout_in_a_capture(cuda: torch.device, strict: bool) -> None:
     assert not g.failures
 
 
-def test_graphed_callables(cuda: torch.device) -> None:
+def test_graphed_callables_are_clean(cuda: torch.device) -> None:
     net, x, expected = ready(cuda)
     with watching() as g, torch.no_grad():
         graphed: nn.Module = torch.cuda.make_graphed_callables(net, (x,))  # type: ignore[assignment]
@@ -111,7 +111,7 @@ def test_graphed_callables(cuda: torch.device) -> None:
     assert "state-mutated" not in rules(g)
 
 
-def test_capture_end_is_put_back(cuda: torch.device) -> None:
+def test_capture_end_is_restored(cuda: torch.device) -> None:
     before = torch.cuda.CUDAGraph.capture_end
     net, x, _ = ready(cuda)
     with watching(), torch.no_grad():

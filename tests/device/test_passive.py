@@ -1,4 +1,4 @@
-"""Nobody notices the guard: no wait that was not there, the same numbers, little memory, no context."""
+"""The guard does not affect the device: no extra synchronization, equal results, little memory, no CUDA context."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from pytest_evalmode.observe.state import devices
-from tests.device.conftest import WAYS
+from tests.device.conftest import READERS
 from tests.device.test_state import run, wide
 from tests.nets import rules, watching
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """Torch raises where the host would wait for the device."""
+    """Make torch raise where the host would wait for the device."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -42,7 +42,7 @@ def test_a_forward_does_not_wait(cuda: torch.device) -> None:
     assert not g.violations
 
 
-def test_who_forbids_waiting_does_not_mean_the_guard(cuda: torch.device) -> None:
+def test_sync_debug_mode_does_not_affect_the_guard(cuda: torch.device) -> None:
     net, x = wide(cuda), torch.ones(2, 320, device=cuda)
     with raising():
         with watching() as g, torch.no_grad():
@@ -55,27 +55,27 @@ def test_who_forbids_waiting_does_not_mean_the_guard(cuda: torch.device) -> None
 
 
 def calls(net: nn.Module, x: torch.Tensor) -> Counter[str]:
-    """What is asked of CUDA in a forward, by name."""
+    """Count the CUDA calls of a forward by name."""
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=kinds) as profile:
         net(x)
     return Counter(event.name for event in profile.events() if event.name.startswith(("cuda", "cu")))
 
 
-def test_a_forward_asks_no_more_of_the_device(cuda: torch.device) -> None:
+def test_a_guarded_forward_makes_no_more_cuda_calls(cuda: torch.device) -> None:
     net, x = wide(cuda), torch.ones(2, 320, device=cuda)
     with torch.no_grad():
         calls(net, x)
         plain = calls(net, x)
         with watching(net):
             guarded = calls(net, x)
-    for asked in (plain, guarded):  # by a generator that is to tell where it is: it waits for nothing
-        del asked["cudaStreamIsCapturing"]
+    for counts in (plain, guarded):  # called when a generator's offset is read; it does not wait
+        del counts["cudaStreamIsCapturing"]
     assert guarded == plain
     assert any("Launch" in name for name in plain), plain
 
 
-def test_the_same_numbers(device: torch.device) -> None:
+def test_guarded_and_unguarded_results_are_equal(device: torch.device) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 900, 10))
     net, x = net.to(device).eval(), torch.randn(4, 3, 32, 32).to(device)
@@ -88,14 +88,14 @@ def test_the_same_numbers(device: torch.device) -> None:
         assert torch.equal(plain, watched)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_little_memory(cuda: torch.device, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "MIN_KERNEL_BYTES", 0 if way == "by Triton" else 1 << 62)
+@pytest.mark.parametrize("reader", READERS)
+def test_guarding_needs_little_memory(cuda: torch.device, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "MIN_KERNEL_BYTES", 0 if reader == "by Triton" else 1 << 62)
     sizes = (50_000_000, 50_000_001, 3, *[1000] * 500)
     net = nn.ParameterList(torch.rand(size, device=cuda) for size in sizes)
-    with watching(net):  # what is set up once is not counted
+    with watching(net):  # for one-time initialization
         pass
-    gc.collect()  # what earlier tests have left
+    gc.collect()  # leftovers of earlier tests
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -106,7 +106,7 @@ def test_little_memory(cuda: torch.device, way: str, monkeypatch: pytest.MonkeyP
     assert torch.cuda.memory_allocated() == before
 
 
-# --- no context where there was none
+# --- no new CUDA context
 
 
 def python(code: str, **environment: str) -> str:
@@ -135,22 +135,22 @@ except HygieneError as error:
 """
 
 
-def test_the_host_alone_makes_no_context(device: torch.device) -> None:
-    told = python(GUARDED + "print(torch.cuda.is_initialized())")
-    assert told.split() == ["state-mutated", "False"]
+def test_a_model_on_the_host_creates_no_cuda_context(device: torch.device) -> None:
+    output = python(GUARDED + "print(torch.cuda.is_initialized())")
+    assert output.split() == ["state-mutated", "False"]
 
 
-def test_a_device_that_is_hidden(device: torch.device) -> None:
-    told = python(GUARDED + "print(torch.cuda.is_available())", CUDA_VISIBLE_DEVICES="")
-    assert told.split() == ["state-mutated", "False"]
+def test_a_hidden_device_is_not_used(device: torch.device) -> None:
+    output = python(GUARDED + "print(torch.cuda.is_available())", CUDA_VISIBLE_DEVICES="")
+    assert output.split() == ["state-mutated", "False"]
 
 
-def test_no_context_on_a_device_that_is_not_used(cuda: torch.device) -> None:
+def test_an_unused_device_gets_no_context(cuda: torch.device) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs a second device")
     code = GUARDED.replace(".eval()", ".cuda(1).eval()").replace("(2, 300)", "(2, 300, device=1)")
-    told = python(code + "print(torch._C._cuda_hasPrimaryContext(0))")
-    assert told.split() == ["state-mutated", "False"]
+    output = python(code + "print(torch._C._cuda_hasPrimaryContext(0))")
+    assert output.split() == ["state-mutated", "False"]
 
 
 # --- a whole run
@@ -176,7 +176,7 @@ def test_trains(net):
 """
 
 
-def test_marked_tests(device: torch.device, tmp_path: Path) -> None:
+def test_marked_tests_run_on_the_device(device: torch.device, tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(SUITE.replace("DEVICE", str(device)), encoding="utf-8")
     (tmp_path / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     code = """
@@ -193,18 +193,18 @@ sys.exit(pytest.main(["-q", *([] if there else ["-p", "pytest_evalmode.plugin"])
     assert "train-mode: net" in done.stdout
 
 
-def test_state_is_read_as_a_window_opens_and_closes_alone(
+def test_state_is_read_only_when_a_window_opens_and_closes(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often the model runs."""
+    """The number of forwards does not matter."""
     net = wide(device)
     reads: list[int] = []
     original = devices.read
 
     def read(tensors: Any) -> dict[int, bytes]:
-        found = original(tensors)
-        reads.append(len(found))
-        return found
+        data = original(tensors)
+        reads.append(len(data))
+        return data
 
     monkeypatch.setattr(devices, "read", read)
     with watching(net):

@@ -1,4 +1,4 @@
-"""What changes on a device is told, what does not is not: every kind of change, of dtype and of layout."""
+"""Changes of tensors on a device are reported: every kind of change, dtype and layout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDE = 320  # a matrix of 400 kB: four segments of sums, the last of them short
 
 
 class Wide(nn.Module):
-    """A matrix too large to be brought to the host, one that is not, and running statistics."""
+    """A model with a matrix too large to be copied to the host, a small one, and running statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,10 +105,10 @@ FAULTS: dict[str, tuple[Callable[[Wide], object], set[str]]] = {
     "one bit of the last element": (lambda net: flip(net.fc.weight), STATE),
     "one bit of the first": (lambda net: flip(net.fc.weight, 0), STATE),
     "one bit of a sign in the middle": (lambda net: net.fc.weight.data[WIDE // 2, 7].neg_(), STATE),
-    "one bit of a small one": (lambda net: flip(net.head.bias), STATE),
-    "two neighbours swapped": (lambda net: swap(net.fc.weight, 8, 9), STATE),
-    "two of two segments swapped": (lambda net: swap(net.fc.weight, 8, 8 + devices.SEGMENT_BYTES // 4), STATE),
-    "two of a small one swapped": (lambda net: swap(net.head.weight, 3, 300), STATE),
+    "one bit of a small tensor": (lambda net: flip(net.head.bias), STATE),
+    "two neighbors swapped": (lambda net: swap(net.fc.weight, 8, 9), STATE),
+    "two elements of two segments swapped": (lambda net: swap(net.fc.weight, 8, 8 + devices.SEGMENT_BYTES // 4), STATE),
+    "two elements of a small tensor swapped": (lambda net: swap(net.head.weight, 3, 300), STATE),
     "written through data": (data, STATE),
     "other data": (other_data, STATE),
     "its storage": (other_storage, STATE),
@@ -116,7 +116,7 @@ FAULTS: dict[str, tuple[Callable[[Wide], object], set[str]]] = {
     "loaded": (load, STATE),
     "a buffer": (lambda net: net.bn.get_buffer("running_mean").add_(1), STATE),
     "a fused optimizer": (step(torch.optim.AdamW, fused=True), STATE),
-    "an optimizer of many at once": (step(torch.optim.AdamW, foreach=True), STATE),
+    "a foreach optimizer": (step(torch.optim.AdamW, foreach=True), STATE),
     "moved to another dtype": (lambda net: net.double(), STATE),
 }
 
@@ -126,7 +126,7 @@ CLEAN: dict[str, Callable[[Wide], object]] = {
     "state that is read": lambda net: {name: value.cpu() for name, value in net.state_dict().items()},
     "a copy of the same": lambda net: setattr(net.fc.weight, "data", net.fc.weight.data.clone()),
     "another order of the same": lambda net: setattr(net.fc.weight, "data", net.fc.weight.data.t().contiguous().t()),
-    "a bit and back": lambda net: flip_back(net),
+    "a bit flipped twice": lambda net: flip_back(net),
     "autocast": lambda net: autocast(net),
 }
 
@@ -137,7 +137,7 @@ def autocast(net: Wide) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_told(place: torch.device, fault: str) -> None:
+def test_a_change_is_reported(place: torch.device, fault: str) -> None:
     net = wide(place)
     act, expected = FAULTS[fault]
     with watching(net) as g:
@@ -147,7 +147,7 @@ def test_told(place: torch.device, fault: str) -> None:
 
 
 @pytest.mark.parametrize("act", CLEAN)
-def test_clean(place: torch.device, act: str) -> None:
+def test_these_acts_are_clean(place: torch.device, act: str) -> None:
     net = wide(place)
     with watching(net, strict=True) as g:
         CLEAN[act](net)
@@ -155,14 +155,14 @@ def test_clean(place: torch.device, act: str) -> None:
     assert not g.failures
 
 
-def test_a_capturable_optimizer(cuda: torch.device) -> None:
+def test_a_step_of_a_capturable_optimizer_is_reported(cuda: torch.device) -> None:
     net = wide(cuda)
     with watching(net) as g:
         step(torch.optim.AdamW, capturable=True)(net)
     assert rules(g) == STATE
 
 
-def test_how_far(place: torch.device) -> None:
+def test_a_message_says_how_far_a_tensor_moved(place: torch.device) -> None:
     net = wide(place)
     with watching(net) as g:
         net.bn.get_buffer("running_mean")[3] += 0.5
@@ -188,7 +188,7 @@ DTYPES = [
 
 @pytest.mark.parametrize("length", [9, WIDE * WIDE + 3], ids=["small", "large"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def test_dtype(place: torch.device, dtype: torch.dtype, length: int) -> None:
+def test_a_change_in_any_dtype_is_reported(place: torch.device, dtype: torch.dtype, length: int) -> None:
     holder = nn.Module()
     holder.tensor = nn.Buffer((torch.arange(length) % 2).to(dtype).to(place))
     with watching(holder) as g:
@@ -207,12 +207,12 @@ LAYOUTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], object]]
     "channels last": (of_four, lambda t: t[0, 1, 2, 3].neg_()),
     "transposed": (lambda t: t.clone().t(), lambda t: t[3, 4].neg_()),
     "with gaps": (lambda t: t.clone()[:, ::2], lambda t: t[3, 4].neg_()),
-    "not where words begin": (lambda t: t.half().view(-1)[1:].clone().view(-1)[3:], lambda t: t[5].neg_()),
+    "unaligned": (lambda t: t.half().view(-1)[1:].clone().view(-1)[3:], lambda t: t[5].neg_()),
     "expanded": (lambda t: t[:1].clone().expand(3, -1), lambda t: t[0, 4].neg_()),
     "conjugate": (lambda t: torch.complex(t, t + 1).conj(), lambda t: t[3, 4].neg_()),
     "sparse": (lambda t: t.to_sparse(), lambda t: t._values()[7].neg_()),
     "sparse rows": (lambda t: t.to_sparse_csr(), lambda t: t.values()[7].neg_()),
-    "quantised": (
+    "quantized": (
         lambda t: torch.quantize_per_tensor(t, 1.0, 0, torch.qint8),
         lambda t: t.copy_(torch.quantize_per_tensor(t.dequantize() + 1, 1.0, 0, torch.qint8)),
     ),
@@ -220,7 +220,7 @@ LAYOUTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], object]]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout(place: torch.device, layout: str) -> None:
+def test_a_change_in_any_layout_is_reported(place: torch.device, layout: str) -> None:
     make, change = LAYOUTS[layout]
     holder = nn.Module()
     holder.tensor = nn.Buffer(make((torch.arange(WIDE * WIDE) % 97 + 1.0).reshape(WIDE, WIDE).to(place)))
@@ -234,10 +234,10 @@ def test_layout(place: torch.device, layout: str) -> None:
     assert not g.failures
 
 
-# --- places
+# --- several devices
 
 
-def test_a_model_on_two_devices(place: torch.device) -> None:
+def test_changes_on_two_devices_are_reported(place: torch.device) -> None:
     net = nn.ModuleDict({"here": nn.Linear(WIDE, WIDE), "there": nn.Linear(WIDE, WIDE).to(place)}).eval()
     with watching(net) as g:
         pass
@@ -249,7 +249,7 @@ def test_a_model_on_two_devices(place: torch.device) -> None:
     assert len(violation.subjects) == 2
 
 
-def test_a_model_that_moves(accelerator: torch.device) -> None:
+def test_moving_a_model_is_a_change(accelerator: torch.device) -> None:
     net = wide(accelerator)
     with watching(net) as g:
         net.cpu()
@@ -266,7 +266,7 @@ def test_a_model_that_moves(accelerator: torch.device) -> None:
     assert rules(g) == STATE
 
 
-def test_a_model_that_dies(place: torch.device) -> None:
+def test_a_change_in_a_dead_model_is_reported(place: torch.device) -> None:
     with watching() as g:
         net = Net().to(place).eval()
         with torch.no_grad():
@@ -276,18 +276,18 @@ def test_a_model_that_dies(place: torch.device) -> None:
     assert rules(g) == STATE
 
 
-# --- no room
+# --- out of memory
 
 
-def test_no_room_to_read(place: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is read on the host then, and what was read before on the device is comparable."""
+def test_reads_on_host_and_device_are_comparable(place: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without free memory is read on the host; both reads give the same result."""
     net = wide(place)
-    way = devices._choose_reader
+    choose = devices._choose_reader
 
     def full(device: torch.device, size: int) -> devices.Reader:
-        raise torch.OutOfMemoryError("no room")
+        raise torch.OutOfMemoryError("out of memory")
 
-    for first, second in ((way, full), (full, way)):
+    for first, second in ((choose, full), (full, choose)):
         monkeypatch.setattr(devices, "_choose_reader", first)
         with watching(net) as g:
             monkeypatch.setattr(devices, "_choose_reader", second)
@@ -300,10 +300,10 @@ def test_no_room_to_read(place: torch.device, monkeypatch: pytest.MonkeyPatch) -
         assert rules(g) == STATE
 
 
-def test_a_device_that_is_full(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "MIN_KERNEL_BYTES", 1 << 62)  # the kernel needs no room to speak of
+def test_a_full_device_can_be_read(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "MIN_KERNEL_BYTES", 1 << 62)  # the kernel needs almost no memory
     net, little = nn.ParameterList([torch.rand(25_000_000, device=cuda)]), torch.ones(1, device=cuda)
-    torch.cuda.empty_cache()  # what is left has room for what is as little
+    torch.cuda.empty_cache()  # only a little cached memory is left
     _, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
     try:

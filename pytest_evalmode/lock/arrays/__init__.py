@@ -1,1 +1,1 @@
-"""Inputs or outputs as they come, batch by batch, and what differs in them when all have come."""
+"""Arrays of inputs and outputs: gathered batch by batch, stored in part, and compared with the locked ones."""

@@ -1,4 +1,4 @@
-"""How an array differs that was to be the same, in words and to look at."""
+"""Describes how an input array differs from the locked one: in words, in details for reports, and as pictures."""
 
 from __future__ import annotations
 
@@ -18,62 +18,75 @@ if TYPE_CHECKING:
 
 
 def describe_difference(
-    was: Entry,
-    now: Stream,
-    kept: Array | None,
+    locked: Entry,
+    stream: Stream,
+    stored: Array | None,
     digests: Array | None,
     *,
     rtol: float = 0.0,
     atol: float = 0.0,
 ) -> tuple[str, Mapping[str, object]]:
-    """How an array differs, in words, and in details."""
-    new = now.entry()
-    found = _diagnosis(was, now, kept, digests, rtol=rtol, atol=atol)
-    if found is not None:
-        recast = was["dtype"] != new["dtype"] and "dtype" not in found.kinds
-        and_recast = f"; given as {new['dtype']}, not {was['dtype']}" if recast else ""
-        return f"{found.headline}{and_recast}", {"kinds": list(found.kinds), **found.details}
+    """Describe how an array differs from the locked one.
+
+    Args:
+        locked: The locked array.
+        stream: The array of this run.
+        stored: The stored values, of shape (samples, ...); None if there are none.
+        digests: The stored digests per sample, uint64 of shape (samples,); None if all values are stored.
+        rtol: The relative tolerance.
+        atol: The absolute tolerance.
+
+    Returns:
+        The description, and details for the reports.
+    """
+    entry = stream.entry()
+    diagnosis = _diagnose(locked, stream, stored, digests, rtol=rtol, atol=atol)
+    if diagnosis is not None:
+        has_new_dtype = locked["dtype"] != entry["dtype"] and "dtype" not in diagnosis.kinds
+        new_dtype = f"; dtype {locked['dtype']} -> {entry['dtype']}" if has_new_dtype else ""
+        return f"{diagnosis.headline}{new_dtype}", {"kinds": list(diagnosis.kinds), **diagnosis.details}
     for name in ("dtype", "shape", "samples"):
-        if was[name] != new[name]:
-            return f"values differ: {name} {new[name]}, not {was[name]}", {}
-    others = [i for i, (a, b) in enumerate(zip(_list(digests), now.digests, strict=False)) if a != b]
-    if others:
-        shown = ", ".join(map(str, others[:5])) + (", ..." if len(others) > 5 else "")
-        return f"{len(others)} of {now.count} samples differ ({shown})", {"samples": others[:32]}
-    return f"values differ after the first {max(len(_list(digests)), len(now.stored_values()))} samples", {}
+        if locked[name] != entry[name]:
+            return f"values differ: {name} {locked[name]} -> {entry[name]}", {}
+    differing = [i for i, (a, b) in enumerate(zip(_to_list(digests), stream.digests, strict=False)) if a != b]
+    if differing:
+        shown = ", ".join(map(str, differing[:5])) + (", ..." if len(differing) > 5 else "")
+        return f"{len(differing)} of {stream.count} samples differ ({shown})", {"samples": differing[:32]}
+    return f"values differ after the first {max(len(_to_list(digests)), len(stream.stored_values()))} samples", {}
 
 
-def draw_difference(was: Entry, now: Stream, kept: Array | None) -> dict[str, Any] | None:
-    """What there is to look at of an array that differs."""
-    if kept is None or "text" in (was["dtype"], now.dtype):
+def draw_difference(locked: Entry, stream: Stream, stored: Array | None) -> dict[str, Any] | None:
+    """Return pictures of an array that differs; None for text, tokens and arrays without stored values."""
+    if stored is None or "text" in (locked["dtype"], stream.dtype):
         return None
-    old, live = restore_values(kept, was["dtype"]), now.stored_values()
-    return None if text.is_tokens(old, live) else draw_pictures(old, live)
+    old, new = restore_values(stored, locked["dtype"]), stream.stored_values()
+    return None if text.is_tokens(old, new) else draw_pictures(old, new)
 
 
-def _diagnosis(
-    was: Entry, now: Stream, kept: Array | None, digests: Array | None, *, rtol: float, atol: float
+def _diagnose(
+    locked: Entry, stream: Stream, stored: Array | None, digests: Array | None, *, rtol: float, atol: float
 ) -> Diagnosis | None:
-    live = now.stored_values()
-    if kept is None or not live.size:
+    new = stream.stored_values()
+    if stored is None or not new.size:
         return None
-    old = restore_values(kept, was["dtype"])
-    complete = digests is None and now.is_complete and len(old) == was["samples"]
-    if not complete:
-        cut = old.shape[1:] != now.shape or live.shape[1:] != now.shape
-        if not cut and digests is not None and len(digests) == was["samples"] and len(now.digests) == now.count:
-            # Labels of a few classes come in another order as easily as they are given other numbers.
-            found = compare_classes(_list(digests), now.digests, old, live) if now.shape == () else None
-            found = found or compare_order(_list(digests), now.digests)
-            if found is not None:
-                return found
-        if not cut:
-            both = min(len(old), len(live))
-            old, live = old[:both], live[:both]
-    if now.is_scalar and not complete:
+    old = restore_values(stored, locked["dtype"])
+    is_complete = digests is None and stream.is_complete and len(old) == locked["samples"]
+    if not is_complete:
+        is_cropped = old.shape[1:] != stream.shape or new.shape[1:] != stream.shape
+        has_all_digests = digests is not None and len(digests) == locked["samples"]
+        if not is_cropped and has_all_digests and len(stream.digests) == stream.count:
+            # Labels of a few classes: a new order and new class numbers look alike, so compare the classes first.
+            diagnosis = compare_classes(_to_list(digests), stream.digests, old, new) if stream.shape == () else None
+            diagnosis = diagnosis or compare_order(_to_list(digests), stream.digests)
+            if diagnosis is not None:
+                return diagnosis
+        if not is_cropped:
+            both = min(len(old), len(new))
+            old, new = old[:both], new[:both]
+    if stream.is_scalar and not is_complete:
         return None
-    return diagnose(old, live, rtol=rtol, atol=atol)
+    return diagnose(old, new, rtol=rtol, atol=atol)
 
 
-def _list(digests: Array | None) -> list[int]:
+def _to_list(digests: Array | None) -> list[int]:
     return [] if digests is None else [int(digest) for digest in digests]

@@ -1,4 +1,4 @@
-"""What is locked of the arrays of inputs or outputs, as the lock file says it."""
+"""The lock entries of the arrays of inputs or outputs."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ _FIELDS = {"dtype": str, "shape": str, "samples": int, "digest": str, "room": in
 
 
 def parse_array_entries(entry: Entry, where: str) -> dict[str, Entry]:
-    """The arrays of a locked entry.  Raises LockError, which begins with `where`, where they are none."""
-    found = entry.get("arrays")
-    right = isinstance(found, dict) and all(
+    """Return the arrays of an entry, by path; raise LockError, naming the entry by `where`, if one is invalid."""
+    arrays = entry.get("arrays")
+    is_valid = isinstance(arrays, dict) and all(
         isinstance(array, dict) and all(type(array.get(name)) is kind for name, kind in _FIELDS.items())
-        for array in found.values()
+        for array in arrays.values()
     )
-    if not isinstance(found, dict) or not right:
-        raise LockError(f"{where} describes no arrays; delete it and run pytest --evalmode-update-lock")
-    return found
+    if not isinstance(arrays, dict) or not is_valid:
+        raise LockError(f"{where} has no valid arrays; delete it and run pytest --evalmode-update-lock")
+    return arrays
 
 
-def max_bytes_of(arrays_: Mapping[str, Any]) -> dict[str, int]:
-    """What was kept of each array, as it is locked."""
-    return {name: entry["room"] for name, entry in arrays_.items()}
+def max_bytes_of(locked: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many bytes of each array could be stored when it was locked."""
+    return {name: entry["room"] for name, entry in locked.items()}
 
 
-def matches(was: Entry, now: Entry) -> bool:
-    """Whether an array is what was locked, bit by bit."""
-    return all(was[name] == now[name] for name in ("dtype", "shape", "samples", "digest"))
+def matches(locked: Entry, entry: Entry) -> bool:
+    """Return whether two entries are of the same values, bit for bit."""
+    return all(locked[name] == entry[name] for name in ("dtype", "shape", "samples", "digest"))

@@ -1,4 +1,4 @@
-"""All that has come under one name, against what was locked of it."""
+"""Compares the batches of one name with their lock entry, array by array."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pytest_evalmode.trace import LockChange
 if TYPE_CHECKING:
     import numpy as np
 
-    Kept = Mapping[str, np.ndarray[Any, Any]]
+    Samples = Mapping[str, np.ndarray[Any, Any]]
 
-_MOST_TOLD = 3
+_MAX_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class _Difference:
-    """How one array differs; or, without a path, which arrays there are."""
+    """How one array differs; without a path, which arrays are missing or new."""
 
     path: str
     words: str
@@ -31,72 +31,86 @@ class _Difference:
     picture: Mapping[str, object] | None = None
 
 
-def compare(flow: NamedBatches, was: Mapping[str, Entry], kept: Callable[[], Kept]) -> LockChange | None:
-    """What is not as it was locked; None if all is.
+def compare(
+    batches: NamedBatches, locked: Mapping[str, Entry], load_samples: Callable[[], Samples]
+) -> LockChange | None:
+    """Compare batches with the locked arrays.
 
-    `was` are the arrays that were locked, by path, and `kept` is asked for what was kept of them.
+    Args:
+        batches: All batches that the test passed under one name.
+        locked: The locked arrays, by path.
+        load_samples: Returns the stored samples; only called if an array differs.
+
+    Returns:
+        What changed; None if nothing did.
     """
-    found = [*_missing_or_new(flow, was), *_differences(flow, was, kept)]
-    if not found:
+    differences = [*_missing_or_new(batches, locked), *_differences(batches, locked, load_samples)]
+    if not differences:
         return None
-    headline = _headline(found, alone=len(was) == 1)
-    finding = f"{flow.name}: {headline}"
-    if flow.kind == "outputs":
-        longer = [each.longer for each in found if each.longer]
-        return LockChange(flow.kind, flow.name, finding, finding, flow.at, details={"differences": longer})
-    details = {each.path: each.details for each in found if each.details is not None}
-    pictures = {each.path: each.picture for each in found if each.picture}
-    return LockChange(flow.kind, flow.name, headline, finding, flow.at, details=details, pictures=pictures)
+    headline = _headline(differences, single_array=len(locked) == 1)
+    kind, name, at = batches.kind, batches.name, batches.at
+    finding = f"{name}: {headline}"
+    if kind == "outputs":
+        longer = [each.longer for each in differences if each.longer]
+        return LockChange(kind, name, finding, finding, at, details={"differences": longer})
+    details = {each.path: each.details for each in differences if each.details is not None}
+    pictures = {each.path: each.picture for each in differences if each.picture}
+    return LockChange(kind, name, headline, finding, at, details=details, pictures=pictures)
 
 
-def _headline(found: Sequence[_Difference], *, alone: bool) -> str:
-    """The first few differences; of an array that is `alone`, without its path."""
-    told = [each.words if alone or not each.path else f"{each.path}: {each.words}" for each in found]
-    more = f" (and {len(told) - _MOST_TOLD} more)" if len(told) > _MOST_TOLD else ""
-    return f"{'; '.join(told[:_MOST_TOLD])}{more}"
+def _headline(differences: Sequence[_Difference], *, single_array: bool) -> str:
+    """Return the first few differences; a single array needs no path."""
+    parts = [each.words if single_array or not each.path else f"{each.path}: {each.words}" for each in differences]
+    more = f" (and {len(parts) - _MAX_SHOWN} more)" if len(parts) > _MAX_SHOWN else ""
+    return f"{'; '.join(parts[:_MAX_SHOWN])}{more}"
 
 
-def _missing_or_new(flow: NamedBatches, was: Mapping[str, Entry]) -> Iterator[_Difference]:
-    moved = [f"{path} is missing" for path in was if path not in flow.streams]
-    moved += [f"{path} is new" for path in flow.streams if path not in was]
-    if moved:
-        yield _Difference("", "; ".join(moved))
+def _missing_or_new(batches: NamedBatches, locked: Mapping[str, Entry]) -> Iterator[_Difference]:
+    parts = [f"{path} is missing" for path in locked if path not in batches.streams]
+    parts += [f"{path} is new" for path in batches.streams if path not in locked]
+    if parts:
+        yield _Difference("", "; ".join(parts))
 
 
-def _differences(flow: NamedBatches, was: Mapping[str, Entry], kept: Callable[[], Kept]) -> Iterator[_Difference]:
-    """How each array differs that was locked and has come."""
-    apart = _input if flow.kind == "inputs" else _output
-    for path, stream in flow.streams.items():
-        if path in was and not matches(was[path], stream.entry()):
-            found = _mistaken(flow, path, was) or apart(flow, path, was[path], kept())
-            if found is not None:
-                yield found
+def _differences(
+    batches: NamedBatches, locked: Mapping[str, Entry], load_samples: Callable[[], Samples]
+) -> Iterator[_Difference]:
+    """Yield how each array differs that is in both."""
+    compare_arrays = _compare_inputs if batches.kind == "inputs" else _compare_outputs
+    for path, stream in batches.streams.items():
+        if path in locked and not matches(locked[path], stream.entry()):
+            difference = _find_exchanged(batches, path, locked) or compare_arrays(
+                batches, path, locked[path], load_samples()
+            )
+            if difference is not None:
+                yield difference
 
 
-def _mistaken(flow: NamedBatches, path: str, was: Mapping[str, Entry]) -> _Difference | None:
-    """An array that is what another one was."""
-    now = flow.streams[path].entry()
-    other = next((name for name in was if name != path and matches(was[name], now)), None)
-    return None if other is None else _Difference(path, f"what was {other}", f"{path} is what {other} was")
+def _find_exchanged(batches: NamedBatches, path: str, locked: Mapping[str, Entry]) -> _Difference | None:
+    """Return a difference if the array has exactly the values that are locked for another one."""
+    entry = batches.streams[path].entry()
+    other = next((name for name in locked if name != path and matches(locked[name], entry)), None)
+    words = f"has the values locked for {other}"
+    return None if other is None else _Difference(path, words, f"{path} {words}")
 
 
-def _output(flow: NamedBatches, path: str, was: Entry, kept: Kept) -> _Difference | None:
-    """An output that is further from what it was than its tolerance allows."""
-    far = _far(flow, path, was, kept)
-    return None if far is None else _Difference(path, *far)
+def _compare_outputs(batches: NamedBatches, path: str, locked: Entry, samples: Samples) -> _Difference | None:
+    """Return how an output differs; None within its tolerance."""
+    beyond = _find_beyond_tolerance(batches, path, locked, samples)
+    return None if beyond is None else _Difference(path, *beyond)
 
 
-def _input(flow: NamedBatches, path: str, was: Entry, kept: Kept) -> _Difference | None:
-    """An input that is another, if not within a tolerance that was asked for; with the diagnosis."""
-    limits = {limit: value for limit, value in flow.tolerance.items() if value is not None}
-    if limits and _far(flow, path, was, kept) is None:
+def _compare_inputs(batches: NamedBatches, path: str, locked: Entry, samples: Samples) -> _Difference | None:
+    """Return how an input differs, with its diagnosis; None within a tolerance that the test has set."""
+    limits = {limit: value for limit, value in batches.tolerance.items() if value is not None}
+    if limits and _find_beyond_tolerance(batches, path, locked, samples) is None:
         return None
-    now, values = flow.streams[path], kept.get(path)
-    words, details = array_differences.describe_difference(was, now, values, kept.get(f"{path}#digests"), **limits)
-    return _Difference(path, words, details=details, picture=array_differences.draw_difference(was, now, values))
+    stream, values, digests = batches.streams[path], samples.get(path), samples.get(f"{path}#digests")
+    words, details = array_differences.describe_difference(locked, stream, values, digests, **limits)
+    picture = array_differences.draw_difference(locked, stream, values)
+    return _Difference(path, words, details=details, picture=picture)
 
 
-def _far(flow: NamedBatches, path: str, was: Entry, kept: Kept) -> tuple[str, str] | None:
-    return tolerance.find_difference(
-        was, flow.streams[path], kept.get(path), kept.get(f"{path}#sketch"), flow.tolerance
-    )
+def _find_beyond_tolerance(batches: NamedBatches, path: str, locked: Entry, samples: Samples) -> tuple[str, str] | None:
+    stream, values, sketch = batches.streams[path], samples.get(path), samples.get(f"{path}#sketch")
+    return tolerance.find_difference(locked, stream, values, sketch, batches.tolerance)

@@ -1,4 +1,4 @@
-"""What comes under one name, batch by batch."""
+"""The batches that a test passes to the lock under one name."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pytest_evalmode.lock.lock_file import Entry
 from pytest_evalmode.trace import Site
 
 MetricFunction = Callable[[Any], object]
-"""What makes an output anew of inputs."""
+"""The type of `again=`: computes metrics from a batch of inputs."""
 
 
 @dataclass(slots=True)
 class NamedBatches:
-    """Inputs or outputs of one name: a stream for each of their arrays."""
+    """All batches of inputs or outputs of one name, with a stream for each of their arrays."""
 
     kind: str
     """`inputs` or `outputs`."""
@@ -25,20 +25,21 @@ class NamedBatches:
     at: Site | None
     tolerance: Tolerance
     first_batch: object
-    """The batch that came first."""
     again: MetricFunction | None = None
     streams: dict[str, Stream] = field(default_factory=dict)
 
-    def add(self, batch: object, tolerance: Tolerance, room: Mapping[str, int] | int, left: int) -> int:
-        """A batch has come: tell how many bytes more are kept.  `room` and `left` as in `extend`."""
+    def add(self, batch: object, tolerance: Tolerance, max_bytes: Mapping[str, int] | int, bytes_left: int) -> int:
+        """Add a batch, and return how many bytes of it are stored; arguments as in `extend_streams`."""
         is_input = self.kind == "inputs"
         is_exact = is_input and tolerance["rtol"] is None
-        return extend_streams(self.streams, batch, room, left, few_samples=is_input, exact=is_exact)
+        return extend_streams(self.streams, batch, max_bytes, bytes_left, few_samples=is_input, exact=is_exact)
 
     def entry(self) -> Entry:
-        """What is locked of it."""
+        """Return the lock entry."""
         return {"arrays": {path: stream.entry() for path, stream in self.streams.items()}}
 
-    def has_all_samples(self, was: Mapping[str, Entry]) -> bool:
-        """Whether of each array that was locked there have come as many samples."""
-        return all(path in self.streams and self.streams[path].count >= entry["samples"] for path, entry in was.items())
+    def has_all_samples(self, locked: Mapping[str, Entry]) -> bool:
+        """Return whether each locked array has got at least as many samples as are locked."""
+        return all(
+            path in self.streams and self.streams[path].count >= entry["samples"] for path, entry in locked.items()
+        )

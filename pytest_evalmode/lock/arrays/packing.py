@@ -1,4 +1,4 @@
-"""What is kept of arrays, as safetensors can hold it."""
+"""Converts stored samples to and from dtypes that safetensors supports."""
 
 from __future__ import annotations
 
@@ -15,31 +15,39 @@ if TYPE_CHECKING:
 
 
 def pack_streams(streams: Mapping[str, Stream]) -> dict[str, Array]:
-    """What is kept of the streams, as safetensors can hold it."""
-    found: dict[str, Array] = {}
+    """Return the arrays to store for streams: their samples, and the digests or sketches of samples not stored."""
+    arrays: dict[str, Array] = {}
     for name, stream in streams.items():
         if stream.stored_parts:
-            found[name] = _stored(stream.stored_values())
+            arrays[name] = _convert(stream.stored_values())
         if not stream.is_complete and stream.digests:
-            found[f"{name}#digests"] = np.asarray(stream.digests, np.uint64)
+            arrays[f"{name}#digests"] = np.asarray(stream.digests, np.uint64)
         if not stream.is_complete and stream.sketch.count:
-            found[f"{name}#sketch"] = stream.sketch.sums
-    return found
+            arrays[f"{name}#sketch"] = stream.sketch.sums
+    return arrays
 
 
-def restore_values(kept: Array, dtype: str) -> Array:
-    """What was kept of an array, as it was before it was packed."""
-    if dtype == "text" and kept.dtype == np.uint8:
+def restore_values(stored: Array, dtype: str) -> Array:
+    """Convert stored samples back.
+
+    Args:
+        stored: The array in the sample file, of shape (samples, ...).
+        dtype: The dtype in the lock entry: that of torch or NumPy, or `text`.
+
+    Returns:
+        The samples in the NumPy dtype that they had; bfloat16 and narrower floats stay float32.
+    """
+    if dtype == "text" and stored.dtype == np.uint8:
         try:
-            return np.asarray(json.loads(kept.tobytes()), dtype=str)
+            return np.asarray(json.loads(stored.tobytes()), dtype=str)
         except (ValueError, RecursionError):
-            return kept
-    if dtype.startswith("complex") and kept.ndim and kept.shape[-1] == 2:
-        return np.asarray(kept[..., 0] + 1j * kept[..., 1])
-    return kept.view(dtype) if dtype.startswith("datetime64") and kept.dtype == np.int64 else kept
+            return stored
+    if dtype.startswith("complex") and stored.ndim and stored.shape[-1] == 2:
+        return np.asarray(stored[..., 0] + 1j * stored[..., 1])
+    return stored.view(dtype) if dtype.startswith("datetime64") and stored.dtype == np.int64 else stored
 
 
-def _stored(values: Array) -> Array:
+def _convert(values: Array) -> Array:
     if values.dtype.kind in "US":
         return np.frombuffer(json.dumps(values.astype(str).tolist()).encode(), np.uint8)
     if values.dtype.kind == "c":

@@ -1,4 +1,4 @@
-"""Metrics made again of the inputs that were locked: how much of what they lost is theirs."""
+"""Metrics computed again from the locked inputs, which shows how much of their change the inputs explain."""
 
 from __future__ import annotations
 
@@ -22,56 +22,65 @@ if TYPE_CHECKING:
 def describe_recomputed_metrics(
     again: MetricFunction,
     inputs: NamedBatches,
-    was: Mapping[str, Entry],
-    kept: Arrays,
+    locked: Mapping[str, Entry],
+    samples: Arrays,
     metrics: Mapping[str, Entry],
-    aside: Callable[[], AbstractContextManager[None]],
+    pause_guard: Callable[[], AbstractContextManager[None]],
 ) -> str:
-    """What metrics are with the inputs that were locked, and with this run's; empty where they are no numbers.
+    """Compute metrics from the locked inputs and from this run's, and describe both.
 
-    `was` is what was locked of the inputs, `kept` what was kept of them, and `metrics` are what was locked of these.
-    They are made `aside`.
+    Args:
+        again: The user's function, which computes the metrics from a batch.
+        inputs: The inputs of this run.
+        locked: The locked arrays of these inputs, by path.
+        samples: The stored samples of these inputs, by path.
+        metrics: The locked metrics, by path.
+        pause_guard: The context manager for the calls of `again`.
+
+    Returns:
+        A sentence for the message; empty if too little is stored, or no metric is a number.
     """
-    both = _first_of_both(inputs, was, kept)
+    both = _common_samples(inputs, locked, samples)
     if both is None:
         return ""
-    whole = all(entry["samples"] == len(both[0][path]) for path, entry in was.items())
-    with aside():
-        return _words(again, inputs.first_batch, *both, metrics if whole else {})
+    # The locked metric comes from all inputs, so only all of them can explain a share of its change.
+    has_all_inputs = all(entry["samples"] == len(both[0][path]) for path, entry in locked.items())
+    with pause_guard():
+        return _describe(again, inputs.first_batch, *both, metrics if has_all_inputs else {})
 
 
-def _first_of_both(inputs: NamedBatches, was: Mapping[str, Entry], kept: Arrays) -> tuple[Arrays, Arrays] | None:
-    """The first samples, as they were locked and as they are now; None where these were not kept whole."""
-    now = inputs.streams
-    old = {path: restore_values(kept[path], was[path]["dtype"]) for path in was if path in kept}
-    new = {path: stream.stored_values() for path, stream in now.items()}
-    if old.keys() != new.keys() or old.keys() != was.keys():
+def _common_samples(inputs: NamedBatches, locked: Mapping[str, Entry], samples: Arrays) -> tuple[Arrays, Arrays] | None:
+    """Return the first samples as locked and as they are now; None if they are not stored in full."""
+    streams = inputs.streams
+    old = {path: restore_values(samples[path], locked[path]["dtype"]) for path in locked if path in samples}
+    new = {path: stream.stored_values() for path, stream in streams.items()}
+    if old.keys() != new.keys() or old.keys() != locked.keys():
         return None
-    # What is larger than its room was cut: that is no input.
-    whole = all(
-        str(old[path].shape[1:]) == was[path]["shape"] and new[path].shape[1:] == now[path].shape for path in old
+    # A sample that was too large was cropped, and is not an input of the model.
+    are_whole = all(
+        str(old[path].shape[1:]) == locked[path]["shape"] and new[path].shape[1:] == streams[path].shape for path in old
     )
     n = min((len(values) for values in (*old.values(), *new.values())), default=0)
-    if not n or not whole or any(stream.is_scalar for stream in now.values()):
+    if not n or not are_whole or any(stream.is_scalar for stream in streams.values()):
         return None
     return {path: values[:n] for path, values in old.items()}, {path: values[:n] for path, values in new.items()}
 
 
-def _words(again: MetricFunction, batch: object, old: Arrays, new: Arrays, locked: Mapping[str, Entry]) -> str:
-    """`locked` is what the metrics were, if these are all the inputs."""
+def _describe(again: MetricFunction, batch: object, old: Arrays, new: Arrays, metrics: Mapping[str, Entry]) -> str:
     n = len(next(iter(old.values())))
     try:
         with torch.random.fork_rng(), torch.no_grad():
             with_old, with_new = (arrays(again(rebuild_batch(batch, values))) for values in (old, new))
-    except Exception as error:  # of a function of the test's own, on fewer samples than it is used to
+    except Exception as error:  # the user's function may not accept so few samples
         return f"again= failed on the first {n} samples: {type(error).__name__}: {error}"
-    numbers = [name for name, value in with_old.items() if value.size == 1 and name in with_new]
-    said = []
-    for name in numbers:
-        first, last = with_old[name].item(), with_new[name].item()
-        words = f"{first:.6g} with the inputs that were locked, {last:.6g} with this run's"
-        value = locked.get(name, {}).get("value", last)
-        if value != last and 0 <= (share := (first - last) / (value - last)) <= 1.005:
-            words += f": they explain {'all' if share > 0.995 else f'{share:.0%}'} of it"
-        said.append(words if len(with_old) == 1 else f"{name}: {words}")
-    return f"made again of the first {n} samples: {'; '.join(said)}" if said else ""
+    names = [name for name, value in with_old.items() if value.size == 1 and name in with_new]
+    descriptions = []
+    for name in names:
+        old_metric, new_metric = with_old[name].item(), with_new[name].item()
+        words = f"{old_metric:.6g} with the locked inputs, {new_metric:.6g} with this run's"
+        locked_metric = metrics.get(name, {}).get("value", new_metric)
+        change = locked_metric - new_metric
+        if change != 0 and 0 <= (share := (old_metric - new_metric) / change) <= 1.005:
+            words += f"; the inputs explain {'all' if share > 0.995 else f'{share:.0%}'} of the change"
+        descriptions.append(words if len(with_old) == 1 else f"{name}: {words}")
+    return f"recomputed on the first {n} samples: {'; '.join(descriptions)}" if descriptions else ""

@@ -1,4 +1,4 @@
-"""An array against the one that was locked, within the tolerance of `torch.testing.assert_close`."""
+"""Compares an array with the locked one within the tolerance of `torch.testing.assert_close`."""
 
 from __future__ import annotations
 
@@ -27,78 +27,89 @@ _DEFAULTS = {
     "complex64": (1.3e-6, 1e-5),
     "complex128": (1e-7, 1e-7),
 }
-"""What `assert_close` allows by default; bfloat16 is kept as float32, and so it must be told."""
+"""The defaults of `assert_close` by dtype: (rtol, atol). Here, because bfloat16 is compared as float32."""
 
 
 def find_difference(
-    was: Entry, now: Stream, kept: Array | None, sketch: Array | None, tolerance: Tolerance
+    locked: Entry, stream: Stream, stored: Array | None, sketch: Array | None, tolerance: Tolerance
 ) -> tuple[str, str] | None:
-    """How an output differs, in a few words and in `assert_close`'s own; None if it is close enough.
+    """Describe how an array differs from the locked one.
 
-    What is kept is compared by value; of a larger one the rest by the sketches of its samples.
+    Stored samples are compared by value, the others by their sketches.
+
+    Args:
+        locked: The locked array.
+        stream: The array of this run.
+        stored: The stored values, of shape (samples, ...); None if there are none.
+        sketch: The stored sketches, float64 of shape (sketches,); None if all values are stored.
+        tolerance: `rtol` and `atol`, or None for those of `assert_close`.
+
+    Returns:
+        A short description, and a longer one in the words of `assert_close`; None within the tolerance.
     """
-    new = now.entry()
-    if matches(was, new):
+    entry = stream.entry()
+    if matches(locked, entry):
         return None
     for name in ("shape", "samples", "dtype"):
-        if was[name] != new[name]:
-            words = f"{name} {was[name]} -> {new[name]}"
+        if locked[name] != entry[name]:
+            words = f"{name} {locked[name]} -> {entry[name]}"
             return words, words
-    live = now.stored_values()
-    if live.dtype.kind not in "biufc" or new["dtype"] == "text":
+    new = stream.stored_values()
+    if new.dtype.kind not in "biufc" or entry["dtype"] == "text":
         return "values differ", ""
-    rtol, atol = _limits(tolerance, new["dtype"])
-    if kept is not None:
-        kept = restore_values(kept, was["dtype"])
-        both = min(len(kept), len(live)) if not now.is_complete else len(live)
-        if kept[:both].shape == live[:both].shape:
-            far = _far(kept[:both], live[:both], rtol, atol)
-            if far is not None or now.is_complete:
-                return far
-    if sketch is None or sketch.dtype != np.float64 or sketch.shape != now.sketch.sums.shape:
-        return "values differ, and too few were kept to compare them within a tolerance", ""
-    return _further(was, now, sketch, rtol, atol)
+    rtol, atol = _limits(tolerance, entry["dtype"])
+    if stored is not None:
+        old = restore_values(stored, locked["dtype"])
+        both = min(len(old), len(new)) if not stream.is_complete else len(new)
+        if old[:both].shape == new[:both].shape:
+            difference = _compare_values(old[:both], new[:both], rtol, atol)
+            if difference is not None or stream.is_complete:
+                return difference
+    if sketch is None or sketch.dtype != np.float64 or sketch.shape != stream.sketch.sums.shape:
+        return "values differ; too few are stored to compare them within a tolerance", ""
+    return _compare_sketches(locked, stream, sketch, rtol, atol)
 
 
-def _further(was: Entry, now: Stream, sketch: Array, rtol: float, atol: float) -> tuple[str, str] | None:
-    """How the samples differ of which no values were kept."""
-    apart = now.sketch.find_differing(sketch, rtol, atol)
-    if not apart:
+def _compare_sketches(locked: Entry, stream: Stream, sketch: Array, rtol: float, atol: float) -> tuple[str, str] | None:
+    """Describe how samples differ that are not stored."""
+    differing = stream.sketch.find_differing(sketch, rtol, atol)
+    if not differing:
         return None
-    names = [str(i) if i < MAX_UNSHARED else f"some from {i} on" for i in apart]
+    names = [str(i) if i < MAX_UNSHARED else f"{i} or later" for i in differing]
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    words = f"samples {shown} of {now.count} differ"
-    new = now.entry()
+    words = f"samples {shown} of {stream.count} differ"
+    entry = stream.entry()
     for name in ("mean", "rms"):
-        old, live = was.get(name, math.nan), new.get(name, math.nan)
-        if not math.isclose(old, live, rel_tol=max(rtol, 1e-6), abs_tol=atol):
-            words += f"; {name} {old:.6g} -> {live:.6g}"
+        old, new = locked.get(name, math.nan), entry.get(name, math.nan)
+        if not math.isclose(old, new, rel_tol=max(rtol, 1e-6), abs_tol=atol):
+            words += f"; {name} {old:.6g} -> {new:.6g}"
     return words, words
 
 
 def _limits(tolerance: Tolerance, dtype: str) -> tuple[float, float]:
-    """The tolerance that was asked for, else the one that `assert_close` has for a dtype."""
+    """Return the tolerance that the test has set, else that of `assert_close` for the dtype."""
     rtol, atol = tolerance.get("rtol"), tolerance.get("atol")
     return _DEFAULTS.get(dtype, (0.0, 0.0)) if rtol is None or atol is None else (rtol, atol)
 
 
-def _far(was: Array, now: Array, rtol: float, atol: float) -> tuple[str, str] | None:
-    old, new = (torch.from_numpy(np.array(values)) for values in (was, now))
+def _compare_values(old: Array, new: Array, rtol: float, atol: float) -> tuple[str, str] | None:
+    expected, actual = (torch.from_numpy(np.array(values)) for values in (old, new))
     try:
-        torch.testing.assert_close(new, old, rtol=rtol, atol=atol, equal_nan=True)
+        torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, equal_nan=True)
     except AssertionError as error:
-        return _words(was, now), " ".join(str(error).split())
+        return _describe(old, new), " ".join(str(error).split())
     return None
 
 
-def _words(was: Array, now: Array) -> str:
-    if was.size == 1:
-        return f"{was.reshape(-1)[0]:.6g} -> {now.reshape(-1)[0]:.6g}"
-    wide = np.complex128 if was.dtype.kind == "c" else np.float64
-    far = np.abs(now.astype(wide) - was.astype(wide))
-    at = tuple(int(i) for i in np.unravel_index(int(np.nanargmax(np.nan_to_num(far, nan=np.inf))), far.shape))
-    words = f"{int((far != 0).sum())} of {far.size} values differ, by up to {far[at]:.3g} at {at}"
-    if was.ndim == 2 and was.shape[1] > 1 and was.dtype.kind == "f":
-        turned = int((was.argmax(1) != now.argmax(1)).sum())
-        words += f"; {turned} of {len(was)} samples have another largest value" if turned else ""
+def _describe(old: Array, new: Array) -> str:
+    if old.size == 1:
+        return f"{old.reshape(-1)[0]:.6g} -> {new.reshape(-1)[0]:.6g}"
+    wide = np.complex128 if old.dtype.kind == "c" else np.float64
+    change = np.abs(new.astype(wide) - old.astype(wide))
+    largest = int(np.nanargmax(np.nan_to_num(change, nan=np.inf)))
+    at = tuple(int(i) for i in np.unravel_index(largest, change.shape))
+    words = f"{int((change != 0).sum())} of {change.size} values differ, by up to {change[at]:.3g} at {at}"
+    if old.ndim == 2 and old.shape[1] > 1 and old.dtype.kind == "f":
+        flipped = int((old.argmax(1) != new.argmax(1)).sum())
+        words += f"; the argmax differs in {flipped} of {len(old)} samples" if flipped else ""
     return words

@@ -1,4 +1,4 @@
-"""Another way to the same samples, model and numbers: nothing is told of it."""
+"""The same samples, model and outputs in another form are not reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pytest_evalmode.lock.running_lock import RunningLock
 from pytest_evalmode.trace import LockChange
 from tests.lock import pictures
 
-Show = Callable[[RunningLock], None]
+Use = Callable[[RunningLock], None]
 LOOSE = {"rtol": 1e-4, "atol": 1e-5}
 EXACT = {"rtol": None, "atol": None}
 X = torch.from_numpy(pictures.normalize(pictures.digits(200)))
@@ -31,8 +31,8 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 10)).eval()
 
 
-def changes(path: Path, was: Show, now: Show) -> list[LockChange]:
-    """What is told of `now`, once `was` has been locked."""
+def changes(path: Path, was: Use, now: Use) -> list[LockChange]:
+    """Lock with `was`, and return the changes that `now` reports."""
     lock = RunningLock(path, "test", update=True)
     was(lock)
     assert lock.close(finished=True) == []
@@ -45,23 +45,23 @@ def changes(path: Path, was: Show, now: Show) -> list[LockChange]:
     return lock.close(finished=True)
 
 
-def inputs(*batches: Any, tolerance: Any = EXACT) -> Show:
-    def show(lock: RunningLock) -> None:
+def inputs(*batches: Any, tolerance: Any = EXACT) -> Use:
+    def use(lock: RunningLock) -> None:
         for batch in batches:
             lock.inputs(batch, "x", None, tolerance)
 
-    return show
+    return use
 
 
-def outputs(*values: Any) -> Show:
-    def show(lock: RunningLock) -> None:
+def outputs(*values: Any) -> Use:
+    def use(lock: RunningLock) -> None:
         for value in values:
             lock.outputs(value, "y", None, EXACT)
 
-    return show
+    return use
 
 
-def model(module: nn.Module) -> Show:
+def model(module: nn.Module) -> Use:
     return lambda lock: lock.model(module, "net", None, None)
 
 
@@ -77,7 +77,7 @@ def channels_last(module: nn.Module) -> nn.Module:
 
 
 def threaded(count: int) -> Tensor:
-    """What a model makes of the images, on so many threads."""
+    """Return the outputs of a model for the images, computed on `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -89,7 +89,7 @@ def threaded(count: int) -> Tensor:
 
 
 def another_file(folder: Path) -> list[Any]:
-    """The first images, each from a file and from its copy."""
+    """Return the first images, loaded from files and from copies of these."""
     pixels = pictures.digits()[:3, ..., 0]
     paths = [[folder / f"{kind}{i}.png" for i in range(3)] for kind in ("image", "copy")]
     for names in paths:
@@ -99,7 +99,7 @@ def another_file(folder: Path) -> list[Any]:
 
 
 def loaded(folder: Path, **how: Any) -> nn.Module:
-    """The model from a checkpoint on disk."""
+    """Return the model, loaded from a checkpoint on disk."""
     path = folder / "model.pt"
     torch.save(net().state_dict(), path)
     other = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 10))
@@ -107,7 +107,7 @@ def loaded(folder: Path, **how: Any) -> nn.Module:
     return other
 
 
-VARIATIONS: dict[str, Callable[[Path], tuple[Show, Show]]] = {
+VARIATIONS: dict[str, Callable[[Path], tuple[Use, Use]]] = {
     "another batch size": lambda _: (inputs(*parts(X, 64)), inputs(*parts(X, 7))),
     "not contiguous": lambda _: (inputs(X), inputs(X.transpose(2, 3).contiguous().transpose(2, 3))),
     "channels last": lambda _: (inputs(X), inputs(X.to(memory_format=torch.channels_last))),
@@ -128,11 +128,11 @@ VARIATIONS: dict[str, Callable[[Path], tuple[Show, Show]]] = {
         inputs(threaded(2), tolerance=LOOSE),
     ),
     "one thread or two, outputs": lambda _: (outputs(threaded(1)), outputs(threaded(2))),
-    "noise, too much to keep": lambda _: (
+    "noise in more outputs than are stored": lambda _: (
         outputs(X.repeat(60, 1, 1, 1)),
         outputs(*parts(X.repeat(60, 1, 1, 1) * (1 + 1e-6), 999)),
     ),
-    "noise within a tolerance, too much to keep": lambda _: (
+    "noise within a tolerance in more inputs than are stored": lambda _: (
         inputs(X.repeat(60, 1, 1, 1), tolerance=LOOSE),
         inputs(*parts(X.repeat(60, 1, 1, 1) * (1 + 1e-5), 999), tolerance=LOOSE),
     ),
@@ -143,7 +143,7 @@ VARIATIONS: dict[str, Callable[[Path], tuple[Show, Show]]] = {
 
 
 @pytest.mark.parametrize("variation", VARIATIONS.values(), ids=VARIATIONS)
-def test_a_harmless_variation_raises_nothing(tmp_path: Path, variation: Callable[[Path], tuple[Show, Show]]) -> None:
+def test_a_harmless_variation_is_not_reported(tmp_path: Path, variation: Callable[[Path], tuple[Use, Use]]) -> None:
     assert changes(tmp_path / "it.lock.json", *variation(tmp_path)) == []
 
 
@@ -159,12 +159,20 @@ SWAPPED = torch.cat([LATER[:-2], LATER[-1:], LATER[-2:-1]])
         (inputs(LATER, tolerance=LOOSE), inputs(SWAPPED, tolerance=LOOSE), "values differ after the first 64 samples"),
         (inputs(X), inputs(X.flip(0), tolerance=LOOSE), "differ"),
         (inputs(LATER), inputs(LATER * (1 + 1e-5), tolerance=LOOSE), "differ"),
-        (inputs(X.bfloat16(), tolerance=LOOSE), inputs(X.bfloat16().float(), tolerance=LOOSE), "float32, not bfloat16"),
-        (inputs({"a": X, "b": -X}), inputs({"a": -X, "b": X}), "a: what was b; b: what was a"),
-        (outputs(LATER), outputs(SWAPPED), "some from 11968 on of 12000 differ"),
+        (
+            inputs(X.bfloat16(), tolerance=LOOSE),
+            inputs(X.bfloat16().float(), tolerance=LOOSE),
+            "dtype bfloat16 -> float32",
+        ),
+        (
+            inputs({"a": X, "b": -X}),
+            inputs({"a": -X, "b": X}),
+            "a: has the values locked for b; b: has the values locked for a",
+        ),
+        (outputs(LATER), outputs(SWAPPED), "samples 11968 or later of 12000 differ"),
         (outputs(X.bfloat16()), outputs(X.bfloat16().float()), "dtype bfloat16 -> float32"),
     ],
 )
-def test_its_neighbour_is_told(tmp_path: Path, was: Show, now: Show, words: str) -> None:
+def test_a_similar_change_is_reported(tmp_path: Path, was: Use, now: Use, words: str) -> None:
     (change,) = changes(tmp_path / "it.lock.json", was, now)
     assert words in change.headline

@@ -186,7 +186,7 @@ CHANGED: dict[str, tuple[Make, Make, str]] = {
     "from v1, tensors resized": (
         v1_transform,
         v2_transform,
-        "Compose: in another order: Resize, CenterCrop, ToImage, ToDtype, Normalize -> "
+        "Compose: reordered: Resize, CenterCrop, ToImage, ToDtype, Normalize -> "
         "ToImage, Resize, CenterCrop, ToDtype, Normalize",
     ),
     "other weights": (

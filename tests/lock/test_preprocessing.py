@@ -1,4 +1,4 @@
-"""What pipelines do, read from their objects, and how a difference is told."""
+"""Descriptions of pipelines, read from their objects, and their differences."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-# Shaped like torchvision's: v1's plain objects, v2's modules.
+# Stand-ins for torchvision's transforms: plain objects in v1, modules in v2.
 class InterpolationMode(Enum):
     BILINEAR = "bilinear"
     BICUBIC = "bicubic"
@@ -100,7 +100,7 @@ def closure(mean: float) -> Callable[[float], float]:
 MEAN = 0.5
 
 
-def names_a_constant(x: float) -> float:
+def uses_a_constant(x: float) -> float:
     return x - MEAN
 
 
@@ -127,7 +127,7 @@ def negated(image: Any, **_: object) -> object:
 
 @cache
 def vocabulary() -> str:
-    """A file of words, for tokenizers that read one."""
+    """Return a vocabulary file, for tokenizers that read one."""
     path = Path(mkdtemp()) / "vocab.txt"
     path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c"]), encoding="utf-8")
     return str(path)
@@ -159,15 +159,15 @@ CHANGES: dict[str, Pair] = {
         lambda: Normalize(torch.tensor([0.5]), np.array([0.5])),
         "Normalize.std: 0.25 -> 0.5",
     ),
-    "a step that went": (
+    "a removed step": (
         lambda: Compose(ToTensor(), Normalize(*HALF)),
         lambda: Compose(ToTensor()),
         "Normalize: Normalize(inplace=False, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)) -> (absent)",
     ),
-    "an order": (
+    "order": (
         lambda: Compose(Resize(224), ToTensor()),
         lambda: Compose(ToTensor(), Resize(224)),
-        "Compose: in another order: Resize, ToTensor -> ToTensor, Resize",
+        "Compose: reordered: Resize, ToTensor -> ToTensor, Resize",
     ),
     "timm": (
         lambda: {"input_size": (3, 224, 224), "mean": IMAGENET[0], "crop_pct": 0.875},
@@ -198,10 +198,10 @@ CHANGES: dict[str, Pair] = {
         lambda: albumentations(mean=HALF[0]),
         "Normalize.mean: (0.485, 0.456, 0.406) -> (0.5, 0.5, 0.5)",
     ),
-    "a chance": (albumentations, lambda: albumentations(p=0.1), "HorizontalFlip.p: 0.5 -> 0.1"),
+    "a probability": (albumentations, lambda: albumentations(p=0.1), "HorizontalFlip.p: 0.5 -> 0.1"),
     "boxes": (lambda: boxes("coco"), lambda: boxes("yolo"), "BboxParams.format: 'coco' -> 'yolo'"),
-    "how many": (lambda: some_of(1), lambda: some_of(2), "SomeOf.n: 1 -> 2"),
-    "a function in it": (
+    "number of steps": (lambda: some_of(1), lambda: some_of(2), "SomeOf.n: 1 -> 2"),
+    "a function in a step": (
         lambda: A.Lambda(image=unchanged),
         lambda: A.Lambda(image=negated),
         "'tests.lock.test_preprocessing.unchanged' -> 'tests.lock.test_preprocessing.negated'",
@@ -222,44 +222,44 @@ CHANGES: dict[str, Pair] = {
         "ClapFeatureExtractor.hop_length: 480 -> 240",
     ),
     "slow tokenizer": (slow, lambda: slow(split_special_tokens=True), "split_special_tokens: False -> True"),
-    "its length": (
+    "maximum length": (
         lambda: Hub.ByT5Tokenizer(model_max_length=512),
         lambda: Hub.ByT5Tokenizer(model_max_length=128),
         "ByT5Tokenizer.model_max_length: 512 -> 128",
     ),
-    "a function of C": (lambda: np.negative, lambda: np.abs, "'numpy.negative' -> 'numpy.absolute'"),
+    "a C function": (lambda: np.negative, lambda: np.abs, "'numpy.negative' -> 'numpy.absolute'"),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_is_told_by_its_field(name: str) -> None:
+def test_a_change_is_reported_by_its_field(name: str) -> None:
     old, new, words = CHANGES[name]
-    found = find_differences(*(json.loads(json.dumps(describe(make()))) for make in (old, new)))
-    assert len(found) == 1, found
-    assert found[0].endswith(words)
+    differences = find_differences(*(json.loads(json.dumps(describe(make()))) for make in (old, new)))
+    assert len(differences) == 1, differences
+    assert differences[0].endswith(words)
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_is_made_anew_is_described_alike(name: str) -> None:
+def test_two_equal_pipelines_have_the_same_description(name: str) -> None:
     for make in CHANGES[name][:2]:
         assert find_differences(describe(make()), describe(make())) == []
         assert "0x" not in json.dumps(describe(make()))
 
 
-def test_a_call_leaves_a_pipeline_as_it_was() -> None:
+def test_a_call_does_not_change_the_description_of_a_pipeline() -> None:
     pipeline = albumentations()
     before = describe(pipeline)
     pipeline(image=np.zeros((30, 40, 3), np.uint8))
     assert find_differences(before, describe(pipeline)) == []
 
 
-def test_a_constant_that_a_function_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = describe(names_a_constant)
+def test_a_global_constant_of_a_function_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = describe(uses_a_constant)
     monkeypatch.setitem(globals(), "MEAN", 0.4)
-    assert find_differences(before, describe(names_a_constant)) == ["MEAN: 0.5 -> 0.4"]
+    assert find_differences(before, describe(uses_a_constant)) == ["MEAN: 0.5 -> 0.4"]
 
 
-def test_code_is_compared_within_a_version_of_python() -> None:
+def test_code_is_only_compared_within_one_version_of_python() -> None:
     old = describe(lambda x: x + 1)
     new = describe(lambda x: x - 1)
     assert len(find_differences(old, new)) == 1
@@ -267,29 +267,29 @@ def test_code_is_compared_within_a_version_of_python() -> None:
     assert find_differences(old, new) == []
 
 
-def test_a_call_leaves_a_tokenizer_as_it_was() -> None:
+def test_a_call_does_not_change_the_description_of_a_tokenizer() -> None:
     fast = tokenizer()
     before = describe(fast)
     fast(["a text"], padding="max_length", truncation=True, max_length=16)
     assert find_differences(before, describe(fast)) == []
 
 
-def test_a_method_of_what_is_made_in_c() -> None:
+def test_a_method_of_a_c_type_is_described() -> None:
     one, other = (describe(np.array([each]).take) for each in (1, 2))
     assert find_differences(one, one) == []
     assert find_differences(one, other) == ["of: 1 -> 2"]
 
 
-def test_what_tells_nothing_is_probed() -> None:
+def test_other_callables_are_run_on_an_image() -> None:
     assert probe(np.negative) == probe(lambda image: -np.asarray(image))
     assert probe(np.negative) != probe(np.square)
-    with pytest.raises(TypeError, match="draws at random"):
+    with pytest.raises(TypeError, match="output for the same image is random"):
         probe(lambda image: np.random.default_rng().normal(size=3))
-    with pytest.raises(TypeError, match="takes neither a Pillow image nor a tensor nor an array"):
+    with pytest.raises(TypeError, match="accepts neither a Pillow image nor a tensor nor an array"):
         describe(object())
 
 
-def test_what_holds_itself_is_described() -> None:
+def test_a_pipeline_that_contains_itself_is_described() -> None:
     outer = Compose(ToTensor())
     outer.transforms.append(outer)
     assert json.dumps(describe(outer))
@@ -309,7 +309,7 @@ def augmented(*last: object) -> Compose:
         (Wav2Vec2FeatureExtractor(), Wav2Vec2FeatureExtractor(padding_side="left")),
     ],
 )
-def test_pipelines_that_share_what_they_must(train: object, eval_: object) -> None:
+def test_pipelines_with_the_same_normalization_pass(train: object, eval_: object) -> None:
     assert_same_normalization(train, eval_)
 
 
@@ -319,10 +319,10 @@ def test_pipelines_that_share_what_they_must(train: object, eval_: object) -> No
         (augmented(ToTensor(), Normalize(*IMAGENET)), Compose(ToTensor(), Normalize(*HALF)), "Normalize.mean"),
         (augmented(ToTensor(), Normalize(*IMAGENET)), Compose(ToTensor()), r"Normalize.* -> \(absent\)"),
         (augmented(ToTensor()), Compose(Resize(224)), r"scaled to 0..1.* -> \(absent\)"),
-        (augmented(Normalize(*HALF), ToTensor()), Compose(ToTensor(), Normalize(*HALF)), "in another order"),
+        (augmented(Normalize(*HALF), ToTensor()), Compose(ToTensor(), Normalize(*HALF)), "reordered"),
         (Wav2Vec2FeatureExtractor(), Wav2Vec2FeatureExtractor(do_normalize=False), "do_normalize: True -> False"),
     ],
 )
-def test_pipelines_that_do_not(train: object, eval_: object, words: str) -> None:
+def test_pipelines_with_different_normalization_fail(train: object, eval_: object, words: str) -> None:
     with pytest.raises(AssertionError, match=words):
         assert_same_normalization(train, eval_)

@@ -1,7 +1,8 @@
-"""What a pipeline does to inputs, read from its objects: its steps and their parameters, as JSON.
+"""Descriptions of preprocessing pipelines: their steps and parameters as JSON, read from the objects.
 
-torchvision's transforms, albumentations and modules are read by what they hold, Hugging Face's processors and
-tokenizers by what they would save, functions by their code and what is bound to them.  What tells nothing is probed.
+torchvision's transforms, albumentations and modules are described by their attributes, Hugging Face's processors and
+tokenizers by the fields that they save, functions by their code and bound variables. Other callables are run on a fixed
+image.
 """
 
 from pytest_evalmode.lock.preprocessing.description import describe

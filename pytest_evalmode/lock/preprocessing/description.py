@@ -1,4 +1,4 @@
-"""A pipeline read by structure, as a value of JSON."""
+"""Describes a preprocessing pipeline by its structure, as a JSON value."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pytest_evalmode.lock.preprocessing import function_code, libraries
 from pytest_evalmode.lock.preprocessing.output_probe import probe
 
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
-_DEEPEST = 12
-# Where the objects came from or who made them; no pipeline does other things because of these.
+_MAX_DEPTH = 12
+# Attributes that do not change the output: where an object came from, versions, caches.
 _INCIDENTAL = frozenset(
     """training name_or_path _name_or_path tokenizer_file vocab_file merges_file special_tokens_map_file processor_class
     transformers_version _processor_class image_processor_type feature_extractor_type tokenizer_class available_keys
@@ -31,7 +31,14 @@ _INCIDENTAL = frozenset(
 
 
 def describe(transform: object) -> Any:
-    """The steps of a pipeline and their parameters, as a value of JSON: the same for pipelines that do the same."""
+    """Return the steps of a pipeline and their parameters as a JSON value.
+
+    Args:
+        transform: A transform, processor, tokenizer, function or module, or a dict or list of them or of parameters.
+
+    Raises:
+        TypeError: If an object has no readable parameters and no output that could be compared.
+    """
     return _describe(transform, ())
 
 
@@ -39,7 +46,7 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
     plain = _plain(value)
     if plain is not _NOT_PLAIN:
         return plain
-    if id(value) in above or len(above) > _DEEPEST:
+    if id(value) in above or len(above) > _MAX_DEPTH:
         return "..."
     above = (*above, id(value))
     if isinstance(value, Mapping):
@@ -57,25 +64,25 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
     if inspect.isroutine(value) and owner is not None and not isinstance(owner, (type, ModuleType)):
         return {"method": value.__name__, "of": _describe(owner, above)}
     if inspect.isfunction(value):
-        held = _mapping(function_code.bound_variables(value), above)
-        return {"function": function_code.qualified_name(value), "code": function_code.code_digest(value), **held}
+        variables = _mapping(function_code.bound_variables(value), above)
+        return {"function": function_code.qualified_name(value), "code": function_code.code_digest(value), **variables}
     if inspect.isroutine(value) or isinstance(value, (type, np.ufunc)):
         return function_code.qualified_name(value)
     return _object(value, above)
 
 
 _NOT_PLAIN = object()
-_NAMED = ("dtype", "device", "memory_format", "layout", "Size")  # of torch: their text is their name
+_NAMED = ("dtype", "device", "memory_format", "layout", "Size")  # types of torch whose str() is their value
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold, or nearly; `_NOT_PLAIN` otherwise."""
+    """Return a plain value as JSON; `_NOT_PLAIN` for other objects."""
     if isinstance(value, enum.Enum):
         return f"{type(value).__name__}.{value.name}"
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, (float, np.floating)):
-        number = float(str(value))  # of float32 the number that was written: 0.485, not 0.48500001430511475
+        number = float(str(value))  # the float32 0.485 becomes 0.485, not 0.48500001430511475
         return number if math.isfinite(number) else repr(number)
     if isinstance(value, np.generic):
         return _plain(value.item()) if not isinstance(value.item(), np.generic) else str(value)
@@ -110,9 +117,9 @@ def _mapping(value: Mapping[Any, Any], above: tuple[int, ...]) -> dict[str, Any]
 
 
 def _step(value: Any, fields: Mapping[str, Any], above: tuple[int, ...]) -> dict[str, Any]:
-    """A step of a pipeline: its type's name, then its parameters."""
-    kept = {key.removeprefix("_"): each for key, each in fields.items() if key not in _INCIDENTAL}
-    return {"step": type(value).__name__, **_mapping(kept, above)}
+    """Return a step of a pipeline: the name of its type, then its parameters."""
+    parameters = {key.removeprefix("_"): each for key, each in fields.items() if key not in _INCIDENTAL}
+    return {"step": type(value).__name__, **_mapping(parameters, above)}
 
 
 def _object(value: Any, above: tuple[int, ...]) -> Any:
@@ -125,16 +132,16 @@ def _object(value: Any, above: tuple[int, ...]) -> Any:
         return _step(value, fields, above)
     if not _ADDRESS.search(repr(value)):
         return {"step": type(value).__name__, "repr": repr(value)}
-    call = getattr(type(value), "__call__", None)  # noqa: B004  # the function itself is wanted
+    call = getattr(type(value), "__call__", None)  # noqa: B004  # the function is needed
     if inspect.isfunction(call):
         return {"step": type(value).__name__, "code": function_code.code_digest(call)}
     if not callable(value) and len(above) > 1:
-        return {"step": type(value).__name__}  # a generator, a lock: nothing that can be told
+        return {"step": type(value).__name__}  # for example a generator or a lock, which have no parameters
     return {"step": type(value).__name__, "probe": probe(value)}
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """What an object holds: its slots and variables."""
+    """Return the slots and attributes of an object."""
     slots: dict[str, Any] = {}
     for kind in type(value).__mro__:
         names = vars(kind).get("__slots__", ())

@@ -1,35 +1,40 @@
-"""One pipeline written in two ways: `ToTensor()` for torchvision's `ToImage(), ToDtype(torch.float32, scale=True)`."""
+"""Canonical forms of descriptions: `ToTensor()` is torchvision's `ToImage(), ToDtype(torch.float32, scale=True)`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 _SCALED = {"step": "ToDtype", "dtype": "torch.float32", "scale": True}
-_WHOLE = [{"step": "ToImage"}, _SCALED]
-_STEPS = {"ToTensor": _WHOLE, "MaybeToTensor": _WHOLE, "PILToTensor": _WHOLE[:1], "MaybePILToTensor": _WHOLE[:1]}
-_NOTHING = {"Identity", "ToPureTensor"}  # the values they are given are those that they return
+_TO_TENSOR = [{"step": "ToImage"}, _SCALED]
+_EXPANDED = {
+    "ToTensor": _TO_TENSOR,
+    "MaybeToTensor": _TO_TENSOR,
+    "PILToTensor": _TO_TENSOR[:1],
+    "MaybePILToTensor": _TO_TENSOR[:1],
+}
+_NO_OPS = {"Identity", "ToPureTensor"}  # return the values that they get
 _PRESET = {"step", "antialias", "crop_size", "interpolation", "mean", "resize_size", "std"}
-_DEFAULTS = {"Lambda": {"types": ["builtins.object"]}}  # of fields that v2 has and v1 has not
+_DEFAULTS = {"Lambda": {"types": ["builtins.object"]}}  # fields that only torchvision's v2 has
 
 
 def canonical_form(value: Any) -> Any:
-    """A description in the one way in which two are compared that may do the same."""
+    """Return the canonical form of a description: the same for equivalent pipelines."""
     if isinstance(value, list):
         return [step for each in value for step in _steps(canonical_form(each))]
     if not isinstance(value, dict):
         return value
     fields = {key: _field(key, each) for key, each in value.items() if not _is_default(value, key, each)}
-    if value.get("step") == "ImageClassification" and fields.keys() == _PRESET:  # what torchvision's weights bring
+    if value.get("step") == "ImageClassification" and fields.keys() == _PRESET:  # torchvision's `weights.transforms()`
         return _container(_classification(fields))
     steps = fields.get("transforms")
-    return _container(steps) if _only_holds(fields) and isinstance(steps, list) else fields
+    return _container(steps) if _is_plain_container(fields) and isinstance(steps, list) else fields
 
 
 def _field(key: str, value: Any) -> Any:
     if key == "interpolation" and isinstance(value, str):
-        return value.rpartition(".")[2].lower()  # the text, torchvision's constant or Pillow's
+        return value.rpartition(".")[2].lower()  # a string, torchvision's constant or Pillow's
     if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], (dict, list)):
-        return value[0]  # a size of (256) is one of 256
+        return value[0]  # a size of [256] equals 256
     return canonical_form(value)
 
 
@@ -42,20 +47,20 @@ def _is_default(step: dict[str, Any], key: str, value: Any) -> bool:
 
 
 def _steps(step: Any) -> list[Any]:
-    """What stands for a step among others: nothing, itself, what it is made of, or what a container in it holds."""
+    """Return the steps that replace a step: none, itself, its equivalents, or those of a nested container."""
     if not isinstance(step, dict):
         return [step]
     name = step.get("step")
     if name == "ConvertImageDtype" and step.keys() == {"step", "dtype"}:
         return [{**step, "step": "ToDtype", "scale": True}]
-    if _only_holds(step):
+    if _is_plain_container(step):
         return list(step["transforms"])
-    if len(step) > 1:  # a class of the user's own by that name, say: its code or fields tell more
+    if len(step) > 1:  # it has code or fields, so it may be a class of the user with that name
         return [step]
-    return [] if name in _NOTHING else _STEPS.get(str(name), [step])
+    return [] if name in _NO_OPS else _EXPANDED.get(str(name), [step])
 
 
-def _only_holds(fields: dict[str, Any]) -> bool:
+def _is_plain_container(fields: dict[str, Any]) -> bool:
     return fields.get("step") in ("Compose", "Sequential") and fields.keys() == {"step", "transforms"}
 
 
@@ -69,6 +74,6 @@ def _classification(fields: dict[str, Any]) -> list[Any]:
     return [
         {"step": "Resize", **resized, "max_size": None, "size": size},
         {"step": "CenterCrop", "size": [crop, crop]},
-        *_WHOLE,
+        *_TO_TENSOR,
         {"step": "Normalize", "inplace": False, "mean": fields["mean"], "std": fields["std"]},
     ]

@@ -1,4 +1,4 @@
-"""What a function does, as far as it can be read: its code, what is bound to it, the constants that it names."""
+"""Descriptions of functions: a digest of their code, their bound variables and the constants that they use."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import Any
 
 
 def qualified_name(function: Any) -> str:
+    """Return the name of a function or class with its module."""
     module = getattr(function, "__module__", None)
     name = str(getattr(function, "__qualname__", function.__name__))
     return f"{module}.{name}" if module else name
 
 
 def bound_variables(function: Any) -> dict[str, object]:
-    """The variables of a function that are not its arguments: enclosed ones, defaults, and plain data it names."""
+    """Return the variables of a function that a call does not pass: closure, defaults and global constants."""
     code = function.__code__
-    enclosed = dict(zip(code.co_freevars, map(_content, function.__closure__ or ()), strict=True))
+    enclosed = dict(zip(code.co_freevars, map(_cell_contents, function.__closure__ or ()), strict=True))
     defaults = function.__defaults__ or ()
     names = code.co_varnames[: code.co_argcount][len(code.co_varnames[: code.co_argcount]) - len(defaults) :]
-    named = {name: function.__globals__.get(name) for name in code.co_names}
-    constants = {name: value for name, value in named.items() if _is_data(value)}
+    used = {name: function.__globals__.get(name) for name in code.co_names}
+    constants = {name: value for name, value in used.items() if _is_data(value)}
     return {**constants, **enclosed, **dict(zip(names, defaults, strict=True)), **(function.__kwdefaults__ or {})}
 
 
 def code_digest(function: Any) -> dict[str, str]:
-    """A digest of the instructions, by the version of Python that compiled them; not of their lines or their file."""
+    """Return a digest of the bytecode, by the version of Python; it does not depend on the file or line numbers."""
     return {f"{sys.version_info.major}.{sys.version_info.minor}": digest(_text(function.__code__).encode())}
 
 
@@ -34,7 +35,7 @@ def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-def _content(cell: Any) -> object:
+def _cell_contents(cell: Any) -> object:
     try:
         return cell.cell_contents
     except ValueError:  # not yet bound

@@ -1,4 +1,4 @@
-"""The parameters of the objects of known libraries, none of which is imported."""
+"""Reads the parameters of transforms, processors and tokenizers of known libraries, without importing these."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from pytest_evalmode.lock.preprocessing.function_code import digest
 
 _PROCESSORS = {"ImageProcessingMixin", "BaseImageProcessor", "FeatureExtractionMixin", "ProcessorMixin"}
-# What an albumentations composition does its work with, or notes for itself.
+# Attributes of an albumentations composition that are its working state, not parameters.
 _STATE = frozenset(
     """processors seed random_generator py_random save_applied_params transforms_ps check_each_transform replay_mode
     is_check_args main_compose applied_transforms""".split()
 )
-# What a slow tokenizer does to text before it looks words up.
+# Parameters of slow tokenizers, which normalize text in Python.
 _SLOW = ("do_lower_case", "do_basic_tokenize", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
 
 
 def read_parameters(value: Any) -> dict[str, Any] | None:
-    """The parameters of an object of a known library; None of any other."""
+    """Return the parameters of an object of a known library; None for other objects."""
     kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(value).__mro__}
     if "transformers.PreTrainedTokenizerBase" in kinds:
         return _tokenizer(value)
@@ -27,15 +27,15 @@ def read_parameters(value: Any) -> dict[str, Any] | None:
     if kinds & {f"transformers.{name}" for name in _PROCESSORS}:
         return _processor(value)
     if "albumentations.BaseCompose" in kinds:
-        return _composed(value)
+        return _composition(value)
     if "albumentations.BasicTransform" in kinds:
-        # The functions of a `Lambda` are none of its arguments.
+        # The functions of a `Lambda` are not among its init arguments.
         return {**value.get_transform_init_args(), "p": value.p, **getattr(value, "custom_apply_fns", {})}
     return _module(value) if "torch.Module" in kinds else None
 
 
-def _composed(value: Any) -> dict[str, Any]:
-    """A composition of albumentations: its steps, how many of them it takes, how it treats boxes and keypoints."""
+def _composition(value: Any) -> dict[str, Any]:
+    """Read an albumentations composition: its steps, how many it applies, and its box and keypoint parameters."""
     own = {key: each for key, each in vars(value).items() if not key.startswith("_") and key not in _STATE}
     own |= {name: each.params for name, each in value.processors.items()}
     targets = vars(value).get("_additional_targets")
@@ -43,18 +43,18 @@ def _composed(value: Any) -> dict[str, Any]:
 
 
 def _module(value: Any) -> dict[str, Any]:
-    """A module: its attributes, tensors and parts; torch's bookkeeping is none of it."""
-    held = vars(value)
-    own = {key: each for key, each in held.items() if not key.startswith("_")}
-    own |= {**held["_parameters"], **held["_buffers"]}
-    parts = held["_modules"]
-    if parts and list(parts) == [str(i) for i in range(len(parts))]:
-        return {**own, "transforms": list(parts.values())}
-    return {**own, **parts}
+    """Read a module: its public attributes, parameters, buffers and submodules."""
+    attributes = vars(value)
+    own = {key: each for key, each in attributes.items() if not key.startswith("_")}
+    own |= {**attributes["_parameters"], **attributes["_buffers"]}
+    submodules = attributes["_modules"]
+    if submodules and list(submodules) == [str(i) for i in range(len(submodules))]:
+        return {**own, "transforms": list(submodules.values())}
+    return {**own, **submodules}
 
 
 def _processor(value: Any) -> dict[str, Any]:
-    """What a processor of Hugging Face would save, and its parts."""
+    """Read a Hugging Face processor: the fields that it saves, and its parts."""
     saved = {key: each for key, each in value.to_dict().items() if not isinstance(each, type)}
     attributes = getattr(value, "attributes", None) or ()
     return {**saved, **{name: getattr(value, name, None) for name in attributes}}
@@ -77,9 +77,9 @@ def _tokenizer(value: Any) -> dict[str, Any]:
 
 
 def _backend(tokenizer: Any) -> dict[str, Any]:
-    """A fast tokenizer by the JSON that it saves, the vocabulary by its size and a digest.
+    """Read a fast tokenizer from the JSON that it saves; the vocabulary as its size and a digest.
 
-    Its padding and truncation are left out: each call of the tokenizer around it sets them anew.
+    Padding and truncation are omitted, because each call of the Hugging Face tokenizer sets them again.
     """
     saved = json.loads(tokenizer.to_str())
     model = saved["model"]

@@ -1,4 +1,4 @@
-"""What a callable makes of a fixed image, where nothing else tells what it does."""
+"""Describes a callable by its output for a fixed image, if nothing else describes it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,37 @@ import numpy as np
 from pytest_evalmode.lock.inputs import arrays
 from pytest_evalmode.lock.preprocessing.function_code import digest
 
+_REMEDY = "add a __repr__ that shows its parameters, or pass its parameters as a dict"
+
 
 def probe(transform: Callable[..., Any]) -> str:
-    """A digest of what it makes of a Pillow image, a tensor or an array, the first of these that it takes."""
+    """Return a digest of a callable's output for a fixed image.
+
+    Args:
+        transform: Called with a Pillow image of 56x40 pixels, a float32 tensor of shape (3, 40, 56) in [0, 1] and a
+            uint8 array of shape (40, 56, 3), until it accepts one.
+
+    Raises:
+        TypeError: If it accepts no image, or its output is random.
+    """
     for image in _images():
         try:
-            made = [_made(transform(image)) for _ in range(2)]
-        except Exception:  # it takes no such image; what it takes is found by trying
+            digests = [_output_digest(transform(image)) for _ in range(2)]
+        except Exception:  # it does not accept this kind of image
             continue
-        if made[0] == made[1]:
-            return made[0]
+        if digests[0] == digests[1]:
+            return digests[0]
         raise TypeError(
-            f"preprocessing: {type(transform).__name__} tells nothing of itself, and makes two things of one image: "
-            "it draws at random; give it a __repr__ that names its parameters, or pass its parameters as a dict"
+            f"preprocessing: cannot describe {type(transform).__name__}: it has no readable parameters, and its output "
+            f"for the same image is random; {_REMEDY}"
         )
     raise TypeError(
-        f"preprocessing: {type(transform).__name__} tells nothing of itself, and takes neither a Pillow image nor "
-        "a tensor nor an array; give it a __repr__ that names its parameters, or pass its parameters as a dict"
+        f"preprocessing: cannot describe {type(transform).__name__}: it has no readable parameters, and accepts "
+        f"neither a Pillow image nor a tensor nor an array; {_REMEDY}"
     )
 
 
-def _made(batch: object) -> str:
+def _output_digest(batch: object) -> str:
     parts = (f"{name}{each.dtype}{each.shape}".encode() + each.tobytes() for name, each in arrays(batch).items())
     return digest(b"".join(parts))
 

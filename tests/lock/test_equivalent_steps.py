@@ -1,4 +1,4 @@
-"""One description written in two ways, and its look-alikes that say something else."""
+"""Equivalent descriptions of a pipeline, and similar ones that are not equivalent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def steps(*each: Step, of: str = "Compose") -> Step:
 
 RESIZE = step("Resize", antialias=True, interpolation="InterpolationMode.BILINEAR", max_size=None, size=256)
 CROP = step("CenterCrop", size=[224, 224])
-NORMALISE = step("Normalize", inplace=False, mean=[0.5], std=[0.25])
+NORMALIZE = step("Normalize", inplace=False, mean=[0.5], std=[0.25])
 TO_TENSOR = step("ToTensor", repr="ToTensor()")
 TO_IMAGE, TO_FLOAT = step("ToImage"), step("ToDtype", dtype="torch.float32", scale=True)
 PRESET = step(
@@ -49,19 +49,19 @@ PRESET = step(
         (RESIZE, {**RESIZE, "size": [256]}),
         (RESIZE, {**RESIZE, "interpolation": "bilinear"}),
         (RESIZE, {**RESIZE, "interpolation": "Resampling.BILINEAR"}),
-        (NORMALISE, {**NORMALISE, "mean": 0.5}),
+        (NORMALIZE, {**NORMALIZE, "mean": 0.5}),
         (step("Lambda", lambd="f"), step("Lambda", lambd="f", types=["builtins.object"])),
-        (PRESET, steps(RESIZE, CROP, TO_TENSOR, NORMALISE)),
+        (PRESET, steps(RESIZE, CROP, TO_TENSOR, NORMALIZE)),
         ({"train": steps(TO_TENSOR), "eval": [TO_TENSOR]}, {"train": steps(TO_IMAGE, TO_FLOAT), "eval": [TO_TENSOR]}),
     ],
 )
-def test_written_in_two_ways(one: Step, other: Step) -> None:
+def test_equivalent_descriptions_do_not_differ(one: Step, other: Step) -> None:
     assert find_differences(one, other) == []
     assert find_differences(other, one) == []
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "told"),
+    ("one", "other", "expected"),
     [
         (steps(TO_TENSOR), steps(TO_IMAGE, {**TO_FLOAT, "scale": False}), ["ToDtype.scale: True -> False"]),
         (
@@ -69,11 +69,11 @@ def test_written_in_two_ways(one: Step, other: Step) -> None:
             steps(TO_IMAGE, {**TO_FLOAT, "dtype": "torch.float16"}),
             ["ToDtype.dtype: 'torch.float32' -> 'torch.float16'"],
         ),
-        (steps(TO_TENSOR, NORMALISE), steps(NORMALISE), ["ToTensor: ToTensor(repr='ToTensor()') -> (absent)"]),
+        (steps(TO_TENSOR, NORMALIZE), steps(NORMALIZE), ["ToTensor: ToTensor(repr='ToTensor()') -> (absent)"]),
         (
             steps(RESIZE, CROP),
             steps(CROP, RESIZE, of="Sequential"),
-            ["Compose: in another order: Resize, CenterCrop -> CenterCrop, Resize"],
+            ["Compose: reordered: Resize, CenterCrop -> CenterCrop, Resize"],
         ),
         (RESIZE, {**RESIZE, "size": [256, 256]}, ["Resize.size: 256 -> (256, 256)"]),
         (
@@ -86,7 +86,7 @@ def test_written_in_two_ways(one: Step, other: Step) -> None:
             step("Lambda", lambd="f", types=["torch.Tensor"]),
             ["Lambda.types: (absent) -> 'torch.Tensor'"],
         ),
-        (PRESET, steps(RESIZE, CROP, TO_TENSOR, {**NORMALISE, "mean": [0.4]}), ["Normalize.mean: 0.5 -> 0.4"]),
+        (PRESET, steps(RESIZE, CROP, TO_TENSOR, {**NORMALIZE, "mean": [0.4]}), ["Normalize.mean: 0.5 -> 0.4"]),
         (PRESET, {**PRESET, "resize_size": [232]}, ["Resize.size: 256 -> 232"]),
         (step("Own", repr="Own(1)"), step("Own", repr="Own(2)"), ["Own.repr: 'Own(1)' -> 'Own(2)'"]),
         (
@@ -96,11 +96,11 @@ def test_written_in_two_ways(one: Step, other: Step) -> None:
         ),
     ],
 )
-def test_something_else(one: Step, other: Step, told: list[str]) -> None:
-    assert find_differences(one, other) == told
+def test_similar_descriptions_differ(one: Step, other: Step, expected: list[str]) -> None:
+    assert find_differences(one, other) == expected
 
 
-def test_a_number_of_float32_is_the_number_that_was_written() -> None:
+def test_a_float32_number_is_described_as_it_was_written() -> None:
     mean = [0.485, 0.456, 0.406]
     assert describe(torch.tensor(mean)) == describe(torch.tensor(mean).numpy()) == describe(mean) == mean
     assert describe(torch.tensor(mean).numpy()[0]) == 0.485
@@ -108,7 +108,7 @@ def test_a_number_of_float32_is_the_number_that_was_written() -> None:
 
 
 @pytest.mark.parametrize("name", ["ToTensor", "Identity", "ImageClassification", "ConvertImageDtype"])
-def test_a_class_of_the_users_own_by_such_a_name_is_told(name: str) -> None:
+def test_a_users_class_with_a_known_name_is_compared(name: str) -> None:
     one, other = (steps(step(name, code={"3.11": digest})) for digest in ("one", "other"))
     assert find_differences(one, other) == [f"{name}.code.3.11: 'one' -> 'other'"]
     one, other = (steps(step(name, scale=scale)) for scale in (1, 2))

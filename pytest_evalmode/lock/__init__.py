@@ -1,1 +1,1 @@
-"""The evaluation lock: what was validated, and how this run differs from it."""
+"""The evaluation lock: compares a run with the model, data and outputs that were validated."""

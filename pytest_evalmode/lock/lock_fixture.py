@@ -1,4 +1,4 @@
-"""The `evalmode_lock` fixture: the lock of one test, as pytest runs it."""
+"""The fixture `evalmode_lock`, which connects the lock of a test to pytest."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def _telling(method: Callable[..., T]) -> Callable[..., T]:
-    """Fail the test with what is wrong with its lock, alone: no line of ours is of use to anybody."""
+def _fails_test(method: Callable[..., T]) -> Callable[..., T]:
+    """Turn a LockError into a failure of the test, without a traceback into the plugin."""
 
     @wraps(method)
-    def tell(*args: Any, **kwargs: Any) -> T:
+    def wrapper(*args: Any, **kwargs: Any) -> T:
         __tracebackhide__ = True
         try:
             return method(*args, **kwargs)
         except LockError as error:
-            wrong = str(error)
-        pytest.fail(wrong, pytrace=False)
+            message = str(error)
+        pytest.fail(message, pytrace=False)
 
-    return tell
+    return wrapper
 
 
 class EvaluationLock:
-    """What was validated, against what this test uses.
+    """Compares the model, data and outputs of a test with its lock file.
 
-    `model`, `inputs`, `preprocessing` and `outputs` each return their first argument.  What differs fails the test when
-    it ends; `pytest --evalmode-update-lock` locks what a test that passes uses now.
+    `model`, `inputs`, `preprocessing` and `outputs` each return their first argument. Differences fail the test when it
+    ends. `pytest --evalmode-update-lock` updates the lock from a test that passes.
     """
 
     def __init__(self, item: pytest.Item) -> None:
@@ -54,26 +54,41 @@ class EvaluationLock:
         self._lock: RunningLock | None = None
         self._closed = False
 
-    @_telling
+    @_fails_test
     def model(self, model: M, name: str | None = None) -> M:
-        """Lock a model: every parameter and persistent buffer.  Without a name it is its fixture's, or its type's."""
+        """Lock every parameter and persistent buffer of a model.
+
+        Args:
+            model: The model; wrappers such as `DataParallel` are ignored.
+            name: The name of the lock entry; by default the model's fixture, else its type.
+
+        Returns:
+            The model.
+        """
         from torch import nn
 
         if not isinstance(model, nn.Module):
-            raise LockError(f"evalmode_lock.model(): {model!r:.80} is a {type(model).__name__}; it takes a module")
+            raise LockError(f"evalmode_lock.model(): expected a torch.nn.Module, got {type(model).__name__}")
         lock = self._opened("model", name)
         if lock is not None:
             guard = self._item.stash.get(GUARD, None)
-            prints = guard.last_fingerprints(model) if guard is not None else None
-            lock.model(model, name or self._name_of(model), prints, self._site())
+            fingerprints = guard.last_fingerprints(model) if guard is not None else None
+            lock.model(model, name or self._name_of(model), fingerprints, self._site())
         return model
 
-    @_telling
+    @_fails_test
     def inputs(self, batch: T, name: str, *, rtol: float | None = None, atol: float | None = None) -> T:
-        """Lock inputs: tensors, arrays, images, texts, and mappings, sequences and dataclasses of them.
+        """Lock a batch of inputs. Call it for each batch: the samples of one name are compared in order.
 
-        They are to be the same bit by bit, unless a tolerance is given.  Called for batch after batch under one name,
-        it locks all their samples in order.
+        Args:
+            batch: Tensors, arrays, images, texts, or mappings, sequences and dataclasses of them. The first dimension
+                of an array is the batch; any shape and dtype.
+            name: The name of the lock entry.
+            rtol: The relative tolerance. Without tolerances the inputs must be identical bit for bit.
+            atol: The absolute tolerance; pass both or neither.
+
+        Returns:
+            The batch.
         """
         tolerance = _tolerance("inputs", rtol, atol)
         lock = self._opened("inputs", name)
@@ -81,15 +96,23 @@ class EvaluationLock:
             lock.inputs(batch, name, self._site(), tolerance)
         return batch
 
-    @_telling
+    @_fails_test
     def preprocessing(self, transform: T, name: str) -> T:
-        """Lock a transform, processor or tokenizer: its steps and their parameters."""
+        """Lock the steps of a transform, processor or tokenizer, and their parameters.
+
+        Args:
+            transform: A transform, a function, or a dict or list of parameters.
+            name: The name of the lock entry.
+
+        Returns:
+            The transform.
+        """
         lock = self._opened("preprocessing", name)
         if lock is not None:
             lock.preprocessing(transform, name, self._site())
         return transform
 
-    @_telling
+    @_fails_test
     def outputs(
         self,
         outputs: T,
@@ -101,64 +124,72 @@ class EvaluationLock:
     ) -> T:
         """Lock outputs or metrics, within the tolerance of `torch.testing.assert_close`.
 
-        `again` makes a metric anew of inputs.  Where the metric and the inputs changed, it is called when the test has
-        ended, with the first of this run's inputs and with those that were locked: how much of it is theirs?
+        Args:
+            outputs: Tensors, arrays or numbers, or mappings and sequences of them; any shape and dtype.
+            name: The name of the lock entry.
+            rtol: The relative tolerance; by default that of `assert_close` for the dtype.
+            atol: The absolute tolerance; pass both or neither.
+            again: A function that computes the metric from a batch of inputs. If the metric and the inputs changed, it
+                is called after the test with the locked inputs and with this run's, to say how much the inputs explain.
+
+        Returns:
+            The outputs.
         """
         tolerance = _tolerance("outputs", rtol, atol)
         if again is not None and not callable(again):
-            raise LockError(
-                f"evalmode_lock.outputs(): again={again!r:.80} cannot be called; it takes a function of inputs"
-            )
+            raise LockError(f"evalmode_lock.outputs(): again must be a function of the inputs, not {again!r:.80}")
         lock = self._opened("outputs", name)
         if lock is not None:
             lock.outputs(outputs, name, self._site(), tolerance, again)
         return outputs
 
     def finish(self, outcome: Result[object]) -> None:
-        """The call has ended: hand what differs to the guard of the test, which has one from now on."""
+        """Compare when the call phase ends, and pass the differences to the test's guard, creating one if needed."""
         from pytest_evalmode.session.guarded_test import phases
 
         self._closed = True
         if self._lock is None:
             return
-        own = phases.failure_of(self._item, outcome)
-        wrong = ""
+        own_failure = phases.failure_of(self._item, outcome)
+        message = ""
         try:
             guard = phases.guard_at_end(self._item)
             with guard.safely():
                 try:
-                    # What was not clean would not be the second time: models in training mode move on.
-                    aside = None if guard.violations else guard.paused
-                    guard.add_lock_changes(*self._lock.close(finished=own is None, pause_guard=aside))
+                    # Do not compute metrics again after violations: a model in training mode would change further.
+                    pause_guard = None if guard.violations else guard.paused
+                    changes = self._lock.close(finished=own_failure is None, pause_guard=pause_guard)
+                    guard.add_lock_changes(*changes)
                     self._record(self._lock)
                 except LockError as error:
-                    wrong = str(error)
-        except pytest.fail.Exception as error:  # of what its team's hooks say
-            wrong = str(error)
-        if wrong and own is None:
-            outcome.force_exception(pytest.fail.Exception(wrong, pytrace=False))
+                    message = str(error)
+        except pytest.fail.Exception as error:  # from the user hooks that configure the guard
+            message = str(error)
+        if message and own_failure is None:
+            outcome.force_exception(pytest.fail.Exception(message, pytrace=False))
 
     def _record(self, lock: RunningLock) -> None:
-        """Enter what the test has shown, for its report to carry; a rerun's takes the place of the last."""
+        """Attach the record of the lock to the test's report, in place of an earlier run's."""
         remove_records(self._item, LOCK_PROPERTY)
         self._item.user_properties.append((LOCK_PROPERTY, lock.record()))
 
     def _opened(self, method: str, name: object) -> RunningLock | None:
-        """The lock of this test; None where guarding is off."""
+        """Return the lock of this test; None with `--evalmode=off`."""
         if not (isinstance(name, str) and name) and (method != "model" or name is not None):
-            raise LockError(f"evalmode_lock.{method}(): name={name!r} is no name; it takes a string that is not empty")
+            raise LockError(f"evalmode_lock.{method}(): name must be a non-empty string, not {name!r}")
         if self._closed:
-            raise LockError(f"evalmode_lock.{method}() was called after the test had ended; call it in the test")
+            raise LockError(f"evalmode_lock.{method}() was called after the test ended; call it during the test")
         settings = self._item.config.stash[SETTINGS]
         if settings.mode == "off":
             return None
         if self._lock is None:
             try:
-                import_module("safetensors")  # the lock asks for it once there are samples: too late to say this
+                # Otherwise safetensors is only imported with the first samples, too late for this message.
+                import_module("safetensors")
                 from pytest_evalmode.lock.running_lock import RunningLock
             except ImportError as error:
-                missing = f"evalmode_lock needs numpy and safetensors ({error}): pip install 'pytest-evalmode[lock]'"
-                raise LockError(missing) from None
+                install = "run pip install 'pytest-evalmode[lock]'"
+                raise LockError(f"evalmode_lock requires numpy and safetensors ({error}): {install}") from None
             test = self._item.nodeid.partition("::")[2] or self._item.name
             self._lock = RunningLock(lock_path(self._item.path), test, update=settings.update_lock)
         return self._lock
@@ -168,8 +199,8 @@ class EvaluationLock:
         from pytest_evalmode.observe.modules import type_name
 
         for name, value, *_ in fixtures.values_passed_to(self._item):
-            for path, found in find_models(value, name):
-                if found is model:
+            for path, each in find_models(value, name):
+                if each is model:
                     return path
         return type_name(model)
 
@@ -181,19 +212,21 @@ class EvaluationLock:
 
 def _tolerance(method: str, rtol: float | None, atol: float | None) -> dict[str, float | None]:
     if (rtol is None) != (atol is None):
-        raise LockError(f"evalmode_lock.{method}(): rtol={rtol!r}, atol={atol!r}: give both, or neither")
+        got = f"got rtol={rtol!r}, atol={atol!r}"
+        raise LockError(f"evalmode_lock.{method}(): pass both rtol and atol, or neither ({got})")
     return {"rtol": rtol, "atol": atol}
 
 
 LOCK: pytest.StashKey[EvaluationLock] = pytest.StashKey()
-"""The lock of a test that asked for it."""
+"""The lock of a test that requested `evalmode_lock`."""
 
 
 @pytest.fixture
 def evalmode_lock(request: pytest.FixtureRequest) -> EvaluationLock:
-    """What was validated, against what this test uses: `model`, `inputs`, `preprocessing`, `outputs`.
+    """Compare a model, inputs, preprocessing and outputs with the validated ones in a lock file.
 
-    Each returns its first argument.  `pytest --evalmode-update-lock` writes what is locked.
+    Methods: `model`, `inputs`, `preprocessing` and `outputs`; each returns its first argument.
+    `pytest --evalmode-update-lock` updates the lock files.
     """
     lock = request.node.stash[LOCK] = EvaluationLock(request.node)
     return lock

@@ -1,7 +1,7 @@
-"""What a model holds, as it is locked: each parameter and persistent buffer in a line, and a few of its values.
+"""The lock entry of a model: a record of each parameter and persistent buffer, and a few of their values.
 
-The digest is that of the elements in order, wherever they lie and however.  A lock that still holds is known by one
-digest over all lines; the lines and values are there for the diagnosis alone.
+A digest covers the elements in their logical order, independent of their layout in memory. One digest over all records
+shows that a model still matches; the records and values are only needed for a diagnosis.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 MAX_SAMPLE_BYTES = 1 << 18
 _GRIDS = (24, 16, 12, 8, 4, 2, 1)
-_LINE = re.compile(r"(\w+) \(((?:\d+(?:, ?)?)*),?\) ([0-9a-f]{32})(?: ([0-9a-f]{32}))?")
+_RECORD = re.compile(r"(\w+) \(((?:\d+(?:, ?)?)*),?\) ([0-9a-f]{32})(?: ([0-9a-f]{32}))?")
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """One tensor of a model."""
+    """One tensor of a model, as the lock file stores it."""
 
     dtype: str
     shape: tuple[int, ...]
     digest: str
     unordered_digest: str = ""
-    """What stays the same in whatever order the values are; of locked tensors only."""
+    """A digest that does not depend on the order of the values; empty for live tensors."""
 
     def __str__(self) -> str:
         return f"{self.dtype} {self.shape} {self.digest} {self.unordered_digest}".rstrip()
@@ -48,7 +48,7 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class ModelContents:
-    """What a live model holds: its tensors by qualified name, and a line for each."""
+    """The tensors of a live model by qualified name, with a record of each."""
 
     type: str
     records: Mapping[str, TensorRecord]
@@ -57,14 +57,14 @@ class ModelContents:
 
 
 def read_fingerprints(model: nn.Module) -> Mapping[str, Fingerprint]:
-    """The tensors of a model, read this once."""
+    """Fingerprint the tensors of a model, without tracking writes to them."""
     return snapshot.take_snapshot(modules.unwrap(model), untracked=True).fingerprints
 
 
 def read_contents(model: nn.Module, fingerprints: Mapping[str, Fingerprint] | None = None) -> ModelContents:
-    """What a model holds now; `prints` where it has been read already.
+    """Return the current contents of a model; raise LockError if a lazy module is not initialized.
 
-    Raises LockError if it has yet to be given its shapes.
+    `fingerprints` are those of the model's tensors, if a guard has read them already.
     """
     model = modules.unwrap(model)
     parts = modules.walk(model)
@@ -73,74 +73,82 @@ def read_contents(model: nn.Module, fingerprints: Mapping[str, Fingerprint] | No
     if fingerprints is None or not tensors.keys() <= fingerprints.keys():
         fingerprints = read_fingerprints(model)
     with undisturbed():
-        lines = {name: _line(name, tensor, fingerprints[name]) for name, tensor in tensors.items()}
-    kind = modules.type_name(model)
-    told = {name: f"{line.dtype} {line.shape} {line.digest}" for name, line in lines.items()}
-    return ModelContents(kind, lines, tensors, _digest(told))
+        records = {name: _record(name, tensor, fingerprints[name]) for name, tensor in tensors.items()}
+    lines = {name: f"{record.dtype} {record.shape} {record.digest}" for name, record in records.items()}
+    return ModelContents(modules.type_name(model), records, tensors, _digest_of(lines))
 
 
-def build_entry(held: ModelContents) -> Entry:
-    """What is locked of a model."""
+def build_entry(contents: ModelContents) -> Entry:
+    """Return the lock entry of a model."""
+    tensors = {}
     with undisturbed():
-        whole = {
-            name: str(TensorRecord(line.dtype, line.shape, line.digest, compute_unordered_digest(held.tensors[name])))
-            for name, line in held.records.items()
-        }
-    return {"type": held.type, "digest": held.digest, "tensors": whole}
+        for name, record in contents.records.items():
+            unordered = compute_unordered_digest(contents.tensors[name])
+            tensors[name] = str(TensorRecord(record.dtype, record.shape, record.digest, unordered))
+    return {"type": contents.type, "digest": contents.digest, "tensors": tensors}
 
 
 def parse_records(entry: Entry, where: str) -> dict[str, TensorRecord]:
-    """The lines of a locked model.  Raises LockError, which begins with `where`, where one is none."""
+    """Return the tensor records of an entry; raise LockError, naming the entry by `where`, if one is invalid."""
     tensors = entry.get("tensors")
     if not isinstance(tensors, dict):
-        raise LockError(f"{where} lists no tensors; delete it and run pytest --evalmode-update-lock")
-    return {name: _parsed(name, line, where) for name, line in tensors.items()}
+        raise LockError(f"{where} has no tensors; delete it and run pytest --evalmode-update-lock")
+    return {name: _parse_record(name, line, where) for name, line in tensors.items()}
 
 
-def matches(entry: Entry, held: ModelContents) -> bool:
-    """Whether a model is what was locked."""
-    return bool(entry.get("digest") == held.digest)
+def matches(entry: Entry, contents: ModelContents) -> bool:
+    """Return whether a model still has the locked contents."""
+    return bool(entry.get("digest") == contents.digest)
 
 
 def is_known_to_match(entry: Entry, fingerprints: Mapping[str, Fingerprint]) -> bool:
-    """Whether what a guard has read tells by itself that a model is what was locked: nothing is looked at again."""
+    """Return whether fingerprints alone prove that a model matches; its tensors are not read again."""
     if not all(map(_is_in_order, fingerprints.values())):
         return False
-    told = {name: f"{_dtype_name(read[1])} {tuple(read[0])} {_hex(read)}" for name, read in fingerprints.items()}
-    return bool(entry.get("digest") == _digest(told))
+    lines = {name: f"{_dtype_name(read[1])} {tuple(read[0])} {_hex(read)}" for name, read in fingerprints.items()}
+    return bool(entry.get("digest") == _digest_of(lines))
 
 
-def sample_values(held: ModelContents, max_bytes: int) -> dict[str, Array]:
-    """A few values of each tensor, on a grid as fine as there is room for, by name."""
+def sample_values(contents: ModelContents, max_bytes: int) -> dict[str, Array]:
+    """Return a few values of each tensor by name, on the finest grid that fits in `max_bytes`."""
     for side in _GRIDS:
-        if sum(_grid_bytes(tensor, side) for tensor in held.tensors.values()) <= max_bytes:
-            found = ((name, sample_grid(tensor, *_grid(tensor, side))) for name, tensor in held.tensors.items())
-            return {name: values for name, values in found if values is not None}
+        if sum(_grid_bytes(tensor, side) for tensor in contents.tensors.values()) <= max_bytes:
+            grids = (
+                (name, sample_grid(tensor, *_grid_size(tensor, side))) for name, tensor in contents.tensors.items()
+            )
+            return {name: values for name, values in grids if values is not None}
     return {}
 
 
 def sample_grid(tensor: Tensor, rows: int, columns: int) -> Array | None:
-    """The values of a tensor on a grid, in float32 or int64; None of what has none to show."""
+    """Return values of a tensor on a grid.
+
+    Args:
+        tensor: Seen as a matrix: its first dimension by all others, or a single row if it has fewer than two.
+
+    Returns:
+        At most (rows, columns) values in float32 or int64; None if the tensor is empty, complex, sparse or opaque.
+    """
     with undisturbed():
         try:
             plain = tensor.dequantize() if tensor.is_quantized else tensor.detach()
             if plain.is_complex() or plain.layout is not torch.strided or not plain.numel():
                 return None
-            kind = torch.float32 if plain.is_floating_point() else torch.int64
-            table = plain.reshape(plain.shape[0] if plain.dim() > 1 else 1, -1)
-            picked = table[_spaced(table.shape[0], rows)][:, _spaced(table.shape[1], columns)]
-            array: Array = picked.to(_CPU, kind).numpy()
+            dtype = torch.float32 if plain.is_floating_point() else torch.int64
+            matrix = plain.reshape(plain.shape[0] if plain.dim() > 1 else 1, -1)
+            picked = matrix[_spaced(matrix.shape[0], rows)][:, _spaced(matrix.shape[1], columns)]
+            array: Array = picked.to(_CPU, dtype).numpy()
             return array
-        except (RuntimeError, NotImplementedError, TypeError, AttributeError):  # a subclass that shows no values
+        except (RuntimeError, NotImplementedError, TypeError, AttributeError):  # a subclass without readable values
             return None
 
 
-def _grid(tensor: Tensor, side: int) -> tuple[int, int]:
+def _grid_size(tensor: Tensor, side: int) -> tuple[int, int]:
     return (side, side) if tensor.dim() > 1 else (1, side * 4)
 
 
 def compute_unordered_digest(tensor: Tensor) -> str:
-    """Two sums over the elements' bits: the same in every order."""
+    """Return two sums over the bits of the elements, which are the same in every order; empty if unreadable."""
     try:
         bits = _bits(tensor)
         mixed = (bits ^ (bits >> 13)) * -0x61C8864680B583EB
@@ -160,7 +168,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def compute_digest(tensor: Tensor) -> str:
-    """The digest of a tensor's elements, as a line has it; the caller is `undisturbed`."""
+    """Return the digest of a tensor's elements, as in its record; call it under `undisturbed()`."""
     return _hex(fingerprint_of(tensor.detach().to(_CPU).contiguous()))
 
 
@@ -169,16 +177,15 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _line(name: str, tensor: Tensor, read: Fingerprint) -> TensorRecord:
+def _record(name: str, tensor: Tensor, read: Fingerprint) -> TensorRecord:
     if not read.initialized:
-        raise LockError(f"{name} has no shape yet: run the model once before it is locked")
-    return TensorRecord(
-        _dtype_name(read.dtype), tuple(read.shape), _hex(read) if _is_in_order(read) else compute_digest(tensor)
-    )
+        raise LockError(f"{name} is not initialized (a lazy module): run the model once before locking it")
+    digest = _hex(read) if _is_in_order(read) else compute_digest(tensor)
+    return TensorRecord(_dtype_name(read.dtype), tuple(read.shape), digest)
 
 
 def _is_in_order(read: Fingerprint) -> bool:
-    """Whether what was read are the elements in order, and all of them."""
+    """Return whether a fingerprint covers all elements in their logical order."""
     return read.strides is None and read.device == _CPU and read.initialized and not read.sharded
 
 
@@ -186,17 +193,18 @@ def _hex(read: Fingerprint) -> str:
     return xxh3_128_hexdigest(read.bits) if read.has_values else read.bits.hex()
 
 
-def _digest(told: Mapping[str, str]) -> str:
-    """Of what is told of each tensor, by name."""
-    return xxh3_128_hexdigest("\n".join([f"{name} {told[name]}" for name in sorted(told)]).encode())
+def _digest_of(lines: Mapping[str, str]) -> str:
+    return xxh3_128_hexdigest("\n".join([f"{name} {lines[name]}" for name in sorted(lines)]).encode())
 
 
-def _parsed(name: str, line: object, where: str) -> TensorRecord:
-    found = _LINE.fullmatch(line) if isinstance(line, str) else None
-    if found is None:
-        raise LockError(f"{where}: {name}: {line!r:.80} is no tensor; delete it and run pytest --evalmode-update-lock")
-    dtype, shape, digest_, unordered_ = found.groups()
-    return TensorRecord(dtype, tuple(int(size) for size in re.findall(r"\d{1,18}", shape)), digest_, unordered_ or "")
+def _parse_record(name: str, line: object, where: str) -> TensorRecord:
+    match = _RECORD.fullmatch(line) if isinstance(line, str) else None
+    if match is None:
+        remedy = "delete it and run pytest --evalmode-update-lock"
+        raise LockError(f"{where}: {name}: invalid tensor record {line!r:.80}; {remedy}")
+    dtype, shape, digest, unordered_digest = match.groups()
+    sizes = tuple(int(size) for size in re.findall(r"\d{1,18}", shape))
+    return TensorRecord(dtype, sizes, digest, unordered_digest or "")
 
 
 def _spaced(size: int, most: int) -> list[int]:
@@ -206,7 +214,7 @@ def _spaced(size: int, most: int) -> list[int]:
 
 
 def _grid_bytes(tensor: Tensor, side: int) -> int:
-    rows, columns = _grid(tensor, side)
+    rows, columns = _grid_size(tensor, side)
     first = tensor.shape[0] if tensor.dim() > 1 else 1
     width = 4 if tensor.is_floating_point() else 8
     return min(first, rows) * min(tensor.numel() // max(first, 1), columns) * width

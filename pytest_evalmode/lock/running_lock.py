@@ -1,4 +1,4 @@
-"""The lock of one test while it runs: what it is shown is compared with what is locked, or taken for the next lock."""
+"""The lock of one test while it runs, which compares values with the lock file or builds new entries."""
 
 from __future__ import annotations
 
@@ -26,181 +26,190 @@ from pytest_evalmode.lock.sample_store import MAX_BYTES, SampleStore
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
 from pytest_evalmode.trace import LockChange, Site
 
-_HEADERS = 1 << 16
-_MOST_OUTPUT = 1 << 17
-_STATES = {"changed": "changed too", "missing": "has yet to be locked", "holds": "holds"}
+_HEADER_BYTES = 1 << 16
+_MAX_OUTPUT_BYTES = 1 << 17
+_STATES = {
+    "changed": ("changed too", "changed too"),
+    "missing": ("is not locked yet", "are not locked yet"),
+    "matches": ("still matches", "still match"),
+}
+"""How a message describes each state, in the singular and the plural; the first that applies is used."""
 
 
 class RunningLock:
-    """What is locked for one test, and what the test shows of it.
+    """The lock of one test while it runs: with `update` it builds new entries, otherwise it compares with stored ones.
 
-    Raises LockError, here and in every method, where the lock file cannot be used.
+    The constructor and every method raise LockError if the lock file cannot be used.
     """
 
     def __init__(self, path: Path, test: str, *, update: bool) -> None:
         self._file: LockFile = read_lock_file(path)
         self._test = test
         self._update = update
-        self._locked = self._file.tests.get(test, StoredLock()).entries
+        self._stored = self._file.tests.get(test, StoredLock()).entries
         self._samples = SampleStore(self._file, test)
-        self._left = MAX_BYTES - _HEADERS
-        self._flows: dict[tuple[str, str], NamedBatches] = {}
+        self._bytes_left = MAX_BYTES - _HEADER_BYTES
+        self._batches: dict[tuple[str, str], NamedBatches] = {}
         self._used: dict[tuple[str, str], str] = {}
-        """What the test has shown, with whether it holds, in words."""
+        """The state of each entry that the test used, a key of `_STATES`."""
         self._changes: list[LockChange] = []
-        self._entries: dict[str, dict[str, Entry]] = {}
-        """What is taken for the next lock."""
+        self._new_entries: dict[str, dict[str, Entry]] = {}
 
     def model(
         self, module: nn.Module, name: str, fingerprints: Mapping[str, Fingerprint] | None, at: Site | None
     ) -> None:
-        """Compare or take a model; `prints` where a guard has read it."""
+        """Compare a model, or build its entry; `fingerprints` are those that a guard has read, if any."""
         if self._update:
-            held = model_entry.read_contents(module, fingerprints)
-            self._take("model", name, model_entry.build_entry(held))
-            self._left -= self._samples.add(
-                "model", name, model_entry.sample_values(held, min(self._left, model_entry.MAX_SAMPLE_BYTES))
-            )
+            contents = model_entry.read_contents(module, fingerprints)
+            self._add_entry("model", name, model_entry.build_entry(contents))
+            values = model_entry.sample_values(contents, min(self._bytes_left, model_entry.MAX_SAMPLE_BYTES))
+            self._bytes_left -= self._samples.add("model", name, values)
             return
-        was = self._entry("model", name, at)
-        if was is None:
+        locked = self._stored_entry("model", name, at)
+        if locked is None:
             return
         fingerprints = model_entry.read_fingerprints(module) if fingerprints is None else fingerprints
-        if model_entry.is_known_to_match(was, fingerprints):
+        if model_entry.is_known_to_match(locked, fingerprints):
             return
-        held = model_entry.read_contents(module, fingerprints)
-        if model_entry.matches(was, held):
+        contents = model_entry.read_contents(module, fingerprints)
+        if model_entry.matches(locked, contents):
             return
-        kept = self._samples.load("model", name)
-        causes = checkpoint.diagnose(model_entry.parse_records(was, self._where("model", name)), held, kept)
-        title = held.type if name == held.type else f"{name} ({held.type})"
+        samples = self._samples.load("model", name)
+        causes = checkpoint.diagnose(model_entry.parse_records(locked, self._where("model", name)), contents, samples)
+        title = contents.type if name == contents.type else f"{name} ({contents.type})"
         headline, finding, details = checkpoint.describe_causes(title, causes)
-        self._tell(LockChange("model", name, headline, finding, at, details=details))
+        self._report(LockChange("model", name, headline, finding, at, details=details))
 
     def inputs(self, batch: object, name: str, at: Site | None, tolerance: Tolerance) -> None:
-        """Compare or take a batch; further ones of this name come after it."""
-        self._add("inputs", name, batch, at, tolerance, self._left * 2 // 3)
+        """Add a batch to the inputs of this name; they are compared when the test ends."""
+        self._add_batch("inputs", name, batch, at, tolerance, self._bytes_left * 2 // 3)
 
     def preprocessing(self, transform: object, name: str, at: Site | None) -> None:
-        """Compare or take the steps of a transform and their parameters."""
-        now: Entry = json.loads(json.dumps(describe(transform)))
+        """Compare the steps of a transform and their parameters, or build their entry."""
+        steps: Entry = json.loads(json.dumps(describe(transform)))
         if self._update:
-            self._take("preprocessing", name, {"steps": now})
+            self._add_entry("preprocessing", name, {"steps": steps})
             return
-        was = self._entry("preprocessing", name, at)
-        if was is None or was.get("steps") == now:
+        locked = self._stored_entry("preprocessing", name, at)
+        if locked is None or locked.get("steps") == steps:
             return
-        if not isinstance(was.get("steps"), dict):
-            raise LockError(f"{self._where('preprocessing', name)} describes no steps; {HOW_TO_UPDATE}")
-        found = find_differences(was["steps"], now)
-        if not found:
+        if not isinstance(locked.get("steps"), dict):
+            raise LockError(f"{self._where('preprocessing', name)} has no steps; {HOW_TO_UPDATE}")
+        differences = find_differences(locked["steps"], steps)
+        if not differences:
             return
-        headline = found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
-        finding, details = "; ".join(found[:10]), {"differences": found[:32]}
-        self._tell(LockChange("preprocessing", name, headline, finding, at, details=details))
+        headline = differences[0] + (f" (and {len(differences) - 1} more)" if len(differences) > 1 else "")
+        finding, details = "; ".join(differences[:10]), {"differences": differences[:32]}
+        self._report(LockChange("preprocessing", name, headline, finding, at, details=details))
 
     def outputs(
         self, value: object, name: str, at: Site | None, tolerance: Tolerance, again: MetricFunction | None = None
     ) -> None:
-        """Compare or take outputs; further ones of this name come after them."""
-        self._add("outputs", name, value, at, tolerance, min(_MOST_OUTPUT, self._left // 2)).again = again
+        """Add outputs to those of this name; they are compared when the test ends."""
+        max_bytes = min(_MAX_OUTPUT_BYTES, self._bytes_left // 2)
+        self._add_batch("outputs", name, value, at, tolerance, max_bytes).again = again
 
     def close(
         self, *, finished: bool, pause_guard: Callable[[], AbstractContextManager[None]] | None = None
     ) -> list[LockChange]:
-        """What is not as it was locked; of a test that has not `finished`, what it came to see whole.
+        """Return what changed since the lock was updated.
 
-        `aside` is where outputs may be made again.
+        Args:
+            finished: Whether the test ran to its end. If it did not, only complete arrays are compared.
+            pause_guard: The context manager for calls of `again=` functions; None if they must not be called.
         """
-        for flow in self._flows.values():
+        for batches in self._batches.values():
             if self._update:
-                self._entries.setdefault(flow.kind, {})[flow.name] = flow.entry()
-                self._samples.add(flow.kind, flow.name, pack_streams(flow.streams))
+                self._new_entries.setdefault(batches.kind, {})[batches.name] = batches.entry()
+                self._samples.add(batches.kind, batches.name, pack_streams(batches.streams))
             else:
-                self._compare(flow, finished=finished)
-        holding = _told_of_the_rest(self._used)
+                self._compare(batches, finished=finished)
+        # Wrong outputs often follow from a changed model or input, so their message names the state of these.
+        other_states = _describe_states(self._used)
         changes = []
         for change in self._changes:
             if change.kind == "outputs" and not change.remedy:
-                made_again = self._tried(change.name, pause_guard) if pause_guard is not None else ""
-                change = replace(change, finding="; ".join(filter(None, [change.finding, holding, made_again])))
+                recomputed = self._recompute(change.name, pause_guard) if pause_guard is not None else ""
+                change = replace(change, finding="; ".join(filter(None, [change.finding, other_states, recomputed])))
             changes.append(change)
         return changes
 
     def record(self) -> str:
-        """What the test has shown, as it travels in its report."""
-        found: dict[str, Any] = {"used": sorted(map(list, self._used))}
+        """Return which entries the test used, and its new entries, as JSON for the test's report."""
+        content: dict[str, Any] = {"used": sorted(map(list, self._used))}
         if self._update:
             data = self._samples.to_bytes(self._used)
-            found |= {"entries": self._entries, "samples": b64encode(data).decode() if data else None}
-        return json.dumps(found)
+            content |= {"entries": self._new_entries, "samples": b64encode(data).decode() if data else None}
+        return json.dumps(content)
 
-    def _add(
-        self, kind: str, name: str, batch: object, at: Site | None, tolerance: Tolerance, room: int
+    def _add_batch(
+        self, kind: str, name: str, batch: object, at: Site | None, tolerance: Tolerance, max_bytes: int
     ) -> NamedBatches:
-        flow = self._flows.setdefault((kind, name), NamedBatches(kind, name, at, tolerance, batch))
-        was = self._locked.get(kind, {}).get(name)
-        if was is None or self._update:
-            self._left -= flow.add(batch, tolerance, room, self._left)
+        batches = self._batches.setdefault((kind, name), NamedBatches(kind, name, at, tolerance, batch))
+        locked = self._stored.get(kind, {}).get(name)
+        if locked is None or self._update:
+            self._bytes_left -= batches.add(batch, tolerance, max_bytes, self._bytes_left)
         else:
-            flow.add(batch, tolerance, max_bytes_of(parse_array_entries(was, self._where(kind, name))), MAX_BYTES)
-        self._used.setdefault((kind, name), "holds")
-        return flow
+            # The samples must have the size of the stored ones, so that the two can be compared.
+            sizes = max_bytes_of(parse_array_entries(locked, self._where(kind, name)))
+            batches.add(batch, tolerance, sizes, MAX_BYTES)
+        self._used.setdefault((kind, name), "matches")
+        return batches
 
-    def _compare(self, flow: NamedBatches, *, finished: bool) -> None:
-        entry = self._entry(flow.kind, flow.name, flow.at)
+    def _compare(self, batches: NamedBatches, *, finished: bool) -> None:
+        entry = self._stored_entry(batches.kind, batches.name, batches.at)
         if entry is None:
             return
-        was = parse_array_entries(entry, self._where(flow.kind, flow.name))
-        if finished or flow.has_all_samples(was):
-            change = compare(flow, was, partial(self._samples.load, flow.kind, flow.name))
+        locked = parse_array_entries(entry, self._where(batches.kind, batches.name))
+        if finished or batches.has_all_samples(locked):
+            change = compare(batches, locked, partial(self._samples.load, batches.kind, batches.name))
             if change is not None:
-                self._tell(change)
+                self._report(change)
 
-    def _tried(self, name: str, aside: Callable[[], AbstractContextManager[None]]) -> str:
-        """What a metric is with the inputs that were locked, where the test tells how to make it, and they changed."""
-        again = self._flows["outputs", name].again
+    def _recompute(self, name: str, pause_guard: Callable[[], AbstractContextManager[None]]) -> str:
+        """Describe how a metric follows from inputs that changed; empty without `again=` or with several inputs."""
+        again = self._batches["outputs", name].again
         changed = [other for (kind, other), state in self._used.items() if (kind, state) == ("inputs", "changed")]
         if again is None or len(changed) != 1:
             return ""
-        inputs = self._flows["inputs", changed[0]]
-        was = self._locked["inputs"][inputs.name]["arrays"]
-        metrics = self._locked["outputs"][name]["arrays"]
-        return describe_recomputed_metrics(
-            again, inputs, was, self._samples.load("inputs", inputs.name), metrics, aside
-        )
+        inputs = self._batches["inputs", changed[0]]
+        locked = self._stored["inputs"][inputs.name]["arrays"]
+        metrics = self._stored["outputs"][name]["arrays"]
+        samples = self._samples.load("inputs", inputs.name)
+        return describe_recomputed_metrics(again, inputs, locked, samples, metrics, pause_guard)
 
-    def _entry(self, kind: str, name: str, at: Site | None) -> Entry | None:
-        """What is locked under a name; nothing is told, once."""
-        self._used.setdefault((kind, name), "holds")
-        found = self._locked.get(kind, {}).get(name)
-        if found is None and self._used[kind, name] == "holds":
+    def _stored_entry(self, kind: str, name: str, at: Site | None) -> Entry | None:
+        """Return the stored entry of a name; if there is none, report that once."""
+        self._used.setdefault((kind, name), "matches")
+        entry = self._stored.get(kind, {}).get(name)
+        if entry is None and self._used[kind, name] == "matches":
             headline = f"{kind} {name!r} is not locked yet: run pytest --evalmode-update-lock"
             finding = f"{self._file.path.name} has no entry for it"
-            self._tell(LockChange(kind, name, headline, finding, at, details={"missing": True}, remedy=HOW_TO_UPDATE))
+            self._report(LockChange(kind, name, headline, finding, at, details={"missing": True}, remedy=HOW_TO_UPDATE))
             self._used[kind, name] = "missing"
-        return found
+        return entry
 
-    def _tell(self, change: LockChange) -> None:
+    def _report(self, change: LockChange) -> None:
         self._used[change.kind, change.name] = "changed"
         self._changes.append(replace(change, file=str(self._file.path)))
 
-    def _take(self, kind: str, name: str, entry: Entry) -> None:
-        before = self._entries.setdefault(kind, {}).setdefault(name, entry)
+    def _add_entry(self, kind: str, name: str, entry: Entry) -> None:
+        before = self._new_entries.setdefault(kind, {}).setdefault(name, entry)
         if before != entry:
-            raise LockError(f"evalmode_lock: this test locks two different things as {kind} {name!r}; give each a name")
-        self._used[kind, name] = "holds"
+            message = f"evalmode_lock: this test locks two different values as {kind} {name!r}; use different names"
+            raise LockError(message)
+        self._used[kind, name] = "matches"
 
     def _where(self, kind: str, name: str) -> str:
         return f"{self._file.path} ({self._test}): {kind} {name!r}"
 
 
-def _told_of_the_rest(used: Mapping[tuple[str, str], str]) -> str:
-    """Which of the other three still hold: one of them may be the reason."""
-    said = []
+def _describe_states(used: Mapping[tuple[str, str], str]) -> str:
+    """Say which of the model, inputs and preprocessing still match: one of them may be the reason."""
+    descriptions = []
     for kind in KINDS[:3]:
         states = {state for (other, _), state in used.items() if other == kind}
-        words = next((_STATES[state] for state in _STATES if state in states), None)
-        if words is not None:
-            said.append(f"the {kind} {words.removesuffix('s') if kind == 'inputs' and words == 'holds' else words}")
-    return ", ".join(said)
+        forms = next((_STATES[state] for state in _STATES if state in states), None)
+        if forms is not None:
+            descriptions.append(f"the {kind} {forms[1] if kind == 'inputs' else forms[0]}")
+    return ", ".join(descriptions)

@@ -1,4 +1,4 @@
-"""What is kept of what a test locks: arrays in safetensors, a format that holds numbers and can run nothing."""
+"""The samples of a test's lock, stored as safetensors: a format of numbers that cannot run code."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, Array]
 
 MAX_BYTES = 1 << 20
-"""What the samples of one test may take, headers and all."""
+"""The maximum size of one test's samples, headers included."""
 
 
 class SampleStore:
-    """The samples of one test: those that were kept, and those that are to be.
+    """The samples of one test: those in its sample file, and new ones for the next.
 
-    Each has the kind and name of its entry, and a path in it.  Raises LockError if what was kept cannot be used.
+    A sample is identified by the kind and name of its entry, and its path in the entry. Methods raise LockError if the
+    file cannot be used.
     """
 
     def __init__(self, file: LockFile, test: str) -> None:
         self._file = file
         self._test = test
         self._entries = file.tests.get(test, StoredLock()).entries
-        self._kept: Arrays | None = None
+        self._stored: Arrays | None = None
         self._new: dict[str, Array] = {}
 
     def load(self, kind: str, name: str) -> dict[str, Array]:
-        """What was kept of an entry, by path."""
-        if self._kept is None:
-            where = f"{self._file.path} ({self._test}): its samples"
-            self._kept = unpack(self._file.sample_bytes(self._test), where) if self._entries else {}
-        found = {}
-        for key, values in self._kept.items():
+        """Return the stored samples of an entry, by path."""
+        where = f"{self._file.path} ({self._test})"
+        if self._stored is None:
+            data = self._file.sample_bytes(self._test) if self._entries else None
+            self._stored = unpack(data, f"{where}: its samples")
+        samples = {}
+        for key, values in self._stored.items():
             try:
-                owner, own, path = json.loads(key)
+                owner_kind, owner_name, path = json.loads(key)
             except (ValueError, TypeError, RecursionError):
-                raise LockError(
-                    f"{self._file.path} ({self._test}): {key!r:.80} names no sample; {HOW_TO_UPDATE}"
-                ) from None
-            if (owner, own) == (kind, name):
-                found[path] = values
-        return found
+                raise LockError(f"{where}: invalid sample name {key!r:.80}; {HOW_TO_UPDATE}") from None
+            if (owner_kind, owner_name) == (kind, name):
+                samples[path] = values
+        return samples
 
     def add(self, kind: str, name: str, arrays: Arrays) -> int:
-        """Keep these of an entry, and tell how many bytes they are, but for what was added before."""
+        """Add new samples of an entry, and return by how many bytes the store grew."""
         keyed = _keyed(kind, name, arrays)
-        more = sum(values.nbytes for key, values in keyed.items() if key not in self._new)
+        added = sum(values.nbytes for key, values in keyed.items() if key not in self._new)
         self._new |= keyed
-        return more
+        return added
 
     def to_bytes(self, used: Collection[tuple[str, str]]) -> bytes | None:
-        """All that is to be kept, as the bytes of a file: of entries that were not `used`, what was."""
+        """Return the new sample file, which keeps the stored samples of entries that were not `used`."""
         old: dict[str, Array] = {}
         for kind, entries in self._entries.items():
             for name in entries:
@@ -70,7 +70,7 @@ def _keyed(kind: str, name: str, arrays: Arrays) -> dict[str, Array]:
 
 
 def pack(arrays: Arrays) -> bytes | None:
-    """The arrays as the bytes of a file; None if there are none."""
+    """Return arrays as the contents of a safetensors file; None without arrays."""
     if not arrays:
         return None
     from safetensors.numpy import save
@@ -79,9 +79,9 @@ def pack(arrays: Arrays) -> bytes | None:
 
 
 def unpack(data: bytes | None, where: str) -> Arrays:
-    """The arrays of a file.  Raises LockError, which begins with `where`, if it is none.
+    """Return the arrays of a safetensors file; raise LockError, naming the file by `where`, if it is invalid.
 
-    Shapes take no memory on their word: safetensors holds them against the size of what is there.
+    A header cannot make this allocate more memory than the file has: safetensors checks shapes against its size.
     """
     if data is None:
         return {}
@@ -91,7 +91,8 @@ def unpack(data: bytes | None, where: str) -> Arrays:
     try:
         return load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LockError(f"{where} holds no samples: {error}; delete it and run pytest --evalmode-update-lock") from None
+        remedy = "delete them and run pytest --evalmode-update-lock"
+        raise LockError(f"{where} cannot be read: {error}; {remedy}") from None
 
 
 def _contiguous(array: Array) -> Array:

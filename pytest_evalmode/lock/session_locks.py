@@ -1,4 +1,7 @@
-"""Writes the lock files, and tells of entries that nothing uses, where the reports of all processes arrive."""
+"""Plugins of the session that write the lock files and report unused entries.
+
+They work from the test reports, which under xdist arrive in the controller.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ from pytest_evalmode.session.settings import SETTINGS, is_whole_suite
 from pytest_evalmode.session.stash import LOCK_PROPERTY
 
 _COLLECTED = "evalmode_collected"
-_MOST_NAMES = 10
+_MAX_NAMES = 10
 
 
 class CollectedTests:
-    """Keeps which tests there are, those that are deselected included; a worker tells its controller."""
+    """Records which tests exist, including deselected ones; an xdist worker sends them to the controller."""
 
     def __init__(self) -> None:
         self.tests: set[str] = set()
         self.uncollected: set[str] = set()
-        """Files, or folders, whose tests are not known: they failed, or skipped themselves."""
+        """Node ids of files and folders whose tests are unknown, because collecting them failed or was skipped."""
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         self.tests.add(item.nodeid)
@@ -43,7 +46,7 @@ class CollectedTests:
         self.tests.update(getattr(node, "workeroutput", {}).get(_COLLECTED, ()))
 
     def is_gone(self, nodeid: str) -> bool:
-        """Whether there is no such test any more, in a run of the whole suite."""
+        """Return whether a test no longer exists; only meaningful in a run of the whole suite."""
         return (
             bool(self.tests)
             and nodeid not in self.tests
@@ -52,55 +55,58 @@ class CollectedTests:
 
 
 class LockSession:
-    """What the tests of a run have shown of what is locked; the last report of a test counts."""
+    """Gathers the lock records of a session's tests and updates the lock files; the last report of a test counts."""
 
     def __init__(self, config: pytest.Config, collected: CollectedTests) -> None:
         self._config = config
         self._collected = collected
-        self._shown: dict[str, str | None] = {}
-        """What each test that passed has shown, if it asked for the lock."""
-        self._failed: set[str] = set()
-        """Tests that asked for it and did not pass."""
+        self._records: dict[str, str | None] = {}
+        """The lock record of each test that passed; None if it did not use the lock."""
+        self._not_passed: set[str] = set()
+        """Tests that used the lock and did not pass."""
         self._lines: list[tuple[str, bool]] = []
+        """Lines of the terminal summary, and whether each is an error."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        shown = dict(report.user_properties).get(LOCK_PROPERTY)
-        # Nobody else is to write a megabyte of samples into a report of their own.
-        report.user_properties = [entry for entry in report.user_properties if entry[0] != LOCK_PROPERTY]
+        record = dict(report.user_properties).get(LOCK_PROPERTY)
+        # Other plugins (JUnit) would write this megabyte of samples into their reports.
+        report.user_properties = [each for each in report.user_properties if each[0] != LOCK_PROPERTY]
         if report.when != "call":
             return
-        self._shown.pop(report.nodeid, None)
-        self._failed.discard(report.nodeid)
+        self._records.pop(report.nodeid, None)
+        self._not_passed.discard(report.nodeid)
         if report.passed:
-            self._shown[report.nodeid] = None if shown is None else str(shown)
-        elif shown is not None:
-            self._failed.add(report.nodeid)
+            self._records[report.nodeid] = None if record is None else str(record)
+        elif record is not None:
+            self._not_passed.add(report.nodeid)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-        whole = ended and is_whole_suite(self._config)
+        finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        whole_suite = finished and is_whole_suite(self._config)
         update = self._config.stash[SETTINGS].update_lock
-        locked, unused = 0, []
-        for name in sorted({nodeid.partition("::")[0] for nodeid in (*self._shown, *self._failed)}):
+        updated, unused = 0, []
+        for name in sorted({nodeid.partition("::")[0] for nodeid in (*self._records, *self._not_passed)}):
             try:
                 file = read_lock_file(lock_path(self._config.rootpath / name))
-                found = list(self._unused(file, name, whole))
-                unused += [self._words(file, name, *entry) for entry in found]
+                entries = list(self._unused_entries(file, name, whole_suite))
+                unused += [f"{name}::{test} {kind} {entry!r}" for test, kind, entry in entries]
                 if update:
-                    locked += self._update(file, name, found if whole else [])
+                    updated += self._update(file, name, entries if whole_suite else [])
             except (LockError, OSError) as error:
                 self._lines.append((str(error), True))
                 session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
         if update:
-            self._lines.append((f"locked what {locked} tests use" if locked != 1 else "locked what 1 test uses", False))
-            if self._failed:
-                self._lines.append((f"not locked, for they did not pass: {', '.join(sorted(self._failed))}", False))
+            locks = f"the locks of {updated} tests" if updated != 1 else "the lock of 1 test"
+            self._lines.append((f"updated {locks}", False))
+            if self._not_passed:
+                names = ", ".join(sorted(self._not_passed))
+                self._lines.append((f"not updated because they did not pass: {names}", False))
         if unused:
-            more = f" and {len(unused) - _MOST_NAMES} more" if len(unused) > _MOST_NAMES else ""
-            verb = "removed" if update and whole else "unused"
-            self._lines.append((f"{verb}: {'; '.join(unused[:_MOST_NAMES])}{more}", False))
-            if not (update and whole):
+            more = f" and {len(unused) - _MAX_NAMES} more" if len(unused) > _MAX_NAMES else ""
+            state = "removed unused entries" if update and whole_suite else "unused entries"
+            self._lines.append((f"{state}: {'; '.join(unused[:_MAX_NAMES])}{more}", False))
+            if not (update and whole_suite):
                 self._lines.append(("to remove them, run the whole suite with --evalmode-update-lock", False))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -109,43 +115,40 @@ class LockSession:
         for line, is_error in self._lines:
             terminalreporter.write_line(line, red=is_error)
 
-    def _unused(self, file: LockFile, name: str, whole: bool) -> Iterator[tuple[str, str, str]]:
-        """Entries of a file that a test which passed did not use, or whose test is gone: test, kind and name."""
+    def _unused_entries(self, file: LockFile, name: str, whole_suite: bool) -> Iterator[tuple[str, str, str]]:
+        """Yield the test, kind and name of each entry that its test passed without, or whose test no longer exists."""
         for test, lock in file.tests.items():
             nodeid = f"{name}::{test}"
-            gone = whole and self._collected.is_gone(nodeid)
-            if not gone and nodeid not in self._shown:
+            gone = whole_suite and self._collected.is_gone(nodeid)
+            if not gone and nodeid not in self._records:
                 continue
-            shown = self._shown.get(nodeid)
-            used = {tuple(each) for each in json.loads(shown)["used"]} if shown else set()
+            record = self._records.get(nodeid)
+            used = {tuple(each) for each in json.loads(record)["used"]} if record else set()
             for kind, entries in lock.entries.items():
                 yield from ((test, kind, entry) for entry in entries if (kind, entry) not in used)
 
-    def _words(self, file: LockFile, name: str, test: str, kind: str, entry: str) -> str:
-        return f"{name}::{test} {kind} {entry!r}"
-
     def _update(self, file: LockFile, name: str, unused: list[tuple[str, str, str]]) -> int:
-        """Take over what the tests of a file have shown; what others have is left as it is."""
+        """Write the new entries of a file's tests, keeping all others; return how many tests were updated."""
         tests = dict(file.tests)
         samples: dict[str, bytes | None] = {}
-        for nodeid, shown in self._shown.items():
+        for nodeid, record in self._records.items():
             path, _, test = nodeid.partition("::")
-            if path != name or shown is None:
+            if path != name or record is None:
                 continue
-            found = json.loads(shown)
-            if not found.get("entries"):
+            content = json.loads(record)
+            if not content.get("entries"):
                 continue
-            before = tests.get(test, StoredLock())
-            kinds = {*before.entries, *found["entries"]}
-            entries = {kind: {**before.entries.get(kind, {}), **found["entries"].get(kind, {})} for kind in kinds}
-            tests[test] = replace(before, entries=entries)
-            samples[test] = b64decode(found["samples"]) if found["samples"] else None
+            stored = tests.get(test, StoredLock())
+            kinds = {*stored.entries, *content["entries"]}
+            entries = {kind: {**stored.entries.get(kind, {}), **content["entries"].get(kind, {})} for kind in kinds}
+            tests[test] = replace(stored, entries=entries)
+            samples[test] = b64decode(content["samples"]) if content["samples"] else None
         for test, kind, entry in unused:
             lock = tests[test]
-            kept = {name: value for name, value in lock.entries[kind].items() if name != entry}
-            tests[test] = replace(lock, entries={**lock.entries, kind: kept})
-        left = {test: lock for test, lock in tests.items() if any(lock.entries.values())}
-        new = LockFile(file.path, left)
+            remaining = {name: value for name, value in lock.entries[kind].items() if name != entry}
+            tests[test] = replace(lock, entries={**lock.entries, kind: remaining})
+        tests = {test: lock for test, lock in tests.items() if any(lock.entries.values())}
+        new = LockFile(file.path, tests)
         if new != file or samples:
-            write_lock_file(new, {test: data for test, data in samples.items() if test in left})
+            write_lock_file(new, {test: data for test, data in samples.items() if test in tests})
         return len(samples)

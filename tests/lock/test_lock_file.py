@@ -1,4 +1,4 @@
-"""The lock file: whole or not at all, read with suspicion, and clear about what is wrong with it."""
+"""The lock file is written atomically, and clear errors say why one is invalid."""
 
 from __future__ import annotations
 
@@ -25,54 +25,54 @@ def path(tmp_path: Path) -> Path:
 
 
 def written(path: Path) -> LockFile:
-    """A file that locks two tests, one with samples."""
+    """Write and read a lock file of two tests, one with samples."""
     write_lock_file(
         LockFile(path, {"test_a": StoredLock(ENTRY), "test_b": StoredLock(OTHER)}), {"test_a": b"first", "test_b": None}
     )
     return read_lock_file(path)
 
 
-def test_where_it_lies() -> None:
+def test_lock_path() -> None:
     assert lock_path(Path("tests/test_it.py")) == Path("tests/__evalmode__/test_it.lock.json")
 
 
-def test_what_is_written_is_read(path: Path) -> None:
-    found = written(path)
-    assert found.tests["test_a"].entries == ENTRY
-    assert found.tests["test_b"] == StoredLock(OTHER)
-    assert found.sample_bytes("test_a") == b"first"
-    assert found.sample_bytes("test_b") is None
+def test_a_written_file_is_read_back(path: Path) -> None:
+    lock_file = written(path)
+    assert lock_file.tests["test_a"].entries == ENTRY
+    assert lock_file.tests["test_b"] == StoredLock(OTHER)
+    assert lock_file.sample_bytes("test_a") == b"first"
+    assert lock_file.sample_bytes("test_b") is None
     assert sorted(os.listdir(path.parent)) == ["test_it.0.safetensors", "test_it.lock.json"]
 
 
-def test_it_is_sorted_and_ends_as_a_text_file_does(path: Path) -> None:
+def test_the_file_is_sorted_and_ends_with_a_newline(path: Path) -> None:
     written(path)
     text = path.read_text(encoding="utf-8")
     assert text.endswith("}\n")
     assert text == json.dumps(json.loads(text), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def test_the_same_again_changes_no_byte(path: Path) -> None:
-    found = written(path)
+def test_writing_the_same_content_changes_no_file(path: Path) -> None:
+    lock_file = written(path)
     before = {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent)}
-    write_lock_file(found, {"test_a": b"first"})
+    write_lock_file(lock_file, {"test_a": b"first"})
     assert {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent)} == before
 
 
-def test_new_samples_take_a_new_number_and_the_old_ones_go(path: Path) -> None:
+def test_new_samples_get_a_new_number_and_the_old_file_is_removed(path: Path) -> None:
     write_lock_file(written(path), {"test_a": b"second"})
     assert read_lock_file(path).sample_bytes("test_a") == b"second"
     assert sorted(os.listdir(path.parent)) == ["test_it.1.safetensors", "test_it.lock.json"]
 
 
-def test_nothing_locked_is_no_file(path: Path) -> None:
+def test_a_lock_without_tests_removes_the_file(path: Path) -> None:
     written(path)
     write_lock_file(LockFile(path), {})
     assert not path.parent.exists()
     assert read_lock_file(path) == LockFile(path)
 
 
-def test_files_of_others_are_left(path: Path) -> None:
+def test_other_files_are_kept(path: Path) -> None:
     written(path)
     other = lock_path(path.parent.parent / "test_it.more.py")
     written(other)
@@ -82,15 +82,15 @@ def test_files_of_others_are_left(path: Path) -> None:
 
 
 class Killed(BaseException):
-    """What ends a process, to which no handler of errors listens."""
+    """Stands for the end of the process: no `except Exception` catches it."""
 
 
 @pytest.mark.parametrize("ending", [Killed, OSError])
 @pytest.mark.parametrize("step", range(12))
-def test_whenever_an_update_ends_one_whole_file_stands(
+def test_an_interrupted_update_leaves_one_complete_file(
     path: Path, monkeypatch: pytest.MonkeyPatch, step: int, ending: type[BaseException]
 ) -> None:
-    """At every call that writes, renames or removes."""
+    """The update is interrupted at each call that writes, renames or removes a file."""
     written(path)
     steps = iter(range(100))
 
@@ -117,18 +117,18 @@ def test_whenever_an_update_ends_one_whole_file_stands(
     except (Killed, OSError, LockError):
         ended = True
     monkeypatch.undo()
-    files._parsed.cache_clear()
-    found = read_lock_file(path)
-    if found.tests["test_a"].entries == ENTRY:
+    files._parse.cache_clear()
+    lock_file = read_lock_file(path)
+    if lock_file.tests["test_a"].entries == ENTRY:
         assert ended
-        assert found.sample_bytes("test_a") == b"first"
-        assert found.tests.keys() == {"test_a", "test_b"}
+        assert lock_file.sample_bytes("test_a") == b"first"
+        assert lock_file.tests.keys() == {"test_a", "test_b"}
     else:
-        assert found.sample_bytes("test_a") == b"second"
-        assert found.sample_bytes("test_c") == b"third"
+        assert lock_file.sample_bytes("test_a") == b"second"
+        assert lock_file.sample_bytes("test_c") == b"third"
     write_lock_file(new, {"test_a": b"second", "test_c": b"third"})
     names = sorted(os.listdir(path.parent))
-    assert len(names) == 3, "what an interrupted update left is gone after the next"
+    assert len(names) == 3, "the next update removes leftovers"
 
 
 def lock_text(tests: dict[str, Any], schema: Any = 1) -> str:
@@ -138,42 +138,48 @@ def lock_text(tests: dict[str, Any], schema: Any = 1) -> str:
 GOOD = lock_text({"test_a": ENTRY, "test_b": OTHER})
 SAMPLES = {"file": 0, "digest": "0" * 32}
 BROKEN: dict[str, tuple[str | bytes, str]] = {
-    "empty": ("", "broken or cut off"),
-    "cut off": (GOOD[:-20], r":\d+ \(test_b\): broken or cut off"),
-    "cut off in a string": (GOOD[: GOOD.index("accuracy") + 3], r"\(test_b\): broken or cut off"),
+    "empty": ("", "invalid or truncated JSON"),
+    "cut off": (GOOD[:-20], r":\d+ \(test_b\): invalid or truncated JSON"),
+    "cut off in a string": (GOOD[: GOOD.index("accuracy") + 3], r"\(test_b\): invalid or truncated JSON"),
     "conflict markers": (
         GOOD.replace('  "test_b": {', '<<<<<<< HEAD\n  "test_b": {\n=======\n>>>>>>> other'),
-        r":\d+ \(test_a\): a merge left its conflict markers",
+        r":\d+ \(test_a\): unresolved merge conflict",
     ),
     "a test twice": (
         GOOD.replace('"test_b"', '"test_a"'),
-        "'test_a' stands there twice",
+        "duplicate key 'test_a'",
     ),
     "an entry twice": (
         GOOD.replace('"net": {', '"net": {},\n    "net": {'),
-        r"\(test_a\): 'net' stands there twice",
+        r"\(test_a\): duplicate key 'net'",
     ),
-    "a future version": (lock_text({}, 2), "is of version 2, written by a newer pytest-evalmode"),
-    "no version": (json.dumps({"tests": {}}), "no lock file of version 1"),
-    "another version": (lock_text({}, "1"), "no lock file of version 1"),
-    "a list": ("[]", "no lock file of version 1"),
-    "tests that are none": (lock_text([]), "no lock file of version 1"),  # type: ignore[arg-type]
-    "a test that is none": (lock_text({"test_a": 1}), r"\(test_a\): 1 is no lock of a test"),
-    "an unknown kind": (lock_text({"test_a": {"weights": {}}}), r"\(test_a\): 'weights' is nothing that can be locked"),
-    "entries that are none": (lock_text({"test_a": {"model": 3}}), r"\(test_a\): model: 3 holds no entries"),
-    "an entry that is none": (lock_text({"test_a": {"model": {"net": 3}}}), r"\(test_a\): model 'net': 3 is no entry"),
-    "bytes": (b"\xff\xfe\x00", "is no lock file"),
-    "a tower": ("[" * 100_000, "is no lock file"),
-    "a number without end": ("9" * 100_000, "is no lock file"),
-    "a path for samples": (lock_text({"test_a": {"samples": {**SAMPLES, "file": "../../x"}}}), "names no samples"),
-    "a negative number": (lock_text({"test_a": {"samples": {**SAMPLES, "file": -1}}}), "names no samples"),
-    "a truth for a number": (lock_text({"test_a": {"samples": {**SAMPLES, "file": True}}}), "names no samples"),
-    "more about samples": (lock_text({"test_a": {"samples": {**SAMPLES, "path": "x"}}}), "names no samples"),
+    "a future version": (lock_text({}, 2), "has schema version 2, written by a newer pytest-evalmode"),
+    "no version": (json.dumps({"tests": {}}), "not a lock file with schema version 1"),
+    "another version": (lock_text({}, "1"), "not a lock file with schema version 1"),
+    "a list": ("[]", "not a lock file with schema version 1"),
+    "invalid tests": (lock_text([]), "not a lock file with schema version 1"),  # type: ignore[arg-type]
+    "an invalid test": (lock_text({"test_a": 1}), r"\(test_a\): expected the entries of a test, got 1"),
+    "an unknown kind": (
+        lock_text({"test_a": {"weights": {}}}),
+        r"\(test_a\): unknown kind 'weights' \(choose from model, ",
+    ),
+    "invalid entries": (lock_text({"test_a": {"model": 3}}), r"\(test_a\): model: expected entries by name, got 3"),
+    "an invalid entry": (
+        lock_text({"test_a": {"model": {"net": 3}}}),
+        r"\(test_a\): model 'net': expected an entry, got 3",
+    ),
+    "bytes": (b"\xff\xfe\x00", "is not a lock file"),
+    "deep nesting": ("[" * 100_000, "is not a lock file"),
+    "a huge number": ("9" * 100_000, "is not a lock file"),
+    "a path for samples": (lock_text({"test_a": {"samples": {**SAMPLES, "file": "../../x"}}}), "invalid samples"),
+    "a negative number": (lock_text({"test_a": {"samples": {**SAMPLES, "file": -1}}}), "invalid samples"),
+    "a bool instead of a number": (lock_text({"test_a": {"samples": {**SAMPLES, "file": True}}}), "invalid samples"),
+    "an extra key in samples": (lock_text({"test_a": {"samples": {**SAMPLES, "path": "x"}}}), "invalid samples"),
 }
 
 
 @pytest.mark.parametrize(("text", "words"), BROKEN.values(), ids=BROKEN)
-def test_what_is_broken_is_told_and_not_written_over(path: Path, text: str | bytes, words: str) -> None:
+def test_a_broken_file_is_an_error_and_not_overwritten(path: Path, text: str | bytes, words: str) -> None:
     path.parent.mkdir()
     data = text if isinstance(text, bytes) else text.encode()
     path.write_bytes(data)
@@ -188,34 +194,34 @@ def test_what_is_broken_is_told_and_not_written_over(path: Path, text: str | byt
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_a_file_without_end_is_not_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_file_is_not_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.parent.mkdir()
-    monkeypatch.setattr(files, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(files, "_MAX_BYTES", 1000)
     path.write_text(" " * 1001)
-    with pytest.raises(LockError, match="has more than 1000 bytes"):
+    with pytest.raises(LockError, match="is larger than 1000 bytes"):
         read_lock_file(path)
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a device")
-def test_what_is_no_file_is_not_read(path: Path) -> None:
+def test_only_regular_files_are_read(path: Path) -> None:
     path.parent.mkdir()
     path.symlink_to("/dev/zero")
-    with pytest.raises(LockError, match="is no regular file"):
+    with pytest.raises(LockError, match="is not a regular file"):
         read_lock_file(path)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(LockError, match="is no regular file"):
+    with pytest.raises(LockError, match="is not a regular file"):
         read_lock_file(path)
 
 
-def test_samples_that_are_gone_or_others_are_told(path: Path) -> None:
-    found = written(path)
-    found.sample_path(0).write_bytes(b"other")
-    with pytest.raises(LockError, match=r"is not what test_it\.lock\.json says of test_a"):
-        found.sample_bytes("test_a")
-    found.sample_path(0).unlink()
-    with pytest.raises(LockError, match="the samples of test_a, is missing"):
-        found.sample_bytes("test_a")
+def test_missing_and_changed_samples_are_errors(path: Path) -> None:
+    lock_file = written(path)
+    lock_file.sample_path(0).write_bytes(b"other")
+    with pytest.raises(LockError, match=r"does not match the digest that test_it\.lock\.json stores for test_a"):
+        lock_file.sample_bytes("test_a")
+    lock_file.sample_path(0).unlink()
+    with pytest.raises(LockError, match="the samples of test_a are missing"):
+        lock_file.sample_bytes("test_a")
 
 
 def header(shape: list[int], end: int, dtype: str = "F32") -> bytes:
@@ -228,29 +234,29 @@ BOMBS: dict[str, bytes] = {
     "a shape larger than the data": header([1 << 20, 1 << 20], 4) + bytes(4),
     "a shape that overflows": header([1 << 62, 1 << 62], 4) + bytes(4),
     "offsets beyond the end": header([1], 1 << 40) + bytes(4),
-    "no such dtype": header([1], 4, "OBJ") + bytes(4),
+    "an unknown dtype": header([1], 4, "OBJ") + bytes(4),
     "a pickle": b"cos\nsystem\n(S'false'\ntR.",
-    "nothing": b"\0",
+    "one byte": b"\0",
 }
 
 
 @pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
-def test_samples_take_no_memory_on_their_word(data: bytes) -> None:
-    with pytest.raises(LockError, match="the samples of test_a holds no samples"):
+def test_invalid_samples_are_errors_and_allocate_no_memory(data: bytes) -> None:
+    with pytest.raises(LockError, match="the samples of test_a cannot be read"):
         unpack(data, "the samples of test_a")
 
 
-def test_samples_come_back_as_they_were() -> None:
+def test_packed_samples_are_unpacked_unchanged() -> None:
     import numpy as np
 
     arrays = {"a": np.arange(6.0).reshape(2, 3).T, "b": np.array(3, np.int64), "c": np.array([True])}
-    found = unpack(pack(arrays), "")
+    unpacked = unpack(pack(arrays), "")
     for name, array in arrays.items():
-        assert found[name].dtype == array.dtype
-        assert np.array_equal(found[name], array)
+        assert unpacked[name].dtype == array.dtype
+        assert np.array_equal(unpacked[name], array)
     assert pack({}) is None
     assert unpack(None, "") == {}
 
 
-def test_the_digest_is_of_the_file(path: Path) -> None:
+def test_the_digest_is_of_the_sample_file(path: Path) -> None:
     assert written(path).tests["test_a"].sample_digest == sha256(b"first").hexdigest()[:32]

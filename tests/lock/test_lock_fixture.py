@@ -1,4 +1,4 @@
-"""`evalmode_lock` as a user meets it: locks, fails with the diagnosis, and loses and overwrites nothing."""
+"""The fixture `evalmode_lock` in real test runs: comparing, updating, and never losing an entry."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 
 from tests import suites
 
-# An inner run forgets what it imports: torch and numpy cannot be imported twice.
+# An inner run drops its imports afterwards, but torch and numpy cannot be imported twice.
 for _name in ("numpy", "safetensors.numpy", "torch.distributed.tensor", "pytest_evalmode.lock.running_lock"):
     import_module(_name)
 
 UPDATE = "--evalmode-update-lock"
 
-# What the environment asks for is changed; the lock is written without it.
+# CHANGED names the part that differs; the lock is updated without it.
 LOCKS = """
 import os
 
@@ -53,11 +53,11 @@ def test_unguarded(net, data, evalmode_lock):
 
 @pytest.fixture
 def change(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    return lambda what: monkeypatch.setenv("CHANGED", what)
+    return lambda part: monkeypatch.setenv("CHANGED", part)
 
 
 def lock(pytester: pytest.Pytester, name: str = "test_it") -> dict[str, Any]:
-    """What the lock file of the inner suite locks."""
+    """Return the tests in the lock file of the inner suite."""
     path = pytester.path / "__evalmode__" / f"{name}.lock.json"
     tests: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["tests"]
     return tests
@@ -67,8 +67,8 @@ def files(pytester: pytest.Pytester) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((pytester.path / "__evalmode__").glob("*"))}
 
 
-def passing(pytester: pytest.Pytester, source: str = LOCKS, *args: str) -> None:
-    """Write the inner suite, and lock it."""
+def update(pytester: pytest.Pytester, source: str = LOCKS, *args: str) -> None:
+    """Write the inner suite and update its lock."""
     suites.write(pytester, source)
     result = suites.run(pytester, UPDATE, *args)
     assert result.ret == 0, result.stdout.str()
@@ -79,22 +79,24 @@ def violations(pytester: pytest.Pytester, *args: str) -> dict[str, list[tuple[st
     return {t["nodeid"].rpartition("::")[2]: [(v["rule"], v["message"]) for v in t["violations"]] for t in tests}
 
 
-def test_the_fixture_tells_what_it_is(pytester: pytest.Pytester) -> None:
-    suites.run(pytester, "--fixtures").stdout.fnmatch_lines(["evalmode_lock -- *", "*What was validated*"])
+def test_pytest_fixtures_describes_the_fixture(pytester: pytest.Pytester) -> None:
+    suites.run(pytester, "--fixtures").stdout.fnmatch_lines(
+        ["evalmode_lock -- *", "*Compare a model, inputs, preprocessing and outputs*"]
+    )
 
 
-def test_without_an_entry_a_test_fails_and_says_what_to_run(pytester: pytest.Pytester) -> None:
+def test_a_test_without_an_entry_fails_and_says_how_to_update(pytester: pytest.Pytester) -> None:
     suites.write(pytester, LOCKS)
     result = suites.run(pytester)
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["*model-changed: model 'net' is not locked yet: run pytest --evalmode-update-lock*"])
-    assert "intended?" not in result.stdout.str()  # an exemption would keep it from ever being locked
+    assert "intended?" not in result.stdout.str()  # with an exemption it would never be locked
     assert not (pytester.path / "__evalmode__").exists()
 
 
 @pytest.mark.parametrize("args", [[], ["-n2"]], ids=["alone", "xdist"])
-def test_what_was_locked_holds(pytester: pytest.Pytester, args: list[str]) -> None:
-    passing(pytester, LOCKS, *args)
+def test_an_unchanged_run_passes(pytester: pytest.Pytester, args: list[str]) -> None:
+    update(pytester, LOCKS, *args)
     assert lock(pytester).keys() == {"test_guarded", "test_unguarded"}
     before = files(pytester)
     assert len(before) == 3
@@ -104,8 +106,8 @@ def test_what_was_locked_holds(pytester: pytest.Pytester, args: list[str]) -> No
     assert files(pytester) == before
 
 
-def test_locking_again_changes_no_byte(pytester: pytest.Pytester) -> None:
-    passing(pytester)
+def test_a_second_update_changes_no_file(pytester: pytest.Pytester) -> None:
+    update(pytester)
     before = files(pytester)
     suites.run(pytester, UPDATE).assert_outcomes(passed=2)
     assert files(pytester) == before
@@ -124,25 +126,25 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("args", [[], ["-n2"]], ids=["alone", "xdist"])
-@pytest.mark.parametrize("what", DIFFERENCES)
-def test_what_differs_fails_with_the_diagnosis(
-    pytester: pytest.Pytester, change: Callable[[str], None], what: str, args: list[str]
+@pytest.mark.parametrize("part", DIFFERENCES)
+def test_a_difference_fails_with_the_diagnosis(
+    pytester: pytest.Pytester, change: Callable[[str], None], part: str, args: list[str]
 ) -> None:
-    passing(pytester)
+    update(pytester)
     before = files(pytester)
-    change(what)
+    change(part)
     found = violations(pytester, *args)
-    for test, expected in zip(("test_guarded", "test_unguarded"), DIFFERENCES[what], strict=True):
+    for test, expected in zip(("test_guarded", "test_unguarded"), DIFFERENCES[part], strict=True):
         assert [rule for rule, _ in found[test]] == list(expected)
         for rule, message in found[test]:
             assert expected[rule] in message
     assert files(pytester) == before
 
 
-def test_the_failure_points_at_the_line_and_says_what_still_holds(
+def test_the_failure_shows_the_line_and_the_parts_that_still_match(
     pytester: pytest.Pytester, change: Callable[[str], None]
 ) -> None:
-    passing(pytester)
+    update(pytester)
     change("model")
     result = suites.run(pytester, "-k", "unguarded")
     result.stdout.fnmatch_lines(
@@ -150,18 +152,18 @@ def test_the_failure_points_at_the_line_and_says_what_still_holds(
             "*model-changed: the net (Net): 1 of 2 tensors changed: fc.weight, by up to 1 (+1 more)",
             '*test_it.py:*evalmode_lock.model(net, "the net")',
             "*run pytest --evalmode-update-lock and review the diff",
-            "*outputs-changed*mean: * -> *; the model changed too, the inputs hold",
+            "*outputs-changed*mean: * -> *; the model changed too, the inputs still match",
             "0 tests guarded, *2 violations in 1 test*",
         ]
     )
     assert not suites.plugin_lines(result)
 
 
-def test_an_exemption_excuses_it(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
+def test_an_exemption_allows_a_difference(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
     source = LOCKS.replace(
         "@pytest.mark.inference", '@pytest.mark.inference(allow=["model-changed", "outputs-changed"])'
     )
-    passing(pytester, source)
+    update(pytester, source)
     change("model")
     suites.run(pytester, "-k", "test_guarded").assert_outcomes(passed=1)
     suites.run(pytester, "-o", "evalmode_allow=model-changed outputs-changed").assert_outcomes(passed=2)
@@ -170,16 +172,16 @@ def test_an_exemption_excuses_it(pytester: pytest.Pytester, change: Callable[[st
 
 
 @pytest.mark.parametrize(("mode", "outcome"), [("warn", {"passed": 2, "warnings": 2}), ("off", {"passed": 2})])
-def test_a_mode_that_does_not_enforce_does_not_fail(
+def test_warn_and_off_do_not_fail(
     pytester: pytest.Pytester, change: Callable[[str], None], mode: str, outcome: dict[str, int]
 ) -> None:
-    passing(pytester)
+    update(pytester)
     change("model")
     suites.run(pytester, f"--evalmode={mode}").assert_outcomes(**outcome)
 
 
-def test_one_tests_update_leaves_the_others(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
-    passing(pytester)
+def test_updating_one_test_keeps_the_others(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
+    update(pytester)
     before = lock(pytester)
     change("model")
     suites.run(pytester, UPDATE, "-k", "test_unguarded").assert_outcomes(passed=1)
@@ -207,11 +209,11 @@ def test_trains(evalmode_lock):
 """
 
 
-def test_what_did_not_pass_validates_nothing(pytester: pytest.Pytester) -> None:
+def test_a_test_that_did_not_pass_is_not_updated(pytester: pytest.Pytester) -> None:
     suites.write(pytester, FAILING)
     result = suites.run(pytester, UPDATE)
     result.assert_outcomes(failed=2, skipped=1)
-    result.stdout.fnmatch_lines(["not locked, for they did not pass: *test_fails*, *test_skips*, *test_trains*"])
+    result.stdout.fnmatch_lines(["not updated because they did not pass: *test_fails*, *test_skips*, *test_trains*"])
     assert not (pytester.path / "__evalmode__").exists()
 
 
@@ -225,8 +227,8 @@ def test_it(evalmode_lock):
 """
 
 
-def test_of_a_rerun_test_the_last_run_counts(pytester: pytest.Pytester) -> None:
-    passing(pytester, RERUN, "--reruns=2")
+def test_the_last_run_of_a_rerun_test_counts(pytester: pytest.Pytester) -> None:
+    update(pytester, RERUN, "--reruns=2")
     assert lock(pytester)["test_it"]["outputs"]["runs"]["arrays"]["batch"]["value"] == 2.0
 
 
@@ -242,37 +244,41 @@ class TestIt:
 
 
 @pytest.mark.parametrize("args", [[], ["-n3"]], ids=["alone", "xdist"])
-def test_each_test_has_a_lock_of_its_own(pytester: pytest.Pytester, args: list[str]) -> None:
-    passing(pytester, PARAMETRIZED, *args)
+def test_each_test_has_its_own_lock(pytester: pytest.Pytester, args: list[str]) -> None:
+    update(pytester, PARAMETRIZED, *args)
     assert lock(pytester).keys() == {*(f"test_it[{n}]" for n in range(6)), "TestIt::test_it"}
     assert len(files(pytester)) == 8
     suites.run(pytester, *args).assert_outcomes(passed=7)
 
 
 @pytest.mark.parametrize("args", [[], ["-n2"]], ids=["alone", "xdist"])
-def test_unused_entries_are_told_and_removed_by_a_whole_update(pytester: pytest.Pytester, args: list[str]) -> None:
-    passing(pytester)
+def test_unused_entries_are_reported_and_removed_by_an_update_of_the_whole_suite(
+    pytester: pytest.Pytester, args: list[str]
+) -> None:
+    update(pytester)
     less = LOCKS.replace('evalmode_lock.outputs(y, "logits") is y', "y is y").replace("def test_un", "def test_en")
     suites.write(pytester, less)
     run = suites.run(pytester, *args)
     run.stdout.fnmatch_lines(
         [
-            "unused: test_it.py::test_guarded outputs 'logits'; test_it.py::test_unguarded *",
+            "unused entries: test_it.py::test_guarded outputs 'logits'; test_it.py::test_unguarded *",
             "to remove them, run the whole*",
         ]
     )
     suites.run(pytester, UPDATE, "-k", "test_guarded", *args)
     assert lock(pytester).keys() == {"test_guarded", "test_unguarded"}
     assert "outputs" in lock(pytester)["test_guarded"]
-    suites.run(pytester, UPDATE, *args).stdout.fnmatch_lines(["removed: test_it.py::test_guarded outputs 'logits'; *"])
+    suites.run(pytester, UPDATE, *args).stdout.fnmatch_lines(
+        ["removed unused entries: test_it.py::test_guarded outputs 'logits'; *"]
+    )
     assert lock(pytester).keys() == {"test_guarded", "test_enguarded"}
     assert "outputs" not in lock(pytester)["test_guarded"]
 
 
 @pytest.mark.parametrize("args", [[], ["-n2"]], ids=["alone", "xdist"])
-def test_tests_that_did_not_run_keep_theirs(pytester: pytest.Pytester, args: list[str]) -> None:
-    """Skipped, deselected by the suite's own hand, or in a file that could not be read."""
-    passing(pytester)
+def test_tests_that_did_not_run_keep_their_entries(pytester: pytest.Pytester, args: list[str]) -> None:
+    """They are skipped, deselected by a hook, or in a module that skips itself."""
+    update(pytester)
     suites.write(pytester, test_more=f"from nets import *\n{LOCKS}")
     suites.run(pytester, UPDATE).assert_outcomes(passed=4)
     skipping = LOCKS.replace("@pytest.mark.inference", "@pytest.mark.skip")
@@ -297,10 +303,10 @@ BROKEN = {
 
 @pytest.mark.parametrize("args", [[], [UPDATE], [UPDATE, "-n2"]], ids=["run", "update", "xdist"])
 @pytest.mark.parametrize("how", BROKEN.values(), ids=BROKEN)
-def test_a_broken_file_is_told_alone_and_left(
+def test_a_broken_file_is_reported_without_a_traceback_and_not_changed(
     pytester: pytest.Pytester, how: Callable[[str], str], args: list[str]
 ) -> None:
-    passing(pytester)
+    update(pytester)
     path = pytester.path / "__evalmode__" / "test_it.lock.json"
     path.write_text(how(path.read_text(encoding="utf-8")), encoding="utf-8")
     before = files(pytester)
@@ -311,30 +317,31 @@ def test_a_broken_file_is_told_alone_and_left(
     assert files(pytester) == before
 
 
-def test_samples_that_are_gone_are_told(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
-    passing(pytester)
+def test_missing_samples_are_reported(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
+    update(pytester)
     for path in (pytester.path / "__evalmode__").glob("*.safetensors"):
         path.unlink()
-    suites.run(pytester).assert_outcomes(passed=2)  # what holds needs none
+    suites.run(pytester).assert_outcomes(passed=2)  # samples are only needed for differences
     change("inputs")
     suites.run(pytester, "-k", "test_guarded").stdout.fnmatch_lines(
-        ["*safetensors, the samples of test_guarded, is missing*"]
+        ["*safetensors: the samples of test_guarded are missing*"]
     )
 
 
-WRONG = {
-    "model(3)": "evalmode_lock.model(): 3 is a int; it takes a module",
+BOTH = "pass both rtol and atol, or neither"
+INVALID = {
+    "model(3)": "evalmode_lock.model(): expected a torch.nn.Module, got int",
     'inputs(object(), "x")': "*of type object*tensors, arrays, images*",
-    'inputs(torch.ones(2), "")': "evalmode_lock.inputs(): name='' is no name*",
-    "inputs(torch.ones(2), 3)": "evalmode_lock.inputs(): name=3 is no name*",
-    'inputs(torch.ones(2), "x", atol=0.1)': "evalmode_lock.inputs(): rtol=None, atol=0.1: give both, or neither",
-    'outputs(1.0, "x", again=3)': "evalmode_lock.outputs(): again=3 cannot be called; it takes a function of inputs",
-    'outputs(1.0, "x", rtol=0.1)': "evalmode_lock.outputs(): rtol=0.1, atol=None: give both, or neither",
+    'inputs(torch.ones(2), "")': "evalmode_lock.inputs(): name must be a non-empty string, not ''",
+    "inputs(torch.ones(2), 3)": "evalmode_lock.inputs(): name must be a non-empty string, not 3",
+    'inputs(torch.ones(2), "x", atol=0.1)': f"evalmode_lock.inputs(): {BOTH} (got rtol=None, atol=0.1)",
+    'outputs(1.0, "x", again=3)': "evalmode_lock.outputs(): again must be a function of the inputs, not 3",
+    'outputs(1.0, "x", rtol=0.1)': f"evalmode_lock.outputs(): {BOTH} (got rtol=0.1, atol=None)",
 }
 
 
-@pytest.mark.parametrize(("call", "words"), WRONG.items(), ids=WRONG)
-def test_a_wrong_argument_is_one_clear_error(pytester: pytest.Pytester, call: str, words: str) -> None:
+@pytest.mark.parametrize(("call", "words"), INVALID.items(), ids=INVALID)
+def test_an_invalid_argument_is_one_clear_error(pytester: pytest.Pytester, call: str, words: str) -> None:
     suites.write(pytester, f"def test_it(evalmode_lock):\n    evalmode_lock.{call}\n")
     result = suites.run(pytester)
     result.assert_outcomes(failed=1)
@@ -342,63 +349,67 @@ def test_a_wrong_argument_is_one_clear_error(pytester: pytest.Pytester, call: st
     assert not suites.plugin_lines(result)
 
 
-def test_two_things_under_one_name_are_told(pytester: pytest.Pytester) -> None:
+def test_two_models_with_one_name_are_an_error(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester, "def test_it(evalmode_lock):\n    evalmode_lock.model(Net())\n    evalmode_lock.model(Net())\n"
     )
-    suites.run(pytester, UPDATE).stdout.fnmatch_lines(["*locks two different things as model 'Net'*"])
+    suites.run(pytester, UPDATE).stdout.fnmatch_lines(["*locks two different values as model 'Net'*"])
 
 
-def test_a_tolerance_is_kept_to(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
+def test_a_tolerance_is_applied(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
     source = """
 import os
 def test_it(evalmode_lock):
     evalmode_lock.outputs(0.93 + float(os.environ.get("CHANGED", "0")), "accuracy", rtol=0.0, atol=0.01)
 """
-    passing(pytester, source)
+    update(pytester, source)
     change("0.005")
     suites.run(pytester).assert_outcomes(passed=1)
     change("-0.05")
     assert violations(pytester)["test_it"] == [("outputs-changed", "accuracy: 0.93 -> 0.88")]
 
 
-def test_a_test_that_fails_by_itself_gets_it_as_a_note(
+def test_a_test_that_fails_on_its_own_gets_the_difference_as_a_note(
     pytester: pytest.Pytester, change: Callable[[str], None]
 ) -> None:
     source = LOCKS.replace('evalmode_lock.outputs(y, "logits") is y', 'not CHANGED, "too low"')
-    passing(pytester, source)
+    update(pytester, source)
     change("model")
     result = suites.run(pytester, "-k", "test_guarded")
     result.stdout.fnmatch_lines(["*AssertionError: too low", "*model-changed: net (Net): 1 of 2 tensors changed*"])
 
 
-def test_a_test_that_ends_early_did_not_drop_samples(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
+def test_a_test_that_ends_early_is_not_missing_samples(
+    pytester: pytest.Pytester, change: Callable[[str], None]
+) -> None:
     source = LOCKS.replace("for x in data.split(3)])", "for x in data.split(3) if not (CHANGED and 1 / 0)])")
-    passing(pytester, source)
+    update(pytester, source)
     change("other")
     result = suites.run(pytester, "-k", "test_guarded")
     result.assert_outcomes(failed=1)
     assert "changed" not in result.stdout.str().replace("CHANGED", "")
 
 
-def test_samples_do_not_reach_the_reports_of_others(pytester: pytest.Pytester) -> None:
-    passing(pytester, LOCKS, "--junitxml=junit.xml")
+def test_samples_are_not_in_the_junit_report(pytester: pytest.Pytester) -> None:
+    update(pytester, LOCKS, "--junitxml=junit.xml")
     assert "evalmode-lock" not in (pytester.path / "junit.xml").read_text()
 
 
 @pytest.mark.parametrize("missing", ["safetensors", "pytest_evalmode.lock.running_lock"])
-@pytest.mark.parametrize("args", [[], [UPDATE]], ids=["compared", "locked"])
-def test_without_what_the_extra_brings_it_says_what_to_install(
+@pytest.mark.parametrize("args", [[], [UPDATE]], ids=["compared", "updated"])
+def test_without_the_extra_it_says_what_to_install(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, missing: str, args: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     suites.write(pytester, LOCKS)
     result = suites.run(pytester, *args)
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["evalmode_lock needs numpy and safetensors (*pip install 'pytest-evalmode[[]lock]'"])
+    result.stdout.fnmatch_lines(
+        ["evalmode_lock requires numpy and safetensors (*run pip install 'pytest-evalmode[[]lock]'"]
+    )
 
 
-def test_a_unittest_can_lock(pytester: pytest.Pytester) -> None:
+def test_a_unittest_can_use_the_lock(pytester: pytest.Pytester) -> None:
     source = """
 import os, unittest
 class TestIt(unittest.TestCase):
@@ -408,7 +419,7 @@ class TestIt(unittest.TestCase):
     def test_it(self):
         self.lock.outputs(float(os.environ.get("CHANGED", "0")), "x")
 """
-    passing(pytester, source)
+    update(pytester, source)
     suites.run(pytester).assert_outcomes(passed=1)
 
 
@@ -416,7 +427,7 @@ def test_a_model_locked_in_a_fixture_fails_the_call(pytester: pytest.Pytester, c
     source = LOCKS.replace("    return net\n", "    return evalmode_lock.model(net, 'mine')\n", 1).replace(
         "def net():", "def net(evalmode_lock):"
     )
-    passing(pytester, source)
+    update(pytester, source)
     suites.run(pytester).assert_outcomes(passed=2)
     change("model")
     suites.run(pytester).assert_outcomes(failed=2)
@@ -438,10 +449,8 @@ def test_it(evalmode_lock):
 """
 
 
-def test_a_difference_in_the_preprocessing_names_the_field(
-    pytester: pytest.Pytester, change: Callable[[str], None]
-) -> None:
-    passing(pytester, PREPROCESSING)
+def test_a_preprocessing_difference_names_the_field(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
+    update(pytester, PREPROCESSING)
     suites.run(pytester).assert_outcomes(passed=1)
     change("mean")
     ((rule, message),) = violations(pytester)["test_it"]
@@ -454,12 +463,12 @@ AGAIN = (
     + """
 def mean(net):
     def again(batch):
-        assert not torch.is_grad_enabled() or not TRIED
-        TRIED.append(len(batch["x"]))
+        assert not torch.is_grad_enabled() or not CALLS
+        CALLS.append(len(batch["x"]))
         return {"mean": net(batch["x"]).mean().item(), "all": net(batch["x"])}
     return again
 
-TRIED = []
+CALLS = []
 
 @pytest.mark.inference
 def test_it(net, data, evalmode_lock):
@@ -474,38 +483,36 @@ def test_it(net, data, evalmode_lock):
 )
 
 
-def test_a_metric_is_made_again_of_the_inputs_that_were_locked(
+def test_a_metric_is_recomputed_from_the_locked_inputs(
     pytester: pytest.Pytester, change: Callable[[str], None]
 ) -> None:
-    passing(pytester, AGAIN)
+    update(pytester, AGAIN)
     suites.run(pytester).assert_outcomes(passed=1)
     change("inputs")
     result = suites.run(pytester)
     ((test,),) = [suites.json_report(pytester)["tests"]]
     ((message,),) = [[v["message"] for v in test["violations"] if v["rule"] == "outputs-changed"]]
     was, now = (float(number) for number in message.removeprefix("mean: ").split(" -> "))
-    both = f"mean: {was:.6g} with the inputs that were locked, {now:.6g} with this run's: they explain all of it"
-    result.stdout.fnmatch_lines([f"*made again of the first 8 samples: {both}*"])
+    both = f"mean: {was:.6g} with the locked inputs, {now:.6g} with this run's; the inputs explain all of the change"
+    result.stdout.fnmatch_lines([f"*recomputed on the first 8 samples: {both}*"])
     assert test["forwards"] == 2
     change("model")
-    suites.run(pytester).stdout.no_fnmatch_line("*made again*")
+    suites.run(pytester).stdout.no_fnmatch_line("*recomputed on*")
 
 
-def test_what_was_not_clean_is_not_made_again(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
-    passing(pytester, AGAIN)
+def test_a_metric_is_not_recomputed_after_violations(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
+    update(pytester, AGAIN)
     change("train")
     suites.run(pytester).assert_outcomes(failed=1)
     source = AGAIN.replace("again(batch)[", "again({'x': batch['x'] + (CHANGED == 'train')})[")
     suites.write(pytester, source)
     result = suites.run(pytester)
     result.stdout.fnmatch_lines(["*train-mode*"])
-    result.stdout.no_fnmatch_line("*made again*")
+    result.stdout.no_fnmatch_line("*recomputed on*")
 
 
-def test_a_function_that_fails_on_fewer_samples_is_told(
-    pytester: pytest.Pytester, change: Callable[[str], None]
-) -> None:
-    passing(pytester, AGAIN)
-    suites.write(pytester, AGAIN.replace("TRIED.append(", "assert not TRIED, 'again'\n        TRIED.append("))
+def test_an_again_function_that_fails_is_reported(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
+    update(pytester, AGAIN)
+    suites.write(pytester, AGAIN.replace("CALLS.append(", "assert not CALLS, 'again'\n        CALLS.append("))
     change("inputs")
     suites.run(pytester).stdout.fnmatch_lines(["*again= failed on the first 8 samples: AssertionError: again*"])

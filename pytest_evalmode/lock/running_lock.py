@@ -69,13 +69,15 @@ class RunningLock:
         if locked is None:
             return
         fingerprints = model_entry.read_fingerprints(module) if fingerprints is None else fingerprints
-        if model_entry.is_known_to_match(locked, fingerprints):
+        if model_entry.is_known_to_match(locked, module, fingerprints):
             return
         contents = model_entry.read_contents(module, fingerprints)
         if model_entry.matches(locked, contents):
             return
         samples = self._samples.load("model", name)
-        causes = checkpoint.diagnose(model_entry.parse_records(locked, self._where("model", name)), contents, samples)
+        where = self._where("model", name)
+        records, architecture = model_entry.parse_records(locked, where), model_entry.parse_architecture(locked, where)
+        causes = checkpoint.diagnose(records, contents, samples, architecture)
         title = contents.type if name == contents.type else f"{name} ({contents.type})"
         headline, finding, details = checkpoint.describe_causes(title, causes)
         self._report(LockChange("model", name, headline, finding, at, details=details))

@@ -117,7 +117,7 @@ def _groupings(count: int, width: int) -> Iterator[tuple[str, int]]:
         yield "per tensor", count
     if width >= _MIN_GROUP:
         yield "per output channel", width
-    yield from ((f"in groups of {size}", size) for size in _GROUPS if count % size == 0 and size < width)
+    yield from ((f"in groups of {size}", size) for size in _GROUPS if count % size == 0 and size not in (width, count))
 
 
 def _are_levels(groups: Tensor, offset: Tensor, scale: Tensor, levels: Tensor, precision: float) -> bool:

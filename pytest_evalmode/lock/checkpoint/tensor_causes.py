@@ -185,8 +185,8 @@ def _describe_zeroed(names: Sequence[str], zeroed: Sequence[tuple[Array, float]]
 
 
 def _describe_factors(names: Sequence[str], factors: Sequence[Array], what: str) -> str:
-    least, most = (f"{end([end(np.abs(each)) for each in factors]):.3g}" for end in (min, max))
-    return f"the {what} of {_were(names)} each multiplied by a factor ({least} to {most})"
+    sizes = np.concatenate([np.abs(each).ravel() for each in factors])
+    return f"the {what} of {_were(names)} each multiplied by a factor ({sizes.min():.3g} to {sizes.max():.3g})"
 
 
 _TABLE: tuple[TensorCause, ...] = (

@@ -15,7 +15,8 @@ import numpy as np
 from xxhash import xxh3_64_intdigest, xxh3_128
 
 from pytest_evalmode.lock.arrays.sketches import Sketch
-from pytest_evalmode.lock.inputs.batch_arrays import named_arrays, trim_samples
+from pytest_evalmode.lock.inputs.batch_arrays import named_arrays
+from pytest_evalmode.lock.inputs.legacy import trim_samples
 from pytest_evalmode.lock.lock_file import Entry, LockError
 
 if TYPE_CHECKING:

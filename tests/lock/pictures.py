@@ -53,12 +53,12 @@ def resize_without_antialiasing(images: Array, size: int = 224) -> Array:
     return np.asarray(floats.round(), np.uint8)
 
 
-def jpeg(images: Array, quality: int = 75) -> Array:
+def jpeg(images: Array, quality: int = 75, subsampling: int = 2) -> Array:
     """Encode and decode images as JPEG."""
 
     def recompress(image: Image.Image) -> Image.Image:
         file = io.BytesIO()
-        image.save(file, "JPEG", quality=quality)
+        image.save(file, "JPEG", quality=quality, subsampling=subsampling)
         return Image.open(file)
 
     return map_images(images, recompress)

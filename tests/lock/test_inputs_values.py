@@ -226,7 +226,7 @@ def test_a_flip_and_a_jpeg_are_recognized_in_a_cropped_image() -> None:
     was = first_samples(images, 200_000)["batch"]
     assert was.nbytes <= 200_000
     for now, kind in ((images[:, :, ::-1], "flip"), (pictures.jpeg(images), "jpeg")):
-        diagnosis = diagnose(was, first_samples(now, 200_000)["batch"])
+        diagnosis = diagnose(was, first_samples(now, 200_000)["batch"], shape_was=images.shape[1:])
         assert diagnosis is not None
         assert diagnosis.kinds == (kind,)
 

@@ -36,7 +36,7 @@ DIRECTIONS = {
     "observe.calls": {"trace", "observe", "observe.source", "observe.state", "observe.models"},
     "observe.forwards": {"trace", "observe", "observe.source", "observe.state", "observe.models", "observe.calls"},
     "lock.inputs": {"rules"},
-    "lock.arrays": {"trace", "lock.lock_file", "lock.inputs"},
+    "lock.arrays": {"trace", "lock.lock_file", "lock.inputs", "lock.outputs"},
 }
 
 

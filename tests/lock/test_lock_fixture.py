@@ -122,8 +122,8 @@ def test_a_second_update_changes_no_file(pytester: pytest.Pytester) -> None:
 
 DIFFERENCES = {
     "model": (
-        {"model-changed": "1 of 2 tensors changed: fc.weight, by up to 1", "outputs-changed": "values differ"},
-        {"model-changed": "1 of 2 tensors changed: fc.weight, by up to 1", "outputs-changed": " -> "},
+        {"model-changed": "fc.weight was shifted by 1", "outputs-changed": "values differ"},
+        {"model-changed": "fc.weight was shifted by 1", "outputs-changed": " -> "},
     ),
     "inputs": (
         {"inputs-changed": "multiplied by 0.5", "outputs-changed": "values differ"},
@@ -156,7 +156,7 @@ def test_the_failure_shows_the_line_and_the_parts_that_still_match(
     result = suites.run(pytester, "-k", "unguarded")
     result.stdout.fnmatch_lines(
         [
-            "*model-changed: the net (Net): 1 of 2 tensors changed: fc.weight, by up to 1 (+1 more)",
+            "*model-changed: the net (Net): fc.weight was shifted by 1 (+1 more)",
             '*test_it.py:*evalmode_lock.model(net, "the net")',
             "*run pytest --evalmode-update-lock and review the diff",
             "*outputs-changed*mean: * -> *; the model changed too, the inputs still match",
@@ -523,7 +523,7 @@ def test_a_test_that_fails_on_its_own_gets_the_difference_as_a_note(
     update(pytester, source)
     change("model")
     result = suites.run(pytester, "-k", "test_guarded")
-    result.stdout.fnmatch_lines(["*AssertionError: too low", "*model-changed: net (Net): 1 of 2 tensors changed*"])
+    result.stdout.fnmatch_lines(["*AssertionError: too low", "*model-changed: net (Net): fc.weight was shifted by 1*"])
 
 
 def test_a_test_that_ends_early_is_not_missing_samples(

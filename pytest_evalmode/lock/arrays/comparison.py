@@ -13,7 +13,8 @@ from pytest_evalmode.lock.arrays.packing import restore_values
 from pytest_evalmode.lock.arrays.pictures import draw_pictures
 from pytest_evalmode.lock.arrays.stream import Stream, kept_indices, matches
 from pytest_evalmode.lock.arrays.tolerance import find_difference
-from pytest_evalmode.lock.inputs import diagnose, text
+from pytest_evalmode.lock import outputs
+from pytest_evalmode.lock.inputs import diagnose, is_tokens
 from pytest_evalmode.lock.lock_file import Entry
 from pytest_evalmode.trace import LockChange
 
@@ -142,7 +143,7 @@ def _compare(batches: NamedBatches, path: str, pair: Pair) -> Difference | None:
     if not pair.stream.is_exact or (batches.kind == "outputs" and all(each is not None for each in pair.all_values)):
         beyond = find_difference(pair.locked, pair.entry, *pair.all_values, batches.tolerance)
         if beyond is None or batches.kind == "outputs":
-            return None if beyond is None else Difference(path, *beyond)
+            return None if beyond is None else Difference(path, f"{beyond[0]}{_describe_change(pair)}", beyond[1])
     try:
         return _describe_input(path, pair, limits) if batches.kind == "inputs" else _describe_exact_output(path, pair)
     except Exception as error:  # samples that do not fit the entry, or an error in a diagnosis: a difference all the same
@@ -178,6 +179,16 @@ def _describe_exact_output(path: str, pair: Pair) -> Difference:
     return Difference(path, words, words)
 
 
+def _describe_change(pair: Pair) -> str:
+    """Say what the values turned into, such as logits into probabilities; empty if that is not recognized."""
+    old, new = pair.all_values
+    try:
+        words = None if old is None or new is None else outputs.describe_change(old, new)
+    except Exception as error:  # the difference itself is known
+        return f"; the change cannot be described: {type(error).__name__}: {error}"
+    return "" if words is None else f": {words}"
+
+
 def _describe_digests(pair: Pair) -> str:
     """Describe a difference without stored samples."""
     for name in ("dtype", "shape", "samples"):
@@ -194,7 +205,7 @@ def _describe_digests(pair: Pair) -> str:
 
 def _picture(pair: Pair, old: Array, new: Array) -> Mapping[str, object] | None:
     """Return pictures of an array that differs; None for text and tokens."""
-    if "text" in (pair.locked["dtype"], pair.stream.dtype) or text.is_tokens(old, new):
+    if "text" in (pair.locked["dtype"], pair.stream.dtype) or is_tokens(old, new):
         return None
     return draw_pictures(old, new)
 

@@ -45,7 +45,7 @@ def find_change(
         headline = f"{name} ({entry['type']}) changed; its record cannot be read, so the cause is not recognized"
         return LockChange("model", name, headline, f"{headline}: {error}", at)
     fingerprints = model_entry.read_fingerprints(module) if fingerprints is None else fingerprints
-    if model_entry.is_known_to_match(record, fingerprints):
+    if model_entry.is_known_to_match(record, module, fingerprints):
         return None
     contents = model_entry.read_contents(module, fingerprints)
     if model_entry.matches(record, contents):
@@ -56,11 +56,12 @@ def find_change(
         samples = unpack(read_samples(path, None))
     except LockError as error:
         problem = f"; {error}"
-    records = model_entry.parse_records(record, f"{path}: model {name!r}")
+    where = f"{path}: model {name!r}"
+    records, architecture = model_entry.parse_records(record, where), model_entry.parse_architecture(record, where)
     try:
-        causes = checkpoint.diagnose(records, contents, samples)
+        causes = checkpoint.diagnose(records, contents, samples, architecture)
     except Exception as error:  # values that do not fit the record
-        causes = checkpoint.diagnose(records, contents, {})
+        causes = checkpoint.diagnose(records, contents, {}, architecture)
         problem = f"; the stored values cannot be used: {error}"
     title = contents.type if name == contents.type else f"{name} ({contents.type})"
     headline, finding, details = checkpoint.describe_causes(title, causes)

@@ -24,6 +24,7 @@ from pytest_evalmode.lock.inputs.diagnosis import (
     unrecognized_difference,
 )
 from pytest_evalmode.lock.inputs.images import search
+from pytest_evalmode.lock.inputs.sample_order import compare_order
 from pytest_evalmode.lock.inputs.samples import Selection, choose_samples
 from pytest_evalmode.lock.inputs.text import is_tokens
 from pytest_evalmode.lock.inputs.text.rows import Vocabularies

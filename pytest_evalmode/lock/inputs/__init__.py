@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pytest_evalmode.lock.inputs import image_layout, labels, numbers, proof, sample_order, text
 from pytest_evalmode.lock.inputs.batch_arrays import arrays, vocabulary_of
 from pytest_evalmode.lock.inputs.diagnosis import (
+    RANDOM,
     Array,
     Diagnosis,
     Step,
@@ -92,6 +93,8 @@ def diagnose(
     order = _explain_order(was, now, scope)
     if order is not None:
         return order
+    if indices is not None and (len(was), len(now)) != (count_was, count_now):
+        was, now = was[: len(now)], now[: len(was)]
     if is_same:
         return _only_others(scope, _noun(was, now))
     is_cropped = shape_was not in (None, was.shape[1:]) or shape_now not in (None, now.shape[1:])
@@ -157,6 +160,10 @@ class _Scope:
             return was.reshape(len(was), -1).tolist() if was.ndim > 1 else was.tolist(), now.tolist()
         return sample_order.sample_bytes(was), sample_order.sample_bytes(now)
 
+    def is_mapping(self, keys: tuple[Sequence[object], Sequence[object]] | None) -> bool:
+        """Return whether equal locked samples are always equal now."""
+        return keys is None or len(dict(zip(*keys, strict=True))) == len(set(zip(*keys, strict=True)))
+
     def changed(self, was: Array | None = None, now: Array | None = None) -> list[int] | None:
         """Return the indices of all samples that differ; None if that is not known."""
         if self.single or self.counts[0] != self.counts[1]:
@@ -191,11 +198,11 @@ def _explain_order(was: Array, now: Array, scope: _Scope) -> Diagnosis | None:
     is_list = was.ndim == 1 and len(set(keys[0])) <= 0.5 * len(keys[0])
     changed = scope.changed(was, now)
     if is_list and changed is not None and was.dtype.kind in "biuf":
+        if scope.is_mapping(keys):
+            both = min(len(was), len(now))
+            return _explain_labels(was[:both], now[:both])
         if len(changed) < _FEW * len(keys[0]):
             return None
-        both = min(len(was), len(now))
-        if len(dict(zip(*keys, strict=True))) == len(set(zip(*keys, strict=True))):
-            return _explain_labels(was[:both], now[:both])
     return compare_order(*keys)  # type: ignore[arg-type]
 
 
@@ -223,7 +230,8 @@ def _explain(
         return _explain_non_finite(was, now)
     was, now = finite
     if was.size > 1 and was.min() < was.max() and now.min() == now.max():
-        words = f"replaced by one constant value ({now.flat[0]:.4g})"
+        where = " in the center, which is stored" if is_cropped else ""
+        words = f"replaced by one constant value ({now.flat[0]:.4g}){where}"
         return diagnosis_of_steps(noun, [Step("constant", words, {"value": float(now.flat[0])})])
     if is_tokens(was, now):
         return text.explain_tokens(was, now, vocabularies)
@@ -245,7 +253,7 @@ def _explain(
             was, now = was[differing], now[differing]
         suffix = f" ({suffix})" if suffix else ""
     if labels.is_labels(was, now) and (noun != "images" or np.uint8 not in (was.dtype, now.dtype)):
-        diagnosis = _explain_labels(was, now)
+        diagnosis = _explain_labels(was, now) if was.ndim > 1 or not scope.has_digests else None
         if diagnosis is not None:
             return diagnosis
     if image_layout.read_as_images(was) and image_layout.read_as_images(now):
@@ -255,11 +263,19 @@ def _explain(
                 return diagnosis_of_steps(noun, steps, suffix)
         explained = search.explain_images(was, now, is_cropped=is_cropped)
         if explained is not None:
-            return diagnosis_of_steps(*explained, "" if "augmented" in explained[1][-1].details else suffix)
+            return diagnosis_of_steps(*explained, _scope_words(explained[1], suffix))
         if noun == "images":
             return None
     steps = proof.simplest(proof.prove(numbers.CAUSES, proof.Pair(was, now)))
     return None if steps is None else diagnosis_of_steps(noun, steps, suffix)
+
+
+def _scope_words(steps: list[Step], suffix: str) -> str:
+    """Say how many samples changed, and that this is typical for a random augmentation."""
+    if "augmented" in steps[-1].details:
+        return ""
+    is_typical = suffix and any(step.kind in ("flip", "rotation", "shift", "crop", "brightness") for step in steps)
+    return f"{suffix}: {RANDOM}" if is_typical else suffix
 
 
 def _explain_labels(was: Array, now: Array) -> Diagnosis | None:

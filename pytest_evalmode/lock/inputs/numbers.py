@@ -126,6 +126,8 @@ def _affine_over(axes_of: Callable[[Array], Iterator[tuple[int, ...]]]) -> Calla
             mean_a, mean_b = a.mean(axes, keepdims=True), b.mean(axes, keepdims=True)
             spread = ((a - mean_a) ** 2).sum(axes, keepdims=True)
             scale = np.where(spread > 0, ((a - mean_a) * (b - mean_b)).sum(axes, keepdims=True) / spread, 1.0)
+            if np.any((np.ptp(b, axes) == 0) & (np.ptp(a, axes) > 0)):
+                continue  # replaced by a constant, not scaled
             same = (a == b).all(axes, keepdims=True)
             scale = np.where(same, 1.0, scale)
             yield axes, scale, np.where(same, 0.0, mean_b - scale * mean_a)
@@ -152,10 +154,9 @@ def _describe_columns(a: Array, b: Array, parameters: Any) -> Step:
     size = int(np.prod([a.shape[i] for i in axes]))
     changed = np.flatnonzero(((scale != 1) | (shift != 0)).ravel())
     details: dict[str, object] = {"scale": scale.ravel()[:32].tolist(), "shift": shift.ravel()[:32].tolist()}
-    for words, each in ((f"standardized per {name}{NOT_BEFORE}", b), (f"not standardized per {name}", a)):
-        other = a if each is b else b
-        if _is_standardized(each, axes, size) and not _is_standardized(other, axes, size):
-            return Step("standardised", words, details)
+    standardized = [_is_standardized(each, axes, size) for each in (a, b)]
+    if standardized == [False, True]:
+        return Step("standardised", f"standardized per {name}{NOT_BEFORE}", details)
     shown = []
     for i in changed[:4]:
         words = [f"multiplied by {scale.ravel()[i]:.6g}"] * bool(abs(scale.ravel()[i] - 1) > 1e-9)
@@ -163,6 +164,8 @@ def _describe_columns(a: Array, b: Array, parameters: Any) -> Step:
         shown.append(" and ".join(words + [f"shifted by {shift.ravel()[i]:.6g}"] * (has_shift or not words)))
     listed = "; ".join(f"{name} {i} {words}" for i, words in zip(changed[:4], shown, strict=True))
     more = f"; and {len(changed) - 4} more {name}s" if len(changed) > 4 else ""
+    if standardized == [True, False]:
+        return Step("standardised", f"no longer standardized per {name}: {listed}{more}", details)
     return Step("unit", f"given in other units: {listed}{more}", details)
 
 
@@ -231,6 +234,11 @@ def _column_order(a: Array, b: Array) -> Iterator[list[int]]:
         index = sample_order.match_identical(a.T, b.T)
         if index is not None and len(set(index)) == len(index):
             yield index
+
+
+def _count_moved(index: list[int]) -> int:
+    rolled = any(index == list(np.roll(range(len(index)), by)) for by in (1, -1))
+    return 0 if rolled or index == sorted(index) else len(index)
 
 
 def _describe_order(a: Array, _: Array, index: list[int]) -> Step:
@@ -320,7 +328,7 @@ def _gammas(a: Array, b: Array) -> Iterator[float]:
 
 
 MOVES = (
-    Cause(_column_order, lambda a, p: a[:, p], _describe_order),
+    Cause(_column_order, lambda a, p: a[:, p], _describe_order, _count_moved, is_confirmed=True),
     Cause(_axis_moves, _move_axis, _describe_move, lambda p: int(p[1] != 0)),
 )
 STATISTICS = (

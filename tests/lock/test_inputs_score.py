@@ -1,4 +1,4 @@
-"""How many faults in inputs are named right: images, audio, text, tables and labels, as the lock stores and compares them.
+"""How many faults in images, audio, text, tables and labels are named right, from what the lock stores.
 
 None may be named wrong and none missed; a cause that cannot be proven is reported as not recognized.
 """
@@ -30,7 +30,7 @@ def compare(was: Array, now: Array) -> Diagnosis | None:
     other = Selection(MAX_BYTES, indices)
     other.add(now)
     digests = [[xxh3_64_intdigest(np.ascontiguousarray(row).tobytes()) for row in each] for each in (was, now)]
-    counts = {"count_was": len(was), "count_now": len(now)}
+    counts: Any = {"count_was": len(was), "count_now": len(now)}
     shapes: Any = {"shape_was": was.shape[1:], "shape_now": now.shape[1:]}
     return diagnose(
         kept, other.values, indices=indices, digests_was=digests[0], digests_now=digests[1], **counts, **shapes

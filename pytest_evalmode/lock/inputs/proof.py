@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ class Pair:
 
 
 def _epsilon(array: Array) -> float:
-    """Return the relative error of a value: wide for float64, which is often computed; narrow floats are computed in float32."""
+    """Return the relative error of a value: wide for float64; narrow floats are computed in float32."""
     return 0.0 if array.dtype.kind != "f" else 2.0**-44 if array.itemsize == 8 else 2.0**-23
 
 
@@ -51,11 +52,15 @@ def prove(causes: Iterable[Cause], pair: Pair) -> list[Proof]:
             for parameters in cause.recognize(pair.a, pair.b):
                 fitted = cause.fitted(parameters)
                 confirmed = 0 if cause.is_confirmed else fitted
-                roundings = reproduces(pair, lambda x, p=parameters, c=cause: c.apply(x, p), cause.residual, confirmed)
+                roundings = reproduces(pair, partial(_apply, cause, parameters), cause.residual, confirmed)
                 if roundings is not None:
                     proofs.append(Proof([cause.describe(pair.a, pair.b, parameters), *roundings], fitted))
                     break
     return proofs
+
+
+def _apply(cause: Cause, parameters: object, values: Array) -> Array:
+    return cause.apply(values, parameters)
 
 
 def simplest(proofs: list[Proof]) -> list[Step] | None:
@@ -135,7 +140,7 @@ def bfloat16(values: Array) -> Array:
 
 
 def explain_rounding(was: Array, now: Array) -> Step | None:
-    """Return a step if values were rounded, or differ by no more than rounding does on other hardware or in other code."""
+    """Return a step if values were rounded, or differ by no more than other hardware or code makes them."""
     a, b = np.asarray(was, np.float64), np.asarray(now, np.float64)
     off = np.abs(a - b)
     for steps in find_roundings(a, b, 0.0):

@@ -45,7 +45,7 @@ def _renumber(a: Array, mapping: dict[int, int]) -> Array:
 def _describe(_: Array, __: Array, mapping: dict[int, int]) -> Step:
     shown = ", ".join(f"{old} -> {new}" for old, new in list(mapping.items())[:4]) + (", ..." * (len(mapping) > 4))
     merged = len(set(mapping.values())) < len(mapping)
-    words = f"renumbered in {len(mapping)} classes ({shown})"
+    words = f"renumbered in {len(mapping)} class{'es' * (len(mapping) > 1)} ({shown})"
     return Step(
         "classes", f"{words}, some of them merged" if merged else words, {"classes": dict(list(mapping.items())[:32])}
     )

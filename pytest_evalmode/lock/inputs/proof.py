@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from pytest_evalmode.lock.inputs.diagnosis import Array, Cause, Step
 
 _NOISE = {"float16": 4 * 2.0**-10, "float32": 5e-6, "float64": 1e-10}  # relative; what other hardware or code changes
 _MAX_REST = 0.1  # share of the difference (root mean square) that a cause may leave to rounding
+_MAX_COLUMNS = 256  # of a table
 _VALUES_PER_NUMBER = 4  # distinct values that must confirm each fitted number
 
 
@@ -38,12 +40,8 @@ class Pair:
 
 
 def _epsilon(array: Array) -> float:
-    """Return the relative error of a value; computations in float16 are assumed to be done in float32."""
-    return (
-        max(float(np.finfo(array.dtype).eps), 2.0**-52)
-        if array.dtype.kind == "f" and array.itemsize > 2
-        else (2.0**-23 if array.dtype.kind == "f" else 0.0)
-    )
+    """Return the relative error of a value: wide for float64; narrow floats are computed in float32."""
+    return 0.0 if array.dtype.kind != "f" else 2.0**-44 if array.itemsize == 8 else 2.0**-23
 
 
 def prove(causes: Iterable[Cause], pair: Pair) -> list[Proof]:
@@ -54,11 +52,15 @@ def prove(causes: Iterable[Cause], pair: Pair) -> list[Proof]:
             for parameters in cause.recognize(pair.a, pair.b):
                 fitted = cause.fitted(parameters)
                 confirmed = 0 if cause.is_confirmed else fitted
-                roundings = reproduces(pair, lambda x, p=parameters, c=cause: c.apply(x, p), cause.residual, confirmed)
+                roundings = reproduces(pair, partial(_apply, cause, parameters), cause.residual, confirmed)
                 if roundings is not None:
                     proofs.append(Proof([cause.describe(pair.a, pair.b, parameters), *roundings], fitted))
                     break
     return proofs
+
+
+def _apply(cause: Cause, parameters: object, values: Array) -> Array:
+    return cause.apply(values, parameters)
 
 
 def simplest(proofs: list[Proof]) -> list[Step] | None:
@@ -120,13 +122,13 @@ def _spacings(b: Array) -> Iterator[tuple[str, Array]]:
     if np.abs(b).max(initial=0) < 1e30 and np.unique(b).size > 2:
         single = b.astype(np.float32)
         if np.array_equal(single, b):
-            yield "float32", np.abs(np.spacing(single)).astype(float)
+            yield "float32", np.spacing(np.abs(single)).astype(float)
         with np.errstate(over="ignore"):
             half = b.astype(np.float16)
         if np.array_equal(half, b):
-            yield "float16", np.abs(np.spacing(half)).astype(float)
+            yield "float16", np.spacing(np.abs(half)).astype(float)
         if np.array_equal(bfloat16(b), b):
-            yield "bfloat16", np.abs(np.spacing(single)).astype(float) * 2**16
+            yield "bfloat16", np.spacing(np.abs(single)).astype(float) * 2**16
         if np.array_equal(np.round(b), b):
             yield "whole numbers", np.ones_like(b)
 
@@ -138,7 +140,7 @@ def bfloat16(values: Array) -> Array:
 
 
 def explain_rounding(was: Array, now: Array) -> Step | None:
-    """Return a step if values were rounded, or differ by no more than rounding does on other hardware or in other code."""
+    """Return a step if values were rounded, or differ by no more than other hardware or code makes them."""
     a, b = np.asarray(was, np.float64), np.asarray(now, np.float64)
     off = np.abs(a - b)
     for steps in find_roundings(a, b, 0.0):
@@ -175,6 +177,8 @@ def _scale(size: Array) -> Array:
     """Return how large values are around each value: the largest of its column, or of its channel if that is less."""
     if size.ndim < 2:
         return np.maximum(size, 0.0 if size.ndim == 0 else float(size.max()))
+    if size.ndim == 2 and size.shape[1] > _MAX_COLUMNS:  # signals, not a table
+        return np.broadcast_to(size.max(1, keepdims=True), size.shape)
     channels = size.max((0, *range(2, size.ndim)), keepdims=True)
     columns = size.max(tuple(range(size.ndim - 1)), keepdims=True) if size.ndim < 4 else channels
     return np.broadcast_to(np.minimum(columns, channels), size.shape)

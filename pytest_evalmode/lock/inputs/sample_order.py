@@ -38,6 +38,8 @@ def match_samples(was: Sequence[Hashable], now: Sequence[Hashable]) -> list[int]
     n = len(was)
     if not was or not now or new.keys() - old.keys() or list(was) == list(now):
         return None
+    if list(now) == list(was)[::-1]:
+        return list(range(n))[::-1]
     if n < len(now) and list(now[:n]) == list(was):
         return _match_padding(was, now)
     if max(old.values()) > 1 and old != new:

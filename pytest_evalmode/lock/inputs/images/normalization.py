@@ -188,7 +188,7 @@ def _fitted_step(a: Array, b: Array, fitted: Fit, channel_order: Sequence[int] |
 
 
 def _find_dimmed(fitted: Fit, old: Coding | None) -> Step | None:
-    """Find normalized images whose pixels were multiplied, or put into the limited video range, before normalization."""
+    """Find images whose pixels were multiplied, or put into the limited video range, before normalization."""
     if old is None or old.family != "normalized":
         return None
     # A pixel p becomes scale * p + shift, and is then normalized: this is what it does to normalized values.

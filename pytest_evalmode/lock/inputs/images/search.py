@@ -178,7 +178,7 @@ def _prove_values(candidate: Candidate) -> list[Proof]:
     identity = normalization.Fit(np.ones(pair.a.shape[1]), np.zeros(pair.a.shape[1]))
     for steps, fit, coding in [([], identity, None), *recodings]:
         fitted = 0 if coding is not None or fit is identity else 2 * len(fit.scale)
-        roundings = proof.reproduces(pair, fit, fitted=fitted) if fit is not identity else None
+        roundings = proof.reproduces(pair, fit.__call__, fitted=fitted) if fit is not identity else None
         if roundings is None and not fitted:
             step = _find_level_rounding(pair, fit, coding)
             roundings = None if step is None else [step]

@@ -61,5 +61,6 @@ def _explain_holes(was: Array, now: Array, holes: list[tuple[int, int]]) -> Diag
     if not inside:
         return None
     more = f", {len(masked) - len(inside)} at an end" if len(masked) > len(inside) else ""
-    words = f"masked in {len(masked)} more places: {len(inside)} inside a text (first: text {inside[0][0]}, token {inside[0][1]}){more}"
+    first = f"first: text {inside[0][0]}, token {inside[0][1]}"
+    words = f"masked in {len(masked)} more place{'s' * (len(masked) > 1)}: {len(inside)} inside a text ({first}){more}"
     return diagnosis_of_steps("tokens", [Step("hole", words, {"holes": tuple(inside[:32])})])

@@ -156,9 +156,7 @@ class EvaluationLock:
             return
         lock, errors = self._lock, list[str]()
 
-        def close(
-            finished: bool, pause_guard: Callable[[], AbstractContextManager[None]] | None
-        ) -> list[LockChange]:
+        def close(finished: bool, pause_guard: Callable[[], AbstractContextManager[None]] | None) -> list[LockChange]:
             try:
                 changes = lock.close(finished=finished, pause_guard=pause_guard, current_tests=self._current_tests)
                 host.attach_record(self._item, lock.record())

@@ -80,9 +80,7 @@ def read_contents(model: nn.Module, fingerprints: Mapping[str, Fingerprint] | No
     with undisturbed():
         records = {name: _record(name, tensor, fingerprints[name]) for name, tensor in tensors.items()}
     lines = {name: f"{record.dtype} {record.shape} {record.digest}" for name, record in records.items()}
-    return ModelContents(
-        modules.type_name(model), describe_architecture(model), records, tensors, _digest_of(lines)
-    )
+    return ModelContents(modules.type_name(model), describe_architecture(model), records, tensors, _digest_of(lines))
 
 
 def build_entry(contents: ModelContents) -> Entry:

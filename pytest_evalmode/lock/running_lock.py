@@ -122,7 +122,9 @@ class RunningLock:
         try:
             steps = json.loads(json.dumps(describe(transform)))
         except (TypeError, ValueError, RecursionError) as error:
-            raise LockError(f"evalmode_lock.preprocessing(): cannot describe {type(transform).__name__}: {error}") from None
+            raise LockError(
+                f"evalmode_lock.preprocessing(): cannot describe {type(transform).__name__}: {error}"
+            ) from None
         self._add_entry("preprocessing", name, {"steps": steps})
         locked = self._stored_entry("preprocessing", name, at)
         differences = [] if locked is None else find_differences(locked.get("steps"), steps)
@@ -184,9 +186,7 @@ class RunningLock:
             content["changes"] = [escape(each) for each in (*([f"new: {', '.join(new)}"] if new else []), *changes)]
         return json.dumps(content)
 
-    def _add_batch(
-        self, kind: str, name: str, batch: object, at: Site | None, tolerance: Tolerance
-    ) -> NamedBatches:
+    def _add_batch(self, kind: str, name: str, batch: object, at: Site | None, tolerance: Tolerance) -> NamedBatches:
         batches = self._batches.get((kind, name))
         if batches is None:
             entry, locked = self._stored.get(kind, {}).get(name), {}

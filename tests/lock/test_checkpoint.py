@@ -290,7 +290,12 @@ FAULTS: list[tuple[Fault, tuple[str, ...], list[str], str]] = [
     (quantized, BOTH, ["quantised"], "quantized: .* in qint8"),
     (folded, ("resnet",), ["folded"], "5 batch norms folded into the preceding layers"),
     (with_lora, ("bert",), ["renamed", "adapter"], "a LoRA adapter was added, not merged: 8 tensors"),
-    (lora_merged, ("bert",), ["merged"], "4 weights changed by a matrix of rank 4: a LoRA adapter was merged, or taken out"),
+    (
+        lora_merged,
+        ("bert",),
+        ["merged"],
+        "4 weights changed by a matrix of rank 4: a LoRA adapter was merged, or taken out",
+    ),
     (one_tensor, BOTH, ["values"], "1 of .* tensors changed: .*, by up to"),
     (multiplied, BOTH, ["scaled"], "more were multiplied by 2"),
     (negated, BOTH, ["scaled"], "was multiplied by -1"),
@@ -315,7 +320,12 @@ def locked(net: nn.Module) -> tuple[dict[str, Any], Any]:
 
 
 def diagnose(net: nn.Module, entry: dict[str, Any], samples: Any) -> list[Cause]:
-    return checkpoint.diagnose(model_entry.parse_records(entry, "test"), model_entry.read_contents(net), samples, model_entry.parse_architecture(entry, "test"))
+    return checkpoint.diagnose(
+        model_entry.parse_records(entry, "test"),
+        model_entry.read_contents(net),
+        samples,
+        model_entry.parse_architecture(entry, "test"),
+    )
 
 
 @pytest.mark.filterwarnings("ignore")

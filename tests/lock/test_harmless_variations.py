@@ -186,5 +186,5 @@ def test_a_similar_change_is_reported(tmp_path: Path, was: Use, now: Use, words:
 
 @pytest.mark.parametrize("use", [outputs(LATER), inputs(LATER, tolerance=LOOSE)])
 def test_values_that_are_too_many_to_compare_within_a_tolerance_are_refused(tmp_path: Path, use: Use) -> None:
-    with pytest.raises(LockError, match="too many to store.*Lock less.*or pass rtol=0, atol=0 to compare bit by bit"):
+    with pytest.raises(LockError, match=r"too many to store.*Lock less.*or pass rtol=0, atol=0 to compare bit by bit"):
         changes(tmp_path / "test_it.py", use, use)

@@ -133,9 +133,7 @@ def test_an_inverted_mask_is_recognized() -> None:
 def test_other_texts_are_not_recognized() -> None:
     was, now = encode(tokenizer()), encode(tokenizer(), sentences()[40:52])
     for vocabularies in (None, (vocabulary_of(was), vocabulary_of(now))):
-        diagnosis = diagnose(
-            arrays(was)["input_ids"], arrays(now)["input_ids"], vocabularies=vocabularies
-        )
+        diagnosis = diagnose(arrays(was)["input_ids"], arrays(now)["input_ids"], vocabularies=vocabularies)
         assert diagnosis is not None
         assert diagnosis.kinds == ()
 

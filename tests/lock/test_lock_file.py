@@ -64,7 +64,9 @@ def names(path: Path) -> list[str]:
 def test_lock_path() -> None:
     folder = Path("tests/__evalmode__/test_it")
     assert lock_path(Path("tests/test_it.py"), "test_a") == folder / "test_a.lock.json"
-    unsafe = [lock_path(Path("tests/test_it.py"), f"TestIt::test_a[{each}]") for each in ("a/b", "a:b", "../..", "é" * 300)]
+    unsafe = [
+        lock_path(Path("tests/test_it.py"), f"TestIt::test_a[{each}]") for each in ("a/b", "a:b", "../..", "é" * 300)
+    ]
     assert len(set(unsafe)) == 4
     assert all(each.parent == folder and len(each.name) < 150 and each.name.isascii() for each in unsafe)
 
@@ -199,7 +201,10 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     ),
     "an entry twice": (GOOD.replace('"net": {', '"net": {},\n    "net": {'), "duplicate key 'net'"),
     "a future version": (lock_text({}, 3), "has schema version 3, written by a newer pytest-evalmode"),
-    "an earlier version": (lock_text({}, 1), "not a lock file with schema version 2: run pytest --evalmode-update-lock"),
+    "an earlier version": (
+        lock_text({}, 1),
+        "not a lock file with schema version 2: run pytest --evalmode-update-lock",
+    ),
     "no version": (json.dumps({"test": "test_a"}), "not a lock file with schema version 2"),
     "a version that is text": (lock_text({}, "2"), "not a lock file with schema version 2"),
     "a version that is a bool": (lock_text({}, True), "not a lock file with schema version 2"),

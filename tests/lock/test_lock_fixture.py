@@ -438,7 +438,7 @@ def test_exact(evalmode_lock):
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(["*outputs(): 'logits' (batch) has 600 samples of shape (1000,): too many to store*"])
     suites.run(pytester, "-k", "test_exact").assert_outcomes(passed=1)
-    suites.write(pytester, source.replace("zeros(600, 1000), \"logits\", rtol", "ones(600, 1000), \"logits\", rtol"))
+    suites.write(pytester, source.replace('zeros(600, 1000), "logits", rtol', 'ones(600, 1000), "logits", rtol'))
     suites.run(pytester, "-k", "test_exact").stdout.fnmatch_lines(["*outputs-changed*600 of 600 samples differ*"])
 
 

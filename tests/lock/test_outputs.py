@@ -38,7 +38,10 @@ NAMED: dict[str, tuple[Change, str]] = {
     "sigmoid": (lambda x: x.sigmoid(), r"probabilities \(sigmoid\) for logits"),
     "log-softmax": (lambda x: x.log_softmax(-1), "log-probabilities for logits"),
     "argmax": (lambda x: x.argmax(-1), "class indices"),
-    "classes permuted": (lambda x: x.roll(1, -1)[..., [1, 0, *range(2, x.shape[-1])]], "classes or columns in another order"),
+    "classes permuted": (
+        lambda x: x.roll(1, -1)[..., [1, 0, *range(2, x.shape[-1])]],
+        "classes or columns in another order",
+    ),
     "classes reversed": (lambda x: x.flip(-1), "classes or columns in reverse order"),
     "samples shuffled": (
         lambda x: x[torch.randperm(len(x), generator=torch.Generator().manual_seed(5))],
@@ -104,6 +107,8 @@ def test_unrelated_changes_are_not_named() -> None:
     for i in range(400):
         was = rng.standard_normal((int(rng.integers(4, 40)), int(rng.integers(2, 9))))
         noise = rng.standard_normal(was.shape) * 10.0 ** -rng.integers(0, 4)
-        now = [was + noise, np.where(rng.random(was.shape) < 0.1, 0, was), was * (1 + noise), noise, was**2 + noise][i % 5]
+        now = [was + noise, np.where(rng.random(was.shape) < 0.1, 0, was), was * (1 + noise), noise, was**2 + noise][
+            i % 5
+        ]
         named += [described] if (described := describe_change(was, now)) else []
     assert named == []

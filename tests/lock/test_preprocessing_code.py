@@ -13,7 +13,7 @@ from torch import nn
 
 from pytest_evalmode.lock.preprocessing import describe, find_differences
 
-SOURCE = '''
+SOURCE = """
 from functools import partial
 def helper(x):
     return EXPRESSION
@@ -69,7 +69,7 @@ nested = lambda: Compose(Compose(Transform()), lambda x: x)
 in_modules = lambda: torch.nn.Sequential(torch.nn.Sequential(Module()))
 in_partial = lambda: partial(helper)
 method = lambda: Transform().__call__
-'''
+"""
 
 
 def module(expression: str, number: str = "1") -> dict[str, Any]:

@@ -150,7 +150,11 @@ Y = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
         (Y.repeat(20, 1), swapped(Y.repeat(20, 1), 998, 999), "20 of 10000 values differ"),
         (Y.repeat(200, 1), swapped(Y.repeat(200, 1), 9998, 9999), "20 of 100000 values differ"),
         (Y.repeat(20, 1).argmax(1), swapped(Y.repeat(20, 1).argmax(1), 998, 999), "2 of 1000 values differ"),
-        (Y.repeat(20, 1).to(torch.complex64), swapped(Y.repeat(20, 1).to(torch.complex64), 998, 999), "20 of 10000 values differ"),
+        (
+            Y.repeat(20, 1).to(torch.complex64),
+            swapped(Y.repeat(20, 1).to(torch.complex64), 998, 999),
+            "20 of 10000 values differ",
+        ),
         (Y[:1].repeat(1, 2000), Y[:1].repeat(1, 2000) + 1e-7, None),
         (Y[:1].repeat(1, 2000), Y[:1].repeat(1, 2000).flip(1), "of 20000 values differ"),
         (Y.to(torch.complex64), Y.to(torch.complex64) + 1e-7, None),

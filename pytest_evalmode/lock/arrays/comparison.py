@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pytest_evalmode.lock import outputs
 from pytest_evalmode.lock.arrays.named_batches import NamedBatches
 from pytest_evalmode.lock.arrays.packing import restore_values
 from pytest_evalmode.lock.arrays.pictures import draw_pictures
 from pytest_evalmode.lock.arrays.stream import Stream, kept_indices, matches
 from pytest_evalmode.lock.arrays.tolerance import find_difference
-from pytest_evalmode.lock import outputs
 from pytest_evalmode.lock.inputs import diagnose, is_tokens
 from pytest_evalmode.lock.lock_file import Entry
 from pytest_evalmode.trace import LockChange
@@ -146,7 +146,9 @@ def _compare(batches: NamedBatches, path: str, pair: Pair) -> Difference | None:
             return None if beyond is None else Difference(path, f"{beyond[0]}{_describe_change(pair)}", beyond[1])
     try:
         return _describe_input(path, pair, limits) if batches.kind == "inputs" else _describe_exact_output(path, pair)
-    except Exception as error:  # samples that do not fit the entry, or an error in a diagnosis: a difference all the same
+    except (
+        Exception
+    ) as error:  # samples that do not fit the entry, or an error in a diagnosis: a difference all the same
         return Difference(path, f"values differ; the difference cannot be described: {type(error).__name__}: {error}")
 
 

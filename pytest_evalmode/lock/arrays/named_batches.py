@@ -53,7 +53,7 @@ class NamedBatches:
             self.streams[path].add(array if array.ndim else array[None])
 
     def _start(self, arrays: Mapping[str, Any]) -> None:
-        """Create the streams of new arrays, the smallest first: the larger ones can use what these leave of their share.
+        """Create the streams of new arrays, the smallest first: the larger ones can use what these leave.
 
         Exact inputs reserve half of what the test may still store.
         """

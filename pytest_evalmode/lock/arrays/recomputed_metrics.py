@@ -66,7 +66,9 @@ def _common_samples(inputs: NamedBatches, locked: Mapping[str, Entry], samples: 
     n = min(len(values) for pair in common.values() for values in pair[:2])
     if not n or not are_whole:
         return None
-    return {path: old[:n] for path, (old, _, _) in common.items()}, {path: new[:n] for path, (_, new, _) in common.items()}
+    return {path: old[:n] for path, (old, _, _) in common.items()}, {
+        path: new[:n] for path, (_, new, _) in common.items()
+    }
 
 
 def _describe(again: MetricFunction, batch: object, old: Arrays, new: Arrays, metrics: Mapping[str, Entry]) -> str:

@@ -1,7 +1,7 @@
 """One array of inputs or outputs over all batches: its digest, and the samples that are stored.
 
-The digest covers the samples in order, so the batch size does not matter. `-0.0` and `0.0` have the same digest, and so do
-all NaN.
+The digest covers the samples in order, so the batch size does not matter. `-0.0` and `0.0` have the same digest, and so
+do all NaN.
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ def _gives(diff: Differences, norm: str, channels: int, factors: Mapping[int, fl
     gains = np.ones(channels) if weight is None else weight[0].astype(float)
     expected = [(gains[places[row]], float(variance[0][places[row]])) for row in rows]
     return len(rows) > 1 and any(
-        _close(np.array([gain / (var + eps) ** 0.5 for gain, var in expected]), np.array([factors[r] for r in rows]), 1e-3)
+        _close(
+            np.array([gain / (var + eps) ** 0.5 for gain, var in expected]), np.array([factors[r] for r in rows]), 1e-3
+        )
         for eps in _EPS
         if all(var + eps > 0 for _, var in expected)
     )

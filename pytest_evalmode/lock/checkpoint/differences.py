@@ -86,9 +86,7 @@ class Differences:
     def add_changed(self, name: str) -> None:
         new = self.current_names[name]
         records, tensors = self.contents.records, self.contents.tensors
-        self.changed[name] = ChangedTensor(
-            name, self.locked[name], records[new], tensors[new], self.samples.get(name)
-        )
+        self.changed[name] = ChangedTensor(name, self.locked[name], records[new], tensors[new], self.samples.get(name))
 
     def mark_explained(self, names: Iterable[str]) -> None:
         for name in names:

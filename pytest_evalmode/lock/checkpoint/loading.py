@@ -112,7 +112,7 @@ def _weight_shape(diff: Differences, tensor: ChangedTensor) -> tuple[int, ...]:
 def _is_unrelated(tensor: ChangedTensor) -> bool:
     """Return whether a tensor has nothing in common with the locked one; trained or scaled weights still correlate."""
     both = tensor.values
-    return both is None or both[0].size < _MIN_VALUES or abs(_correlation(*both)) < 5 / both[0].size**0.5
+    return both is None or both[0].size < _MIN_VALUES or abs(_correlation(*both)) < 5 / both[0].size ** 0.5
 
 
 def _correlation(was: np.ndarray, now: np.ndarray) -> float:  # type: ignore[type-arg]
@@ -209,7 +209,7 @@ def _describe_many(tensors: Sequence[ChangedTensor], total: str) -> tuple[str, s
     if not pairs:
         return "values", f"{differ}; there are no stored values to compare"
     was, now = (np.concatenate([side.ravel() for side in sides]) for sides in zip(*pairs, strict=True))
-    if was.size >= _MIN_VALUES and all(abs(_correlation(*both)) < 5 / both[0].size**0.5 + 0.05 for both in pairs):
+    if was.size >= _MIN_VALUES and all(abs(_correlation(*both)) < 5 / both[0].size ** 0.5 + 0.05 for both in pairs):
         return "checkpoint", f"another checkpoint: {differ} and have nothing in common with the locked ones"
     norm = float(np.linalg.norm(was))
     far = f" by {float(np.linalg.norm(now - was)) / norm:.1%} of their size" if norm else ""

@@ -1,4 +1,4 @@
-"""The code of the user's functions and classes: digests of it, the variables that it uses, and those that it changes."""
+"""The code of the user's functions and classes: its digests, the variables that it uses, and those that it changes."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ class Written:
 
 def changed_attributes(kind: type) -> set[str]:
     """Return the names of the attributes that an object changes when it is called."""
-    changed = {name for each in kind.__mro__ for name, m in vars(each).items() if isinstance(m, functools.cached_property)}
+    changed = {
+        name for each in kind.__mro__ for name, m in vars(each).items() if isinstance(m, functools.cached_property)
+    }
     pending, seen = ["__call__", "forward"], set[str]()
     while pending:
         name = pending.pop()

@@ -454,7 +454,7 @@ def test_two_processes_that_update_at_once_lose_nothing(pytester: pytest.Pyteste
 def test_names_from_a_file_cannot_change_the_terminal(pytester: pytest.Pytester) -> None:
     update(pytester)
     path = pytester.path / "__evalmode__" / "test_it" / "test_guarded.lock.json"
-    path.write_text(path.read_text().replace('"net"', '"\\u001b[2Jnet"'))
+    path.write_text(path.read_text().replace('"net": {', '"\\u001b[2Jnet": {}, "net": {'))
     result = suites.run(pytester)
     result.stdout.fnmatch_lines(["unused entries: test_it.py::test_guarded model '*2Jnet'"])
     assert "\x1b[2J" not in result.stdout.str()

@@ -43,7 +43,7 @@ def _fails_test(
             message = str(error)
         pytest.fail(message, pytrace=False)
 
-    return wrapper
+    return wrapper  # type: ignore[return-value]
 
 
 class EvaluationLock:

@@ -165,8 +165,8 @@ class RunningLock:
                 recomputed = self._recompute(change.name, pause_guard) if pause_guard is not None else ""
                 parts += [other_states, recomputed]
             parts.append(renamed if change.remedy else self._problem if change.kind in ("inputs", "outputs") else "")
-            texts = {"headline": escape(change.headline), "finding": escape("; ".join(filter(None, parts)))}
-            changes.append(replace(change, **texts))
+            finding = escape("; ".join(filter(None, parts)))
+            changes.append(replace(change, headline=escape(change.headline), finding=finding))
         return changes
 
     def record(self) -> str:

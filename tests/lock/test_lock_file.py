@@ -93,7 +93,7 @@ def test_the_file_is_sorted_and_ends_with_a_newline(path: Path) -> None:
 
 def test_entries_that_are_not_new_are_kept_with_their_samples(path: Path) -> None:
     write(path, NewLock("test_a", BOTH, samples(1.0)))
-    more = {"outputs": {"loss": {"arrays": {}}}}
+    more: dict[str, dict[str, Any]] = {"outputs": {"loss": {"arrays": {}}}}
     write(path, NewLock("test_a", more, samples(2.0, "loss")))
     lock = read_lock(path)
     assert lock is not None

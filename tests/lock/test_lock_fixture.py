@@ -329,14 +329,17 @@ def test_a_broken_file_is_reported_without_a_traceback_and_an_update_replaces_it
     assert not suites.plugin_lines(result)
 
 
-SAMPLES = {
+SAMPLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: path.unlink(), "the samples are missing: commit *test_guarded.safetensors*"),
     "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "are cut off, changed or from another commit"),
     "a pointer": (
         lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
         "the samples are a pointer of Git LFS: run git lfs pull",
     ),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is not a regular file"),
+    "a folder": (
+        lambda path: path.rename(path.with_name("aside")).with_name(path.name).mkdir(),
+        "is not a regular file",
+    ),
 }
 
 

@@ -166,7 +166,8 @@ def _describe_input(path: str, pair: Pair, limits: Mapping[str, float]) -> Diffe
             count_now=stream.count,
             shape_was=tuple(map(int, re.findall(r"\d{1,18}", locked["shape"]))),
             shape_now=stream.shape,
-            **limits,
+            rtol=limits.get("rtol", 0.0),
+            atol=limits.get("atol", 0.0),
         )
         if diagnosis is not None:
             has_new_dtype = locked["dtype"] != entry["dtype"] and "dtype" not in diagnosis.kinds

@@ -121,8 +121,8 @@ class Stream:
         self._digest.update(data)
         if wanted:
             first = data[: _MAX_DIGESTS - len(self.digests)]
-            flat = first.reshape(len(first), -1) if first.size else np.zeros((len(first), 0), np.uint8)
-            self.digests += map(xxh3_64_intdigest, flat.view(np.uint8) if flat.size else flat)
+            flat: Any = first.reshape(len(first), -1) if first.size else np.zeros((len(first), 0), np.uint8)
+            self.digests += [xxh3_64_intdigest(row) for row in (flat.view(np.uint8) if flat.size else flat)]
 
     def _store(self, samples: Array) -> None:
         if self._parts is None:
@@ -205,7 +205,7 @@ def _blocks(samples: Array) -> Iterator[Array]:
     yield from (samples[i : i + step] for i in range(0, len(samples), step))
 
 
-def _canonical(values: Array) -> Array:
+def _canonical(values: Array) -> Any:
     """Return values as a contiguous array in which equal numbers have the same bytes."""
     values = np.ascontiguousarray(values)
     if values.dtype.kind in "fc":

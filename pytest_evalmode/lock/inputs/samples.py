@@ -58,7 +58,7 @@ class Selection:
             return
         crop = center_crop(self._shape, self._max_bytes)
         for i in self._candidates(samples, start):
-            sample = np.asarray(samples[(i - start, *crop)])
+            sample = np.asarray(samples[i - start])[crop]
             is_wanted = self._fixed is not None or i in self._non_ascii or i % self._stride == 0
             if is_wanted and sample.nbytes <= self._max_bytes:
                 self._samples[i] = sample.copy()

@@ -70,7 +70,7 @@ class Code:
                 self._add_members(kind, prefix)
             return
         function = _function_of(value)
-        code = getattr(function, "__code__", None)
+        code: Any = getattr(function, "__code__", None)
         name = str(getattr(function, "__qualname__", "")).replace("<locals>.", "")
         if not is_users(code) or self.digests.get(name) == (hashed := digest(_text(code, function.__doc__).encode())):
             return

@@ -59,7 +59,7 @@ class Selection:
         crop = center_crop(self._shape, self._max_bytes)
         for i in self._candidates(samples, start):
             if self._fixed is not None or i in self._non_ascii or i % self._stride == 0:
-                self._samples[i] = samples[i - start][crop].copy()
+                self._samples[i] = np.asarray(samples[i - start])[crop].copy()
                 self.nbytes += self._samples[i].nbytes
                 self._thin_out()
 

@@ -1,4 +1,4 @@
-# `make demo` shows what the plugin does, `make test` checks all of it; both set up what they need in .venv.
+# `make demo` shows the plugin at work, `make test` runs all checks. Both set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -10,7 +10,7 @@ demo: .venv/ready
 test: lint
 	$(BIN)/python -m pytest -n 2
 
-# Of the tests those of the core that run no suite, process or compiler of their own.
+# The fast tests of the core: those that start no suite, process or compiler.
 check: style types
 	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/rules tests/report tests/observe/source tests/observe/calls tests/observe/forwards \
 		tests/test_guards.py tests/test_evaluation.py tests/test_strict.py tests/test_rooms.py tests/test_policy.py
@@ -24,7 +24,7 @@ style: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
-# What mypy has read of torch for one example it need not read again for the next.
+# The examples share a cache, so that mypy analyzes torch only once.
 examples: .venv/ready
 	for example in $(sort $(dir $(wildcard examples/*/*.py))); do \
 		(cd $$example && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache/examples .) || exit 1; \

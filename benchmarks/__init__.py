@@ -1,1 +1,1 @@
-"""What guarding costs, beside a single read of the weights and beside what people write by hand."""
+"""The cost of guarding, relative to one read of the weights and to a check written by hand."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: all sections, or those of `--only`, as a table, as results.json and as results.png."""
+"""`python -m benchmarks`: run all sections, or those of `--only`; print a table, write results.json and results.png."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ SECTIONS = ("state", "forward", "training", "memory", "suite", "seconds", "idle"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="the sections to run")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="where results.json and .png go")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder for the results")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[Row]] = {}
     for section in arguments.only:
         print(f"\n{section:<58}{'measured':>12}{'bar':>8}{'aim':>8}")
-        rows[section] = list(shown(import_module(f"benchmarks.{section}").run()))
+        rows[section] = list(print_rows(import_module(f"benchmarks.{section}").run()))
     write(rows, arguments.output / "results.json")
     draw([row for section in rows.values() for row in section], arguments.output / "results.png")
 
 
-def shown(rows: Iterator[Row]) -> Iterator[Row]:
-    """Print each row as soon as it is there."""
+def print_rows(rows: Iterator[Row]) -> Iterator[Row]:
+    """Print and yield each row as soon as it is measured."""
     for row in rows:
         limits = "".join(f"{'' if limit is None else limit:>8}" for limit in (row.bar, row.aim))
         print(f"  {row.what:<56}{row.value:>9.3g} {row.unit:<2}{limits}".rstrip(), flush=True)
@@ -47,11 +47,11 @@ def write(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """How the cost grows with the model, beside the limit; and what there is a limit for, as a share of it."""
+    """Plot how the cost grows with the model's size, and each row that has a limit relative to this limit."""
     try:
         plt = import_module("matplotlib.pyplot")
     except ImportError:
-        print(f"\nno {path.name}: matplotlib is not installed")
+        print(f"\n{path.name} was not written: matplotlib is not installed")
         return
     limited = [row for row in rows if row.aim or row.bar]
     panels = [(draw_growth, [row for row in rows if row.size], 10), (draw_shares, limited, 2 + len(limited))]
@@ -62,13 +62,13 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure, axes = plt.subplots(
         len(panels), figsize=(9, 0.4 * sum(heights)), height_ratios=heights, layout="constrained", squeeze=False
     )
-    for (draw_panel, its, _), panel in zip(panels, axes.flat, strict=True):
-        draw_panel(panel, its)
+    for (draw_panel, panel_rows, _), panel in zip(panels, axes.flat, strict=True):
+        draw_panel(panel, panel_rows)
     figure.savefig(path, dpi=150)
 
 
 def draw_growth(axes: Any, rows: Sequence[Row]) -> None:
-    """Milliseconds against megabytes, one line for each way to check; the limit is two reads and a half."""
+    """Plot milliseconds over megabytes, one line per check; the limit is 2.5 reads."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         lines.setdefault(row.what.rpartition(": ")[2], []).append(((row.size or 0) / 1e6, row.value))
@@ -85,11 +85,11 @@ def draw_shares(axes: Any, rows: Sequence[Row]) -> None:
     limits = [row.aim or row.bar or 1 for row in rows]
     shares = [max(row.value / limit, 0) for row, limit in zip(rows, limits, strict=True)]
     bars = axes.barh([row.what for row in rows], shares, color=["C0" if share <= 1 else "C3" for share in shares])
-    told = [f"{row.value:.2g} of {limit:g} {row.unit}" for row, limit in zip(rows, limits, strict=True)]
-    axes.bar_label(bars, told, padding=4)
+    labels = [f"{row.value:.2g} of {limit:g} {row.unit}" for row, limit in zip(rows, limits, strict=True)]
+    axes.bar_label(bars, labels, padding=4)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlabel("measured, as a share of the limit (less is better)")
+    axes.set_xlabel("measured, relative to the limit (less is better)")
     axes.margins(x=0.25)
 
 

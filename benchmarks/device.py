@@ -1,6 +1,6 @@
-"""What guarding costs on an accelerator: reading models that lie there, and forwards that run there.
+"""The cost of guarding on an accelerator: reading models and running forwards there.
 
-`python -m benchmarks.device` runs this section alone, with sizes for the host where there is no accelerator.
+`python -m benchmarks.device` runs only this section.  Without an accelerator it uses the CPU and smaller models.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ HOST = torch.device("cpu")
 
 
 def run() -> Iterator[Row]:
-    """Nothing where there is no accelerator."""
+    """Measure on the accelerator; without one, yield no rows."""
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
-        print("  no accelerator here; `python -m benchmarks.device` tries this on the host")
+        print("  no accelerator found; `python -m benchmarks.device` runs this section on the CPU")
         return
-    yield from measured(device)
+    yield from measure(device)
 
 
-def measured(device: torch.device) -> Iterator[Row]:
-    """Small models alone on the host: there it is no measurement."""
+def measure(device: torch.device) -> Iterator[Row]:
+    """Measure on a device; on the CPU only small models run, to try the code."""
     speed = bandwidth(device, 1 << (22 if device == HOST else 31))
     yield Row("a copy on the device, bytes read and written", speed / 1e9, "GB/s")
     for what, model in models(device):
@@ -40,25 +40,26 @@ def measured(device: torch.device) -> Iterator[Row]:
 
 
 def models(device: torch.device) -> Iterator[tuple[str, nn.Module]]:
-    """One at a time, so that the next has the room of the last."""
+    """Yield one model at a time, so that only one is in memory."""
     yield "ResNet-50", resnet50().to(device)
     if device == HOST:
         yield "17 M parameters", linears(17)
         return
     yield "BERT-base", bert().to(device)
     yield "1 B parameters", linears(1000, str(device))
-    if room(device) > 30e9:  # it is copied, too
+    if free_memory(device) > 30e9:  # for the model and a copy
         yield "7 B parameters", linears(7000, str(device))
     yield "1000 small tensors", tensors(1000, 100).to(device)
 
 
-def room(device: torch.device) -> float:
-    told: Callable[[], tuple[int, int]] = getattr(torch.get_device_module(device), "mem_get_info", lambda: (0, 0))
-    return told()[0]
+def free_memory(device: torch.device) -> float:
+    """Return the free memory of a device in bytes."""
+    get_info: Callable[[], tuple[int, int]] = getattr(torch.get_device_module(device), "mem_get_info", lambda: (0, 0))
+    return get_info()[0]
 
 
 def bandwidth(device: torch.device, size: int) -> float:
-    """The bytes per second of a copy on the device."""
+    """Return the bytes per second of a copy on the device."""
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     times = interleaved({"copy": timed(device, lambda: target.copy_(source))}, seconds=1)
@@ -66,7 +67,7 @@ def bandwidth(device: torch.device, size: int) -> float:
 
 
 def timed(device: torch.device, run: Callable[[], object]) -> Measure:
-    """From when the device is idle until it is idle again."""
+    """Return a measurement that includes the time until the device is idle again."""
 
     def whole() -> None:
         run()
@@ -86,13 +87,13 @@ def state(what: str, model: nn.Module, speed: float) -> Iterator[Row]:
     yield Row(f"{what}: one read on the device", 1e3 * times["read"], "ms")
     yield Row(f"{what}: a copy and torch.equal there", 1e3 * times["by hand"], "ms")
     limit = 2.5 if size >= 100e6 else None
-    yield Row(f"{what}: enter + exit to one read there", times.ratio("guard", "read"), "x", aim=limit)
-    yield Row(f"{what}: to a copy and torch.equal there", times.ratio("guard", "by hand"), "x")
+    yield Row(f"{what}: enter + exit relative to one read there", times.ratio("guard", "read"), "x", aim=limit)
+    yield Row(f"{what}: relative to a copy and torch.equal there", times.ratio("guard", "by hand"), "x")
     yield Row(f"{what}: share of the bandwidth", 100 * 2 * size / times["guard"] / speed, "%")
 
 
 def read(model: nn.Module) -> None:
-    """The least that any check must do."""
+    """Read every byte once: the minimum that any check needs."""
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.max()
@@ -125,6 +126,6 @@ def forward(what: str, model: nn.Module, x: torch.Tensor, aim: float | None = 2)
 
 
 if __name__ == "__main__":
-    from benchmarks.__main__ import shown
+    from benchmarks.__main__ import print_rows
 
-    list(shown(measured(torch.accelerator.current_accelerator(check_available=True) or HOST)))
+    list(print_rows(measure(torch.accelerator.current_accelerator(check_available=True) or HOST)))

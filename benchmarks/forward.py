@@ -1,4 +1,4 @@
-"""A forward that is watched, beside the same forward that is not."""
+"""The cost of guarding a forward, compared with the same forward without a guard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CALLS = 1000
 def run() -> Iterator[Row]:
     with torch.inference_mode():
         yield from networks()
-        with one_thread():  # for so little work a second one only waits
+        with one_thread():  # forwards this small do not use a second thread
             yield from many_calls()
 
 
@@ -31,7 +31,7 @@ def networks() -> Iterator[Row]:
 
 
 def many_calls() -> Iterator[Row]:
-    """Forwards that cost so little that what the guard does for each of them shows."""
+    """Measure forwards that are so cheap that the cost of guarding each call shows."""
     language, prompt = decoder(), torch.arange(4).unsqueeze(0)
     options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 100, "do_sample": False, "pad_token_id": 0}
     yield percent("generate() of 100 tokens", watched(language, lambda: language.generate(prompt, **options)))

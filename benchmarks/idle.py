@@ -1,6 +1,6 @@
-"""What the plugin costs a suite that has nothing to guard.
+"""The cost of the plugin in a suite without guarded tests.
 
-In seconds of the processor: nothing here waits for anything but its turn.
+Measured in CPU seconds, so that waiting for the processor does not count.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def run() -> Iterator[Row]:
 
 
 def _python(folder: str, *arguments: str) -> Measure:
-    """A fresh interpreter that loads no plugin which is not named; this one must find itself from any folder.
+    """Return a measurement of a new interpreter that runs with these arguments and loads no other plugins.
 
-    It keeps its bytecode, as an installed package does.
+    It writes bytecode to a cache, like an installed package.
     """
     environment = {
         **os.environ,
@@ -51,13 +51,13 @@ def _python(folder: str, *arguments: str) -> Measure:
     }
 
     def run() -> float:
-        before = _of_children()
+        before = _cpu_seconds_of_children()
         subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, check=True)
-        return _of_children() - before
+        return _cpu_seconds_of_children() - before
 
     return run
 
 
-def _of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _cpu_seconds_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

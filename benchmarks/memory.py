@@ -1,7 +1,7 @@
-"""How much memory a guard needs on top of the model.
+"""The memory that a guard needs in addition to the model.
 
-Measured where the operating system counts it, as the peak of what is resident: tracemalloc would not see torch's share.
-A process of its own, since what another benchmark has freed would be used again unseen.
+Measured as the peak resident set size that the operating system reports: tracemalloc does not see torch's memory.
+Runs in a separate process, because memory that another benchmark freed could be reused without being counted.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ PROCESSES = 5
 
 def run() -> Iterator[Row]:
     if not Path("/proc/self/clear_refs").exists():
-        return  # only Linux lets a process begin a new peak
+        return  # only Linux lets a process reset its peak
     shares = [float(_measured()) for _ in range(PROCESSES)]
-    yield Row("ResNet-50: extra peak memory, of the model's size", 100 * median(shares), "%", bar=5, aim=3)
+    yield Row("ResNet-50: extra peak memory, relative to the model's size", 100 * median(shares), "%", bar=5, aim=3)
 
 
 def _measured() -> str:
@@ -29,7 +29,10 @@ def _measured() -> str:
 
 
 def extra() -> float:
-    """The peak of guarding a ResNet-50 once, as a share of the ResNet-50; a small model has loaded the code."""
+    """Return the peak memory of guarding a ResNet-50 once, relative to its size.
+
+    A small model is guarded first, so that loading the code does not count.
+    """
     from benchmarks.models import layers, resnet50
     from benchmarks.state import guard
 

@@ -1,4 +1,4 @@
-"""The models that are guarded: all in eval mode, all with random weights."""
+"""The models of the benchmarks, in eval mode and with random weights."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def bert() -> nn.Module:
 
 
 def decoder() -> Any:
-    """A language model with `generate()`, small enough for a token to take a few milliseconds."""
+    """Return a language model with `generate()` that needs a few milliseconds per token."""
     config = GPT2Config(vocab_size=1000, n_embd=256, n_layer=6, n_head=4, bos_token_id=0, eos_token_id=None)
     model: nn.Module = GPT2LMHeadModel(config)
     return model.eval()
 
 
 def layers(number: int) -> nn.Module:
-    """So little to compute that what is done for each module is all there is."""
+    """Return a model of tiny layers: most of its time is the cost of module calls."""
     return nn.Sequential(*(nn.Linear(4, 4) for _ in range(number))).eval()
 
 
 def linears(millions: int, device: str = "cpu") -> nn.Module:
-    """The bulk of a language model: square matrices of 16.8 million parameters, in half precision."""
+    """Return a stack of square matrices like those of a language model: 16.8 million parameters each, in bfloat16."""
     side = 4096
     with torch.device("meta"):
         model = nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(millions * 10**6 // side**2)))
@@ -42,11 +42,11 @@ def linears(millions: int, device: str = "cpu") -> nn.Module:
 
 
 def tensors(number: int, elements: int) -> nn.Module:
-    """Parameters, and nothing to run."""
+    """Return a module with parameters and without a forward."""
     return nn.ParameterList(torch.rand(elements) for _ in range(number)).eval()
 
 
 def mlp() -> nn.Module:
-    """Eleven modules that cost next to nothing, as the models of most tests do."""
+    """Return a model of eleven small modules, as in most tests."""
     hidden = [part for _ in range(3) for part in (nn.Linear(32, 32), nn.ReLU(), nn.Dropout())]
     return nn.Sequential(*hidden, nn.Linear(32, 8)).eval()

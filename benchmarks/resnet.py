@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut, which is a convolution where the shape changes."""
+    """1x1, 3x3 and 1x1 convolutions with a shortcut, which is a convolution if the shape changes."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Bottleneck(nn.Module):
 
 
 def resnet50() -> nn.Module:
-    """In eval mode, with random weights."""
+    """Return a ResNet-50 in eval mode with random weights."""
     stem = [nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU(True), nn.MaxPool2d(3, 2, 1)]
     blocks: list[nn.Module] = []
     channels = 64

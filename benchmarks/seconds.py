@@ -1,4 +1,4 @@
-"""What a guard says that it cost, `seconds`, beside what it did cost: a suite with it and without."""
+"""The cost that a guard reports (`seconds`), compared with its real cost: the same forwards with and without it."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def run() -> Iterator[Row]:
 
 
 def compared(what: str, model: nn.Module, x: Tensor, exempt: Exempt, strict: bool) -> Iterator[Row]:
-    told: list[float] = []
+    reported: list[float] = []
 
     def plain() -> None:
         for _ in range(WINDOWS):
             forwards(model, x, FORWARDS)
 
     def guarded() -> None:
-        said = 0.0
+        seconds = 0.0
         for _ in range(WINDOWS):
             with exempt(strict) as window:
                 forwards(model, x, FORWARDS)
-            said += window.seconds
-        told.append(said)
+            seconds += window.seconds
+        reported.append(seconds)
 
     times = interleaved({"plain": lambda: clock(plain), "guarded": lambda: clock(guarded)}, seconds=10)
     cost = [a - b for a, b in zip(times.rounds["guarded"], times.rounds["plain"], strict=True)]
-    share = median(said / true for said, true in zip(told[1:], cost, strict=True))  # the first round does not count
+    share = median(a / b for a, b in zip(reported[1:], cost, strict=True))  # the first round does not count
     yield Row(f"{WINDOWS * FORWARDS} tiny forwards, {what}: cost", 1e3 * median(cost), "ms")
-    yield Row(f"{WINDOWS * FORWARDS} tiny forwards, {what}: `seconds`", 1e3 * median(told[1:]), "ms")
+    yield Row(f"{WINDOWS * FORWARDS} tiny forwards, {what}: `seconds`", 1e3 * median(reported[1:]), "ms")
     yield Row(f"`seconds` is off by, {what}", 100 * abs(share - 1), "%", bar=33)

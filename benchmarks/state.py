@@ -1,4 +1,4 @@
-"""Opening and closing a guard around a model that nobody touches."""
+"""The cost of opening and closing a guard around a model that does not change."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ SMALL = 10_000
 
 
 def run() -> Iterator[Row]:
-    yield from told("ResNet-50", resnet50(), reads=(3, 2.5), by_hand=(0.2, 0.1))
-    yield from beside_pytest_torch()
-    yield from told("BERT-base", bert(), reads=(None, 2.5), by_hand=(None, 0.1))
-    yield from told("500 M parameters", linears(500), reads=(None, 2.5), by_hand=(None, 0.1))
+    yield from compared("ResNet-50", resnet50(), reads=(3, 2.5), by_hand=(0.2, 0.1))
+    yield from compared_with_pytest_torch()
+    yield from compared("BERT-base", bert(), reads=(None, 2.5), by_hand=(None, 0.1))
+    yield from compared("500 M parameters", linears(500), reads=(None, 2.5), by_hand=(None, 0.1))
     gc.collect()
     if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") > 8e9:
-        yield from told("1 B parameters", linears(1000), reads=(None, 2.5), by_hand=(None, 0.1))
+        yield from compared("1 B parameters", linears(1000), reads=(None, 2.5), by_hand=(None, 0.1))
         gc.collect()
-    yield from told("one tensor of 400 MB", tensors(1, 100_000_000), reads=(None, 2.5), by_hand=(None, 0.1))
+    yield from compared("one tensor of 400 MB", tensors(1, 100_000_000), reads=(None, 2.5), by_hand=(None, 0.1))
     yield from small_tensors()
 
 
 Limits = tuple[float | None, float | None]
 
 
-def told(what: str, model: nn.Module, reads: Limits, by_hand: Limits) -> Iterator[Row]:
+def compared(what: str, model: nn.Module, reads: Limits, by_hand: Limits) -> Iterator[Row]:
     times = compare(model)
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     for name, run in (("enter + exit", "guard"), ("one read", "read"), ("a copy and torch.equal", "by hand")):
         yield Row(f"{what}: {name}", 1e3 * times[run], "ms", size=size)
-    yield Row(f"{what}: enter + exit to one read", times.ratio("guard", "read"), "x", *reads)
-    yield Row(f"{what}: to one read on one thread", times.ratio("guard", "read on one thread"), "x")
-    yield Row(f"{what}: to a copy and torch.equal", times.ratio("guard", "by hand"), "x", *by_hand)
+    yield Row(f"{what}: enter + exit relative to one read", times.ratio("guard", "read"), "x", *reads)
+    yield Row(f"{what}: relative to one read on one thread", times.ratio("guard", "read on one thread"), "x")
+    yield Row(f"{what}: relative to a copy and torch.equal", times.ratio("guard", "by hand"), "x", *by_hand)
 
 
 def small_tensors() -> Iterator[Row]:
     times = compare(tensors(SMALL, 100))
     yield Row(f"{SMALL} small tensors: each", 1e6 * times["guard"] / SMALL, "µs", aim=4)
-    yield Row(f"{SMALL} small tensors: to a copy and torch.equal", times.ratio("guard", "by hand"), "x")
+    yield Row(f"{SMALL} small tensors: relative to a copy and torch.equal", times.ratio("guard", "by hand"), "x")
 
 
 def compare(model: nn.Module) -> Times:
@@ -61,8 +61,8 @@ def compare(model: nn.Module) -> Times:
     )
 
 
-def beside_pytest_torch() -> Iterator[Row]:
-    """`check_inference_contract` runs the model itself, so both sides run it once."""
+def compared_with_pytest_torch() -> Iterator[Row]:
+    """Compare with pytest-torch.  Its `check_inference_contract` runs the model, so both sides run it once."""
     try:
         check = import_module("pytest_torch").check_inference_contract
     except ImportError:
@@ -79,7 +79,7 @@ def beside_pytest_torch() -> Iterator[Row]:
             "contract": lambda: warm(lambda: check(model, image, checks=["no_state_mutation"])),
         }
     )
-    yield Row("ResNet-50, one forward: to pytest-torch's contract", times.ratio("guard", "contract"), "x")
+    yield Row("ResNet-50, one forward: relative to pytest-torch's contract", times.ratio("guard", "contract"), "x")
 
 
 def guard(model: nn.Module, inside: Callable[[], object] = lambda: None) -> None:
@@ -93,14 +93,14 @@ def guard(model: nn.Module, inside: Callable[[], object] = lambda: None) -> None
 
 
 def read(model: nn.Module) -> None:
-    """The least that any check must do: look at every byte once."""
+    """Read every byte once: the minimum that any check needs."""
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.max()
 
 
 def by_hand(model: nn.Module) -> None:
-    """What people write: keep a copy, compare it afterwards."""
+    """Copy the state and compare it afterwards: the usual check written by hand."""
     before = copy.deepcopy(model.state_dict())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

@@ -1,4 +1,4 @@
-"""A suite whose every test is guarded, beside the same suite with `--evalmode=off`."""
+"""The cost of guarding every test of a suite, compared with the same suite under `--evalmode=off`."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def test_inference(model, i):
 
 
 class Clock:
-    """Times the tests alone: what comes before and after them is the same whatever the mode."""
+    """A plugin that times the tests without start-up and reporting, which take the same time in every mode."""
 
     seconds = 0.0
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Generator[None, object, object]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         result = yield
-        self.seconds = time.perf_counter() - began
+        self.seconds = time.perf_counter() - start
         return result
 
 
@@ -62,7 +62,7 @@ def run() -> Iterator[Row]:
 
 
 def shared_models() -> Iterator[Row]:
-    """The windows of a suite over one model that nobody writes to, with the kernel's write tracking and without."""
+    """Measure the windows of a suite over one unchanged model, with and without the kernel's write tracking."""
     for what, make, bar in (
         ("ResNet-50", resnet50, 0.15),
         ("BERT-base", bert, 0.1),
@@ -70,23 +70,26 @@ def shared_models() -> Iterator[Row]:
         ("1 B parameters", lambda: linears(1000), 0.05),
     ):
         times = _windows(make())
-        for name in ("tracked", "read anew", "by hand"):
+        for name in ("tracked", "full read", "by hand"):
             yield Row(f"{what}: {TESTS} windows, {name}", TESTS * times[name], "s")
             yield Row(
-                f"{what}: {name}, to one read", times.ratio(name, "read"), "x", bar if name == "tracked" else None
+                f"{what}: {name}, relative to one read",
+                times.ratio(name, "read"),
+                "x",
+                bar if name == "tracked" else None,
             )
-        yield Row(f"{what}: tracked, to read anew", times.ratio("tracked", "read anew"), "x", 0.1)
+        yield Row(f"{what}: tracked, relative to full read", times.ratio("tracked", "full read"), "x", 0.1)
 
 
 def _windows(model: nn.Module) -> Times:
-    def read_anew() -> float:
+    def full_read() -> float:
         with mock.patch.object(write_tracking, "tracker", return_value=None):
             return warm(lambda: guard(model))
 
     return interleaved(
         {
             "tracked": lambda: warm(lambda: guard(model)),
-            "read anew": read_anew,
+            "full read": full_read,
             "read": lambda: warm(lambda: read(model)),
             "by hand": lambda: warm(lambda: by_hand(model)),
         }
@@ -96,7 +99,7 @@ def _windows(model: nn.Module) -> Times:
 def small_model() -> Iterator[Row]:
     no_other_plugins = mock.patch.dict(os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     with TemporaryDirectory() as folder, no_other_plugins, one_thread():
-        for scope, what in (("session", "sharing one model"), ("function", "with a model each")):
+        for scope, what in (("session", "sharing one model"), ("function", "with one model per test")):
             suite = Path(folder, f"test_{scope}.py")
             suite.write_text(SUITE.format(scope=scope, tests=TESTS), encoding="utf-8")
             options = {"off": "--evalmode=off", "default": "--evalmode=enforce", "strict": "--evalmode-strict"}
@@ -110,8 +113,8 @@ def _tests(suite: Path, option: str) -> Measure:
     def run() -> float:
         clock = Clock()
         options = ["-c", os.devnull, "-p", "no:cacheprovider", "-p", "pytest_evalmode.plugin", option]
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            assert pytest.main([*options, str(suite)], plugins=[clock]) == 0, said.getvalue()
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            assert pytest.main([*options, str(suite)], plugins=[clock]) == 0, output.getvalue()
         return clock.seconds
 
     return run

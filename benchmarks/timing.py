@@ -1,7 +1,7 @@
-"""Times that can be compared on a machine that does other things too.
+"""Timing that stays comparable on a busy machine.
 
-Every round takes each candidate once, in turning order, and ratios are medians over rounds: what disturbs one round
-disturbs both sides of its ratio.
+Each round runs every candidate once, in rotating order.  Ratios are computed per round, so that a disturbance affects
+both sides, and the result is the median over all rounds.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from statistics import median
 import torch
 
 Measure = Callable[[], float]
-"""Sets up what it needs, and returns the seconds that count."""
+"""A function that runs its setup and returns the measured seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table; of `bar` and `aim`, less is better than either."""
+    """One line of the table.  The value should be less than `bar` and `aim`."""
 
     what: str
     value: float
     unit: str
     bar: float | None = None
-    """What has to hold."""
+    """The limit that must hold."""
     aim: float | None = None
-    """What is to hold one day."""
+    """The limit to reach later."""
     size: int | None = None
-    """The bytes of the model, where the plot is to show how this grows with them."""
+    """The size of the model in bytes, for rows that the plot shows over the size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """The seconds of each candidate, round by round."""
+    """The seconds of each candidate in each round."""
 
     rounds: Mapping[str, list[float]]
 
@@ -43,7 +43,7 @@ class Times:
         return median(a / b for a, b in zip(self.rounds[name], self.rounds[to], strict=True))
 
     def extra(self, name: str, to: str) -> float:
-        """How many seconds more one took than the other."""
+        """Return the median of the extra seconds of one candidate over another."""
         return median(a - b for a, b in zip(self.rounds[name], self.rounds[to], strict=True))
 
     def __getitem__(self, name: str) -> float:
@@ -51,13 +51,13 @@ class Times:
 
 
 def clock(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     run()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def warm(run: Callable[[], object]) -> float:
-    """The seconds of a run that follows another of its kind: what ran before that does not weigh on it."""
+    """Return the seconds of the second of two runs, so that caches are warm."""
     run()
     return clock(run)
 
@@ -75,7 +75,7 @@ def one_thread() -> Iterator[None]:
 def interleaved(
     candidates: Mapping[str, Measure], *, seconds: float = 6, at_least: int = 7, at_most: int = 200
 ) -> Times:
-    """Take turns for about so many seconds, after a round that does not count."""
+    """Run the candidates in turn for about `seconds`, after one warm-up round."""
     order = list(candidates)
     for name in order:
         candidates[name]()

@@ -1,4 +1,4 @@
-"""A forward in training mode with autograd, exempted, beside one in eval mode without: as guarded suites have both."""
+"""The cost of guarding a forward in training mode with autograd (exempted), compared with one in eval mode."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def in_eval_mode(strict: bool) -> Guard:
 
 
 def in_training_mode(strict: bool) -> Guard:
-    """As a test of training declares what it does on purpose."""
+    """Return a guard with the exemptions that a test of training declares."""
     return guard(strict=strict, train=["*"], allow=["grad-mode"])
 
 
 def forwards(model: nn.Module, x: Tensor, times: int) -> None:
-    """So many; autograd records them in training mode alone."""
+    """Run several forwards; autograd records them only in training mode."""
     with torch.set_grad_enabled(model.training):
         for _ in range(times):
             model(x)
 
 
 def timed(*, strict: bool) -> Times:
-    """Forwards of both kinds, outside and inside a window."""
+    """Time forwards in eval and training mode, without and with a guard."""
     x = torch.rand(4, 32)
 
     def plain(model: nn.Module) -> float:
@@ -51,13 +51,13 @@ def timed(*, strict: bool) -> Times:
         with exempt(strict):
             return plain(model)
 
-    still, learning = mlp(), mlp().train()
+    evaluated, trained = mlp(), mlp().train()
     return interleaved(
         {
-            "eval": lambda: plain(still),
-            "eval, guarded": lambda: guarded(still, in_eval_mode),
-            "training": lambda: plain(learning),
-            "training, guarded": lambda: guarded(learning, in_training_mode),
+            "eval": lambda: plain(evaluated),
+            "eval, guarded": lambda: guarded(evaluated, in_eval_mode),
+            "training": lambda: plain(trained),
+            "training, guarded": lambda: guarded(trained, in_training_mode),
         },
         seconds=20,
     )
@@ -72,5 +72,5 @@ def rows(rules: str, times: Times) -> Iterator[Row]:
         yield Row(f"eleven modules, {mode}, {rules}", 1e6 * times[f"{mode}, guarded"] / FORWARDS, "µs")
         yield Row(f"eleven modules, {mode}, {rules}: more", 1e6 * median(extra[mode]) / FORWARDS, "µs")
     bar = 2 if rules == "default" else None
-    paid = median(a / b for a, b in zip(extra["training"], extra["eval"], strict=True))
-    yield Row(f"training, of what eval mode pays, {rules}", paid, "×", bar)
+    ratio = median(a / b for a, b in zip(extra["training"], extra["eval"], strict=True))
+    yield Row(f"extra time in training mode, relative to eval mode, {rules}", ratio, "×", bar)

@@ -1,4 +1,4 @@
-"""For mkdocs: the pages of the rules, which ship with the package, stand among those of the documentation."""
+"""A MkDocs hook that adds the rule pages, which ship with the package, to the documentation."""
 
 from __future__ import annotations
 

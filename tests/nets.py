@@ -1,4 +1,4 @@
-"""What many tests need: a small net, and a guard that tells instead of raising."""
+"""Small models, and a guard that does not raise on violations, for many tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_evalmode.rules import Violation
 
 
 class Net(nn.Module):
-    """One of each: parameters, running statistics, dropout."""
+    """A model with parameters, running statistics and dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Net(nn.Module):
 
 
 class Dropper(nn.Module):
-    """Has no running statistics, to which vmap could not write."""
+    """A model with dropout and without running statistics, because vmap cannot write to those."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Dropper(nn.Module):
 
 
 class Noisy(Dropper):
-    """Draws in eval mode too."""
+    """A model that draws random numbers in eval mode, too."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(self.head(x))
@@ -60,18 +60,18 @@ def batch(*shape: int) -> Tensor:
 
 @contextmanager
 def watching(*models: nn.Module, **arguments: Any) -> Iterator[Guard]:
-    """`guard()` that raises no verdict: ask its `violations` afterwards.  A failure of its own is raised."""
+    """Guard a block without raising on violations; read them from `violations`.  Errors of the guard are raised."""
     with suppress(HygieneError), guard(*models, **arguments) as g:
         yield g
 
 
 def rules(g: Guard) -> set[str]:
-    """The rules that were broken."""
+    """Return the names of the broken rules."""
     return {violation.rule for violation in g.violations}
 
 
 def only(g: Guard, rule: str) -> Violation:
-    """The one violation that there is, of this rule."""
+    """Return the only violation, and assert that it is of this rule."""
     assert rules(g) == {rule}
     (violation,) = g.violations
     return violation

@@ -1,4 +1,4 @@
-"""The code of the documentation: Markdown -> blocks, and how those of a page are run."""
+"""Fenced code blocks of Markdown pages."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _HEADING = re.compile(r"^## (.+)$", re.M)
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One fenced block: its language, the file that it is, the heading that it stands under, and what it says."""
+    """One fenced block: its language, its title (a file name), the heading above it, and its code."""
 
     language: str
     title: str
     heading: str
     code: str
     at: slice
-    """Where the code stands in the page."""
+    """The position of the code in the page."""
 
 
 def blocks(text: str) -> Iterator[Block]:
-    """The fenced blocks of a page, from top to bottom."""
+    """Yield the fenced blocks of a page from top to bottom."""
     headings = [(match.start(), match[1]) for match in _HEADING.finditer(text)]
     for match in _FENCE.finditer(text):
         above = [name for start, name in headings if start < match.start()]

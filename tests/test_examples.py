@@ -1,4 +1,4 @@
-"""The examples do what the README says of them: one suite is clean, and every mistake of the other is diagnosed."""
+"""The examples behave as documented: the clean suite passes, and every mistake and lost accuracy is diagnosed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIGITS = ROOT / "examples" / "digits"
 
 @dataclass(frozen=True)
 class Run:
-    """What a run of pytest said, and what its report holds."""
+    """The output of a pytest run, and the tests and totals of its report."""
 
     output: str
     tests: dict[str, dict[str, Any]]
@@ -27,13 +27,14 @@ class Run:
 
 
 def run(suite: str, folder: Path, *options: str) -> Run:
-    """Run a suite of the example as someone who has copied its folder would: without this repository's settings."""
+    """Run a suite of the example without the configuration of this repository."""
     report = folder / "report.json"
     alone = ["-c", os.devnull, f"--rootdir={DIGITS}", "-pno:randomly", "-pno:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *alone, f"--evalmode-report={report}", *options, suite]
     done = subprocess.run(command, cwd=DIGITS, capture_output=True, text=True, check=False)
-    found = json.loads(report.read_text(encoding="utf-8"))
-    return Run(done.stdout, {test["nodeid"].partition("::")[2]: test for test in found["tests"]}, found["totals"])
+    content = json.loads(report.read_text(encoding="utf-8"))
+    tests = {test["nodeid"].partition("::")[2]: test for test in content["tests"]}
+    return Run(done.stdout, tests, content["totals"])
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +43,10 @@ def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def line(file: str, function: str, text: str) -> str:
-    """Where the first line with this text stands in a function, as a report names it."""
+    """Return `file:line` of the first line of a function that contains a text."""
     lines = (DIGITS / file).read_text(encoding="utf-8").splitlines()
-    begin = next(number for number, content in enumerate(lines) if f"def {function}(" in content)
-    return next(f"{file}:{number}" for number, content in enumerate(lines[begin:], begin + 1) if text in content)
+    start = next(number for number, content in enumerate(lines) if f"def {function}(" in content)
+    return next(f"{file}:{number}" for number, content in enumerate(lines[start:], start + 1) if text in content)
 
 
 MODES = {".dropout (Dropout)", ".features.1 (BatchNorm2d)", ".features.5 (BatchNorm2d)"}
@@ -95,13 +96,13 @@ FUNCTIONAL_DROPOUT = line("test_mistakes.py", "forward", "# the mistake")
         ("test_one_submodule", "restored", {"train-mode": ({".dropout (Dropout)"}, ONE_SUBMODULE, DROPOUT, 1)}),
     ],
 )
-def test_every_mistake_is_diagnosed(
+def test_report_diagnoses_every_mistake(
     mistakes: Run, test: str, model: str, diagnosis: dict[str, tuple[set[str], str, str | None, int]]
 ) -> None:
-    """By rule: what is at fault in the model, the line that ran it, the line in the model, how many."""
-    found = mistakes.tests[test]
-    assert found["outcome"] == "failed"
-    assert {v["rule"]: (set(v["subjects"]), v["at"], v["cause"], v["count"]) for v in found["violations"]} == {
+    """`diagnosis` holds per rule: the subjects, the line of the call, the line in the model, the count."""
+    reported = mistakes.tests[test]
+    assert reported["outcome"] == "failed"
+    assert {v["rule"]: (set(v["subjects"]), v["at"], v["cause"], v["count"]) for v in reported["violations"]} == {
         rule: ({model + subject for subject in subjects}, *rest) for rule, (subjects, *rest) in diagnosis.items()
     }
 
@@ -109,13 +110,13 @@ def test_every_mistake_is_diagnosed(
 @pytest.mark.parametrize(
     ("test", "function"), [("test_faded_scans", "faded_accuracy"), ("test_one_submodule", "test_one_submodule")]
 )
-def test_a_switch_to_training_mode_is_told_with_its_line(mistakes: Run, test: str, function: str) -> None:
+def test_report_names_the_line_that_switched_to_training_mode(mistakes: Run, test: str, function: str) -> None:
     training = next(v for v in mistakes.tests[test]["violations"] if v["rule"] == "train-mode")
     assert training["details"]["since"] == line("test_mistakes.py", function, "# the mistake")
 
 
 @pytest.mark.parametrize("test", ["test_faded_scans", "test_confidence", "test_one_submodule"])
-def test_the_fixture_that_handed_the_model_over_is_told(mistakes: Run, test: str) -> None:
+def test_report_names_the_fixture_that_provided_the_model(mistakes: Run, test: str) -> None:
     for violation in mistakes.tests[test]["violations"]:
         name, at = (violation["details"][key] for key in ("fixture", "fixture_at"))
         assert name == violation["model"]
@@ -128,16 +129,15 @@ def has(file: str, function: str) -> bool:
     return f"def {function}(" in (DIGITS / file).read_text(encoding="utf-8")
 
 
-def test_the_only_right_test_among_the_mistakes_passes(mistakes: Run) -> None:
-    right = mistakes.tests["test_accuracy_after_that"]
-    assert right["outcome"] == "passed"
-    assert right["violations"] == []
+def test_only_correct_test_among_the_mistakes_passes(mistakes: Run) -> None:
+    correct = mistakes.tests["test_accuracy_after_faded_scans"]
+    assert correct["outcome"] == "passed"
+    assert correct["violations"] == []
     assert mistakes.totals["tests"] == 7
     assert mistakes.totals["violated"] == 6
 
 
-def test_plain_pytest_passes_every_mistake(tmp_path: Path) -> None:
-    """That is why the plugin exists."""
+def test_mistakes_pass_without_the_plugin(tmp_path: Path) -> None:
     assert "7 passed" in run("test_mistakes.py", tmp_path, "--evalmode=off").output
 
 
@@ -148,32 +148,33 @@ def demo() -> str:
     return done.stdout
 
 
-def test_the_demo_finds_what_it_promises(demo: str) -> None:
-    assert "All 5 clean tests passed, all 6 mistakes were found, and all 5 causes of a lost accuracy were" in demo
+def test_demo_reports_all_mistakes_and_causes(demo: str) -> None:
+    assert "All 5 clean tests passed, all 6 mistakes were reported, and all 5 causes of a lower accuracy were" in demo
 
 
 def table(text: str) -> tuple[list[str], list[float]]:
-    """The table of lost accuracies in a text: its words, and its accuracies in per cent."""
+    """Return the rows of the table of lost accuracies without decimals, and its accuracies in percent."""
     lines = text.splitlines()
     start = lines.index("| what went wrong | accuracy | what the test says |")
     rows = lines[start : start + 7]
-    shares = [float(share) for row in rows for share in re.findall(r"([\d.]+)%", row)]
-    return [re.sub(r"\d+\.\d+", "#", row) for row in rows], shares
+    accuracies = [float(number) for row in rows for number in re.findall(r"([\d.]+)%", row)]
+    return [re.sub(r"\d+\.\d+", "#", row) for row in rows], accuracies
 
 
-def test_the_readme_shows_the_demos_table(demo: str) -> None:
-    """To the word; of numbers, the accuracies within three points, since another processor trains another model."""
-    shown, made = (table(text) for text in ((ROOT / "README.md").read_text(encoding="utf-8"), demo))
-    assert shown[0] == made[0]
-    assert shown[1] == pytest.approx(made[1], abs=3.0)
-    assert len(made[1]) == 10
+def test_lock_page_shows_the_table_of_the_demo(demo: str) -> None:
+    """The accuracies may differ by three points, because another processor trains a slightly different model."""
+    page = (ROOT / "docs" / "lock" / "index.md").read_text(encoding="utf-8")
+    documented, printed = table(page), table(demo)
+    assert documented[0] == printed[0]
+    assert documented[1] == pytest.approx(printed[1], abs=3.0)
+    assert len(printed[1]) == 10
 
 
-def test_plain_pytest_passes_what_was_lost(tmp_path: Path) -> None:
+def test_lost_accuracies_pass_without_the_plugin(tmp_path: Path) -> None:
     assert "5 passed" in run("test_lost_accuracy.py", tmp_path, "--inject", "--evalmode=off").output
 
 
-def test_the_clean_suite_runs_from_the_root_of_the_repository() -> None:
+def test_clean_suite_runs_from_the_root_of_the_repository() -> None:
     command = [sys.executable, "-m", "pytest", "-pno:cacheprovider", "examples/digits/test_clean.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

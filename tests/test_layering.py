@@ -24,7 +24,9 @@ SESSION |= {
 }
 SHELL = {"plugin", "policy", "file_writing", *(f"session.{name}" for name in SESSION)}
 SHELL |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}
-SHELL |= {"lock.lock_file", "lock.lock_fixture", "lock.session_locks"}
+SHELL |= {
+    f"lock.{name}" for name in ("host", "lock_file", "lock_fixture", "lock_folder", "sample_store", "session_locks")
+}
 NEEDS_PYTEST = {"plugin", "session.hookspecs", *(f"session.{name}" for name in SESSION)}
 NEEDS_PYTEST |= {"lock.lock_fixture", "lock.session_locks"}
 NEEDS_TRITON = {"observe.state.devices.triton_kernel"} if find_spec("triton") is None else set[str]()

@@ -1,4 +1,4 @@
-"""The probes: each finds its fault, names where it shows first, passes the look-alike, and leaves no trace."""
+"""Probes detect their fault, name the first difference, pass on look-alikes, and leave the model unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.nets import Net, batch
 
 
 class Sticky(nn.Module):
-    """Remembers the first input that it saw."""
+    """A module that keeps its first input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Sticky(nn.Module):
 
 
 class Triggered(nn.Module):
-    """Behaves otherwise once it has seen a large first value."""
+    """A module that behaves differently after an input with a large first value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,15 +67,15 @@ class Dropping(nn.Module):
         return F.dropout(self.fc(x))
 
 
-class Centred(nn.Module):
-    """Takes the mean of the batch out."""
+class Centered(nn.Module):
+    """A module that subtracts the mean of the batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x - x.mean(0)
 
 
 class Positional(nn.Module):
-    """Another weight for each place in the batch."""
+    """A module that scales each sample by its position in the batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.arange(1, len(x) + 1)[:, None]
@@ -92,31 +92,32 @@ def ids() -> dict[str, Tensor]:
     return {"input_ids": torch.randint(1, 50, (3, 6)) * mask, "attention_mask": mask}
 
 
-def test_a_model_is_repeatable() -> None:
+def test_clean_models_are_repeatable() -> None:
     assert_repeatable(Net(), batch())
     assert_repeatable(bert(), **ids())
 
 
-def test_a_cache_of_other_inputs_is_found() -> None:
+def test_cache_of_other_inputs_is_detected() -> None:
     with pytest.raises(
-        AssertionError, match=r"the output differs again after other inputs.*the model itself was the first"
+        AssertionError,
+        match=r"the output differs after a run with other inputs.*first module that differs: the model itself",
     ):
         assert_repeatable(Triggered(), torch.arange(40.0).reshape(10, 4))
-    assert_repeatable(Sticky(), batch())  # it is what it saw first that it remembers: a copy saw these
+    assert_repeatable(Sticky(), batch())  # the copy keeps the first input, which is the same in all runs
 
 
 @pytest.mark.parametrize(("model", "where"), [(Counting(), "the model itself"), (Dropping(), "the model itself")])
-def test_what_gives_otherwise_a_second_time_is_found(model: nn.Module, where: str) -> None:
-    with pytest.raises(AssertionError, match=f"a second time, by up to .*; {where} was the first"):
+def test_different_output_in_a_second_run_is_detected(model: nn.Module, where: str) -> None:
+    with pytest.raises(AssertionError, match=f"in a second run: by up to .*; first module that differs: {where}"):
         assert_repeatable(nn.Sequential(model)[0], batch())
 
 
-def test_the_module_is_named_that_differs_first() -> None:
-    with pytest.raises(AssertionError, match="; 1 was the first to differ"):
+def test_message_names_the_first_module_that_differs() -> None:
+    with pytest.raises(AssertionError, match="; first module that differs: 1 "):
         assert_repeatable(nn.Sequential(nn.Linear(4, 4), Counting(), nn.Linear(4, 2)), batch())
 
 
-def test_samples_are_independent() -> None:
+def test_clean_models_are_batch_independent() -> None:
     assert_batch_independent(Net(), batch())
     assert_batch_independent(Net(), [batch()])
     assert_batch_independent(bert(), ids())
@@ -125,20 +126,21 @@ def test_samples_are_independent() -> None:
 @pytest.mark.parametrize(
     ("net", "x"),
     [
-        (nn.Sequential(nn.Linear(4, 4), Centred(), nn.Linear(4, 2)), batch()),
+        (nn.Sequential(nn.Linear(4, 4), Centered(), nn.Linear(4, 2)), batch()),
         (nn.Sequential(nn.Linear(4, 4), Positional(), nn.Linear(4, 2)), batch()),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), batch(4, 1, 8, 8)),
     ],
 )
-def test_a_sample_that_depends_on_others_is_named_and_so_is_the_module(net: nn.Module, x: Tensor) -> None:
+def test_message_names_the_dependent_sample_and_the_module(net: nn.Module, x: Tensor) -> None:
     with pytest.raises(
-        AssertionError, match=r"sample \d gives otherwise alone, by up to .*; 1 was the first to differ"
+        AssertionError,
+        match=r"sample \d gives a different output when run alone: by up to .*; first module that differs: 1,",
     ):
         assert_batch_independent(net, x)
 
 
 class Pooled(nn.Module):
-    """A mean over all places, padding included."""
+    """A model that averages over all tokens, including the padding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,24 +151,24 @@ class Pooled(nn.Module):
         return y.mean(1)
 
 
-def test_padding_that_counts_is_found() -> None:
-    with pytest.raises(AssertionError, match=r"sample 0 gives otherwise with 3 more of padding"):
+def test_output_that_depends_on_padding_is_detected() -> None:
+    with pytest.raises(AssertionError, match=r"sample 0 gives a different output with 3 more padding tokens"):
         assert_batch_independent(Pooled(), ids())
 
 
-def test_eval_matters_where_a_forgotten_one_would_show() -> None:
+def test_eval_matters_for_a_model_with_dropout_and_batch_norm() -> None:
     assert_eval_matters(Net(), batch())
 
 
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (nn.Linear(4, 2), "nothing in it depends on the mode"),
-        (nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.0)), r"1 \(Dropout\) changed nothing"),
+        (nn.Linear(4, 2), "none of its modules depends on the mode"),
+        (nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.0)), r"1 \(Dropout\) had no effect"),
     ],
 )
-def test_eval_that_does_not_matter_is_told(model: nn.Module, why: str) -> None:
-    with pytest.raises(AssertionError, match=f"the same in training mode as in eval mode: {why}"):
+def test_model_without_effect_of_eval_fails(model: nn.Module, why: str) -> None:
+    with pytest.raises(AssertionError, match=f"gives the same output in training mode as in eval mode: {why}"):
         assert_eval_matters(model, batch())
 
 
@@ -178,40 +180,40 @@ PROBES: dict[str, Callable[..., None]] = {
 
 
 @pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
-def test_a_probe_leaves_no_trace(probe: Callable[..., None]) -> None:
+def test_probe_leaves_model_inputs_and_generators_unchanged(probe: Callable[..., None]) -> None:
     net = Net()
     net.head.eval()
     before, modes = copy.deepcopy(net.state_dict()), [module.training for module in net.modules()]
     x = batch()
-    x_before, drawn, grad = x.clone(), torch.get_rng_state(), torch.is_grad_enabled()
+    x_before, rng_state, grad = x.clone(), torch.get_rng_state(), torch.is_grad_enabled()
     probe(net, x)
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(x, x_before)
-    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.equal(torch.get_rng_state(), rng_state)
     assert torch.is_grad_enabled() is grad
     assert not torch.nn.modules.module._global_forward_hooks
 
 
 @pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
-def test_a_probe_takes_a_module(probe: Callable[..., None]) -> None:
-    with pytest.raises(TypeError, match=r"is a function; it takes a torch\.nn\.Module"):
+def test_probe_requires_a_module(probe: Callable[..., None]) -> None:
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got function"):
         probe(lambda x: x, batch())
 
 
 @pytest.mark.parametrize("wrong", [torch.ones(1, 4), torch.tensor(1.0), {}, "abc"])
-def test_a_batch_has_at_least_two_samples(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="it takes tensors with at least two samples"):
+def test_batch_requires_at_least_two_samples(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="expected tensors with at least two samples"):
         assert_batch_independent(Net(), wrong)
 
 
-def test_a_tolerance_is_given_whole() -> None:
-    with pytest.raises(ValueError, match="give both, or neither"):
+def test_rtol_requires_atol() -> None:
+    with pytest.raises(ValueError, match="pass both rtol and atol, or neither"):
         assert_batch_independent(Net(), batch(), rtol=0.1)
 
 
 class Writing(nn.Module):
-    """Counts in a buffer, and gives the same."""
+    """A module that counts its forwards in a buffer, without changing its output."""
 
     seen: Tensor
 
@@ -226,6 +228,6 @@ class Writing(nn.Module):
         return y
 
 
-def test_a_probe_is_guarded() -> None:
+def test_probe_guards_the_run() -> None:
     with pytest.raises(HygieneError, match="state-mutated"):
         assert_repeatable(Writing(), batch())

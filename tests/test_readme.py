@@ -1,4 +1,4 @@
-"""The README's code runs, in the folder of the example that it speaks of, and its failure is printed so."""
+"""The README is correct: its code runs in the folder of the example, and prints the failure that it shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests.pages import ROOT, Block, blocks
 
-AROUND = """
+PREAMBLE = """
 import pytest
 import torch
 from digits import DigitNet, accuracy, load_split, train
@@ -48,22 +48,22 @@ def predict(model, images):
 
 
 """
-"""What the README leaves to its reader."""
+"""Definitions that the README's code uses but does not show."""
 BLOCKS = list(blocks((ROOT / "README.md").read_text(encoding="utf-8")))
 
 
-def of(language: str) -> list[Block]:
+def blocks_in(language: str) -> list[Block]:
     return [block for block in BLOCKS if block.language == language]
 
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
-    """A project configured as the README says, whose guarded folder holds the example and the README's tests."""
-    (configuration,) = of("toml")
+    """A project with the README's configuration, and with the example and the README's tests in its guarded folder."""
+    (configuration,) = blocks_in("toml")
     (tmp_path / "pyproject.toml").write_text(configuration.code, encoding="utf-8")
     folder = tmp_path / "tests" / "inference"
     shutil.copytree(ROOT / "examples" / "digits", folder, ignore=shutil.ignore_patterns("__*"))
-    code = AROUND + "\n\n".join(block.code for block in of("python"))
+    code = PREAMBLE + "\n\n".join(block.code for block in blocks_in("python"))
     (folder / "test_readme.py").write_text(code, encoding="utf-8")
     return tmp_path
 
@@ -73,23 +73,23 @@ def run(folder: Path, *args: str) -> str:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
 
 
-def test_the_code_does_what_it_says(suite: Path) -> None:
-    said = run(suite, "tests/inference/test_readme.py", "--evalmode-report=report.json", "--evalmode-update-lock")
-    found: list[dict[str, Any]] = json.loads((suite / "report.json").read_text(encoding="utf-8"))["tests"]
-    broken = {test["nodeid"].rpartition("::")[2]: [v["rule"] for v in test["violations"]] for test in found}
+def test_readme_code_breaks_the_documented_rules(suite: Path) -> None:
+    output = run(suite, "tests/inference/test_readme.py", "--evalmode-report=report.json", "--evalmode-update-lock")
+    tests: list[dict[str, Any]] = json.loads((suite / "report.json").read_text(encoding="utf-8"))["tests"]
+    broken = {test["nodeid"].rpartition("::")[2]: [v["rule"] for v in test["violations"]] for test in tests}
     expected = {"test_faded_scans": ["train-mode", "state-mutated"], "test_fine_tuning": [], "test_accuracy": []}
-    assert broken == expected, said
-    assert "1 failed, 2 passed" in said
+    assert broken == expected, output
+    assert "1 failed, 2 passed" in output
     assert "1 passed" in run(suite, "tests/inference/test_readme.py", "-k", "test_accuracy")
 
 
-def test_the_failure_is_printed_so(suite: Path) -> None:
-    (printed,) = of("text")
+def test_readme_shows_the_printed_failure(suite: Path) -> None:
+    (printed,) = blocks_in("text")
     test = "test_mistakes.py::test_faded_scans"
-    said = run(suite / "tests" / "inference", "-c", os.devnull, "--rootdir=.", test)
-    assert shortened(printed.code) in shortened(said)
+    output = run(suite / "tests" / "inference", "-c", os.devnull, "--rootdir=.", test)
+    assert without_decimals(printed.code) in without_decimals(output)
 
 
-def shortened(text: str) -> str:
-    """Without decimals, which another processor may round otherwise."""
+def without_decimals(text: str) -> str:
+    """Shorten numbers to one decimal, because processors round differently."""
     return re.sub(r"(\d\.\d)\d*", r"\1", text)

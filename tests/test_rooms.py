@@ -68,6 +68,15 @@ def test_imports_go_one_way(name: str) -> None:
     assert {room(other) for module in inside for other in imports(module)} - {name} <= DIRECTIONS[name]
 
 
+def test_the_lock_uses_the_rest_of_the_package_through_one_module() -> None:
+    """Values (`trace`), words (`rules.wording`) and the fingerprints of models aside."""
+    allowed = {"trace", "rules.wording", "observe.modules", "observe.state", "observe.state.snapshot"}
+    allowed |= {"observe.state.fingerprint"}
+    inside = [module for module in modules() if module.startswith("lock.") and module != "lock.host"]
+    others = {other for module in inside for other in imports(module) if not other.startswith("lock")}
+    assert others <= allowed
+
+
 def test_no_import_goes_in_a_circle() -> None:
     """Those for type checkers included; TopologicalSorter raises CycleError, which names the circle."""
     list(TopologicalSorter({module: imports(module) for module in modules()}).static_order())

@@ -1,4 +1,4 @@
-"""One trained model and one test set for the whole session, as a suite around a real model would have them."""
+"""One trained model and one test set for the whole session, as in a typical suite."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--inject", action="store_true", help="put into each test of test_lost_accuracy.py what is wrong")
+    parser.addoption("--inject", action="store_true", help="break the evaluation in each test of test_lost_accuracy.py")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """On images this small a second thread gains nothing, and the workers of xdist would fight over the cores."""
+    """With images this small a second thread does not help, and xdist workers would compete for the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -23,7 +23,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def model() -> DigitNet:
-    """Trained once and shared by every test: what one test does to it, the next one gets."""
+    """The trained model that all tests share. A change in one test affects the next one."""
     train_set, _ = load_split()
     return train(train_set)
 
@@ -36,5 +36,5 @@ def test_set() -> TensorDataset:
 
 @pytest.fixture(scope="session")
 def loader(test_set: TensorDataset) -> Loader:
-    """Small batches: in training mode eight images make poor statistics for a batch norm."""
+    """Small batches. In training mode eight images give a batch norm poor statistics."""
     return DataLoader(test_set, batch_size=8)

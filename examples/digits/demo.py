@@ -1,4 +1,4 @@
-"""What `make demo` shows: a clean suite, the mistakes that people make, and what became of a lost accuracy."""
+"""`make demo`: run a clean suite, a suite with common mistakes, and five causes of a lower accuracy."""
 
 import json
 import os
@@ -23,7 +23,7 @@ MISTAKES = {
 
 CAUSES = {
     "forgotten eval()": {"train-mode", "state-mutated"},
-    "running statistics moved by it": {"model-changed"},
+    "running statistics moved by an earlier run": {"model-changed"},
     "one tensor missing in the checkpoint": {"model-changed"},
     "images stored as JPEG": {"inputs-changed"},
     "Normalize with other statistics": {"preprocessing-changed", "inputs-changed"},
@@ -34,38 +34,39 @@ Violations = list[dict[str, Any]]
 
 
 def main() -> int:
-    tell("""
-        1. A small CNN reads handwritten digits, and five guarded tests use it as they should.
-        Look for the last section: the guard saw every forward, and has nothing to say.
+    show("""
+        1. Five guarded tests run a small CNN that classifies handwritten digits. All of them are correct.
+        See the last section of the output: the guard saw every forward and reports no violations.
     """)
     clean = run("test_clean.py", HERE)
-    tell("""
-        2. The same CNN, and six mistakes in how it is run. Without the guard all of these tests pass.
-        Each failure names the rule that was broken, the module or tensor, the line to look at and what to do there.
-        One test passes, and nothing is wrong with it; but it reads 95 % of the digits where it should read 99 %,
-        because the first mistake changed the model that both share.
+    show("""
+        2. The same CNN, and six common mistakes. Without the guard all of these tests pass.
+        Each failure names the broken rule, the module or tensor, the line, and the fix.
+        One test is correct and passes, but its accuracy is 95 % instead of 99 %,
+        because the first mistake changed the model that both tests share.
     """)
-    found = run("test_mistakes.py", HERE)
-    tell("""
-        3. An accuracy that was lost, five times, each time for another reason. What was validated is locked first;
-        then the same evaluation runs with something wrong in it, and says what that is.
+    mistakes = run("test_mistakes.py", HERE)
+    show("""
+        3. Five causes of a lower accuracy. The first run locks the validated model, inputs, preprocessing and outputs.
+        The second run breaks the evaluation in five ways, and each test reports the cause.
     """)
     with TemporaryDirectory() as folder:
         copied = Path(shutil.copytree(HERE, Path(folder, "digits"), ignore=shutil.ignore_patterns("__*__")))
         run("test_lost_accuracy.py", copied, "--evalmode-update-lock")
         lost = run("test_lost_accuracy.py", copied, "--inject")
-    tell(table(lost))
+    show(table(lost))
 
-    wrong = [f"{name} should be clean; found: {sorted(rules(broken))}" for name, broken in clean.items() if broken]
+    reported = mistakes | lost
+    wrong = [f"{name} should be clean; reported: {sorted(rules(broken))}" for name, broken in clean.items() if broken]
     wrong += [
-        f"{name} should break {sorted(expected)}; found: {sorted(rules(found.get(name, [])))}"
+        f"{name} should break {sorted(expected)}; reported: {sorted(rules(reported.get(name, [])))}"
         for name, expected in (MISTAKES | LOST).items()
-        if rules((found | lost).get(name, [])) != expected
+        if rules(reported.get(name, [])) != expected
     ]
-    tell(
+    show(
         "\n".join(wrong)
-        or f"All {len(clean)} clean tests passed, all {len(MISTAKES)} mistakes were found, "
-        f"and all {len(CAUSES)} causes of a lost accuracy were named."
+        or f"All {len(clean)} clean tests passed, all {len(MISTAKES)} mistakes were reported, "
+        f"and all {len(CAUSES)} causes of a lower accuracy were named."
     )
     return 1 if wrong else 0
 
@@ -75,19 +76,19 @@ def rules(broken: Violations) -> set[str]:
 
 
 def table(lost: dict[str, Violations]) -> str:
-    """What was lost and what was said of it, as the README shows it."""
+    """Return a Markdown table of the lost accuracies and their messages, as shown in docs/lock/index.md."""
     lines = ["| what went wrong | accuracy | what the test says |", "|---|---|---|"]
     for cause in CAUSES:
         broken = lost.get(f"test_accuracy[{cause}]", [])
-        said = "; ".join(f"`{v['rule']}`: {v['message']}" for v in broken if v["rule"] != "outputs-changed")
-        moved = next((v["message"] for v in broken if v["rule"] == "outputs-changed"), "")
-        numbers = " → ".join(f"{float(number):.1%}" for number in re.findall(r"0\.\d+", moved))
-        lines.append(f"| {cause} | {numbers} | {said} |")
+        messages = "; ".join(f"`{v['rule']}`: {v['message']}" for v in broken if v["rule"] != "outputs-changed")
+        change = next((v["message"] for v in broken if v["rule"] == "outputs-changed"), "")
+        numbers = " → ".join(f"{float(number):.1%}" for number in re.findall(r"0\.\d+", change))
+        lines.append(f"| {cause} | {numbers} | {messages} |")
     return "\n".join(lines)
 
 
 def run(suite: str, where: Path, *more: str) -> dict[str, Violations]:
-    """Run a suite on its own settings, not this repository's; return what each of its tests broke."""
+    """Run a suite without the configuration of this repository; return the violations of each test."""
     with TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         options = ["-c", os.devnull, "--rootdir", str(where), f"--evalmode-report={report}", "--no-header", *more]
@@ -97,7 +98,7 @@ def run(suite: str, where: Path, *more: str) -> dict[str, Violations]:
     return {test["nodeid"].partition("::")[2]: test["violations"] for test in tests}
 
 
-def tell(text: str) -> None:
+def show(text: str) -> None:
     lines = (line.strip() for line in text.strip().splitlines())
     print("\n" + "\n".join(lines) + "\n", flush=True)
 

@@ -1,4 +1,4 @@
-"""A digit reader: scikit-learn's 1797 scanned 8x8 digits, a small CNN, and the functions that serve and score it."""
+"""A small CNN that classifies scikit-learn's 1797 scanned 8x8 digits, and functions to train and evaluate it."""
 
 import torch
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
@@ -11,7 +11,7 @@ Loader = DataLoader[tuple[Tensor, ...]]
 
 
 class DigitNet(nn.Module):
-    """Two convolutions and a linear head; its batch norms and its dropout are why `eval()` matters."""
+    """Two convolutions and a linear head. Because of its batch norms and its dropout, `eval()` matters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class DigitNet(nn.Module):
 
 
 def load_split() -> tuple[TensorDataset, TensorDataset]:
-    """The training set and the test set: always the same 1437 and 360 images, each digit in equal share."""
+    """Return the training set (1437 images) and the test set (360 images): a fixed, stratified split."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).div(16).unsqueeze(1)
     labels = torch.tensor(digits.target)
@@ -44,7 +44,7 @@ def load_split() -> tuple[TensorDataset, TensorDataset]:
 
 
 def train(dataset: TensorDataset, epochs: int = 10, seed: int = 0) -> DigitNet:
-    """Train from a fixed seed, in a fork of the random state so that the caller's own draws stay as they were."""
+    """Train with a fixed seed. The random generators are forked, so the caller's random numbers do not change."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = DigitNet()
@@ -60,19 +60,19 @@ def train(dataset: TensorDataset, epochs: int = 10, seed: int = 0) -> DigitNet:
 
 @torch.inference_mode()
 def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """The probability of each digit, one row per image."""
+    """Return the probability of each digit, of shape `(images, 10)`."""
     model.eval()
     probabilities: Tensor = model(images).softmax(dim=1)
     return probabilities
 
 
 def serve_one(model: nn.Module, image: Tensor) -> tuple[int, float]:
-    """What a service would answer for one image: the digit, and how sure the model is of it."""
+    """Classify one image, as a service would: return the digit and its probability."""
     confidence, digit = predict(model, image.unsqueeze(0)).squeeze(0).max(dim=0)
     return int(digit), float(confidence)
 
 
 def accuracy(model: nn.Module, loader: Loader) -> float:
-    """The share of images that are read right."""
+    """Return the fraction of images that are classified correctly."""
     hits = [predict(model, images).argmax(dim=1) == labels for images, labels in loader]
     return torch.cat(hits).float().mean().item()

@@ -1,4 +1,4 @@
-"""Inference done right: every test is guarded, and the guard has nothing to say."""
+"""Correct inference: every test is guarded, and the guard reports no violations."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def test_accuracy(model: DigitNet, loader: Loader) -> None:
 
 
 def test_serving_agrees_with_the_batch(model: DigitNet, test_set: TensorDataset) -> None:
-    """In eval mode an image is read the same whatever shares its batch."""
+    """In eval mode the prediction for an image does not depend on the other images in its batch."""
     images, _ = test_set.tensors
     confidences, digits = predict(model, images).max(dim=1)
     served = [serve_one(model, image) for image in images]
@@ -22,8 +22,8 @@ def test_serving_agrees_with_the_batch(model: DigitNet, test_set: TensorDataset)
     assert [confidence for _, confidence in served] == pytest.approx(confidences.tolist(), abs=1e-4)
 
 
-def test_every_digit_is_read(model: DigitNet, test_set: TensorDataset) -> None:
-    """A good average can hide one digit that is always misread; the rows of the confusion matrix cannot."""
+def test_recall_of_every_digit(model: DigitNet, test_set: TensorDataset) -> None:
+    """A high accuracy can hide one digit that is often misclassified. The recall of each digit shows it."""
     images, labels = test_set.tensors
     confusion = torch.bincount(labels * 10 + predict(model, images).argmax(dim=1), minlength=100).view(10, 10)
     recall = confusion.diagonal() / confusion.sum(dim=1)
@@ -31,14 +31,14 @@ def test_every_digit_is_read(model: DigitNet, test_set: TensorDataset) -> None:
 
 
 def test_top_two(model: DigitNet, test_set: TensorDataset) -> None:
-    """Where the first guess is wrong, the second is nearly always right."""
+    """If the first guess is wrong, the second is almost always right."""
     images, labels = test_set.tensors
     guesses = predict(model, images).topk(2).indices
     assert (guesses == labels.unsqueeze(1)).any(dim=1).float().mean() > 0.99
 
 
 def test_evaluation_loop(model: DigitNet, loader: Loader) -> None:
-    """The loop as most projects write it; the criterion is a module too, and nobody has to put it in eval mode."""
+    """A typical evaluation loop. The criterion is a module, too, but it does not need eval mode."""
     criterion = nn.CrossEntropyLoss()
     model.eval()
     loss = correct = total = 0.0

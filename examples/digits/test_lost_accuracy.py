@@ -1,9 +1,9 @@
-"""Five ways to lose accuracy that nobody notices, each put into the same evaluation of the same model.
+"""Five silent causes of a lower accuracy, each injected into the same evaluation of the same model.
 
-    pytest test_lost_accuracy.py --evalmode-update-lock    what is validated is locked: model, images, preprocessing
-    pytest test_lost_accuracy.py --inject                  something is wrong in each test, and each says what it is
+    pytest test_lost_accuracy.py --evalmode-update-lock    record the validated model, images and preprocessing
+    pytest test_lost_accuracy.py --inject                  break the evaluation; each test reports the cause
 
-Plain pytest passes all of them: the accuracy stays above what the tests ask for.
+Without the plugin all tests pass, because the accuracy stays above the limit in the test.
 """
 
 import copy
@@ -24,7 +24,7 @@ from pytest_evalmode.lock.lock_fixture import EvaluationLock
 
 @dataclass(frozen=True)
 class Normalize:
-    """Pixels of eight bits, as a model takes them."""
+    """Scales pixels of type uint8 to [0, 1] and normalizes them."""
 
     mean: float
     std: float
@@ -33,13 +33,13 @@ class Normalize:
         return (pixels / 255 - self.mean) / self.std
 
 
-OWN = Normalize(mean=0.305, std=0.376)  # of the training set
-MNIST = Normalize(mean=0.1307, std=0.3081)  # of other digits
+OWN = Normalize(mean=0.305, std=0.376)  # the statistics of the training set
+MNIST = Normalize(mean=0.1307, std=0.3081)  # the statistics of another data set
 
 
 @dataclass
 class Evaluation:
-    """What an evaluation is made of."""
+    """The model, the data and the preprocessing of an evaluation."""
 
     model: DigitNet
     pixels: Tensor
@@ -58,12 +58,12 @@ def trained() -> DigitNet:
 
 
 def forgotten_eval(evaluation: Evaluation) -> None:
-    """The model comes out of the training loop, and nobody calls `eval()`."""
+    """The model comes from the training loop, and `eval()` is not called."""
     evaluation.model.train()
 
 
 def moved_statistics(evaluation: Evaluation) -> None:
-    """The mistake before, made elsewhere: an earlier evaluation, of fainter scans, left the batch norms other."""
+    """An earlier evaluation of fainter scans ran in training mode and changed the running statistics."""
     evaluation.model.train()
     with torch.no_grad():
         for pixels in (evaluation.pixels / 2).split(8):  # type: ignore[no-untyped-call]
@@ -72,7 +72,7 @@ def moved_statistics(evaluation: Evaluation) -> None:
 
 
 def dropped_tensor(evaluation: Evaluation) -> None:
-    """The checkpoint has lost one tensor on its way, and `strict=False` says nothing of it."""
+    """One tensor is missing in the checkpoint, and `strict=False` raises no error."""
     checkpoint = evaluation.model.state_dict()
     del checkpoint["features.5.running_mean"]
     evaluation.model = DigitNet().eval()
@@ -88,13 +88,13 @@ def jpeg(evaluation: Evaluation) -> None:
 
 
 def wrong_statistics(evaluation: Evaluation) -> None:
-    """`Normalize` came along with the code, from a project with other digits."""
+    """`Normalize` was copied from a project with another data set."""
     evaluation.normalize = MNIST
 
 
 CAUSES: dict[str, Callable[[Evaluation], None]] = {
     "forgotten eval()": forgotten_eval,
-    "running statistics moved by it": moved_statistics,
+    "running statistics moved by an earlier run": moved_statistics,
     "one tensor missing in the checkpoint": dropped_tensor,
     "images stored as JPEG": jpeg,
     "Normalize with other statistics": wrong_statistics,

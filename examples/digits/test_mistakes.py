@@ -1,7 +1,7 @@
-"""The mistakes people make with inference. Plain pytest passes every one of these tests; the guard does not.
+"""Common mistakes in inference code. Without the guard all of these tests pass; with it, all but the second one fail.
 
-Only the second test is right, and it is the reason for the others: it gets a worse model than the one that was trained,
-because the test before it moved the running statistics.
+The second test is correct, but it shows the damage: its model is worse than the trained model, because the first test
+changed the running statistics.
 """
 
 import copy
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.inference
 
 @pytest.fixture(scope="module")
 def shared_model(model: DigitNet) -> DigitNet:
-    """Shared by the tests of this file, as `model` is by the session; a copy, so that the damage stays in here."""
+    """A copy of `model` that the tests of this file share, so that they do not change the model of other files."""
     return copy.deepcopy(model)
 
 
 @pytest.fixture
 def restored(model: DigitNet) -> DigitNet:
-    """The trained weights in a new model, as from a checkpoint: like every new module it is in training mode."""
+    """The trained weights in a new model, as from a checkpoint. Like every new module it is in training mode."""
     restored = DigitNet()
     restored.load_state_dict(model.state_dict())
     return restored
@@ -33,34 +33,34 @@ def restored(model: DigitNet) -> DigitNet:
 
 @pytest.fixture(autouse=True)
 def fixed_seed() -> Iterator[None]:
-    """Several of the mistakes draw random numbers: with a seed they do so alike in every run and in any order."""
+    """Some of the mistakes draw random numbers. With a fixed seed, they draw the same numbers in every run."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
 
 
-# --- 1. eval() forgotten, and what it does to the next test -----------------------------------------------------------
+# --- 1. A forgotten eval(), and its effect on the next test -----------------------------------------------------------
 
 
 @torch.inference_mode()
 def faded_accuracy(model: nn.Module, loader: Loader) -> float:
-    """Accuracy on scans with half the ink, an augmentation that came out of the training loop."""
-    model.train()  # the mistake: this line came along with it
+    """Return the accuracy on scans with half the ink. The loop was copied from training."""
+    model.train()  # the mistake: copied from the training loop
     hits = [model(images * 0.5).argmax(dim=1) == labels for images, labels in loader]
     return torch.cat(hits).float().mean().item()
 
 
 def test_faded_scans(shared_model: DigitNet, loader: Loader) -> None:
-    """About 95 %, and flattered: batch by batch, batch norm evens out the faded ink; in eval mode it is 87 %."""
+    """Accuracy is about 95 %; in eval mode it is 87 %. The statistics of each batch compensate for the faded ink."""
     assert faded_accuracy(shared_model, loader) > 0.8
 
 
-def test_accuracy_after_that(shared_model: DigitNet, loader: Loader) -> None:
-    """Nothing is wrong here; after the test above it still reads about 95 %, where the trained model reads 99 %."""
+def test_accuracy_after_faded_scans(shared_model: DigitNet, loader: Loader) -> None:
+    """This test is correct. After the test above, accuracy is about 95 %; that of the trained model is 99 %."""
     assert accuracy(shared_model, loader) > 0.8
 
 
-# --- 2. no_grad() forgotten -------------------------------------------------------------------------------------------
+# --- 2. A forgotten no_grad() -----------------------------------------------------------------------------------------
 
 
 def mean_confidence(model: nn.Module, images: Tensor) -> float:
@@ -70,7 +70,7 @@ def mean_confidence(model: nn.Module, images: Tensor) -> float:
 
 
 def test_confidence(model: DigitNet, test_set: TensorDataset) -> None:
-    """The numbers are right; the memory and the time for a graph that nobody asked for are the price."""
+    """The numbers are right, but autograd needs memory and time to record a graph that is not used."""
     images, _ = test_set.tensors
     assert mean_confidence(model, images) > 0.8
 
@@ -79,7 +79,7 @@ def test_confidence(model: DigitNet, test_set: TensorDataset) -> None:
 
 
 def test_restored_model(restored: DigitNet, test_set: TensorDataset) -> None:
-    """It reads like a call, and does nothing."""
+    """It looks like a call, but has no effect."""
     images, labels = test_set.tensors
     restored.eval  # the mistake: no parentheses  # noqa: B018
     with torch.inference_mode():
@@ -87,11 +87,11 @@ def test_restored_model(restored: DigitNet, test_set: TensorDataset) -> None:
     assert (digits == labels).float().mean() > 0.8
 
 
-# --- 4. functional dropout without training= --------------------------------------------------------------------------
+# --- 4. Functional dropout without training= --------------------------------------------------------------------------
 
 
 class FunctionalDigitNet(DigitNet):
-    """The same network, its dropout written as a function: `eval()` does not reach it."""
+    """The same network with functional dropout, on which `eval()` has no effect."""
 
     def forward(self, images: Tensor) -> Tensor:
         features = F.dropout(self.features(images), 0.5)  # the mistake: no training=self.training
@@ -107,12 +107,12 @@ def functional(model: DigitNet) -> FunctionalDigitNet:
 
 
 def test_functional_dropout(functional: FunctionalDigitNet, test_set: TensorDataset) -> None:
-    """`predict` does everything right; the model does not, and answers differently every time."""
+    """`predict` is correct, but the model is not: its predictions differ from run to run."""
     images, labels = test_set.tensors
     assert (predict(functional, images).argmax(dim=1) == labels).float().mean() > 0.8
 
 
-# --- 5. an optimizer step left over -----------------------------------------------------------------------------------
+# --- 5. A leftover optimizer step -------------------------------------------------------------------------------------
 
 
 def validation_loss(model: nn.Module, loader: Loader, optimizer: torch.optim.Optimizer) -> float:
@@ -122,25 +122,25 @@ def validation_loss(model: nn.Module, loader: Loader, optimizer: torch.optim.Opt
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images), labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()  # the mistake: the loop was copied from training, and this trains on the test set
+        optimizer.step()  # the mistake: copied from the training loop, it trains on the test set
         losses.append(loss.item())
     return sum(losses) / len(losses)
 
 
 def test_validation_loss(restored: DigitNet, loader: Loader) -> None:
-    """The loss even looks better for it."""
+    """The loss even gets better."""
     optimizer = torch.optim.SGD(restored.parameters(), lr=1e-3)
     assert validation_loss(restored, loader, optimizer) < 0.5
 
 
-# --- 6. one submodule left in training mode ---------------------------------------------------------------------------
+# --- 6. One submodule in training mode --------------------------------------------------------------------------------
 
 
 def test_one_submodule(restored: DigitNet, test_set: TensorDataset) -> None:
-    """`restored.training` is False, so a look at that flag would not find it."""
+    """`restored.training` is False, so checking this flag does not help."""
     images, labels = test_set.tensors
     restored.eval()
-    restored.dropout.train()  # the mistake: left over from a try at Monte Carlo dropout
+    restored.dropout.train()  # the mistake: left over from an experiment with Monte Carlo dropout
     with torch.inference_mode():
         digits = restored(images).argmax(dim=1)
     assert (digits == labels).float().mean() > 0.8

@@ -1,4 +1,4 @@
-"""A team's own model server: it keeps its models where the guard would not look for them."""
+"""A custom model server.  The guard does not find its models, because no fixture provides them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Server:
-    """Serves models by name, from slots that only it knows how to read."""
+    """Serves models by name."""
 
     def __init__(self) -> None:
         self._slots: dict[str, bytes] = {}

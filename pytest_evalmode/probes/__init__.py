@@ -1,6 +1,7 @@
-"""Three questions that a test may ask of a model: plain functions, which assert.
+"""Functions that assert how a model behaves in eval mode.
 
-Each runs a copy of the model under `inference()`, on a fork of torch's random generators: what it does leaves no trace.
+Each probe runs a copy of the model under `inference()` and forks torch's random generators, so the model, the inputs
+and the generators stay as they were.
 """
 
 from __future__ import annotations
@@ -12,72 +13,130 @@ from torch import nn
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.models import mode_dependence
-from pytest_evalmode.probes.nested_tensors import PADDING, mapped, other, pick, size_of, with_padding
-from pytest_evalmode.probes.output_differences import Closeness, assert_rows, assert_same, first_difference
-from pytest_evalmode.probes.probe_runs import call, copy_of, probed
+from pytest_evalmode.probes.nested_tensors import (
+    PADDING,
+    add_padding,
+    batch_size,
+    different_tensor,
+    map_tensors,
+    select_samples,
+)
+from pytest_evalmode.probes.output_differences import (
+    Tolerance,
+    assert_same_outputs,
+    assert_same_samples,
+    first_difference,
+)
+from pytest_evalmode.probes.probe_runs import copied, copied_for_inference, run_batch
 from pytest_evalmode.rules.wording import first_and_more
 
 
 def assert_repeatable(model: nn.Module, *inputs: Any, **named: Any) -> None:
-    """The model gives the same again, bit by bit: at once, and after other inputs, which a cache might remember.
+    """Assert that a model returns the same output again, bit by bit.
 
-    Raises AssertionError, which names the first module that gave otherwise.
+    The model runs twice with the same inputs, then with other inputs, and once more with the first inputs.  This
+    detects, for example, random draws in eval mode and caches that keep values of earlier inputs.
+
+    Args:
+        model: The model.  A copy of it runs in eval mode.
+        *inputs: Positional arguments of its forward: tensors, or mappings and sequences of them.
+        **named: Keyword arguments of its forward.
+
+    Raises:
+        AssertionError: An output differs.  The message names the first module that differs.
+        HygieneError: The inference was not clean.
+        TypeError: `model` is not a module, or cannot be copied.
+
+    Example:
+        >>> assert_repeatable(model, torch.ones(8, 3, 32, 32))
     """
-    with probed(model, "assert_repeatable") as run:
+    with copied_for_inference(model, "assert_repeatable") as run:
         first = run(*inputs, **named)
-        assert_same(first, run(*inputs, **named), "a second time")
-        others, named_others = mapped((inputs, named), other)
-        run(*others, **named_others)
-        assert_same(first, run(*inputs, **named), "again after other inputs")
+        assert_same_outputs(first, run(*inputs, **named), "in a second run")
+        other_inputs, other_named = map_tensors((inputs, named), different_tensor)
+        run(*other_inputs, **other_named)
+        assert_same_outputs(first, run(*inputs, **named), "after a run with other inputs")
 
 
 def assert_batch_independent(
     model: nn.Module, batch: Any, *, rtol: float | None = None, atol: float | None = None
 ) -> None:
-    """Each sample gives what it gives alone, in another order, and, of tokenised text, with more padding.
+    """Assert that the output of each sample does not depend on the other samples of its batch.
 
-    `batch` is a tensor, a sequence of the model's arguments or a mapping of them by name, with samples along the first
-    dimension.  What is close is the same: kernels for other sizes add in another order.  Raises AssertionError, which
-    names the sample that moved, and the first module in which it did.
+    Each sample runs alone, then all samples run in reverse order and, for tokenized text, with more padding.  This
+    detects, for example, batch statistics in eval mode and a missing attention mask.
+
+    Args:
+        model: The model.  A copy of it runs in eval mode.
+        batch: A tensor of shape `(samples, ...)`, a list or tuple of the forward's arguments, or a mapping of its
+            keyword arguments.  At least two samples along the first dimension.
+        rtol: Relative tolerance.  By default, differences as small as rounding errors are allowed, because kernels add
+            in another order for another batch size.
+        atol: Absolute tolerance.  Pass both tolerances, or neither.
+
+    Raises:
+        AssertionError: A sample's output differs.  The message names the sample and the first module that differs.
+        HygieneError: The inference was not clean.
+        TypeError: `model` is not a module, or cannot be copied.
+        ValueError: The batch has fewer than two samples, or only one tolerance was passed.
+
+    Example:
+        >>> assert_batch_independent(model, {"input_ids": ids, "attention_mask": mask})
     """
     if (rtol is None) != (atol is None):
-        raise ValueError(f"assert_batch_independent(): rtol={rtol!r}, atol={atol!r}: give both, or neither")
-    size = size_of(batch)
-    with probed(model, "assert_batch_independent") as run:
-        whole = call(run, batch)
-        close = Closeness(rtol, atol)
+        raise ValueError(f"assert_batch_independent(): pass both rtol and atol, or neither; got {rtol=}, {atol=}")
+    size = batch_size(batch)
+    with copied_for_inference(model, "assert_batch_independent") as run:
+        whole = run_batch(run, batch)
+        tolerance = Tolerance(rtol, atol)
         for i in range(size):
-            assert_rows(whole, call(run, pick(batch, [i], size)), [i], size, close, "alone")
+            alone = run_batch(run, select_samples(batch, [i], size))
+            assert_same_samples(whole, alone, [i], size, tolerance, "when run alone")
         order = list(reversed(range(size)))
-        assert_rows(whole, call(run, pick(batch, order, size)), order, size, close, "in a batch in reverse order")
-        padded = with_padding(batch)
+        reverse = run_batch(run, select_samples(batch, order, size))
+        assert_same_samples(whole, reverse, order, size, tolerance, "in a batch in reverse order")
+        padded = add_padding(batch)
         if padded is not None:
             rows = list(range(size))
-            assert_rows(whole, call(run, padded), rows, size, close, f"with {PADDING} more of padding")
+            when = f"with {PADDING} more padding tokens"
+            assert_same_samples(whole, run_batch(run, padded), rows, size, tolerance, when)
 
 
 def assert_eval_matters(model: nn.Module, *inputs: Any, **named: Any) -> None:
-    """The model gives otherwise in training mode: a test over it would notice a forgotten `eval()`.
+    """Assert that a model returns another output in training mode than in eval mode.
 
-    Raises AssertionError, which says what in it depends on the mode, if anything does.
+    If it does not, a test of this model cannot detect a forgotten `eval()` by its numbers.
+
+    Args:
+        model: The model.  Copies of it run in eval mode and in training mode.
+        *inputs: Positional arguments of its forward: tensors, or mappings and sequences of them.
+        **named: Keyword arguments of its forward.
+
+    Raises:
+        AssertionError: The outputs are the same.  The message names the modules that depend on the mode, if any.
+        HygieneError: The inference in eval mode was not clean.
+        TypeError: `model` is not a module, or cannot be copied.
+
+    Example:
+        >>> assert_eval_matters(model, torch.ones(8, 3, 32, 32))
     """
-    with probed(model, "assert_eval_matters") as run:
-        told = run(*inputs, **named)
-    with copy_of(model, "assert_eval_matters") as (trained, run), torch.no_grad():
-        trained.train()
-        trained_told = run(*inputs, **named)
-    if first_difference(told.output, trained_told.output) is not None:
+    with copied_for_inference(model, "assert_eval_matters") as run:
+        evaluated = run(*inputs, **named)
+    with copied(model, "assert_eval_matters") as (trained_model, run), torch.no_grad():
+        trained_model.train()
+        trained = run(*inputs, **named)
+    if first_difference(evaluated.output, trained.output) is not None:
         return
-    sensitive = [
+    mode_dependent = [
         f"{path} ({modules.type_name(part)})"
-        for path, part in modules.walk(trained)
+        for path, part in modules.walk(trained_model)
         if mode_dependence.is_mode_dependent(part)
     ]
-    ran = {path for path, _ in trained_told.modules}
-    if not sensitive:
-        why = "nothing in it depends on the mode"
-    elif not any(name.partition(" ")[0] in ran for name in sensitive):
-        why = f"{first_and_more(sensitive)} did not run"
+    ran = {path for path, _ in trained.modules}
+    if not mode_dependent:
+        why = "none of its modules depends on the mode"
+    elif not any(name.partition(" ")[0] in ran for name in mode_dependent):
+        why = f"{first_and_more(mode_dependent)} did not run"
     else:
-        why = f"{first_and_more(sensitive)} changed nothing"
-    raise AssertionError(f"{modules.type_name(model)} gives the same in training mode as in eval mode: {why}")
+        why = f"{first_and_more(mode_dependent)} had no effect"
+    raise AssertionError(f"{modules.type_name(model)} gives the same output in training mode as in eval mode: {why}")

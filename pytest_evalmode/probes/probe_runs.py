@@ -1,4 +1,4 @@
-"""A copy of a model is run, and what each of its modules gave is kept."""
+"""Runs of a copied model that record the output of each module."""
 
 from __future__ import annotations
 
@@ -14,59 +14,62 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from pytest_evalmode.evaluation import inference
 from pytest_evalmode.observe import modules
-from pytest_evalmode.probes.nested_tensors import fresh, mapped, tensors_of
+from pytest_evalmode.probes.nested_tensors import copy_tensor, copy_tensors, map_tensors
 
 
 @dataclass(slots=True)
 class Run:
-    """What a model gave, and what each of its modules did, in the order in which they ended."""
+    """The output of a model, and the outputs of its modules, ordered by the end of their forwards."""
 
     output: dict[str, Tensor]
     modules: list[tuple[str, dict[str, Tensor]]] = field(default_factory=list)
 
 
 @contextmanager
-def probed(model: nn.Module, probe: str) -> Iterator[Callable[..., Run]]:
-    """Runs a copy of a model as it is meant to be run."""
-    with copy_of(model, probe) as (copied, run), inference(copied):
+def copied_for_inference(model: nn.Module, probe: str) -> Iterator[Callable[..., Run]]:
+    """Yield a function that runs a copy of a model under `inference()`."""
+    with copied(model, probe) as (model_copy, run), inference(model_copy):
         yield run
 
 
 @contextmanager
-def copy_of(model: nn.Module, probe: str) -> Iterator[tuple[nn.Module, Callable[..., Run]]]:
-    """A copy of a model, and what runs it on copies of its inputs; random numbers are forked."""
+def copied(model: nn.Module, probe: str) -> Iterator[tuple[nn.Module, Callable[..., Run]]]:
+    """Yield a copy of a model and a function that runs it on copies of its inputs, with forked random generators.
+
+    `probe` is the name of the calling probe, for errors.
+    """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{probe}(model): {model!r:.80} is a {type(model).__name__}; it takes a torch.nn.Module")
+        raise TypeError(f"{probe}(model): expected a torch.nn.Module, got {type(model).__name__}")
     try:
-        copied = copy.deepcopy(model)
+        model_copy = copy.deepcopy(model)
     except Exception as error:
         raise TypeError(
-            f"{probe}(): {modules.type_name(model)} cannot be copied, so that it could not be left as it is"
+            f"{probe}(): cannot copy {modules.type_name(model)}; a probe runs a copy to leave the model unchanged"
         ) from error
-    devices = sorted({t.device.index or 0 for t in copied.parameters() if t.device.type == "cuda"})
-    names = {id(part): path for path, part in modules.walk(copied)}
+    devices = sorted({t.device.index or 0 for t in model_copy.parameters() if t.device.type == "cuda"})
+    names = {id(part): path for path, part in modules.walk(model_copy)}
     with torch.random.fork_rng(devices=devices):
 
         def run(*inputs: Any, **named: Any) -> Run:
-            found: list[tuple[str, dict[str, Tensor]]] = []
+            outputs: list[tuple[str, dict[str, Tensor]]] = []
 
-            def keep(module: nn.Module, _: object, output: object) -> None:
+            def record(module: nn.Module, _: object, output: object) -> None:
                 if id(module) in names:
-                    found.append((names[id(module)], tensors_of(output)))
+                    outputs.append((names[id(module)], copy_tensors(output)))
 
-            # For all modules at once: a hook of a module's own would turn torch's fast paths off.
-            handle = register_module_forward_hook(keep)
+            # A global hook, because hooks on the modules would disable torch's fast paths.
+            handle = register_module_forward_hook(record)
             try:
-                own, own_named = mapped((inputs, named), fresh)
-                return Run(tensors_of(copied(*own, **own_named)), found)
+                input_copies, named_copies = map_tensors((inputs, named), copy_tensor)
+                return Run(copy_tensors(model_copy(*input_copies, **named_copies)), outputs)
             finally:
                 handle.remove()
 
-        yield copied, run
+        yield model_copy, run
 
 
-def call(run: Callable[..., Run], batch: Any) -> Run:
-    """Run on a batch: a tensor, a sequence of arguments or a mapping of them by name."""
+def run_batch(run: Callable[..., Run], batch: Any) -> Run:
+    """Run a model on a batch: a tensor, a sequence of arguments or a mapping of keyword arguments."""
     if isinstance(batch, Mapping):
         return run(**batch)
     return run(*batch) if isinstance(batch, list | tuple) else run(batch)

@@ -35,7 +35,7 @@ def team() -> list[str]:
 
 
 def test_the_teams_rule_holds_in_its_directory_alone(team: list[str]) -> None:
-    assert has(team, "edge-dtype: server.ranker (Sequential) holds float32")
+    assert has(team, "edge-dtype: server.ranker (Sequential) has tensors of type float32")
     assert has(team, "FAILED tests/edge/test_edge.py::test_ranker - HygieneViolation: edge-dtype")
     assert has(team, "PASSED tests/edge/test_edge.py::test_tiny")
     assert has(team, "PASSED tests/test_server.py::test_ranker")
@@ -43,10 +43,13 @@ def test_the_teams_rule_holds_in_its_directory_alone(team: list[str]) -> None:
 
 def test_the_teams_rule_says_what_to_do(team: list[str]) -> None:
     said = next((line.removeprefix("E").strip() for line in team if " edge-dtype  " in line), "")
-    assert said.startswith("edge-dtype  server.ranker (Sequential) holds ")
-    assert said.endswith(": the devices have float16")
+    assert said.startswith("edge-dtype  server.ranker (Sequential) has ")
+    assert said.endswith("; use float16")
     assert has(
-        team, said, "fix: convert it first: model.half()", 'intended? @pytest.mark.inference(allow=["edge-dtype"]'
+        team,
+        said,
+        "fix: convert the model first: model.half()",
+        'intended? @pytest.mark.inference(allow=["edge-dtype"]',
     )
 
 

@@ -1,4 +1,4 @@
-"""For all tests of the team: the server's models are watched from the start of a test, whether or not they run."""
+"""Hooks for all tests: watch the server's models from the start of each test, whether or not they run."""
 
 from __future__ import annotations
 

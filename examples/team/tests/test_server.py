@@ -1,4 +1,4 @@
-"""In the data centre: any dtype will do, but nobody may touch the weights."""
+"""Tests for the data center: any dtype is supported, but the weights must not change."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ def test_ranker() -> None:
 def test_warm_up_of_the_other_model() -> None:
     SERVER.predict("ranker", torch.ones(3, 4))
     with torch.no_grad():
-        SERVER.models()["tiny"].get_parameter("0.weight").mul_(2)  # the mistake: it never runs here, but it is watched
+        SERVER.models()["tiny"].get_parameter("0.weight").mul_(2)  # the mistake: it does not run, but it is watched

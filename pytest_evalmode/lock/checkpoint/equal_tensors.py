@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import permutations
 from math import prod
 
-from pytest_evalmode.lock.checkpoint.differences import Cause, ChangedTensor, Differences, owner_of
+from pytest_evalmode.lock.checkpoint.differences import Cause, ChangedTensor, Differences
 from pytest_evalmode.lock.checkpoint.initial_values import find_constant
 from pytest_evalmode.lock.model_entry import compute_digest, compute_unordered_digest
 from pytest_evalmode.rules.wording import first_and_more, plural

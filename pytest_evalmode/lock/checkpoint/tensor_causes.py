@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pytest_evalmode.lock.checkpoint import quantization
-from pytest_evalmode.lock.checkpoint.differences import FLOAT_DTYPES, Cause, ChangedTensor, Differences, cast, equal
+from pytest_evalmode.lock.checkpoint.differences import FLOAT_DTYPES, Cause, ChangedTensor, Differences, equal
 from pytest_evalmode.rules.wording import first_and_more, plural
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A page a rule, in Markdown: the documentation shows them, `pytest --evalmode-rules RULE` prints them."""
+"""One Markdown page per rule, shown in the documentation and printed by `pytest --evalmode-rules RULE`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from pytest_evalmode.rules import RULE_NAMES
 
 
 def page_of(rule: str, *, also: Iterable[str] = ()) -> str:
-    """The page of a rule.  Raises LookupError, which names the rules that there are, `also` those of teams."""
+    """Return the page of a built-in rule as Markdown.
+
+    Args:
+        rule: The name of the rule.
+        also: Names of custom rules, which have no page.  They are listed in the error.
+
+    Raises:
+        LookupError: The name is unknown.  The message lists the valid names.
+    """
     if rule not in RULE_NAMES:
-        raise LookupError(f"{rule!r} is no rule; {suggest_choices(rule, (*RULE_NAMES, *also))}")
+        raise LookupError(f"unknown rule {rule!r} ({suggest_choices(rule, (*RULE_NAMES, *also))})")
     return (Path(__file__).parent / f"{rule}.md").read_text(encoding="utf-8")

@@ -100,6 +100,6 @@ def remove_plugin_frames(error: BaseException) -> None:
         if not traceback.tb_frame.f_code.co_filename.startswith(_HERE):
             kept.append(traceback)
         traceback = traceback.tb_next
-    for before, after in zip(kept, [*kept[1:], None], strict=True):
+    for before, after in zip(kept, [*kept[1:], None], strict=False):
         before.tb_next = after
     error.__traceback__ = kept[0] if kept else None

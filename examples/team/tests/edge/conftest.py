@@ -1,4 +1,4 @@
-"""For tests/edge alone: a rule of the team's own.  What goes to the devices must fit there."""
+"""A custom rule that applies only to tests/edge: the edge devices support only some dtypes."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Iterator
 
 from pytest_evalmode import Rule, Trace, Violation, rule
 
-SMALL = {"float16", "bfloat16", "int8", "int64"}
+SUPPORTED = {"float16", "bfloat16", "int8", "int64"}
 
 
 @rule(
     "edge-dtype",
-    fires_when="a model that ran in tests/edge holds anything above float16",
-    remedy="convert it first: model.half()",
+    fires_when="a model that ran has a dtype that the edge devices do not support",
+    remedy="convert the model first: model.half()",
 )
 def edge_dtype(trace: Trace) -> Iterator[Violation]:
     for model in trace.models:
-        large = sorted(set(model.dtypes) - SMALL)
-        if model.forwards and large:
+        unsupported = sorted(set(model.dtypes) - SUPPORTED)
+        if model.forwards and unsupported:
             yield Violation(
                 model=model.name,
                 subjects=(f"{model.name} ({model.type})",),
-                message=f"{model.name} ({model.type}) holds {', '.join(large)}",
-                finding=f"{model.name} ({model.type}) holds {', '.join(large)}: the devices have float16",
+                message=f"{model.name} ({model.type}) has tensors of type {', '.join(unsupported)}",
+                finding=f"{model.name} ({model.type}) has tensors of type {', '.join(unsupported)}; use float16",
             )
 
 

@@ -1,4 +1,4 @@
-"""On the devices: both models run cleanly, but only one of them fits."""
+"""Tests for the edge devices: both models run cleanly, but the devices support the dtype of only one."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ def test_tiny() -> None:
 
 
 def test_ranker() -> None:
-    assert SERVER.predict("ranker", torch.ones(3, 4)).shape == (3,)  # float32: too large for the devices
+    assert SERVER.predict("ranker", torch.ones(3, 4)).shape == (3,)  # float32: not supported on the devices

@@ -45,24 +45,9 @@ def find_unknown_tokens(old: list[Row], new: list[Row]) -> Step | None:
         changes = _changes(a, b)
         ids = {id_ for _, stretch in changes for id_ in stretch}
         if len(ids) == 1 and len(changes) > 1 and not any(ids & set(row) for row in a):
-            reason = "another casing, normalization or vocabulary"
-            unknown = f"given with {len(changes)} words {words.format(*ids)} ({reason})"
+            unknown = f"given with {len(changes)} words {words.format(*ids)}"
             return Step("unknown tokens", unknown, {"unknown": (*ids,), "words": len(changes)})
     return None
-
-
-def find_other_splits(old: list[Row], new: list[Row]) -> Step | None:
-    """Find texts in which few stretches changed, and each stretch always in the same way."""
-    changes = _changes(old, new)
-    total = sum(map(len, old))
-    changed = sum(max(len(a), len(b)) for a, b in changes)
-    if not changes or changed > 0.5 * total or any(not a or not b for a, b in changes):
-        return None
-    if len(dict(changes)) != len(set(changes)) or len(changes) < 2:
-        return None
-    reason = "another casing or normalization of the text"
-    words = f"split differently in {len(changes)} places, always in the same way ({reason})"
-    return Step("spelling", words, {"places": len(changes), "tokens": changed / total})
 
 
 def _changes(old: list[Row], new: list[Row]) -> list[tuple[Row, Row]]:

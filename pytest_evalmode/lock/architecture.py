@@ -11,12 +11,13 @@ import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from itertools import product
+from math import prod
 from numbers import Real
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -25,9 +26,8 @@ from torch.jit import ScriptModule
 
 from pytest_evalmode.observe import modules
 
-CONFIG = "config"
 _MAX_MODULES = 1 << 17
-_NOT_SETTINGS = frozenset("training inplace name_or_path gradient_checkpointing transformers_version dtype".split())
+_NOT_SETTINGS = frozenset("training inplace name_or_path gradient_checkpointing dtype".split())
 _POSITION = re.compile(r"(layer|block|stage|depth)_?(idx|id|index|number)?")
 """Attributes that count the layers of a stack; they would make each layer differ from the next."""
 _TEXT = re.compile(r"[\w .+-]{0,40}")
@@ -68,8 +68,7 @@ def describe_architecture(model: nn.Module) -> dict[str, str]:
     for path in reversed(lines):  # a module comes before its submodules
         parts = [(name, folded.pop(f"{path}.{name}" if path else name)) for name in children[path]]
         folded[path] = {"": lines[path], **_fold(parts)}
-    config = _describe_config(vars(model).get(CONFIG))
-    return folded[""] | ({CONFIG: config} if config else {})
+    return folded[""]
 
 
 def _fold(parts: list[tuple[str, dict[str, str]]]) -> dict[str, str]:
@@ -80,7 +79,7 @@ def _fold(parts: list[tuple[str, dict[str, str]]]) -> dict[str, str]:
             runs[-1] = (runs[-1][0], name, lines)
         else:
             runs.append((name, name, lines))
-    folded = {}
+    folded: dict[str, str] = {}
     for first, last, lines in runs:
         name = first if first == last else f"{first}-{last}"
         folded |= {f"{name}.{inner}" if inner else name: line for inner, line in lines.items()}
@@ -91,32 +90,12 @@ def expand(lines: Mapping[str, str]) -> dict[str, str]:
     """Return the lines of an architecture with one path per module; raise ValueError if there are far too many."""
     expanded: dict[str, str] = {}
     for path, line in lines.items():
-        choices = [_numbers(name) for name in path.split(".")]
-        count = 1
-        for names in choices:
-            count *= len(names)
-        if count + len(expanded) > _MAX_MODULES:
+        ranges = [_RANGE.fullmatch(name) or name for name in path.split(".")]
+        names = [[each] if isinstance(each, str) else range(int(each[1]), int(each[2]) + 1) for each in ranges]
+        if prod(map(len, names)) + len(expanded) > _MAX_MODULES:
             raise ValueError(path)
-        expanded |= {".".join(names): line for names in product(*choices)}
+        expanded |= {".".join(map(str, parts)): line for parts in product(*names)}
     return expanded
-
-
-def _numbers(name: str) -> Any:
-    match = _RANGE.fullmatch(name)
-    return [name] if match is None else _Numbers(int(match[1]), int(match[2]))
-
-
-class _Numbers:
-    """The names `first` to `last`, which take no memory until they are used."""
-
-    def __init__(self, first: int, last: int) -> None:
-        self._range = range(first, last + 1)
-
-    def __len__(self) -> int:
-        return len(self._range)
-
-    def __iter__(self) -> Iterator[str]:
-        return map(str, self._range)
 
 
 def find_module_changes(was: Mapping[str, str], now: Mapping[str, str]) -> list[ModuleChange]:
@@ -139,7 +118,7 @@ def _compare(path: str, was: str, now: str) -> Iterator[ModuleChange]:
     if old_type != new_type:
         yield ModuleChange(path, old_type, "", old_type, new_type)
         return
-    # A version of torch may add or remove a setting; a configuration leaves out those that have their default.
+    # A version of torch may add or remove a setting of its own modules.
     both = old.keys() & new.keys() if hasattr(nn, new_type) or not old or not new else old.keys() | new.keys()
     for setting in sorted(both):
         if old.get(setting) != new.get(setting):
@@ -156,35 +135,16 @@ def _describe(module: nn.Module) -> str:
     if isinstance(module, ScriptModule | GraphModule):
         return name
     settings = _read_settings(vars(module), _find_assigned_by_forward(type(module)))
-    settings |= _read_extra_repr(module, settings)
+    if not modules.python_module(type(module).extra_repr).startswith("torch."):  # torch prints attributes only
+        with suppress(Exception):  # the user's own code
+            settings = dict(_SETTING.findall(module.extra_repr())) | settings
     return f"{name}({', '.join(f'{setting}={value}' for setting, value in sorted(settings.items()))})"
-
-
-def _describe_config(config: object) -> str:
-    """Return the settings of a model's configuration: of one of transformers, those without their default."""
-    try:
-        attributes = config.to_diff_dict() if hasattr(config, "to_diff_dict") else vars(config)
-    except Exception:  # no attributes, or a configuration of the user that cannot be read
-        return ""
-    settings = _read_settings(attributes, frozenset({"model_type", "architectures"}))
-    return f"{type(config).__name__}({', '.join(f'{name}={value}' for name, value in sorted(settings.items()))})"
 
 
 def _read_settings(attributes: Mapping[str, object], skip: frozenset[str]) -> dict[str, str]:
     names = [name for name in attributes if not name.startswith("_") and name not in _NOT_SETTINGS and name not in skip]
     shown = {name: _show(attributes[name]) for name in names if not _POSITION.fullmatch(name)}
     return {name: value for name, value in shown.items() if value is not None}
-
-
-def _read_extra_repr(module: nn.Module, settings: Mapping[str, str]) -> dict[str, str]:
-    """Return what `extra_repr()` prints as `name=value` and no attribute has; those of torch print attributes only."""
-    if modules.python_module(type(module).extra_repr).startswith("torch."):
-        return {}
-    try:
-        printed = _SETTING.findall(module.extra_repr())
-    except Exception:  # the user's own code
-        return {}
-    return {name: value for name, value in printed if name not in settings and name not in _NOT_SETTINGS}
 
 
 def _show(value: object) -> str | None:
@@ -201,8 +161,7 @@ def _show(value: object) -> str | None:
         parts = [_show(each) for each in value[:17]]
         return None if len(parts) > 16 or None in parts else f"({', '.join(filter(None, parts))})"
     if isinstance(value, partial):
-        settings = _read_settings(value.keywords, frozenset())
-        return f"{_show(value.func)}({', '.join(f'{name}={each}' for name, each in settings.items())})"
+        return f"{_show(value.func)}{_show([*value.args, *sorted(value.keywords.items())])}"
     name = getattr(value, "__name__", None) if callable(value) else None
     return name if isinstance(name, str) and name.isidentifier() else None
 
@@ -217,7 +176,7 @@ def _find_assigned_by_forward(cls: type) -> frozenset[str]:
     if cls not in _assigned_by_forward:
         methods, assigned = ["forward"], set()
         for method in methods:
-            code = getattr(inspect.unwrap(getattr(cls, method, None) or _nothing), "__code__", None)
+            code = getattr(inspect.unwrap(getattr(cls, method)), "__code__", None)
             for step in dis.get_instructions(code) if code is not None else ():
                 if step.opname == "STORE_ATTR":
                     assigned.add(str(step.argval))
@@ -226,7 +185,3 @@ def _find_assigned_by_forward(cls: type) -> frozenset[str]:
                     methods += [step.argval] * is_own
         _assigned_by_forward[cls] = frozenset(assigned)
     return _assigned_by_forward[cls]
-
-
-def _nothing() -> None:
-    """Stand in for a missing forward."""

@@ -88,25 +88,20 @@ def find_merged_adapter(diff: Differences) -> Cause | None:
 
     The direction is known if the adapter's own tensors, `lora_A` and `lora_B`, are locked or in the model.
     """
-    updates: dict[str, tuple[int, float | None]] = {}
-    for name, tensor in diff.changed.items():
-        rank = _rank(tensor)
-        if rank:
-            factors = (_factor(tensor, update) for update in _updates(diff, tensor))
-            updates[name] = rank, next((factor for factor in factors if factor is not None), None)
-    if not updates:
+    ranks = {name: rank for name, tensor in diff.changed.items() if (rank := _rank(tensor))}
+    if not ranks:
         return None
-    diff.mark_explained(updates)
-    most, weights = max(rank for rank, _ in updates.values()), plural(len(updates), "weight")
-    factors = {None if factor is None else round(factor, 4) for _, factor in updates.values()}
-    factor = factors.pop() if len(factors) == 1 else None
+    found = {_find_factor(diff, diff.changed[name]) for name in ranks}
+    diff.mark_explained(ranks)
+    weights = f"{plural(len(ranks), 'weight')} ({first_and_more(list(ranks))})"
+    factor = found.pop() if len(found) == 1 else None
     if factor is None:
-        words = f"{weights} changed by a matrix of rank {most}: a LoRA adapter was merged, or taken out"
+        words = f"{weights} changed by a matrix of rank {max(ranks.values())}: a LoRA adapter was merged, or taken out"
     else:
-        times = "" if abs(factor) == 1 else f", times {abs(factor):.4g},"
+        times = "" if abs(factor) == 1 else f"{abs(factor):.4g} times "
         verb = "merged into" if factor > 0 else "taken out of"
-        words = f"a LoRA adapter (rank {most}, lora_B @ lora_A{times}) was {verb} {weights}".replace(",)", ")")
-    return Cause("merged", f"{words} ({first_and_more(list(updates))})", tuple(updates))
+        words = f"a LoRA adapter ({times}lora_B @ lora_A) was {verb} {weights}"
+    return Cause("merged", words, tuple(ranks))
 
 
 def _rank(tensor: ChangedTensor) -> int:
@@ -125,41 +120,39 @@ def _rank(tensor: ChangedTensor) -> int:
     return rank if rank <= 0.75 * min(change.shape) else 0
 
 
-def _updates(diff: Differences, tensor: ChangedTensor) -> Iterator[Array]:
-    """Yield `lora_B @ lora_A` of the adapters beside a weight, at its sampled positions."""
-    rows, columns = tensor.values[0].shape  # type: ignore[index]
-    for name in (tensor.name, diff.current_names[tensor.name]):
-        owners = {owner_of(name), owner_of(name).removesuffix(".base_layer")}
-        for tensors in (diff.samples, diff.contents.tensors):
-            for a in [each for each in tensors if ".lora_A" in f".{each}" and _has_owner(each, owners)]:
-                first, second = tensors[a], tensors.get(_second_of(a))
-                if second is not None and not isinstance(first, np.ndarray):
-                    first, second = sample_grid(first, *first.shape), sample_grid(second, *second.shape)
-                    if first is not None and second is not None:
-                        height, width = tensor.was.shape
-                        first = first[:, spaced(width, columns)] if first.shape[1] == width else first
-                        second = second[spaced(height, rows)] if second.shape[0] == height else second
-                if first is not None and second is not None and (len(second), first.shape[1]) == (rows, columns):
-                    if second.shape[1] == len(first):
-                        yield second.astype(float) @ first.astype(float)
-
-
-def _second_of(name: str) -> str:
-    before, _, after = name.rpartition("lora_A")
-    return f"{before}lora_B{after}"
-
-
-def _has_owner(name: str, owners: set[str]) -> bool:
-    before = name.partition("lora_A")[0].removesuffix(".")
-    return any(before == owner or before.endswith(f".{owner}") for owner in owners)
-
-
-def _factor(tensor: ChangedTensor, update: Array) -> float | None:
-    """Return how often an update was added to the weight; None if it does not explain the change."""
+def _find_factor(diff: Differences, tensor: ChangedTensor) -> float | None:
+    """Return how often `lora_B @ lora_A` of an adapter beside a weight was added to it; None if that is unknown."""
     was, now = tensor.values  # type: ignore[misc]
-    size = float((update**2).sum())
-    factor = float(((now - was) * update).sum() / size) if size else 0.0
-    return factor if factor and _close(was + factor * update, now, 1e-5) else None
+    for update in _updates(diff, tensor):
+        size = float((update**2).sum())
+        factor = float(((now - was) * update).sum() / size) if size else 0.0
+        if factor and _close(was + factor * update, now, 1e-5):
+            return round(factor, 4)
+    return None
+
+
+def _updates(diff: Differences, tensor: ChangedTensor) -> Iterator[Array]:
+    """Yield `lora_B @ lora_A` of each adapter beside a weight, at its sampled positions."""
+    rows, columns = tensor.values[0].shape  # type: ignore[index]
+    height, width = tensor.was.shape
+    owners = [owner_of(name).removesuffix(".base_layer") for name in (tensor.name, diff.current_names[tensor.name])]
+    for name in {**diff.locked, **diff.contents.tensors}:
+        before, found, after = name.rpartition("lora_A")
+        if not found or not any(f".{before}".endswith(f".{owner}.".lstrip(".")) for owner in owners):
+            continue
+        a, b = (_factor_of_update(diff, each) for each in (name, f"{before}lora_B{after}"))
+        if a is not None and b is not None:
+            a = a[:, spaced(width, columns)] if a.shape[1] == width else a
+            b = b[spaced(height, rows)] if b.shape[0] == height else b
+            if (len(b), b.shape[1], a.shape[1]) == (rows, len(a), columns):
+                yield b @ a
+
+
+def _factor_of_update(diff: Differences, name: str) -> Array | None:
+    """Return all current values of an adapter's matrix, or the sampled ones if it is missing."""
+    tensor = diff.contents.tensors.get(name)
+    values = diff.samples.get(name) if tensor is None else sample_grid(tensor, *tensor.shape)
+    return None if values is None else values.astype(float)
 
 
 def _close(expected: Array, now: Array, residual: float) -> bool:

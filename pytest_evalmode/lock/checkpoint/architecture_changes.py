@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
-from pytest_evalmode.lock.architecture import CONFIG, ModuleChange, expand, find_module_changes
+from pytest_evalmode.lock.architecture import ModuleChange, expand, find_module_changes
 from pytest_evalmode.lock.checkpoint.differences import Cause, Differences, owner_of
 from pytest_evalmode.rules.wording import first_and_more, plural
 
@@ -50,7 +50,7 @@ def find_architecture_changes(owners: TensorOwners, was: Mapping[str, str], now:
         words.append(_describe(*key, [name or "the model" for name in names]))
         paths += names
     # Containers move together with what they contain.
-    parents = {owner_of(path) for side in (was, now) for path in expand(side)} | {CONFIG}
+    parents = {owner_of(path) for side in (was, now) for path in expand(side)}
     words += _describe_moved([each for each in moved if each.path not in parents and each.type not in _NEUTRAL])
     if not words:
         return None

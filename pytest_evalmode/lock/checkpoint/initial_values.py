@@ -47,7 +47,7 @@ class Distribution:
         expected = expected.sort().values
         steps = torch.arange(count + 1, dtype=torch.float64) / count
         distance = torch.maximum((steps[1:] - expected).max(), (expected - steps[:-1]).max())
-        return float(distance) < slack * 1.95 / count**0.5
+        return bool(distance < slack * 1.95 / count**0.5)
 
 
 def find_constant(values: Tensor) -> float | None:

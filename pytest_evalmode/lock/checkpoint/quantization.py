@@ -93,8 +93,8 @@ def find_levels(tensor: ChangedTensor) -> Levels | None:
                     break
             else:
                 group = torch.tensor(picked) // size
-                at = (each[group, 0].double().numpy() for each in (offset, scale))
-                return Levels(f"{name} {words}", levels.double().numpy(), *at, tensor.values[1])
+                start, size_of = (each[group, 0].double().numpy() for each in (offset, scale))
+                return Levels(f"{name} {words}", levels.double().numpy(), start, size_of, tensor.values[1])
     return None
 
 
@@ -149,14 +149,14 @@ def _signed(groups: Tensor) -> tuple[Tensor, Tensor]:
 
 def _float_levels(dtype: torch.dtype) -> Tensor:
     levels = torch.arange(256, dtype=torch.uint8).view(dtype).float()
-    levels = levels[levels.isfinite()].unique()
-    return levels / levels.max()
+    levels = levels[levels.isfinite()].sort().values
+    return levels.div(levels.max())
 
 
-_NF4 = torch.tensor(
-    [-1, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0, 0.0795803, 0.1609302]
-    + [0.24611229, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1]
-)
+_NF4 = torch.tensor([
+    -1, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0,
+    0.0795803, 0.1609302, 0.24611229, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1,
+])  # fmt: skip
 _SCHEMES: tuple[tuple[str, Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]], ...] = (
     *((f"int{bits}", torch.arange(-n, n + 1) / n, _largest) for bits, n in ((2, 1), (3, 3), (4, 7), (4, 8), (5, 15))),
     ("int4", torch.arange(-8, 8) / 8, _signed),

@@ -142,13 +142,6 @@ def _find_row_factors(tensor: ChangedTensor) -> Array | None:
     return factors_of_rows(*tensor.values) if _is_float(tensor) and tensor.values is not None else None
 
 
-def _find_column_factors(tensor: ChangedTensor) -> Array | None:
-    if not _is_float(tensor) or tensor.values is None:
-        return None
-    factors = factors_of_rows(*(side.T for side in tensor.values))
-    return None if factors is None else factors.T
-
-
 def factors_of_rows(was: Array, now: Array) -> Array | None:
     """Return the factor of each row, as a column; None if the rows are too few or too short to show one."""
     if was.shape[0] < 2 or was.shape[1] < _MIN_VALUES or not np.isfinite(now).all():
@@ -184,9 +177,9 @@ def _describe_zeroed(names: Sequence[str], zeroed: Sequence[tuple[Array, float]]
     return f"pruned: {part} of the values of {plural(len(names), 'tensor')} are 0"
 
 
-def _describe_factors(names: Sequence[str], factors: Sequence[Array], what: str) -> str:
+def _describe_factors(names: Sequence[str], factors: Sequence[Array]) -> str:
     sizes = np.concatenate([np.abs(each).ravel() for each in factors])
-    return f"the {what} of {_were(names)} each multiplied by a factor ({sizes.min():.3g} to {sizes.max():.3g})"
+    return f"the rows (outputs) of {_were(names)} each multiplied by a factor ({sizes.min():.3g} to {sizes.max():.3g})"
 
 
 _TABLE: tuple[TensorCause, ...] = (
@@ -212,14 +205,7 @@ _TABLE: tuple[TensorCause, ...] = (
         "scaled",
         _find_row_factors,
         lambda was, factors: was * factors,
-        lambda names, factors: _describe_factors(names, factors, "rows (output channels)"),
-        residual=1e-5,
-    ),
-    TensorCause(
-        "scaled",
-        _find_column_factors,
-        lambda was, factors: was * factors,
-        lambda names, factors: _describe_factors(names, factors, "columns (inputs)"),
+        _describe_factors,
         residual=1e-5,
     ),
 )

@@ -159,7 +159,9 @@ def _show(value: object) -> str | None:
         return repr(value) if _TEXT.fullmatch(value) and os.sep not in value else None
     if isinstance(value, list | tuple):
         parts = [_show(each) for each in value[:17]]
-        return None if len(parts) > 16 or None in parts else f"({', '.join(filter(None, parts))})"
+        return (
+            None if len(parts) > 16 or None in parts else f"({', '.join(filter(None, parts))}{',' * (len(parts) == 1)})"
+        )
     if isinstance(value, partial):
         return f"{_show(value.func)}{_show([*value.args, *sorted(value.keywords.items())])}"
     name = getattr(value, "__name__", None) if callable(value) else None

@@ -54,8 +54,8 @@ def describe_change(was: object, now: object) -> str | None:
     if not fitting:
         return None
     fewest = min(each.parameters for each in fitting)
-    words = dict.fromkeys(each.words for each in fitting if each.parameters == fewest)
-    return " or ".join(list(words)[:_FEW])
+    simplest = dict.fromkeys(each.words for each in fitting if each.parameters == fewest)
+    return " or ".join(list(simplest)[:_FEW])
 
 
 def _equal(a: Array, b: Array) -> bool:
@@ -105,12 +105,14 @@ def _describe_percent(was: Array, now: Array) -> str | None:
 
 
 def _softmax(x: Array) -> Array:
-    shifted: Array = np.exp(x - x.max(-1, keepdims=True))
-    return shifted / shifted.sum(-1, keepdims=True)
+    powers = np.exp(x - x.max(-1, keepdims=True))
+    shares: Array = powers / powers.sum(-1, keepdims=True)
+    return shares
 
 
 def _normalize(x: Array) -> Array:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+    unit: Array = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return unit
 
 
 def _round_to_bfloat16(x: Array) -> Array:
@@ -126,7 +128,6 @@ _FUNCTIONS: tuple[tuple[str, str, Callable[[Array], Array], bool], ...] = (
     ("probabilities (sigmoid) for logits", "logits for probabilities (sigmoid)", lambda x: 1 / (1 + np.exp(-x)), False),
     ("logarithms of the values", "values for their logarithms", np.log, False),
     ("logarithms (base 10) of the values", "values for their logarithms (base 10)", np.log10, False),
-    ("logarithms (log1p) of the values", "values for their logarithms (log1p)", np.log1p, False),
     ("square roots of the values", "squares of the values", lambda x: np.sqrt(np.where(x < 0, np.nan, x)), False),
     ("normalized to length 1", "no longer normalized to length 1", _normalize, True),
     ("absolute values", "values for their absolute values", np.abs, False),
@@ -136,7 +137,6 @@ _FUNCTIONS: tuple[tuple[str, str, Callable[[Array], Array], bool], ...] = (
     ("rounded to float16", "", lambda x: x.astype(np.float16).astype(np.float64), False),
     ("rounded to bfloat16", "", _round_to_bfloat16, False),
     ("1 minus the values", "1 minus the values", lambda x: 1 - x, False),
-    ("tanh of the values", "values for their tanh", np.tanh, False),
 )
 """What the outputs are now, if the function was applied or left out; and whether it needs a last axis."""
 

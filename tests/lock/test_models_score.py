@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from pytest_evalmode.lock import checkpoint, model_entry
@@ -75,6 +75,12 @@ def _trained(kind: str, seed: int) -> nn.Module:
     return net
 
 
+def initial(kind: str) -> nn.Module:
+    """Return the model from which `trained(kind)` was trained."""
+    torch.manual_seed(0)
+    return BUILD[kind]().eval()
+
+
 def trained(kind: str, seed: int = 0) -> Any:
     return copy.deepcopy(_trained(kind, seed)).eval()
 
@@ -87,7 +93,7 @@ def train(net: nn.Module, steps: int, rate: float) -> None:
         optimizer.zero_grad()
         part = slice(i * 64 % 1600, i * 64 % 1600 + 64)
         with torch.enable_grad():
-            nn.functional.cross_entropy(net(images[part]), labels[part]).backward()
+            nn.functional.cross_entropy(net(images[part]), labels[part]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     net.eval()
 
@@ -181,6 +187,26 @@ def set_attribute(path: str, name: str, value: object) -> Callable[[Any], None]:
     return lambda net: setattr(net.get_submodule(path), name, value)
 
 
+def set_attributes(kind: type, name: str, value: object) -> Callable[[Any], None]:
+    def apply(net: nn.Module) -> None:
+        for each in net.modules():
+            if isinstance(each, kind):
+                setattr(each, name, value)
+
+    return apply
+
+
+def channels_last(net: nn.Module) -> None:
+    for p in net.parameters():
+        if p.dim() == 4:
+            p.data = p.data.to(memory_format=torch.channels_last)
+
+
+def with_gradients(net: nn.Module) -> None:
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+
+
 def forwards_in_training_mode(net: nn.Module) -> None:
     net.train()
     for i in range(3):
@@ -232,7 +258,7 @@ def text(net: nn.Module) -> None:
         p.copy_(torch.tensor([float(f"{v:.6g}") for v in p.flatten().tolist()]).reshape(p.shape))
 
 
-def edit(choose: Callable[[Any], Tensor], change: Callable[[Tensor], Any]) -> Callable[[Any], None]:
+def edit(choose: Callable[[Any], Any], change: Callable[[Any], Any]) -> Callable[[Any], None]:
     return lambda net: change(choose(net))
 
 
@@ -243,6 +269,7 @@ FAULTS: dict[str, tuple[Callable[[Any], Any], tuple[str, ...], str, bool]] = {
     "not loaded": (fresh, ALL, "no checkpoint was loaded", True),
     "trained further": (trained_further, ALL, "UNRECOGNIZED", True),
     "moving average": (averaged, ALL, "UNRECOGNIZED", True),
+    "before training": (lambda net: initial(kind_of(net)), ALL, "no checkpoint was loaded", True),
     "noise": (noisy, ALL, "UNRECOGNIZED", False),
     "head not loaded": (edit(linear, lambda head: head.reset_parameters()), ALL, "not loaded: .*head|not loaded: 12", True),
     "norms not loaded": (reset(nn.LayerNorm), ("conv", "attention"), "not loaded: .*all (ones|zeros)", True),
@@ -308,9 +335,9 @@ FAULTS: dict[str, tuple[Callable[[Any], Any], tuple[str, ...], str, bool]] = {
         "tensors missing",
         True,
     ),
-    "eps": (set_attribute("5", "eps", 1e-3), ("conv",), r"^\S+ eps of 5 \(BatchNorm2d\) is 0.001, not 1e-05", True),
+    "eps": (set_attribute("5", "eps", 1e-3), ("conv",), r"^model: eps of 5 \(BatchNorm2d\) is 0.001, not 1e-05", True),
     "all eps": (
-        lambda net: [setattr(m, "eps", 1e-6) for m in net.modules() if isinstance(m, nn.LayerNorm)],
+        set_attributes(nn.LayerNorm, "eps", 1e-6),
         ("attention",),
         r"eps of encoder.layers.0.norm1 and 3 more \(LayerNorm\) is 1e-06, not 1e-05",
         True,
@@ -318,7 +345,7 @@ FAULTS: dict[str, tuple[Callable[[Any], Any], tuple[str, ...], str, bool]] = {
     "activation": (set_module("11", lambda _: nn.ReLU()), ("conv",), "11 is now ReLU, not GELU", True),
     "approximate GELU": (set_module("11", lambda _: nn.GELU("tanh")), ("conv",), "approximate of 11 .* is 'tanh'", True),
     "activation function": (
-        lambda net: [setattr(m, "activation", nn.functional.relu) for m in net.encoder.layers],
+        set_attributes(nn.TransformerEncoderLayer, "activation", nn.functional.relu),
         ("attention",),
         "activation of encoder.layers.0 and 1 more .* is relu, not gelu",
         True,
@@ -326,13 +353,13 @@ FAULTS: dict[str, tuple[Callable[[Any], Any], tuple[str, ...], str, bool]] = {
     "stride": (set_attribute("4", "stride", (2, 2)), ("conv",), r"stride of 4 \(Conv2d\) is \(2, 2\), not \(1, 1\)", True),
     "padding": (set_attribute("4", "padding_mode", "reflect"), ("conv",), "padding_mode of 4 .* is 'reflect'", True),
     "heads": (
-        lambda net: [setattr(m.self_attn, "num_heads", 8) for m in net.encoder.layers],
+        set_attributes(nn.MultiheadAttention, "num_heads", 8),
         ("attention",),
         "num_heads of encoder.layers.0.self_attn and 1 more",
         True,
     ),
     "norm first": (
-        lambda net: [setattr(m, "norm_first", True) for m in net.encoder.layers],
+        set_attributes(nn.TransformerEncoderLayer, "norm_first", True),
         ("attention",),
         "norm_first of .* is True, not False",
         True,
@@ -347,10 +374,10 @@ UNCHANGED: dict[str, Callable[[Any], Any]] = {
     "compiled": lambda net: torch.compile(net),
     "parallel": nn.DataParallel,
     "loaded": lambda net: (new := fresh(net)).load_state_dict(net.state_dict()) and new,
-    "channels last": lambda net: [setattr(p, "data", p.data.to(memory_format=torch.channels_last)) for p in net.parameters() if p.dim() == 4] and None,
-    "in place": lambda net: [setattr(m, "inplace", True) for m in net.modules() if isinstance(m, nn.ReLU)] and None,
+    "channels last": channels_last,
+    "in place": set_attributes(nn.ReLU, "inplace", True),
     "used": lambda net: net(data()[0][:4]) is None or None,
-    "gradients": lambda net: [setattr(p, "grad", torch.ones_like(p)) for p in net.parameters()] and None,
+    "gradients": with_gradients,
     "hooks": lambda net: net.register_forward_hook(lambda *args: None) and None,
     "negative zeros": lambda net: [p.copy_(torch.where(p == 0, -0.0, p)) for p in net.parameters()] and None,
 }  # fmt: skip
@@ -369,12 +396,9 @@ def headline(kind: str, change: Callable[[Any], Any]) -> str | None:
     now = model_entry.read_contents(changed if isinstance(changed, nn.Module) else net)
     if model_entry.matches(entry, now):
         return None
-    records, architecture = (
-        parse(entry, "test") for parse in (model_entry.parse_records, model_entry.parse_architecture)
-    )
-    return checkpoint.describe_causes("model:", checkpoint.diagnose(records, now, samples, architecture))[0].replace(
-        "::", ":"
-    )
+    records, architecture = model_entry.parse_records(entry, "test"), model_entry.parse_architecture(entry, "test")
+    causes = checkpoint.diagnose(records, now, samples, architecture)
+    return checkpoint.describe_causes("model", causes)[0]
 
 
 def judge(name: str, kind: str) -> tuple[str, str]:

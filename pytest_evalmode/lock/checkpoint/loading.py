@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from math import prod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from pytest_evalmode.lock.checkpoint.differences import (
 )
 from pytest_evalmode.lock.model_entry import sample_grid, spaced
 from pytest_evalmode.rules.wording import first_and_more, plural
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
 
 _MIN_VALUES = 32  # needed to decide whether two tensors are correlated
 
@@ -45,10 +49,11 @@ def find_not_loaded(diff: Differences) -> Cause | None:
     initial: dict[str, str] = {}
     distributions: dict[str, initial_values.Distribution] = {}
     candidates = {name: tensor for name, tensor in diff.changed.items() if _is_unrelated(tensor)}
-    for name, tensor in candidates.items():
-        if constant := _describe_constant(tensor):
+    for name, tensor in diff.changed.items():
+        distribution = _find_distribution(diff, tensor)
+        if name in candidates and (constant := _describe_constant(tensor)):
             initial[name] = constant
-        elif distribution := _find_distribution(diff, tensor):
+        elif distribution and (name in candidates or _is_reset(distribution, tensor)):
             distributions[name] = distribution
     # A small tensor is recognized by the distribution of a larger one.
     known = {each for name, each in distributions.items() if each.is_uniform or _is_large(diff.changed[name])}
@@ -115,7 +120,7 @@ def _is_unrelated(tensor: ChangedTensor) -> bool:
     return both is None or both[0].size < _MIN_VALUES or abs(_correlation(*both)) < 5 / both[0].size ** 0.5
 
 
-def _correlation(was: np.ndarray, now: np.ndarray) -> float:  # type: ignore[type-arg]
+def _correlation(was: Array, now: Array) -> float:
     old, new = was.ravel() - was.mean(), now.ravel() - now.mean()
     norms = float(np.linalg.norm(old) * np.linalg.norm(new))
     return float(old @ new) / norms if norms else 0.0
@@ -127,6 +132,11 @@ def _fits_before(distribution: initial_values.Distribution, tensor: ChangedTenso
     if both is None or both[0].size < initial_values.MIN_VALUES:
         return None
     return distribution.fits(torch.from_numpy(both[0].ravel()))
+
+
+def _is_reset(distribution: initial_values.Distribution, tensor: ChangedTensor) -> bool:
+    """Return whether only the current values are initial, those from which the locked ones may have been trained."""
+    return distribution.is_uniform and _fits_before(distribution, tensor) is False
 
 
 def _small_tensors_beside(diff: Differences, initial: dict[str, str]) -> list[str]:

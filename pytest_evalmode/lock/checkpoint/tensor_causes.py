@@ -15,6 +15,7 @@ import torch
 
 from pytest_evalmode.lock.checkpoint import quantization
 from pytest_evalmode.lock.checkpoint.differences import FLOAT_DTYPES, Cause, ChangedTensor, Differences, equal
+from pytest_evalmode.lock.checkpoint.initial_values import find_constant
 from pytest_evalmode.rules.wording import first_and_more, plural
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def find_causes(diff: Differences) -> list[Cause]:
     for name, tensor in diff.changed.items():
         both = tensor.values
         if both is None or equal(*both):  # no values, or none of those that differ
+            continue
+        if tensor.tensor.numel() > 1 and find_constant(tensor.current) is not None:  # which proves nothing
             continue
         for i, row in enumerate(_TABLE):
             parameters = row.recognize(tensor)
@@ -167,7 +170,8 @@ def _describe_narrower(names: Sequence[str], dtypes: Sequence[str]) -> str:
 
 
 def _describe_rounding(names: Sequence[str], most: Sequence[float]) -> str:
-    return f"{plural(len(names), 'tensor')} differ by rounding, by at most {max(most):.1g} of their values"
+    differ = "tensor differs" if len(names) == 1 else "tensors differ"
+    return f"{len(names)} {differ} by rounding, by at most {max(most):.1g} of their values"
 
 
 def _describe_zeroed(names: Sequence[str], zeroed: Sequence[tuple[Array, float]]) -> str:

@@ -158,7 +158,6 @@ def _reduce(was: Array, now: Array) -> Iterator[_Prediction]:
     """Predict class indices for scores, and values in another shape or order of the axes."""
     for axis in range(1, was.ndim):
         yield _Prediction("class indices (argmax) for scores", was.argmax(axis).astype(float))
-        yield _Prediction("the largest score for all scores", was.max(axis))
     if was.shape != now.shape and was.size == now.size:
         yield _Prediction(f"reshaped from {was.shape} to {now.shape}", was.reshape(now.shape))
         for a in range(was.ndim):

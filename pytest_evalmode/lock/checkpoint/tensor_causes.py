@@ -100,49 +100,45 @@ def _round_to(was: Array, dtype: str) -> Array:
     return rounded
 
 
-def _is_float(tensor: ChangedTensor) -> bool:
-    return tensor.now.dtype in FLOAT_DTYPES and tensor.was.dtype in FLOAT_DTYPES
-
-
-def _find_rounding(tensor: ChangedTensor) -> float | None:
-    """Return the largest change, relative to the value or to a hundredth of the largest one."""
-    if not _is_float(tensor) or tensor.values is None:
-        return None
-    was, now = tensor.values
-    with np.errstate(invalid="ignore"):
-        return float(np.max(np.abs(now - was) / np.maximum(np.abs(was), np.abs(was).max() / 100 or 1)))
-
-
 def _find_zeroed(tensor: ChangedTensor) -> tuple[Array, float] | None:
+    """Return which sampled values are not zero, and the share of all values that are."""
     if not _is_float(tensor) or tensor.values is None or tensor.values[1].size < _MIN_VALUES:
         return None
     return tensor.values[1] != 0, float((tensor.current == 0).double().mean())
 
 
-def _find_factor(tensor: ChangedTensor) -> float | None:
-    pair = _distinct(tensor)
-    if pair is None or np.any((pair[0] == 0) & (pair[1] != 0)):
-        return None
-    was, now = pair
+def _is_float(tensor: ChangedTensor) -> bool:
+    return tensor.now.dtype in FLOAT_DTYPES and tensor.was.dtype in FLOAT_DTYPES
+
+
+def _from_values(find: Callable[[Array, Array], Any]) -> Callable[[ChangedTensor], Any]:
+    """Return a function that finds parameters in the sampled values of a tensor of floating-point numbers."""
+
+    def recognize(tensor: ChangedTensor) -> Any:
+        with np.errstate(all="ignore"):
+            return find(*tensor.values) if tensor.values is not None and _is_float(tensor) else None
+
+    return recognize
+
+
+def _find_rounding(was: Array, now: Array) -> float:
+    """Return the largest change, relative to the value or to a hundredth of the largest one."""
+    return float(np.max(np.abs(now - was) / np.maximum(np.abs(was), np.abs(was).max() / 100 or 1)))
+
+
+def _find_factor(was: Array, now: Array) -> float | None:
     factor = float(np.median(now[was != 0] / was[was != 0]))
-    return factor if factor and np.isfinite(factor) else None
+    return factor if _is_evidence(was) and factor and np.isfinite(factor) else None
 
 
-def _find_shift(tensor: ChangedTensor) -> float | None:
-    pair = _distinct(tensor)
-    shift = float(np.median(pair[1] - pair[0])) if pair is not None else 0.0
-    return shift if shift and np.isfinite(shift) else None
+def _find_shift(was: Array, now: Array) -> float | None:
+    shift = float(np.median(now - was))
+    return shift if _is_evidence(was) and shift and np.isfinite(shift) else None
 
 
-def _distinct(tensor: ChangedTensor) -> tuple[Array, Array] | None:
-    """Return the sampled values, if they suffice to estimate one or two numbers."""
-    if not _is_float(tensor) or tensor.values is None or np.unique(tensor.values[0]).size < _MIN_VALUES:
-        return None
-    return tensor.values
-
-
-def _find_row_factors(tensor: ChangedTensor) -> Array | None:
-    return factors_of_rows(*tensor.values) if _is_float(tensor) and tensor.values is not None else None
+def _is_evidence(was: Array) -> bool:
+    """Return whether the values suffice to estimate a number."""
+    return np.unique(was).size >= _MIN_VALUES
 
 
 def factors_of_rows(was: Array, now: Array) -> Array | None:
@@ -156,9 +152,12 @@ def factors_of_rows(was: Array, now: Array) -> Array | None:
     return factors if np.all(factors != 0) else None
 
 
-def _numbers(parameters: Sequence[float]) -> str:
-    distinct = list(dict.fromkeys(f"{each:.4g}" for each in parameters))
-    return ", ".join(distinct[:3]) + (", ..." if len(distinct) > 3 else "")
+def _describe_numbers(verb: str) -> Callable[[Sequence[str], Sequence[float]], str]:
+    def words(names: Sequence[str], numbers: Sequence[float]) -> str:
+        distinct = list(dict.fromkeys(f"{each:.4g}" for each in numbers))
+        return f"{_were(names)} {verb} by {', '.join(distinct[:3])}{', ...' if len(distinct) > 3 else ''}"
+
+    return words
 
 
 def _were(names: Sequence[str]) -> str:
@@ -188,30 +187,12 @@ def _describe_factors(names: Sequence[str], factors: Sequence[Array]) -> str:
 
 _TABLE: tuple[TensorCause, ...] = (
     TensorCause("rounded", _find_narrower, _round_to, _describe_narrower),
-    TensorCause("rounding", _find_rounding, lambda was, _: was, _describe_rounding, residual=1e-5),
+    TensorCause("rounding", _from_values(_find_rounding), lambda was, _: was, _describe_rounding, 1e-5),
     TensorCause("pruned", _find_zeroed, lambda was, zeroed: np.where(zeroed[0], was, 0), _describe_zeroed),
-    TensorCause(
-        "scaled",
-        _find_factor,
-        lambda was, factor: was * factor,
-        lambda names, factors: f"{_were(names)} multiplied by {_numbers(factors)}",
-        residual=1e-5,
-    ),
-    TensorCause(
-        "shifted",
-        _find_shift,
-        lambda was, shift: was + shift,
-        lambda names, shifts: f"{_were(names)} shifted by {_numbers(shifts)}",
-        residual=1e-5,
-    ),
+    TensorCause("scaled", _from_values(_find_factor), np.multiply, _describe_numbers("multiplied"), 1e-5),
+    TensorCause("shifted", _from_values(_find_shift), np.add, _describe_numbers("shifted"), 1e-5),
     TensorCause("quantised", quantization.find_levels, quantization.quantize, quantization.describe),
-    TensorCause(
-        "scaled",
-        _find_row_factors,
-        lambda was, factors: was * factors,
-        _describe_factors,
-        residual=1e-5,
-    ),
+    TensorCause("scaled", _from_values(factors_of_rows), np.multiply, _describe_factors, 1e-5),
 )
 
 

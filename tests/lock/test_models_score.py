@@ -435,3 +435,35 @@ def test_the_score(verdicts: dict[tuple[str, str], tuple[str, str]]) -> None:
 @pytest.mark.parametrize("kind", ALL)
 def test_harmless_changes_match(kind: str) -> None:
     assert {name: headline(kind, change) for name, change in UNCHANGED.items()} == dict.fromkeys(UNCHANGED)
+
+
+@pytest.mark.slow
+def test_random_changes_are_not_named() -> None:
+    """No row of the table made these changes, so that none may be named."""
+    net = trained("conv")
+    generator = torch.Generator().manual_seed(0)
+    names = [name for name, p in net.named_parameters() if p.dim() > 1]
+    contents = model_entry.read_contents(net)
+    records = model_entry.parse_records(json.loads(json.dumps(model_entry.build_entry(contents))), "test")
+    samples = model_entry.sample_values(contents, model_entry.MAX_SAMPLE_BYTES)
+    named = []
+    for i in range(400):
+        p = net.get_parameter(names[i % len(names)])
+        before, flat = p.detach().clone(), p.detach().reshape(len(p), -1)
+        noise = torch.randn(flat.shape, generator=generator)
+        changed = (
+            flat + noise * 10.0 ** -(1 + i // 40 % 4),
+            flat.clamp(-flat.abs().median(), flat.abs().median()),
+            torch.where(noise > 1.5, flat * 1.5, flat),
+            (flat + flat.roll(1, 1)) / 2,
+            flat * (1 + noise * 0.1),
+            flat.sign() * flat.abs() ** 1.1,
+            torch.where(noise > 2, noise, flat),
+            flat * 1.1 + 0.1,
+            flat - flat.mean(1, keepdim=True),
+        )[i % 9]
+        p.data.copy_(changed.reshape(p.shape))
+        causes = checkpoint.diagnose(records, model_entry.read_contents(net), samples)
+        named += [(i % 9, cause.words) for cause in causes if not UNRECOGNIZED.search(cause.words)]
+        p.data.copy_(before)
+    assert named == []

@@ -111,13 +111,14 @@ def _rank(tensor: ChangedTensor) -> int:
         return 0
     was, now = both
     change = now - was
-    # A sparse or constant change has a low rank too, but does not come from an adapter.
-    if np.mean(change != 0) < 0.5 or not np.isfinite(change).all() or np.ptp(change) < 1e-3 * np.abs(change).max():
+    if np.mean(change != 0) < 0.5 or not np.isfinite(change).all():  # a sparse change has a low rank too
         return 0
-    singular = np.linalg.svd(change, compute_uv=False)
+    # So has one by a number per row or column, such as centered weights; without these, it has a lower rank.
+    centered = change - change.mean(0) - change.mean(1, keepdims=True) + change.mean()
     noise = 1e-6 * np.abs(now).max() * max(change.shape) ** 0.5
-    rank = int((singular > max(noise, 1e-4 * singular[0])).sum())
-    return rank if rank <= 0.75 * min(change.shape) else 0
+    least = max(noise, 1e-4 * float(np.linalg.norm(change, 2)))
+    rank, rest = (int((np.linalg.svd(each, compute_uv=False) > least).sum()) for each in (change, centered))
+    return rank if rank == rest <= 0.75 * min(change.shape) else 0
 
 
 def _find_factor(diff: Differences, tensor: ChangedTensor) -> float | None:

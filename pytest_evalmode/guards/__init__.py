@@ -1,8 +1,7 @@
-"""The guard of one window: has it opened and closed, asks the rules, and says what they found."""
+"""Guards, which watch the models that run in a window and report the rules that were broken."""
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Self, TypeVar
@@ -20,33 +19,32 @@ from pytest_evalmode.trace import LockChange, Site, Trace, WatchedModel
 
 M = TypeVar("M", bound=nn.Module)
 
-
 _NO_POLICY = Policy()
-_NO_TERMS = GuardConfig()
+_DEFAULT_CONFIG = GuardConfig()
 
 
 class Guard:
-    """Watches what runs between `open` and `close`, and tells what was not clean.
+    """Watches the models that run between `open` and `close` and reports the rules that were broken.
 
-    What goes wrong in it is kept in `failures`, never raised into the code that it watches.
+    Exceptions inside the guard itself are collected in `failures`, never raised into the code under test.
     """
 
-    def __init__(self, policy: Policy = _NO_POLICY, config: GuardConfig = _NO_TERMS, *models: nn.Module) -> None:
-        self._given = models
-        self._terms = config
+    def __init__(self, policy: Policy = _NO_POLICY, config: GuardConfig = _DEFAULT_CONFIG, *models: nn.Module) -> None:
+        self._initial_models = models
+        self._config = config
         self._window = Window(policy, config)
         self._fixtures: dict[str, tuple[str, Site]] = {}
-        """By the name of a model, the fixture that handed it over and where that stands."""
+        """The fixture that provided a model, as (name, line of its definition), by the model's name."""
         self._violations: list[Violation] = []
 
     @property
     def failures(self) -> tuple[Exception, ...]:
-        """What went wrong in the guard itself: if anything did, its verdict is worth nothing."""
+        """Exceptions raised in the guard itself; if there are any, `violations` may be incomplete."""
         return self._window.failures
 
     @property
     def policy(self) -> Policy:
-        """All that was declared as intended in any part of the window."""
+        """The exemptions of all parts of the window, combined."""
         return self._window.segments.combined_policy(self._window.policy)
 
     @property
@@ -55,51 +53,60 @@ class Guard:
 
     @property
     def was_opened(self) -> bool:
-        """Whether the window was ever open: that of a test that is not guarded, and only locks something, is not."""
+        """Whether the window was ever open; it was not for an unguarded test that only uses `evalmode_lock`."""
         return self._window.was_opened
 
     @property
     def seconds(self) -> float:
-        """What the guarding has cost so far."""
+        """Time spent in the guard so far."""
         return self._window.seconds + self._window.observers.seconds
 
     @property
     def violations(self) -> list[Violation]:
-        """What has been found so far; after `close`, what was."""
+        """The violations so far or, after `close`, those of the whole window."""
         if self._window.is_open:
             self._window.collect()
-            self._judge()
+            self._apply_rules()
         return self._violations
 
     @property
     def trace(self) -> Trace:
-        """What has been seen so far, whatever was declared of it."""
+        """The facts recorded so far, exempted or not."""
         return self._window.segments.full_trace()
 
     @property
     def living_models(self) -> dict[str, nn.Module]:
-        """The watched models that live, by name."""
+        """The watched models that have not been garbage-collected, by name."""
         return self._window.observers.watch.living_models()
 
     def used_exemptions(self, exemptions: Iterable[tuple[str, str]]) -> list[str]:
-        """Which of some exemptions of the whole suite excused something here."""
+        """Return those of the given suite-wide exemptions that excused something in this window."""
         return self._window.segments.used_exemptions(exemptions)
 
     def watch(self, model: M, name: str | None = None) -> M:
-        """Watch a model from now on, whether or not it runs; returns it.
+        """Watch a model from now on, whether or not it runs.
 
-        `name` is what messages call it, unless it is watched already; without one it is its fixture's or its type's.
+        Args:
+            model: the model to watch.
+            name: its name in messages, unless it is watched already; by default its fixture's name or its type's.
+
+        Returns:
+            The model.
+
+        Raises:
+            TypeError: `model` is not a torch.nn.Module.
         """
         require_module("watch(model)", model)
         with self.safely():
-            # What is watched before the window is read as it opens.
+            # Models that are added before the window opens are read when it opens.
             self._window.observers.watch.add(model, name, read=self._window.is_open)
         return model
 
     def last_fingerprints(self, model: nn.Module) -> dict[str, Fingerprint] | None:
-        """What a watched model, or part of one, was when it was last read: its tensors by name.
+        """Return the fingerprints of a model's tensors by name, as the guard last read them.
 
-        What changed since is a violation.  None where it would be none, so that the model has to be read again.
+        They still hold as long as every change since then is a violation.  Where a change would be exempted, the
+        result is None, and the caller must read the model itself.
         """
         lenient = self.policy.mutable or "state-mutated" in self.policy.allow
         if not self._window.is_listening or lenient:
@@ -108,90 +115,107 @@ class Guard:
         return self._window.observers.watch.saved_fingerprints(model)
 
     def add_lock_changes(self, *changes: LockChange) -> None:
-        """Enter what is not as it was locked."""
+        """Record differences from the evaluation lock, so that its rules report them."""
         self._window.segments.append(Trace(locks=changes), self._window.policy)
 
     def watch_fixture_value(self, value: object, name: str, *, shared: bool, defined_at: Site | None = None) -> None:
-        """Find the models in a fixture's value and name them after it; watch shared ones now, others once they run.
+        """Find the models in the value of the fixture `name` and name them after it.
 
-        `at` is where the fixture stands.
+        If the value is `shared`, that is, outlives the test, its models are watched from now on; otherwise a model is
+        watched once it runs.
         """
         for path, model in discovery.find_models(value, name):
             self._window.observers.watch.set_name(model, path)
             if defined_at is not None:
                 self._fixtures.setdefault(path, (name, defined_at))
             if shared:
-                self._window.observers.watch_shared(model, self._terms.history)
+                self._window.observers.watch_shared(model, self._config.history)
 
     def set_policy(self, policy: Policy) -> None:
-        """Let this be what is intended, before the window opens."""
+        """Replace the policy; must be called before the window opens."""
         self._window.policy = policy
 
     def open(self) -> None:
-        """Begin the window."""
+        """Open the window."""
         self._window.open()
 
     def close(
         self, *, name: str = "", finished: bool = True, needs_forward: bool = False, report_drift: bool = True
     ) -> None:
-        """End the window, and let go of every model.
+        """Close the window and release every model.
 
-        `finished`: what was guarded came to its end, so that an exemption may be told to be unused and, where it
-        `needs_forward`, a model to have been missing.  A drift is told once: not here unless this is `heard`.  `name`
-        is what a later window calls this one.
+        Args:
+            name: how a later window refers to this one.
+            finished: whether the code ran to its end; otherwise unused exemptions and missing forwards do not count.
+            needs_forward: whether it is a violation if no model ran.
+            report_drift: whether to report changes since the last window.  They are reported only once, so pass False
+                if the violations of this window will not be shown.
         """
         self._window.close(name, needs_forward=finished and needs_forward, report_drift=report_drift)
-        self._judge(finished=finished)
+        self._apply_rules(finished=finished)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Look away, from code that may train; what the models then are is the new beginning."""
+        """Do not observe code that may train; afterwards, changes are measured from the models' new state."""
         with self._window.segment(None):
             yield
 
     @contextmanager
     def allow(self, *rules: str, train: Globs = (), mutable: Globs = (), reason: str | None = None) -> Iterator[None]:
-        """For a part of the window, let these rules be broken, these modules train, these tensors change.
+        """Add exemptions for a part of the window.
 
-        Raises PolicyError on a rule that does not exist.
+        Args:
+            rules: names of rules that may be broken.
+            train: globs of qualified names of modules that may be in training mode.
+            mutable: globs of qualified names of tensors that may change.
+            reason: why, as shown in the reports.
+
+        Raises:
+            PolicyError: an argument is invalid.
         """
         arguments = {"allow": rules, "train": train, "mutable": mutable, "reason": reason}
-        names = (*RULE_NAMES, *(rule.name for rule in self._terms.custom_rules))
+        names = (*RULE_NAMES, *(rule.name for rule in self._config.custom_rules))
         with self._window.segment(self._window.policy | read_policy("evalmode.allow()", arguments, names)):
             yield
 
     def check(self) -> None:
-        """Raise now if the inference so far was not clean; GuardError if that cannot be told."""
+        """Raise now if the inference so far was not clean.
+
+        Raises:
+            HygieneError: a rule was broken; inside a test, this is HygieneViolation.
+            GuardError: the guard itself failed.
+        """
         __tracebackhide__ = True
         violations = self.violations
         if self.failures:
             raise guard_error(self.failures)
-        failing = self._terms.select_failing(violations)
-        if failing and self._terms.enforced:
-            raise self._terms.make_error(failing)
+        failing = self._config.select_failing(violations)
+        if failing and self._config.enforced:
+            raise self._config.make_error(failing)
 
     def make_error(self) -> BaseException:
-        """What to raise for what has been found; there must be something."""
-        return self._terms.make_error(self.violations)
+        """Return the exception for the violations; there must be at least one."""
+        return self._config.make_error(self.violations)
 
-    def _judge(self, *, finished: bool = False) -> None:
+    def _apply_rules(self, *, finished: bool = False) -> None:
         with self.safely():
-            found = self._window.segments.violations(finished=finished)
-            self._violations = self._terms.filter_violations([add_fixture(each, self._fixtures) for each in found])
+            violations = self._window.segments.violations(finished=finished)
+            violations = [add_fixture(violation, self._fixtures) for violation in violations]
+            self._violations = self._config.filter_violations(violations)
 
     def safely(self) -> AbstractContextManager[None]:
-        """Time a piece of the guard's own work, and keep what goes wrong in it."""
+        """Run a part of the guard's own work: measure its time and collect its exceptions in `failures`."""
         return self._window.safely()
 
     def __enter__(self) -> Self:
         if self._window.was_opened:
-            raise RuntimeError("guard() was entered a second time; make a new one for each block")
+            raise RuntimeError("guard() was entered a second time; create a new one for each block")
         self.open()
-        for model in self._given:
+        for model in self._initial_models:
             self.watch(model)
             with self.safely():
                 self._window.observers.watch_shared(model, None)
-        self._given = ()  # who drops a model inside sees it freed
+        self._initial_models = ()  # so that a model that the block deletes is freed
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -202,27 +226,40 @@ class Guard:
         elif self.failures:
             error.add_note(f"\n{guard_error(self.failures)}")
         elif self.violations:
-            error.add_note(f"\nIts inference was not clean either.  {self.make_error()}")
+            error.add_note(f"\nThe inference was not clean either.  {self.make_error()}")
 
 
 def guard(*models: nn.Module, strict: bool = False, allow: Globs = (), train: Globs = (), mutable: Globs = ()) -> Guard:
-    """Watch the inference inside, in a fixture, a script or an evaluation loop, as a marked test is watched.
+    """Guard the inference inside a `with` block: in a fixture, a script or an evaluation loop.
 
-    `with guard(model) as g:` watches `models` from the start, others from just before their first forward.  `strict`
-    adds the strict rules; `allow` names rules that may be broken; `train` and `mutable` are globs of modules that may
-    be in training mode, and of tensors that may change.
+    Args:
+        models: models to watch from the start; others are watched from just before their first forward.
+        strict: whether to also apply the strict rules.
+        allow: names of rules that may be broken.
+        train: globs of qualified names of modules that may be in training mode.
+        mutable: globs of qualified names of tensors that may change.
 
-    Raises HygieneError on the way out if the inference was not clean; an exception of the block's own passes, with what
-    was found added as a note.  Raises PolicyError on an argument that makes no sense, GuardError if the guard failed.
+    Returns:
+        A `Guard`, to be used as a context manager once.
+
+    Raises:
+        HygieneError: on exit, if the inference was not clean.  If the block raises an exception itself, that
+            exception propagates, and the violations are added to it as a note.
+        PolicyError: `allow`, `train` or `mutable` is invalid.
+        GuardError: on exit, if the guard itself failed.
+
+    Example:
+        with guard(model) as g:
+            accuracy = evaluate(model, loader)
     """
     policy = read_policy("guard()", {"allow": allow, "train": train, "mutable": mutable}, RULE_NAMES)
     return Guard(policy, GuardConfig(strict=strict), *(require_module("guard(*models)", model) for model in models))
 
 
 def guard_error(failures: Sequence[Exception]) -> GuardError:
-    """What to raise when the guard itself has failed."""
+    """Return the exception for a guard that itself failed."""
     error = GuardError(
-        f"pytest-evalmode could not tell whether this inference was clean: {failures[0]!r} in the guard itself; "
+        f"pytest-evalmode could not check this inference because of an internal error: {failures[0]!r}; "
         "please report it with the traceback above"
     )
     error.__cause__ = failures[0]
@@ -231,5 +268,5 @@ def guard_error(failures: Sequence[Exception]) -> GuardError:
 
 def require_module(where: str, model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{where}: {reprlib.repr(model)} is of type {type(model).__name__}; it takes a torch.nn.Module")
+        raise TypeError(f"{where}: expected a torch.nn.Module, got {type(model).__name__}")
     return model

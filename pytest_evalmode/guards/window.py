@@ -1,4 +1,4 @@
-"""A window: when it is open and when it listens, and under which policy each part of it ran."""
+"""The life cycle of a guarded window: opened, split into parts with their own policies, closed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pytest_evalmode.policy import Policy
 
 
 class Window:
-    """Has the observers begin and end together, in segments that may each have a policy of their own.
+    """A guarded window: it starts and stops the observers and splits the window into segments, one per policy.
 
-    What goes wrong in it is kept in `failures`, never raised into the code that is watched.
+    Exceptions inside it are collected in `failures`, never raised into the code under test.
     """
 
     def __init__(self, policy: Policy, config: GuardConfig) -> None:
@@ -25,10 +25,9 @@ class Window:
         self.segments = Segments(config.strict, config.custom_rules)
         self.is_open = False
         self.was_opened = False
-        """Whether it was ever open."""
         self.is_listening = False
         self.seconds = 0.0
-        """What it has cost so far, but for the forwards."""
+        """Time spent so far, without that of observing forwards."""
         self._strict = config.strict
         self._history = config.history
         self._failures = ObserverErrors()
@@ -44,24 +43,24 @@ class Window:
         self._listen()
 
     def close(self, name: str, *, needs_forward: bool, report_drift: bool) -> None:
-        """End it, and let go of every model."""
+        """Close the window and release every model."""
         if self.is_listening:
             self._stop_listening()
         with self.safely():
             if self.is_open:
-                self._end(name, needs_forward, report_drift)
+                self._add_final_facts(name, needs_forward, report_drift)
         with self.safely():
             self.observers.watch.close()
         self.is_open = False
 
     def collect(self) -> None:
-        """Take what was seen so far."""
+        """Add the facts recorded so far to the segments."""
         if self.is_listening:
             self._end_segment()
 
     @contextmanager
     def segment(self, policy: Policy | None) -> Iterator[None]:
-        """A part of the window under another policy, or, with none, unobserved."""
+        """Run a part of the window under another policy or, if that is None, unobserved."""
         if not self.is_open:
             yield
             return
@@ -70,19 +69,19 @@ class Window:
         try:
             yield
         finally:
-            if self.is_open:  # a context that was entered inside may be left after the end
+            if self.is_open:  # the context may be left after the window has closed
                 self._switch(*before)
 
     @contextmanager
     def safely(self) -> Iterator[None]:
-        """Time a piece of the guard's own work, and keep what goes wrong in it."""
-        began = perf_counter()
+        """Run a part of the guard's own work: measure its time and collect its exceptions in `failures`."""
+        start = perf_counter()
         try:
             yield
         except Exception as error:
             self._failures.append(error)
         finally:
-            self.seconds += perf_counter() - began
+            self.seconds += perf_counter() - start
 
     def _switch(self, policy: Policy, listen: bool) -> None:
         if self.is_listening:
@@ -107,16 +106,16 @@ class Window:
 
     def _end_segment(self) -> None:
         with self.safely():
-            named = bool(self.policy.train or self.policy.mutable)
-            self.segments.add(self.observers.collect_trace(with_names=named), self.policy)
+            has_globs = bool(self.policy.train or self.policy.mutable)
+            self.segments.add(self.observers.collect_trace(with_names=has_globs), self.policy)
             self.segments.add_leaks(self.observers.collect_leaks(), self.policy)
 
-    def _end(self, name: str, needs_forward: bool, heard: bool) -> None:
-        """What can only be told once all is over."""
-        if not self._strict:
+    def _add_final_facts(self, name: str, needs_forward: bool, report_drift: bool) -> None:
+        """Add the facts that are known only when the window closes."""
+        if not self._strict:  # only strict rules use them
             return
         self.segments.finish_leaks(self.observers.restored_settings())
-        ended = self.observers.final_trace(self._history, needs_forward=needs_forward, report_drift=heard)
-        self.segments.append(ended, self.policy)
+        trace = self.observers.final_trace(self._history, needs_forward=needs_forward, report_drift=report_drift)
+        self.segments.append(trace, self.policy)
         if self._history is not None:
-            self.observers.shared.save_to(self._history, name, include_drifted=heard)
+            self.observers.shared.save_to(self._history, name, include_drifted=report_drift)

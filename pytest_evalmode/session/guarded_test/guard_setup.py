@@ -1,4 +1,4 @@
-"""The terms on which the guard of one test judges: what the test declares, how the run is set, what is known."""
+"""Creates the guard of a test from its marks, the settings of the run, user hooks and the baseline."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 
 
 def policy_and_rules_of(item: pytest.Item) -> tuple[Policy, tuple[Rule, ...]]:
-    """What a test declares, with the last word of its team, and the team's own rules."""
+    """Return the policy of a test and the custom rules, or fail the test if its marks or a user hook are invalid."""
     try:
-        own = user_hooks.collect_custom_rules(item.ihook)
-        names = (*RULE_NAMES, *(rule.name for rule in own))
-        return user_hooks.apply_policy_hook(item, policy_of(item, item.config.stash[SETTINGS], names), names), own
+        custom_rules = user_hooks.collect_custom_rules(item.ihook)
+        names = (*RULE_NAMES, *(rule.name for rule in custom_rules))
+        policy = policy_of(item, item.config.stash[SETTINGS], names)
+        return user_hooks.apply_policy_hook(item, policy, names), custom_rules
     except (PolicyError, user_hooks.HookError) as error:
-        wrong = str(error)
-    pytest.fail(wrong, pytrace=False)  # outside the except: it is to stand alone, not "during handling" of another
+        message = str(error)
+    pytest.fail(message, pytrace=False)  # outside the except clause: no "during handling of the above exception"
 
 
 def new_guard(item: pytest.Item, policy: Policy, custom_rules: tuple[Rule, ...]) -> Guard:
-    """A guard that judges as the run is set, and is told what its team wants and what is known."""
+    """Return the guard of a test, configured by the settings of the run."""
     from pytest_evalmode.guards import Guard
     from pytest_evalmode.guards.config import GuardConfig
 
@@ -41,24 +42,27 @@ def new_guard(item: pytest.Item, policy: Policy, custom_rules: tuple[Rule, ...])
         from pytest_evalmode.observe.state import write_tracking
 
         write_tracking.disable()
-    terms = GuardConfig(
+    config = GuardConfig(
         strict=settings.strict,
         custom_rules=custom_rules,
         root=settings.root,
         test_files=(*item.config.getini("python_files"), "conftest.py", item.path.name),
         history=fixtures.get_history(item.config) if settings.strict else None,
-        earlier_mode_changes=_switches(item.config),
+        earlier_mode_changes=_session_mode_changes(item.config),
         make_error=partial(HygieneViolation, marker=settings.marker),
         enforced=settings.mode == "enforce",
-        filter_violations=partial(_told, item),
+        filter_violations=partial(_drop_violations, item),
         select_failing=partial(failing_violations, item),
         record_details=settings.record_details,
     )
-    return Guard(policy, terms)
+    return Guard(policy, config)
 
 
-def _switches(config: pytest.Config) -> ModeChanges:
-    """Who switches models, in fixtures and in other tests too, from the first guard of the session on."""
+def _session_mode_changes(config: pytest.Config) -> ModeChanges:
+    """Return the observer of `train()` and `eval()` calls in fixtures and tests.
+
+    It is started with the first guard and stopped at the end of the session.
+    """
     from pytest_evalmode.observe.calls import mode_changes
     from pytest_evalmode.observe.source.user_lines import UserLines
 
@@ -69,18 +73,18 @@ def _switches(config: pytest.Config) -> ModeChanges:
     return config.stash[MODE_CHANGES]
 
 
-def _told(item: pytest.Item, violations: list[Violation]) -> list[Violation]:
-    """What no team drops; the rest is counted."""
-    kept = user_hooks.apply_violation_hook(item, violations)
-    item.stash[DROPPED_COUNT] = len(violations) - len(kept)
-    return kept
+def _drop_violations(item: pytest.Item, violations: list[Violation]) -> list[Violation]:
+    """Return the violations that no user hook drops, and count the dropped ones."""
+    reported = user_hooks.apply_violation_hook(item, violations)
+    item.stash[DROPPED_COUNT] = len(violations) - len(reported)
+    return reported
 
 
 def failing_violations(item: pytest.Item, violations: list[Violation]) -> list[Violation]:
-    """The violations that are not known; none where the run only asks.
+    """Return the violations that fail a test: those that the baseline does not list.
 
-    A run that makes the baseline fails nothing, so that each test comes to its end; but a failure that is expected is
-    none to list.
+    None fail under `--evalmode-suggest`, or while the baseline is updated, so that `evalmode.check()` ends no test.  A
+    test marked `xfail` still fails during an update: an expected failure must not be listed in the baseline.
     """
     settings = item.config.stash[SETTINGS]
     if settings.suggest:

@@ -92,7 +92,7 @@ class ForwardCall:
     training: tuple[Observation, ...] = ()
     """Modules in training mode that depend on the mode or hold parameters."""
     all_training: bool = False
-    """Whether the model itself was in training mode, so that `eval()` was never called on it."""
+    """Whether the model itself was in training mode: `eval()` was not called on it, or was undone."""
     autograd: Observation | None = None
     batch_stats: tuple[Observation, ...] = ()
     """Batch norms in eval mode that used the batch's own statistics."""

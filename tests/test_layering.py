@@ -12,7 +12,7 @@ import pytest
 
 import pytest_evalmode
 from tests import suites
-from tests.test_rooms import PACKAGE, modules
+from tests.test_subpackages import PACKAGE, modules
 
 SESSION = {"evalmode_fixture", "fixtures", "marks", "options", "settings", "stash", "user_hooks"}
 SESSION |= {

@@ -80,7 +80,7 @@ class Guard:
         return self._window.observers.watch.living_models()
 
     def used_exemptions(self, exemptions: Iterable[tuple[str, str]]) -> list[str]:
-        """Return those of the given suite-wide exemptions that excused something in this window."""
+        """Return the given suite-wide exemptions that suppressed a violation in this window."""
         return self._window.segments.used_exemptions(exemptions)
 
     def watch(self, model: M, name: str | None = None) -> M:
@@ -105,7 +105,7 @@ class Guard:
     def last_fingerprints(self, model: nn.Module) -> dict[str, Fingerprint] | None:
         """Return the fingerprints of a model's tensors by name, as the guard last read them.
 
-        They still hold as long as every change since then is a violation.  Where a change would be exempted, the
+        They are valid if any later change is a violation.  If a later change may have been exempted, the
         result is None, and the caller must read the model itself.
         """
         lenient = self.policy.mutable or "state-mutated" in self.policy.allow
@@ -156,7 +156,7 @@ class Guard:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not observe code that may train; afterwards, changes are measured from the models' new state."""
+        """Pause the guard for code that may train; later changes are compared with the models' new state."""
         with self._window.segment(None):
             yield
 
@@ -240,7 +240,7 @@ def guard(*models: nn.Module, strict: bool = False, allow: Globs = (), train: Gl
         mutable: globs of qualified names of tensors that may change.
 
     Returns:
-        A `Guard`, to be used as a context manager once.
+        A `Guard`.  Use it as a context manager, once.
 
     Raises:
         HygieneError: on exit, if the inference was not clean.  If the block raises an exception itself, that

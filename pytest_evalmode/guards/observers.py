@@ -86,7 +86,7 @@ class Observers:
             )
 
     def reread_baselines(self) -> None:
-        """Record that state anew after a pause, for the next part of the window."""
+        """Record the state of the models and of torch again after a pause, for the next part of the window."""
         self.watch.reset_baseline()
         self._mode_changes.reset()
         if self._strict:
@@ -154,7 +154,7 @@ class Observers:
         return leak_lines.find_leak_line(leak, model, self._mode_changes, self._user_lines)
 
     def restored_settings(self) -> set[tuple[str | None, str]]:
-        """Return the (model name, setting) pairs that have their value from the start of the window again."""
+        """Return the (model name, setting) pairs that were restored to their values at the start of the window."""
         return self.shared.restored_flags() | {(None, name) for name in self._global_flags.restored()}
 
     def final_trace(self, history: SessionHistory | None, *, needs_forward: bool, report_drift: bool) -> Trace:

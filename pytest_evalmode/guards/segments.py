@@ -57,7 +57,7 @@ class Segments:
         return reduce(or_, (policy for _, policy in self._traces), policy)
 
     def used_exemptions(self, exemptions: Iterable[tuple[str, str]]) -> list[str]:
-        """Return those of the given suite-wide exemptions that excused something in this window."""
+        """Return the given suite-wide exemptions that suppressed a violation in this window."""
         rules = (*RULES, *self.custom_rules)
         return [format_exemption(exemption) for exemption in exemptions if is_needed(exemption, self._traces, rules)]
 
@@ -68,7 +68,7 @@ class Segments:
 
 
 def _extend(segments: list[tuple[Trace, Policy]], trace: Trace, policy: Policy) -> None:
-    """Append a trace, or join it to the last one if the policy is the same, so that queries add no segments."""
+    """Append a trace, or join it to the last one if both have the same policy."""
     if segments and segments[-1][1] is policy:
         trace = join_traces([segments.pop()[0], trace])
     segments.append((trace, policy))

@@ -169,7 +169,7 @@ class EvaluationLock:
             outcome.force_exception(pytest.fail.Exception(message, pytrace=False))
 
     def _record(self, lock: RunningLock) -> None:
-        """Attach the record of the lock to the test's report, in place of an earlier run's."""
+        """Attach the record of the lock to the test's report, and replace the record of an earlier run."""
         remove_records(self._item, LOCK_PROPERTY)
         self._item.user_properties.append((LOCK_PROPERTY, lock.record()))
 

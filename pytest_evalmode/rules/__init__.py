@@ -43,7 +43,7 @@ def apply_rules(
     """Return the violations of one window.
 
     Args:
-        segments: The traces of the window in order, each with the policy that was in force.
+        segments: The traces of the window in order, each with its policy.
         strict: Also apply the strict rules.
         user_rules: Rules of the `pytest_evalmode_rules` hook.
         finished: Whether the window ran to its end.  If not, no exemption is reported as unused.

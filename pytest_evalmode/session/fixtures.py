@@ -1,4 +1,4 @@
-"""The values that fixtures pass to a test, and the record of tests and fixtures that ran in between."""
+"""The values that fixtures pass to a test, and the record of the tests and fixtures that ran."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _open_guard(config: pytest.Config) -> Guard | None:
 
 
 def record_fixture_value(fixturedef: pytest.FixtureDef[Any], value: object, request: pytest.FixtureRequest) -> None:
-    """Record the value of a fixture that was set up, and that it was set up.
+    """Record that a fixture was set up, and its value.
 
     Values that outlive a test are kept until the fixture is torn down.  If a test set the fixture up in its call, by
     `request.getfixturevalue`, the test's guard starts watching the value.

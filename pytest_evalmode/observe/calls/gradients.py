@@ -52,7 +52,7 @@ class GradientCalls:
         return recorded
 
     def add_call(self, outputs: Iterable[Tensor], *, accumulate: bool, frame: FrameType) -> None:
-        """Record a call that computes gradients of `outputs`; `accumulate` if it adds them to `.grad`."""
+        """Record a call that computes gradients of `outputs`; `accumulate` says whether it adds them to `.grad`."""
         try:
             models = _find_models(outputs)
             if models:

@@ -23,7 +23,7 @@ from pytest_evalmode.trace import Site
 
 
 class ModeChanges:
-    """The modules that were switched in a window, with the line that switched each; `earlier` are those before it."""
+    """The modules that were switched in a window, with the line that switched each; `earlier` holds those before it."""
 
     def __init__(
         self, user_lines: UserLines, timeline: Timeline | None = None, earlier: ModeChanges | None = None

@@ -30,7 +30,7 @@ _FORWARDING_MODULES = ("torch.utils._contextlib", "torch._dynamo.")
 
 
 class StateDictLoads:
-    """The loads of a window that left keys over."""
+    """The loads of a window that had missing or unexpected keys."""
 
     def __init__(self, watch: Watch, user_lines: UserLines, conversions: ModelConversions, *, strict: bool) -> None:
         self.failures = ObserverErrors()

@@ -1,4 +1,4 @@
-"""Measurement of the share of the cost of observing forwards that the observer times itself.
+"""Measurement of how much of the cost of observing forwards the observer's own timer covers.
 
 The rest is the wrapper around each call, and the time that the model loses because the observer has emptied CPU caches.
 """

@@ -58,7 +58,7 @@ STRICT_CHECKS: tuple[type[ForwardCheck], ...] = (
 """Checks of the strict rules.  The order matters: checks read what earlier ones have found."""
 
 _SAMPLE_EVERY = 64
-"""One of so many forwards of inner modules is timed."""
+"""One in this many forwards of inner modules is timed."""
 
 
 class _ThreadState(threading.local):
@@ -224,7 +224,7 @@ class ForwardObserver:
         return forward
 
     def _close(self, forward: ForwardContext, output: object) -> None:
-        """Collect what the checks found, and count the forward if that is anything."""
+        """Collect the results of the checks, and count the forward if there are any."""
         watch, root = self._context.watch, forward.root
         fields: dict[str, Any] = {}
         for check in forward.checks:
@@ -249,7 +249,7 @@ class ForwardObserver:
             last[2].count += 1
 
     def _sample_weight(self) -> int:
-        """Return how many forwards of inner modules the timing of this one stands for; 0 if it is not timed."""
+        """Return how many inner forwards this one represents in the timing; 0 if it is not timed."""
         self._inner_forwards += 1
         return 0 if self._inner_forwards % _SAMPLE_EVERY else _SAMPLE_EVERY
 

@@ -100,7 +100,7 @@ class Watch(Registry):
                 model.set_snapshot(replace(now, fingerprints={**now.fingerprints, **known}))
 
     def compare(self) -> tuple[TensorChange, ...]:
-        """Return what changed since the last call, in models that have died since too."""
+        """Return what changed since the last call, also in models that have died since."""
         with self._lock:
             self._process_deaths()
             for model in self.models:

@@ -1,4 +1,4 @@
-"""The user's lines that submitted work to a pool of threads.
+"""Lines of user code that submitted work to a thread pool.
 
 A worker of `asyncio.to_thread` or a `ThreadPoolExecutor` that runs a model directly has no user code on its stack.
 """
@@ -16,7 +16,7 @@ from pytest_evalmode.observe.patches import Patch
 
 
 class FramePosition(NamedTuple):
-    """The line at which a frame was, under the names that frames use."""
+    """The position of a frame, with the same attribute names as a frame."""
 
     f_code: CodeType
     f_lineno: int

@@ -1,4 +1,4 @@
-"""The user's lines on the call stack.
+"""Lines of user code on the call stack.
 
 User code is under the root (pytest's rootdir; anywhere for a script), but not in an environment's packages or the
 standard library.
@@ -120,7 +120,7 @@ class UserLines:
         return None
 
     def is_worker_thread(self) -> bool:
-        """Return whether the current thread is another than the one that opened the window."""
+        """Return whether the current thread is not the one that opened the window."""
         return get_ident() != self._thread
 
     def has_other_active_threads(self) -> bool:

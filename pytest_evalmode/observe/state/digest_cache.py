@@ -30,7 +30,7 @@ Range = tuple[int, int]
 """An address and a size in bytes."""
 
 _MIN_BYTES = 1 << 25
-"""Tracking starts once so many bytes could be tracked: reading them costs about as much as looking up the mappings."""
+"""Tracking starts at this many trackable bytes: reading them costs about as much as looking up the mappings."""
 _WRITE_PENALTY, _NO_WRITE_BONUS, _MAX_PENALTY = 2, -1, 4
 """A tracked write costs a page fault, so memory that is written every time, or every other time, is not tracked."""
 
@@ -70,7 +70,7 @@ class DigestCache:
         self._untracked: dict[Range, Any] = {}
         """The storages that cannot be tracked, or are written too often."""
         self._pending_bytes = 0
-        """How many bytes that could be tracked were read since tracking last started for any."""
+        """How many trackable bytes were read since tracking last started."""
 
     def find_digests(self, ranges: Iterable[Range]) -> dict[Range, bytes]:
         """Return the digests that are still valid.  The caller keeps the memory alive."""

@@ -131,7 +131,7 @@ class WriteTracker:
         return {span for group in self._register(private, mappings) for span in group if self._protect(span)}
 
     def find_unwritten(self, spans: Iterable[Span]) -> set[Span]:
-        """Return the spans without a page that was written since they were tracked."""
+        """Return the spans in which no page was written since their tracking started."""
         unwritten: set[Span] = set()
         for group in group_spans(sorted(spans), _SAME_SCAN):
             starts, ends = self._scan(group[0].start, max(span.end for span in group))

@@ -1,4 +1,4 @@
-"""Creates the guard of a test from its marks, the settings of the run, user hooks and the baseline."""
+"""Creation of the guard of a test from its marks, the settings of the run, user hooks and the baseline."""
 
 from __future__ import annotations
 

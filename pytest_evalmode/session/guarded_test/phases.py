@@ -35,7 +35,7 @@ def prepare(item: pytest.Item) -> None:
 
 
 def guard_of(item: pytest.Item) -> Guard:
-    """Return the guard of a test that requests it.  If guarding is off, it is one that is never opened."""
+    """Return the guard of a test that requests it; with `--evalmode=off`, a guard that is never opened."""
     if GUARD in item.stash:
         return item.stash[GUARD]
     if item.config.stash[SETTINGS].mode == "off":

@@ -67,7 +67,7 @@ def _page_data(item: pytest.Item, guard: Guard, settings: Settings) -> dict[str,
 
 
 def add_suggestion(item: pytest.Item, guard: Guard) -> None:
-    """Add the models that an unmarked test ran, or that the guard failed in it."""
+    """Add the models that an unmarked test ran, or the error if the guard failed in it."""
     from pytest_evalmode.report.suggest import serialize_failure, serialize_suggestion
 
     suggestion = None

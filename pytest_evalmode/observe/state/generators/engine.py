@@ -76,7 +76,7 @@ def same(before: bytes, now: bytes) -> bool:
 
 
 def read(data: bytes) -> bytes:
-    """Return the fields of an engine, without padding and without normals that were used."""
+    """Return the fields of an engine, without padding and without a cached normal that was already used."""
     fields = data[: _SEEDED + 1] + data[_NEXT:_END]
     if data[_HAS_FLOAT]:
         fields += b"float" + data[_FLOAT:_HAS_FLOAT]

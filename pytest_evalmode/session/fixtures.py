@@ -40,10 +40,10 @@ def record_fixture_value(fixturedef: pytest.FixtureDef[Any], value: object, requ
         _record_fixture_event("setup", fixturedef, request)
     guard = _open_guard(request.config)
     if guard is not None:
-        with guard.safely():
+        with guard.window.safely():
             line = _definition_line(fixturedef, request.config)
             shared = fixturedef.scope != "function"
-            guard.watch_fixture_value(value, fixturedef.argname, shared=shared, defined_at=line)
+            guard.window.watch_fixture_value(value, fixturedef.argname, shared=shared, defined_at=line)
 
 
 def begin_test(item: pytest.Item) -> None:

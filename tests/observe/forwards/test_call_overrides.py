@@ -75,7 +75,7 @@ def test_each_kind_is_clean_and_counted_once(kind: type[nn.Module]) -> None:
     with watching(strict=True) as g:
         kind().eval()(batch())
     assert g.violations == []
-    assert [model.forwards for model in g.models] == [1]
+    assert [model.forwards for model in g.window.models] == [1]
 
 
 @pytest.mark.parametrize("kind", [Diffuser, Inherits])

@@ -8,9 +8,9 @@ from functools import reduce
 from operator import or_
 
 from pytest_evalmode.policy import Policy
-from pytest_evalmode.rules import RULES, Rule, Violation, apply_rules, join_traces
+from pytest_evalmode.rules import RULES, Rule, Violation, apply_rules
 from pytest_evalmode.rules.exemptions import format_exemption, is_needed
-from pytest_evalmode.trace import Leak, Trace, WatchedModel
+from pytest_evalmode.trace import Leak, Trace, WatchedModel, join_traces
 
 
 @dataclass(slots=True)

@@ -40,6 +40,11 @@ class Segments:
             leaks = tuple(leak for leak in trace.leaks if (leak.model, leak.name) not in restored)
             self._traces.append((Trace(leaks=leaks), policy))
 
+    def clear(self) -> None:
+        """Forget all segments."""
+        self._traces.clear()
+        self._leaks.clear()
+
     def append(self, trace: Trace, policy: Policy) -> None:
         """Append a trace as it is, as a part of its own."""
         self._traces.append((trace, policy))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
+from weakref import WeakSet
 
 from torch import nn
 
 from pytest_evalmode.guards.config import GuardConfig
 from pytest_evalmode.guards.observers import Observers
 from pytest_evalmode.guards.segments import Segments
+from pytest_evalmode.observe import forks
 from pytest_evalmode.observe.models import discovery
 from pytest_evalmode.observe.observer_errors import ObserverErrors
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
@@ -45,7 +47,7 @@ class Window:
     @property
     def failures(self) -> tuple[Exception, ...]:
         """Exceptions raised in the guard itself; if there are any, its violations may be incomplete."""
-        return (*self._failures, *self.observers.failures)
+        return (*self._failures, *self.observers.errors)
 
     @property
     def seconds(self) -> float:
@@ -81,6 +83,7 @@ class Window:
 
     def open(self) -> None:
         self.is_open = self.was_opened = True
+        _open_windows.add(self)
         with self.safely():
             self.observers.read_baselines(self._history)
         self._listen()
@@ -105,6 +108,13 @@ class Window:
         with self.safely():
             self.observers.watch.close()
         self.is_open, self.is_closed, self._finished = False, True, finished
+        _open_windows.discard(self)
+
+    def abandon(self) -> None:
+        """Close the window in a forked child, where nothing is observed: its result is unknown there."""
+        self.is_open = self.is_listening = False
+        self.segments.clear()
+        self._failures.append(RuntimeError("the guard was opened before the process was forked"))
 
     def collect(self) -> None:
         """Add the facts recorded so far to the segments."""
@@ -194,3 +204,12 @@ class Window:
         self.segments.append(trace, self.policy)
         if self._history is not None:
             self.observers.shared.save_to(self._history, name, include_drifted=report_drift)
+
+
+_open_windows: WeakSet[Window] = WeakSet()
+
+
+@forks.run_in_child
+def _abandon_all() -> None:
+    while _open_windows:
+        _open_windows.pop().abandon()

@@ -114,8 +114,10 @@ def _record_fixture_event(part: str, fixturedef: pytest.FixtureDef[Any], request
 
 def _is_installed(fixturedef: pytest.FixtureDef[Any]) -> bool:
     """Return whether a fixture belongs to pytest or to an installed plugin."""
+    from pytest_evalmode.observe.source.user_code import is_installed
+
     code = getattr(unwrap(fixturedef.func), "__code__", None)
-    return code is not None and "site-packages" in Path(code.co_filename).parts
+    return code is not None and is_installed(Path(code.co_filename))
 
 
 def _definition_line(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Site | None:
@@ -126,17 +128,16 @@ def _definition_line(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) 
 
 @cache  # by path too: code objects of two files compare equal if their source is the same
 def _def_line(path: str, code: CodeType, root: Path) -> Site | None:
-    """Return the line of the `def`, after the decorators; None outside the root and in site-packages."""
-    if not Path(path).is_relative_to(root):
-        return None
+    """Return the line of the `def`, after the decorators; None outside user code."""
+    from pytest_evalmode.observe.source.user_code import user_path
     from pytest_evalmode.trace import Site
 
-    file = Path(path).relative_to(root)
-    if "site-packages" in file.parts:
+    file = user_path(path, root.resolve())
+    if file is None:
         return None
     lines = [getline(path, code.co_firstlineno + i).strip() for i in range(_MAX_DECORATOR_LINES)]
     offset = next((i for i, line in enumerate(lines) if line.startswith(("def ", "async def "))), 0)
-    return Site(file.as_posix(), code.co_firstlineno + offset, lines[offset])
+    return Site(file, code.co_firstlineno + offset, lines[offset])
 
 
 _MAX_DECORATOR_LINES = 20

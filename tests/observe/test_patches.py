@@ -11,9 +11,7 @@ import torch
 from torch import nn
 
 from pytest_evalmode import Guard, guard
-from pytest_evalmode.observe.calls.mode_changes import train_patch
-from pytest_evalmode.observe.calls.state_dict_loads import load_state_dict_patch
-from pytest_evalmode.observe.forwards.observer import call_patch
+from pytest_evalmode.observe import patches
 from pytest_evalmode.observe.patches import Patch
 from tests.nets import Net, batch, only, rules, watching
 
@@ -25,12 +23,12 @@ methods = pytest.mark.parametrize("name", ORIGINALS)
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
     """Restore the methods and the patches after each test."""
-    patches = call_patch, train_patch, load_state_dict_patch
-    before = [vars(patch).copy() for patch in patches]
+    used = patches.module_call, patches.module_train, patches.load_state_dict
+    before = [vars(patch).copy() for patch in used]
     yield
     for name, method in ORIGINALS.items():
         setattr(nn.Module, name, method)
-    for patch, attributes in zip(patches, before, strict=True):
+    for patch, attributes in zip(used, before, strict=True):
         vars(patch).update(attributes)
 
 
@@ -185,7 +183,7 @@ def test_a_method_that_is_replaced_inside_a_window_is_observed_in_later_ones(nam
 
 
 def test_stopping_an_observer_that_never_started_changes_nothing() -> None:
-    patch: Patch[object] = Patch("load_state_dict")
+    patch = Patch(nn.Module, "load_state_dict")
     patch.replace_with(lambda self, *args, **kwargs: None)
     patch.stop(object())
     assert nn.Module.load_state_dict is ORIGINALS["load_state_dict"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from abc import abstractmethod
 from collections.abc import Container, Iterator
@@ -10,7 +9,7 @@ from itertools import count
 
 from torch import nn
 
-from pytest_evalmode.observe import modules
+from pytest_evalmode.observe import forks, modules
 from pytest_evalmode.observe.models.tracked_model import TrackedModel
 from pytest_evalmode.trace import ModuleInfo
 
@@ -29,7 +28,7 @@ class Registry:
         """By the id of a module: the model that it belongs to, and its path there."""
         self._infos: dict[int, tuple[weakref.ref[nn.Module], type, int, ModuleInfo]] = {}
         self._given_names: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
-        self._lock = threading.RLock()
+        self._lock = forks.new_lock(self)
 
     @abstractmethod
     def on_model_death(self, model: TrackedModel) -> None:

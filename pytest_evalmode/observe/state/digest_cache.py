@@ -13,12 +13,12 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import starmap
-from threading import RLock
 from typing import Any
 
 from torch import Tensor
 from torch.multiprocessing import reductions
 
+from pytest_evalmode.observe import forks
 from pytest_evalmode.observe.state import devices, write_tracking
 from pytest_evalmode.observe.state.memory_mappings import PAGE, Span
 from pytest_evalmode.observe.state.write_tracking import WriteTracker
@@ -65,7 +65,7 @@ class DigestCache:
 
     def __init__(self, tracker: WriteTracker) -> None:
         self.tracker = tracker
-        self._lock = RLock()
+        self._lock = forks.new_lock(self)
         self._blocks: dict[Range, TrackedBlock] = {}
         self._untracked: dict[Range, Any] = {}
         """The storages that cannot be tracked, or are written too often."""

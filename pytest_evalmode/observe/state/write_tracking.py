@@ -21,10 +21,10 @@ import platform
 import sys
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
-from threading import Lock
 
 import torch
 
+from pytest_evalmode.observe import forks
 from pytest_evalmode.observe.state.memory_mappings import PAGE, Mappings, Span, group_spans
 
 _NR_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
@@ -222,7 +222,7 @@ class WriteTracker:
             raise OSError(errno.ENOTSUP, "the kernel does not report every write")
 
 
-_lock = Lock()
+_lock = forks.new_lock(sys.modules[__name__])
 _tracker: WriteTracker | None = None
 _is_initialized = False
 
@@ -265,6 +265,5 @@ def _open() -> WriteTracker | None:
         return None
 
 
-if hasattr(os, "register_at_fork"):
-    # A child's memory is not registered, and its descriptors refer to the parent, whose tracking they would keep on.
-    os.register_at_fork(after_in_child=disable)
+# A child's memory is not registered, and its descriptors refer to the parent, whose tracking they would keep on.
+forks.run_in_child(disable)

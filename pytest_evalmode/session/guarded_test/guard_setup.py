@@ -64,6 +64,7 @@ def _session_mode_changes(config: pytest.Config) -> ModeChanges:
 
     if MODE_CHANGES not in config.stash:
         config.stash[MODE_CHANGES] = observer = mode_changes.ModeChanges(UserLines(config.stash[SETTINGS].root))
-        mode_changes.train_patch.start(observer)
-        config.add_cleanup(partial(mode_changes.train_patch.stop, observer))
+        config.add_cleanup(observer.stop)
+    if not config.stash[MODE_CHANGES].is_running:  # the first time, and in a forked child
+        config.stash[MODE_CHANGES].start()
     return config.stash[MODE_CHANGES]

@@ -159,6 +159,8 @@ def guard(*models: nn.Module, strict: bool = False, allow: Globs = (), train: Gl
 
 def guard_error(failures: Sequence[Exception]) -> GuardError:
     """Return the exception for a guard that itself failed."""
+    if isinstance(failures[0], GuardError):
+        return failures[0]
     error = GuardError(
         f"pytest-evalmode could not check this inference because of an internal error: {failures[0]!r}; "
         "please report it with the traceback above"

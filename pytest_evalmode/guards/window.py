@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 from torch import nn
 
+from pytest_evalmode.errors import GuardError
 from pytest_evalmode.guards.config import GuardConfig
 from pytest_evalmode.guards.observers import Observers
 from pytest_evalmode.guards.segments import Segments
@@ -114,7 +115,7 @@ class Window:
         """Close the window in a forked child, where nothing is observed: its result is unknown there."""
         self.is_open = self.is_listening = False
         self.segments.clear()
-        self._failures.append(RuntimeError("the guard was opened before the process was forked"))
+        self._failures.append(GuardError("this guard was opened before the process was forked: result unknown"))
 
     def collect(self) -> None:
         """Add the facts recorded so far to the segments."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import wraps
 from pkgutil import resolve_name
 from types import CellType, FunctionType
@@ -67,18 +66,18 @@ class Patch:
             current = self._current()
             # The original, which the last stop() restored, never calls the replacement: no need to search it.
             is_original = current is self.original
+            self.observers = (*self.observers, observer)
             if is_original or (current is not self._opaque_wrapper and not _reaches(current, self._replacement)):
                 self.original = current
                 self._is_inherited = self.name not in vars(self._owner)
                 setattr(self._owner, self.name, self._replacement)
-            self.observers = (*self.observers, observer)
 
     def stop(self, observer: object) -> None:
         """Remove an observer, and restore the original after the last one.
 
         If other code has wrapped the replacement, its wrapper stays, and the replacement only calls the original.
         """
-        if not self.is_available:
+        if observer not in self.observers:
             return
         with _lock:
             current = self._current()
@@ -186,18 +185,18 @@ class Observer:
         return self in _running
 
     def start(self, *, strict: bool = False) -> None:
-        """Begin to observe. If this raises an exception, call `stop()` too."""
+        """Install the patches. If this raises an exception, call `stop()` too."""
         _running.add(self)
         for patch in self.patched:
             if strict or patch.level == "default":
                 patch.start(self)
 
     def stop(self) -> None:
-        """Stop observing, whether or not it was started. An error in one patch leaves no other patch in place."""
-        with ExitStack() as stack:
-            for patch in self.patched:
-                stack.callback(patch.stop, self)
-            _running.discard(self)
+        """Remove the patches, whether or not they were installed. An error in one leaves no other in place."""
+        for patch in self.patched:
+            with self.errors:
+                patch.stop(self)
+        _running.discard(self)
 
 
 _running: set[Observer] = set()
@@ -205,6 +204,6 @@ _running: set[Observer] = set()
 
 @forks.run_in_child
 def _stop_all() -> None:
-    with ExitStack() as stack:
-        for observer in _running:
-            stack.callback(observer.stop)
+    for observer in list(_running):
+        with observer.errors:
+            observer.stop()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from types import FunctionType
 from typing import Any
 from weakref import WeakSet
@@ -39,10 +39,12 @@ class CallOverrides(Observer):
 
     def start(self, *, strict: bool = False) -> None:
         super().start(strict=strict)
-        classes: list[type] = [nn.Module]
+        classes: list[Any] = [nn.Module]
         for cls in classes:
             classes += type.__subclasses__(cls)  # hundreds, for each window: keep this fast
-        self._patch(cls for cls in classes if _NAME in cls.__dict__ or len(cls.__bases__) > 1)
+        usual = nn.Module.__call__
+        overrides = [c for c in classes if _NAME in c.__dict__ or (len(c.__bases__) > 1 and c.__call__ is not usual)]
+        self._patch(overrides)
 
     def add_class(self, cls: type[nn.Module]) -> None:
         """Patch a class of which a module is being initialized, and its bases, where that is needed."""
@@ -52,11 +54,12 @@ class CallOverrides(Observer):
                 self._patch(base for base in cls.__mro__ if issubclass(base, nn.Module))
 
     def stop(self) -> None:
-        with _lock, ExitStack() as stack:
-            stack.callback(super().stop)
+        super().stop()
+        with _lock:
             for cls, patch in list(_patches.items()):
-                stack.callback(patch.stop, self)
-                if not set(patch.observers) - {self}:
+                with self.errors:
+                    patch.stop(self)
+                if not patch.observers:
                     del _patches[cls]
 
     def _patch(self, classes: Iterable[type]) -> None:

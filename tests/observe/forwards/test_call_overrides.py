@@ -190,7 +190,7 @@ def test_a_call_that_is_inherited_from_a_mixin_is_observed(kind: type[nn.Module]
         kind().eval()(batch())
         Mixin()(batch())  # the look-alike
     assert only(g, "random-forward").subjects == (f"{kind.__name__} ({kind.__name__})",)
-    assert [model.forwards for model in g.models] == [1]
+    assert [model.forwards for model in g.window.models] == [1]
     assert "__call__" not in {**vars(Mixed), **vars(MixedAgain)}
 
 

@@ -21,7 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 import pytest_evalmode
 from pytest_evalmode import GuardError, guard
 from pytest_evalmode.observe import forks, patches
+from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.forwards import call_overrides
+from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import write_tracking
 from tests.nets import Net, batch, rules, watching
 
@@ -192,6 +194,28 @@ def test_a_guard_that_is_opened_in_a_child_works() -> None:
     assert in_child(observe) == "(True, None, [], True)"
     with guard():
         assert in_child(observe) == "(True, None, [], True)"
+
+
+def test_an_observer_of_the_session_can_start_again_in_a_child() -> None:
+    """That of `train()` observes fixtures too, and forked tests have their fixtures in the child."""
+    observer, model = ModeChanges(UserLines()), Net()
+
+    def start_again() -> object:
+        running = observer.is_running
+        observer.start()
+        model.train()
+        line = observer.line_of_training(model)
+        observer.stop()
+        return running, line is not None, patched()
+
+    observer.start()
+    try:
+        assert observer.is_running
+        assert in_child(start_again) == "(False, True, [])"
+        assert observer.is_running
+    finally:
+        observer.stop()
+    assert not observer.is_running
 
 
 class CallsModel(Dataset[Tensor]):

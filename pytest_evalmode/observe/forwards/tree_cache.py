@@ -66,7 +66,6 @@ class TreeCache:
             if len(parts) == len(refs) and parts[0] is module and _signature(parts) == signature:
                 return parts, tree
         parts = modules.all_modules(module)
-        forward_code.forget_replaced_forwards(set(map(type, parts)))
         tree = _inspect(parts)
         if len(self._trees) > _MAX_TREES:
             self._trees.clear()

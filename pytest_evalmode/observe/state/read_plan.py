@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 from xxhash import xxh3_128
 
-from pytest_evalmode.observe.state import devices, digest_cache
+from pytest_evalmode.observe.state import devices, digest_cache, write_tracking
 from pytest_evalmode.observe.state.digests import LARGE_ELEMENTS
 from pytest_evalmode.observe.state.memory_layout import data_address
 
@@ -100,7 +100,7 @@ class TreeState:
                 small += digest_cache.partial_pages(range_)
             else:
                 small.append(range_)
-        if large and digest_cache.get_cache() is None:
+        if large and write_tracking.tracker() is None:
             return None
         parts = list(map(weakref.ref, self.parts))
         names = [*self.names[:-1], list(map(frozenset, self.names[-1]))]  # copies, since the sets belong to the modules

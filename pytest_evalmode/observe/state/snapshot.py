@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.modules import ModuleTables, NamedModules, packed_weights
-from pytest_evalmode.observe.state import devices, digest_cache, read_plan
+from pytest_evalmode.observe.state import devices, digest_cache, read_plan, write_tracking
 from pytest_evalmode.observe.state.digests import compute_digests, find_large, read_device_tensors, wait_for_devices
 from pytest_evalmode.observe.state.fingerprint import (
     Fingerprint,
@@ -96,7 +96,7 @@ def take_snapshot(
         parts: NamedModules = []
         if tree is None:
             last, parts = None, modules.walk(root, skip)
-            if not untracked and (uses_device or digest_cache.get_cache() is not None):
+            if not untracked and (uses_device or write_tracking.tracker() is not None):
                 module_list = [part for _, part in parts]
                 tree = read_plan.read_tree(module_list, skip, include_non_persistent=include_non_persistent)
         device_data = _read_devices(tree.tensors) if tree is not None and uses_device else None

@@ -49,7 +49,7 @@ class Guard:
 
     @property
     def models(self) -> tuple[WatchedModel, ...]:
-        return self._window.observers.watch.watched_models()
+        return self._window.observers.watch.registry.watched_models()
 
     @property
     def was_opened(self) -> bool:
@@ -77,7 +77,7 @@ class Guard:
     @property
     def living_models(self) -> dict[str, nn.Module]:
         """The watched models that have not been garbage-collected, by name."""
-        return self._window.observers.watch.living_models()
+        return self._window.observers.watch.registry.living_models()
 
     def used_exemptions(self, exemptions: Iterable[tuple[str, str]]) -> list[str]:
         """Return those of the given suite-wide exemptions that excused something in this window."""
@@ -125,7 +125,7 @@ class Guard:
         watched once it runs.
         """
         for path, model in discovery.find_models(value, name):
-            self._window.observers.watch.set_name(model, path)
+            self._window.observers.watch.registry.set_name(model, path)
             if defined_at is not None:
                 self._fixtures.setdefault(path, (name, defined_at))
             if shared:

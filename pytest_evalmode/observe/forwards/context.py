@@ -77,7 +77,7 @@ class ForwardContext:
 
     def module_info(self, module: nn.Module) -> ModuleInfo:
         """Return the name and type under which a module is reported."""
-        info = self.watch.find_part(module)
+        info = self.watch.registry.find_part(module)
         if info is None:
             type_name = modules.type_name(module)
             path = self.unregistered_paths.get(id(module), f"<{type_name}>")

@@ -43,7 +43,7 @@ class SharedModels:
         """Return the flags of shared models that changed since the last call."""
         return tuple(
             replace(leak, name=model.path_of(leak.name))
-            for model in self._watch.models
+            for model in self._watch.registry.models
             if model.flags is not None and (module := model.module()) is not None
             for leak in model.flags.find_leaks(
                 model.name, flag_snapshots.read_model_flags(module, model.submodels), self._watch.own_hooks
@@ -54,20 +54,20 @@ class SharedModels:
         """Return the flags of shared models, as (model, name), that have an earlier value again."""
         return {
             (model.name, model.path_of(name))
-            for model in self._watch.models
+            for model in self._watch.registry.models
             if model.flags is not None
             for name in model.flags.restored()
         }
 
     def drifts(self) -> tuple[Drift, ...]:
-        return tuple(model.drift for model in self._watch.models if model.drift is not None)
+        return tuple(model.drift for model in self._watch.registry.models if model.drift is not None)
 
     def save_to(self, history: SessionHistory, test: str, *, include_drifted: bool) -> None:
         """Store the state of the shared models at the end of a test.
 
         A drift that was not reported is left to the next test: then `include_drifted` is False.
         """
-        for model in self._watch.models:
+        for model in self._watch.registry.models:
             module, now = model.module(), model.full_snapshot()
             if (
                 model.flags is not None
@@ -79,7 +79,7 @@ class SharedModels:
 
     def reset_baseline(self) -> None:
         """Compare the flags with their current values from now on."""
-        for model in self._watch.models:
+        for model in self._watch.registry.models:
             module = model.module()
             if module is not None and model.flags is not None:
                 model.flags.latest = flag_snapshots.read_model_flags(module, model.submodels)

@@ -37,7 +37,7 @@ class TrainingModeCheck(ForwardCheck):
         if not tree.training:
             return
         # The observations hold names and `train()` lines: they are reused until one of these may have changed.
-        key = forward.model, self.context.watch.name_version, self.context.mode_changes.change_count
+        key = forward.model, self.context.watch.registry.name_version, self.context.mode_changes.change_count
         if tree.observations_key != key or forward.cause is not None:
             note_training_modules(self.context, forward, forward.parts, forward.cause)
             tree.training_observations, tree.observations_key = forward.training, key

@@ -234,13 +234,13 @@ def _unpack(value: object) -> Iterator[Tensor]:
 
 
 def _describe_change(model: str, path: str, before: Fingerprint, now: Fingerprint) -> TensorChange:
-    for what, old, new in (
-        ("shape", tuple(before.shape), tuple(now.shape)),
-        ("dtype", before.dtype, now.dtype),
-        ("device", before.device, now.device),
-    ):
-        if old != new:
-            return TensorChange(model, path, f"{what} {old} -> {new}")
+    if before.shape != now.shape:
+        change = f"{tuple(before.shape)} -> {tuple(now.shape)}"
+        return TensorChange(model, path, "shape", before_and_after=change)
+    if before.dtype != now.dtype:
+        return TensorChange(model, path, "dtype", before_and_after=f"{before.dtype} -> {now.dtype}")
+    if before.device != now.device:
+        return TensorChange(model, path, "device", before_and_after=f"{before.device} -> {now.device}")
     old_values, new_values = stored_values(before), stored_values(now)
     if old_values is None or new_values is None or before.strides != now.strides:
         return TensorChange(model, path, "values")

@@ -81,9 +81,11 @@ class Registry:
         return None if owner is None else (owner[1], owner[1].path_of(owner[2]))
 
     def locate(self, module: nn.Module) -> tuple[str, str]:
-        """Return the name of a module's model and its path there; of no watched model, its given name or its type."""
+        """Return the name of a module's model and its path there; without a model, the name that it would have."""
         owner = self.find_model(module)
-        return (self._given_name(module) or modules.type_name(module), "") if owner is None else (owner[0].name, owner[1])
+        if owner is None:
+            return self._given_name(module) or modules.type_name(module), ""
+        return owner[0].name, owner[1]
 
     def find_part(self, module: nn.Module) -> ModuleInfo | None:
         """Return the current name of a module's model, its path there and its type; None if it belongs to no model."""

@@ -89,12 +89,15 @@ class DigestCache:
             return len(blocks) == len(ranges) == len(self._drop_written(blocks))
 
     def _known(self, ranges: Iterable[Range]) -> list[TrackedBlock]:
+        self._forget_old_tracker()
+        return [block for r in ranges if (block := self._blocks.get(r)) is not None and block.digest is not None]
+
+    def _forget_old_tracker(self) -> None:
         tracker = write_tracking.tracker()
-        if tracker is not self._tracker:  # a new tracker tracks nothing yet
+        if tracker is not self._tracker:
             self._tracker = tracker
             self._blocks.clear()
             self._untracked.clear()
-        return [block for r in ranges if (block := self._blocks.get(r)) is not None and block.digest is not None]
 
     def _drop_written(self, blocks: list[TrackedBlock]) -> list[tuple[Range, tuple[bytes, ...], bytes]]:
         """Drop the digests of blocks that were written; return the ranges, partial contents and digests of the rest."""
@@ -112,6 +115,7 @@ class DigestCache:
         if not tensors or write_tracking.tracker() is None:
             return []
         with self._lock:
+            self._forget_old_tracker()
             wanted = {r: tensor for r, tensor in tensors.items() if not self._is_untracked(r, tensor)}
             self._pending_bytes += sum(size for _, size in wanted)
             if self._pending_bytes < _MIN_BYTES:

@@ -77,9 +77,9 @@ def read_model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:
         training = modules.training_flag(part)
         if training is not None:
             flags[f"{prefix}training"] = bool(training)
-        for hooks in _HOOKS:
-            names = {key: getattr(hook, "__qualname__", type(hook).__name__) for key, hook in _table(part, hooks).items()}
-            flags[f"{prefix}{hooks.lstrip('_')}"] = Hooks(names)
+        for hooks, table in zip(_HOOKS, _tables(part), strict=True):
+            names = Hooks((key, getattr(hook, "__qualname__", type(hook).__name__)) for key, hook in table.items())
+            flags[f"{prefix}{hooks.lstrip('_')}"] = names
         for name, parameter in part._parameters.items():
             if parameter is not None:
                 flags[f"{prefix}{name}.requires_grad"] = parameter.requires_grad
@@ -135,11 +135,7 @@ def _tables(part: nn.Module) -> Iterable[Mapping[int, object]]:
     try:
         return _ALL_HOOKS(part)
     except AttributeError:  # scripted, or made by another version of torch
-        return [_table(part, name) for name in _HOOKS]
-
-
-def _table(part: nn.Module, name: str) -> Mapping[int, object]:
-    return getattr(part, name, None) or {}
+        return [getattr(part, name, None) or {} for name in _HOOKS]
 
 
 def _without(own_hooks: Container[int], flags: Flags) -> Flags:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_evalmode import guard, inference
-from pytest_evalmode.observe.state import snapshot
+from pytest_evalmode.observe.state import fingerprint, snapshot
 from tests.nets import Net, batch, only, rules, watching
 from tests.suites import PLAIN, write
 
@@ -302,7 +302,7 @@ def collected_inside(no_collector: None, monkeypatch: pytest.MonkeyPatch) -> Non
         gc.collect()
         return fingerprint_of(*args, **kwargs)
 
-    fingerprint_of = snapshot.fingerprint_of
+    fingerprint_of = fingerprint.fingerprint_of
     monkeypatch.setattr(snapshot, "fingerprint_of", collect)
 
 
@@ -315,7 +315,7 @@ def test_a_model_that_dies_while_another_is_read_is_compared(changed: bool) -> N
         model(torch.ones(1, 4))
         gone = weakref.ref(model)
         if changed:
-            model.inner.bias.add_(1)  # type: ignore[operator, union-attr]
+            model.inner.bias.add_(1)  # type: ignore[operator]
         del model
         other(torch.ones(1, 4))
         assert gone() is None
@@ -338,7 +338,7 @@ def test_a_model_that_dies_at_the_end_of_the_window_is_compared() -> None:
     with watching(other) as g:
         model = Around(nn.Linear(4, 4)).eval()
         model(torch.ones(1, 4))
-        model.inner.bias.add_(1)  # type: ignore[operator, union-attr]
+        model.inner.bias.add_(1)  # type: ignore[operator]
         other.bias.add_(1)
         del model
     assert [violation.model for violation in g.violations] == ["Linear", "Around"]

@@ -75,7 +75,7 @@ def find_changes(model: nn.Module, before: Snapshot) -> set[str]:
     with undisturbed():
         tracked = snapshot.take_snapshot(model, before)
         with patch.object(digests, "digest_cache", _EmptyCache()):
-            read = snapshot._read_snapshot(parts, before, False)
+            read = snapshot._read_snapshot(snapshot.named_tensors(parts)[0], [], before, {})
     by_kernel = {change.path for change in snapshot.find_changes("model", before, tracked, parts, None)}
     assert by_kernel == {change.path for change in snapshot.find_changes("model", before, read, parts, None)}
     return by_kernel

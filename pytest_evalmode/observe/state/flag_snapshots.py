@@ -78,8 +78,8 @@ def read_model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:
         if training is not None:
             flags[f"{prefix}training"] = bool(training)
         for hooks, table in zip(_HOOKS, _tables(part), strict=True):
-            names = Hooks((key, getattr(hook, "__qualname__", type(hook).__name__)) for key, hook in table.items())
-            flags[f"{prefix}{hooks.lstrip('_')}"] = names
+            names = ((key, getattr(hook, "__qualname__", type(hook).__name__)) for key, hook in (table or {}).items())
+            flags[f"{prefix}{hooks.lstrip('_')}"] = Hooks(names)
         for name, parameter in part._parameters.items():
             if parameter is not None:
                 flags[f"{prefix}{name}.requires_grad"] = parameter.requires_grad

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +58,16 @@ class Snapshot:
         return Snapshot(fingerprints, non_persistent, size, not all(map(_INITIALIZED, fingerprints.values())))
 
 
-_last_reads: dict[tuple[int, bool], tuple[weakref.ref[Any], ReadPlan, Snapshot]] = {}
-"""The last snapshot of a model, and the plan that shows whether it is still valid.
+class _LastRead(NamedTuple):
+    """The last snapshot of a model, and the plan that shows whether it is still valid."""
 
-By the id of the model, and whether its non-persistent buffers were read.
-"""
+    root: weakref.ref[Any]
+    plan: ReadPlan
+    snapshot: Snapshot
+
+
+_last_reads: dict[tuple[int, bool], _LastRead] = {}
+"""By the id of the model, and whether its non-persistent buffers were read."""
 
 
 def take_snapshot(
@@ -89,14 +94,15 @@ def take_snapshot(
         uses_device = devices.accelerator_in_use() is not None
         device_data: Mapping[int, bytes] | None = None
         key = id(root), include_non_persistent
-        ref, last_plan, last = _last_reads.get(key, (None, None, None))
-        is_first = ref is None or ref() is not root
-        if not is_first and last_plan is not None and (tensors := last_plan.find_tensors(skip)) is not None:
-            device_data = _read_devices(tensors) if uses_device else {}
-            if last is not None and previous in (None, last) and last_plan.matches(tensors, device_data):
-                digest_cache.byte_counts.skipped += sum(size for _, size in last_plan.large)
-                return last
-        untracked = is_first and (untracked or isinstance(root, ModuleTables))
+        last = _last_reads.get(key)
+        if last is None or last.root() is not root:
+            last, untracked = None, untracked or isinstance(root, ModuleTables)
+        elif (known := last.plan.find_tensors(skip)) is not None:
+            device_data = _read_devices(known) if uses_device else {}
+            if previous in (None, last.snapshot) and last.plan.matches(known, device_data):
+                digest_cache.byte_counts.skipped += sum(size for _, size in last.plan.large)
+                return last.snapshot
+        untracked = untracked and last is None
         parts = modules.walk(root, skip)
         saved, not_saved = named_tensors(parts)
         not_saved = not_saved if include_non_persistent else []
@@ -110,7 +116,7 @@ def take_snapshot(
             )
         snapshot = _read_snapshot(saved, not_saved, previous, device_data, untracked=untracked)
         if plan is not None and len(snapshot.fingerprints) == sum(plan.is_read):  # a plan has no packed weights
-            _last_reads[key] = weakref.ref(root, lambda _: _last_reads.pop(key, None)), plan, snapshot
+            _last_reads[key] = _LastRead(weakref.ref(root, lambda _: _last_reads.pop(key, None)), plan, snapshot)
         return snapshot
 
 

@@ -141,7 +141,7 @@ class WriteTracker:
         starts: list[int] = []
         ends: list[int] = []
         while start < end:
-            # Size, flags, start, end, walk_end, vector and its length, max_pages; then the masks: inverted, all, any, return.
+            # Size, flags, start, end, walk_end, vector, its length, max_pages; masks: inverted, all, any, returned.
             scan = _words(96, 0, start, end, 0, regions.buffer_info()[0], _REGIONS, 0)
             scan += _words(wanted, 0, wanted | PAGE_IS_WRITTEN, PAGE_IS_WPALLOWED)
             found = regions[: 3 * fcntl.ioctl(self._pagemap, PAGEMAP_SCAN, scan)].tolist()

@@ -34,9 +34,9 @@ def compared(what: str, model: nn.Module, x: Tensor, exempt: Exempt, strict: boo
     def guarded() -> None:
         seconds = 0.0
         for _ in range(WINDOWS):
-            with exempt(strict) as window:
+            with exempt(strict) as guarded_block:
                 forwards(model, x, FORWARDS)
-            seconds += window.seconds
+            seconds += guarded_block.window.seconds
         reported.append(seconds)
 
     times = interleaved({"plain": lambda: clock(plain), "guarded": lambda: clock(guarded)}, seconds=10)

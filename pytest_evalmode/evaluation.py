@@ -16,7 +16,7 @@ from pytest_evalmode.policy import Policy
 
 
 def inference(model: nn.Module) -> Guard:
-    """Run a model in eval mode, with autograd off, and guarded.
+    """Run a model in eval mode with autograd off, under a guard.
 
     Use it as `with inference(model):`.  On exit, each submodule gets its own `training` flag back.
 
@@ -24,7 +24,7 @@ def inference(model: nn.Module) -> Guard:
         model: the model to switch and to watch.
 
     Returns:
-        A `Guard`, to be used as a context manager once.
+        A `Guard`. Use it as a context manager, once.
 
     Raises:
         TypeError: `model` is not a torch.nn.Module.

@@ -1,4 +1,4 @@
-"""Writing a file so that readers never see half of it."""
+"""Atomic file writing: a reader never sees a partly written file."""
 
 from __future__ import annotations
 

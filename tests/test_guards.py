@@ -54,7 +54,7 @@ def test_an_unclean_inference_raises() -> None:
 def test_the_message_names_the_line_and_the_fix() -> None:
     with watching() as g:
         forget(g.watch(Net(), "net"))
-    message = str(g.make_error())
+    message = str(g.reporter.make_error(g.violations))
     assert "net.bn (BatchNorm1d) and 1 more of 5 modules were in training mode" in message
     assert "test_guards.py" in message
     assert "model(batch())" in message
@@ -165,18 +165,18 @@ def test_models_have_the_given_name_or_that_of_their_type() -> None:
     with watching(Net()) as g:
         assert g.watch(Net(), name="teacher").__class__ is Net
         g.watch(Net())
-    assert [model.name for model in g.models] == ["Net", "teacher", "Net#2"]
+    assert [model.name for model in g.window.models] == ["Net", "teacher", "Net#2"]
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_models_in_a_fixture_value_are_named_after_the_fixture(shared: bool) -> None:
     model = Net().eval()
     with watching() as g:
-        g.watch_fixture_value({"nets": [model]}, "fx", shared=shared)
+        g.window.watch_fixture_value({"nets": [model]}, "fx", shared=shared)
         model.head.bias.data.add_(1)
         assert rules(g) == ({"state-mutated"} if shared else set())
         run(model)
-    assert [facts.name for facts in g.models] == ["fx['nets'][0]"]
+    assert [facts.name for facts in g.window.models] == ["fx['nets'][0]"]
 
 
 @pytest.mark.parametrize("model", [None, "model", Net, torch.ones(1), [Net()], lambda x: x])
@@ -189,9 +189,9 @@ def test_watch_accepts_modules_only(model: Any) -> None:
 
 def test_seconds_grow() -> None:
     with guard() as g:
-        before = g.seconds
+        before = g.window.seconds
         run()
-    assert g.seconds > before >= 0
+    assert g.window.seconds > before >= 0
 
 
 # --- arguments
@@ -302,7 +302,7 @@ def test_allow_applies_to_a_part_of_the_window() -> None:
             forget(model.train())
         run(model)
     assert not rules(g)
-    assert g.policy.reasons == ("recalibration",)
+    assert g.window.combined_policy.reasons == ("recalibration",)
     with watching(model) as g:
         with g.allow("train-mode", mutable=["bn.*"]):
             forget(model.train())

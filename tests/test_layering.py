@@ -12,12 +12,12 @@ import pytest
 
 import pytest_evalmode
 from tests import suites
-from tests.test_rooms import PACKAGE, modules
+from tests.test_subpackages import PACKAGE, modules
 
 SESSION = {"evalmode_fixture", "fixtures", "marks", "options", "settings", "stash", "user_hooks"}
 SESSION |= {
     f"guarded_test.{name}"
-    for name in ("failure", "guard_setup", "outcome", "phases", "unittest_cases", "user_properties")
+    for name in ("failure", "guard_setup", "item_reporter", "outcome", "phases", "unittest_cases", "user_properties")
 }
 SESSION |= {
     f"record.{name}" for name in ("baseline_file", "pytest_html", "recorder", "report_files", "results", "terminal")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_evalmode.errors import HygieneError
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.models.session_history import SessionHistory
-from pytest_evalmode.rules import Rule, Violation
+from pytest_evalmode.rules import Rule
 
 
 @dataclass(frozen=True, slots=True)
 class GuardConfig:
-    """Configuration of one guard: which rules apply and how violations are reported."""
+    """Configuration of one guard: which rules apply, what counts as user code, and what earlier tests did."""
 
     strict: bool = False
     custom_rules: tuple[Rule, ...] = ()
@@ -27,13 +25,5 @@ class GuardConfig:
     """The state of shared models after earlier tests, for `state-drifted`."""
     earlier_mode_changes: ModeChanges | None = None
     """The `train()` and `eval()` calls seen before the window, in fixtures and other tests."""
-    make_error: Callable[[Sequence[Violation]], BaseException] = HygieneError
-    """Creates the exception for some violations."""
-    enforced: bool = True
-    """Whether `check()` raises; under `--evalmode=warn` it does not."""
-    filter_violations: Callable[[list[Violation]], list[Violation]] = list
-    """Returns the violations to report, without those that a user hook drops."""
-    select_failing: Callable[[list[Violation]], list[Violation]] = list
-    """Returns the violations that fail the test, without the known ones."""
     record_details: bool = False
     """Whether to record the models' trees and the sequence of events, which the HTML report shows."""

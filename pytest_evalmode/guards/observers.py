@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 from torch import nn
 
 from pytest_evalmode.guards.config import GuardConfig
-from pytest_evalmode.observe.calls import (
-    exports,
-    global_state_calls,
-    gradients,
-    leak_lines,
-    mode_changes,
-    model_conversions,
-    state_dict_loads,
-)
+from pytest_evalmode.observe.calls import leak_lines
 from pytest_evalmode.observe.calls.exports import ModelExports
 from pytest_evalmode.observe.calls.global_state_calls import GlobalStateCalls
 from pytest_evalmode.observe.calls.gradients import GradientCalls
@@ -24,13 +17,14 @@ from pytest_evalmode.observe.calls.model_conversions import ModelConversions
 from pytest_evalmode.observe.calls.optimizer_steps import OptimizerSteps
 from pytest_evalmode.observe.calls.state_dict_loads import StateDictLoads
 from pytest_evalmode.observe.calls.timeline import Timeline
-from pytest_evalmode.observe.forwards import cost, observer
-from pytest_evalmode.observe.forwards.call_overrides import call_overrides
+from pytest_evalmode.observe.forwards import cost
+from pytest_evalmode.observe.forwards.call_overrides import CallOverrides
 from pytest_evalmode.observe.forwards.observer import ForwardObserver
 from pytest_evalmode.observe.models.session_history import SessionHistory
 from pytest_evalmode.observe.models.shared_models import SharedModels
 from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.source import thread_pools
+from pytest_evalmode.observe.patches import Observer
+from pytest_evalmode.observe.source.thread_pools import ThreadPools
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import flag_snapshots
 from pytest_evalmode.observe.state.flag_snapshots import FlagTracker
@@ -56,14 +50,25 @@ class Observers:
         self._gradients = GradientCalls(self._user_lines)
         self._global_state_calls = GlobalStateCalls(self._user_lines)
         self._global_flags = FlagTracker({}, {})
+        self._observers: tuple[Observer, ...] = (
+            self.forwards,
+            CallOverrides(),
+            self._mode_changes,
+            self._exports,
+            self._gradients,
+            ThreadPools(self._user_lines),
+            self._optimizers,
+            self._loads,
+            self._conversions,
+            self._global_state_calls,
+        )
+        self._running = ExitStack()
 
     @property
-    def failures(self) -> tuple[Exception, ...]:
-        models = (self.watch, self.forwards)
-        calls = (self._mode_changes, self._exports, self._optimizers, self._gradients)
-        writes = (self._loads, self._conversions, self._global_state_calls)
-        earlier = (self._earlier_mode_changes,) if self._earlier_mode_changes is not None else ()
-        return tuple(failure for part in (*models, *calls, *writes, *earlier) for failure in part.failures)
+    def errors(self) -> tuple[Exception, ...]:
+        """The errors of all observers."""
+        earlier = () if self._earlier_mode_changes is None else (self._earlier_mode_changes,)
+        return tuple(error for observer in (self.watch, *self._observers, *earlier) for error in observer.errors)
 
     @property
     def seconds(self) -> float:
@@ -86,7 +91,7 @@ class Observers:
             )
 
     def reread_baselines(self) -> None:
-        """Record that state anew after a pause, for the next part of the window."""
+        """Record the state of the models and of torch again after a pause, for the next part of the window."""
         self.watch.reset_baseline()
         self._mode_changes.reset()
         if self._strict:
@@ -94,31 +99,16 @@ class Observers:
             self._global_flags.latest = flag_snapshots.read_global_flags()
 
     def start(self) -> None:
-        observer.call_patch.start(self.forwards)
-        call_overrides.start()
-        mode_changes.train_patch.start(self._mode_changes)
-        exports.start(self._exports)
-        gradients.run_backward_patch.start(self._gradients)
-        thread_pools.start(self._user_lines)
-        self._optimizers.start()
-        state_dict_loads.load_state_dict_patch.start(self._loads)
-        model_conversions.apply_patch.start(self._conversions)
-        model_conversions.requires_grad_patch.start(self._conversions)
-        if self._strict:
-            global_state_calls.start(self._global_state_calls)
+        """Start all observers, or none if one of them fails."""
+        with ExitStack() as stack:
+            for observer in self._observers:
+                stack.callback(observer.stop)
+                observer.start(strict=self._strict)
+            self._running = stack.pop_all()
 
     def stop(self) -> None:
-        observer.call_patch.stop(self.forwards)
-        call_overrides.stop()
-        mode_changes.train_patch.stop(self._mode_changes)
-        exports.stop(self._exports)
-        gradients.run_backward_patch.stop(self._gradients)
-        thread_pools.stop(self._user_lines)
-        self._optimizers.stop()
-        state_dict_loads.load_state_dict_patch.stop(self._loads)
-        model_conversions.apply_patch.stop(self._conversions)
-        model_conversions.requires_grad_patch.stop(self._conversions)
-        global_state_calls.stop(self._global_state_calls)
+        """Stop all observers, those too that come after one that fails."""
+        self._running.close()
 
     def collect_trace(self, *, with_names: bool) -> Trace:
         """Return the facts recorded since the last call.
@@ -154,7 +144,7 @@ class Observers:
         return leak_lines.find_leak_line(leak, model, self._mode_changes, self._user_lines)
 
     def restored_settings(self) -> set[tuple[str | None, str]]:
-        """Return the (model name, setting) pairs that have their value from the start of the window again."""
+        """Return the (model name, setting) pairs that were restored to their values at the start of the window."""
         return self.shared.restored_flags() | {(None, name) for name in self._global_flags.restored()}
 
     def final_trace(self, history: SessionHistory | None, *, needs_forward: bool, report_drift: bool) -> Trace:

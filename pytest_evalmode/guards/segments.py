@@ -8,9 +8,9 @@ from functools import reduce
 from operator import or_
 
 from pytest_evalmode.policy import Policy
-from pytest_evalmode.rules import RULES, Rule, Violation, apply_rules, join_traces
+from pytest_evalmode.rules import RULES, Rule, Violation, apply_rules
 from pytest_evalmode.rules.exemptions import format_exemption, is_needed
-from pytest_evalmode.trace import Leak, Trace, WatchedModel
+from pytest_evalmode.trace import Leak, Trace, WatchedModel, join_traces
 
 
 @dataclass(slots=True)
@@ -40,6 +40,11 @@ class Segments:
             leaks = tuple(leak for leak in trace.leaks if (leak.model, leak.name) not in restored)
             self._traces.append((Trace(leaks=leaks), policy))
 
+    def clear(self) -> None:
+        """Forget all segments."""
+        self._traces.clear()
+        self._leaks.clear()
+
     def append(self, trace: Trace, policy: Policy) -> None:
         """Append a trace as it is, as a part of its own."""
         self._traces.append((trace, policy))
@@ -57,7 +62,7 @@ class Segments:
         return reduce(or_, (policy for _, policy in self._traces), policy)
 
     def used_exemptions(self, exemptions: Iterable[tuple[str, str]]) -> list[str]:
-        """Return those of the given suite-wide exemptions that excused something in this window."""
+        """Return the given suite-wide exemptions that suppressed a violation in this window."""
         rules = (*RULES, *self.custom_rules)
         return [format_exemption(exemption) for exemption in exemptions if is_needed(exemption, self._traces, rules)]
 
@@ -68,7 +73,7 @@ class Segments:
 
 
 def _extend(segments: list[tuple[Trace, Policy]], trace: Trace, policy: Policy) -> None:
-    """Append a trace, or join it to the last one if the policy is the same, so that queries add no segments."""
+    """Append a trace, or join it to the last one if both have the same policy."""
     if segments and segments[-1][1] is policy:
         trace = join_traces([segments.pop()[0], trace])
     segments.append((trace, policy))

@@ -50,7 +50,7 @@ class StoredLock:
 
 @dataclass(frozen=True, slots=True)
 class LockFile:
-    """The locks of the tests of one file, by node id without the file."""
+    """The locks of the tests of one file, by node id without the file name."""
 
     path: Path
     tests: Mapping[str, StoredLock] = field(default_factory=dict)
@@ -131,7 +131,7 @@ def _parse(path: Path, *_: int) -> LockFile:
 def write_lock_file(file: LockFile, samples: Mapping[str, bytes | None]) -> None:
     """Write a lock file, with new samples for some of its tests; remove it if it has no tests left.
 
-    Wherever this is interrupted, there is either the old file with its samples, or the new one with its own: new
+    If this is interrupted, either the old file and its samples or the new file and its samples are complete: new
     samples get an unused number, and the old ones are removed last.
     """
     old = read_lock_file(file.path)  # keeps the old samples until the end, and raises rather than replace a broken file

@@ -72,7 +72,7 @@ class EvaluationLock:
         lock = self._opened("model", name)
         if lock is not None:
             guard = self._item.stash.get(GUARD, None)
-            fingerprints = guard.last_fingerprints(model) if guard is not None else None
+            fingerprints = guard.window.last_fingerprints(model) if guard is not None else None
             lock.model(model, name or self._name_of(model), fingerprints, self._site())
         return model
 
@@ -154,12 +154,12 @@ class EvaluationLock:
         message = ""
         try:
             guard = phases.guard_at_end(self._item)
-            with guard.safely():
+            with guard.window.safely():
                 try:
                     # Do not compute metrics again after violations: a model in training mode would change further.
                     pause_guard = None if guard.violations else guard.paused
                     changes = self._lock.close(finished=own_failure is None, pause_guard=pause_guard)
-                    guard.add_lock_changes(*changes)
+                    guard.window.add_lock_changes(changes)
                     self._record(self._lock)
                 except LockError as error:
                     message = str(error)
@@ -169,7 +169,7 @@ class EvaluationLock:
             outcome.force_exception(pytest.fail.Exception(message, pytrace=False))
 
     def _record(self, lock: RunningLock) -> None:
-        """Attach the record of the lock to the test's report, in place of an earlier run's."""
+        """Attach the record of the lock to the test's report, and replace the record of an earlier run."""
         remove_records(self._item, LOCK_PROPERTY)
         self._item.user_properties.append((LOCK_PROPERTY, lock.record()))
 

@@ -58,7 +58,7 @@ class RunningLock:
     def model(
         self, module: nn.Module, name: str, fingerprints: Mapping[str, Fingerprint] | None, at: Site | None
     ) -> None:
-        """Compare a model, or build its entry; `fingerprints` are those that a guard has read, if any."""
+        """Compare a model with its lock entry, or build a new entry; a guard may have read `fingerprints`."""
         if self._update:
             contents = model_entry.read_contents(module, fingerprints)
             self._add_entry("model", name, model_entry.build_entry(contents))
@@ -81,11 +81,11 @@ class RunningLock:
         self._report(LockChange("model", name, headline, finding, at, details=details))
 
     def inputs(self, batch: object, name: str, at: Site | None, tolerance: Tolerance) -> None:
-        """Add a batch to the inputs of this name; they are compared when the test ends."""
+        """Add a batch of inputs under this name; all batches are compared when the test ends."""
         self._add_batch("inputs", name, batch, at, tolerance, self._bytes_left * 2 // 3)
 
     def preprocessing(self, transform: object, name: str, at: Site | None) -> None:
-        """Compare the steps of a transform and their parameters, or build their entry."""
+        """Compare the steps and parameters of a transform with their lock entry, or build a new entry."""
         steps: Entry = json.loads(json.dumps(describe(transform)))
         if self._update:
             self._add_entry("preprocessing", name, {"steps": steps})
@@ -105,7 +105,7 @@ class RunningLock:
     def outputs(
         self, value: object, name: str, at: Site | None, tolerance: Tolerance, again: MetricFunction | None = None
     ) -> None:
-        """Add outputs to those of this name; they are compared when the test ends."""
+        """Add a batch of outputs under this name; all batches are compared when the test ends."""
         max_bytes = min(_MAX_OUTPUT_BYTES, self._bytes_left // 2)
         self._add_batch("outputs", name, value, at, tolerance, max_bytes).again = again
 
@@ -167,7 +167,7 @@ class RunningLock:
                 self._report(change)
 
     def _recompute(self, name: str, pause_guard: Callable[[], AbstractContextManager[None]]) -> str:
-        """Describe how a metric follows from inputs that changed; empty without `again=` or with several inputs."""
+        """Describe how much of a metric's change the inputs explain; empty without `again=` or with several inputs."""
         again = self._batches["outputs", name].again
         changed = [other for (kind, other), state in self._used.items() if (kind, state) == ("inputs", "changed")]
         if again is None or len(changed) != 1:

@@ -116,7 +116,7 @@ class LockSession:
             terminalreporter.write_line(line, red=is_error)
 
     def _unused_entries(self, file: LockFile, name: str, whole_suite: bool) -> Iterator[tuple[str, str, str]]:
-        """Yield the test, kind and name of each entry that its test passed without, or whose test no longer exists."""
+        """Yield the test, kind and name of each entry whose test passed without using it, or no longer exists."""
         for test, lock in file.tests.items():
             nodeid = f"{name}::{test}"
             gone = whole_suite and self._collected.is_gone(nodeid)

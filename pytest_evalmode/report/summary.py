@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 
 
 class Line(NamedTuple):
-    """A line of the summary, with pytest's name of its color."""
+    """A line of the summary, and its color as pytest names it."""
 
     text: str
     color: str = ""
@@ -122,7 +122,7 @@ def slowest_guards(ledger: Ledger, limit: int | None) -> Iterator[Line]:
 
 
 def stale_entries(entries: list[tuple[str, str]], file: str, *, verbose: bool = False) -> Iterator[Line]:
-    """Yield the baseline entries that are fixed, and how to remove them."""
+    """Yield the stale entries of the baseline, and the command that removes them."""
     shown = entries if verbose else entries[:_MAX_STALE]
     for nodeid, broken in shown:
         yield Line(f"stale: {nodeid} no longer breaks {broken}", "yellow")

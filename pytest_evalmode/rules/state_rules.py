@@ -75,7 +75,7 @@ def buffer_mutated(trace: Trace) -> Iterator[Violation]:
     "input-mutated",
     level="strict",
     fires_when="a forward changed in place an input tensor that something else still references (a temporary, "
-    "model(x.clone()), may be consumed)",
+    "model(x.clone()), may be changed)",
     remedy="clone the input first, or make the first operation on it out of place (inplace=False)",
 )
 def input_mutated(trace: Trace) -> Iterator[Violation]:
@@ -226,7 +226,7 @@ def _explain_by_training(violation: Violation, trace: Trace) -> Violation:
 
 
 def _backward_remedy(backward: ModelOperation) -> str:
-    """Return the remedy for weights that changed in a test that took gradients but made no optimizer step."""
+    """Return the remedy for weights that changed in a test that computed gradients but made no optimizer step."""
     return (
         "if the test trains on purpose, wrap that part in `with evalmode.paused():` "
         f"({format_operation(backward)}); otherwise {_UNKNOWN_WRITE_REMEDY}"

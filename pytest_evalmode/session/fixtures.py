@@ -1,4 +1,4 @@
-"""The values that fixtures pass to a test, and the record of tests and fixtures that ran in between."""
+"""The values that fixtures pass to a test, and the record of the tests and fixtures that ran."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _open_guard(config: pytest.Config) -> Guard | None:
 
 
 def record_fixture_value(fixturedef: pytest.FixtureDef[Any], value: object, request: pytest.FixtureRequest) -> None:
-    """Record the value of a fixture that was set up, and that it was set up.
+    """Record that a fixture was set up, and its value.
 
     Values that outlive a test are kept until the fixture is torn down.  If a test set the fixture up in its call, by
     `request.getfixturevalue`, the test's guard starts watching the value.
@@ -40,10 +40,10 @@ def record_fixture_value(fixturedef: pytest.FixtureDef[Any], value: object, requ
         _record_fixture_event("setup", fixturedef, request)
     guard = _open_guard(request.config)
     if guard is not None:
-        with guard.safely():
+        with guard.window.safely():
             line = _definition_line(fixturedef, request.config)
             shared = fixturedef.scope != "function"
-            guard.watch_fixture_value(value, fixturedef.argname, shared=shared, defined_at=line)
+            guard.window.watch_fixture_value(value, fixturedef.argname, shared=shared, defined_at=line)
 
 
 def begin_test(item: pytest.Item) -> None:
@@ -114,8 +114,10 @@ def _record_fixture_event(part: str, fixturedef: pytest.FixtureDef[Any], request
 
 def _is_installed(fixturedef: pytest.FixtureDef[Any]) -> bool:
     """Return whether a fixture belongs to pytest or to an installed plugin."""
+    from pytest_evalmode.observe.source.user_code import is_installed
+
     code = getattr(unwrap(fixturedef.func), "__code__", None)
-    return code is not None and "site-packages" in Path(code.co_filename).parts
+    return code is not None and is_installed(Path(code.co_filename))
 
 
 def _definition_line(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Site | None:
@@ -126,17 +128,16 @@ def _definition_line(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) 
 
 @cache  # by path too: code objects of two files compare equal if their source is the same
 def _def_line(path: str, code: CodeType, root: Path) -> Site | None:
-    """Return the line of the `def`, after the decorators; None outside the root and in site-packages."""
-    if not Path(path).is_relative_to(root):
-        return None
+    """Return the line of the `def`, after the decorators; None outside user code."""
+    from pytest_evalmode.observe.source.user_code import user_path
     from pytest_evalmode.trace import Site
 
-    file = Path(path).relative_to(root)
-    if "site-packages" in file.parts:
+    file = user_path(path, root.resolve())
+    if file is None:
         return None
     lines = [getline(path, code.co_firstlineno + i).strip() for i in range(_MAX_DECORATOR_LINES)]
     offset = next((i for i, line in enumerate(lines) if line.startswith(("def ", "async def "))), 0)
-    return Site(file.as_posix(), code.co_firstlineno + offset, lines[offset])
+    return Site(file, code.co_firstlineno + offset, lines[offset])
 
 
 _MAX_DECORATOR_LINES = 20

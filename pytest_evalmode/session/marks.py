@@ -12,7 +12,7 @@ from pytest_evalmode.session.settings import Settings
 
 
 def policy_of(item: pytest.Item, settings: Settings, rules: Collection[str]) -> Policy:
-    """Return the policy of a test: that of the ini and those of its marks, from the outermost to its own, combined.
+    """Return the policy of a test: the exemptions of the ini and of all its marks, combined.
 
     Raises:
         PolicyError: a mark has an invalid argument.

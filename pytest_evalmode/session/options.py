@@ -49,7 +49,7 @@ def add_options(parser: pytest.Parser) -> None:
         "--evalmode-suggest",
         action="store_true",
         default=False,
-        help="watch unmarked tests too, fail none, report which tests ran inference and should be marked",
+        help="fail no test; report which unmarked tests ran inference and should be marked",
     )
     group.addoption(
         "--evalmode-full-read",

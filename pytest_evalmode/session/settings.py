@@ -50,7 +50,7 @@ class Settings(NamedTuple):
     update_baseline: bool = False
     """Whether to update the baseline from this run."""
     suggest: bool = False
-    """Whether to watch unmarked tests too and fail none."""
+    """Whether to also watch unmarked tests, and fail no test."""
     full_read: bool = False
     """Whether to read every tensor each time, even where the kernel reports that its memory was not written."""
     html: Path | None = None
@@ -75,7 +75,7 @@ class Settings(NamedTuple):
         return f"no_{self.marker}_guard"
 
     def is_watched(self, item: pytest.Item) -> bool:
-        """Return whether a test is watched: it is guarded, or `--evalmode-suggest` may suggest to mark it."""
+        """Return whether a test is watched: it is guarded, or `--evalmode-suggest` may suggest marking it."""
         return self.is_guarded(item) or (self.suggest and self.mode != "off" and not self._is_excluded(item))
 
     def is_guarded(self, item: pytest.Item) -> bool:

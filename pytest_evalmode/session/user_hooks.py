@@ -1,4 +1,4 @@
-"""Calls the hooks that users implement, and validates their results."""
+"""Calls of the hooks that users implement, and the validation of their results."""
 
 from __future__ import annotations
 

@@ -30,33 +30,33 @@ def has(lines: list[str], *texts: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def team() -> list[str]:
-    return run("team", "-rA")
+def suite() -> list[str]:
+    return run("user_hooks", "-rA")
 
 
-def test_the_custom_rule_applies_to_its_directory_only(team: list[str]) -> None:
-    assert has(team, "edge-dtype: server.ranker (Sequential) has tensors of type float32")
-    assert has(team, "FAILED tests/edge/test_edge.py::test_ranker - HygieneViolation: edge-dtype")
-    assert has(team, "PASSED tests/edge/test_edge.py::test_tiny")
-    assert has(team, "PASSED tests/test_server.py::test_ranker")
+def test_the_custom_rule_applies_to_its_directory_only(suite: list[str]) -> None:
+    assert has(suite, "edge-dtype: server.ranker (Sequential) has tensors of type float32")
+    assert has(suite, "FAILED tests/edge/test_edge.py::test_ranker - HygieneViolation: edge-dtype")
+    assert has(suite, "PASSED tests/edge/test_edge.py::test_tiny")
+    assert has(suite, "PASSED tests/test_server.py::test_ranker")
 
 
-def test_the_custom_rule_prints_its_fix_and_exemption(team: list[str]) -> None:
-    finding = next((line.removeprefix("E").strip() for line in team if " edge-dtype  " in line), "")
+def test_the_custom_rule_prints_its_fix_and_exemption(suite: list[str]) -> None:
+    finding = next((line.removeprefix("E").strip() for line in suite if " edge-dtype  " in line), "")
     assert finding.startswith("edge-dtype  server.ranker (Sequential) has ")
     assert finding.endswith("; use float16")
     assert has(
-        team,
+        suite,
         finding,
         "fix: convert the model first: model.half()",
         'intended? @pytest.mark.inference(allow=["edge-dtype"]',
     )
 
 
-def test_a_model_from_a_hook_is_watched(team: list[str]) -> None:
-    assert has(team, "FAILED tests/test_server.py::test_warm_up_of_the_other_model - HygieneViolation: state-mutated")
-    assert has(team, "state-mutated  server.tiny.0.weight changed    max |Δ|")
-    assert has(team, "2 failed, 2 passed")
+def test_a_model_from_a_hook_is_watched(suite: list[str]) -> None:
+    assert has(suite, "FAILED tests/test_server.py::test_warm_up_of_the_other_model - HygieneViolation: state-mutated")
+    assert has(suite, "state-mutated  server.tiny.0.weight changed    max |Δ|")
+    assert has(suite, "2 failed, 2 passed")
 
 
 @pytest.fixture(scope="module")
@@ -89,4 +89,4 @@ def test_an_unclean_fixture_fails_with_the_message_of_a_test(predictions: list[s
 
 
 def test_no_test_fails_when_guarding_is_off() -> None:
-    assert has(run("team", "--evalmode=off"), "4 passed")
+    assert has(run("user_hooks", "--evalmode=off"), "4 passed")

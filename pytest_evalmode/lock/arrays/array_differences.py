@@ -1,4 +1,4 @@
-"""Describes how an input array differs from the locked one: in words, in details for reports, and as pictures."""
+"""Descriptions of how an input array differs from the locked one: in words, in details for reports, and as pictures."""
 
 from __future__ import annotations
 

@@ -28,5 +28,5 @@ def max_bytes_of(locked: Mapping[str, Any]) -> dict[str, int]:
 
 
 def matches(locked: Entry, entry: Entry) -> bool:
-    """Return whether two entries are of the same values, bit for bit."""
+    """Return whether two entries have the same values, bit for bit."""
     return all(locked[name] == entry[name] for name in ("dtype", "shape", "samples", "digest"))

@@ -1,4 +1,4 @@
-"""Compares the batches of one name with their lock entry, array by array."""
+"""Comparison of the batches of one name with their lock entry, array by array."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def compare(
 
 
 def _headline(differences: Sequence[_Difference], *, single_array: bool) -> str:
-    """Return the first few differences; a single array needs no path."""
+    """Return the first few differences as text, without a path if there is only one array."""
     parts = [each.words if single_array or not each.path else f"{each.path}: {each.words}" for each in differences]
     more = f" (and {len(parts) - _MAX_SHOWN} more)" if len(parts) > _MAX_SHOWN else ""
     return f"{'; '.join(parts[:_MAX_SHOWN])}{more}"
@@ -75,7 +75,7 @@ def _missing_or_new(batches: NamedBatches, locked: Mapping[str, Entry]) -> Itera
 def _differences(
     batches: NamedBatches, locked: Mapping[str, Entry], load_samples: Callable[[], Samples]
 ) -> Iterator[_Difference]:
-    """Yield how each array differs that is in both."""
+    """Yield the differences of the arrays that are both in the batches and in the lock entry."""
     compare_arrays = _compare_inputs if batches.kind == "inputs" else _compare_outputs
     for path, stream in batches.streams.items():
         if path in locked and not matches(locked[path], stream.entry()):

@@ -61,7 +61,7 @@ class Sketch:
         self.count += len(values)
 
     def find_differing(self, stored: Array, rtol: float, atol: float) -> list[int]:
-        """Return the indices of samples beyond the tolerance; of a shared sketch, that of its first sample.
+        """Return the indices of samples beyond the tolerance; for a shared sketch, the index of its first sample.
 
         Args:
             stored: The stored `sums`, float64 of shape (sketches,).

@@ -1,4 +1,4 @@
-"""Compares an array with the locked one within the tolerance of `torch.testing.assert_close`."""
+"""Comparison of an array with the locked one within the tolerance of `torch.testing.assert_close`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DEFAULTS = {
     "complex64": (1.3e-6, 1e-5),
     "complex128": (1e-7, 1e-7),
 }
-"""The defaults of `assert_close` by dtype: (rtol, atol). Here, because bfloat16 is compared as float32."""
+"""The defaults of `assert_close` by dtype: (rtol, atol). Listed here, because bfloat16 is compared as float32."""
 
 
 def find_difference(
@@ -71,7 +71,7 @@ def find_difference(
 
 
 def _compare_sketches(locked: Entry, stream: Stream, sketch: Array, rtol: float, atol: float) -> tuple[str, str] | None:
-    """Describe how samples differ that are not stored."""
+    """Describe how the samples that are not stored differ, as far as their sketches show it."""
     differing = stream.sketch.find_differing(sketch, rtol, atol)
     if not differing:
         return None

@@ -1,4 +1,4 @@
-"""Causes that concern loading: no checkpoint, a part of one, another one, or forwards in training mode since."""
+"""Causes around loading: no checkpoint, only a part of one, another one, or later forwards in training mode."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def find_changed_values(diff: Unexplained) -> Cause | None:
 
 
 def _nearness(diff: Unexplained, names: Iterable[str]) -> str:
-    """Describe how near another checkpoint is, if it is near: for example the same one, trained further."""
+    """Describe how much the values differ if it is little: the checkpoint may have been trained further."""
     pairs = [
         both for name in names if len(diff.locked[name].shape) > 1 and (both := diff.sampled_values(name)) is not None
     ]

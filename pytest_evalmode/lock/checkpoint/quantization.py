@@ -83,7 +83,7 @@ def _few_levels(tensor: Tensor) -> bool:
 
 
 def _on_grid(values: Tensor) -> bool:
-    """Return whether the distinct values are evenly spaced and number 6 to 256."""
+    """Return whether there are 6 to 256 distinct values, evenly spaced."""
     levels = torch.unique(values).double()
     if not _MIN_LEVELS <= len(levels) <= _MAX_LEVELS or not bool(levels.isfinite().all()):
         return False

@@ -52,7 +52,7 @@ def _pair_by_prefix(missing: list[str], added: list[str]) -> tuple[dict[str, str
 
 
 def _pair_by_content(missing: list[str], added: list[str], diff: Unexplained) -> tuple[dict[str, str], str]:
-    """Pair tensors that are equal bit by bit, preferring those whose names end alike."""
+    """Pair tensors that are equal bit by bit, preferring pairs whose names have a common end."""
     unpaired: dict[tuple[str, tuple[int, ...], str], list[str]] = defaultdict(list)
     for name in added:
         record = diff.current.records[name]

@@ -1,4 +1,4 @@
-"""The part of a model's difference from its lock entry that is not explained yet, and the causes that explain it."""
+"""The differences between a model and its lock entry that no cause explains yet, and the causes."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ def _epsilon(array: Array) -> float:
 
 
 def _finite(was: Array, now: Array) -> tuple[Array, Array] | None:
-    """Replace NaN and infinity by 0; None unless both arrays have the same ones in the same places."""
+    """Replace NaN and infinity by 0; return None unless both arrays have the same ones in the same places."""
     if was.dtype.kind != "f" and now.dtype.kind != "f":
         return was, now
     non_finite = [~np.isfinite(each) for each in (was, now)]

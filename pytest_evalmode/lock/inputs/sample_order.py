@@ -73,7 +73,7 @@ def match_identical(was: Array, now: Array) -> list[int] | None:
 
 
 def match_similar(a: Array, b: Array) -> list[int] | None:
-    """Return the locked index of each current image, whatever the brightness, contrast and order of channels.
+    """Return the locked index of each current image, regardless of brightness, contrast and channel order.
 
     Args:
         a: The locked images: shape (samples, channels, rows, columns), any range.

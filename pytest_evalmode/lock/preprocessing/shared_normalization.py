@@ -1,4 +1,4 @@
-"""Checks that a training and an evaluation pipeline normalize inputs in the same way."""
+"""`assert_same_normalization()`: training and evaluation must normalize inputs in the same way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compares two descriptions of a pipeline, field by field."""
+"""Comparison of two descriptions of a pipeline, field by field."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
 
 
 def _has_comparable_code(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Return whether the code digests of two steps are of one function and one version of Python.
+    """Return whether the code digests of two steps are of the same function and the same version of Python.
 
     A different function is reported by its name, and each version of Python compiles a function differently.
     """

@@ -1,4 +1,4 @@
-"""The user's line that left a shared model in another state, as far as it is known."""
+"""The line of user code that changed a shared model and did not restore it, if known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measurement of the share of the cost of observing forwards that the observer times itself.
+"""Measurement of how much of the cost of observing forwards the observer's own timer covers.
 
 The rest is the wrapper around each call, and the time that the model loses because the observer has emptied CPU caches.
 """
@@ -13,7 +13,7 @@ from typing import cast
 from torch import nn
 
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
-from pytest_evalmode.observe.forwards.observer import ForwardObserver, wrap_call
+from pytest_evalmode.observe.forwards.observer import ForwardObserver, observe_calls
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Patch
 from pytest_evalmode.observe.source.user_lines import UserLines
@@ -48,8 +48,8 @@ def timed_share() -> float:
 
     user_lines = UserLines()
     observer = ForwardObserver(Watch(user_lines.site), user_lines, ModeChanges(user_lines))
-    run_patch: Patch[ForwardObserver] = Patch("run", owner=_Model)
-    run_patch.replace_with(wrap_call(run_patch.original, run_patch))
+    run_patch = Patch(_Model, "run")
+    observe_calls(run_patch, run_patch)
     unobserved = min(run_seconds() for _ in range(_REPEATS))
     run_patch.start(observer)
     runs: list[tuple[float, float]] = []

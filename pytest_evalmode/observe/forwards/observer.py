@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import wraps
 from operator import attrgetter
 from time import perf_counter
 from types import FrameType
@@ -20,7 +19,7 @@ from torch import is_grad_enabled, nn
 from torch.compiler import is_compiling
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-from pytest_evalmode.observe import modules
+from pytest_evalmode.observe import forks, modules
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.calls.timeline import Timeline
 from pytest_evalmode.observe.forwards import unregistered_modules
@@ -36,8 +35,7 @@ from pytest_evalmode.observe.forwards.checks.unregistered import UnregisteredMod
 from pytest_evalmode.observe.forwards.context import RAISED, ForwardContext
 from pytest_evalmode.observe.forwards.tree_cache import CallCount, TreeCache
 from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.observer_errors import ObserverErrors
-from pytest_evalmode.observe.patches import Method, Patch
+from pytest_evalmode.observe.patches import Observer, Patch, module_call
 from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import ForwardCall
@@ -58,7 +56,7 @@ STRICT_CHECKS: tuple[type[ForwardCheck], ...] = (
 """Checks of the strict rules.  The order matters: checks read what earlier ones have found."""
 
 _SAMPLE_EVERY = 64
-"""One of so many forwards of inner modules is timed."""
+"""One in this many forwards of inner modules is timed."""
 
 
 class _ThreadState(threading.local):
@@ -67,8 +65,10 @@ class _ThreadState(threading.local):
     forward: ForwardContext | None = None
 
 
-class ForwardObserver:
+class ForwardObserver(Observer):
     """Observer of the forwards of one window; adds the models that run to the window's `Watch`."""
+
+    patched = (module_call,)
 
     def __init__(
         self,
@@ -79,13 +79,13 @@ class ForwardObserver:
         *,
         strict: bool = False,
     ) -> None:
-        self.failures = ObserverErrors()
+        super().__init__()
         self.seconds = 0.0
         """Time spent in this observer; for the many short forwards of inner modules an estimate from samples."""
         self.forward_count = 0
         """Outermost forwards of modules that may be models; a quantized model has no parameters."""
         self._calls: dict[ForwardCall, CallCount] = {}
-        self._lock = threading.Lock()
+        self._lock = forks.new_lock(self)
         self._timeline = timeline
         self._context = CheckContext(watch, user_lines, mode_changes, strict)
         self._check_types = (*DEFAULT_CHECKS, *STRICT_CHECKS) if strict else DEFAULT_CHECKS
@@ -144,7 +144,7 @@ class ForwardObserver:
             for i in checks:
                 forward.checks[i].enter(module, frame)
         except Exception as error:
-            self.failures.append(error)
+            self.errors.append(error)
         finally:
             if weight:
                 self.seconds += weight * (perf_counter() - start)
@@ -168,7 +168,7 @@ class ForwardObserver:
                     for check in forward.enclosing.checks:
                         check.resume()
         except Exception as error:
-            self.failures.append(error)
+            self.errors.append(error)
         finally:
             if weight:
                 self.seconds += weight * (perf_counter() - start)
@@ -224,7 +224,7 @@ class ForwardObserver:
         return forward
 
     def _close(self, forward: ForwardContext, output: object) -> None:
-        """Collect what the checks found, and count the forward if that is anything."""
+        """Collect the results of the checks, and count the forward if there are any."""
         watch, root = self._context.watch, forward.root
         fields: dict[str, Any] = {}
         for check in forward.checks:
@@ -249,7 +249,7 @@ class ForwardObserver:
             last[2].count += 1
 
     def _sample_weight(self) -> int:
-        """Return how many forwards of inner modules the timing of this one stands for; 0 if it is not timed."""
+        """Return how many inner forwards this one represents in the timing; 0 if it is not timed."""
         self._inner_forwards += 1
         return 0 if self._inner_forwards % _SAMPLE_EVERY else _SAMPLE_EVERY
 
@@ -266,21 +266,18 @@ def _is_model_argument(forward: ForwardContext, module: nn.Module) -> bool:
     return has_parameters and contains_module(*forward.inputs, module)
 
 
-call_patch: Patch[ForwardObserver] = Patch("__call__")
-
-
-@call_patch.replace_with
+@module_call.replace_with
 def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
     if is_compiling():
-        return call_patch.original(self, *args, **kwargs)
+        return module_call.original(self, *args, **kwargs)
     entered: list[ForwardObserver] | None = None
     output: object = RAISED
     try:
-        for observer in call_patch.observers:
+        for observer in module_call.observers:
             if observer.enter(self, args, kwargs):
                 entered = [observer] if entered is None else [observer, *entered]
-        output = call_patch.original(self, *args, **kwargs)
+        output = module_call.original(self, *args, **kwargs)
         return output
     finally:
         if entered is not None:  # no list is made for the many forwards that are skipped
@@ -288,24 +285,25 @@ def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
                 observer.leave(self, output)
 
 
-def wrap_call(call: Method, patch: Patch[ForwardObserver] = call_patch) -> Method:
-    """Return a wrapper of a class's own `__call__` that calls the observers of the patch."""
+def observe_calls(patch: Patch, observed_by: Patch = module_call) -> None:
+    """Let the patch of a class's own `__call__` report to the observers of `nn.Module.__call__`.
 
-    @wraps(call)
+    The code is that of `_observed` above, which cannot be shared: it must not have a closure (see `Patch`).
+    """
+
+    @patch.replace_with
     def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         if is_compiling():
-            return call(self, *args, **kwargs)
+            return patch.original(self, *args, **kwargs)
         entered: list[ForwardObserver] = []
         output: object = RAISED
         try:
-            for observer in patch.observers:
+            for observer in observed_by.observers:
                 if observer.enter(self, args, kwargs):
                     entered.insert(0, observer)
-            output = call(self, *args, **kwargs)
+            output = patch.original(self, *args, **kwargs)
             return output
         finally:
             for observer in entered:
                 observer.leave(self, output)
-
-    return _observed

@@ -1,4 +1,4 @@
-"""Unregistered modules: they run inside a model without being its submodules, and are watched all the same."""
+"""Unregistered modules: they run inside a model without being its submodules, and are watched, too."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class SharedModels:
     def save_to(self, history: SessionHistory, test: str, *, include_drifted: bool) -> None:
         """Store the state of the shared models at the end of a test.
 
-        A drift that was not reported is left to the next test: then `include_drifted` is False.
+        If a drift was not reported, pass `include_drifted=False`: the next test reports it.
         """
         for model, module, _ in self._living():
             now = model.full_snapshot()

@@ -23,7 +23,7 @@ OnDeath = Callable[["TrackedModel"], None]
 class TrackedModel:
     """A model that a window watches.
 
-    Holds a weak reference to the module, and its tables, so that the state can be compared when the module dies.
+    Holds a weak reference to the module, and `ModuleTables`, to compare the state when the module dies.
     If a submodule refers back to the model, with a hook that is a bound method for example, the tables keep the model
     alive until the end of the window.
     """
@@ -39,7 +39,7 @@ class TrackedModel:
         self.type = modules.type_name(module)
         self.is_model = modules.is_model(parts)
         self.checks_unsaved_state = self.is_model or mode_dependence.has_mode_dependent_part(parts)
-        """Whether to report changes of state that `state_dict()` does not save.  Not for a metric, which counts."""
+        """Whether to report changes of state that `state_dict()` does not save.  False for a metric: it must change."""
         self.submodels: dict[int, tuple[str, TrackedModel]] = {}
         """The submodules that are tracked as models of their own, by `id`, with their paths in this one."""
         self.is_survivor = False

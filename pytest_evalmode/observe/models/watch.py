@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,12 +11,11 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from pytest_evalmode.observe import modules
+from pytest_evalmode.observe import forks, modules, patches
 from pytest_evalmode.observe.models.registry import Registry
 from pytest_evalmode.observe.models.surviving_submodules import find_surviving_submodules
 from pytest_evalmode.observe.models.tracked_model import TrackedModel
-from pytest_evalmode.observe.observer_errors import ObserverErrors
-from pytest_evalmode.observe.patches import Patch
+from pytest_evalmode.observe.patches import Observer
 from pytest_evalmode.observe.state import devices, snapshot
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
 from pytest_evalmode.observe.state.snapshot import Snapshot
@@ -30,21 +28,23 @@ class SiteLookup(Protocol):
     def __call__(self, code: CodeType, line: int) -> Site | None: ...
 
 
-class Watch:
+class Watch(Observer):
     """Watches the models of one window: reads their state, compares it, and collects the changes."""
 
+    patched = (patches.capture_end,)
+
     def __init__(self, find_site: SiteLookup, *, strict: bool = False) -> None:
+        super().__init__()
         self.registry = Registry(self.on_model_death)
         self.own_hooks: set[int] = set()
         """Keys of the hooks that models added or removed in their own forward."""
-        self.failures = ObserverErrors()
         self._find_site = find_site
         self._strict = strict
         self._changes: list[TensorChange] = []
         self._unprocessed_deaths: list[TrackedModel] = []
         self._unread: list[TrackedModel] = []
         """Models that first ran during the CUDA graph capture in progress."""
-        self._lock = threading.RLock()
+        self._lock = forks.new_lock(self)
         self._is_busy = False
         """Whether the thread that has the lock reads or compares models."""
 
@@ -76,20 +76,18 @@ class Watch:
         if model.snapshot is None and model.module() is not None:
             if devices.is_capturing():
                 self._unread.append(model)
-                captures.start(self)
+                self.start()
                 return
             with self._exclusively():
                 model.set_snapshot(self._take_snapshot(model))
 
     def read_pending(self) -> None:
         """Read the models that first ran during a graph capture that has ended, before a replay can change them."""
-        captures.stop(self)
+        self.stop()
         unread, self._unread = self._unread, []
-        try:
+        with self.errors:
             for model in unread:
                 self.read(model)
-        except Exception as error:
-            self.failures.append(error)
 
     def read_initialized(self, model: TrackedModel) -> None:
         """Read the lazy tensors that got their shape in the forward that has just ended."""
@@ -106,7 +104,7 @@ class Watch:
                 model.set_snapshot(replace(now, fingerprints={**now.fingerprints, **known}))
 
     def compare(self) -> tuple[TensorChange, ...]:
-        """Return what changed since the last call, in models that have died since too."""
+        """Return what changed since the last call, also in models that have died since."""
         with self._exclusively():
             self._process_deaths()
             for model in self.registry.models:
@@ -124,22 +122,23 @@ class Watch:
     def close(self) -> None:
         """Release all models."""
         if self._unread:
-            captures.stop(self)
+            self.stop()
         with self._exclusively():
             self.registry.clear()
 
     def on_model_death(self, model: TrackedModel) -> None:
         """Compare a dying model.  The garbage collector may call this at any time, so it does not wait for the lock."""
         self._unprocessed_deaths.append(model)
-        if self._is_busy or not self._lock.acquire(blocking=False):
+        lock = self._lock  # after a fork there is a new one
+        if self._is_busy or not lock.acquire(blocking=False):
             return
         try:
             with self._exclusively():
                 pass
         except Exception as error:
-            self.failures.append(error)
+            self.errors.append(error)
         finally:
-            self._lock.release()
+            lock.release()
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
@@ -217,11 +216,8 @@ def _owner(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-captures: Patch[Watch] = Patch("capture_end", torch.cuda.CUDAGraph)
-
-
-@captures.replace_with
+@patches.capture_end.replace_with
 def _capture_end(self: torch.cuda.CUDAGraph) -> None:
-    captures.original(self)
-    for watch in captures.observers:
+    patches.capture_end.original(self)
+    for watch in patches.capture_end.observers:
         watch.read_pending()

@@ -1,16 +1,9 @@
-"""The user's lines on the call stack.
-
-User code is under the root (pytest's rootdir; anywhere for a script), but not in an environment's packages or the
-standard library.
-"""
+"""Lines of user code on the call stack."""
 
 from __future__ import annotations
 
 import linecache
-import os
 import sys
-import sysconfig
-from os import getcwd
 from pathlib import Path, PurePath
 from threading import get_ident
 from types import CodeType, FrameType
@@ -18,10 +11,9 @@ from typing import NamedTuple
 
 from pytest_evalmode.observe.source import thread_pools
 from pytest_evalmode.observe.source.thread_pools import FramePosition
+from pytest_evalmode.observe.source.user_code import user_path
 from pytest_evalmode.trace import Site
 
-_PACKAGE_FOLDERS = ("site-packages", "dist-packages")
-_LIBRARIES = (str(Path(sysconfig.get_paths()["stdlib"]).resolve()), f"{Path(__file__).resolve().parents[2]}{os.sep}")
 # Python modules of torch that run a forward to make another model of it. jit.trace runs it again to check the result,
 # when torch.jit.is_tracing() is false.
 _TRACERS = ("torch.jit._trace", "torch.onnx.", "torch.export.", "torch._export.", "torch.ao.quantization.")
@@ -120,7 +112,7 @@ class UserLines:
         return None
 
     def is_worker_thread(self) -> bool:
-        """Return whether the current thread is another than the one that opened the window."""
+        """Return whether the current thread is not the one that opened the window."""
         return get_ident() != self._thread
 
     def has_other_active_threads(self) -> bool:
@@ -151,16 +143,5 @@ class UserLines:
         try:
             return self._user_files[name]
         except KeyError:
-            file = self._user_files[name] = self._relative_path(name)
+            file = self._user_files[name] = user_path(name, self._root)
             return file
-
-    def _relative_path(self, name: str) -> str | None:
-        if name.startswith("<"):
-            return None
-        path = Path(name).resolve()
-        if any(part in _PACKAGE_FOLDERS for part in path.parts) or str(path).startswith(_LIBRARIES):
-            return None
-        base = self._root or Path(getcwd())
-        if path.is_relative_to(base):
-            return path.relative_to(base).as_posix()
-        return None if self._root else str(path)

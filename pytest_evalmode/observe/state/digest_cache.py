@@ -13,12 +13,12 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import starmap
-from threading import RLock
 from typing import Any
 
 from torch import Tensor
 from torch.multiprocessing import reductions
 
+from pytest_evalmode.observe import forks
 from pytest_evalmode.observe.state import devices, write_tracking
 from pytest_evalmode.observe.state.memory_mappings import PAGE, Span
 from pytest_evalmode.observe.state.write_tracking import WriteTracker
@@ -30,7 +30,7 @@ Range = tuple[int, int]
 """An address and a size in bytes."""
 
 _MIN_BYTES = 1 << 25
-"""Tracking starts once so many bytes could be tracked: reading them costs about as much as looking up the mappings."""
+"""Tracking starts at this many trackable bytes: reading them costs about as much as looking up the mappings."""
 _WRITE_PENALTY, _NO_WRITE_BONUS, _MAX_PENALTY = 2, -1, 4
 """A tracked write costs a page fault, so memory that is written every time, or every other time, is not tracked."""
 
@@ -64,13 +64,13 @@ class DigestCache:
     """The digests that are known in this process; none if the kernel does not track writes."""
 
     def __init__(self) -> None:
-        self._lock = RLock()
+        self._lock = forks.new_lock(self)
         self._tracker: WriteTracker | None = None
         self._blocks: dict[Range, TrackedBlock] = {}
         self._untracked: dict[Range, Any] = {}
         """The storages that cannot be tracked, or are written too often."""
         self._pending_bytes = 0
-        """How many bytes that could be tracked were read since tracking last started for any."""
+        """How many trackable bytes were read since tracking last started."""
 
     def find_digests(self, ranges: Collection[Range]) -> dict[Range, bytes]:
         """Return the digests that are still valid.  The caller keeps the tensors alive."""

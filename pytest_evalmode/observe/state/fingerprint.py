@@ -1,6 +1,6 @@
 """Fingerprints of tensors, which are compared bit for bit.
 
-The fingerprint of a small tensor has its bytes, so that a message can show how far it moved; that of a large one has a
+The fingerprint of a small tensor has its bytes, so that a message can show its change; that of a large one has a
 128-bit xxh3 digest.  Tensors are read in place, without a copy; the accelerator reads what is in its memory.
 """
 

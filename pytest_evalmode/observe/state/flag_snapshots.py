@@ -1,4 +1,4 @@
-"""Flags, gradients and hooks of shared models, torch's global state, and what leaks of them."""
+"""Flags, gradients and hooks of shared models, torch's global state, and which of them leaked."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class FlagTracker:
 
     window_start: Flags
     latest: Flags
-    """When they were last compared, or when the last pause ended."""
+    """The flags when they were last compared, or when the last pause ended."""
     before_change: Flags = field(default_factory=dict)
     """For each flag that changed outside of pauses: its value before the first change."""
     session_start: Flags = field(default_factory=dict)
-    """When the session began, if that is known.  A return to these values repairs what another test left."""
+    """The flags when the session began, if known.  Restoring these values is not a leak."""
 
     def find_leaks(self, model: str | None, now: Flags, own_hooks: Container[int] = ()) -> list[Leak]:
         """Return what changed since the last call or pause, except for hooks that the model itself added or removed."""

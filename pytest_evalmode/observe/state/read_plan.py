@@ -1,4 +1,4 @@
-"""A fast check that a model has not changed since it was last read.
+"""Read plans: a fast check that a model has not changed since it was last read.
 
 A model is unchanged if it has the same modules and tensors under the same names, if each tensor has the same address,
 shape and dtype, and if no byte changed.  For large tensors the kernel reports that; small tensors are hashed together,
@@ -34,7 +34,7 @@ Columns = list[list[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadPlan:
-    """The modules of a model when it was last read, and the names and layouts of their tensors, as columns."""
+    """The modules of a model when it was last read, with one list per property of their tensors."""
 
     parts: list[weakref.ref[nn.Module]]
     skipped: frozenset[int]

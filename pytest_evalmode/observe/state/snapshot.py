@@ -67,7 +67,7 @@ class _LastRead(NamedTuple):
 
 
 _last_reads: dict[tuple[int, bool], _LastRead] = {}
-"""By the id of the model, and whether its non-persistent buffers were read."""
+"""The key is the id of the model, and whether its non-persistent buffers were read."""
 
 
 def take_snapshot(
@@ -163,7 +163,7 @@ def _read_snapshot(
 def find_changes(
     model: str, before: Snapshot, now: Snapshot, parts: NamedModules, last_forward: Site | None
 ) -> list[TensorChange]:
-    """Return the changes between two snapshots of a model, first those that can show how far a tensor moved.
+    """Return the changes between two snapshots of a model, first those that can show how much a tensor changed.
 
     A tensor whose layout in memory changed is read again, from `parts`.
     """
@@ -239,7 +239,7 @@ def _describe_change(model: str, path: str, before: Fingerprint, now: Fingerprin
 
 
 def _extent(old: Tensor, new: Tensor) -> tuple[int, int, float | None]:
-    """Return how many elements changed, of how many, and the largest absolute difference, or None if that is NaN."""
+    """Return the number of changed elements, of all elements, and the largest absolute difference (None if NaN)."""
     size = old.element_size()
     changed = (old.view(torch.uint8) != new.view(torch.uint8)).view(-1, size).any(1)
     wide = torch.complex128 if old.is_complex() else torch.float64

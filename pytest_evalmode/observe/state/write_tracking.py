@@ -23,10 +23,10 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
-from threading import Lock
 
 import torch
 
+from pytest_evalmode.observe import forks
 from pytest_evalmode.observe.state.memory_mappings import PAGE, Mappings, Span, group_spans
 
 _NR_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
@@ -91,7 +91,7 @@ class WriteTracker:
         return {span for group in self._register(sorted(spans)) for span in group if self._protect(span)}
 
     def find_unwritten(self, spans: Iterable[Span]) -> set[Span]:
-        """Return the spans without a page that was written since they were tracked."""
+        """Return the spans in which no page was written since their tracking started."""
         unwritten: set[Span] = set()
         for group in group_spans(sorted(spans), _SAME_SCAN):
             starts, ends = self._scan(group[0].start, max(span.end for span in group))
@@ -176,7 +176,7 @@ def _words(*values: int) -> array[int]:
     return array("Q", values)
 
 
-_lock = Lock()
+_lock = forks.new_lock(sys.modules[__name__])
 _tracker: WriteTracker | None = None
 _is_initialized = False
 
@@ -224,6 +224,5 @@ def _open() -> WriteTracker | None:
         return None
 
 
-if hasattr(os, "register_at_fork"):
-    # A child's memory is not registered, and its descriptors refer to the parent, whose tracking they would keep on.
-    os.register_at_fork(after_in_child=disable)
+# A child's memory is not registered, and its descriptors refer to the parent, whose tracking they would keep on.
+forks.run_in_child(disable)

@@ -59,7 +59,7 @@ def add_note(error: BaseException, guard: Guard) -> None:
     """Add the violations to a test's own failure as a note, because they often explain it."""
     if isinstance(error, (HygieneViolation, HygieneError, *NO_RESULT_EXCEPTIONS)):
         return
-    note = f"{NOTE_HEADING}  {guard.make_error()}"
+    note = f"{NOTE_HEADING}  {guard.reporter.make_error(guard.violations)}"
     if isinstance(error, pytest.fail.Exception) and not error.pytrace:
         error.msg = f"{error.msg}\n{note}"  # pytest prints only the message, without notes
     else:

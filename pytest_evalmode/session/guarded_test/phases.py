@@ -9,7 +9,8 @@ import pytest
 from pytest_evalmode.errors import GuardError
 from pytest_evalmode.rules import RuleError
 from pytest_evalmode.session import fixtures, user_hooks
-from pytest_evalmode.session.guarded_test.guard_setup import failing_violations, new_guard, policy_and_rules_of
+from pytest_evalmode.session.guarded_test.guard_setup import new_guard, policy_and_rules_of
+from pytest_evalmode.session.guarded_test.item_reporter import ItemReporter
 from pytest_evalmode.session.guarded_test.outcome import (
     NO_RESULT_EXCEPTIONS,
     add_note,
@@ -35,7 +36,7 @@ def prepare(item: pytest.Item) -> None:
 
 
 def guard_of(item: pytest.Item) -> Guard:
-    """Return the guard of a test that requests it.  If guarding is off, it is one that is never opened."""
+    """Return the guard of a test that requests it; with `--evalmode=off`, a guard that is never opened."""
     if GUARD in item.stash:
         return item.stash[GUARD]
     if item.config.stash[SETTINGS].mode == "off":
@@ -55,7 +56,7 @@ def begin(item: pytest.Item) -> None:
         prepare(item)
     guard = item.stash[GUARD]
     if item.stash[MARKS] != _marks(item):
-        guard.set_policy(policy_and_rules_of(item)[0])
+        guard.window.policy = policy_and_rules_of(item)[0]
     pause_in_setup_methods(guard, item)
     _open(guard, item)
 
@@ -81,18 +82,19 @@ def end(item: pytest.Item, outcome: Result[object]) -> None:
     has_result = not isinstance(own_failure, NO_RESULT_EXCEPTIONS)  # without one, violations are not shown
     if KEEP_ALIVE in item.stash:
         item.stash[KEEP_ALIVE].stop()
-        item.stash[MODELS] = guard.living_models
-    guard.close(name=item.nodeid, finished=own_failure is None, needs_forward=is_marked, report_drift=has_result)
+        item.stash[MODELS] = guard.window.observers.watch.registry.living_models()
+    window = guard.window
+    window.close(item.nodeid, finished=own_failure is None, needs_forward=is_marked, report_drift=has_result)
     if settings.suggest and not settings.is_guarded(item):
         add_suggestion(item, guard)
         return
-    with guard.safely():  # a block of its own: if the record fails, the test must still fail for its violations
-        if guard.was_opened or guard.violations or guard.failures:
+    with window.safely():  # a block of its own: if the record fails, the test must still fail for its violations
+        if window.was_opened or guard.violations or window.failures:
             add_record(item, guard, settings, finished=own_failure is None)
-    with guard.safely():
+    with window.safely():
         if own_failure is not None:
             remove_plugin_frames(own_failure)
-        failing = failing_violations(item, guard.violations)
+        failing = ItemReporter(item).select_failing(guard.violations)
         if own_failure is not None and guard.violations:
             add_note(own_failure, guard)
         elif failing:
@@ -103,13 +105,14 @@ def report_guard_error(item: pytest.Item, outcome: Result[object]) -> None:
     """Release the guard at teardown; if it failed itself, raise GuardError, regardless of the test's own result."""
     guard = item.stash[GUARD]
     del item.stash[GUARD]
-    if not guard.failures or item.config.stash[SETTINGS].suggest:
+    failures = guard.window.failures
+    if not failures or item.config.stash[SETTINGS].suggest:
         return
     from pytest_evalmode.guards import guard_error
 
-    first = guard.failures[0]
+    first = failures[0]
     is_users = isinstance(first, (user_hooks.HookError, RuleError))  # an error in a user's hook or rule
-    error = GuardError(str(first)) if is_users else guard_error(guard.failures)
+    error = GuardError(str(first)) if is_users else guard_error(failures)
     teardown_error = outcome.exception
     if isinstance(teardown_error, (pytest.exit.Exception, KeyboardInterrupt)):
         teardown_error.add_note(f"\n{error}")
@@ -137,9 +140,9 @@ def _open(guard: Guard, item: pytest.Item) -> None:
         from pytest_evalmode.observe.forwards.keep_alive import KeepAlive
 
         item.stash[KEEP_ALIVE] = KeepAlive()
-    guard.open()
-    with guard.safely():
+    guard.window.open()
+    with guard.window.safely():
         for name, value, shared, defined_at in fixtures.values_passed_to(item):
-            guard.watch_fixture_value(value, name, shared=shared, defined_at=defined_at)
+            guard.window.watch_fixture_value(value, name, shared=shared, defined_at=defined_at)
         for name, model in user_hooks.collect_hook_models(item):
-            guard.watch_fixture_value(model, name, shared=True)
+            guard.window.watch_fixture_value(model, name, shared=True)

@@ -34,14 +34,16 @@ def add_record(item: pytest.Item, guard: Guard, settings: Settings, *, finished:
     read, skipped = read_byte_counts()
     # BYTES_AT_START is not set if the window was never open.
     read_before, skipped_before = item.stash.get(BYTES_AT_START, (read, skipped))
+    window = guard.window
+    policy, models = window.combined_policy, window.models
     record = serialize_record(
-        policy=guard.policy,
-        models=guard.models,
+        policy=policy,
+        models=models,
         violations=guard.violations,
-        seconds=guard.seconds,
-        exemptions=guard.used_exemptions((*guard.policy.exemptions, *settings.policy.exemptions)),
-        guard_failed=bool(guard.failures),
-        guarded=guard.was_opened,
+        seconds=window.seconds,
+        exemptions=window.segments.used_exemptions((*policy.exemptions, *settings.policy.exemptions)),
+        guard_failed=bool(window.failures),
+        guarded=window.was_opened,
         finished=finished,
         dropped=item.stash.get(DROPPED_COUNT, 0),
         timed="benchmark" in getattr(item, "fixturenames", ()) and item.config.pluginmanager.hasplugin("benchmark"),
@@ -51,29 +53,29 @@ def add_record(item: pytest.Item, guard: Guard, settings: Settings, *, finished:
     )
     remove_records(item)
     item.user_properties.append((RECORD_PROPERTY, record))
-    values = short_record(guard.models, guard.violations, guard.seconds)
+    values = short_record(models, guard.violations, window.seconds)
     item.user_properties.extend(zip(SHORT_PROPERTIES, values, strict=True))
 
 
 def _page_data(item: pytest.Item, guard: Guard, settings: Settings) -> dict[str, Any]:
     from pytest_evalmode.report.page_data import collect_page_data
 
-    names = [model.name for model in guard.models]
+    names = [model.name for model in guard.window.models]
     lines = {name: fixtures.fixture_line(name, item) for name in fixtures.fixtures_providing(names, item)}
     user_fixtures = {name: line for name, line in lines.items() if line is not None}
     return collect_page_data(
-        guard.trace, guard.violations, fixtures=user_fixtures, marker=settings.marker, root=settings.root
+        guard.window.trace, guard.violations, fixtures=user_fixtures, marker=settings.marker, root=settings.root
     )
 
 
 def add_suggestion(item: pytest.Item, guard: Guard) -> None:
-    """Add the models that an unmarked test ran, or that the guard failed in it."""
+    """Add the models that an unmarked test ran, or the error if the guard failed in it."""
     from pytest_evalmode.report.suggest import serialize_failure, serialize_suggestion
 
     suggestion = None
-    with guard.safely():
-        suggestion = serialize_suggestion(guard.trace, guard.violations)
-    if guard.failures:
-        suggestion = serialize_failure(guard.failures[0])
+    with guard.window.safely():
+        suggestion = serialize_suggestion(guard.window.trace, guard.violations)
+    if guard.window.failures:
+        suggestion = serialize_failure(guard.window.failures[0])
     if suggestion is not None:
         item.user_properties.append((SUGGESTION_PROPERTY, suggestion))

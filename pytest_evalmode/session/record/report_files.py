@@ -77,7 +77,7 @@ def _write_page(results: SessionResults, settings: Settings, path: Path, *, toml
 
 
 def _write_step_summary(results: SessionResults, settings: Settings, path: Path) -> None:
-    """Append to the file, which earlier parts of the step may have written to."""
+    """Append the summary to the file: earlier parts of the step may have written to it."""
     from pytest_evalmode.report.markdown import render_step_summary
 
     ledger = results.get_ledger()

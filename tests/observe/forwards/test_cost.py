@@ -37,7 +37,7 @@ def test_measuring_is_invisible_to_hooks_and_guards() -> None:
         for hook in hooks:
             hook.remove()
     assert not observed
-    assert not g.models
+    assert not g.window.models
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -45,5 +45,5 @@ def test_reported_cost_is_at_least_the_timed_cost() -> None:
     cost.timed_share.cache_clear()
     with torch.no_grad(), watching() as g:
         Net().eval()(batch())
-    timed = g._window.observers.forwards.seconds
-    assert g.seconds >= g._window.seconds + timed > timed > 0
+    timed = g.window.observers.forwards.seconds
+    assert g.window.seconds >= g.window._seconds + timed > timed > 0

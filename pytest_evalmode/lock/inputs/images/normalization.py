@@ -103,7 +103,7 @@ def _locked_codings(a: Array, channel_order: Sequence[int] | None) -> list[Codin
 
 
 def _is_known(old: Coding, new: Coding) -> bool:
-    """Return whether `_known_step` has words for this change."""
+    """Return whether `_known_step` can describe this change."""
     a, b = old.family, new.family
     if a in ("unit", "bytes"):
         if b.startswith("inverted"):
@@ -182,7 +182,7 @@ def _fitted_step(a: Array, b: Array, fitted: Fit, channel_order: Sequence[int] |
 
 
 def _mean_and_std(fitted: Fit, old: Coding) -> tuple[Array, Array]:
-    """Return the mean and std, for pixels in 0..1, of a fit from values in the coding `old` to normalized values."""
+    """Return the mean and std, for pixels in 0..1, if the fit maps values in the coding `old` to normalized values."""
     scale = fitted.scale * old.scale
     return -(fitted.shift + fitted.scale * old.shift) / scale, 1 / scale
 

@@ -90,7 +90,7 @@ def _find_shift(old: Array, difference: Array) -> Step | None:
 
 
 def _find_resize(old: Array, new: Array, power: float) -> Step | None:
-    """Find a difference that is at edges, and that downsampling removes about as well as white noise or better."""
+    """Find a difference at edges that mostly disappears in downsampled images, as another resize filter causes it."""
     difference = new - old
     gradient = np.hypot(*np.gradient(old, axis=(1, 2)))
     edges = float(np.corrcoef(np.abs(difference).ravel(), gradient.ravel())[0, 1]) if np.ptp(gradient) else 0.0

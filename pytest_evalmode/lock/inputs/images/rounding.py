@@ -63,7 +63,7 @@ def try_roundings(a: Array, b: Array, error: float, coding: Coding | None = None
 
 
 def _is_large_enough(a: Array, b: Array, unit: float) -> bool:
-    """Return whether the differences are about as large as this rounding makes them, not far smaller."""
+    """Return whether the differences are about as large as this rounding would cause."""
     return bool(np.abs(a - b).max() > 0.05 * unit * np.abs(b).max())
 
 

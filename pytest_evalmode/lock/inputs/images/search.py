@@ -23,7 +23,7 @@ _MAX_PIXELS = 4096  # per channel, to compute the correlation
 
 
 class Candidate(NamedTuple):
-    """Some steps, and both sets of images after them."""
+    """Some steps, and the locked and the current images after these steps."""
 
     steps: list[Step]
     a: Array  # the locked images after the steps: float64, shape (samples, channels, rows, columns)
@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """Steps that explain a difference, and the error that they leave."""
+    """Steps that explain a difference, and the error that remains after them."""
 
     steps: list[Step]
     residual: float
@@ -96,7 +96,7 @@ def _try_orders(a: Array, b: Array) -> Iterator[tuple[list[Step], Array]]:
 
 
 def _thin_out(a: Array, b: Array) -> tuple[Array, Array]:
-    """Return an evenly spaced subset of the pixels, the same of both."""
+    """Return the same evenly spaced subset of the pixels of both."""
     pixels = a.shape[0] * a.shape[2] * a.shape[3]
     if pixels <= _MAX_PIXELS:
         return a, b
@@ -115,7 +115,7 @@ def _explain_exactly(candidates: list[Candidate], was: Dtype, now: Dtype) -> Exp
 
 
 def _explain_values(candidate: Candidate, was: Dtype, now: Dtype) -> Explanation | None:
-    """Explain the values of a candidate by nothing, a rounding, a recoding, or a recoding and a rounding."""
+    """Find out whether a rounding, a recoding, both or neither explain the values of a candidate."""
     a, b = candidate.a, candidate.b
     if np.array_equal(a, b):
         return Explanation([], 0.0)

@@ -91,7 +91,7 @@ class AutogradCheck(ForwardCheck):
         return Observation(forward.module_info(forward.root), None, why)
 
     def _grad_reason(self) -> str:
-        """Return which parameters, or that an input, requires grad; empty if none does."""
+        """Return a phrase that says which parameters or whether an input requires grad; empty if none does."""
         parts, tree = self.forward.parts, self.forward.tree
         tables = map(_VALUES, map(_PARAMETERS, parts))
         parameters = [parameter for table in tables for parameter in table if parameter is not None]

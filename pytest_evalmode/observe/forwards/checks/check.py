@@ -17,7 +17,7 @@ from pytest_evalmode.trace import Site
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckContext:
-    """What the checks of one window share, apart from the forward."""
+    """Objects that all checks of one window share."""
 
     watch: Watch
     user_lines: UserLines
@@ -28,7 +28,7 @@ class CheckContext:
 
 
 class ForwardCheck:
-    """One thing that an outermost forward is checked for.
+    """Base class of a check, which detects one kind of fault in an outermost forward.
 
     A check is created for each forward and overrides the methods that it needs.  Frames are those of the patched
     `nn.Module.__call__`.

@@ -70,7 +70,7 @@ class RandomDrawCheck(ForwardCheck):
         return True
 
     def _is_boundary(self, module: nn.Module) -> bool:
-        """Return whether the module may draw, so that its draws must be kept apart from those around it."""
+        """Return whether the module may draw, so that the generator must be read before and after it."""
         key = id(module)
         if key in self.forward.tree.may_draw or key in self.forward.lazy:
             return True
@@ -175,7 +175,7 @@ def find_likely_drawer(
 
 
 def may_be_other_thread(module: nn.Module, calls: list[DrawCall], user_lines: UserLines) -> bool:
-    """Return whether another thread may have drawn: one is active, and no call here ignores the mode."""
+    """Return whether another thread may have drawn: one is active, and every call in `calls` depends on the mode."""
     if not user_lines.has_other_active_threads() or model_graphs.may_draw(module):
         return False
     return all(call.gated for call in calls)

@@ -26,6 +26,7 @@ DIRECTIONS = {
     "trace": set[str](),
     "file_writing": set(),
     "errors": {"report", "rules"},
+    "reporter": {"errors", "rules"},
     "policy": set(),
     "rules": {"trace", "policy"},
     "report": {"trace", "rules", "policy", "file_writing"},

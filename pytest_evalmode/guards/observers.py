@@ -115,13 +115,13 @@ class Observers:
         `with_names` adds the qualified names of all modules and tensors, which globs of exemptions are matched against.
         """
         return Trace(
-            models=self.watch.watched_models(),
+            models=self.watch.registry.watched_models(),
             calls=(*self.forwards.pop_calls(), *self._exports.pop_calls()),
             changes=self.watch.compare(),
             steps=self._optimizers.pop_steps(),
             writes=self._conversions.pop_operations(),
             gradients=self._gradients.pop_operations(),
-            names=frozenset(self.watch.paths()) if with_names else frozenset(),
+            names=frozenset(self.watch.registry.paths()) if with_names else frozenset(),
             loads=self._loads.pop_loads(),
             events=self._timeline.pop_events() if self._timeline is not None else (),
         )
@@ -137,7 +137,7 @@ class Observers:
         )
 
     def _leak_line(self, leak: Leak) -> Site | None:
-        model = self.watch.living_models().get(leak.model or "")
+        model = self.watch.registry.living_models().get(leak.model or "")
         if model is None:
             return None
         return leak_lines.find_leak_line(leak, model, self._mode_changes, self._user_lines)

@@ -83,7 +83,7 @@ class ForwardContext(NamedTuple):
 
     def module_info(self, module: nn.Module) -> ModuleInfo:
         """Return the name and type under which a module is reported."""
-        info = self.window.watch.find_part(module)
+        info = self.window.watch.registry.find_part(module)
         if info is None:
             type_name, late = modules.type_name(module), self.late_modules.get(id(module))
             return ModuleInfo(self.model.name, (late and late.path) or f"<{type_name}>", type_name)

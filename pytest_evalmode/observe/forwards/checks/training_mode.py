@@ -51,7 +51,12 @@ class TrainingModeCheck(ForwardCheck):
     def begin(self) -> None:
         forward, tree = self.forward, self.forward.tree
         # The observations hold names and `train()` lines: they are reused until one of these may have changed.
-        key = forward.model, self.window.watch.name_version, self.window.mode_changes.change_count, forward.cause
+        key = (
+            forward.model,
+            self.window.watch.registry.name_version,
+            self.window.mode_changes.change_count,
+            forward.cause,
+        )
         cache = tree.caches.get(TrainingModeCheck)
         if cache is None or cache.key != key:
             observations = find_training_modules(forward, forward.parts, forward.cause) if tree.training else {}

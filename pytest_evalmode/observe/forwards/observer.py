@@ -194,7 +194,11 @@ class ForwardObserver(Observer):
             for check in running.checks if running is not None else ():
                 check.interrupt(frame)
             self._thread.running = running = _Running(forward, self._check_types, running)
-            running.begin()
+            try:
+                running.begin()
+            except Exception:
+                self._thread.running = running.enclosing  # a check that did not begin cannot judge the end
+                raise
         else:
             arrival = unregistered_modules.add_late_module(running.forward, module, frame)
             self.forward_count += arrival.is_model

@@ -84,11 +84,11 @@ def compared_with_pytest_torch() -> Iterator[Row]:
 
 def guard(model: nn.Module, inside: Callable[[], object] = lambda: None) -> None:
     guard = Guard()
-    guard.open()
+    guard.window.open()
     guard.watch(model)
     inside()
-    guard.close()
-    assert not guard.failures
+    guard.window.close()
+    assert not guard.window.failures
     assert not guard.violations
 
 

@@ -34,8 +34,9 @@ __all__ = [
 ]
 __version__ = "0.2.0"
 
-# The module is `guards`: were it `guard`, importing it would put it in the place of the function.
-# The plugin is imported in every pytest run and `guard` in scripts without pytest: neither is to pay for the other's.
+# Names are imported when they are first used: scripts that use `guard` must not import pytest, and pytest runs without
+# a guarded test must not import torch.  The module is named `guards` because importing a module named `guard` would
+# replace the function of that name.
 _HOMES = {
     "EvalModeWarning": "errors",
     "Guard": "guards",

@@ -1,6 +1,6 @@
-"""What is raised: the verdict, and the failure to reach one.
+"""The exceptions and warnings that users see.
 
-Each says that it comes from the package, where it is imported from: a summary line has no room for more.
+Their `__module__` is the package, from which users import them; this also keeps pytest's short summary short.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from pytest_evalmode.rules import Violation
 
 
 class HygieneError(AssertionError):
-    """An inference that was guarded by `guard()` was not clean."""
+    """Raised when an inference guarded by `guard()` was not clean.
+
+    Attributes:
+        violations: the reported violations, a tuple of `Violation`.
+    """
 
     __module__ = "pytest_evalmode"
 
@@ -21,16 +25,16 @@ class HygieneError(AssertionError):
         self.violations = tuple(violations)
 
     def __reduce__(self) -> tuple[type[HygieneError], tuple[tuple[Violation, ...]]]:
-        return type(self), (self.violations,)  # a worker process hands it to its parent
+        return type(self), (self.violations,)  # so that a worker process can send it to its parent
 
 
 class GuardError(RuntimeError):
-    """The guard itself failed: whether the inference was clean is not known."""
+    """Raised when the guard itself failed, so that it is not known whether the inference was clean."""
 
     __module__ = "pytest_evalmode"
 
 
 class EvalModeWarning(UserWarning):
-    """An inference was not clean, and `--evalmode=warn` asked only to be told."""
+    """Issued instead of a failure when an inference was not clean under `--evalmode=warn`."""
 
     __module__ = "pytest_evalmode"

@@ -1,4 +1,4 @@
-"""`inference()`: the remedy as one line."""
+"""`inference()`: eval mode, no autograd and a guard in one `with` statement."""
 
 from __future__ import annotations
 
@@ -16,20 +16,30 @@ from pytest_evalmode.policy import Policy
 
 
 def inference(model: nn.Module) -> Guard:
-    """Run a model as it is meant to be run: eval mode for every submodule, autograd off, guarded inside.
+    """Run a model in eval mode with autograd off, under a guard.
 
-    `with inference(model):`; each module's own flag is put back on the way out, whatever it was.
+    Use it as `with inference(model):`.  On exit, each submodule gets its own `training` flag back.
+
+    Args:
+        model: the model to switch and to watch.
+
+    Returns:
+        A `Guard`. Use it as a context manager, once.
+
+    Raises:
+        TypeError: `model` is not a torch.nn.Module.
+        HygieneError: on exit, if the inference was not clean.
     """
     return Inference(Policy(), GuardConfig(), require_module("inference(model)", model))
 
 
 class Inference(Guard):
-    """A guard that also sets the model to eval mode and turns autograd off, and puts back what it found."""
+    """A guard that also sets its model to eval mode and turns autograd off, and restores both on exit."""
 
     def __enter__(self) -> Self:
-        if not self._given:
-            raise RuntimeError("inference(model) was entered a second time; make a new one for each block")
-        (model,) = self._given
+        if not self._initial_models:
+            raise RuntimeError("inference(model) was entered a second time; create a new one for each block")
+        (model,) = self._initial_models
         modes = [
             (part, mode) for part in modules.all_modules(model) if (mode := modules.training_flag(part)) is not None
         ]

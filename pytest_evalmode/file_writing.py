@@ -1,4 +1,4 @@
-"""Puts a file in its place whole."""
+"""Atomic file writing: a reader never sees a partly written file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file on the disk first, then under its name: whoever reads it finds the old one or the new one."""
+    """Replace a file atomically: write a temporary file in its folder, then rename that.
+
+    A process that reads the file meanwhile gets the old content or the new one.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:

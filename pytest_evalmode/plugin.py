@@ -1,6 +1,6 @@
-"""The hooks of pytest, in life-cycle order.
+"""The plugin's pytest hooks, in the order of their calls.
 
-torch, and all that is needed to judge, is imported by the first guarded test, and not before.
+Modules that import torch are imported when the first guarded test needs them, not before.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    rule = config.getoption("evalmode_rules")
+    rule = config.getoption("evalmode_rules")  # "" for all rules
     if rule is None:
         return None
     from pytest_evalmode.session.user_hooks import explain_rules
@@ -61,9 +61,9 @@ def pytest_configure(config: pytest.Config) -> None:
         check_ini_rules(settings.ini_exemptions, config)
     collected = CollectedTests()
     config.pluginmanager.register(collected, "evalmode-collected")
-    if not is_worker(config):  # a worker sends its reports on
+    if not is_worker(config):  # xdist workers send their reports to the controller
         config.pluginmanager.register(Recorder(config, collected), "evalmode-recorder")
-        config.pluginmanager.register(LockSession(config, collected), "evalmode-keeper")
+        config.pluginmanager.register(LockSession(config, collected), "evalmode-locks")
         if config.pluginmanager.hasplugin("html"):
             config.pluginmanager.register(Panels(), "evalmode-panels")
     config.addinivalue_line(
@@ -73,18 +73,18 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        f"{settings.no_guard_marker}: leave the test out of what evalmode_mark or --evalmode-all guards (pytest-evalmode)",
+        f"{settings.no_guard_marker}: exclude the test from evalmode_mark and --evalmode-all (pytest-evalmode)",
     )
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     settings = session.config.stash[SETTINGS]
-    # Before a test can set torch otherwise; one that is yet to be imported will be as it was made.
+    # Record torch's global state before a test can change it.  If torch is not imported yet, it still has its defaults.
     if settings.strict and "torch" in sys.modules and any(map(settings.is_watched, session.items)):
         get_history(session.config)
 
 
-# Old-style wrappers, here and below: an exception that passes through a new-style one takes its frame along.
+# Old-style wrappers, here and below: a new-style one would add its own frame to the traceback of an exception.
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Result[object], None]:
     begin_test(item)
@@ -107,7 +107,7 @@ def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef[Any], request: p
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    remove_records(item)  # of an earlier run
+    remove_records(item)  # left by an earlier run of this test
     if item.config.stash[SETTINGS].is_watched(item):
         from pytest_evalmode.session.guarded_test import phases
 
@@ -117,7 +117,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(hookwrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], None]:
     item.config.stash[RUNNING_ITEM] = item
-    if GUARD in item.stash or item.config.stash[SETTINGS].is_watched(item):  # a fixture may have marked it
+    if GUARD in item.stash or item.config.stash[SETTINGS].is_watched(item):  # a fixture may have added the mark
         from pytest_evalmode.session.guarded_test import phases
 
         phases.begin(item)
@@ -127,7 +127,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], No
     if LOCK in item.stash:
         item.stash[LOCK].finish(outcome)
         del item.stash[LOCK]
-    if GUARD in item.stash:  # by now the test may have asked for the fixture
+    if GUARD in item.stash:  # the test may have requested the fixture during its call
         from pytest_evalmode.session.guarded_test import phases
 
         phases.end(item, outcome)
@@ -161,6 +161,6 @@ def pytest_runtest_makereport(
 
 
 def pytest_unconfigure() -> None:
-    writes = sys.modules.get("pytest_evalmode.observe.state.write_tracking")
-    if writes is not None:
-        writes.reset()  # whoever guards after pytest has ended, in this process, begins anew
+    write_tracking = sys.modules.get("pytest_evalmode.observe.state.write_tracking")
+    if write_tracking is not None:
+        write_tracking.reset()  # this process may run pytest again, with other options

@@ -1,4 +1,4 @@
-"""What a test or a `guard()` declares as intended -> a frozen Policy; and what is wrong with such a declaration."""
+"""The exemptions that a test or a `guard()` declares, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -11,78 +11,88 @@ ARGUMENTS = ("allow", "train", "mutable", "reason")
 
 
 class PolicyError(ValueError):
-    """A wrong argument of the marker, of `guard()` or of an ini key."""
+    """Raised for an invalid argument of the marker or of `guard()`, or an invalid value of an ini key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What may be broken, may be in training mode, may change; and why."""
+    """The exemptions of a test or a guard.  Policies are combined with `|`.
+
+    Attributes:
+        allow: names of rules that may be broken.
+        train: globs of qualified module names; these modules may be in training mode.
+        mutable: globs of qualified tensor names; these tensors may change.
+        reasons: why, as shown in the reports.
+        exemptions: each exemption as (argument, value), without those of the ini: they apply to the whole suite.
+
+    Each of the first four takes one string or a collection of strings.  Anything else raises PolicyError.
+    """
 
     allow: frozenset[str] = frozenset()
     train: tuple[str, ...] = ()
     mutable: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     exemptions: tuple[tuple[str, str], ...] = ()
-    """Each exemption as an argument and its value, but for those of the ini, which speak for the whole suite."""
 
     def __post_init__(self) -> None:
-        """One string, or any collection of them, will do.  Raises PolicyError on anything else."""
-        object.__setattr__(self, "allow", frozenset(_strings("Policy()", "allow", self.allow)))
+        object.__setattr__(self, "allow", frozenset(_read_strings("Policy()", "allow", self.allow)))
         for name in ("train", "mutable", "reasons"):
-            object.__setattr__(self, name, _strings("Policy()", name, getattr(self, name)))
+            object.__setattr__(self, name, _read_strings("Policy()", name, getattr(self, name)))
 
     def __or__(self, other: Policy) -> Policy:
-        """Both together: marks add up."""
         return Policy(
             self.allow | other.allow,
-            _merged(self.train, other.train),
-            _merged(self.mutable, other.mutable),
-            _merged(self.reasons, other.reasons),
+            _merge(self.train, other.train),
+            _merge(self.mutable, other.mutable),
+            _merge(self.reasons, other.reasons),
             tuple(dict.fromkeys((*self.exemptions, *other.exemptions))),
         )
 
 
 def read_policy(where: str, arguments: Mapping[str, object], rules: Collection[str]) -> Policy:
-    """The policy that some arguments declare.
+    """Return the policy for the arguments of a marker, a `guard()` or the ini.
 
-    `where` begins the error: `@pytest.mark.inference`, say.  Raises PolicyError, which names the argument, its value
-    and the valid choices.
+    Args:
+        where: the place that error messages name, e.g. `@pytest.mark.inference`.
+        arguments: `allow`, `train`, `mutable` and `reason`, where given.
+        rules: the names of the rules that exist.
+
+    Raises:
+        PolicyError: an argument is invalid; the message names it, its value and the valid choices.
     """
     for name in arguments:
         if name not in ARGUMENTS:
-            raise PolicyError(f"{where} has no argument {name!r}; {suggest_choices(name, ARGUMENTS)}")
-    allow = _strings(where, "allow", arguments.get("allow", ()))
+            raise PolicyError(f"{where}: unknown argument {name!r} ({suggest_choices(name, ARGUMENTS)})")
+    allow = _read_strings(where, "allow", arguments.get("allow", ()))
     for rule in allow:
         if rule not in rules:
-            raise PolicyError(f"{where}: allow={rule!r} is no rule; {suggest_choices(rule, rules)}")
+            raise PolicyError(f"{where}: unknown rule in allow={rule!r} ({suggest_choices(rule, rules)})")
     reason = arguments.get("reason")
     if reason is not None and not isinstance(reason, str):
-        raise PolicyError(f"{where}: reason={reason!r} is a {type(reason).__name__}; it takes a string")
+        raise PolicyError(f"{where}: reason must be a string, not {reason!r}")
     if reason is not None and reason.strip() in ("...", "…"):
-        raise PolicyError(
-            f"{where}: reason={reason!r} stands where the reason is to stand; say why this is intended, in a few words"
-        )
-    train = _strings(where, "train", arguments.get("train", ()))
-    mutable = _strings(where, "mutable", arguments.get("mutable", ()))
+        raise PolicyError(f"{where}: replace the placeholder reason={reason!r} with the reason")
+    train = _read_strings(where, "train", arguments.get("train", ()))
+    mutable = _read_strings(where, "mutable", arguments.get("mutable", ()))
     given = (("allow", allow), ("train", train), ("mutable", mutable))
-    declared = tuple((name, value) for name, values in given for value in values)
-    return Policy(frozenset(allow), train, mutable, (reason,) if reason else (), declared)
+    exemptions = tuple((name, value) for name, values in given for value in values)
+    return Policy(frozenset(allow), train, mutable, (reason,) if reason else (), exemptions)
 
 
-def _strings(where: str, name: str, value: object) -> tuple[str, ...]:
+def _read_strings(where: str, name: str, value: object) -> tuple[str, ...]:
     strings = (value,) if isinstance(value, str) else value
     if isinstance(strings, list | tuple | set | frozenset) and all(isinstance(item, str) and item for item in strings):
         return tuple(strings)
-    raise PolicyError(f"{where}: {name}={value!r} is no name; it takes a string or a sequence of strings, none empty")
+    raise PolicyError(f"{where}: {name} must be a non-empty string or a sequence of them, not {value!r}")
 
 
-def suggest_choices(wrong: str, valid: Collection[str]) -> str:
-    """What would have been right: the nearest, then all."""
+def suggest_choices(invalid: str, valid: Collection[str]) -> str:
+    """Return the hint of an error message: a similar valid name, if there is one, and all valid names."""
     from difflib import get_close_matches
 
-    near = get_close_matches(wrong, valid, n=1, cutoff=0.5)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"valid: {', '.join(valid)}"
+    similar = get_close_matches(invalid, valid, n=1, cutoff=0.5)
+    return (f"did you mean {similar[0]!r}? " if similar else "") + f"choose from {', '.join(valid)}"
 
 
-def _merged(ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*ours, *theirs)))
+def _merge(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*first, *second)))

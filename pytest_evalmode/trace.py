@@ -1,12 +1,14 @@
 """Facts about one guarded window: the observers record them, and the rules read them.
 
-Frozen dataclasses without torch, pytest or behavior, so that the test of a rule can build them by hand.
+Frozen dataclasses that need neither torch nor pytest, so that the test of a rule can build them by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class ForwardCall:
     training: tuple[Observation, ...] = ()
     """Modules in training mode that depend on the mode or hold parameters."""
     all_training: bool = False
-    """Whether the model itself was in training mode, so that `eval()` was never called on it."""
+    """Whether the model itself was in training mode: `eval()` was not called on it, or was undone."""
     autograd: Observation | None = None
     batch_stats: tuple[Observation, ...] = ()
     """Batch norms in eval mode that used the batch's own statistics."""
@@ -112,8 +114,7 @@ class TensorChange:
 
     model: str
     path: str
-    what: str
-    """`values`, `shape (4,) -> (8,)`, `dtype ...`, `device ...`, `added` or `removed`."""
+    what: Literal["values", "shape", "dtype", "device", "added", "removed"]
     elements: int | None = None
     """Number of elements that changed."""
     numel: int | None = None
@@ -125,6 +126,8 @@ class TensorChange:
     """Whether `state_dict()` saves it."""
     buffer: bool = False
     """Whether it is a buffer, which a forward in training mode may change."""
+    before_and_after: str = ""
+    """The shapes, dtypes or devices: `(4,) -> (8,)`."""
 
     @property
     def name(self) -> str:
@@ -155,14 +158,25 @@ class Load:
     """Number of given keys that the model has."""
 
 
+class Hooks(dict[int, str]):
+    """The names of the hooks in one table of a module, by their keys."""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} #{key}" for key, name in self.items()) or "none"
+
+
+FlagValue = bool | str | Hooks | None
+"""Whether something is on, a value of any other type as text, the hooks in a table, or None for no gradient."""
+
+
 @dataclass(frozen=True, slots=True)
 class Leak:
     """A change that persists after the test; `model` is None for torch's global state."""
 
     model: str | None
     name: str
-    before: str
-    after: str
+    before: FlagValue
+    after: FlagValue
     at: Site | None = None
     """The line that made the change, if known."""
 
@@ -237,31 +251,79 @@ class Event:
     count: int = 1
 
 
+def _join_tuples(values: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple(chain.from_iterable(values))
+
+
+def _join_unique(values: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(chain.from_iterable(values)))
+
+
+def _join_changes(values: Iterable[tuple[TensorChange, ...]]) -> tuple[TensorChange, ...]:
+    """Keep the first change of each tensor."""
+    changes: dict[tuple[str, str], TensorChange] = {}
+    for change in chain.from_iterable(values):
+        changes.setdefault((change.model, change.path), change)
+    return tuple(changes.values())
+
+
+def _join_models(values: Iterable[tuple[WatchedModel, ...]]) -> tuple[WatchedModel, ...]:
+    """Keep each model once, as last seen, with its forwards of all segments."""
+    models: dict[str, WatchedModel] = {}
+    for model in chain.from_iterable(values):
+        before = models[model.name].forwards if model.name in models else 0
+        models[model.name] = replace(model, forwards=before + model.forwards)
+    return tuple(models.values())
+
+
+def _join_leaks(values: Iterable[tuple[Leak, ...]]) -> tuple[Leak, ...]:
+    """Join the leaks of consecutive segments; a value that ends as it began is not a leak."""
+    joined: dict[tuple[str | None, str], Leak] = {}
+    for leak in chain.from_iterable(values):
+        key = leak.model, leak.name
+        joined[key] = replace(leak, before=joined[key].before) if key in joined else leak
+    return tuple(leak for leak in joined.values() if leak.before != leak.after)
+
+
+def _join_sets(values: Iterable[frozenset[Any]]) -> frozenset[Any]:
+    return frozenset().union(*values)
+
+
 @dataclass(frozen=True, slots=True)
 class Trace:
     """Everything that the observers recorded in a guarded window."""
 
-    models: tuple[WatchedModel, ...] = ()
+    models: tuple[WatchedModel, ...] = field(default=(), metadata={"join": _join_models})
     calls: tuple[ForwardCall, ...] = ()
-    changes: tuple[TensorChange, ...] = ()
-    steps: tuple[ModelOperation, ...] = ()
+    changes: tuple[TensorChange, ...] = field(default=(), metadata={"join": _join_changes})
+    steps: tuple[ModelOperation, ...] = field(default=(), metadata={"join": _join_unique})
     """Optimizer steps."""
-    writes: tuple[ModelOperation, ...] = ()
+    writes: tuple[ModelOperation, ...] = field(default=(), metadata={"join": _join_unique})
     """Methods that set or convert all tensors of a module: `load_state_dict()`, `half()`."""
-    gradients: tuple[ModelOperation, ...] = ()
+    gradients: tuple[ModelOperation, ...] = field(default=(), metadata={"join": _join_unique})
     """Calls that computed gradients from a recorded graph: `backward()`."""
-    names: frozenset[tuple[str, str]] = frozenset()
+    names: frozenset[tuple[str, str]] = field(default=frozenset(), metadata={"join": _join_sets})
     """Model and path of every module and tensor, if an exemption names some."""
     loads: tuple[Load, ...] = ()
-    leaks: tuple[Leak, ...] = ()
+    leaks: tuple[Leak, ...] = field(default=(), metadata={"join": _join_leaks})
     drifts: tuple[Drift, ...] = ()
     global_drifts: tuple[GlobalDrift, ...] = ()
     locks: tuple[LockChange, ...] = ()
     unused_exemptions: tuple[str, ...] = ()
     """Exemptions that matched nothing, as declared: `train="drop"`."""
-    needs_forward: bool = False
+    needs_forward: bool = field(default=False, metadata={"join": any})
     """Whether a marked test ran to its end, so that it should have run a model."""
-    forwards: int = 0
+    forwards: int = field(default=0, metadata={"join": sum})
     """Number of outermost forwards of models."""
     events: tuple[Event, ...] = ()
     """Mode switches and forwards in order, if a report shows them."""
+
+
+_JOINS: tuple[tuple[str, Callable[[Iterable[Any]], Any]], ...] = tuple(
+    (each.name, each.metadata.get("join", _join_tuples)) for each in fields(Trace)
+)
+
+
+def join_traces(traces: Sequence[Trace]) -> Trace:
+    """Return one trace for several consecutive ones; a field without a join of its own is concatenated."""
+    return Trace(**{name: join(getattr(trace, name) for trace in traces) for name, join in _JOINS})

@@ -1,6 +1,6 @@
-"""Shared by all tests.
+"""Fixtures and hooks for all tests.
 
-torch is imported here: a second in-process pytester run could not import it again.
+torch is imported here because it cannot be imported twice, as each in-process pytester run would otherwise do.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import torch
 
 pytest_plugins = ["pytester"]
 
-# Two workers with all their threads on two cores spin against each other.
+# Two xdist workers that use all cores each would slow each other down.
 torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs a suite of its own is slow."""
+    """Mark tests that run an inner suite as slow."""
     for item in items:
         if "pytester" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """Do on CI what is done at a desk: there pytest shortens the lines of its summary, and we write one of a step."""
+    """Remove the variables of CI, which change pytest's summary and make the plugin write a step summary."""
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("BUILD_NUMBER", raising=False)
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)

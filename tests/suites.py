@@ -1,4 +1,4 @@
-"""The models that the inner suites run, and how to run such a suite and read what came of it."""
+"""Helpers that write an inner test suite, run it and read its results."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 import pytest_evalmode
 
 SCHEMA = json.loads((Path(pytest_evalmode.__file__).parent / "report" / "report.schema.json").read_text("utf-8"))
-"""What every JSON report is valid against."""
+"""The JSON Schema of the JSON report."""
 
-# An inner run forgets what it imports: what each of them needs is imported here once, as torch is in conftest.py.
+# Modules that an inner run imports are dropped when it ends, so those that each run needs are imported here once.
 for _name in ("hypothesis", "torch._dynamo", "pytest_evalmode.guards", "pytest_evalmode.session.guarded_test.phases"):
     import_module(_name)
 
@@ -54,7 +54,7 @@ def train(net):
     net.eval()
 """
 
-# What comes behind a hazard: whatever that was, of these the violation is found, and nothing else.
+# Tests that are appended to a suite: whatever ran before them, the first passes and the second fails.
 NEXT = """
 
 @pytest.mark.inference
@@ -68,7 +68,7 @@ def test_next_violation():
 NEXT_IS_RIGHT = {"test_next_clean": "passed", "test_next_violation": "failed"}
 
 
-# In the order in which they are written; without what pytest-asyncio warns about; not under the filters of this run.
+# Run tests in file order, without pytest-asyncio's warning and without the warning filters of the outer run.
 PLAIN = ("-p", "no:randomly", "-o", "asyncio_default_fixture_loop_scope=function", "-W", "default")
 
 
@@ -81,12 +81,12 @@ def write(pytester: pytest.Pytester, source: str = "", /, **files: str) -> None:
 
 
 def run(pytester: pytest.Pytester, *args: str | Path) -> pytest.RunResult:
-    """Run the inner suite in this process, its tests in the order in which they are written."""
+    """Run the inner suite in this process, its tests in file order."""
     return pytester.runpytest_inprocess(*PLAIN, *args)
 
 
 def outcomes(pytester: pytest.Pytester, *args: str) -> dict[str, str]:
-    """Run the inner suite and tell each test's last outcome, as pytest counts it, by its node id."""
+    """Run the inner suite; return each test's last outcome, as pytest counts it, by node id."""
     reports = pytester.inline_run(*PLAIN, *args).getreports("pytest_runtest_logreport")
     return dict(_outcomes(reports))
 
@@ -106,13 +106,13 @@ def _outcomes(reports: Iterable[Any]) -> Iterable[tuple[str, str]]:
 
 
 def results(pytester: pytest.Pytester, source: str, *args: str) -> dict[str, str]:
-    """The outcome of each test of a suite by its bare name, the next tests behind it included."""
+    """Run a suite and the tests of NEXT; return the outcome of each test by its name."""
     write(pytester, source + NEXT)
     return {nodeid.rpartition("::")[2]: outcome for nodeid, outcome in outcomes(pytester, *args).items()}
 
 
 def json_report(pytester: pytest.Pytester, *args: str) -> dict[str, Any]:
-    """Run the inner suite and read the JSON report it writes."""
+    """Run the inner suite; return its JSON report, validated."""
     path = pytester.path / "report.json"
     run(pytester, f"--evalmode-report={path}", *args)
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -121,17 +121,17 @@ def json_report(pytester: pytest.Pytester, *args: str) -> dict[str, Any]:
 
 
 def broken_rules(pytester: pytest.Pytester, source: str, *args: str) -> dict[str, list[str]]:
-    """The rules that each guarded test broke, by the bare name of the test."""
+    """Run a suite; return the rules that each guarded test broke, by its name without `test_`."""
     write(pytester, source)
     return {name: [v["rule"] for v in test["violations"]] for name, test in guarded_tests(pytester, *args).items()}
 
 
 def guarded_tests(pytester: pytest.Pytester, *args: str) -> dict[str, dict[str, Any]]:
-    """What the JSON report of the inner suite tells of each guarded test, by its bare name without `test_`."""
+    """Run the inner suite; return the entries of its JSON report by the name of the test without `test_`."""
     report = json_report(pytester, *args)
     return {test["nodeid"].rpartition("::test_")[2]: test for test in report["tests"]}
 
 
 def plugin_lines(result: pytest.RunResult, packages: str = "pytest_evalmode|_pytest|pluggy") -> list[str]:
-    """The lines printed that stand in the plugin, in pytest or in pluggy: of no use to a user."""
+    """Return the printed lines that point into the plugin, pytest or pluggy, which are of no use to a user."""
     return [line for line in result.outlines if re.search(rf"({packages})/\w+.*\.py", line)]

@@ -47,7 +47,7 @@ def test_eval_is_clean_and_training_mode_is_reported(architecture: Architecture)
                 model.eval()(**inputs)
     broken = BY_DESIGN.get(architecture.name)
     assert rules(g) == ({broken[0]} if broken else set())
-    assert [facts.type for facts in g.models] == [type(model).__name__]
+    assert [facts.type for facts in g.window.models] == [type(model).__name__]
 
     with watching() as g:
         model.train()(**inputs)

@@ -1,4 +1,4 @@
-"""`inference()`: a model in eval mode, without autograd, guarded, and left as it was."""
+"""`inference()`: eval mode, autograd off, guarded, and everything restored on exit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pytest_evalmode import Guard, HygieneError, inference
 from tests.nets import Net, batch
 
 
-class Frozen(nn.Module):
-    """One part is in training mode on purpose, another in eval mode."""
+class Mixed(nn.Module):
+    """A model with one part in training mode and one in eval mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,8 +31,8 @@ def modes(model: nn.Module) -> list[bool]:
 
 
 @pytest.mark.parametrize("grad", [torch.enable_grad, torch.no_grad])
-def test_inference(grad: Callable[[], Any]) -> None:
-    model = Frozen()
+def test_inference_switches_and_restores(grad: Callable[[], Any]) -> None:
+    model = Mixed()
     before = modes(model)
     with grad():
         with inference(model) as g:
@@ -45,8 +45,8 @@ def test_inference(grad: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, GeneratorExit])
-def test_inference_puts_the_flags_back_after_an_exception(error: type[BaseException]) -> None:
-    model = Frozen()
+def test_inference_restores_the_flags_after_an_exception(error: type[BaseException]) -> None:
+    model = Mixed()
     before = modes(model)
     with pytest.raises(error), inference(model):
         raise error
@@ -54,8 +54,8 @@ def test_inference_puts_the_flags_back_after_an_exception(error: type[BaseExcept
     assert torch.is_grad_enabled()
 
 
-def test_inference_puts_the_flags_back_where_eval_fails() -> None:
-    class Stubborn(Frozen):
+def test_inference_restores_the_flags_if_eval_fails() -> None:
+    class Stubborn(Mixed):
         def train(self, mode: bool = True) -> Self:
             super().train(mode)
             raise RuntimeError("not now")
@@ -69,21 +69,21 @@ def test_inference_puts_the_flags_back_where_eval_fails() -> None:
 
 
 def test_inference_is_guarded() -> None:
-    model = Frozen()
+    model = Mixed()
     before = modes(model)
     with pytest.raises(HygieneError, match="state-mutated"), inference(model):
         model.net.head.bias.add_(1)
     assert modes(model) == before
 
 
-def test_inference_does_not_hide_what_is_switched_back() -> None:
-    model = Frozen()
+def test_inference_reports_a_module_that_is_switched_back() -> None:
+    model = Mixed()
     with pytest.raises(HygieneError, match="train-mode"), inference(model):
         model(model.net.drop.train()(batch()))
     assert model.net.drop.training
 
 
-def test_inference_of_an_exported_model_leaves_its_flag_alone() -> None:
+def test_inference_does_not_switch_an_exported_model() -> None:
     exported = torch.export.export(Net().eval(), (batch(),)).module()
     before = modes(exported)
     with inference(exported):
@@ -109,7 +109,7 @@ def test_inference_of_a_compiled_model() -> None:
     assert all(modes(model))
 
 
-def test_inference_runs_a_train_method_of_the_models_own_once() -> None:
+def test_inference_calls_an_overridden_train_method_once() -> None:
     calls: list[bool] = []
 
     class Counted(Net):
@@ -122,8 +122,8 @@ def test_inference_runs_a_train_method_of_the_models_own_once() -> None:
     assert calls == [False]
 
 
-def test_part_of_a_model() -> None:
-    model = Frozen()
+def test_inference_of_a_part_of_a_model() -> None:
+    model = Mixed()
     with inference(model.net):
         assert [name for name, m in model.named_modules() if m.training] == [""]
         model.net(batch())

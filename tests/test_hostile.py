@@ -1,4 +1,4 @@
-"""What a test may do to Python, to torch and to its modules without the guard failing for it."""
+"""Tests that patch Python and torch or use odd modules: the guard must not fail because of them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tests.nets import batch, rules, watching
 STRICT = pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
 
 
-# --- what a test patches
+# --- patched functions
 
 
-TAKEN_BY_TORCH = {"batch_norm", "is_scripting"}
-"""What torch's own layers look up as they run."""
+USED_BY_TORCH = {"batch_norm", "is_scripting"}
+"""Functions that torch's own layers look up when they run."""
 
 
 def _functions(module: ModuleType) -> list[str]:
     functions = {name for name, value in vars(module).items() if callable(value) and not isinstance(value, type)}
-    return sorted(functions - TAKEN_BY_TORCH)
+    return sorted(functions - USED_BY_TORCH)
 
 
 PATCHED: dict[str, tuple[ModuleType, list[str]]] = {
@@ -60,7 +60,7 @@ def net() -> nn.Sequential:
 
 @STRICT
 @pytest.mark.parametrize("module", PATCHED)
-def test_nothing_is_looked_up_that_a_test_may_patch(
+def test_the_guard_uses_no_function_that_a_test_may_patch(
     module: str, strict: bool, net: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, names = PATCHED[module]
@@ -71,12 +71,12 @@ def test_nothing_is_looked_up_that_a_test_may_patch(
         net(x)
         net.train()
         net(x)
-        g.violations  # noqa: B018  # what is read at the end is read here, still patched
-    assert g.failures == ()
+        g.violations  # noqa: B018  # read while still patched
+    assert g.window.failures == ()
     assert {"train-mode", "state-mutated"} <= rules(g)
 
 
-def test_a_clock_that_counts_its_readings(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guard_does_not_read_a_patched_clock(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks: list[int] = []
     with guard(net), torch.no_grad(), monkeypatch.context() as patched:
         patched.setattr(time, "perf_counter", lambda: ticks.append(1))
@@ -84,8 +84,10 @@ def test_a_clock_that_counts_its_readings(net: nn.Module, monkeypatch: pytest.Mo
     assert ticks == []
 
 
-def test_a_python_generator_that_is_read_in_vain(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The look-alike: a draw is told though the module `random` is patched."""
+def test_a_python_draw_is_reported_with_a_patched_random_module(
+    net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The opposite case: patching must not hide a violation."""
 
     class Noisy(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -99,10 +101,10 @@ def test_a_python_generator_that_is_read_in_vain(net: nn.Module, monkeypatch: py
     assert rules(g) == {"random-forward"}
 
 
-# --- modules that are not as modules are
+# --- odd modules
 
 
-class Uninitialised(nn.Module):
+class Uninitialized(nn.Module):
     def __init__(self) -> None:
         self.scale = 2
 
@@ -127,7 +129,7 @@ class WithoutMode(nn.Module):
         return out
 
 
-class Homeless(WithoutMode):
+class WithoutModuleName(WithoutMode):
     __module__ = None  # type: ignore[assignment]
     training = False
 
@@ -156,17 +158,17 @@ class WithTables(WithoutMode):
 
 
 @STRICT
-def test_a_module_that_was_never_initialised(strict: bool) -> None:
+def test_a_module_without_super_init(strict: bool) -> None:
     whole = nn.Sequential(nn.Linear(4, 4), nn.Sequential()).eval()
-    whole[1].add_module("part", Uninitialised())
+    whole[1].add_module("part", Uninitialized())
     with guard(strict=strict), torch.no_grad():
-        for model in (Uninitialised(), whole):
+        for model in (Uninitialized(), whole):
             with pytest.raises(AttributeError):
                 model(batch())
 
 
 @STRICT
-@pytest.mark.parametrize("make", [WithoutMode, Homeless, WithTables])
+@pytest.mark.parametrize("make", [WithoutMode, WithoutModuleName, WithTables])
 def test_an_odd_module(make: Callable[[], nn.Module], strict: bool) -> None:
     model = nn.Sequential(make(), nn.Dropout()).eval()
     with guard(model, strict=strict), torch.no_grad():
@@ -174,8 +176,8 @@ def test_an_odd_module(make: Callable[[], nn.Module], strict: bool) -> None:
         model(batch())
 
 
-@pytest.mark.parametrize("make", [WithoutMode, Homeless, WithTables])
-def test_what_is_at_fault_beside_an_odd_module_is_told(make: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize("make", [WithoutMode, WithoutModuleName, WithTables])
+def test_a_violation_next_to_an_odd_module_is_reported(make: Callable[[], nn.Module]) -> None:
     model = nn.Sequential(make().eval(), nn.Dropout())
     with watching() as g, torch.no_grad():
         model(batch())
@@ -189,11 +191,11 @@ def test_inference_of_a_module_without_a_mode() -> None:
     assert model[1].training
 
 
-# --- the end of the stack
+# --- recursion limit
 
 
 @STRICT
-def test_a_test_that_uses_up_the_stack(strict: bool, net: nn.Module) -> None:
+def test_a_test_that_reaches_the_recursion_limit(strict: bool, net: nn.Module) -> None:
     ran = [0, 0]
 
     def down() -> None:
@@ -209,8 +211,8 @@ def test_a_test_that_uses_up_the_stack(strict: bool, net: nn.Module) -> None:
     assert all(ran)
 
 
-def test_another_error_of_the_guard_is_told(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The look-alike: only the end of the stack is no failure of the guard."""
+def test_any_other_error_in_the_guard_is_reported(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The opposite case: only RecursionError is not a failure of the guard."""
     monkeypatch.setattr("pytest_evalmode.observe.state.generators.state", _boom)
     with pytest.raises(GuardError), guard(net), torch.no_grad():
         net(batch())

@@ -1,4 +1,4 @@
-"""The core never imports pytest, the shell never imports torch: each is looked at in a process of its own."""
+"""The core never imports pytest, and the pytest side never imports torch.  Imports are checked in new processes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import pytest
 
 import pytest_evalmode
 from tests import suites
-from tests.test_rooms import PACKAGE, modules
+from tests.test_subpackages import PACKAGE, modules
 
 SESSION = {"evalmode_fixture", "fixtures", "marks", "options", "settings", "stash", "user_hooks"}
 SESSION |= {
     f"guarded_test.{name}"
-    for name in ("failure", "guard_setup", "outcome", "phases", "unittest_cases", "user_properties")
+    for name in ("failure", "guard_setup", "item_reporter", "outcome", "phases", "unittest_cases", "user_properties")
 }
 SESSION |= {
     f"record.{name}" for name in ("baseline_file", "pytest_html", "recorder", "report_files", "results", "terminal")
 }
-SHELL = {"plugin", "policy", "file_writing", *(f"session.{name}" for name in SESSION)}
-SHELL |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}
-SHELL |= {
+PYTEST_SIDE = {"plugin", "policy", "file_writing", *(f"session.{name}" for name in SESSION)}
+PYTEST_SIDE |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}
+PYTEST_SIDE |= {
     f"lock.{name}" for name in ("host", "lock_file", "lock_fixture", "lock_folder", "sample_store", "session_locks")
 }
 NEEDS_PYTEST = {"plugin", "session.hookspecs", *(f"session.{name}" for name in SESSION)}
@@ -33,13 +33,13 @@ NEEDS_TRITON = {"observe.state.devices.triton_kernel"} if find_spec("triton") is
 
 
 def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script; the package is the one under test."""
+    """Run a script that imports the package under test."""
     env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, text=True, capture_output=True, check=False)
 
 
 def imported_by(names: list[str], what: str, cwd: Path) -> set[str]:
-    """Which of the modules bring in `what`, each imported behind the others that do not."""
+    """Import modules in order until `what` is imported too; return the module that imported it."""
     result = python(
         f"""
 import importlib, sys
@@ -55,8 +55,8 @@ for name in {names!r}:
     return set(result.stdout.split())
 
 
-def test_there_is_something_to_look_at() -> None:
-    assert {"guards", "trace", "observe.forwards.observer", "rules.forward_rules", *SHELL} <= set(modules())
+def test_the_listed_modules_exist() -> None:
+    assert {"guards", "trace", "observe.forwards.observer", "rules.forward_rules", *PYTEST_SIDE} <= set(modules())
 
 
 def test_the_core_never_imports_pytest(tmp_path: Path) -> None:
@@ -64,22 +64,22 @@ def test_the_core_never_imports_pytest(tmp_path: Path) -> None:
     assert imported_by(core, "pytest", tmp_path) == set()
 
 
-def test_the_shell_never_imports_torch(tmp_path: Path) -> None:
-    assert imported_by(sorted(SHELL), "torch", tmp_path) == set()
+def test_the_pytest_side_never_imports_torch(tmp_path: Path) -> None:
+    assert imported_by(sorted(PYTEST_SIDE), "torch", tmp_path) == set()
 
 
-def test_neither_rules_nor_reports_nor_facts_know_torch_or_pytest(tmp_path: Path) -> None:
+def test_rules_reports_and_facts_import_neither_torch_nor_pytest(tmp_path: Path) -> None:
     pure = [name for name in modules() if name == "trace" or name.startswith(("rules", "report"))]
     assert imported_by(pure, "torch", tmp_path) == imported_by(pure, "pytest", tmp_path) == set()
 
 
-def test_the_look_finds_what_is_there(tmp_path: Path) -> None:
+def test_imported_by_detects_imports(tmp_path: Path) -> None:
     assert imported_by(["guards"], "torch", tmp_path) == {"guards"}
     assert imported_by(["plugin"], "pytest", tmp_path) == {"plugin"}
 
 
-def test_a_suite_without_a_marked_test_does_not_pay_for_facts_or_rules(tmp_path: Path) -> None:
-    """To make the classes of facts takes longer than all else that the plugin imports."""
+def test_the_plugin_alone_imports_neither_facts_nor_rules(tmp_path: Path) -> None:
+    """Creating the dataclasses of facts takes longer than everything else that the plugin imports."""
     for what in ("trace", "rules"):
         assert imported_by(["plugin"], f"pytest_evalmode.{what}", tmp_path) == set()
 
@@ -112,19 +112,19 @@ def test_a_script_that_guards_never_imports_pytest(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (0, "train-mode\n"), result.stderr
 
 
-def test_the_package_alone_imports_neither(tmp_path: Path) -> None:
+def test_the_package_alone_imports_neither_torch_nor_pytest(tmp_path: Path) -> None:
     result = python("import sys, pytest_evalmode; print({'torch', 'pytest'} & sys.modules.keys())", tmp_path)
     assert result.stdout == "set()\n", result.stderr
 
 
-def test_the_package_names_what_it_exports(tmp_path: Path) -> None:
+def test_the_package_exports_the_names_in_all(tmp_path: Path) -> None:
     for name in pytest_evalmode.__all__:
         assert getattr(pytest_evalmode, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'gard'"):
-        pytest_evalmode.gard  # noqa: B018  # the look-up is what is tested
+        pytest_evalmode.gard  # noqa: B018  # the attribute access is tested
 
 
-# What the run of a suite imports: another plugin may import torch as it likes, so none but ours is there.
+# Other plugins may import torch, so only ours is loaded.
 CONFTEST = """
 import sys
 

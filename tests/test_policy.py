@@ -1,4 +1,4 @@
-"""The marker and its arguments: where it may stand, what they excuse and nothing more, and what a wrong one says."""
+"""The marker: the tests that it applies to, the violations that its arguments exempt, and errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytest_evalmode.policy import Policy, read_policy
 from pytest_evalmode.rules import RULE_NAMES
 from tests import suites
 
-# Each place has one marked test, which is told, and one unmarked, which is not.
+# Each place has a marked test, which fails, and an unmarked one, which passes.
 PLACES = {
     "function": """
 @pytest.mark.inference
@@ -91,14 +91,14 @@ def test_(n):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_mark_guards_where_it_stands(pytester: pytest.Pytester, place: str) -> None:
+def test_a_mark_guards_the_tests_it_applies_to(pytester: pytest.Pytester, place: str) -> None:
     suites.write(pytester, PLACES[place])
     found = suites.outcomes(pytester)
     assert sorted(found.values()) == ["failed", "passed"]
     assert all(("marked" in nodeid and "unmarked" not in nodeid) == (found[nodeid] == "failed") for nodeid in found)
 
 
-def test_a_mark_guards_a_whole_module_and_no_other(pytester: pytest.Pytester) -> None:
+def test_pytestmark_guards_its_own_module_only(pytester: pytest.Pytester) -> None:
     body = "def test_it():\n    infer(Net())\n"
     marked = f"from nets import *\npytestmark = pytest.mark.inference\n{body}"
     suites.write(pytester, test_marked=marked, test_unmarked=f"from nets import *\n{body}")
@@ -158,9 +158,9 @@ def use(net):
     assert [word for word in ("module", "class", "function", "param") if word not in reason] == []
 
 
-# `test_it` trains `fc` and `drop`, records autograd and changes `fc.bias`: arguments, and what they leave of that.
+# `test_it` has `fc` and `drop` in training mode, records autograd and changes `fc.bias`; the rules that still fire.
 @pytest.mark.parametrize(
-    ("arguments", "left"),
+    ("arguments", "remaining"),
     [
         ("", {"train-mode", "grad-mode", "state-mutated"}),
         ("allow='train-mode'", {"grad-mode", "state-mutated"}),
@@ -181,7 +181,9 @@ def use(net):
         ("reason='because'", {"train-mode", "grad-mode", "state-mutated"}),
     ],
 )
-def test_what_arguments_excuse(pytester: pytest.Pytester, arguments: str, left: set[str]) -> None:
+def test_arguments_exempt_matching_violations_only(
+    pytester: pytest.Pytester, arguments: str, remaining: set[str]
+) -> None:
     suites.write(
         pytester,
         f"""
@@ -197,57 +199,63 @@ def test_it(net):
 """,
     )
     (test,) = suites.json_report(pytester)["tests"]
-    assert {violation["rule"] for violation in test["violations"]} == left
-    assert test["outcome"] == ("failed" if left else "passed")
+    assert {violation["rule"] for violation in test["violations"]} == remaining
+    assert test["outcome"] == ("failed" if remaining else "passed")
 
 
-# A wrong mark, and what its error says: the argument, the nearest, the valid values.
-WRONG = {
-    "alow='train-mode'": ["'alow'", "did you mean 'allow'?", "valid: allow, train, mutable, reason"],
-    "strict=True": ["'strict'", "valid: allow, train, mutable, reason"],
-    "allow='train-mod'": ["allow='train-mod'", "did you mean 'train-mode'?", "valid: train-mode, grad-mode"],
-    "allow=['grad-mode', 'batchstats']": ["allow='batchstats'", "did you mean 'batch-stats'?", "valid: train-mode"],
-    "allow='zzzz'": ["allow='zzzz'", "valid: train-mode, grad-mode"],
-    "allow=None": ["allow=None", "a string or a sequence of strings"],
-    "train=3": ["train=3", "a string or a sequence of strings"],
-    "train=[4]": ["train=[4]", "a string or a sequence of strings"],
-    "mutable=['']": ["mutable=['']", "a string or a sequence of strings"],
-    "mutable={'a': 1}": ["mutable={'a': 1}", "a string or a sequence of strings"],
-    "reason=5": ["reason=5", "a string"],
-    "'train-mode'": ["'train-mode' was given without a name", "allow=", "train=", "mutable=", "reason="],
+# Invalid arguments, and parts of their error message: the argument, a similar name, the valid names.
+INVALID = {
+    "alow='train-mode'": ["'alow'", "did you mean 'allow'?", "choose from allow, train, mutable, reason"],
+    "strict=True": ["'strict'", "choose from allow, train, mutable, reason"],
+    "allow='train-mod'": ["allow='train-mod'", "did you mean 'train-mode'?", "choose from train-mode, grad-mode"],
+    "allow=['grad-mode', 'batchstats']": [
+        "allow='batchstats'",
+        "did you mean 'batch-stats'?",
+        "choose from train-mode",
+    ],
+    "allow='zzzz'": ["allow='zzzz'", "choose from train-mode, grad-mode"],
+    "allow=None": ["allow must", "not None", "must be a non-empty string or a sequence of them"],
+    "train=3": ["train must", "not 3", "must be a non-empty string or a sequence of them"],
+    "train=[4]": ["train must", "not [4]", "must be a non-empty string or a sequence of them"],
+    "mutable=['']": ["mutable must", "not ['']", "must be a non-empty string or a sequence of them"],
+    "mutable={'a': 1}": ["mutable must", "not {'a': 1}", "must be a non-empty string or a sequence of them"],
+    "reason=5": ["reason must be a string, not 5"],
+    "'train-mode'": ["takes keyword arguments only (allow=, train=, mutable=, reason=), got 'train-mode'"],
 }
 
 
 @pytest.fixture
-def wrong(pytester: pytest.Pytester) -> pytest.Pytester:
-    """A test for each wrong mark, and one that is right."""
+def invalid_marks(pytester: pytest.Pytester) -> pytest.Pytester:
+    """Write a suite with a test for each invalid mark, and one with a valid mark."""
     tests = (
-        f"@pytest.mark.inference({mark})\ndef test_wrong_{n}():\n    infer(Net().eval())\n"
-        for n, mark in enumerate(WRONG)
+        f"@pytest.mark.inference({mark})\ndef test_invalid_{n}():\n    infer(Net().eval())\n"
+        for n, mark in enumerate(INVALID)
     )
-    right = "@pytest.mark.inference(reason='right')\ndef test_right():\n    infer(Net().eval())\n"
-    suites.write(pytester, "\n\n".join([*tests, right]))
+    valid = "@pytest.mark.inference(reason='right')\ndef test_valid():\n    infer(Net().eval())\n"
+    suites.write(pytester, "\n\n".join([*tests, valid]))
     return pytester
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
-def test_a_wrong_argument_is_one_clear_error_of_its_test(wrong: pytest.Pytester, workers: tuple[str, ...]) -> None:
-    result = suites.run(wrong, *workers)
-    result.assert_outcomes(errors=len(WRONG), passed=1)
-    said = result.stdout.str().partition("= ERRORS =")[2].partition("short test summary")[0]
-    for n, words in enumerate(WRONG.values()):
-        message = said.partition(f"test_wrong_{n} _")[2].partition("\n____")[0]
+def test_an_invalid_argument_is_one_clear_error_of_its_test(
+    invalid_marks: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    result = suites.run(invalid_marks, *workers)
+    result.assert_outcomes(errors=len(INVALID), passed=1)
+    output = result.stdout.str().partition("= ERRORS =")[2].partition("short test summary")[0]
+    for n, words in enumerate(INVALID.values()):
+        message = output.partition(f"test_invalid_{n} _")[2].partition("\n____")[0]
         assert [word for word in ["@pytest.mark.inference", *words] if word not in message] == []
     assert suites.plugin_lines(result) == []
-    assert "During handling" not in said
+    assert "During handling" not in output
 
 
-def test_a_suggestion_is_made_only_of_what_is_near(wrong: pytest.Pytester) -> None:
-    said = suites.run(wrong).stdout.str()
-    assert "allow='zzzz' is no rule; valid:" in said
+def test_only_similar_names_are_suggested(invalid_marks: pytest.Pytester) -> None:
+    output = suites.run(invalid_marks).stdout.str()
+    assert "unknown rule in allow='zzzz' (choose from" in output
 
 
-def test_a_wrong_argument_anywhere_is_an_error_of_each_test_below(pytester: pytest.Pytester) -> None:
+def test_an_invalid_argument_of_a_class_mark_is_an_error_of_each_of_its_tests(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -267,13 +275,13 @@ def test_c():
     suites.run(pytester).assert_outcomes(errors=2, passed=1)
 
 
-def test_a_test_with_a_wrong_mark_does_not_run(pytester: pytest.Pytester) -> None:
+def test_a_test_with_an_invalid_mark_does_not_run(pytester: pytest.Pytester) -> None:
     suites.write(pytester, "@pytest.mark.inference(alow='')\ndef test_it():\n    open('ran', 'w').close()\n")
     suites.run(pytester)
     assert not (pytester.path / "ran").exists()
 
 
-def test_policies_add_up_without_repeating() -> None:
+def test_combined_policies_have_no_duplicates() -> None:
     outer = Policy(frozenset({"train-mode"}), ("bn*",), ("bn*.mean",), ("why",))
     inner = Policy(frozenset({"grad-mode"}), ("drop", "bn*"), ("bn*.mean",), ("why", "how"))
     both = outer | inner
@@ -286,18 +294,22 @@ def test_a_policy_takes_one_string_or_any_collection() -> None:
     plain = Policy(frozenset({"train-mode"}), ("bn",))
     assert Policy(allow=["train-mode"], train="bn") == plain  # type: ignore[arg-type]
     assert Policy() | Policy(allow={"train-mode"}, train=["bn"]) == plain  # type: ignore[arg-type]
-    with pytest.raises(PolicyError, match=r"^Policy\(\): train=\(1,\) is no name; it takes a string or a sequence"):
+    with pytest.raises(
+        PolicyError, match=r"^Policy\(\): train must be a non-empty string or a sequence of them, not \(1,\)"
+    ):
         Policy(train=(1,))  # type: ignore[arg-type]
 
 
-def test_an_error_names_the_place_that_it_was_given() -> None:
-    with pytest.raises(PolicyError, match=r"^here: allow='train' is no rule; did you mean 'train-mode'\? valid: "):
+def test_an_error_names_the_given_place() -> None:
+    with pytest.raises(
+        PolicyError, match=r"^here: unknown rule in allow='train' \(did you mean 'train-mode'\? choose from "
+    ):
         read_policy("here", {"allow": "train"}, RULE_NAMES)
 
 
-def test_guard_reads_its_arguments_as_the_marker_does() -> None:
-    said = r"guard\(\): allow='train-mod' is no rule; did you mean 'train-mode'\?"
-    with pytest.raises(PolicyError, match=said), guard(allow="train-mod"):
+def test_guard_validates_its_arguments_like_the_marker() -> None:
+    message = r"guard\(\): unknown rule in allow='train-mod' \(did you mean 'train-mode'\?"
+    with pytest.raises(PolicyError, match=message), guard(allow="train-mod"):
         pass
     with guard(allow=["train-mode"], train="*", mutable=("a", "b")):
         pass

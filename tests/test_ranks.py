@@ -1,4 +1,4 @@
-"""Distributed runs: every process guards what it holds, tells by its rank, and waits for nobody."""
+"""Distributed runs: each rank guards its own shard, reports it under its rank, and waits for no other rank."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_written_on_one_rank(model):
 
 
 def test_guarded_on_one_rank(model, request):
-    '''A collective of the guard's would wait for the other rank for ever.'''
+    '''If the guard used a collective, it would wait forever for the other rank.'''
     if RANK == 1:
         request.getfixturevalue("evalmode").watch(model)
     infer(model)
@@ -113,7 +113,7 @@ def test_guarded_on_one_rank(model, request):
 
 @pytest.fixture(scope="module", params=["default", "strict"])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The reports of two ranks, with what was printed under `said`."""
+    """Run the suite on two ranks; return their reports, each with its terminal output under `output`."""
     folder: Path = tmp_path_factory.mktemp(request.param)
     (folder / "test_it.py").write_text(SUITE, encoding="utf-8")
     options = ["--evalmode-strict"] if request.param == "strict" else []
@@ -124,13 +124,13 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     for rank in (0, 1):
         (log,) = folder.glob(f"logs/*/attempt_0/{rank}/stdout.log")
         report = json.loads((folder / f"report.rank{rank}.json").read_text(encoding="utf-8"))
-        reports.append({**report, "said": log.read_text(encoding="utf-8")})
+        reports.append({**report, "output": log.read_text(encoding="utf-8")})
     assert not (folder / "report.json").exists()
     return reports
 
 
-def found(report: dict[str, Any], test: str, kind: str) -> dict[str, list[str]]:
-    """What a test found with a kind of model: the subjects by rule."""
+def broken_rules(report: dict[str, Any], test: str, kind: str) -> dict[str, list[str]]:
+    """Return the subjects by rule of a test with a kind of model."""
     (entry,) = (entry for entry in report["tests"] if entry["nodeid"] == f"test_it.py::{test}[{kind}]")
     return {violation["rule"]: violation["subjects"] for violation in entry["violations"]}
 
@@ -139,22 +139,22 @@ KINDS = pytest.mark.parametrize("kind", ["fsdp2", "dtensor", "ddp"])
 
 
 @KINDS
-def test_clean_on_every_rank(ranks: list[dict[str, Any]], kind: str) -> None:
-    assert [found(rank, "test_clean", kind) for rank in ranks] == [{}, {}]
-    assert [found(rank, "test_guarded_on_one_rank", kind) for rank in ranks[1:]] == [{}]
+def test_clean_inference_passes_on_every_rank(ranks: list[dict[str, Any]], kind: str) -> None:
+    assert [broken_rules(rank, "test_clean", kind) for rank in ranks] == [{}, {}]
+    assert [broken_rules(rank, "test_guarded_on_one_rank", kind) for rank in ranks[1:]] == [{}]
 
 
 @KINDS
-def test_modes_are_told_on_every_rank(ranks: list[dict[str, Any]], kind: str) -> None:
+def test_modes_are_reported_on_every_rank(ranks: list[dict[str, Any]], kind: str) -> None:
     for rank in ranks:
         statistics = set() if kind == "dtensor" else {"state-mutated"}
-        assert set(found(rank, "test_training", kind)) == {"train-mode", *statistics}
-        assert found(rank, "test_recording", kind) == {"grad-mode": ["model (Sequential)"]}
+        assert set(broken_rules(rank, "test_training", kind)) == {"train-mode", *statistics}
+        assert broken_rules(rank, "test_recording", kind) == {"grad-mode": ["model (Sequential)"]}
 
 
 @KINDS
-def test_a_change_is_told_by_the_rank_that_holds_it(ranks: list[dict[str, Any]], kind: str) -> None:
-    assert [found(rank, "test_written_on_one_rank", kind) for rank in ranks] == [
+def test_a_change_is_reported_by_the_rank_that_holds_the_shard(ranks: list[dict[str, Any]], kind: str) -> None:
+    assert [broken_rules(rank, "test_written_on_one_rank", kind) for rank in ranks] == [
         {},
         {"state-mutated": ["model.0.weight"]},
     ]
@@ -162,6 +162,6 @@ def test_a_change_is_told_by_the_rank_that_holds_it(ranks: list[dict[str, Any]],
 
 def test_the_summary_names_the_rank(ranks: list[dict[str, Any]]) -> None:
     for number, rank in enumerate(ranks):
-        lines = rank["said"].splitlines()
+        lines = rank["output"].splitlines()
         assert [line.strip("= ") for line in lines if "= evalmode" in line] == [f"evalmode, rank {number} of 2"]
         assert any(f"report.rank{number}.json" in line for line in lines)

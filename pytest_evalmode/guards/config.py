@@ -1,38 +1,29 @@
-"""On what terms a window is guarded, beside the policy that its test declares."""
+"""Configuration of a guard, apart from the policy that its test declares."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_evalmode.errors import HygieneError
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.models.session_history import SessionHistory
-from pytest_evalmode.rules import Rule, Violation
+from pytest_evalmode.rules import Rule
 
 
 @dataclass(frozen=True, slots=True)
 class GuardConfig:
-    """What is asked of a window, and what becomes of what is found."""
+    """Configuration of one guard: which rules apply, what counts as user code, and what earlier tests did."""
 
     strict: bool = False
     custom_rules: tuple[Rule, ...] = ()
-    """A team's own."""
+    """The rules that user hooks add."""
     root: Path | None = None
-    """Where user code lies; anywhere if not given."""
+    """The folder of user code; without one, all code outside installed packages counts as user code."""
     test_files: tuple[str, ...] = ()
-    """Patterns of the files of tests, whose lines are told before those of other code."""
+    """Globs of the names of test files; messages prefer lines in these files."""
     history: SessionHistory | None = None
-    """What shared models were before, where that is remembered."""
+    """The state of shared models after earlier tests, for `state-drifted`."""
     earlier_mode_changes: ModeChanges | None = None
-    """What is known of who switched models before the window."""
-    make_error: Callable[[Sequence[Violation]], BaseException] = HygieneError
-    enforced: bool = True
-    """Whether `check()` raises; it does not where a violation is only to be warned of, at the end."""
-    filter_violations: Callable[[list[Violation]], list[Violation]] = list
-    """Which of the violations are to be told."""
-    select_failing: Callable[[list[Violation]], list[Violation]] = list
-    """Which of these fail: those that are not known."""
+    """The `train()` and `eval()` calls seen before the window, in fixtures and other tests."""
     record_details: bool = False
-    """Whether what the models are made of, and what happened when, is to be shown."""
+    """Whether to record the models' trees and the sequence of events, which the HTML report shows."""

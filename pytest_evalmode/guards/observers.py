@@ -1,21 +1,14 @@
-"""All that observes one window: begun together, ended together, asked together."""
+"""The observers of one guard, started, stopped and queried together."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 from torch import nn
 
 from pytest_evalmode.guards.config import GuardConfig
-from pytest_evalmode.observe.calls import (
-    exports,
-    global_state_calls,
-    gradients,
-    leak_lines,
-    mode_changes,
-    model_conversions,
-    state_dict_loads,
-)
+from pytest_evalmode.observe.calls import leak_lines
 from pytest_evalmode.observe.calls.exports import ModelExports
 from pytest_evalmode.observe.calls.global_state_calls import GlobalStateCalls
 from pytest_evalmode.observe.calls.gradients import GradientCalls
@@ -24,13 +17,13 @@ from pytest_evalmode.observe.calls.model_conversions import ModelConversions
 from pytest_evalmode.observe.calls.optimizer_steps import OptimizerSteps
 from pytest_evalmode.observe.calls.state_dict_loads import StateDictLoads
 from pytest_evalmode.observe.calls.timeline import Timeline
-from pytest_evalmode.observe.forwards import cost, observer
-from pytest_evalmode.observe.forwards.call_overrides import call_overrides
+from pytest_evalmode.observe.forwards.call_overrides import CallOverrides
 from pytest_evalmode.observe.forwards.observer import ForwardObserver
 from pytest_evalmode.observe.models.session_history import SessionHistory
 from pytest_evalmode.observe.models.shared_models import SharedModels
 from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.source import thread_pools
+from pytest_evalmode.observe.patches import Observer
+from pytest_evalmode.observe.source.thread_pools import ThreadPools
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import flag_snapshots
 from pytest_evalmode.observe.state.flag_snapshots import FlagTracker
@@ -38,37 +31,48 @@ from pytest_evalmode.trace import Leak, Site, Trace
 
 
 class Observers:
-    """The eyes of one guard."""
+    """All observers of one guard, started and stopped together."""
 
     def __init__(self, config: GuardConfig) -> None:
         self._strict = strict = config.strict
-        self._sites = UserLines(config.root, config.test_files)
-        self._before = config.earlier_mode_changes
-        self.watch = Watch(self._sites.site, strict=strict)
+        self._user_lines = UserLines(config.root, config.test_files)
+        self._earlier_mode_changes = config.earlier_mode_changes
+        self.watch = Watch(self._user_lines.site, strict=strict)
         self.shared = SharedModels(self.watch)
-        self._events = Timeline(self.watch, self._sites) if config.record_details else None
-        self._switches = ModeChanges(self._sites, self._events, self._before)
-        self.forwards = ForwardObserver(self.watch, self._sites, self._switches, self._events, strict=strict)
-        self._writers = ModelConversions(self.watch, self._sites)
-        self._loads = StateDictLoads(self.watch, self._sites, self._writers, strict=strict)
-        self._exports = ModelExports(self.watch, self._sites, self._switches)
-        self._optimizers = OptimizerSteps(self.watch, self._sites)
-        self._gradients = GradientCalls(self._sites)
-        self._setters = GlobalStateCalls(self._sites)
-        self._globals = FlagTracker({}, {})
+        self._timeline = Timeline(self.watch, self._user_lines) if config.record_details else None
+        self._mode_changes = ModeChanges(self._user_lines, self._timeline, self._earlier_mode_changes)
+        self.forwards = ForwardObserver(self.watch, self._user_lines, self._mode_changes, self._timeline, strict=strict)
+        self._conversions = ModelConversions(self.watch, self._user_lines)
+        self._loads = StateDictLoads(self.watch, self._user_lines, self._conversions, strict=strict)
+        self._exports = ModelExports(self.watch, self._user_lines, self._mode_changes)
+        self._optimizers = OptimizerSteps(self.watch, self._user_lines)
+        self._gradients = GradientCalls(self._user_lines)
+        self._global_state_calls = GlobalStateCalls(self._user_lines)
+        self._global_flags = FlagTracker({}, {})
+        self._observers: tuple[Observer, ...] = (
+            self.forwards,
+            CallOverrides(),
+            self._mode_changes,
+            self._exports,
+            self._gradients,
+            ThreadPools(self._user_lines),
+            self._optimizers,
+            self._loads,
+            self._conversions,
+            self._global_state_calls,
+        )
+        self._running = ExitStack()
 
     @property
-    def failures(self) -> tuple[Exception, ...]:
-        writers = (self._loads, self._writers, self._setters)
-        calls = (self._switches, self._exports, self._optimizers, self._gradients, *writers)
-        before = (self._before,) if self._before is not None else ()
-        each = (self.watch, self.forwards, *calls, *before)
-        return tuple(failure for observer in each for failure in observer.failures)
+    def errors(self) -> tuple[Exception, ...]:
+        """The errors of all observers."""
+        earlier = () if self._earlier_mode_changes is None else (self._earlier_mode_changes,)
+        return tuple(error for observer in (self.watch, *self._observers, *earlier) for error in observer.errors)
 
     @property
     def seconds(self) -> float:
-        """What it has cost to observe forwards."""
-        return self.forwards.seconds / cost.timed_share()
+        """Time spent observing forwards, at least."""
+        return self.forwards.seconds
 
     def watch_shared(self, model: nn.Module, history: SessionHistory | None) -> None:
         """Watch a model that outlives the window."""
@@ -77,83 +81,73 @@ class Observers:
             self.shared.add(model, history)
 
     def read_baselines(self, history: SessionHistory | None) -> None:
-        """Take what is now for the beginning of the window."""
+        """Record the state of the models and of torch at the start of the window."""
         self.watch.reset_baseline()
         if self._strict:
             flags = flag_snapshots.read_global_flags()
-            self._globals = FlagTracker(
+            self._global_flags = FlagTracker(
                 flags, flags, session_start=history.global_state.session_start if history is not None else {}
             )
 
     def reread_baselines(self) -> None:
-        """The same for a part of the window, behind a pause."""
+        """Record the state of the models and of torch again after a pause, for the next part of the window."""
         self.watch.reset_baseline()
-        self._switches.reset()
+        self._mode_changes.reset()
         if self._strict:
             self.shared.reset_baseline()
-            self._globals.latest = flag_snapshots.read_global_flags()
+            self._global_flags.latest = flag_snapshots.read_global_flags()
 
     def start(self) -> None:
-        observer.call_patch.start(self.forwards)
-        call_overrides.start()
-        mode_changes.train_patch.start(self._switches)
-        exports.start(self._exports)
-        gradients.run_backward_patch.start(self._gradients)
-        thread_pools.start(self._sites)
-        self._optimizers.start()
-        state_dict_loads.load_state_dict_patch.start(self._loads)
-        model_conversions.apply_patch.start(self._writers)
-        model_conversions.requires_grad_patch.start(self._writers)
-        if self._strict:
-            global_state_calls.start(self._setters)
+        """Start all observers, or none if one of them fails."""
+        with ExitStack() as stack:
+            for observer in self._observers:
+                stack.callback(observer.stop)
+                observer.start(strict=self._strict)
+            self._running = stack.pop_all()
 
     def stop(self) -> None:
-        observer.call_patch.stop(self.forwards)
-        call_overrides.stop()
-        mode_changes.train_patch.stop(self._switches)
-        exports.stop(self._exports)
-        gradients.run_backward_patch.stop(self._gradients)
-        thread_pools.stop(self._sites)
-        self._optimizers.stop()
-        state_dict_loads.load_state_dict_patch.stop(self._loads)
-        model_conversions.apply_patch.stop(self._writers)
-        model_conversions.requires_grad_patch.stop(self._writers)
-        global_state_calls.stop(self._setters)
+        """Stop all observers, those too that come after one that fails."""
+        self._running.close()
 
     def collect_trace(self, *, with_names: bool) -> Trace:
-        """What was seen since this was last asked; with the names of all there is, where exemptions go by them."""
+        """Return the facts recorded since the last call.
+
+        `with_names` adds the qualified names of all modules and tensors, which globs of exemptions are matched against.
+        """
         return Trace(
-            models=self.watch.watched_models(),
+            models=self.watch.registry.watched_models(),
             calls=(*self.forwards.pop_calls(), *self._exports.pop_calls()),
             changes=self.watch.compare(),
             steps=self._optimizers.pop_steps(),
-            writes=self._writers.pop_operations(),
+            writes=self._conversions.pop_operations(),
             gradients=self._gradients.pop_operations(),
-            names=frozenset(self.watch.paths()) if with_names else frozenset(),
+            names=frozenset(self.watch.registry.paths()) if with_names else frozenset(),
             loads=self._loads.pop_loads(),
-            events=self._events.pop_events() if self._events is not None else (),
+            events=self._timeline.pop_events() if self._timeline is not None else (),
         )
 
     def collect_leaks(self) -> tuple[Leak, ...]:
-        """What has been set otherwise since this was last asked, and by which lines, where that is known."""
+        """Return the settings that changed since the last call, with the line that changed each, where it is known."""
         if not self._strict:
             return ()
-        left = self._globals.find_leaks(None, flag_snapshots.read_global_flags())
+        global_leaks = self._global_flags.find_leaks(None, flag_snapshots.read_global_flags())
         return (
-            *(replace(leak, at=self._set_by(leak)) for leak in self.shared.find_leaks()),
-            *(replace(leak, at=self._setters.line_of(leak.name, leak.after)) for leak in left),
+            *(replace(leak, at=self._leak_line(leak)) for leak in self.shared.find_leaks()),
+            *(replace(leak, at=self._global_state_calls.line_of(leak.name, leak.after)) for leak in global_leaks),
         )
 
-    def _set_by(self, leak: Leak) -> Site | None:
-        model = self.watch.living_models().get(leak.model or "")
-        return leak_lines.find_leak_line(leak, model, self._switches, self._sites) if model is not None else None
+    def _leak_line(self, leak: Leak) -> Site | None:
+        model = self.watch.registry.living_models().get(leak.model or "")
+        if model is None:
+            return None
+        return leak_lines.find_leak_line(leak, model, self._mode_changes, self._user_lines)
 
     def restored_settings(self) -> set[tuple[str | None, str]]:
-        """The settings that are what they were at first."""
-        return self.shared.restored_flags() | {(None, name) for name in self._globals.restored()}
+        """Return the (model name, setting) pairs that were restored to their values at the start of the window."""
+        return self.shared.restored_flags() | {(None, name) for name in self._global_flags.restored()}
 
     def final_trace(self, history: SessionHistory | None, *, needs_forward: bool, report_drift: bool) -> Trace:
-        """What can only be told once all is over."""
+        """Return the facts that are known only when the window closes."""
         return Trace(
             drifts=self.shared.drifts() if report_drift else (),
             global_drifts=history.global_state.pop_drift() if report_drift and history is not None else (),

@@ -1,22 +1,31 @@
-"""A window: when it is open and when it listens, and under which policy each part of it ran."""
+"""The life cycle of a guarded window: opened, split into parts with their own policies, closed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
+from weakref import WeakSet
 
+from torch import nn
+
+from pytest_evalmode.errors import GuardError
 from pytest_evalmode.guards.config import GuardConfig
 from pytest_evalmode.guards.observers import Observers
 from pytest_evalmode.guards.segments import Segments
+from pytest_evalmode.observe import forks
+from pytest_evalmode.observe.models import discovery
 from pytest_evalmode.observe.observer_errors import ObserverErrors
+from pytest_evalmode.observe.state.fingerprint import Fingerprint
 from pytest_evalmode.policy import Policy
+from pytest_evalmode.rules import Violation, add_fixture
+from pytest_evalmode.trace import LockChange, Site, Trace, WatchedModel
 
 
 class Window:
-    """Has the observers begin and end together, in segments that may each have a policy of their own.
+    """A guarded window: it starts and stops the observers and splits the window into segments, one per policy.
 
-    What goes wrong in it is kept in `failures`, never raised into the code that is watched.
+    Exceptions inside it are collected in `failures`, never raised into the code under test.
     """
 
     def __init__(self, policy: Policy, config: GuardConfig) -> None:
@@ -25,43 +34,119 @@ class Window:
         self.segments = Segments(config.strict, config.custom_rules)
         self.is_open = False
         self.was_opened = False
-        """Whether it was ever open."""
+        """Whether it was ever open; it was not for an unguarded test that only uses `evalmode_lock`."""
+        self.is_closed = False
         self.is_listening = False
-        self.seconds = 0.0
-        """What it has cost so far, but for the forwards."""
+        self._finished = False
+        self._seconds = 0.0
         self._strict = config.strict
         self._history = config.history
         self._failures = ObserverErrors()
+        self._fixtures: dict[str, tuple[str, Site]] = {}
+        """The fixture that provided a model, as (name, line of its definition), by the model's name."""
 
     @property
     def failures(self) -> tuple[Exception, ...]:
-        return (*self._failures, *self.observers.failures)
+        """Exceptions raised in the guard itself; if there are any, its violations may be incomplete."""
+        return (*self._failures, *self.observers.errors)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in the guard so far."""
+        return self._seconds + self.observers.seconds
+
+    @property
+    def combined_policy(self) -> Policy:
+        """The exemptions of all parts of the window."""
+        return self.segments.combined_policy(self.policy)
+
+    @property
+    def models(self) -> tuple[WatchedModel, ...]:
+        return self.observers.watch.registry.watched_models()
+
+    @property
+    def trace(self) -> Trace:
+        """The facts recorded so far, exempted or not."""
+        return self.segments.full_trace()
+
+    def watch_fixture_value(self, value: object, name: str, *, shared: bool, defined_at: Site | None = None) -> None:
+        """Find the models in the value of the fixture `name` and name them after it.
+
+        If the value is `shared`, that is, outlives the test, its models are watched from now on; otherwise a model is
+        watched once it runs.
+        """
+        for path, model in discovery.find_models(value, name):
+            self.observers.watch.registry.set_name(model, path)
+            if defined_at is not None:
+                self._fixtures.setdefault(path, (name, defined_at))
+            if shared:
+                self.observers.watch_shared(model, self._history)
 
     def open(self) -> None:
         self.is_open = self.was_opened = True
+        _open_windows.add(self)
         with self.safely():
             self.observers.read_baselines(self._history)
         self._listen()
 
-    def close(self, name: str, *, needs_forward: bool, report_drift: bool) -> None:
-        """End it, and let go of every model."""
+    def close(
+        self, name: str = "", *, finished: bool = True, needs_forward: bool = False, report_drift: bool = True
+    ) -> None:
+        """Close the window and release every model.
+
+        Args:
+            name: how a later window refers to this one.
+            finished: whether the code ran to its end; otherwise unused exemptions and missing forwards do not count.
+            needs_forward: whether it is a violation if no model ran.
+            report_drift: whether to report changes since the last window.  They are reported only once, so pass False
+                if the violations of this window will not be shown.
+        """
         if self.is_listening:
             self._stop_listening()
         with self.safely():
             if self.is_open:
-                self._end(name, needs_forward, report_drift)
+                self._add_final_facts(name, finished and needs_forward, report_drift)
         with self.safely():
             self.observers.watch.close()
-        self.is_open = False
+        self.is_open, self.is_closed, self._finished = False, True, finished
+        _open_windows.discard(self)
+
+    def abandon(self) -> None:
+        """Close the window in a forked child, where nothing is observed: its result is unknown there."""
+        self.is_open = self.is_listening = False
+        self.segments.clear()
+        self._failures.append(GuardError("this guard was opened before the process was forked: result unknown"))
 
     def collect(self) -> None:
-        """Take what was seen so far."""
+        """Add the facts recorded so far to the segments."""
         if self.is_listening:
             self._end_segment()
 
+    def add_lock_changes(self, changes: Iterable[LockChange]) -> None:
+        """Record differences from the evaluation lock, so that its rules report them."""
+        self.segments.append(Trace(locks=tuple(changes)), self.policy)
+
+    def last_fingerprints(self, model: nn.Module) -> dict[str, Fingerprint] | None:
+        """Return the fingerprints of a model's tensors by name, as they were last read.
+
+        They are valid if any later change is a violation.  If a later change may have been exempted, the result is
+        None, and the caller must read the model itself.
+        """
+        policy = self.combined_policy
+        if not self.is_listening or policy.mutable or "state-mutated" in policy.allow:
+            return None
+        with self.safely():
+            self.observers.watch.add(model)
+        return self.observers.watch.saved_fingerprints(model)
+
+    def violations(self) -> list[Violation]:
+        """Apply the rules to the facts so far.  After `close`, unused exemptions count as well."""
+        violations = self.segments.violations(finished=self._finished)
+        return [add_fixture(violation, self._fixtures) for violation in violations]
+
     @contextmanager
     def segment(self, policy: Policy | None) -> Iterator[None]:
-        """A part of the window under another policy, or, with none, unobserved."""
+        """Run a part of the window under another policy or, if that is None, unobserved."""
         if not self.is_open:
             yield
             return
@@ -70,19 +155,19 @@ class Window:
         try:
             yield
         finally:
-            if self.is_open:  # a context that was entered inside may be left after the end
+            if self.is_open:  # the context may be left after the window has closed
                 self._switch(*before)
 
     @contextmanager
     def safely(self) -> Iterator[None]:
-        """Time a piece of the guard's own work, and keep what goes wrong in it."""
-        began = perf_counter()
+        """Run a part of the guard's own work: measure its time and collect its exceptions in `failures`."""
+        start = perf_counter()
         try:
             yield
         except Exception as error:
             self._failures.append(error)
         finally:
-            self.seconds += perf_counter() - began
+            self._seconds += perf_counter() - start
 
     def _switch(self, policy: Policy, listen: bool) -> None:
         if self.is_listening:
@@ -107,16 +192,25 @@ class Window:
 
     def _end_segment(self) -> None:
         with self.safely():
-            named = bool(self.policy.train or self.policy.mutable)
-            self.segments.add(self.observers.collect_trace(with_names=named), self.policy)
+            has_globs = bool(self.policy.train or self.policy.mutable)
+            self.segments.add(self.observers.collect_trace(with_names=has_globs), self.policy)
             self.segments.add_leaks(self.observers.collect_leaks(), self.policy)
 
-    def _end(self, name: str, needs_forward: bool, heard: bool) -> None:
-        """What can only be told once all is over."""
-        if not self._strict:
+    def _add_final_facts(self, name: str, needs_forward: bool, report_drift: bool) -> None:
+        """Add the facts that are known only when the window closes."""
+        if not self._strict:  # only strict rules use them
             return
         self.segments.finish_leaks(self.observers.restored_settings())
-        ended = self.observers.final_trace(self._history, needs_forward=needs_forward, report_drift=heard)
-        self.segments.append(ended, self.policy)
+        trace = self.observers.final_trace(self._history, needs_forward=needs_forward, report_drift=report_drift)
+        self.segments.append(trace, self.policy)
         if self._history is not None:
-            self.observers.shared.save_to(self._history, name, include_drifted=heard)
+            self.observers.shared.save_to(self._history, name, include_drifted=report_drift)
+
+
+_open_windows: WeakSet[Window] = WeakSet()
+
+
+@forks.run_in_child
+def _abandon_all() -> None:
+    while _open_windows:
+        _open_windows.pop().abandon()

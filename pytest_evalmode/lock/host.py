@@ -87,7 +87,7 @@ def last_fingerprints(model: nn.Module, item: pytest.Item) -> Mapping[str, Finge
     from pytest_evalmode.session.stash import GUARD
 
     guard = item.stash.get(GUARD, None)
-    return None if guard is None else guard.last_fingerprints(model)
+    return None if guard is None else guard.window.last_fingerprints(model)
 
 
 def report_changes(item: pytest.Item, outcome: Result[Any], close: Close) -> BaseException | None:
@@ -106,6 +106,6 @@ def report_changes(item: pytest.Item, outcome: Result[Any], close: Close) -> Bas
 
     own_failure = phases.failure_of(item, outcome)
     guard = phases.guard_at_end(item)
-    with guard.safely():
-        guard.add_lock_changes(*close(own_failure is None, None if guard.violations else guard.paused))
+    with guard.window.safely():
+        guard.window.add_lock_changes(close(own_failure is None, None if guard.violations else guard.paused))
     return own_failure

@@ -153,7 +153,7 @@ def sample_grid(tensor: Tensor, rows: int, columns: int) -> Array | None:
     """Return values of a tensor on a grid.
 
     Args:
-        tensor: Seen as a matrix: its first dimension by all others, or a single row if it has fewer than two.
+        tensor: Read as a matrix: the first dimension by all others, or one row if it has fewer than two dimensions.
 
     Returns:
         At most (rows, columns) values in float32 or int64; None if the tensor is empty, complex, sparse or opaque.

@@ -1,1 +1,1 @@
-"""Observers of a guarded window: the only part of the package that knows torch."""
+"""Observers of a guarded window: the part of the package that works with torch."""

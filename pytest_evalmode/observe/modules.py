@@ -49,7 +49,7 @@ def python_module(definition: object) -> str:
 
 
 def is_initialized(value: object) -> TypeGuard[nn.Module]:
-    """Return whether a module or None is a module whose `Module.__init__` has run."""
+    """Return whether `Module.__init__` has run for a module; False for None."""
     # A ScriptModule stores its submodules elsewhere.
     return value is not None and ("_modules" in vars(value) or isinstance(value, ScriptModule))
 

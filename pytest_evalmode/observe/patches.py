@@ -1,72 +1,109 @@
-"""Patches of methods of `nn.Module` and of other functions of torch, in place while they have observers."""
+"""The functions of torch and the standard library that are replaced while a window is open, and who observes them.
+
+The replacement of each is defined beside its observer.
+"""
 
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable
 from functools import wraps
-from types import CellType, FunctionType, ModuleType
-from typing import Any, Generic, TypeVar
+from pkgutil import resolve_name
+from types import CellType, FunctionType
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-Observer = TypeVar("Observer")
+from pytest_evalmode.observe import forks
+from pytest_evalmode.observe.observer_errors import ObserverErrors
+
 Method = Callable[..., Any]
+Level = Literal["default", "strict"]
 
 _TORCH_GLOBALS = vars(sys.modules[nn.Module.__module__])
+_lock = forks.new_lock(sys.modules[__name__])
 
 
-class Patch(Generic[Observer]):
+class Patch:
     """Replaces a function when the first observer starts, and restores it when the last one stops.
 
-    The replacement is always the same function without a closure: torch.compile guards on closures, so a new one would
-    cause a recompilation.
+    The replacement is always the same function, without a closure over anything that changes: torch.compile guards on
+    closures, so a new one would cause a recompilation.
     """
 
-    def __init__(self, name: str, owner: type | ModuleType = nn.Module) -> None:
-        self.observers: tuple[Observer, ...] = ()
-        self.original: Method = getattr(owner, name)
-        self._owner = owner
-        self._name = name
+    def __init__(self, owner: object, name: str, lost: str = "", level: Level = "default") -> None:
+        """Describe a patch of the function `name` of `owner`, a class or a Python module.
+
+        Args:
+            owner: the object itself, or its name as in `"torch.nn:Module"`. If that does not exist, the patch does
+                nothing.
+            name: the attribute that holds the function.
+            lost: what is not observed without the patch.
+            level: whether every window needs it or only a strict one.
+        """
+        self.name = name
+        self.lost = lost
+        self.level = level
+        self.observers: tuple[Any, ...] = ()
+        self._owner = _find(owner) if isinstance(owner, str) else owner
+        self.is_available = hasattr(self._owner, name)
+        self.original: Method = getattr(self._owner, name, _missing)
         self._replacement: Method = self.original
+        self._is_inherited = False
         self._opaque_wrapper: Method | None = None
         """Another wrapper around the replacement that hides what it calls, such as a mock."""
-        self._lock = threading.Lock()
 
     def replace_with(self, function: Method) -> Method:
         """Set the replacement, which calls `original`. Usable as a decorator."""
         self._replacement = wraps(self.original)(function)
         return self._replacement
 
-    def start(self, observer: Observer) -> None:
+    def start(self, observer: object) -> None:
         """Add an observer, and install the replacement unless the function in place already calls it."""
-        with self._lock:
+        if not self.is_available:
+            return
+        with _lock:
             current = self._current()
             # The original, which the last stop() restored, never calls the replacement: no need to search it.
             is_original = current is self.original
+            self.observers = (*self.observers, observer)
             if is_original or (current is not self._opaque_wrapper and not _reaches(current, self._replacement)):
                 self.original = current
-                setattr(self._owner, self._name, self._replacement)
-            self.observers = (*self.observers, observer)
+                self._is_inherited = self.name not in vars(self._owner)
+                setattr(self._owner, self.name, self._replacement)
 
-    def stop(self, observer: Observer) -> None:
+    def stop(self, observer: object) -> None:
         """Remove an observer, and restore the original after the last one.
 
         If other code has wrapped the replacement, its wrapper stays, and the replacement only calls the original.
         """
-        with self._lock:
+        if observer not in self.observers:
+            return
+        with _lock:
             current = self._current()
             self.observers = tuple(other for other in self.observers if other is not observer)
             if not self.observers and current is self._replacement:
-                setattr(self._owner, self._name, self.original)
+                if self._is_inherited:
+                    delattr(self._owner, self.name)
+                else:
+                    setattr(self._owner, self.name, self.original)
 
     def _current(self) -> Method:
         """Return the function that is in place now, and note if it is a mock that wraps the replacement."""
-        current: Method = getattr(self._owner, self._name)
+        current: Method = getattr(self._owner, self.name)
         if self.observers and current is not self.original and _is_opaque(current):
             self._opaque_wrapper = current
         return current
+
+
+def _find(name: str) -> object:
+    try:
+        return resolve_name(name)
+    except (ImportError, AttributeError):
+        return None
+
+
+def _missing(*args: object, **kwargs: object) -> None: ...
 
 
 def _is_opaque(method: object) -> bool:
@@ -94,3 +131,79 @@ def _content(cell: CellType) -> object:
         return cell.cell_contents
     except ValueError:  # the cell is still empty
         return None
+
+
+# --- the table. Functions that torch offers under several names are replaced where all of these arrive.
+
+module_call = Patch("torch.nn:Module", "__call__", "forwards: which models run, and all rules about a forward")
+module_init = Patch("torch.nn:Module", "__init__", "forwards of classes with their own `__call__`, defined in a window")
+module_train = Patch("torch.nn:Module", "train", "the line that switched a module to training mode")
+load_state_dict = Patch("torch.nn:Module", "load_state_dict", "incomplete loads, and that a load wrote to a model")
+module_apply = Patch("torch.nn:Module", "_apply", "that half(), to() or another conversion wrote to a model")
+requires_grad = Patch("torch.nn:Module", "requires_grad_", "that requires_grad_() wrote to a model")
+run_backward = Patch("torch.autograd", "_engine_run_backward", "backward() and autograd.grad() through a model")
+capture_end = Patch("torch.cuda:CUDAGraph", "capture_end", "the state of models that first run in a graph capture")
+
+program_init = Patch("torch.export:ExportedProgram", "__init__", "exports in training mode")
+program_module = Patch("torch.export:ExportedProgram", "module", "which exported graph has run")
+jit_trace = Patch("torch.jit._trace", "make_module", "jit traces in training mode")
+onnx_trace = Patch("torch.jit._trace:ONNXTracedModule", "forward", "older onnx exports in training mode")
+
+work_item_init = Patch("concurrent.futures.thread:_WorkItem", "__init__", "the line that submitted a forward to a pool")
+work_item_run = Patch("concurrent.futures.thread:_WorkItem", "run", "the line that submitted a forward to a pool")
+
+SETTERS: dict[Patch, tuple[str, ...]] = {
+    Patch(owner, name, "the line that changed a global flag", "strict"): flags
+    for owner, flags, *names in (
+        ("torch._C", (), "_set_default_dtype", "_set_default_tensor_type"),
+        ("torch._C", (), "_set_deterministic_algorithms", "_set_float32_matmul_precision"),
+        ("torch", (), "set_num_threads"),
+        ("torch.backends:ContextProp", (), "__set__"),
+        ("torch.backends.cuda:cuBLASModule", (), "__setattr__"),
+        ("torch.autograd.grad_mode:set_grad_enabled", ("grad_mode",), "__init__", "__exit__"),
+        ("torch.autograd.anomaly_mode:set_detect_anomaly", ("anomaly_mode",), "__init__", "__exit__"),
+        ("torch.utils._device:DeviceContext", ("default_device",), "__enter__", "__exit__"),
+    )
+    for name in names
+}
+"""With the flags to read around a call: () reads all. A setter that a forward may call often names the one it sets."""
+
+TABLE = (*(value for value in list(globals().values()) if isinstance(value, Patch)), *SETTERS)
+
+
+class Observer:
+    """Base class of what observes a window: its patches are in place from `start()` to `stop()`."""
+
+    patched: ClassVar[tuple[Patch, ...]] = ()
+
+    def __init__(self) -> None:
+        self.errors = ObserverErrors()
+        """Errors of the observer itself: what it does while the code under test runs is `with self.errors:`."""
+
+    @property
+    def is_running(self) -> bool:
+        return self in _running
+
+    def start(self, *, strict: bool = False) -> None:
+        """Install the patches. If this raises an exception, call `stop()` too."""
+        _running.add(self)
+        for patch in self.patched:
+            if strict or patch.level == "default":
+                patch.start(self)
+
+    def stop(self) -> None:
+        """Remove the patches, whether or not they were installed. An error in one leaves no other in place."""
+        for patch in self.patched:
+            with self.errors:
+                patch.stop(self)
+        _running.discard(self)
+
+
+_running: set[Observer] = set()
+
+
+@forks.run_in_child
+def _stop_all() -> None:
+    for observer in list(_running):
+        with observer.errors:
+            observer.stop()

@@ -70,8 +70,8 @@ def assert_batch_independent(
         model: The model.  A copy of it runs in eval mode.
         batch: A tensor of shape `(samples, ...)`, a list or tuple of the forward's arguments, or a mapping of its
             keyword arguments.  At least two samples along the first dimension.
-        rtol: Relative tolerance.  By default, differences as small as rounding errors are allowed, because kernels add
-            in another order for another batch size.
+        rtol: Relative tolerance.  By default, differences as small as rounding errors are allowed, because kernels sum
+            in a different order for a different batch size.
         atol: Absolute tolerance.  Pass both tolerances, or neither.
 
     Raises:
@@ -103,9 +103,9 @@ def assert_batch_independent(
 
 
 def assert_eval_matters(model: nn.Module, *inputs: Any, **named: Any) -> None:
-    """Assert that a model returns another output in training mode than in eval mode.
+    """Assert that a model returns a different output in training mode than in eval mode.
 
-    If it does not, a test of this model cannot detect a forgotten `eval()` by its numbers.
+    If it does not, a test of this model cannot detect a forgotten `eval()` from the output.
 
     Args:
         model: The model.  Copies of it run in eval mode and in training mode.

@@ -12,7 +12,7 @@ from pytest_evalmode.probes.probe_runs import Run
 
 
 def first_difference(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> str | None:
-    """Describe the first difference of two outputs, compared bit by bit; None if they are the same.
+    """Describe the first difference between two outputs, compared bit by bit; None if they are the same.
 
     NaN equals NaN.
     """

@@ -44,7 +44,7 @@ def find_explanations(violations: Sequence[Violation]) -> list[Violation]:
 def _explains(cause: Violation, other: Violation) -> bool:
     """Whether another violation is a consequence of this one.
 
-    Both must be of the same model, or the cause of a submodule that counts as a model of its own.
+    Both must be in the same model, or the cause in a submodule that is reported as a model.
     """
     if cause.rule not in other.because:
         return False
@@ -55,8 +55,9 @@ def _explains(cause: Violation, other: Violation) -> bool:
 def _place(cause: Violation) -> tuple[str, str | None]:
     """Return where to fix a violation: a name and a line.
 
-    That is, in this order, the line that switched the mode, exported the graph or wrote; the fixture that provided a
-    model in training mode; the line at fault in the model; the call.  Autograd is always fixed at the call.
+    That is the first of these that is known: the line that switched the mode, exported the graph or changed the state;
+    the fixture that provided a model in training mode; the line at fault in the model; the call.  Autograd is always
+    fixed at the call.
     """
     fixture = (f"fixture {cause.fixture}", str(cause.fixture_at)) if cause.fixture else None
     if cause.since:

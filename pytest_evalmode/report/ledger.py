@@ -45,7 +45,7 @@ def serialize_record(
         models: The watched models.
         violations: All violations, known ones included.
         seconds: The cost of guarding.
-        exemptions: The exemptions that excused something, as declared.
+        exemptions: The exemptions that suppressed a violation, as declared.
         guard_failed: Whether the guard itself failed, so that the result is unknown.
         guarded: Whether forwards were guarded; a test may only use `evalmode_lock`.
         finished: Whether the test ran to its end.

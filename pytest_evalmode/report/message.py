@@ -131,7 +131,7 @@ def _exemption_arguments(violations: Sequence[Violation]) -> str:
 
 
 def rules_table(rules: Iterable[Rule] = RULES) -> str:
-    """Return the rules with when they fire and how to fix them, for `--evalmode-rules`."""
+    """Return the table of rules for `--evalmode-rules`: when each rule fires, and how to fix a violation."""
     return "\n\n".join(
         f"{rule.name} ({rule.level})\n  fires when {rule.fires_when}\n  fix: {rule.remedy}" for rule in rules
     )

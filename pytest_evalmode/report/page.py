@@ -127,7 +127,7 @@ def verdict(tests: Sequence[Test], known: KnownViolations | None = None) -> str:
 
 
 def exemptions_in_use(tests: Sequence[Test]) -> list[dict[str, Any]]:
-    """Return the exemptions that excused something, each with its reason and tests, the most used first."""
+    """Return the exemptions that suppressed a violation, each with its reason and tests, the most used first."""
     used: dict[tuple[str, str], list[str]] = {}
     for test in tests:
         if test["exemptions"]:

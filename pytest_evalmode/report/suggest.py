@@ -101,7 +101,7 @@ def failed_guards(tests: Mapping[str, Suggestion]) -> list[tuple[str, str]]:
 
 
 def marking_advice(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterator[str]:
-    """Yield lines that say how to guard the tests: in the configuration, or one by one where others train."""
+    """Yield lines that say how to guard the tests: in the configuration, or one by one beside tests that train."""
     nodeids = [test.nodeid for test in unmarked_tests(tests)]
     files = {_file(nodeid) for nodeid in nodeids}
     training_files = {_file(nodeid) for nodeid, test in tests.items() if test["trains"]}

@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 
 
 class Line(NamedTuple):
-    """A line of the summary, with pytest's name of its color."""
+    """A line of the summary, and its color as pytest names it."""
 
     text: str
     color: str = ""
@@ -51,7 +51,7 @@ def headline(ledger: Ledger, known: KnownViolations | None) -> Line:
 
 def _cost(ledger: Ledger, seconds: float) -> str:
     read, skipped = (sum(test[key] for test in ledger.tests) for key in ("read", "unread"))
-    took = f"guarding took {seconds:.2f} s"
+    took = f"guarding took at least {seconds:.2f} s"
     if skipped:
         return f"{took}; read {_size(read)}, skipped {_size(skipped)} that the kernel reports as unmodified"
     return f"{took}; read {_size(read)} in full" if read else took
@@ -122,7 +122,7 @@ def slowest_guards(ledger: Ledger, limit: int | None) -> Iterator[Line]:
 
 
 def stale_entries(entries: list[tuple[str, str]], file: str, *, verbose: bool = False) -> Iterator[Line]:
-    """Yield the baseline entries that are fixed, and how to remove them."""
+    """Yield the stale entries of the baseline, and the command that removes them."""
     shown = entries if verbose else entries[:_MAX_STALE]
     for nodeid, broken in shown:
         yield Line(f"stale: {nodeid} no longer breaks {broken}", "yellow")

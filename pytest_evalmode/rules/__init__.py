@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain, compress
+from itertools import compress
 
 from pytest_evalmode.rules import exemptions, forward_rules, leak_rules, lock_rules, state_rules
 from pytest_evalmode.rules.exemptions import PolicySegments
 from pytest_evalmode.rules.rule import Rule, RuleError, Violation, add_fixture, rule
-from pytest_evalmode.trace import Leak, TensorChange, Trace, WatchedModel
+from pytest_evalmode.trace import Trace, join_traces
 
-__all__ = ["RULES", "RULE_NAMES", "Rule", "RuleError", "Violation", "add_fixture", "apply_rules", "join_traces", "rule"]
+__all__ = ["RULES", "RULE_NAMES", "Rule", "RuleError", "Violation", "add_fixture", "apply_rules", "rule"]
 
 RULES: tuple[Rule, ...] = (
     forward_rules.train_mode,
@@ -43,7 +43,7 @@ def apply_rules(
     """Return the violations of one window.
 
     Args:
-        segments: The traces of the window in order, each with the policy that was in force.
+        segments: The traces of the window in order, each with its policy.
         strict: Also apply the strict rules.
         user_rules: Rules of the `pytest_evalmode_rules` hook.
         finished: Whether the window ran to its end.  If not, no exemption is reported as unused.
@@ -61,45 +61,3 @@ def apply_rules(
                 joined[applies] = replace(join_traces(list(compress(traces, applies))), unused_exemptions=unused)
             violations += each.violations(joined[applies])
     return [exemptions.add_near_misses(violation, segments) for violation in violations]
-
-
-def _join_models(traces: Sequence[Trace]) -> tuple[WatchedModel, ...]:
-    """Return each model once, as last seen, with its forwards of all traces."""
-    models: dict[str, WatchedModel] = {}
-    for model in chain.from_iterable(trace.models for trace in traces):
-        before = models[model.name].forwards if model.name in models else 0
-        models[model.name] = replace(model, forwards=before + model.forwards)
-    return tuple(models.values())
-
-
-def _join_leaks(leaks: Iterable[Leak]) -> tuple[Leak, ...]:
-    """Join the leaks of consecutive segments; a value that ends as it began is not a leak."""
-    joined: dict[tuple[str | None, str], Leak] = {}
-    for leak in leaks:
-        key = leak.model, leak.name
-        joined[key] = replace(leak, before=joined[key].before) if key in joined else leak
-    return tuple(leak for leak in joined.values() if leak.before != leak.after)
-
-
-def join_traces(traces: Sequence[Trace]) -> Trace:
-    """Return one trace for several; a tensor that changed in two of them has its first change."""
-    changes: dict[tuple[str, str], TensorChange] = {}
-    for change in chain.from_iterable(trace.changes for trace in traces):
-        changes.setdefault((change.model, change.path), change)
-    return Trace(
-        models=_join_models(traces),
-        calls=tuple(call for trace in traces for call in trace.calls),
-        changes=tuple(changes.values()),
-        steps=tuple(dict.fromkeys(step for trace in traces for step in trace.steps)),
-        writes=tuple(dict.fromkeys(write for trace in traces for write in trace.writes)),
-        gradients=tuple(dict.fromkeys(call for trace in traces for call in trace.gradients)),
-        names=frozenset().union(*(trace.names for trace in traces)),
-        loads=tuple(load for trace in traces for load in trace.loads),
-        leaks=_join_leaks(leak for trace in traces for leak in trace.leaks),
-        drifts=tuple(drift for trace in traces for drift in trace.drifts),
-        global_drifts=tuple(drift for trace in traces for drift in trace.global_drifts),
-        locks=tuple(change for trace in traces for change in trace.locks),
-        needs_forward=any(trace.needs_forward for trace in traces),
-        forwards=sum(trace.forwards for trace in traces),
-        events=tuple(event for trace in traces for event in trace.events),
-    )

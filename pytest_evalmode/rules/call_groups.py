@@ -1,4 +1,4 @@
-"""Groups of forward calls, and the violations made of them."""
+"""Forward calls grouped by model, and the violations that report them."""
 
 from __future__ import annotations
 

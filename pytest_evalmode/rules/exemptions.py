@@ -1,4 +1,4 @@
-"""Exemptions: what `allow`, `train` and `mutable` excuse, and which of them matched nothing."""
+"""Exemptions: what `allow`, `train` and `mutable` permit, and which of them matched nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_evalmode.rules.rule import Rule, Violation, rule
 from pytest_evalmode.trace import ForwardCall, Trace
 
 PolicySegments = Sequence[tuple[Trace, Policy]]
-"""The traces of a window in order, each with the policy that was in force."""
+"""The traces of a window in order, each with its policy."""
 Exemption = tuple[str, str]
 """An argument of the marker and one of its values: `("train", "drop")`."""
 

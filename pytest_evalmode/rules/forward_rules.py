@@ -37,22 +37,22 @@ def train_mode(trace: Trace) -> Iterator[Violation]:
         model = calls[0].ran.model
         calls.sort(key=lambda call: model not in call.graphs)  # the export of a graph before the runs of the graph
         training = unique_by_module(observation for call in calls for observation in call.training)
-        # Batch norm and dropout are more telling than containers and linear layers in the same mode.
-        telling = [observation for observation in training if observation.module.mode_dependent] or training
-        why = f": {telling[0].why}" if telling[0].why else ""
-        since = _common_switch(telling)
-        of = f" of {plural(calls[0].modules, 'module')}" if len(telling) > 1 else ""
-        were = "was" if len(telling) == 1 else "were"
+        # Batch norm and dropout are more relevant than containers and linear layers in the same mode.
+        relevant = [observation for observation in training if observation.module.mode_dependent] or training
+        why = f": {relevant[0].why}" if relevant[0].why else ""
+        since = _common_switch(relevant)
+        of = f" of {plural(calls[0].modules, 'module')}" if len(relevant) > 1 else ""
+        were = "was" if len(relevant) == 1 else "were"
         step = first_optimizer_step(trace, model)
         yield violation_of_modules(
             calls,
-            telling,
+            relevant,
             message=f"{model_names(calls)} {_ran_or_exported(calls)} in training mode",
-            finding=f"{module_names(telling)}{of} {were} in training mode{why}",
-            remedy=_register_remedy(telling[0]) or (pause_remedy(step) if step else _eval_remedy(calls, training)),
+            finding=f"{module_names(relevant)}{of} {were} in training mode{why}",
+            remedy=_register_remedy(relevant[0]) or (pause_remedy(step) if step else _eval_remedy(calls, training)),
             since=since,
             details={**({"since": str(since)} if since else {}), **operation_details(trained=step)},
-            never_intended=bool(step or telling[0].why) or any(call.all_training for call in calls),
+            never_intended=bool(step or relevant[0].why) or any(call.all_training for call in calls),
             train=tuple(observation.module.path for observation in training),
         )
 
@@ -103,8 +103,8 @@ def batch_stats(trace: Trace) -> Iterator[Violation]:
 @rule(
     "random-forward",
     fires_when="a forward in eval mode drew from torch's global generators: F.dropout without training=, "
-    "scaled_dot_product_attention(dropout_p=...), ungated DropPath, a graph traced or exported in training mode. "
-    "Strict: the forward of any module (a random augmentation), and Python's and NumPy's generators",
+    "scaled_dot_product_attention(dropout_p=...), DropPath that ignores eval(), a graph traced or exported in training "
+    "mode. Strict: the forward of any module (a random augmentation), and Python's and NumPy's generators",
     remedy="make it depend on self.training (F.dropout(x, training=self.training)), or draw from a separate "
     "torch.Generator",
 )
@@ -180,7 +180,7 @@ def _export_site(trace: Trace, calls: list[ForwardCall]) -> Site | None:
 
 
 def _ran_or_exported(calls: list[ForwardCall]) -> str:
-    """Return how often the model ran, for the headline; only if it never ran, that it was exported."""
+    """Return for the headline how often the model ran or, if it never ran, that it was exported."""
     runs = [call for call in calls if not call.exported]
     return f"ran {times(count_runs(runs))}" if runs else "was exported"
 

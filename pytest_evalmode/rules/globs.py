@@ -23,7 +23,7 @@ def narrowest_globs(paths: Sequence[str]) -> list[str]:
 
 
 def _merged(paths: Iterable[str], generalize: Callable[[str], str]) -> list[str]:
-    """Replace paths that generalize to the same glob by that glob; keep a path that is alone with its glob."""
+    """Replace paths that generalize to the same glob by that glob; keep a path if no other path has its glob."""
     groups: dict[str, set[str]] = {}
     for path in paths:
         groups.setdefault(generalize(path), set()).add(path)

@@ -18,7 +18,7 @@ class Violation:
     rule: str = ""
     model: str | None
     subjects: tuple[str, ...]
-    """Modules or tensors at fault, most telling first: `model.path (Type)`, `model.path.tensor` or `model (Type)`."""
+    """Modules or tensors at fault, most relevant first: `model.path (Type)`, `model.path.tensor` or `model (Type)`."""
     message: str
     """The headline: complete, and short enough for a line of pytest's summary."""
     finding: str
@@ -68,7 +68,7 @@ class RuleError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A named check: a pure function from the trace of a window to violations, with its explanation."""
+    """A rule: its name, its explanation, and a pure function that takes a trace and yields violations."""
 
     name: str
     level: Level
@@ -77,7 +77,7 @@ class Rule:
     check: Check
 
     def violations(self, trace: Trace) -> list[Violation]:
-        """Return the violations of this rule, with the rule's remedy where the check gave none.
+        """Return the violations of this rule, with the rule's remedy for those that have none.
 
         Raises:
             RuleError: The check raised an exception or yielded something else.
@@ -89,7 +89,7 @@ class Rule:
 
 
 def rule(name: str, *, fires_when: str, remedy: str, level: Level = "default") -> Callable[[Check], Rule]:
-    """Return a decorator that makes a rule of a function from a trace to violations.
+    """Return a decorator that turns a function into a rule; the function takes a trace and yields violations.
 
     Args:
         name: The rule's name, for `allow`, the reports and the baseline.

@@ -1,4 +1,4 @@
-"""Operations that show a test's purpose, training a model or computing gradients, and the remedy for training."""
+"""Operations that show that a test trains a model or computes gradients, and the fix for training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pause_remedy(step: ModelOperation) -> str:
 
 
 def format_operation(operation: ModelOperation) -> str:
-    """Return an operation with its line: `SGD.step() at tests/test_net.py:12`."""
+    """Format an operation with its line: `SGD.step() at tests/test_net.py:12`."""
     return f"{operation.name} at {operation.at}" if operation.at else operation.name
 
 

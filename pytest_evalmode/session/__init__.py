@@ -1,1 +1,1 @@
-"""A run of pytest and its tests: it knows pytest, and never torch."""
+"""The pytest side of the plugin: options, fixtures, hooks and results.  Importing it does not import torch."""

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def evalmode(request: pytest.FixtureRequest) -> Guard:
-    """The guard of this test; asking for it guards an unmarked test.
+    """The guard of this test; requesting it guards an unmarked test.
 
-    `watch(model)` watches a model from now on, `paused()` is for code that may train, `allow(...)` for what is intended
-    in a part of the test; `violations` tells what was found so far and `check()` raises it.
+    `watch(model)` watches a model from now on.  Use `with paused():` around code that trains, and `with allow(...):`
+    for exemptions in a part of the test.  `violations` lists the violations so far, and `check()` raises them.
     """
     from pytest_evalmode.session.guarded_test import phases
 

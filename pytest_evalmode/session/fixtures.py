@@ -1,4 +1,4 @@
-"""What fixtures hand to a test, and what ran meanwhile."""
+"""The values that fixtures pass to a test, and the record of the tests and fixtures that ran."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_evalmode.observe.models.session_history import SessionHistory
     from pytest_evalmode.trace import Site
 
-_WIDE = pytest.StashKey[dict[int, object]]()
+_SHARED_VALUES = pytest.StashKey[dict[int, object]]()
 
 
 def _open_guard(config: pytest.Config) -> Guard | None:
@@ -29,29 +29,31 @@ def _open_guard(config: pytest.Config) -> Guard | None:
 
 
 def record_fixture_value(fixturedef: pytest.FixtureDef[Any], value: object, request: pytest.FixtureRequest) -> None:
-    """Keep the value of a fixture that outlives a test, for as long as it lives, and that it was set up.
+    """Record that a fixture was set up, and its value.
 
-    A test in whose call it was set up is handed it now.
+    Values that outlive a test are kept until the fixture is torn down.  If a test set the fixture up in its call, by
+    `request.getfixturevalue`, the test's guard starts watching the value.
     """
     if fixturedef.scope != "function":
-        request.config.stash.setdefault(_WIDE, {})[id(fixturedef)] = value
+        request.config.stash.setdefault(_SHARED_VALUES, {})[id(fixturedef)] = value
     if fixturedef.argname != "evalmode":
-        _note_part("set-up", fixturedef, request)
+        _record_fixture_event("setup", fixturedef, request)
     guard = _open_guard(request.config)
     if guard is not None:
-        with guard.safely():
-            at = _site(fixturedef, request.config)
-            guard.watch_fixture_value(value, fixturedef.argname, shared=fixturedef.scope != "function", defined_at=at)
+        with guard.window.safely():
+            line = _definition_line(fixturedef, request.config)
+            shared = fixturedef.scope != "function"
+            guard.window.watch_fixture_value(value, fixturedef.argname, shared=shared, defined_at=line)
 
 
 def begin_test(item: pytest.Item) -> None:
-    """A test begins, its set-up included."""
+    """Record the global state at the start of a test, before its setup."""
     if HISTORY in item.config.stash:
         item.config.stash[HISTORY].global_state.begin_test()
 
 
 def end_test(item: pytest.Item) -> None:
-    """A test has ended, its teardown included."""
+    """Record the global state at the end of a test, after its teardown."""
     if HISTORY in item.config.stash:
         guarded = any(name == RECORD_PROPERTY for name, _ in item.user_properties)
         item.config.stash[HISTORY].global_state.end_test(item.nodeid, guarded=guarded)
@@ -59,9 +61,9 @@ def end_test(item: pytest.Item) -> None:
 
 @contextmanager
 def observe_fixture_setup(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Iterator[None]:
-    """A fixture is set up: what one of wide scope sets in torch is meant to last.
+    """Observe the setup of a fixture: global state that a shared fixture sets is meant to last.
 
-    Where a test asks for it in its call, by `request.getfixturevalue`, its guard looks away.
+    If a test requests the fixture in its call, by `request.getfixturevalue`, the test's guard is paused meanwhile.
     """
     guard = _open_guard(config)
     with nullcontext() if guard is None else guard.paused():
@@ -76,7 +78,7 @@ def observe_fixture_setup(fixturedef: pytest.FixtureDef[Any], config: pytest.Con
 
 
 def get_history(config: pytest.Config) -> SessionHistory:
-    """The memory of the session, from the first time that it is asked for."""
+    """Return the session's history of shared models and global state; the first call creates it."""
     from pytest_evalmode.observe.models.session_history import SessionHistory
 
     if HISTORY not in config.stash:
@@ -85,80 +87,81 @@ def get_history(config: pytest.Config) -> SessionHistory:
 
 
 def record_event(
-    config: pytest.Config, what: str, fixtures: Iterable[str], *, is_test: bool = True, is_installed: bool = False
+    config: pytest.Config, name: str, fixtures: Iterable[str], *, is_test: bool = True, is_installed: bool = False
 ) -> None:
-    """Keep in mind that something ran that may have changed a shared model, once a strict guard has seen one."""
+    """Record that a test or fixture ran, which may have changed a shared model; only if the session has a history."""
     if HISTORY in config.stash:
         from pytest_evalmode.observe.models.session_history import SessionEvent
 
-        config.stash[HISTORY].record_event(SessionEvent(what, frozenset(fixtures), is_test, is_installed))
+        config.stash[HISTORY].record_event(SessionEvent(name, frozenset(fixtures), is_test, is_installed))
 
 
 def forget_fixture(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
-    """A fixture has been torn down; what does not yield has no teardown to speak of."""
-    request.config.stash.get(_WIDE, {}).pop(id(fixturedef), None)
+    """Forget the value of a fixture that was torn down and, if the fixture has teardown code, record that it ran."""
+    request.config.stash.get(_SHARED_VALUES, {}).pop(id(fixturedef), None)
     if HISTORY in request.config.stash:
         request.config.stash[HISTORY].global_state.fixture_ended(id(fixturedef))
     was_set_up = HISTORY in request.config.stash and fixturedef.cached_result is not None
     if was_set_up and (isgeneratorfunction(fixturedef.func) or isasyncgenfunction(fixturedef.func)):
-        _note_part("teardown", fixturedef, request)
+        _record_fixture_event("teardown", fixturedef, request)
 
 
-def _note_part(part: str, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+def _record_fixture_event(part: str, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
     if HISTORY in request.config.stash:
-        what = f"the {part} of fixture {fixturedef.argname!r} for {request.node.nodeid or 'the session'}"
-        record_event(request.config, what, fixturedef.argnames, is_test=False, is_installed=_is_installed(fixturedef))
+        event = f"the {part} of fixture {fixturedef.argname!r} for {request.node.nodeid or 'the session'}"
+        record_event(request.config, event, fixturedef.argnames, is_test=False, is_installed=_is_installed(fixturedef))
 
 
 def _is_installed(fixturedef: pytest.FixtureDef[Any]) -> bool:
-    """Whether a fixture is a plugin's, of pytest's own say."""
+    """Return whether a fixture belongs to pytest or to an installed plugin."""
+    from pytest_evalmode.observe.source.user_code import is_installed
+
     code = getattr(unwrap(fixturedef.func), "__code__", None)
-    return code is not None and "site-packages" in Path(code.co_filename).parts
+    return code is not None and is_installed(Path(code.co_filename))
 
 
-def _site(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Site | None:
-    """Where a fixture of the user's stands; None for one of a plugin's, or of a parameter."""
+def _definition_line(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Site | None:
+    """Return the line that defines a fixture; None outside user code, and for a parameter."""
     code = getattr(unwrap(fixturedef.func), "__code__", None)
-    return None if code is None else _begin(code.co_filename, code, config.rootpath)
+    return None if code is None else _def_line(code.co_filename, code, config.rootpath)
 
 
-@cache  # each test that is handed the fixture asks; code alone does not differ by its file
-def _begin(path: str, code: CodeType, root: Path) -> Site | None:
-    """The line of the `def`, which comes after the decorators; None outside the root and in site-packages."""
-    if not Path(path).is_relative_to(root):
-        return None
+@cache  # by path too: code objects of two files compare equal if their source is the same
+def _def_line(path: str, code: CodeType, root: Path) -> Site | None:
+    """Return the line of the `def`, after the decorators; None outside user code."""
+    from pytest_evalmode.observe.source.user_code import user_path
     from pytest_evalmode.trace import Site
 
-    file = Path(path).relative_to(root)
-    if "site-packages" in file.parts:
+    file = user_path(path, root.resolve())
+    if file is None:
         return None
-    lines = [getline(path, code.co_firstlineno + i).strip() for i in range(_MOST_DECORATORS)]
-    begins = next((i for i, line in enumerate(lines) if line.startswith(("def ", "async def "))), 0)
-    return Site(file.as_posix(), code.co_firstlineno + begins, lines[begins])
+    lines = [getline(path, code.co_firstlineno + i).strip() for i in range(_MAX_DECORATOR_LINES)]
+    offset = next((i for i, line in enumerate(lines) if line.startswith(("def ", "async def "))), 0)
+    return Site(file, code.co_firstlineno + offset, lines[offset])
 
 
-_MOST_DECORATORS = 20
+_MAX_DECORATOR_LINES = 20
 
 
 def values_passed_to(item: pytest.Item) -> Iterator[tuple[str, object, bool, Site | None]]:
-    """The name and value of all that a test was handed, whether it outlives the test, and where its fixture stands.
+    """Yield the values that a test gets from its fixtures, its instance and its class (as set by `setUpClass`).
 
-    What a class keeps for its tests counts, as `setUpClass` puts it there.
+    Each is a tuple: its name, the value, whether it outlives the test, and the line that defines its fixture.
     """
-    wide = {id(value) for value in item.config.stash.get(_WIDE, {}).values()}
+    shared = {id(value) for value in item.config.stash.get(_SHARED_VALUES, {}).values()}
     definitions = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
     for name, value in getattr(item, "funcargs", {}).items():
-        fixtures = definitions.get(name)
-        yield name, value, id(value) in wide, _site(fixtures[-1], item.config) if fixtures else None
+        fixturedefs = definitions.get(name)
+        yield name, value, id(value) in shared, _definition_line(fixturedefs[-1], item.config) if fixturedefs else None
     instance = getattr(item, "instance", None)
     if instance is not None:
         yield from ((f"self.{name}", value, False, None) for name, value in getattr(instance, "__dict__", {}).items())
-        for kind in type(instance).__mro__:
-            yield from ((f"self.{name}", value, True, None) for name, value in vars(kind).items())
+        for cls in type(instance).__mro__:
+            yield from ((f"self.{name}", value, True, None) for name, value in vars(cls).items())
 
 
 def fixtures_providing(models: Iterable[str], item: pytest.Item) -> list[str]:
-    """The fixtures that handed these models to a test: a model is named after its fixture, and its place in that."""
+    """Return the fixtures that passed these models to a test: a model's name starts with that of its fixture."""
     return [
         fixture
         for fixture in getattr(item, "funcargs", {})
@@ -167,7 +170,7 @@ def fixtures_providing(models: Iterable[str], item: pytest.Item) -> list[str]:
 
 
 def fixture_line(fixture: str, item: pytest.Item) -> Site | None:
-    """Where a fixture of a test is defined, if that is in the user's own code."""
+    """Return the line that defines a fixture of a test, if it is in user code."""
     info = getattr(item, "_fixtureinfo", None)
-    found = info.name2fixturedefs.get(fixture) if info is not None else None
-    return _site(found[-1], item.config) if found else None
+    fixturedefs = info.name2fixturedefs.get(fixture) if info is not None else None
+    return _definition_line(fixturedefs[-1], item.config) if fixturedefs else None

@@ -1,4 +1,4 @@
-"""The hooks that teams can implement, in a plugin or a conftest.py: one in a directory rules that directory."""
+"""Hooks that users can implement in a plugin or a conftest.py; a conftest.py applies to its directory."""
 
 from __future__ import annotations
 
@@ -16,29 +16,36 @@ if TYPE_CHECKING:
 
 @pytest.hookspec(firstresult=True)
 def pytest_evalmode_policy(item: pytest.Item, policy: Policy) -> Policy | None:
-    """Change what a guarded test declares as intended.
+    """Change the policy of a guarded test.  The first result that is not None is used.
 
-    `policy` is what its marks and the ini say.  Return another one, `policy | Policy(train=("drop",))` say; None leaves
-    it.  The first that is returned counts.
+    Args:
+        item: the test.
+        policy: the exemptions of its marks and of the ini.
+
+    Returns:
+        Another policy, e.g. `policy | Policy(train=("drop",))`, or None to keep `policy`.
     """
 
 
 @pytest.hookspec
 def pytest_evalmode_models(item: pytest.Item) -> Mapping[str, nn.Module] | Iterable[nn.Module] | None:
-    """Find further models to watch from the start of a test's window, by name where they have one.
+    """Return further models to watch from the start of a test's window.
 
-    For models that live where the guard does not look: in a registry, a server, an object of the team's own.
+    Use it for models that no fixture passes to the test, e.g. those in a registry or a server.
+
+    Returns:
+        A mapping of names to models, or an iterable of models, which are named after their type.
     """
 
 
 @pytest.hookspec
 def pytest_evalmode_rules() -> Iterable[Rule] | None:
-    """Add rules of the team's own, each made with `pytest_evalmode.rule`."""
+    """Return custom rules, each created with `pytest_evalmode.rule`."""
 
 
 @pytest.hookspec
 def pytest_evalmode_violation(item: pytest.Item, violation: Violation) -> bool | None:
-    """Look at a violation before it is told; False drops it.
+    """Return False to drop a violation.
 
-    Asked whenever the violations are, by `evalmode.check()` too: answer, and do nothing else.
+    Called each time the violations are computed, e.g. by `evalmode.check()`, so it must not have side effects.
     """

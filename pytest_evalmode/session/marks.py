@@ -1,4 +1,4 @@
-"""What the marks of a test declare as intended."""
+"""The exemptions that a test's marks declare."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from pytest_evalmode.session.settings import Settings
 
 
 def policy_of(item: pytest.Item, settings: Settings, rules: Collection[str]) -> Policy:
-    """What a test declares, its marks added up from the outermost to its own.
+    """Return the policy of a test: the exemptions of the ini and of all its marks, combined.
 
-    Raises PolicyError on a wrong argument of a mark.
+    Raises:
+        PolicyError: a mark has an invalid argument.
     """
-    policy = replace(settings.policy, exemptions=())  # judged over the whole suite, not by each test
+    policy = replace(settings.policy, exemptions=())  # whether the ini's are used is checked over the whole suite
     where = f"@pytest.mark.{settings.marker}"
     for mark in reversed(list(item.iter_markers(settings.marker))):
         if mark.args:
             names = ", ".join(f"{name}=" for name in ARGUMENTS)
-            raise PolicyError(f"{where}: {mark.args[0]!r} was given without a name; it takes {names}")
+            raise PolicyError(f"{where} takes keyword arguments only ({names}), got {mark.args[0]!r}")
         policy |= read_policy(where, mark.kwargs, rules)
     return policy

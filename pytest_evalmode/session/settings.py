@@ -1,4 +1,4 @@
-"""How a run is to be guarded, and what kind of run it is."""
+"""The settings of a run, and helpers that say what kind of run it is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 class Rank(NamedTuple):
-    """One of several processes that run the same tests together."""
+    """One process of a distributed run; all of them run the same tests."""
 
     number: int
     world_size: int
@@ -29,7 +29,7 @@ class Rank(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How a run is to be guarded."""
+    """The settings of a run, read from its command line, ini and environment."""
 
     mode: Mode
     strict: bool
@@ -37,76 +37,75 @@ class Settings(NamedTuple):
     marker: str
     guarded_paths: tuple[str, ...]
     ini_exemptions: Mapping[str, tuple[str, ...]]
-    """What the ini declares as intended, as arguments of a mark."""
+    """The exemptions of the ini, as arguments of a mark."""
     root: Path
     rank: Rank | None
-    """Which process of a distributed run this is; None where there is but one."""
+    """This process in a distributed run; None if there is only one process."""
     update_lock: bool = False
-    """Whether what tests use now is to be locked."""
+    """Whether to update the lock files from this run."""
     baseline: Path | None = None
-    """The file of known violations."""
+    """The baseline file."""
     known: KnownViolations | None = None
-    """What it says; None without one."""
+    """The violations that the baseline lists; None without a baseline."""
     update_baseline: bool = False
-    """Whether that file is to say what this run sees."""
+    """Whether to update the baseline from this run."""
     suggest: bool = False
-    """Whether to watch every test and fail none."""
+    """Whether to also watch unmarked tests, and fail no test."""
     full_read: bool = False
-    """Whether to read all tensors each time, whatever the kernel knows of writes to them."""
+    """Whether to read every tensor each time, even where the kernel reports that its memory was not written."""
     html: Path | None = None
     record_details: bool = False
-    """Whether anything is written that shows more of a test than the JSON report tells; in workers, too."""
+    """Whether to record what only the HTML report and the step summary show; set in workers too."""
 
     @property
     def policy(self) -> Policy:
-        """That of the ini: it holds for every test.  Its rules are checked as the run begins."""
+        """The policy of the ini, which applies to every test.  Its rule names are checked at the start of the run."""
         from pytest_evalmode.policy import read_policy
 
         return read_policy("evalmode ini", self.ini_exemptions, self.ini_exemptions["allow"])
 
     @property
     def applied_baseline(self) -> KnownViolations | None:
-        """What the baseline lists, if the run goes by it: one that updates it does not."""
+        """The known violations that do not fail; None if this run updates the baseline."""
         return None if self.update_baseline else self.known
 
     @property
     def no_guard_marker(self) -> str:
-        """The marker that takes a test out of what is guarded by its path."""
+        """The marker that excludes a test from `evalmode_mark` and `--evalmode-all`."""
         return f"no_{self.marker}_guard"
 
     def is_watched(self, item: pytest.Item) -> bool:
-        """Whether a test is to be watched: it is guarded, or might be suggested."""
-        return self.is_guarded(item) or (self.suggest and self.mode != "off" and not self._leaves_out(item))
+        """Return whether a test is watched: it is guarded, or `--evalmode-suggest` may suggest marking it."""
+        return self.is_guarded(item) or (self.suggest and self.mode != "off" and not self._is_excluded(item))
 
     def is_guarded(self, item: pytest.Item) -> bool:
-        """Whether a test is to be guarded: it is marked, asks for the fixture, or lies where all tests are guarded."""
+        """Return whether a test is guarded: by its mark, by requesting the fixture, or by its path."""
         if self.mode == "off":
             return False
         if item.get_closest_marker(self.marker) is not None or "evalmode" in getattr(item, "fixturenames", ()):
             return True
-        return self._guards_all_of(item.path) and not self._leaves_out(item)
+        return self._is_guarded_path(item.path) and not self._is_excluded(item)
 
-    def _leaves_out(self, item: pytest.Item) -> bool:
+    def _is_excluded(self, item: pytest.Item) -> bool:
         return item.get_closest_marker(self.no_guard_marker) is not None
 
-    def _guards_all_of(self, path: Path) -> bool:
-        """Whether a glob of `evalmode_mark` names a file or a folder above it."""
+    def _is_guarded_path(self, path: Path) -> bool:
+        """Return whether a glob of `evalmode_mark` matches a file or one of its parent folders."""
         if not self.guarded_paths or not path.is_relative_to(self.root):
             return False
         relative = path.relative_to(self.root)
         names = [relative.as_posix(), *(folder.as_posix() for folder in relative.parents if folder != PurePath("."))]
-        return "." in self.guarded_paths or any(
-            fnmatchcase(name, glob) for name in names for glob in self.guarded_paths
-        )
+        globs = self.guarded_paths
+        return "." in globs or any(fnmatchcase(name, glob) for name in names for glob in globs)
 
 
 SETTINGS = pytest.StashKey[Settings]()
 BASELINE_INPUT = "evalmode_baseline"
-"""Under which a worker is sent the text of the baseline."""
+"""The key of `workerinput` under which a worker gets the text of the baseline."""
 
 
 def is_whole_suite(config: pytest.Config) -> bool:
-    """Whether every test was asked to run: none named, filtered out or kept from running by an earlier failure."""
+    """Return whether the run covers every test: no arguments or filters, and nothing that stops it at a failure."""
     if config.args_source is config.ArgsSource.ARGS:
         return False
     if config.args_source is config.ArgsSource.INVOCATION_DIR and config.invocation_params.dir != config.rootpath:
@@ -116,22 +115,22 @@ def is_whole_suite(config: pytest.Config) -> bool:
 
 
 def is_worker(config: pytest.Config) -> bool:
-    """Whether this process runs tests for an xdist controller, which may be on another machine with other files."""
+    """Return whether this process is an xdist worker; its controller may be on another machine with other files."""
     return hasattr(config, "workerinput")
 
 
 def uses_toml(config: pytest.Config) -> bool:
-    """Whether the project is configured in TOML."""
+    """Return whether pytest is configured in a TOML file."""
     return config.inipath is not None and config.inipath.suffix == ".toml"
 
 
 def plain_nodeid(nodeid: str, config: pytest.Config) -> str:
-    """The node id of a test as it is without xdist, which adds the name of a group under `--dist=loadgroup`."""
-    grouped = config.getoption("dist", None) == "loadgroup" or config.getoption("loadgroup", False)
-    return nodeid.rpartition("@")[0] if grouped and nodeid.rfind("@") > nodeid.rfind("]") else nodeid
+    """Return a node id without the group name that xdist appends to it under `--dist=loadgroup`."""
+    has_groups = config.getoption("dist", None) == "loadgroup" or config.getoption("loadgroup", False)
+    return nodeid.rpartition("@")[0] if has_groups and nodeid.rfind("@") > nodeid.rfind("]") else nodeid
 
 
 def step_summary_path() -> Path | None:
-    """Where GitHub takes the Markdown from that it shows of a job, if this is one."""
+    """Return the file whose Markdown GitHub Actions shows as the summary of a step; None outside GitHub Actions."""
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     return Path(path) if path and os.environ.get("GITHUB_ACTIONS") == "true" else None

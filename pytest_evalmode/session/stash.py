@@ -1,4 +1,4 @@
-"""What the hooks keep on tests and on the session."""
+"""Keys of the data that the hooks store on tests and on the session."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ if TYPE_CHECKING:
     from pytest_evalmode.observe.models.session_history import SessionHistory
 
 GUARD: pytest.StashKey[Guard] = pytest.StashKey()
-"""The guard of a test, from its set-up to its teardown."""
+"""The guard of a test, from its setup to its teardown."""
 MARKS: pytest.StashKey[list[pytest.Mark]] = pytest.StashKey()
-"""The marks of a test from which its guard's policy was made."""
+"""The marks of a test when its guard's policy was created."""
 RUNNING_ITEM: pytest.StashKey[pytest.Item | None] = pytest.StashKey()
-"""On the session's config, the test whose call is under way."""
+"""On the config: the test whose call is running."""
 DROPPED_COUNT: pytest.StashKey[int] = pytest.StashKey()
-"""How many violations of a test a hook wants not told."""
+"""How many violations of a test were dropped by user hooks."""
 BYTES_AT_START: pytest.StashKey[tuple[int, int]] = pytest.StashKey()
-"""How many bytes had been read, and not been read, as the window of a test began."""
+"""The byte counters (read, skipped) at the start of a test's window."""
 MODELS: pytest.StashKey[dict[str, nn.Module]] = pytest.StashKey()
-"""The models of a test by name, kept for a debugger."""
+"""The models of a test by name, for `--pdb`."""
 KEEP_ALIVE: pytest.StashKey[KeepAlive] = pytest.StashKey()
-"""What keeps the models of a test alive for a debugger."""
+"""The object that keeps the models of a test alive for `--pdb`."""
 HISTORY: pytest.StashKey[SessionHistory] = pytest.StashKey()
-"""What shared models were, once a strict guard has been made."""
+"""On the config: the history of shared models and global state, once there is a strict guard."""
 MODE_CHANGES: pytest.StashKey[ModeChanges] = pytest.StashKey()
-"""Who has switched models, once a guard has been made."""
+"""On the config: the `train()` and `eval()` calls of the session, once there is a guard."""
 RECORD_PROPERTY = "evalmode"
-"""The name under which a test's record travels in its `user_properties`."""
+"""The key of a guarded test's record in `user_properties`, which carries it to the controller."""
 SUGGESTION_PROPERTY = "evalmode-suggestion"
-"""The name under which travels what an unmarked test ran."""
+"""The key of the models that an unmarked test ran, for `--evalmode-suggest`."""
 LOCK_PROPERTY = "evalmode-lock"
-"""The name under which travels what a test has shown of what is locked."""
+"""The key of the lock entries that a test used."""
 
 
 SHORT_PROPERTIES = tuple(f"evalmode_{name}" for name in ("violations", "rules", "models", "forwards", "seconds"))
-"""Beside the record, what a person reads in JUnit's XML."""
+"""The keys of single values of the record, for readers of JUnit's XML."""
 
 
 def remove_records(item: pytest.Item, *names: str) -> None:
-    """Take out what an earlier run of a test entered: what is called so, or its record."""
-    gone = names or (RECORD_PROPERTY, SUGGESTION_PROPERTY, *SHORT_PROPERTIES)
-    item.user_properties[:] = [entry for entry in item.user_properties if entry[0] not in gone]
+    """Remove what an earlier run of a test recorded: the properties with these names or, without names, its record."""
+    removed = names or (RECORD_PROPERTY, SUGGESTION_PROPERTY, *SHORT_PROPERTIES)
+    item.user_properties[:] = [entry for entry in item.user_properties if entry[0] not in removed]

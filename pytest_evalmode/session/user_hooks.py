@@ -1,4 +1,4 @@
-"""Asks the hooks that teams implement, and checks what they answer."""
+"""Calls of the hooks that users implement, and the validation of their results."""
 
 from __future__ import annotations
 
@@ -16,123 +16,135 @@ if TYPE_CHECKING:
 
 
 class HookError(ValueError):
-    """A hook of a team's returned something that makes no sense."""
+    """Raised when a user's hook returns an invalid value."""
 
 
-def check_ini_rules(exempt: Mapping[str, tuple[str, ...]], config: pytest.Config) -> None:
-    """Raise UsageError if the ini exempts from a rule that neither we have nor a team."""
+def check_ini_rules(exemptions: Mapping[str, tuple[str, ...]], config: pytest.Config) -> None:
+    """Raise UsageError if the ini allows a rule that neither the plugin nor a user hook defines."""
     try:
-        read_policy("evalmode ini", exempt, (*RULE_NAMES, *(rule.name for rule in collect_custom_rules(config.hook))))
+        names = (*RULE_NAMES, *(rule.name for rule in collect_custom_rules(config.hook)))
+        read_policy("evalmode ini", exemptions, names)
     except (PolicyError, HookError) as error:
         raise pytest.UsageError(str(error)) from None
 
 
 def explain_rules(name: str, config: pytest.Config) -> str:
-    """For `--evalmode-rules`: a table of all rules, or the page of one; of a team's own, its line of the table."""
+    """Return the output of `--evalmode-rules`: a table of all rules, or the page of one.
+
+    A custom rule has no page; its entry in the table is returned.
+    """
     from pytest_evalmode.report.message import rules_table
     from pytest_evalmode.rules.pages import page_of
 
     try:
-        own = {rule.name: rule for rule in collect_custom_rules(config.hook)}
+        custom = {rule.name: rule for rule in collect_custom_rules(config.hook)}
         if not name:
-            return rules_table((*RULES, *own.values()))
-        return rules_table([own[name]]) if name in own else page_of(name, also=own)
+            return rules_table((*RULES, *custom.values()))
+        return rules_table([custom[name]]) if name in custom else page_of(name, also=custom)
     except (LookupError, HookError) as error:
         raise pytest.UsageError(f"--evalmode-rules: {error}") from None
 
 
 def apply_policy_hook(item: pytest.Item, policy: Policy, rules: Collection[str]) -> Policy:
-    """The policy of a test as its team wants it; of these rules."""
+    """Return the policy of a test after `pytest_evalmode_policy`, which may use these rules only."""
     hook = item.ihook.pytest_evalmode_policy
-    answer = hook(item=item, policy=policy)
-    known = {*rules, *policy.allow}  # the ini may name a rule that only another folder has
-    valid = f"a Policy of these rules, or None: {', '.join(rules)}"
-    _check(hook, [answer], lambda answer: _is_policy(answer, known), valid, item=item, policy=policy)
-    return policy if answer is None else answer
+    result = hook(item=item, policy=policy)
+    known = {*rules, *policy.allow}  # the ini may name a rule that is defined for another folder only
+    expected = f"a Policy of these rules, or None: {', '.join(rules)}"
+    _validate(hook, [result], lambda result: _is_policy(result, known), expected, item=item, policy=policy)
+    return policy if result is None else result
 
 
 def collect_hook_models(item: pytest.Item) -> list[tuple[str, nn.Module]]:
-    """The further models of a test; one without a name is called after its type."""
-    answers = item.ihook.pytest_evalmode_models(item=item)
-    valid = "models, in a mapping by name or in an iterable"
-    found: list[tuple[str, nn.Module]] = []
-    for answer in _check(item.ihook.pytest_evalmode_models, _listed(answers), _are_models, valid, item=item):
-        named = answer.items() if isinstance(answer, Mapping) else ((type(m).__name__, m) for m in answer)
-        found.extend(named)
-    return found
+    """Return the models of `pytest_evalmode_models` with their names; a model without a name gets that of its type."""
+    hook = item.ihook.pytest_evalmode_models
+    expected = "models, in a mapping by name or in an iterable"
+    models: list[tuple[str, nn.Module]] = []
+    for result in _validate(hook, _as_lists(hook(item=item)), _are_models, expected, item=item):
+        models.extend(result.items() if isinstance(result, Mapping) else ((type(m).__name__, m) for m in result))
+    return models
 
 
 def collect_custom_rules(hooks: Any) -> tuple[Rule, ...]:
-    """The team's own rules, for the test whose `ihook` this is."""
+    """Return the custom rules of `pytest_evalmode_rules`, for the test whose `ihook` is given."""
     hook = hooks.pytest_evalmode_rules
-    answers = _check(hook, _listed(hook()), _are_rules, "an iterable of rules, none named as another")
-    found = tuple(rule for answer in answers for rule in answer)
-    names = Counter(rule.name for rule in found)
-    for name, times in names.items():
-        if times > 1:
-            raise HookError(f"{hook.name}: {times} rules are named {name!r}; the name of a rule is its own")
-    return found
+    results = _validate(hook, _as_lists(hook()), _are_rules, "an iterable of rules with unique names")
+    rules = tuple(rule for result in results for rule in result)
+    for name, count in Counter(rule.name for rule in rules).items():
+        if count > 1:
+            raise HookError(f"{hook.name}: {count} rules are named {name!r}; rule names must be unique")
+    return rules
 
 
 def apply_violation_hook(item: pytest.Item, violations: Iterable[Violation]) -> list[Violation]:
-    """The violations that no team drops."""
+    """Return the violations without those that `pytest_evalmode_violation` drops."""
     hook = item.ihook.pytest_evalmode_violation
-    kept = []
+    reported = []
     for violation in violations:
-        answers = hook(item=item, violation=violation)
-        _check(hook, answers, lambda answer: isinstance(answer, bool), "a bool or None", item=item, violation=violation)
-        if False not in answers:
-            kept.append(violation)
-    return kept
+        results = hook(item=item, violation=violation)
+        _validate(hook, results, _is_bool, "a bool or None", item=item, violation=violation)
+        if False not in results:
+            reported.append(violation)
+    return reported
 
 
-def _listed(answers: list[Any]) -> list[Any]:
-    """An iterator can be read once only: it is checked, and then used."""
-    return [a if isinstance(a, Mapping) or not isinstance(a, Iterable) else list(a) for a in answers]
+def _as_lists(results: list[Any]) -> list[Any]:
+    """Convert iterables to lists, because an iterator could not be validated and then read again."""
+    return [r if isinstance(r, Mapping) or not isinstance(r, Iterable) else list(r) for r in results]
 
 
-def _check(hook: Any, answers: list[Any], valid: Callable[[Any], bool], takes: str, **arguments: object) -> list[Any]:
-    """The answers, if all are valid; else HookError, which names the hook and the plugin that answered wrongly."""
-    for answer in answers:
-        if answer is not None and not valid(answer):
-            plugin = _culprit(hook, answer, arguments)
-            raise HookError(f"{hook.name} of {plugin} returned {answer!r}, a {type(answer).__name__}; it takes {takes}")
-    return answers
+def _validate(
+    hook: Any, results: list[Any], is_valid: Callable[[Any], bool], expected: str, **arguments: object
+) -> list[Any]:
+    """Return the results if all are valid; otherwise raise HookError, which names the hook and the plugin."""
+    for result in results:
+        if result is not None and not is_valid(result):
+            plugin = _find_plugin(hook, result, arguments)
+            kind = type(result).__name__
+            raise HookError(f"{hook.name} of {plugin} returned {result!r} of type {kind}; expected {expected}")
+    return results
 
 
-def _culprit(hook: Any, wrong: object, arguments: Mapping[str, object]) -> str:
-    """Who implements the hook; pluggy does not keep who answered what, so the one that gives that answer again."""
+def _find_plugin(hook: Any, result: object, arguments: Mapping[str, object]) -> str:
+    """Return the plugin that returned an invalid result.
+
+    pluggy does not say which plugin returned which result, so the implementations are called again.
+    """
     implementations = hook.get_hookimpls()
     if len(implementations) > 1:
-        repeat = [i for i in implementations if _repeats(i, wrong, arguments)]
-        implementations = repeat or implementations
+        matching = [i for i in implementations if _returns(i, result, arguments)]
+        implementations = matching or implementations
     return " or ".join(repr(i.plugin_name) for i in implementations)
 
 
-def _repeats(implementation: Any, wrong: object, arguments: Mapping[str, object]) -> bool:
+def _returns(implementation: Any, result: object, arguments: Mapping[str, object]) -> bool:
     try:
-        answer = implementation.function(*(arguments[name] for name in implementation.argnames))
+        returned = implementation.function(*(arguments[name] for name in implementation.argnames))
     except Exception:
         return False
-    return bool(answer == wrong or _listed([answer]) == [wrong])
+    return bool(returned == result or _as_lists([returned]) == [result])
 
 
-def _is_policy(answer: object, rules: set[str]) -> bool:
-    return isinstance(answer, Policy) and answer.allow <= rules
+def _is_bool(result: object) -> bool:
+    return isinstance(result, bool)
 
 
-def _are_models(answer: object) -> bool:
+def _is_policy(result: object, rules: set[str]) -> bool:
+    return isinstance(result, Policy) and result.allow <= rules
+
+
+def _are_models(result: object) -> bool:
     from torch import nn
 
-    if isinstance(answer, nn.Module) or not isinstance(answer, Iterable):
+    if isinstance(result, nn.Module) or not isinstance(result, Iterable):
         return False
-    if isinstance(answer, Mapping):
-        return all(isinstance(n, str) and n and isinstance(model, nn.Module) for n, model in answer.items())
-    return all(isinstance(model, nn.Module) for model in answer)
+    if isinstance(result, Mapping):
+        return all(isinstance(n, str) and n and isinstance(model, nn.Module) for n, model in result.items())
+    return all(isinstance(model, nn.Module) for model in result)
 
 
-def _are_rules(answer: object) -> bool:
-    if not isinstance(answer, list) or not all(isinstance(rule, Rule) for rule in answer):
+def _are_rules(result: object) -> bool:
+    if not isinstance(result, list) or not all(isinstance(rule, Rule) for rule in result):
         return False
-    names = [rule.name for rule in answer]
+    names = [rule.name for rule in result]
     return len({*names, *RULE_NAMES}) == len(names) + len(RULE_NAMES)

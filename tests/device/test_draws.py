@@ -36,7 +36,7 @@ def run(forward: Forward, device: torch.device, dtype: torch.dtype = torch.float
     with watching(net) as g, torch.no_grad():
         for _ in range(2):
             net(torch.ones(2, 8, 64, device=device, dtype=dtype))
-    assert not g.failures
+    assert not g.window.failures
     return rules(g)
 
 
@@ -131,7 +131,7 @@ class Recurrent(nn.Module):
 def recur(net: nn.Module, device: torch.device) -> set[str]:
     with watching(net) as g, torch.no_grad():
         net(torch.ones(5, 3, 16, device=device))
-    assert not g.failures
+    assert not g.window.failures
     return rules(g)
 
 
@@ -182,6 +182,6 @@ def test_a_draw_of_a_compiled_model_is_reported(device: torch.device, mode: str,
                 expected = compiled(x).clone()
         with watching(net) as g, torch.no_grad():
             output = compiled(x).clone()
-    assert not g.failures
+    assert not g.window.failures
     assert rules(g) == ({"random-forward"} if draws else set())
     assert draws or torch.equal(output, expected)

@@ -57,9 +57,9 @@ def test_a_capture_and_a_replay_are_clean(cuda: torch.device, given: bool, stric
         graph, out = capture(net, x)
         graph.replay()
     torch.testing.assert_close(out, expected)
-    assert not g.failures
+    assert not g.window.failures
     assert rules(g) == set()
-    assert "Graphed" in {model.type for model in g.models}
+    assert "Graphed" in {model.type for model in g.window.models}
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["watched before", "first seen in the capture"])
@@ -69,7 +69,7 @@ def test_a_replay_that_writes_is_reported(cuda: torch.device, given: bool) -> No
         graph, _ = capture(net, x)
         graph.replay()
     assert rules(g) == {"state-mutated"}
-    assert not g.failures
+    assert not g.window.failures
 
 
 def test_a_capture_without_a_replay_changes_nothing(cuda: torch.device) -> None:
@@ -98,7 +98,7 @@ def test_a_capture_with_dropout_works(cuda: torch.device, strict: bool) -> None:
         graph.replay()
     assert not torch.equal(first, out)
     assert not torch.equal(first, expected)
-    assert not g.failures
+    assert not g.window.failures
 
 
 def test_graphed_callables_are_clean(cuda: torch.device) -> None:
@@ -107,7 +107,7 @@ def test_graphed_callables_are_clean(cuda: torch.device) -> None:
         graphed: nn.Module = torch.cuda.make_graphed_callables(net, (x,))  # type: ignore[assignment]
         out = graphed(x).clone()
     torch.testing.assert_close(out, expected)
-    assert not g.failures
+    assert not g.window.failures
     assert "state-mutated" not in rules(g)
 
 

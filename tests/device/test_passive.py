@@ -38,7 +38,7 @@ def test_a_forward_does_not_wait(cuda: torch.device) -> None:
     net, x = wide(cuda), torch.ones(2, 320, device=cuda)
     with watching(net) as g, torch.no_grad(), raising():
         net(x)
-    assert not g.failures
+    assert not g.window.failures
     assert not g.violations
 
 
@@ -50,7 +50,7 @@ def test_sync_debug_mode_does_not_affect_the_guard(cuda: torch.device) -> None:
             assert torch.cuda.get_sync_debug_mode() == 2
             net.fc.weight[0].add_(1)
         assert torch.cuda.get_sync_debug_mode() == 2
-    assert not g.failures
+    assert not g.window.failures
     assert rules(g) == {"state-mutated"}
 
 
@@ -101,7 +101,7 @@ def test_guarding_needs_little_memory(cuda: torch.device, reader: str, monkeypat
     before = torch.cuda.memory_allocated()
     with watching(net) as g:
         pass
-    assert not g.failures
+    assert not g.window.failures
     assert torch.cuda.max_memory_allocated() - before <= 64e6
     assert torch.cuda.memory_allocated() == before
 

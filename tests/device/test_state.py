@@ -143,7 +143,7 @@ def test_a_change_is_reported(place: torch.device, fault: str) -> None:
     with watching(net) as g:
         act(net)
     assert rules(g) == expected
-    assert not g.failures
+    assert not g.window.failures
 
 
 @pytest.mark.parametrize("act", CLEAN)
@@ -152,7 +152,7 @@ def test_these_acts_are_clean(place: torch.device, act: str) -> None:
     with watching(net, strict=True) as g:
         CLEAN[act](net)
     assert rules(g) == set()
-    assert not g.failures
+    assert not g.window.failures
 
 
 def test_a_step_of_a_capturable_optimizer_is_reported(cuda: torch.device) -> None:
@@ -227,11 +227,11 @@ def test_a_change_in_any_layout_is_reported(place: torch.device, layout: str) ->
     with watching(holder) as g:
         pass
     assert not g.violations
-    assert not g.failures
+    assert not g.window.failures
     with watching(holder) as g:
         change(holder.get_buffer("tensor"))
     assert rules(g) == STATE
-    assert not g.failures
+    assert not g.window.failures
 
 
 # --- several devices
@@ -292,7 +292,7 @@ def test_reads_on_host_and_device_are_comparable(place: torch.device, monkeypatc
         with watching(net) as g:
             monkeypatch.setattr(devices, "_choose_reader", second)
         assert not g.violations
-        assert not g.failures
+        assert not g.window.failures
         monkeypatch.setattr(devices, "_choose_reader", first)
         with watching(net) as g:
             monkeypatch.setattr(devices, "_choose_reader", second)
@@ -314,5 +314,5 @@ def test_a_full_device_can_be_read(cuda: torch.device, monkeypatch: pytest.Monke
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert rules(g) == STATE
-    assert not g.failures
+    assert not g.window.failures
     assert little.item() == 1

@@ -58,7 +58,7 @@ def test_a_metric_next_to_the_model_is_clean(make: Metric, grad: Callable[[], An
         metric.reset()
         metric.update(model(x).softmax(-1), labels(x))
     assert not rules(g)
-    assert [(facts.name, facts.forwards) for facts in g.models] == [("Net", 4)]
+    assert [(facts.name, facts.forwards) for facts in g.window.models] == [("Net", 4)]
 
 
 @every_metric
@@ -192,7 +192,7 @@ def test_inference_by_a_trainer_is_clean(trainer: Any, task: str, watched: bool)
     with watching(*[model] if watched else []) as g:
         getattr(trainer, task)(model, loader())
     assert not rules(g)
-    (facts,) = g.models
+    (facts,) = g.window.models
     assert facts.forwards >= 2
     assert model.net.training
 

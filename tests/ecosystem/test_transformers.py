@@ -72,7 +72,7 @@ def test_inference_by_a_trainer_is_clean(model: Any, tmp_path: Path) -> None:
         trainer.predict(ROWS)
         trainer.evaluate()
     assert not rules(g)
-    assert g.models[0].forwards == 2
+    assert g.window.models[0].forwards == 2
 
 
 def test_a_trainer_leaves_the_model_in_eval_mode(model: Any, tmp_path: Path) -> None:

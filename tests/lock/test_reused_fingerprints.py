@@ -32,7 +32,7 @@ def test_a_model_that_a_guard_has_read_is_not_read_again(reads: list[int]) -> No
     entry = model_entry.build_entry(model_entry.read_contents(net))
     with guard(net) as g:
         reads.clear()
-        fingerprints = g.last_fingerprints(net)
+        fingerprints = g.window.last_fingerprints(net)
         assert fingerprints is not None
         assert model_entry.is_known_to_match(entry, net, fingerprints)
         assert model_entry.matches(entry, model_entry.read_contents(net, fingerprints))
@@ -46,7 +46,7 @@ def test_a_submodule_of_a_watched_model_is_not_read_again(reads: list[int], part
     entry = model_entry.build_entry(model_entry.read_contents(inner))
     with guard(net) as g:
         reads.clear()
-        fingerprints = g.last_fingerprints(inner)
+        fingerprints = g.window.last_fingerprints(inner)
         assert fingerprints is not None
         assert model_entry.is_known_to_match(entry, inner, fingerprints)
         assert reads == []
@@ -56,7 +56,7 @@ def test_fingerprints_distinguish_two_models() -> None:
     net, other = Net().eval(), Net().eval()
     entry = model_entry.build_entry(model_entry.read_contents(other))
     with guard(net) as g:
-        fingerprints = g.last_fingerprints(net)
+        fingerprints = g.window.last_fingerprints(net)
         assert fingerprints is not None
         assert not model_entry.is_known_to_match(entry, net, fingerprints)
 
@@ -64,14 +64,14 @@ def test_fingerprints_distinguish_two_models() -> None:
 def test_fingerprints_are_not_reused_if_changes_are_allowed() -> None:
     net = Net().eval()
     with guard(net, mutable="body.*") as g:
-        assert g.last_fingerprints(net) is None
+        assert g.window.last_fingerprints(net) is None
     with guard(net, allow="state-mutated") as g:
-        assert g.last_fingerprints(net) is None
+        assert g.window.last_fingerprints(net) is None
     with guard(net) as g:
         with g.paused():
-            assert g.last_fingerprints(net) is None
+            assert g.window.last_fingerprints(net) is None
         with g.allow("state-mutated"):
-            assert g.last_fingerprints(net) is None
+            assert g.window.last_fingerprints(net) is None
 
 
 def test_fingerprints_after_a_pause_are_new() -> None:
@@ -80,7 +80,7 @@ def test_fingerprints_after_a_pause_are_new() -> None:
     with guard(net) as g:
         with g.paused(), torch.no_grad():
             net.body.weight.add_(1)
-        fingerprints = g.last_fingerprints(net)
+        fingerprints = g.window.last_fingerprints(net)
         assert fingerprints is not None
         assert not model_entry.is_known_to_match(entry, net, fingerprints)
 
@@ -90,7 +90,7 @@ def test_a_model_in_another_memory_format_is_read_again_and_matches() -> None:
     entry = model_entry.build_entry(model_entry.read_contents(net))
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with guard(net) as g:
-        fingerprints = g.last_fingerprints(net)
+        fingerprints = g.window.last_fingerprints(net)
         assert fingerprints is not None
         assert not model_entry.is_known_to_match(entry, net, fingerprints)
         assert model_entry.matches(entry, model_entry.read_contents(net, fingerprints))

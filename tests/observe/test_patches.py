@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
-from pytest_evalmode import Guard, guard
-from pytest_evalmode.observe.calls.mode_changes import train_patch
-from pytest_evalmode.observe.calls.state_dict_loads import load_state_dict_patch
-from pytest_evalmode.observe.forwards.observer import call_patch
+from pytest_evalmode import Guard, GuardError, guard
+from pytest_evalmode.observe import patches
+from pytest_evalmode.observe.calls.global_state_calls import GlobalStateCalls
+from pytest_evalmode.observe.calls.optimizer_steps import OptimizerSteps
+from pytest_evalmode.observe.forwards.call_overrides import CallOverrides
+from pytest_evalmode.observe.forwards.observer import ForwardObserver
 from pytest_evalmode.observe.patches import Patch
+from pytest_evalmode.observe.source.user_lines import UserLines
 from tests.nets import Net, batch, only, rules, watching
 
 Method = Callable[..., Any]
@@ -25,12 +31,12 @@ methods = pytest.mark.parametrize("name", ORIGINALS)
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
     """Restore the methods and the patches after each test."""
-    patches = call_patch, train_patch, load_state_dict_patch
-    before = [vars(patch).copy() for patch in patches]
+    used = patches.module_call, patches.module_train, patches.load_state_dict
+    before = [vars(patch).copy() for patch in used]
     yield
     for name, method in ORIGINALS.items():
         setattr(nn.Module, name, method)
-    for patch, attributes in zip(patches, before, strict=True):
+    for patch, attributes in zip(used, before, strict=True):
         vars(patch).update(attributes)
 
 
@@ -185,7 +191,7 @@ def test_a_method_that_is_replaced_inside_a_window_is_observed_in_later_ones(nam
 
 
 def test_stopping_an_observer_that_never_started_changes_nothing() -> None:
-    patch: Patch[object] = Patch("load_state_dict")
+    patch = Patch(nn.Module, "load_state_dict")
     patch.replace_with(lambda self, *args, **kwargs: None)
     patch.stop(object())
     assert nn.Module.load_state_dict is ORIGINALS["load_state_dict"]
@@ -216,3 +222,157 @@ def test_an_exception_passes_and_the_next_load_is_observed() -> None:
             Net().load_state_dict({})
         Net().load_state_dict({}, strict=False)
     only(g, "partial-load")
+
+
+TABLE = {f"{patch.level}-{getattr(patch._owner, '__name__', None)}.{patch.name}": patch for patch in patches.TABLE}
+OBSERVERS = [OptimizerSteps, CallOverrides, ForwardObserver, GlobalStateCalls]
+NOT_AT_START = {patches.capture_end}
+"""Installed during a graph capture only."""
+
+
+@pytest.fixture(autouse=True)
+def unwrapped_init() -> Iterator[None]:
+    """`torch.compile` wraps `Module.__init__` for good; in a window of an earlier test it wrapped the replacement."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Module, "__init__", patches.module_init.original)
+        yield
+
+
+def in_place() -> set[Patch]:
+    """Return the patches of the table whose function is replaced."""
+    return {patch for patch in patches.TABLE if patch._current() is patch._replacement}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_row_of_the_table_names_a_function_and_what_is_lost(name: str) -> None:
+    """When a function of torch goes away, this tells which feature needs another way."""
+    assert TABLE[name].is_available, f"gone, and with it: {TABLE[name].lost}"
+    assert TABLE[name].lost
+    assert TABLE[name]._replacement is not TABLE[name].original
+
+
+def test_windows_install_the_patches_of_their_level() -> None:
+    with guard(strict=True):
+        assert in_place() == set(patches.TABLE) - NOT_AT_START
+        with guard():
+            pass
+        assert in_place() == set(patches.TABLE) - NOT_AT_START
+    with guard():
+        assert in_place() == {patch for patch in patches.TABLE if patch.level == "default"} - NOT_AT_START
+    assert in_place() == set()
+
+
+@pytest.mark.parametrize("owner", ["torch.nn:Gone", "torch_is_gone:Module", "torch.nn:Module"])
+def test_a_function_that_is_gone_is_not_patched(owner: str) -> None:
+    patch = Patch(owner, "gone")
+    patch.replace_with(lambda self: None)
+    patch.start(patch)
+    patch.stop(patch)
+    assert not patch.is_available
+    assert not hasattr(nn.Module, "gone")
+
+
+def test_a_window_works_without_a_function_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for patch in patches.TABLE:
+        if patch is not patches.module_call:
+            monkeypatch.setattr(patch, "is_available", False)
+    with watching(strict=True) as g:
+        assert in_place() == {patches.module_call}
+        Net().eval()(batch())
+    assert rules(g) == {"grad-mode"}
+
+
+def test_an_inherited_method_is_inherited_again_after_the_window() -> None:
+    class Inherits(Net):
+        pass
+
+    patch, observer = Patch(Inherits, "forward"), object()
+    patch.replace_with(lambda self, x: patch.original(self, x) + 1)
+    model, x = Inherits().eval(), batch()
+    patch.start(observer)
+    assert torch.equal(model(x), Net.forward(model, x) + 1)
+    patch.stop(observer)
+    assert "forward" not in vars(Inherits)
+
+
+def fail(*args: object, **kwargs: object) -> None:
+    raise ValueError("an internal error")
+
+
+def run_with_failing_guard(*, strict: bool = True) -> None:
+    """Run a model in a guard that fails: the code under test does not notice, and the result is unknown."""
+    results = []
+    with suppress(GuardError), torch.no_grad(), guard(strict=strict) as g:
+        results.append(Net().eval()(batch()))
+        torch.set_num_threads(torch.get_num_threads())
+    assert len(results) == 1
+    with pytest.raises(GuardError, match="internal error"):
+        g.check()
+
+
+@pytest.mark.parametrize("name", [name for name, patch in TABLE.items() if patch not in NOT_AT_START])
+def test_a_patch_that_cannot_be_installed_leaves_no_other(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TABLE[name], "start", fail)
+    run_with_failing_guard()
+    assert in_place() == set()
+
+
+@pytest.mark.parametrize("name", [name for name, patch in TABLE.items() if patch not in NOT_AT_START])
+def test_a_patch_that_cannot_be_removed_leaves_no_other(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch, running = TABLE[name], set(patches._running)
+    monkeypatch.setattr(patch, "stop", fail)
+    run_with_failing_guard()
+    assert in_place() == {patch}
+    assert patches._running == running
+    monkeypatch.undo()
+    for observer in patch.observers:
+        patch.stop(observer)
+    assert in_place() == set()
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_an_observer_that_cannot_start_leaves_nothing(observer: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observer, "start", fail)
+    run_with_failing_guard()
+    assert in_place() == set()
+    assert not _global_optimizer_post_hooks
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_an_observer_that_cannot_stop_leaves_no_other(observer: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = observer.stop  # type: ignore[attr-defined]
+
+    def stop_and_fail(self: patches.Observer) -> None:
+        stop(self)
+        fail()
+
+    monkeypatch.setattr(observer, "stop", stop_and_fail)
+    run_with_failing_guard()
+    assert in_place() == set()
+    assert not _global_optimizer_post_hooks
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_error_in_an_observer_is_collected(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an observer asks for raises: the code under test gets its results nevertheless."""
+    model, results = nn.Sequential(nn.Linear(4, 4), nn.Dropout()), list[Any]()
+    with suppress(GuardError), guard(strict=strict) as g:
+        for name in ("find_line", "find_caller", "find_line_inside", "is_user_code", "site", "is_worker_thread"):
+            monkeypatch.setattr(UserLines, name, fail)
+        results.append(model.train())
+        results.append(model.load_state_dict({}, strict=False))
+        results.append(model.requires_grad_())
+        results.append(model.half().float())
+        results.append(model(batch()))
+        loss = results[-1].sum()
+        loss.backward()
+        torch.optim.SGD(model.parameters()).step()
+        with ThreadPoolExecutor(1) as pool:
+            results.append(pool.submit(len, "abc").result())
+        results.append(torch.jit.trace(model, batch(), check_trace=False))  # type: ignore[no-untyped-call]
+        results.append(torch.export.export(model.eval(), (batch(),)).module())
+        torch.set_default_dtype(torch.float32)
+        monkeypatch.undo()
+    assert len(results) == 8
+    with pytest.raises(GuardError, match="internal error"):
+        g.check()

@@ -1,4 +1,4 @@
-"""Remedies for tests that train, compute gradients or export on purpose, on facts built by hand."""
+"""Fixes for tests that train, compute gradients or export on purpose, on facts built by hand."""
 
 from __future__ import annotations
 
@@ -143,6 +143,6 @@ def test_an_exemption_that_matches_or_resembles_nothing_gets_no_note(glob: str) 
 
 @pytest.mark.parametrize("reason", ["...", "…", " ... "])
 def test_a_placeholder_as_reason_is_an_error(reason: str) -> None:
-    with pytest.raises(PolicyError, match="say why this is intended"):
+    with pytest.raises(PolicyError, match="replace the placeholder reason="):
         read_policy("@pytest.mark.inference", {"reason": reason}, ())
     assert read_policy("@pytest.mark.inference", {"reason": "samples ..."}, ()).reasons == ("samples ...",)

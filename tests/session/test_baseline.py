@@ -1,4 +1,4 @@
-"""Adoption: a dirty suite turns green in two commands, what is new fails, what is mended is told."""
+"""Adoption with a baseline: known violations pass, new ones fail, fixed ones are reported as stale."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOW = pytest.mark.parametrize("how", [(), ("-n2",), ("-prandomly",)], ids=["alon
 
 
 def suite(pytester: pytest.Pytester, dirty: Collection[int], *, tests: int = 60) -> None:
-    """Files of ten tests, of which these are dirty, every other one by a fixture of the session."""
+    """Write files of ten tests; the `dirty` ones break a rule, every other one with the model of a session fixture."""
     for file in range(tests // 10):
         body = "".join(_test(10 * file + n, dirty) for n in range(10))
         pytester.path.joinpath(f"test_{file}.py").write_text(f"from nets import *\n{body}", encoding="utf-8")
@@ -41,7 +41,7 @@ COMMANDS = ("--evalmode-baseline=known.json", "--evalmode-update-baseline")
 
 
 @HOW
-def test_from_nothing_to_green_in_two_commands(pytester: pytest.Pytester, how: tuple[str, ...]) -> None:
+def test_two_commands_turn_a_suite_green(pytester: pytest.Pytester, how: tuple[str, ...]) -> None:
     suite(pytester, range(15))
     first = suites.run(pytester, *COMMANDS, *how)
     first.assert_outcomes(passed=60)
@@ -55,7 +55,7 @@ def test_from_nothing_to_green_in_two_commands(pytester: pytest.Pytester, how: t
     assert second.ret == pytest.ExitCode.OK
     second.stdout.fnmatch_lines(["60 tests guarded, *: 15 violations in 15 tests, 15 known, 0 new *"])
 
-    suite(pytester, range(1, 16))  # the first is mended, and a sixteenth is new
+    suite(pytester, range(1, 16))  # the first is fixed, and a sixteenth is new
     third = suites.run(pytester, COMMANDS[0], *how)
     third.assert_outcomes(failed=1, passed=59)
     third.stdout.fnmatch_lines(
@@ -67,7 +67,7 @@ def test_from_nothing_to_green_in_two_commands(pytester: pytest.Pytester, how: t
     )
 
 
-def test_what_is_stale_fails_a_strict_run_and_no_other(pytester: pytest.Pytester) -> None:
+def test_a_stale_entry_fails_only_a_strict_run(pytester: pytest.Pytester) -> None:
     suite(pytester, [0, 1], tests=10)
     suites.run(pytester, *COMMANDS)
     suite(pytester, [1], tests=10)
@@ -92,36 +92,42 @@ def test_the_ini_names_the_file_from_the_rootdir(pytester: pytest.Pytester) -> N
 
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
 @pytest.mark.parametrize(
-    ("content", "args", "said"),
+    ("content", "args", "message"),
     [
-        (None, ["--evalmode-baseline=known.json"], "*known.json does not exist; to make it, run: pytest *-update-bas*"),
+        (
+            None,
+            ["--evalmode-baseline=known.json"],
+            "*known.json does not exist; to create it, run: pytest *-update-bas*",
+        ),
         (
             "<<<<<<<",
             ["--evalmode-baseline=known.json"],
             "*known.json cannot be used: invalid JSON*--evalmode-update-*",
         ),
         ("<<<<<<<", [*COMMANDS], "*known.json cannot be used: invalid JSON*--evalmode-update-*"),
-        (None, ["--evalmode-update-baseline"], "*it needs a file to write: --evalmode-baseline=PATH"),
-        (None, [*COMMANDS, "--evalmode=off"], "*with evalmode=off nothing is guarded*"),
-        (None, ["--evalmode-baseline="], "--evalmode-baseline: '' is no file to read or write"),
-        (None, ["--evalmode-baseline=."], "--evalmode-baseline: '.' is no file to read or write"),
+        (None, ["--evalmode-update-baseline"], "*--evalmode-update-baseline requires --evalmode-baseline=PATH"),
+        (None, [*COMMANDS, "--evalmode=off"], "*evalmode=off guards no test*"),
+        (None, ["--evalmode-baseline="], "--evalmode-baseline: cannot read or write ''"),
+        (None, ["--evalmode-baseline=."], "--evalmode-baseline: cannot read or write '.'"),
     ],
 )
-def test_what_cannot_be_used_is_a_usage_error_that_says_what_to_do(
-    pytester: pytest.Pytester, content: str | None, args: list[str], said: str, workers: tuple[str, ...]
+def test_an_unusable_baseline_is_a_usage_error_with_a_fix(
+    pytester: pytest.Pytester, content: str | None, args: list[str], message: str, workers: tuple[str, ...]
 ) -> None:
     suite(pytester, [0], tests=10)
     if content is not None:
         (pytester.path / "known.json").write_text(content, encoding="utf-8")
     result = suites.run(pytester, *args, *workers)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"ERROR: {said.removeprefix('ERROR: ')}"])
+    result.stderr.fnmatch_lines([f"ERROR: {message.removeprefix('ERROR: ')}"])
     if content is not None:
         assert (pytester.path / "known.json").read_text(encoding="utf-8") == content
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
-def test_an_update_of_a_part_keeps_the_entries_of_the_rest(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+def test_an_update_from_some_tests_keeps_the_entries_of_the_others(
+    pytester: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
     suite(pytester, range(12), tests=20)
     suites.run(pytester, *COMMANDS, *workers)
     path = pytester.path / "known.json"
@@ -148,13 +154,13 @@ def test_checks(evalmode):
     infer(Net())
     evalmode.check()
 
-def test_nobody_guards_this():
+def test_not_guarded():
     infer(Net())
 """
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
-def test_an_expected_failure_stays_one_and_check_knows_the_baseline(
+def test_an_expected_failure_is_not_listed_and_check_uses_the_baseline(
     pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
     suites.write(pytester, ODD)
@@ -162,11 +168,11 @@ def test_an_expected_failure_stays_one_and_check_knows_the_baseline(
     suites.run(pytester, *COMMANDS, *workers).assert_outcomes(passed=3, xfailed=1)
     assert known(path).keys() == {"test_it.py::test_fails_itself", "test_it.py::test_checks"}
     result = suites.run(pytester, COMMANDS[0], "--evalmode-strict", *workers)
-    result.assert_outcomes(passed=2, xfailed=1, failed=1)  # test_fails_itself never reached what it is known for
+    result.assert_outcomes(passed=2, xfailed=1, failed=1)  # test_fails_itself did not reach its known violation
     result.stdout.no_fnmatch_line("stale:*")
 
 
-def test_a_test_that_is_guarded_no_more_is_stale(pytester: pytest.Pytester) -> None:
+def test_the_entry_of_a_test_that_is_not_guarded_anymore_is_stale(pytester: pytest.Pytester) -> None:
     suite(pytester, [0], tests=10)
     suites.run(pytester, *COMMANDS)
     path = pytester.path / "test_0.py"
@@ -175,13 +181,13 @@ def test_a_test_that_is_guarded_no_more_is_stale(pytester: pytest.Pytester) -> N
     suites.run(pytester, COMMANDS[0], "--evalmode=off").stdout.no_fnmatch_line("stale:*")
 
 
-def test_a_known_violation_is_not_warned_of(pytester: pytest.Pytester) -> None:
+def test_a_known_violation_issues_no_warning(pytester: pytest.Pytester) -> None:
     suite(pytester, [0], tests=10)
     suites.run(pytester, *COMMANDS)
     suites.run(pytester, COMMANDS[0], "--evalmode=warn", "-W", "error").assert_outcomes(passed=10)
 
 
-def test_a_group_of_xdist_is_no_part_of_a_name(pytester: pytest.Pytester) -> None:
+def test_baseline_ids_do_not_contain_xdist_groups(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester, "@pytest.mark.xdist_group('gpu')\n@pytest.mark.inference\ndef test_it():\n    infer(Net())\n"
     )
@@ -193,7 +199,7 @@ def test_a_group_of_xdist_is_no_part_of_a_name(pytester: pytest.Pytester) -> Non
 
 HOSTILE = """
 import os, shutil, sys, threading
-import torch._dynamo  # a default device brings it in, and torch then asks for the cwd
+import torch._dynamo  # a default device imports it, and torch then reads the cwd
 
 @pytest.mark.inference
 def test_replaces_stdout():
@@ -219,7 +225,7 @@ def test_sets_the_device():
 def test_forks():
     infer(Net())
     if os.fork() == 0:
-        pytest.exit("the child goes its own way")
+        pytest.exit("exit the child process")
     os.wait()
 
 @pytest.mark.inference
@@ -241,7 +247,7 @@ def test_a_hostile_suite_breaks_neither_report_nor_baseline(
 ) -> None:
     suites.write(
         pytester,
-        HOSTILE if not workers else HOSTILE.replace('pytest.exit("the child goes its own way")', "os._exit(0)"),
+        HOSTILE if not workers else HOSTILE.replace('pytest.exit("exit the child process")', "os._exit(0)"),
     )
     args = (*COMMANDS, "--evalmode-report=report.json", *suites.PLAIN, *workers)
     pytester.runpytest_subprocess(*args).assert_outcomes(passed=6, failed=1)

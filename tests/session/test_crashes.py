@@ -1,4 +1,4 @@
-"""A worker of xdist that dies loses the test that it ran, and nothing else: reports and the baseline are whole."""
+"""When an xdist worker crashes, only the test that it ran is lost; reports and baseline are complete."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ OTHERS = [f"test_{when}[{n}]" for when in ("before", "after") for n in range(4)]
 
 
 @pytest.mark.parametrize("death", ["exit", "fault"])
-def test_a_worker_that_dies(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, death: str) -> None:
+def test_a_crashed_worker_loses_only_its_test(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, death: str
+) -> None:
     suites.write(pytester, SUITE)
     baseline = ("--evalmode-baseline=known.json", "--evalmode-update-baseline")
     suites.run(pytester, *baseline)

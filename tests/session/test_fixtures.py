@@ -8,36 +8,36 @@ from tests import suites
 from tests.suites import broken_rules, guarded_tests
 
 
-def test_asking_for_it_guards_an_unmarked_test(pytester: pytest.Pytester) -> None:
+def test_requesting_the_fixture_guards_an_unmarked_test(pytester: pytest.Pytester) -> None:
     assert broken_rules(
         pytester,
         """
 @pytest.fixture
-def asks(evalmode):
+def indirect(evalmode):
     return evalmode
 
 @pytest.fixture
-def asks_in_set_up(request):
+def requests_in_setup(request):
     return request.getfixturevalue("evalmode")
 
-def test_asks(evalmode):
+def test_requests(evalmode):
     infer(Net())
 
-def test_asks_by_another(asks):
+def test_requests_indirectly(indirect):
     infer(Net())
 
 @pytest.mark.usefixtures("evalmode")
 def test_uses():
     infer(Net())
 
-def test_in_set_up(asks_in_set_up):
+def test_in_setup(requests_in_setup):
     infer(Net())
 
 def test_in_the_call(request):
     request.getfixturevalue("evalmode")
     infer(Net())
 
-def test_before_it_asked(request):
+def test_before_the_request(request):
     infer(Net())
     request.getfixturevalue("evalmode")
     infer(Net().eval())
@@ -45,21 +45,21 @@ def test_before_it_asked(request):
 def test_clean(evalmode):
     infer(Net().eval())
 
-def test_does_not_ask():
+def test_does_not_request():
     infer(Net())
 """,
     ) == {
-        "asks": ["train-mode"],
-        "asks_by_another": ["train-mode"],
+        "requests": ["train-mode"],
+        "requests_indirectly": ["train-mode"],
         "uses": ["train-mode"],
-        "in_set_up": ["train-mode"],
+        "in_setup": ["train-mode"],
         "in_the_call": ["train-mode"],
-        "before_it_asked": [],
+        "before_the_request": [],
         "clean": [],
     }
 
 
-def test_it_is_the_guard_that_the_mark_asked_for(pytester: pytest.Pytester) -> None:
+def test_the_fixture_returns_the_guard_of_a_marked_test(pytester: pytest.Pytester) -> None:
     assert broken_rules(
         pytester,
         """
@@ -78,7 +78,7 @@ def test_in_the_call(request):
     ) == {"in_the_arguments": [], "in_the_call": ["grad-mode"]}
 
 
-def test_it_takes_the_exemptions_of_the_ini(pytester: pytest.Pytester) -> None:
+def test_the_fixture_uses_the_exemptions_of_the_ini(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\nevalmode_allow = train-mode")
     source = """
 def test_static(evalmode):
@@ -91,7 +91,7 @@ def test_dynamic(request):
     assert broken_rules(pytester, source) == {"static": [], "dynamic": []}
 
 
-def test_watch_returns_the_model_names_it_and_watches_what_never_runs(pytester: pytest.Pytester) -> None:
+def test_watch_returns_and_names_a_model_and_watches_it_even_if_it_never_runs(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -125,7 +125,7 @@ def test_not_watched(evalmode):
     }
 
 
-def test_watch_in_set_up_counts_from_the_call_on(pytester: pytest.Pytester) -> None:
+def test_a_model_watched_in_setup_is_checked_from_the_call_on(pytester: pytest.Pytester) -> None:
     assert broken_rules(
         pytester,
         """
@@ -144,20 +144,20 @@ def test_training(net):
     ) == {"clean": [], "training": ["train-mode", "grad-mode", "state-mutated"]}
 
 
-@pytest.mark.parametrize("wrong", ["'net'", "None", "Net", "torch.ones(1)"])
-def test_watch_takes_a_model_and_says_so(pytester: pytest.Pytester, wrong: str) -> None:
+@pytest.mark.parametrize("value", ["'net'", "None", "Net", "torch.ones(1)"])
+def test_watch_accepts_models_only(pytester: pytest.Pytester, value: str) -> None:
     suites.write(
         pytester,
         f"""
 def test_it(evalmode):
     with pytest.raises(TypeError, match=r"torch\\.nn\\.Module"):
-        evalmode.watch({wrong})
+        evalmode.watch({value})
 """,
     )
     suites.run(pytester).assert_outcomes(passed=1)
 
 
-def test_paused_is_for_code_that_may_train(pytester: pytest.Pytester) -> None:
+def test_paused_excludes_code_that_trains(pytester: pytest.Pytester) -> None:
     assert broken_rules(
         pytester,
         """
@@ -188,7 +188,7 @@ def test_nested(evalmode, net):
         train(net)
     infer(net)
 
-def test_allow_inside_does_not_wake_it(evalmode, net):
+def test_allow_inside_stays_paused(evalmode, net):
     with evalmode.paused(), evalmode.allow("train-mode"):
         train(net)
     infer(net)
@@ -212,13 +212,13 @@ def test_in_the_middle_of_a_change(evalmode, net):
         "before": ["train-mode", "grad-mode", "state-mutated"],
         "after": ["train-mode"],
         "nested": [],
-        "allow_inside_does_not_wake_it": [],
+        "allow_inside_stays_paused": [],
         "left_by_an_exception": ["train-mode"],
         "in_the_middle_of_a_change": ["state-mutated"],
     }
 
 
-def test_allow_is_for_a_part_of_the_test(pytester: pytest.Pytester) -> None:
+def test_allow_applies_to_a_part_of_the_test(pytester: pytest.Pytester) -> None:
     assert broken_rules(
         pytester,
         """
@@ -285,7 +285,7 @@ def test_adds_to_the_mark(evalmode, net):
     }
 
 
-def test_the_reason_of_a_part_is_reported(pytester: pytest.Pytester) -> None:
+def test_the_reason_given_to_allow_is_reported(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         "def test_it(evalmode):\n    with evalmode.allow('train-mode', reason='Monte Carlo'):\n        infer(Net())\n",
@@ -293,7 +293,7 @@ def test_the_reason_of_a_part_is_reported(pytester: pytest.Pytester) -> None:
     assert guarded_tests(pytester)["it"]["reason"] == "Monte Carlo"
 
 
-def test_a_wrong_argument_of_allow_fails_the_test_that_gave_it(pytester: pytest.Pytester) -> None:
+def test_an_invalid_argument_of_allow_fails_its_test(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -310,13 +310,13 @@ def test_glob(evalmode):
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
         [
-            "*PolicyError: evalmode.allow(): allow='train-mod' is no rule; did you mean 'train-mode'? valid: *",
-            "*PolicyError: evalmode.allow(): train=3 *",
+            "*PolicyError: evalmode.allow(): unknown rule in allow='train-mod' (did you mean 'train-mode'? choose *",
+            "*PolicyError: evalmode.allow(): train must be *, not 3",
         ]
     )
 
 
-def test_violations_and_check_tell_what_was_found_so_far(pytester: pytest.Pytester) -> None:
+def test_violations_and_check_report_violations_so_far(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -350,14 +350,14 @@ def test_check_ends_the_test(evalmode):
     assert counts == {"it": [2, 1], "check_ends_the_test": [1]}
 
 
-def test_what_check_raises_is_told_as_the_verdict_is(pytester: pytest.Pytester) -> None:
+def test_an_error_of_check_is_printed_like_that_of_the_end(pytester: pytest.Pytester) -> None:
     suites.write(pytester, "def test_it(evalmode):\n    infer(Net())\n    evalmode.check()\n")
     result = suites.run(pytester)
     assert suites.plugin_lines(result) == []
     assert result.stdout.str().count("fix: call model.eval()") == 1
 
 
-def test_it_does_nothing_when_off(pytester: pytest.Pytester) -> None:
+def test_the_fixture_does_nothing_when_guarding_is_off(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -388,7 +388,7 @@ def test_marked(evalmode):
     result.stdout.no_fnmatch_line("*= evalmode =*")
 
 
-def test_each_test_has_a_guard_of_its_own(pytester: pytest.Pytester) -> None:
+def test_each_test_has_its_own_guard(pytester: pytest.Pytester) -> None:
     assert broken_rules(
         pytester,
         """

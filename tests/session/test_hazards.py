@@ -1,4 +1,4 @@
-"""What may go wrong in the call, and what the tests after it see of that: nothing."""
+"""Tests that go wrong in odd ways must not affect the tests that follow."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_it(mock, posing):
 """,
         "passed",
     ),
-    "a module that was never initialised": (
+    "a module that was never initialized": (
         """
 class Early(nn.Module):
     def __init__(self):
@@ -212,12 +212,12 @@ def test_it():
 
 
 @pytest.mark.parametrize("hazard", HAZARDS)
-def test_hazards(pytester: pytest.Pytester, hazard: str) -> None:
+def test_a_hazard_does_not_affect_the_next_tests(pytester: pytest.Pytester, hazard: str) -> None:
     source, outcome = HAZARDS[hazard]
     assert results(pytester, source) == {"test_it": outcome, **NEXT_IS_RIGHT}
 
 
-def test_an_interrupt_inside_a_forward_ends_the_run_as_ever(pytester: pytest.Pytester) -> None:
+def test_an_interrupt_inside_a_forward_ends_the_run_as_usual(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -238,7 +238,7 @@ def test_it():
     assert nn.Module.__call__ is before
 
 
-def test_torch_is_as_it_was_after_the_run(pytester: pytest.Pytester) -> None:
+def test_torch_is_unpatched_after_the_run(pytester: pytest.Pytester) -> None:
     before = nn.Module.__call__
     results(pytester, HAZARDS["an exception inside a forward of a part"][0])
     assert nn.Module.__call__ is before

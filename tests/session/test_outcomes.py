@@ -1,4 +1,4 @@
-"""The matrix: however a test is written and run, a violation is a failure of its call, and nothing else is changed."""
+"""A matrix of kinds of tests and cases: a violation fails the call phase and changes nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests import suites
 
-# A case: a decorator, the body of a test, and what is to come of it.  `net` is in training mode until it is told.
+# A case: a decorator, the body of a test, and the expected outcome.  `net` is in training mode unless switched.
 CASES = {
     "clean": ("", "infer(net.eval())", "passed"),
     "violation": ("", "infer(net)", "failed"),
@@ -26,7 +26,7 @@ CASES = {
     "xfail_strict_clean": ("@pytest.mark.xfail(strict=True)", "infer(net.eval())", "failed"),
 }
 
-# What comes of them where nothing is guarded.
+# The outcomes that differ when nothing is guarded.
 UNGUARDED = {
     "violation": "passed",
     "xfail": "xpassed",
@@ -59,7 +59,7 @@ def net():
     return Net()
 """
 
-# How a test is written around its body.  `{{case}}` names it, `{{mark}}` stands for the decorator of the case.
+# Kinds of tests: `{{case}}` is replaced by the name of the case, `{{mark}}` by its decorator.
 KINDS = {
     "function": """
 {mark}
@@ -123,7 +123,7 @@ class Test_{case}(unittest.TestCase):
 """,
 }
 
-# pytest ends a subtest, not its test, at a failure or a skip inside: the test goes on, and what it ran is judged.
+# A failure or skip ends only the subtest: the test continues, and its violations count.
 SUBTESTS = {
     ("subtests", "skip"): "failed",
     ("subtests", "xfail_inside"): "failed",
@@ -131,9 +131,9 @@ SUBTESTS = {
     ("subtest_of_testcase", "skip"): "failed",
     ("subtest_of_testcase", "xfail_inside"): "failed",
     ("subtest_of_testcase", "own_failure_expected"): "failed",
-    ("subtest_of_testcase", "own_failure"): "passed",  # pytest counts the subtest alone
+    ("subtest_of_testcase", "own_failure"): "passed",  # pytest counts only the subtest
 }
-if not hasattr(pytest, "Subtests"):  # before pytest 9 a plugin has them, which counts the subtest alone as well
+if not hasattr(pytest, "Subtests"):  # before pytest 9, the plugin pytest-subtests counts only the subtest as well
     SUBTESTS["subtests", "own_failure"] = "passed"
 
 EXPECTED = {(kind, case): CASES[case][2] for kind in KINDS for case in CASES} | SUBTESTS
@@ -141,25 +141,25 @@ EXPECTED = {(kind, case): CASES[case][2] for kind in KINDS for case in CASES} | 
 
 @pytest.fixture
 def matrix(pytester: pytest.Pytester) -> pytest.Pytester:
-    """All cases, written in every way."""
+    """Write every case as every kind of test."""
     suites.write(
         pytester,
         **{
             f"test_{kind}": HEADER
-            + "".join(written(KINDS[kind], case, mark, body) for case, (mark, body, _) in CASES.items())
+            + "".join(format_test(KINDS[kind], case, mark, body) for case, (mark, body, _) in CASES.items())
             for kind in KINDS
         },
     )
     return pytester
 
 
-def written(template: str, case: str, mark: str, body: str) -> str:
+def format_test(template: str, case: str, mark: str, body: str) -> str:
     margin = next(line for line in template.splitlines() if "{body}" in line).partition("{")[0]
     return template.format(case=case, mark=mark, body=indent(body, margin).strip())
 
 
 def cells(pytester: pytest.Pytester, *args: str) -> dict[tuple[str, str], str]:
-    """Run the matrix and tell the outcomes by kind and case."""
+    """Run the matrix; return the outcomes by kind and case."""
     return {cell(nodeid): outcome for nodeid, outcome in suites.outcomes(pytester, *args).items()}
 
 
@@ -178,12 +178,12 @@ def test_x_stops_at_the_violation(matrix: pytest.Pytester, kind: str) -> None:
     assert cells(matrix, "-x", f"test_{kind}.py") == {(kind, "clean"): "passed", (kind, "violation"): "failed"}
 
 
-def test_lf_runs_what_was_violated_again_and_nothing_else(matrix: pytest.Pytester) -> None:
+def test_lf_reruns_failed_tests_only(matrix: pytest.Pytester) -> None:
     cells(matrix)
     assert cells(matrix, "--lf") == {cell: outcome for cell, outcome in EXPECTED.items() if outcome == "failed"}
 
 
-def test_without_the_guard_only_the_violations_are_missing(matrix: pytest.Pytester) -> None:
+def test_without_the_guard_only_violations_are_missing(matrix: pytest.Pytester) -> None:
     kinds = KINDS.keys() - {"subtests", "subtest_of_testcase"}
-    found = cells(matrix, "--evalmode=off", *(f"test_{kind}.py" for kind in sorted(kinds)))
-    assert found == {(kind, case): UNGUARDED.get(case, CASES[case][2]) for kind in kinds for case in CASES}
+    actual = cells(matrix, "--evalmode=off", *(f"test_{kind}.py" for kind in sorted(kinds)))
+    assert actual == {(kind, case): UNGUARDED.get(case, CASES[case][2]) for kind in kinds for case in CASES}

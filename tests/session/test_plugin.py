@@ -1,4 +1,4 @@
-"""The plugin among pytest's other ways and other plugins."""
+"""The plugin together with other features of pytest and with other plugins."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def test_clean():
 
 
 def rules(pytester: pytest.Pytester, *args: str) -> dict[str, list[str]]:
-    """The rules that each guarded test broke, by the name of the test."""
+    """Return the rules that each guarded test broke, by the name of the test."""
     tests = suites.json_report(pytester, *args)["tests"]
     return {test["nodeid"].rpartition("::")[2]: [v["rule"] for v in test["violations"]] for test in tests}
 
 
-def test_the_fixture_tells_what_it_is(pytester: pytest.Pytester) -> None:
+def test_the_fixture_has_a_description(pytester: pytest.Pytester) -> None:
     suites.run(pytester, "--fixtures").stdout.fnmatch_lines(["evalmode -- *", "*The guard of this test*"])
 
 
 @pytest.mark.parametrize("args", ["--collect-only", "--setup-only", "--setup-plan"])
-def test_what_is_not_called_is_not_guarded(pytester: pytest.Pytester, args: str) -> None:
+def test_tests_that_are_not_called_are_not_guarded(pytester: pytest.Pytester, args: str) -> None:
     suites.write(pytester, VIOLATION)
     assert rules(pytester, args) == {}
 
 
-def test_a_rerun_begins_anew(pytester: pytest.Pytester) -> None:
+def test_a_rerun_has_a_new_guard(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -55,7 +55,7 @@ def test_changes_once(net):
     assert rules(pytester, "--reruns=1") == {"test_changes_once": []}
 
 
-def test_a_rerun_that_does_not_ask_is_not_guarded(pytester: pytest.Pytester) -> None:
+def test_a_rerun_that_does_not_request_the_fixture_is_not_guarded(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -72,7 +72,7 @@ def test_it(request):
     assert rules(pytester, "--reruns=1") == {}
 
 
-def test_a_test_that_runs_pytest_itself_is_guarded_as_any(pytester: pytest.Pytester) -> None:
+def test_a_test_that_runs_pytest_itself_is_guarded(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         inner="from nets import *\n" + VIOLATION,
@@ -91,8 +91,8 @@ def test_a_test_that_runs_pytest_itself_is_guarded_as_any(pytester: pytest.Pytes
                 infer(Net())
         """,
     )
-    found = rules(pytester, "test_outer.py")
-    assert found["test_next"] == ["train-mode"]
+    broken = rules(pytester, "test_outer.py")
+    assert broken["test_next"] == ["train-mode"]
     assert suites.outcomes(pytester, "test_outer.py")["test_outer.py::test_next"] == "failed"
 
 
@@ -124,8 +124,8 @@ def test_items_of_other_kinds_are_guarded_by_their_path(pytester: pytest.Pyteste
         ''',
     )
     (pytester.path / "a.net").write_text("")
-    found = suites.outcomes(pytester, "--doctest-modules")
-    assert found == {"a.net::item": "failed", "documented.py::documented": "failed"}
+    outcomes = suites.outcomes(pytester, "--doctest-modules")
+    assert outcomes == {"a.net::item": "failed", "documented.py::documented": "failed"}
     assert set(suites.outcomes(pytester, "--doctest-modules", "--evalmode=off").values()) == {"passed"}
 
 
@@ -143,11 +143,11 @@ def test_exit_codes_are_pytests_own(pytester: pytest.Pytester) -> None:
     assert suites.run(pytester, "-k", "no_such").ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
-# Beside others.
+# --- other plugins
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_beside_pytest_randomly(pytester: pytest.Pytester, seed: int) -> None:
+def test_with_pytest_randomly(pytester: pytest.Pytester, seed: int) -> None:
     pytest.importorskip("pytest_randomly")
     suites.write(
         pytester,
@@ -174,7 +174,7 @@ def test_violation(net, n):
     assert not [line for line in result.outlines if line.startswith("FAILED") and "test_violation[" not in line]
 
 
-def test_beside_pytest_torch(pytester: pytest.Pytester) -> None:
+def test_with_pytest_torch(pytester: pytest.Pytester) -> None:
     pytest.importorskip("pytest_torch")
     suites.write(
         pytester,
@@ -223,7 +223,7 @@ def test_unmarked(net):
     )
 
 
-def test_beside_monkeypatch_and_capture(pytester: pytest.Pytester) -> None:
+def test_with_monkeypatch_and_capture(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -231,9 +231,9 @@ def test_beside_monkeypatch_and_capture(pytester: pytest.Pytester) -> None:
 def test_it(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Net, "forward", lambda self, x: self.fc(x))
-    print("said")
+    print("output")
     infer(Net())
-    assert capsys.readouterr().out == "said\\n"
+    assert capsys.readouterr().out == "output\\n"
 """,
     )
     result = suites.run(pytester)

@@ -1,4 +1,4 @@
-"""Command line and ini: each option takes effect, the command line over the ini, and a bad value is a usage error."""
+"""Options and ini keys: each takes effect, the command line overrides the ini, invalid values are usage errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_violation():
 
 @pytest.fixture(params=["alone", "xdist"])
 def workers(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """The same in one process and under xdist."""
+    """Run the test in one process and under xdist."""
     return ("-n2",) if request.param == "xdist" else ()
 
 
@@ -58,13 +58,13 @@ def test_precedence_of_the_mode(pytester: pytest.Pytester, lines: list[str], arg
         (["evalmode = warn"], ["-o", "evalmode=off"], "off"),
     ],
 )
-def test_workers_know_the_mode(pytester: pytest.Pytester, lines: list[str], args: list[str], mode: str) -> None:
+def test_xdist_workers_use_the_mode(pytester: pytest.Pytester, lines: list[str], args: list[str], mode: str) -> None:
     suites.write(pytester, VIOLATION)
     ini(pytester, *lines)
     suites.run(pytester, "-n1", *args).assert_outcomes(**OUTCOMES[mode])
 
 
-def test_warn_warns_with_all_that_enforce_would_say(pytester: pytest.Pytester) -> None:
+def test_a_warning_has_the_text_of_the_failure(pytester: pytest.Pytester) -> None:
     suites.write(pytester, VIOLATION)
     suites.run(pytester, "--evalmode=warn").stdout.fnmatch_lines(
         [
@@ -75,7 +75,7 @@ def test_warn_warns_with_all_that_enforce_would_say(pytester: pytest.Pytester) -
     )
 
 
-def test_a_warning_that_is_an_error_fails_the_test(pytester: pytest.Pytester) -> None:
+def test_a_warning_turned_into_an_error_fails_the_test(pytester: pytest.Pytester) -> None:
     suites.write(pytester, VIOLATION)
     result = suites.run(pytester, "--evalmode=warn", "-W", "error::pytest_evalmode.EvalModeWarning")
     result.assert_outcomes(failed=1)
@@ -84,7 +84,7 @@ def test_a_warning_that_is_an_error_fails_the_test(pytester: pytest.Pytester) ->
     assert result.stdout.str().count("fix: call model.eval()") == 1
 
 
-def test_warn_lets_check_pass_and_warns_all_the_same(pytester: pytest.Pytester) -> None:
+def test_check_does_not_raise_under_warn_but_the_end_warns(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester, "def test_checks(evalmode):\n    infer(Net())\n    evalmode.check()\n    assert evalmode.violations\n"
     )
@@ -92,12 +92,12 @@ def test_warn_lets_check_pass_and_warns_all_the_same(pytester: pytest.Pytester) 
     suites.run(pytester).assert_outcomes(failed=1)
 
 
-def test_warn_says_nothing_of_a_clean_test(pytester: pytest.Pytester) -> None:
+def test_a_clean_test_issues_no_warning(pytester: pytest.Pytester) -> None:
     suites.write(pytester, VIOLATION.replace("Net()", "Net().eval()"))
     suites.run(pytester, "--evalmode=warn", "-W", "error").assert_outcomes(passed=1)
 
 
-def test_off_is_above_every_way_to_ask(pytester: pytest.Pytester) -> None:
+def test_off_overrides_marks_paths_and_fixture(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -118,7 +118,7 @@ def test_off_is_above_every_way_to_ask(pytester: pytest.Pytester) -> None:
     result.stdout.no_fnmatch_line("*= evalmode =*")
 
 
-# The ini keys but for the mode.  Each with a test that it touches and a look-alike that it does not.
+# --- other ini keys, each with a test that it applies to and a similar one that it does not
 
 
 @pytest.mark.parametrize(
@@ -136,18 +136,18 @@ def test_off_is_above_every_way_to_ask(pytester: pytest.Pytester) -> None:
         ("*/test_[bc].py", {"test_b", "test_c"}),
     ],
 )
-def test_evalmode_mark_guards_the_files_that_its_globs_name(
-    pytester: pytest.Pytester, globs: str, guarded: set[str]
-) -> None:
+def test_evalmode_mark_guards_matching_files(pytester: pytest.Pytester, globs: str, guarded: set[str]) -> None:
     suites.write(pytester)
     for name in ("eval/test_a", "evaluation/test_b", "eval/deep/test_c"):
         file = pytester.path / "path" / f"{name}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("from nets import *\n\ndef test_unmarked():\n    infer(Net())\n")
     ini(pytester, "pythonpath = .", f"evalmode_mark = {globs}")
-    found = suites.outcomes(pytester)
-    assert {nodeid.rpartition("/")[2].partition(".")[0] for nodeid in found if found[nodeid] == "failed"} == guarded
-    assert len(found) == 3
+    outcomes = suites.outcomes(pytester)
+    assert {
+        nodeid.rpartition("/")[2].partition(".")[0] for nodeid in outcomes if outcomes[nodeid] == "failed"
+    } == guarded
+    assert len(outcomes) == 3
 
 
 def test_evalmode_mark_is_relative_to_the_rootdir_from_anywhere(
@@ -182,14 +182,14 @@ def test_anothers():
     result.stdout.fnmatch_lines(["*test_renamed*", "*intended? @pytest.mark.clean(*"])
 
 
-def test_evalmode_marker_is_named_by_its_errors_and_by_markers(pytester: pytest.Pytester) -> None:
+def test_errors_and_markers_use_the_name_of_evalmode_marker(pytester: pytest.Pytester) -> None:
     suites.write(pytester, "@pytest.mark.clean(alow='x')\ndef test_wrong():\n    pass\n")
     ini(pytester, "evalmode_marker = clean")
-    suites.run(pytester).stdout.fnmatch_lines(["*@pytest.mark.clean has no argument 'alow'; did you mean 'allow'?*"])
+    suites.run(pytester).stdout.fnmatch_lines(["*@pytest.mark.clean: unknown argument 'alow' (did you mean 'allow'?*"])
     suites.run(pytester, "--markers").stdout.fnmatch_lines(["@pytest.mark.clean(*allow=()*"])
 
 
-DECLARED = """
+EXEMPTED = """
 @pytest.fixture
 def net():
     return Net()
@@ -226,11 +226,11 @@ def test_recording(net):
         ("evalmode_mutable = fc.weight", {"training", "mutating", "recording"}),
     ],
 )
-def test_ini_exemptions_hold_for_the_whole_suite(pytester: pytest.Pytester, line: str, failed: set[str]) -> None:
-    suites.write(pytester, DECLARED)
+def test_ini_exemptions_apply_to_the_whole_suite(pytester: pytest.Pytester, line: str, failed: set[str]) -> None:
+    suites.write(pytester, EXEMPTED)
     ini(pytester, line)
-    found = suites.outcomes(pytester)
-    assert {nodeid.rpartition("test_")[2] for nodeid in found if found[nodeid] == "failed"} == failed
+    outcomes = suites.outcomes(pytester)
+    assert {nodeid.rpartition("test_")[2] for nodeid in outcomes if outcomes[nodeid] == "failed"} == failed
 
 
 def test_ini_exemptions_add_to_those_of_the_marker(pytester: pytest.Pytester) -> None:
@@ -241,39 +241,43 @@ def test_ini_exemptions_add_to_those_of_the_marker(pytester: pytest.Pytester) ->
 
 
 @pytest.mark.parametrize(
-    ("lines", "args", "said"),
+    ("lines", "args", "message"),
     [
-        ([], ["--evalmode=warm"], "--evalmode: 'warm' is no mode; *valid: enforce, warn, off"),
-        ([], ["--evalmode="], "--evalmode: '' is no mode; *valid: enforce, warn, off"),
-        (["evalmode = on"], [], "evalmode (ini): 'on' is no mode; *valid: enforce, warn, off"),
-        (["addopts = --evalmode=on"], [], "--evalmode: 'on' is no mode; *valid: enforce, warn, off"),
-        (["evalmode_marker = no name"], [], "evalmode_marker: 'no name' is no name for a marker; *identifier"),
-        (["evalmode_marker = class"], [], "evalmode_marker: 'class' is no name for a marker; *identifier"),
-        (["evalmode_allow = train-mod"], [], "*allow='train-mod' is no rule; did you mean 'train-mode'? valid: *"),
-        ([], ["-o", "evalmode_allow=zzz"], "*allow='zzz' is no rule; valid: train-mode, grad-mode, *"),
-        (["evalmode_mark = no/such/folder"], [], "evalmode_mark: 'no/such/folder' is no file or folder below *"),
-        (["evalmode_mark = ../other*"], [], "evalmode_mark: '../other*' is no file or folder below *"),
-        (["evalmode_mark = /tmp"], [], "evalmode_mark: '/tmp' is no file or folder below *"),
-        ([], ["--evalmode-report=."], "--evalmode-report: '.' is no file to write to"),
-        ([], ["--evalmode-report="], "--evalmode-report: '' is no file to write to"),
-        ([], ["--evalmode-report=nets.py/report.json"], "--evalmode-report: 'nets.py/report.json' is no file*"),
-        ([], [f"--evalmode-report={'a' * 300}.json"], "--evalmode-report: 'aaa*json' is no file to write to"),
-        ([], [f"--evalmode-report=new/{'a' * 300}/r.json"], "--evalmode-report: 'new/aaa*json' is no file to write to"),
-        ([], [f"--evalmode-report={'a/' * 3000}r.json"], "--evalmode-report: 'a/a/*json' is no file to write to"),
+        ([], ["--evalmode=warm"], "--evalmode: invalid mode 'warm' (choose from enforce, warn, off)"),
+        ([], ["--evalmode="], "--evalmode: invalid mode '' (choose from enforce, warn, off)"),
+        (["evalmode = on"], [], "evalmode (ini): invalid mode 'on' (choose from enforce, warn, off)"),
+        (["addopts = --evalmode=on"], [], "--evalmode: invalid mode 'on' (choose from enforce, warn, off)"),
+        (["evalmode_marker = no name"], [], "evalmode_marker: 'no name' is not a valid marker name (*identifier)"),
+        (["evalmode_marker = class"], [], "evalmode_marker: 'class' is not a valid marker name (*identifier)"),
+        (
+            ["evalmode_allow = train-mod"],
+            [],
+            "*unknown rule in allow='train-mod' (did you mean 'train-mode'? choose from *",
+        ),
+        ([], ["-o", "evalmode_allow=zzz"], "*unknown rule in allow='zzz' (choose from train-mode, grad-mode, *"),
+        (["evalmode_mark = no/such/folder"], [], "evalmode_mark: 'no/such/folder' is not a file or folder below *"),
+        (["evalmode_mark = ../other*"], [], "evalmode_mark: '../other*' is not a file or folder below *"),
+        (["evalmode_mark = /tmp"], [], "evalmode_mark: '/tmp' is not a file or folder below *"),
+        ([], ["--evalmode-report=."], "--evalmode-report: cannot write to '.'"),
+        ([], ["--evalmode-report="], "--evalmode-report: cannot write to ''"),
+        ([], ["--evalmode-report=nets.py/report.json"], "--evalmode-report: cannot write to 'nets.py/report.json'"),
+        ([], [f"--evalmode-report={'a' * 300}.json"], "--evalmode-report: cannot write to 'aaa*json'"),
+        ([], [f"--evalmode-report=new/{'a' * 300}/r.json"], "--evalmode-report: cannot write to 'new/aaa*json'"),
+        ([], [f"--evalmode-report={'a/' * 3000}r.json"], "--evalmode-report: cannot write to 'a/a/*json'"),
     ],
 )
-def test_a_bad_value_is_a_usage_error(
-    pytester: pytest.Pytester, workers: tuple[str, ...], lines: list[str], args: list[str], said: str
+def test_an_invalid_value_is_a_usage_error(
+    pytester: pytest.Pytester, workers: tuple[str, ...], lines: list[str], args: list[str], message: str
 ) -> None:
     suites.write(pytester, VIOLATION)
     ini(pytester, *lines)
     result = suites.run(pytester, *args, *workers)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"ERROR: {said.replace('[', '[[]')}"])
+    result.stderr.fnmatch_lines([f"ERROR: {message.replace('[', '[[]')}"])
     assert "Traceback" not in result.stdout.str() + result.stderr.str()
 
 
-def test_evalmode_report_is_relative_to_where_pytest_was_called(
+def test_evalmode_report_is_relative_to_the_invocation_directory(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suites.write(pytester, VIOLATION)
@@ -300,7 +304,7 @@ def test_evalmode_report_takes_effect_from_addopts(pytester: pytest.Pytester) ->
         ({"RANK": "first", "WORLD_SIZE": "2"}, "report.v1.json", "evalmode"),
     ],
 )
-def test_each_rank_of_several_has_a_report_of_its_own(
+def test_each_rank_writes_its_own_report(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], name: str, title: str
 ) -> None:
     for key, value in environment.items():
@@ -313,11 +317,11 @@ def test_each_rank_of_several_has_a_report_of_its_own(
 
 
 @pytest.mark.filterwarnings("ignore:The --rsyncdir")
-def test_a_worker_need_not_have_the_files_of_its_controller(pytester: pytest.Pytester) -> None:
-    """As over ssh: it is sent the tests, runs them in a folder of its own, and tells what it found."""
+def test_a_worker_does_not_need_the_files_of_its_controller(pytester: pytest.Pytester) -> None:
+    """As over ssh: the worker receives the tests, runs them in its own folder and sends back the results."""
     suites.write(pytester)
-    ini(pytester, "evalmode_mark = tests/guarded kept/here")
-    pytester.mkdir("kept").joinpath("here").touch()
+    ini(pytester, "evalmode_mark = tests/guarded other/file")
+    pytester.mkdir("other").joinpath("file").touch()
     folder = pytester.mkdir("tests").joinpath("guarded")
     folder.mkdir()
     (folder / "test_it.py").write_text(f"{suites.NETS}\ndef test_violation():\n    infer(Net())\n", encoding="utf-8")
@@ -329,14 +333,14 @@ def test_a_worker_need_not_have_the_files_of_its_controller(pytester: pytest.Pyt
     assert "guarded/test_it.py" in (pytester.path / "report.json").read_text(encoding="utf-8")
 
 
-def test_without_evalmode_report_nothing_is_written(pytester: pytest.Pytester) -> None:
+def test_no_file_is_written_without_evalmode_report(pytester: pytest.Pytester) -> None:
     suites.write(pytester, VIOLATION)
     before = set(pytester.path.iterdir())
     suites.run(pytester, "-p", "no:cacheprovider", "-p", "no:benchmark")
     assert {path.name for path in set(pytester.path.iterdir()) - before} <= {"__pycache__"}
 
 
-def test_evalmode_rules_tells_each_rule_and_its_remedy_and_runs_nothing(
+def test_evalmode_rules_prints_each_rule_and_its_fix_and_runs_no_test(
     pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
     suites.write(pytester, VIOLATION)
@@ -355,16 +359,18 @@ def test_evalmode_rules_prints_the_page_of_one_rule(pytester: pytest.Pytester, w
     result.stdout.no_fnmatch_line("*test session starts*")
 
 
-def test_evalmode_rules_says_which_rules_there_are(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+def test_evalmode_rules_lists_the_valid_rules_for_an_unknown_one(
+    pytester: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
     result = suites.run(pytester, "--evalmode-rules=train-mod", *workers)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    said = "ERROR: --evalmode-rules: 'train-mod' is no rule; did you mean 'train-mode'? valid: train-mode, grad-mode, *"
-    result.stderr.fnmatch_lines([said])
+    message = "ERROR: --evalmode-rules: unknown rule 'train-mod' (did you mean 'train-mode'? choose from train-mode, "
+    result.stderr.fnmatch_lines([f"{message}grad-mode, *"])
 
 
-def test_help_tells_every_option_and_ini_key(pytester: pytest.Pytester) -> None:
-    said = suites.run(pytester, "--help").stdout.str()
+def test_help_lists_every_option_and_ini_key(pytester: pytest.Pytester) -> None:
+    output = suites.run(pytester, "--help").stdout.str()
     options = ["--evalmode=enforce|warn|off", "--evalmode-report=PATH", "--evalmode-rules"]
     keys = ["evalmode (string)", "evalmode_marker (string)"]
     keys += [f"evalmode_{name} (args)" for name in ("mark", "allow", "train", "mutable")]
-    assert [text for text in (*options, *keys) if text not in said] == []
+    assert [text for text in (*options, *keys) if text not in output] == []

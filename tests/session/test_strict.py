@@ -1,4 +1,4 @@
-"""How strict is turned on, and what it asks of whole runs."""
+"""How strict mode is turned on, and its checks over whole runs."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ ON = {
 
 
 @pytest.mark.parametrize(("ini", "args", "strict"), ON.values(), ids=ON)
-def test_strict_is_asked_for(pytester: pytest.Pytester, ini: str, args: list[str], strict: bool) -> None:
+def test_ways_to_turn_on_strict(pytester: pytest.Pytester, ini: str, args: list[str], strict: bool) -> None:
     pytester.makeini(f"[pytest]\n{ini}\n")
     write(pytester, "@pytest.mark.inference\ndef test_it():\n    pass\n")
     assert outcomes(pytester, *args) == {"test_it.py::test_it": "failed" if strict else "passed"}
 
 
-def test_the_report_says_whether_it_was_strict(pytester: pytest.Pytester) -> None:
+def test_the_report_says_whether_the_run_was_strict(pytester: pytest.Pytester) -> None:
     write(pytester, "@pytest.mark.inference\ndef test_it():\n    infer(Net().eval())\n")
     assert [json_report(pytester, *args)["strict"] for args in ((), (STRICT,))] == [False, True]
 
 
-def test_a_test_that_did_not_come_to_its_end_may_have_run_no_model(pytester: pytest.Pytester) -> None:
+def test_a_test_that_did_not_finish_needs_no_forward(pytester: pytest.Pytester) -> None:
     marked = "@pytest.mark.inference(train='drop')\ndef test_{0}():\n    pytest.{0}('so')\n"
     write(pytester, "".join(marked.format(how) for how in ("skip", "fail", "xfail")))
     assert [t["violations"] for t in json_report(pytester, STRICT)["tests"]] == [[], [], []]
 
 
-def test_no_forward_is_asked_of_marked_tests_alone(pytester: pytest.Pytester) -> None:
+def test_no_forward_applies_to_marked_tests_only(pytester: pytest.Pytester) -> None:
     write(pytester, "def test_asks(evalmode):\n    pass\n\ndef test_unmarked():\n    pass\n")
     assert set(outcomes(pytester, STRICT).values()) == {"passed"}
 
 
-def test_an_allowed_no_forward_that_was_not_needed(pytester: pytest.Pytester) -> None:
+def test_an_unused_exemption_of_no_forward_is_reported(pytester: pytest.Pytester) -> None:
     marked = "@pytest.mark.inference(allow='no-forward')\n"
     write(pytester, f"{marked}def test_needs():\n    pass\n\n{marked}def test_not():\n    infer(Net().eval())\n")
-    found = {t["nodeid"].partition("::")[2]: t["violations"] for t in json_report(pytester, STRICT)["tests"]}
-    assert found["test_needs"] == []
-    assert [v["rule"] for v in found["test_not"]] == ["unused-exemption"]
+    violations = {t["nodeid"].partition("::")[2]: t["violations"] for t in json_report(pytester, STRICT)["tests"]}
+    assert violations["test_needs"] == []
+    assert [v["rule"] for v in violations["test_not"]] == ["unused-exemption"]
 
 
 # --- exemptions of the ini
@@ -65,11 +65,11 @@ def test_drops():
 def test_grad():
     Net().eval()(torch.ones(2, 4))
 """
-UNNEEDED = ['allow="partial-load"', 'train="no.such.*"', 'mutable="cache"']
+UNUSED = ['allow="partial-load"', 'train="no.such.*"', 'mutable="cache"']
 
 
-def unneeded(result: pytest.RunResult) -> list[str]:
-    """The exemptions of the ini that nothing needed, as the summary tells them."""
+def unused(result: pytest.RunResult) -> list[str]:
+    """Return the unused exemptions of the ini from the summary."""
     lines = [line for line in result.outlines if line.startswith("unused-exemption: no test needed ")]
     return [line.split(" needed ")[1].partition(" from the ini")[0] for line in lines]
 
@@ -77,8 +77,8 @@ def unneeded(result: pytest.RunResult) -> list[str]:
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        ([STRICT], UNNEEDED),
-        ([STRICT, "-n2"], UNNEEDED),
+        ([STRICT], UNUSED),
+        ([STRICT, "-n2"], UNUSED),
         ([], []),
         ([STRICT, "-k", "drops"], []),
         ([STRICT, "-m", "inference"], []),
@@ -92,36 +92,38 @@ def unneeded(result: pytest.RunResult) -> list[str]:
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("-") else "",
 )
-def test_the_ini_is_judged_over_the_whole_suite(
+def test_unused_exemptions_of_the_ini_are_reported_for_whole_suites_only(
     pytester: pytest.Pytester, args: list[str], expected: list[str]
 ) -> None:
     pytester.makeini(INI)
     write(pytester, SUITE, test_more="from nets import *\n" + SUITE.replace("def test_", "def test_more_"))
     result = run(pytester, *args)
-    assert unneeded(result) == expected
+    assert unused(result) == expected
     assert result.ret == 0
 
 
-def test_after_a_failure_the_last_failed_are_not_the_whole_suite(pytester: pytest.Pytester) -> None:
+def test_lf_does_not_run_the_whole_suite(pytester: pytest.Pytester) -> None:
     pytester.makeini(INI)
     write(pytester, SUITE + "\n@pytest.mark.inference\ndef test_no_forward():\n    pass\n")
-    assert unneeded(run(pytester, STRICT)) == UNNEEDED
-    assert unneeded(run(pytester, STRICT, "--lf")) == []
+    assert unused(run(pytester, STRICT)) == UNUSED
+    assert unused(run(pytester, STRICT, "--lf")) == []
 
 
 @pytest.mark.parametrize("broken", ["import no_such_module", "def test_z():\n    pytest.exit('enough')"])
-def test_a_run_that_was_cut_short_is_not_the_whole_suite(pytester: pytest.Pytester, broken: str) -> None:
+def test_an_interrupted_run_is_not_the_whole_suite(pytester: pytest.Pytester, broken: str) -> None:
     pytester.makeini(INI)
     write(pytester, SUITE, test_later=f"import pytest\n{broken}")
-    assert unneeded(run(pytester, STRICT)) == []
+    assert unused(run(pytester, STRICT)) == []
 
 
-def test_a_folder_of_it_is_not_the_whole_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_a_subfolder_is_not_the_whole_suite(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytester.makeini(INI)
     write(pytester)
     folder = pytester.mkdir("folder")
     (folder / "test_it.py").write_text(f"from nets import *\n{SUITE}", encoding="utf-8")
     monkeypatch.syspath_prepend(pytester.path)
-    assert unneeded(run(pytester, STRICT)) == UNNEEDED
+    assert unused(run(pytester, STRICT)) == UNUSED
     monkeypatch.chdir(folder)
-    assert unneeded(run(pytester, STRICT)) == []
+    assert unused(run(pytester, STRICT)) == []

@@ -1,4 +1,4 @@
-"""The window is the call: what is outside it, and the marks that come before it begins."""
+"""The window is the call phase: setup and teardown are outside it, and marks that are added before it count."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests import suites
 from tests.suites import NEXT_IS_RIGHT, results
 
-SET_UP = {
+SETUPS = {
     "fixture": """
 @pytest.fixture
 def net():
@@ -121,19 +121,19 @@ class TestIt(unittest.IsolatedAsyncioTestCase):
 }
 
 
-@pytest.mark.parametrize("where", SET_UP)
-def test_set_up_and_tear_down_may_train(pytester: pytest.Pytester, where: str) -> None:
-    assert results(pytester, SET_UP[where]) == {"test_it": "passed", **NEXT_IS_RIGHT}
+@pytest.mark.parametrize("where", SETUPS)
+def test_setup_and_teardown_may_train(pytester: pytest.Pytester, where: str) -> None:
+    assert results(pytester, SETUPS[where]) == {"test_it": "passed", **NEXT_IS_RIGHT}
 
 
-@pytest.mark.parametrize("where", SET_UP)
-def test_the_call_may_not(pytester: pytest.Pytester, where: str) -> None:
-    body, _, call = SET_UP[where].rpartition("infer(")
+@pytest.mark.parametrize("where", SETUPS)
+def test_the_call_may_not_train(pytester: pytest.Pytester, where: str) -> None:
+    body, _, call = SETUPS[where].rpartition("infer(")
     source = f"{body}train({call}"
     assert results(pytester, source) == {"test_it": "failed", **NEXT_IS_RIGHT}
 
 
-def test_a_testcase_keeps_its_set_up_as_it_was(pytester: pytest.Pytester) -> None:
+def test_setup_and_teardown_of_a_testcase_work_as_usual(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -160,11 +160,11 @@ class TestFailsLater(TestIt):
         raise ValueError("own")
 """,
     )
-    found = {nodeid.split("::")[1]: outcome for nodeid, outcome in suites.outcomes(pytester).items()}
-    assert found == {"TestIt": "passed", "TestSkips": "skipped", "TestFails": "failed", "TestFailsLater": "failed"}
+    outcomes = {nodeid.split("::")[1]: outcome for nodeid, outcome in suites.outcomes(pytester).items()}
+    assert outcomes == {"TestIt": "passed", "TestSkips": "skipped", "TestFails": "failed", "TestFailsLater": "failed"}
 
 
-def test_a_testcase_tears_down_under_the_debugger_too(pytester: pytest.Pytester) -> None:
+def test_a_testcase_is_torn_down_under_pdb(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -187,7 +187,7 @@ class TestIt(unittest.TestCase):
     suites.run(pytester, "--pdb").assert_outcomes(passed=2)
 
 
-# --- marks that come late
+# --- marks that fixtures and hooks add
 
 
 MARKED_LATE = """
@@ -196,7 +196,7 @@ def marks(request):
     request.node.add_marker(pytest.mark.inference)
 
 @pytest.fixture
-def excuses(request):
+def exempts(request):
     request.node.add_marker(pytest.mark.inference(train=["*"], reason="Monte Carlo"))
 
 @pytest.fixture
@@ -210,17 +210,17 @@ def test_dirty(marks):
     infer(Net())
 
 @pytest.mark.inference
-def test_excused(excuses):
+def test_exempted(exempts):
     infer(Net())
 
-def test_marked_and_excused(excuses):
+def test_marked_and_exempted(exempts):
     infer(Net())
 
 @pytest.mark.inference
-def test_excused_before_its_guard_is_asked_for(excuses, evalmode):
+def test_exempted_before_the_fixture(exempts, evalmode):
     infer(Net())
 
-def test_misspelt(misspells):
+def test_misspelled(misspells):
     raise RuntimeError("never run")
 """
 
@@ -228,14 +228,14 @@ def test_misspelt(misspells):
 def test_a_mark_that_a_fixture_adds_counts(pytester: pytest.Pytester) -> None:
     suites.write(pytester, MARKED_LATE)
     result = suites.run(pytester)
-    found = suites.outcomes(pytester)
-    assert {name.partition("::test_")[2]: outcome for name, outcome in found.items()} == {
+    outcomes = suites.outcomes(pytester)
+    assert {name.partition("::test_")[2]: outcome for name, outcome in outcomes.items()} == {
         "clean": "passed",
         "dirty": "failed",
-        "excused": "passed",
-        "marked_and_excused": "passed",
-        "excused_before_its_guard_is_asked_for": "passed",
-        "misspelt": "failed",
+        "exempted": "passed",
+        "marked_and_exempted": "passed",
+        "exempted_before_the_fixture": "passed",
+        "misspelled": "failed",
     }
     result.stdout.fnmatch_lines(["*did you mean 'allow'?*"])
     assert "never run" not in result.stdout.str()
@@ -274,7 +274,7 @@ def test_skipped():
 # --- frames
 
 
-def test_the_errors_of_fixtures_show_no_frame_of_ours(pytester: pytest.Pytester) -> None:
+def test_errors_of_fixtures_show_no_frames_of_the_plugin(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """

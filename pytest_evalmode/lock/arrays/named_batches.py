@@ -100,7 +100,7 @@ class NamedBatches:
         return {"arrays": {path: stream.entry() for path, stream in self.streams.items()}}
 
     def has_all_samples(self, locked: Mapping[str, Entry]) -> bool:
-        """Return whether each locked array has got at least as many samples as are locked."""
+        """Return whether this run has at least as many samples of each array as the lock."""
         return all(
             path in self.streams and self.streams[path].count >= entry["samples"] for path, entry in locked.items()
         )

@@ -1,4 +1,4 @@
-"""Converts stored samples to and from dtypes that safetensors supports."""
+"""Conversion of stored samples to and from dtypes that safetensors supports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pack_streams(streams: Mapping[str, Stream]) -> dict[str, Array]:
 
 
 def restore_values(stored: Array, dtype: str) -> Array:
-    """Convert stored samples back.
+    """Convert samples of a sample file to the dtype that they had.
 
     Args:
         stored: The array in the sample file, of shape (samples, ...).

@@ -105,7 +105,7 @@ def sample_bytes(array: Array) -> list[bytes]:
 
 
 def match_similar(a: Array, b: Array) -> list[int] | None:
-    """Return the locked index of each current image, whatever the brightness, contrast and order of channels.
+    """Return the locked index of each current image, regardless of brightness, contrast and channel order.
 
     Args:
         a: The locked images: shape (samples, channels, rows, columns), any range.

@@ -1,4 +1,4 @@
-"""Describes a preprocessing pipeline by its structure, as a JSON value."""
+"""Description of a preprocessing pipeline by its structure, as a JSON value."""
 
 from __future__ import annotations
 

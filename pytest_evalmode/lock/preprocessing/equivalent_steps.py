@@ -1,4 +1,4 @@
-"""Canonical forms of descriptions: `ToTensor()` is torchvision's `ToImage(), ToDtype(torch.float32, scale=True)`."""
+"""Canonical forms of descriptions: `ToTensor()` equals `ToImage(), ToDtype(torch.float32, scale=True)`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _is_default(step: dict[str, Any], key: str, value: Any) -> bool:
 
 
 def _steps(step: Any) -> list[Any]:
-    """Return the steps that replace a step: none, itself, its equivalents, or those of a nested container."""
+    """Return what replaces a step: nothing, the step itself, equivalent steps, or the steps of a nested container."""
     if not isinstance(step, dict):
         return [step]
     name = step.get("step")

@@ -1,4 +1,4 @@
-"""Reads the parameters of transforms, processors and tokenizers of known libraries, without importing these."""
+"""Parameters of the transforms, processors and tokenizers of known libraries, read without importing these."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Describes a callable by its output for a fixed image, if nothing else describes it."""
+"""Description of a callable by its output for a fixed image, if nothing else describes it."""
 
 from __future__ import annotations
 

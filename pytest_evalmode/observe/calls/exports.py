@@ -14,28 +14,27 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
-import torch.jit._trace
 from torch import nn
 from torch.export import ExportedProgram, export
 from torch.jit import ScriptModule, trace_module
-from torch.jit._trace import ONNXTracedModule
 
-from pytest_evalmode.observe import modules
+from pytest_evalmode.observe import modules, patches
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.observer_errors import ObserverErrors
-from pytest_evalmode.observe.patches import Patch
+from pytest_evalmode.observe.patches import Observer
 from pytest_evalmode.observe.source import callers, model_graphs
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation
 
 
-class ModelExports:
+class ModelExports(Observer):
     """The exports of a window that stored the training mode of a mode-dependent module in a graph."""
 
+    patched = patches.program_init, patches.program_module, patches.jit_trace, patches.onnx_trace
+
     def __init__(self, watch: Watch, user_lines: UserLines, mode_changes: ModeChanges) -> None:
-        self.failures = ObserverErrors()
+        super().__init__()
         self._watch = watch
         self._user_lines = user_lines
         self._mode_changes = mode_changes
@@ -52,7 +51,7 @@ class ModelExports:
         self, module: nn.Module, frame: FrameType | None, program: ExportedProgram | None = None
     ) -> ForwardCall | None:
         """Record that torch makes a graph of a model, called from a frame, if the graph keeps training mode."""
-        try:
+        with self.errors:
             if isinstance(module, ScriptModule):
                 return None
             parts = modules.walk(module)
@@ -71,26 +70,32 @@ class ModelExports:
                 if program is not None:
                     self._programs[program] = call
                 return call
-        except Exception as error:
-            self.failures.append(error)
         return None
 
-    def add_graph(self, source: ForwardCall | ExportedProgram, graph: nn.Module) -> None:
+    def add_program(self, program: ExportedProgram, frame: FrameType | None) -> None:
+        """Record a program that was created in a frame, if `torch.export.export` makes it."""
+        with self.errors:
+            while frame is not None and frame.f_code is not export.__code__:
+                frame = frame.f_back
+            if frame is not None:  # the first argument of export() is the model
+                self.add_export(callers.module_of_frame(frame), frame.f_back, program)
+
+    def add_graph(self, source: ForwardCall | ExportedProgram | None, graph: nn.Module) -> None:
         """Record the graph module that a call or an exported program made."""
-        call = source if isinstance(source, ForwardCall) else self._programs.get(source)
-        if call in self._calls:
-            self._calls[call].append(graph)
+        with self.errors:
+            call = self._programs.get(source) if isinstance(source, ExportedProgram) else source
+            if call in self._calls:
+                self._calls[call].append(graph)
 
     def _names(self, graphs: list[nn.Module]) -> Iterator[str]:
         """Yield the model names of those graphs that have run."""
         for graph in graphs:
-            owner = self._watch.find_model(modules.unwrap(graph))
+            owner = self._watch.registry.find_model(modules.unwrap(graph))
             if owner is not None:
                 yield owner[0].name
 
     def _describe(self, module: nn.Module) -> ModuleInfo:
-        owner = self._watch.find_model(modules.unwrap(module))
-        name, path = (owner[0].name, owner[1]) if owner else (self._watch.name_of(module), "")
+        name, path = self._watch.registry.locate(modules.unwrap(module))
         return ModuleInfo(name, path, modules.type_name(module))
 
 
@@ -100,62 +105,36 @@ def _describe_part(root: ModuleInfo, path: str, module: nn.Module) -> ModuleInfo
     return ModuleInfo(root.model, full_path, modules.type_name(module), mode_dependent=True)
 
 
-program_init_patch: Patch[ModelExports] = Patch("__init__", ExportedProgram)
-program_module_patch: Patch[ModelExports] = Patch("module", ExportedProgram)
-jit_trace_patch: Patch[ModelExports] = Patch("make_module", torch.jit._trace)
-onnx_trace_patch: Patch[ModelExports] = Patch("forward", ONNXTracedModule)
-_PATCHES = program_init_patch, program_module_patch, jit_trace_patch, onnx_trace_patch
-
-
-def start(observer: ModelExports) -> None:
-    for patch in _PATCHES:
-        patch.start(observer)
-
-
-def stop(observer: ModelExports) -> None:
-    for patch in _PATCHES:
-        patch.stop(observer)
-
-
-@program_init_patch.replace_with
+@patches.program_init.replace_with
 def _observed_init(self: ExportedProgram, *args: Any, **kwargs: Any) -> None:
-    program_init_patch.original(self, *args, **kwargs)
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code is not export.__code__:
-        frame = frame.f_back
-    if frame is not None:
-        for observer in program_init_patch.observers:
-            # The first argument of export() is the model.
-            observer.add_export(callers.module_of_frame(frame), frame.f_back, self)
+    patches.program_init.original(self, *args, **kwargs)
+    for observer in patches.program_init.observers:
+        observer.add_program(self, sys._getframe(1))
 
 
-@program_module_patch.replace_with
+@patches.program_module.replace_with
 def _observed_module(self: ExportedProgram, *args: Any, **kwargs: Any) -> Any:
-    graph = program_module_patch.original(self, *args, **kwargs)
-    for observer in program_module_patch.observers:
+    graph = patches.program_module.original(self, *args, **kwargs)
+    for observer in patches.program_module.observers:
         observer.add_graph(self, graph)
     return graph
 
 
-@jit_trace_patch.replace_with
+@patches.jit_trace.replace_with
 def _observed_trace(mod: nn.Module, *args: Any, **kwargs: Any) -> Any:
     frame = sys._getframe(1)
-    is_root = frame.f_code is trace_module.__code__  # it is also called for each submodule
-    calls = (
-        [(observer, observer.add_export(mod, frame.f_back)) for observer in jit_trace_patch.observers]
-        if is_root
-        else []
-    )
-    graph = jit_trace_patch.original(mod, *args, **kwargs)
-    for observer, call in calls:
-        if call is not None:
-            observer.add_graph(call, graph)
+    # It is also called for each submodule.
+    observers = patches.jit_trace.observers if frame.f_code is trace_module.__code__ else ()
+    calls = [observer.add_export(mod, frame.f_back) for observer in observers]
+    graph = patches.jit_trace.original(mod, *args, **kwargs)
+    for observer, call in zip(observers, calls, strict=True):
+        observer.add_graph(call, graph)
     return graph
 
 
-@onnx_trace_patch.replace_with
-def _observed_onnx(self: ONNXTracedModule, *args: Any) -> Any:
-    result = onnx_trace_patch.original(self, *args)
-    for observer in onnx_trace_patch.observers:
+@patches.onnx_trace.replace_with
+def _observed_onnx(self: Any, *args: Any) -> Any:
+    result = patches.onnx_trace.original(self, *args)
+    for observer in patches.onnx_trace.observers:
         observer.add_export(self.inner, sys._getframe(1))
     return result

@@ -11,12 +11,11 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from pytest_evalmode.observe.observer_errors import ObserverErrors
-from pytest_evalmode.observe.patches import Patch
+from pytest_evalmode.observe import patches
+from pytest_evalmode.observe.patches import Observer
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state.fingerprint import is_tensor
 from pytest_evalmode.trace import ModelOperation
@@ -38,11 +37,13 @@ def node_metadata(node: Node) -> dict[str, str]:
     return cast(dict[str, str], node.metadata)
 
 
-class GradientCalls:
+class GradientCalls(Observer):
     """The calls of a window that computed gradients through a watched model."""
 
+    patched = (patches.run_backward,)
+
     def __init__(self, user_lines: UserLines) -> None:
-        self.failures = ObserverErrors()
+        super().__init__()
         self._user_lines = user_lines
         self._operations: dict[ModelOperation, None] = {}
 
@@ -52,14 +53,12 @@ class GradientCalls:
         return recorded
 
     def add_call(self, outputs: Iterable[Tensor], *, accumulate: bool, frame: FrameType) -> None:
-        """Record a call that computes gradients of `outputs`; `accumulate` if it adds them to `.grad`."""
-        try:
+        """Record a call that computes gradients of `outputs`; `accumulate` says whether it adds them to `.grad`."""
+        with self.errors:
             models = _find_models(outputs)
             if models:
                 name = "backward()" if accumulate else "autograd.grad()"
                 self._operations[ModelOperation(models, name, self._user_lines.find_line(frame))] = None
-        except Exception as error:
-            self.failures.append(error)
 
 
 def _find_models(outputs: Iterable[Any]) -> tuple[str, ...]:
@@ -78,11 +77,8 @@ def _find_models(outputs: Iterable[Any]) -> tuple[str, ...]:
     return tuple(models)
 
 
-run_backward_patch: Patch[GradientCalls] = Patch("_engine_run_backward", torch.autograd)
-
-
-@run_backward_patch.replace_with
+@patches.run_backward.replace_with
 def _observed_run_backward(outputs: Iterable[Tensor], *args: Any, **kwargs: Any) -> Any:
-    for observer in run_backward_patch.observers:
+    for observer in patches.run_backward.observers:
         observer.add_call(outputs, accumulate=kwargs.get("accumulate_grad", True), frame=sys._getframe(1))
-    return run_backward_patch.original(outputs, *args, **kwargs)
+    return patches.run_backward.original(outputs, *args, **kwargs)

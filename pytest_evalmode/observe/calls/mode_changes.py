@@ -14,21 +14,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_evalmode.observe import modules
+from pytest_evalmode.observe import modules, patches
 from pytest_evalmode.observe.calls.timeline import Timeline
-from pytest_evalmode.observe.observer_errors import ObserverErrors
-from pytest_evalmode.observe.patches import Patch
+from pytest_evalmode.observe.patches import Observer
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import Site
 
 
-class ModeChanges:
-    """The modules that were switched in a window, with the line that switched each; `earlier` are those before it."""
+class ModeChanges(Observer):
+    """The modules that were switched in a window, with the line that switched each; `earlier` holds those before it."""
+
+    patched = (patches.module_train,)
 
     def __init__(
         self, user_lines: UserLines, timeline: Timeline | None = None, earlier: ModeChanges | None = None
     ) -> None:
-        self.failures = ObserverErrors()
+        super().__init__()
         self.change_count = 0
         """Number of changes so far: while it stays the same, lines found earlier are still valid."""
         self._user_lines = user_lines
@@ -60,7 +61,7 @@ class ModeChanges:
     def add_change(self, module: nn.Module) -> None:
         """Record a `train()` that has ended in the calling frame."""
         self.change_count += 1
-        try:
+        with self.errors:
             caller = sys._getframe(2)
             if caller.f_code is _TRAIN_CODE:
                 return  # train() of a parent calls train() of each child
@@ -72,8 +73,6 @@ class ModeChanges:
                     self._store(part, line)
                 else:
                     self._lines.pop(id(part), None)
-        except Exception as error:
-            self.failures.append(error)
 
     def _store(self, module: nn.Module, line: Site) -> None:
         lines, key = self._lines, id(module)
@@ -98,16 +97,15 @@ def _override_codes(module_type: type[nn.Module]) -> set[CodeType]:
     return {method.__code__ for method in methods if isinstance(method, FunctionType)}
 
 
-train_patch: Patch[ModeChanges] = Patch("train")
-_TRAIN_CODE = getattr(train_patch.original, "__code__", None)
+_TRAIN_CODE = getattr(patches.module_train.original, "__code__", None)
 _is_compiling = torch.compiler.is_compiling
 
 
-@train_patch.replace_with
+@patches.module_train.replace_with
 def _observed_train(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
-    result = train_patch.original(self, *args, **kwargs)
+    result = patches.module_train.original(self, *args, **kwargs)
     if not _is_compiling():
-        for observer in train_patch.observers:
+        for observer in patches.module_train.observers:
             observer.add_change(self)
     return result

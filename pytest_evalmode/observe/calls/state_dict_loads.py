@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import nn
 
+from pytest_evalmode.observe import patches
 from pytest_evalmode.observe.calls.model_conversions import ModelConversions
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.modules import type_name
-from pytest_evalmode.observe.observer_errors import ObserverErrors
-from pytest_evalmode.observe.patches import Patch
+from pytest_evalmode.observe.patches import Observer
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import Load, ModuleInfo
 
@@ -29,11 +29,13 @@ TensorSlot = tuple[weakref.ref[nn.Module], str]
 _FORWARDING_MODULES = ("torch.utils._contextlib", "torch._dynamo.")
 
 
-class StateDictLoads:
-    """The loads of a window that left keys over."""
+class StateDictLoads(Observer):
+    """The loads of a window that had missing or unexpected keys."""
+
+    patched = (patches.load_state_dict,)
 
     def __init__(self, watch: Watch, user_lines: UserLines, conversions: ModelConversions, *, strict: bool) -> None:
-        self.failures = ObserverErrors()
+        super().__init__()
         self._conversions = conversions
         self._strict = strict
         self._loads: list[tuple[Load, dict[str, TensorSlot]]] = []
@@ -58,7 +60,7 @@ class StateDictLoads:
         self._conversions.add_call(module, "load_state_dict", sys._getframe(2))
         if not self._strict:
             return
-        try:
+        with self.errors:
             missing, unexpected = (result.missing_keys, result.unexpected_keys) if result is not None else ([], [])
             matched = set(given_keys).difference(unexpected)
             slots, tied = _tensor_slots(module, matched)
@@ -70,8 +72,7 @@ class StateDictLoads:
             caller = self._user_lines.find_caller(frame)
             user_frame = caller.frame
             at = caller.test_frame or user_frame
-            owner = self._watch.find_model(module)
-            name, path = (owner[0].name, owner[1]) if owner else (self._watch.name_of(module), "")
+            name, path = self._watch.registry.locate(module)
             load = Load(
                 ModuleInfo(name, path, type_name(module)),
                 self._user_lines.site(at.f_code, at.f_lineno) if at else None,
@@ -81,8 +82,6 @@ class StateDictLoads:
                 matched=len(matched),
             )
             self._loads.append((load, slots))
-        except Exception as error:
-            self.failures.append(error)
 
 
 def _tensor_slots(module: nn.Module, loaded: set[str]) -> tuple[dict[str, TensorSlot], set[str]]:
@@ -111,14 +110,11 @@ def _requesting_frames(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-load_state_dict_patch: Patch[StateDictLoads] = Patch("load_state_dict")
-
-
-@load_state_dict_patch.replace_with
+@patches.load_state_dict.replace_with
 def _observed_load_state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
-    result = load_state_dict_patch.original(self, *args, **kwargs)
+    result = patches.load_state_dict.original(self, *args, **kwargs)
     given_keys = args[0] if args else kwargs.get("state_dict", ())
-    for observer in load_state_dict_patch.observers:
+    for observer in patches.load_state_dict.observers:
         observer.add_load(self, given_keys, result)
     return result

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from types import CodeType
 
 from torch import nn
 
-from pytest_evalmode.observe import modules
+from pytest_evalmode.observe import forks, modules
 from pytest_evalmode.observe.models.tracked_model import TrackedModel
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.source.user_lines import UserLines
@@ -25,7 +24,7 @@ class Timeline:
     def __init__(self, watch: Watch, user_lines: UserLines) -> None:
         self._watch = watch
         self._user_lines = user_lines
-        self._lock = threading.Lock()
+        self._lock = forks.new_lock(self)
         self._counts: list[dict[_Key, int]] = [{}]
         """Each dict begins with a mode change; the forwards that follow are counted by model and line."""
 
@@ -33,8 +32,7 @@ class Timeline:
         """Record that a user's line has called `train()` or `eval()`."""
         if line is None:
             return
-        owner = self._watch.find_model(modules.unwrap(module))
-        name = ".".join(filter(None, (owner[0].name, owner[1]))) if owner else self._watch.name_of(module)
+        name = ".".join(filter(None, self._watch.registry.locate(modules.unwrap(module))))
         key: _Key = ("train()" if modules.training_flag(module) else "eval()", name, line)
         with self._lock:
             if key not in self._counts[-1]:

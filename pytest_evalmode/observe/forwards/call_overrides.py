@@ -1,84 +1,99 @@
 """Observation of classes that override `nn.Module.__call__`.
 
-Their calls are forwards too, but do not reach the patched method.  Such a class is found when a window opens, or when
-one of its modules is initialized, and its `__call__` is wrapped until the last window closes.
+Their calls are forwards too, but do not reach the patched method. Such a class is found when a window opens, or when
+one of its modules is initialized, and gets a patch of its own until the last window closes. Only classes of modules
+are patched: one that inherits its `__call__` from a mixin gets an attribute, and the mixin stays as it is.
 """
 
 from __future__ import annotations
 
-import threading
+import sys
 from collections.abc import Iterable
-from itertools import chain
+from contextlib import suppress
+from types import FunctionType
 from typing import Any
 from weakref import WeakSet
 
 from torch import nn
 
-from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.forwards.observer import call_patch, wrap_call
-from pytest_evalmode.observe.patches import Method, Patch
+from pytest_evalmode.observe import forks, modules, patches
+from pytest_evalmode.observe.forwards.observer import observe_calls
+from pytest_evalmode.observe.patches import Observer, Patch
 from pytest_evalmode.observe.source import forward_code
 
 _NAME = "__call__"
-_BASES = {nn.Module, object}
+_patches: dict[type, Patch] = {}
+"""The patches of classes that are in place, shared by all windows."""
+_lock = forks.new_lock(sys.modules[__name__])
 
 
-class CallOverrides:
-    """The classes whose own `__call__` is wrapped, shared by all windows."""
+class CallOverrides(Observer):
+    """The classes with their own `__call__` whose modules may run in a window."""
+
+    patched = (patches.module_init,)
 
     def __init__(self) -> None:
-        self._open_windows = 0
+        super().__init__()
         self._initialized: WeakSet[type] = WeakSet()
-        """Classes of which a module was initialized since a window opened; weak, as a test may define and drop them."""
-        self._wrapped: dict[type, tuple[Method, Method]] = {}
-        """The wrapper and the original method, by class."""
-        self._lock = threading.RLock()
+        """Classes of which a module was initialized in the window; weak, as a test may define and drop them."""
 
-    def start(self) -> None:
-        with self._lock:
-            self._open_windows += 1
-            classes: list[type] = [nn.Module]
-            for cls in classes:
-                classes += type.__subclasses__(cls)  # hundreds, for each window: keep this fast
-            mixins = chain.from_iterable(cls.__mro__ for cls in classes if len(cls.__bases__) > 1)
-            self._wrap({*classes, *mixins})
-            init_patch.start(self)
+    def start(self, *, strict: bool = False) -> None:
+        super().start(strict=strict)
+        classes: list[Any] = [nn.Module]
+        for cls in classes:
+            classes += type.__subclasses__(cls)  # hundreds, for each window: keep this fast
+        usual = nn.Module.__call__
+        overrides = [c for c in classes if _NAME in c.__dict__ or (len(c.__bases__) > 1 and c.__call__ is not usual)]
+        self._patch(overrides)
 
-    def observe_class(self, cls: type[nn.Module]) -> None:
-        """Wrap the `__call__` of a class and of its bases, where they override that of `nn.Module`."""
+    def add_class(self, cls: type[nn.Module]) -> None:
+        """Patch a class of which a module is being initialized, and its bases, where that is needed."""
         if cls not in self._initialized:
-            with self._lock:
+            with self.errors:
                 self._initialized.add(cls)
-                self._wrap(cls.__mro__)
+                self._patch(base for base in cls.__mro__ if issubclass(base, nn.Module))
 
     def stop(self) -> None:
-        with self._lock:
-            self._open_windows -= 1
-            init_patch.stop(self)
-            if self._open_windows == 0:
-                self._initialized.clear()
-                for cls, (wrapper, original) in self._wrapped.items():
-                    if vars(cls).get(_NAME) is wrapper:
-                        setattr(cls, _NAME, original)
-                self._wrapped.clear()
+        super().stop()
+        with _lock:
+            for cls, patch in list(_patches.items()):
+                with self.errors:
+                    patch.stop(self)
+                if not patch.observers:
+                    del _patches[cls]
 
-    def _wrap(self, classes: Iterable[type]) -> None:
-        for cls in [cls for cls in classes if _NAME in cls.__dict__]:
-            original = vars(cls)[_NAME]
-            if cls in _BASES or cls in self._wrapped or modules.python_module(cls).startswith("torch."):
-                continue
-            # A class may also name torch's own method: `__call__ = nn.Module.__call__` refers to the unpatched one.
-            if original is call_patch.original or forward_code.bypasses_module_call(original):
-                wrapper = wrap_call(original)
-                setattr(cls, _NAME, wrapper)
-                self._wrapped[cls] = wrapper, original
-
-
-call_overrides = CallOverrides()
-init_patch: Patch[CallOverrides] = Patch("__init__")
+    def _patch(self, classes: Iterable[type]) -> None:
+        with _lock:
+            for cls in classes:
+                patch = _patches.get(cls)
+                if patch is None and _needs_patch(cls):
+                    patch = Patch(cls, _NAME)
+                    observe_calls(patch)
+                if patch is not None and self not in patch.observers:
+                    with suppress(Exception):  # a class may refuse attributes
+                        patch.start(self)
+                        _patches[cls] = patch
 
 
-@init_patch.replace_with
+def _needs_patch(cls: type) -> bool:
+    """Return whether the modules of a class have a `__call__` that does not call that of `nn.Module`.
+
+    That of a base that is a class of modules too is patched there.
+    """
+    definer = next(base for base in cls.__mro__ if _NAME in base.__dict__)
+    if cls is nn.Module or (definer is not cls and issubclass(definer, nn.Module)):
+        return False
+    if any(modules.python_module(each).startswith("torch.") for each in (cls, definer)):
+        return False
+    call = definer.__dict__[_NAME]
+    if type(call) is not FunctionType:
+        return False
+    # A class may also name torch's own method: `__call__ = nn.Module.__call__` refers to the unpatched one.
+    return call is patches.module_call.original or forward_code.bypasses_module_call(call)
+
+
+@patches.module_init.replace_with
 def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-    call_overrides.observe_class(type(self))
-    init_patch.original(self, *args, **kwargs)
+    for observer in patches.module_init.observers:
+        observer.add_class(type(self))
+    patches.module_init.original(self, *args, **kwargs)

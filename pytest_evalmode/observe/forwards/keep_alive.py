@@ -7,23 +7,20 @@ from typing import Any
 
 from torch import nn
 
-from pytest_evalmode.observe.forwards.observer import call_patch
-
-_call_patch: Any = call_patch  # it is typed for `ForwardObserver`, but any class with `enter` and `leave` will do
+from pytest_evalmode.observe.patches import Observer, module_call
 
 
-class KeepAlive:
+class KeepAlive(Observer):
     """References to every module whose forward runs."""
 
-    def __init__(self) -> None:
-        self._modules: dict[int, nn.Module] = {}
-        _call_patch.start(self)
+    patched = (module_call,)
 
-    def stop(self) -> None:
-        _call_patch.stop(self)
+    def __init__(self) -> None:
+        super().__init__()
+        self._modules: dict[int, nn.Module] = {}
+        self.start()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Note that a forward starts. Its end is of no interest, so `leave` is never called."""
         self._modules[id(module)] = module
         return False
-
-    def leave(self, module: nn.Module, output: object) -> None: ...

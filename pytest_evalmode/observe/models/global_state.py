@@ -10,7 +10,7 @@ from pytest_evalmode.trace import GlobalDrift, Leak
 
 @dataclass(slots=True)
 class GlobalStateHistory:
-    """What one session remembers of torch's global state.
+    """The history of torch's global state in one session.
 
     A value that a fixture of wider than function scope has set is ignored for as long as the fixture lives.
     """
@@ -35,7 +35,7 @@ class GlobalStateHistory:
         self._drift = self._find_drift(self._test_start)
 
     def pop_drift(self) -> tuple[GlobalDrift, ...]:
-        """Return the drift that the current test found, if any.  It is returned once."""
+        """Return the drift that was noticed in the current test, if any.  It is returned once."""
         drift, self._drift = self._drift, None
         return () if drift is None else (drift,)
 
@@ -51,7 +51,7 @@ class GlobalStateHistory:
             self._changed_by.update((leak.name, test) for leak in find_leaks(None, self._test_start, now))
 
     def fixture_began(self, key: int, before: Flags) -> None:
-        """Store the flags that the setup of a fixture of wider than function scope has set."""
+        """Store the flags that a fixture set in its setup, if its scope is wider than a function."""
         self._fixtures[key] = tuple(find_leaks(None, before, read_global_flags()))
 
     def fixture_ended(self, key: int) -> None:

@@ -39,7 +39,7 @@ class SessionEvent:
 
 @dataclass(slots=True)
 class SessionHistory:
-    """What one session remembers of shared models and of torch's global state.  Keeps no model alive."""
+    """The history of shared models and of torch's global state in one session.  Keeps no model alive."""
 
     global_state: GlobalStateHistory = field(default_factory=GlobalStateHistory)
     events: list[SessionEvent] = field(default_factory=list)

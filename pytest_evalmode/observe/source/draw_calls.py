@@ -7,11 +7,12 @@ import dis
 import linecache
 import random
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+
+from pytest_evalmode.observe import forks
 
 # Operators that torch tags as `nondeterministic_seeded`, and functions that call them, by the names that code uses.
 DRAWING_FUNCTIONS = frozenset(
@@ -28,7 +29,8 @@ PYTHON = "Python's random"
 NUMPY = "NumPy"
 
 _PYTHON_GENERATOR = getattr(random.random, "__self__", None)
-_parse_lock = threading.Lock()  # two threads that parse at once can raise SystemError: python/cpython#106905
+_lock = forks.new_lock(sys.modules[__name__])
+"""Held while code is parsed: two threads that parse at once can raise SystemError (python/cpython#106905)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def _host_of(called: ast.expr, function: FunctionType) -> str:
 def _definitions_by_line(file: str) -> dict[int, list[ast.AST]]:
     """Return the functions and lambdas of a file by the line on which their code begins."""
     try:
-        with _parse_lock:
+        with _lock:
             tree = ast.parse("".join(linecache.getlines(file)))
     except (SyntaxError, ValueError):
         return {}

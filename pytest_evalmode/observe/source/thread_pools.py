@@ -1,4 +1,4 @@
-"""The user's lines that submitted work to a pool of threads.
+"""Lines of user code that submitted work to a thread pool.
 
 A worker of `asyncio.to_thread` or a `ThreadPoolExecutor` that runs a model directly has no user code on its stack.
 """
@@ -8,15 +8,18 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from concurrent.futures.thread import _WorkItem
 from types import CodeType, FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pytest_evalmode.observe.patches import Patch
+from pytest_evalmode.observe import patches
+from pytest_evalmode.observe.patches import Observer
+
+if TYPE_CHECKING:
+    from concurrent.futures.thread import _WorkItem
 
 
 class FramePosition(NamedTuple):
-    """The line at which a frame was, under the names that frames use."""
+    """The position of a frame, with the same attribute names as a frame."""
 
     f_code: CodeType
     f_lineno: int
@@ -34,18 +37,24 @@ class _CurrentWork(threading.local):
 
 _current_work = _CurrentWork()
 _positions: weakref.WeakKeyDictionary[_WorkItem[Any], FramePosition] = weakref.WeakKeyDictionary()
-_init_patch: Patch[UserCodeFilter] = Patch("__init__", _WorkItem)
-_run_patch: Patch[UserCodeFilter] = Patch("run", _WorkItem)
 
 
-def start(user_code: UserCodeFilter) -> None:
-    _init_patch.start(user_code)
-    _run_patch.start(user_code)
+class ThreadPools(Observer):
+    """The work that user code submits to pools of threads in a window."""
 
+    patched = patches.work_item_init, patches.work_item_run
 
-def stop(user_code: UserCodeFilter) -> None:
-    _init_patch.stop(user_code)
-    _run_patch.stop(user_code)
+    def __init__(self, user_code: UserCodeFilter) -> None:
+        super().__init__()
+        self._user_code = user_code
+
+    def add_work(self, work: _WorkItem[Any], frame: FrameType | None) -> None:
+        """Record which user code has submitted work, in a frame or outside of it."""
+        with self.errors:
+            while frame is not None and not self._user_code.is_user_code(frame.f_code):
+                frame = frame.f_back
+            if frame is not None:
+                _positions.setdefault(work, FramePosition(frame.f_code, frame.f_lineno))
 
 
 def submission_position() -> FramePosition | None:
@@ -53,21 +62,17 @@ def submission_position() -> FramePosition | None:
     return _current_work.position
 
 
-@_init_patch.replace_with
+@patches.work_item_init.replace_with
 def _observed_init(self: _WorkItem[Any], *args: Any, **kwargs: Any) -> None:
-    _init_patch.original(self, *args, **kwargs)
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if any(user_code.is_user_code(frame.f_code) for user_code in _init_patch.observers):
-            _positions[self] = FramePosition(frame.f_code, frame.f_lineno)
-            return
-        frame = frame.f_back
+    patches.work_item_init.original(self, *args, **kwargs)
+    for observer in patches.work_item_init.observers:
+        observer.add_work(self, sys._getframe(1))
 
 
-@_run_patch.replace_with
+@patches.work_item_run.replace_with
 def _observed_run(self: _WorkItem[Any], *args: Any, **kwargs: Any) -> None:
     _current_work.position = _positions.get(self)
     try:
-        _run_patch.original(self, *args, **kwargs)
+        patches.work_item_run.original(self, *args, **kwargs)
     finally:
         _current_work.position = None

@@ -1,16 +1,9 @@
-"""The user's lines on the call stack.
-
-User code is under the root (pytest's rootdir; anywhere for a script), but not in an environment's packages or the
-standard library.
-"""
+"""Lines of user code on the call stack."""
 
 from __future__ import annotations
 
 import linecache
-import os
 import sys
-import sysconfig
-from os import getcwd
 from pathlib import Path, PurePath
 from threading import get_ident
 from types import CodeType, FrameType
@@ -18,10 +11,9 @@ from typing import NamedTuple
 
 from pytest_evalmode.observe.source import thread_pools
 from pytest_evalmode.observe.source.thread_pools import FramePosition
+from pytest_evalmode.observe.source.user_code import user_path
 from pytest_evalmode.trace import Site
 
-_PACKAGE_FOLDERS = ("site-packages", "dist-packages")
-_LIBRARIES = (str(Path(sysconfig.get_paths()["stdlib"]).resolve()), f"{Path(__file__).resolve().parents[2]}{os.sep}")
 # Python modules of torch that run a forward to make another model of it. jit.trace runs it again to check the result,
 # when torch.jit.is_tracing() is false.
 _TRACERS = ("torch.jit._trace", "torch.onnx.", "torch.export.", "torch._export.", "torch.ao.quantization.")
@@ -42,6 +34,12 @@ class Caller(NamedTuple):
     """Torch made the call to compute something else: a graph, or a parametrized weight."""
     by_functional_call: bool = False
     """`functional_call` made it, with other tensors in place of the model's own."""
+
+    @property
+    def line(self) -> tuple[CodeType, int] | None:
+        """The code object and number of the line to report: that in the test file, if there is one."""
+        frame = self.test_frame or self.frame
+        return (frame.f_code, frame.f_lineno) if frame is not None else None
 
 
 class UserLines:
@@ -81,9 +79,7 @@ class UserLines:
         submission = thread_pools.submission_position()
         if submission is not None and self._file(submission.f_code):
             return Caller(submission, by_functional_call=by_functional_call)
-        opener: FrameType | None = sys._current_frames().get(self._thread)
-        while opener is not None and not self._file(opener.f_code):
-            opener = opener.f_back
+        opener = self._user_frame(sys._current_frames().get(self._thread))
         return Caller(opener, self._test_frame(opener), by_functional_call=by_functional_call)
 
     def _test_frame(self, caller: FrameType | None) -> FrameType | None:
@@ -104,38 +100,33 @@ class UserLines:
 
     def find_line(self, frame: FrameType | None) -> Site | None:
         """Return the innermost user line from a frame outwards."""
-        while frame is not None and not self._file(frame.f_code):
-            frame = frame.f_back
-        return None if frame is None else self.site(frame.f_code, frame.f_lineno)
+        return self.find_line_inside(frame, None)
 
     def find_line_inside(self, frame: FrameType | None, model_frame: FrameType | None) -> Site | None:
         """Return the innermost user line from a frame outwards, before `model_frame` is reached.
 
         If a model's forward began in `model_frame`, this is a line in the model's own code.
         """
-        while frame is not None and frame is not model_frame:
+        frame = self._user_frame(frame, model_frame)
+        return None if frame is None else self.site(frame.f_code, frame.f_lineno)
+
+    def _user_frame(self, frame: FrameType | None, end: FrameType | None = None) -> FrameType | None:
+        """Return the innermost frame of user code from a frame outwards, before `end` is reached."""
+        while frame is not None and frame is not end:
             if self._file(frame.f_code):
-                return self.site(frame.f_code, frame.f_lineno)
+                return frame
             frame = frame.f_back
         return None
 
     def is_worker_thread(self) -> bool:
-        """Return whether the current thread is another than the one that opened the window."""
+        """Return whether the current thread is not the one that opened the window."""
         return get_ident() != self._thread
 
     def has_other_active_threads(self) -> bool:
         """Return whether another thread runs user code, or has run a model and still exists."""
         stacks = sys._current_frames()
         stacks.pop(get_ident(), None)
-        for thread, frame in stacks.items():
-            if thread in self._worker_threads:
-                return True
-            inner: FrameType | None = frame
-            while inner is not None:
-                if self.is_user_code(inner.f_code):
-                    return True
-                inner = inner.f_back
-        return False
+        return any(t in self._worker_threads or self._user_frame(frame) for t, frame in stacks.items())
 
     def is_user_code(self, code: CodeType) -> bool:
         """Return whether a code object comes from a file of the user."""
@@ -151,16 +142,5 @@ class UserLines:
         try:
             return self._user_files[name]
         except KeyError:
-            file = self._user_files[name] = self._relative_path(name)
+            file = self._user_files[name] = user_path(name, self._root)
             return file
-
-    def _relative_path(self, name: str) -> str | None:
-        if name.startswith("<"):
-            return None
-        path = Path(name).resolve()
-        if any(part in _PACKAGE_FOLDERS for part in path.parts) or str(path).startswith(_LIBRARIES):
-            return None
-        base = self._root or Path(getcwd())
-        if path.is_relative_to(base):
-            return path.relative_to(base).as_posix()
-        return None if self._root else str(path)

@@ -30,7 +30,7 @@ LARGE_ELEMENTS = 1 << 14
 """The smallest tensor that is hashed on a thread and whose writes are tracked: 64 KiB in float32."""
 
 _PIECE_BYTES = 1 << 23
-"""How much a thread hashes at a time.  Less than this is not worth starting one."""
+"""How many bytes a thread hashes at a time.  For fewer bytes no thread is started."""
 
 block_type = lru_cache(lambda size: ctypes.c_char * size)
 

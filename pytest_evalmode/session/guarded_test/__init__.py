@@ -1,1 +1,1 @@
-"""A run of pytest and its tests: it knows pytest, and never torch."""
+"""One guarded test, from its setup to its teardown."""

@@ -1,4 +1,4 @@
-"""The window of one test: its guard is made at set-up, open for the call, and heard at the end."""
+"""The guard of one test: created at setup, open during the call, evaluated when the call ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from pytest_evalmode.errors import GuardError
 from pytest_evalmode.rules import RuleError
 from pytest_evalmode.session import fixtures, user_hooks
-from pytest_evalmode.session.guarded_test.guard_setup import failing_violations, new_guard, policy_and_rules_of
+from pytest_evalmode.session.guarded_test.guard_setup import new_guard, policy_and_rules_of
+from pytest_evalmode.session.guarded_test.item_reporter import ItemReporter
 from pytest_evalmode.session.guarded_test.outcome import (
     NO_RESULT_EXCEPTIONS,
     add_note,
@@ -17,7 +18,7 @@ from pytest_evalmode.session.guarded_test.outcome import (
     remove_plugin_frames,
 )
 from pytest_evalmode.session.guarded_test.unittest_cases import pause_in_setup_methods, testcase_exception
-from pytest_evalmode.session.guarded_test.user_properties import add_record, add_suggestion, byte_counts
+from pytest_evalmode.session.guarded_test.user_properties import add_record, add_suggestion, read_byte_counts
 from pytest_evalmode.session.settings import SETTINGS
 from pytest_evalmode.session.stash import BYTES_AT_START, GUARD, KEEP_ALIVE, MARKS, MODELS, RUNNING_ITEM
 
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
 
 
 def prepare(item: pytest.Item) -> None:
-    """Give a test its guard, a new one for each rerun.  Fails the test if it asks for one that makes no sense."""
-    policy, own = policy_and_rules_of(item)
-    item.stash[GUARD] = new_guard(item, policy, own)
+    """Create the guard of a test, a new one for each rerun.  Fails the test if its marks are invalid."""
+    policy, custom_rules = policy_and_rules_of(item)
+    item.stash[GUARD] = new_guard(item, policy, custom_rules)
     item.stash[MARKS] = _marks(item)
 
 
 def guard_of(item: pytest.Item) -> Guard:
-    """The guard of a test that asks for it; one that never opens where guarding is off."""
+    """Return the guard of a test that requests it; with `--evalmode=off`, a guard that is never opened."""
     if GUARD in item.stash:
         return item.stash[GUARD]
     if item.config.stash[SETTINGS].mode == "off":
@@ -50,80 +51,80 @@ def guard_of(item: pytest.Item) -> Guard:
 
 
 def begin(item: pytest.Item) -> None:
-    """The call of a guarded test begins; what marked it as it was set up counts."""
+    """Open the guard at the start of a test's call, with the marks that fixtures may have added during setup."""
     if GUARD not in item.stash:
         prepare(item)
     guard = item.stash[GUARD]
     if item.stash[MARKS] != _marks(item):
-        guard.set_policy(policy_and_rules_of(item)[0])
+        guard.window.policy = policy_and_rules_of(item)[0]
     pause_in_setup_methods(guard, item)
     _open(guard, item)
 
 
 def failure_of(item: pytest.Item, outcome: Result[object]) -> BaseException | None:
-    """What the call of a test ended with, if it did not pass."""
+    """Return the exception that ended the call of a test; None if it passed."""
     return outcome.exception if outcome.exception is not None else testcase_exception(item)
 
 
 def guard_at_end(item: pytest.Item) -> Guard:
-    """The guard of a test whose call has ended; that of a test without one never opened."""
+    """Return the guard of a test whose call has ended; an unguarded test gets one that was never opened."""
     if GUARD not in item.stash:
         prepare(item)
     return item.stash[GUARD]
 
 
 def end(item: pytest.Item, outcome: Result[object]) -> None:
-    """The call of a test has ended; it fails with HygieneViolation if it passed without having been clean."""
+    """Close the guard at the end of a test's call; a test that passed but was not clean fails with HygieneViolation."""
     guard = item.stash[GUARD]
-    own = failure_of(item, outcome)
+    own_failure = failure_of(item, outcome)
     settings = item.config.stash[SETTINGS]
-    marked = item.get_closest_marker(settings.marker) is not None
-    withdrawn = isinstance(own, NO_RESULT_EXCEPTIONS)
+    is_marked = item.get_closest_marker(settings.marker) is not None
+    has_result = not isinstance(own_failure, NO_RESULT_EXCEPTIONS)  # without one, violations are not shown
     if KEEP_ALIVE in item.stash:
         item.stash[KEEP_ALIVE].stop()
-        item.stash[MODELS] = guard.living_models
-    guard.close(name=item.nodeid, finished=own is None, needs_forward=marked, report_drift=not withdrawn)
+        item.stash[MODELS] = guard.window.observers.watch.registry.living_models()
+    window = guard.window
+    window.close(item.nodeid, finished=own_failure is None, needs_forward=is_marked, report_drift=has_result)
     if settings.suggest and not settings.is_guarded(item):
         add_suggestion(item, guard)
         return
-    with guard.safely():
-        if guard.was_opened or guard.violations or guard.failures:
-            add_record(item, guard, settings, finished=own is None)
-    with guard.safely():
-        if own is not None:
-            remove_plugin_frames(own)
-        fatal = failing_violations(item, guard.violations)
-        if own is not None and guard.violations:
-            add_note(own, guard)
-        elif fatal:
-            fail_or_warn(item, fatal, outcome, warn=settings.mode == "warn")
+    with window.safely():  # a block of its own: if the record fails, the test must still fail for its violations
+        if window.was_opened or guard.violations or window.failures:
+            add_record(item, guard, settings, finished=own_failure is None)
+    with window.safely():
+        if own_failure is not None:
+            remove_plugin_frames(own_failure)
+        failing = ItemReporter(item).select_failing(guard.violations)
+        if own_failure is not None and guard.violations:
+            add_note(own_failure, guard)
+        elif failing:
+            fail_or_warn(item, failing, outcome, warn=settings.mode == "warn")
 
 
 def report_guard_error(item: pytest.Item, outcome: Result[object]) -> None:
-    """Let a test err whose guard failed, whatever its own result was; in any case let go of the guard."""
+    """Release the guard at teardown; if it failed itself, raise GuardError, regardless of the test's own result."""
     guard = item.stash[GUARD]
     del item.stash[GUARD]
-    if not guard.failures or item.config.stash[SETTINGS].suggest:
+    failures = guard.window.failures
+    if not failures or item.config.stash[SETTINGS].suggest:
         return
     from pytest_evalmode.guards import guard_error
 
-    first = guard.failures[0]
-    error = (
-        GuardError(str(first)) if isinstance(first, (user_hooks.HookError, RuleError)) else guard_error(guard.failures)
-    )
-    own = outcome.exception
-    if isinstance(own, (pytest.exit.Exception, KeyboardInterrupt)):
-        own.add_note(f"\n{error}")
-    elif isinstance(own, Exception | pytest.fail.Exception):
-        outcome.force_exception(
-            BaseExceptionGroup("the teardown of the test failed, and so did its guard", [own, error])
-        )
+    first = failures[0]
+    is_users = isinstance(first, (user_hooks.HookError, RuleError))  # an error in a user's hook or rule
+    error = GuardError(str(first)) if is_users else guard_error(failures)
+    teardown_error = outcome.exception
+    if isinstance(teardown_error, (pytest.exit.Exception, KeyboardInterrupt)):
+        teardown_error.add_note(f"\n{error}")
+    elif isinstance(teardown_error, Exception | pytest.fail.Exception):
+        errors = [teardown_error, error]
+        outcome.force_exception(BaseExceptionGroup("the teardown of the test and its guard both failed", errors))
     else:
         outcome.force_exception(error)
 
 
 def override_xfail(error: BaseException, report: pytest.TestReport) -> None:
-    """An expected failure excuses the test, in its teardown too; not the guard."""
+    """Report a GuardError as an error even in a test marked `xfail`."""
     if isinstance(error, GuardError) or (isinstance(error, BaseExceptionGroup) and error.subgroup(GuardError)):
         report.outcome = "failed"
         report.__dict__.pop("wasxfail", None)
@@ -134,14 +135,14 @@ def _marks(item: pytest.Item) -> list[pytest.Mark]:
 
 
 def _open(guard: Guard, item: pytest.Item) -> None:
-    item.stash[BYTES_AT_START] = byte_counts()
+    item.stash[BYTES_AT_START] = read_byte_counts()
     if item.config.getoption("usepdb", False):
         from pytest_evalmode.observe.forwards.keep_alive import KeepAlive
 
         item.stash[KEEP_ALIVE] = KeepAlive()
-    guard.open()
-    with guard.safely():
-        for name, value, shared, at in fixtures.values_passed_to(item):
-            guard.watch_fixture_value(value, name, shared=shared, defined_at=at)
+    guard.window.open()
+    with guard.window.safely():
+        for name, value, shared, defined_at in fixtures.values_passed_to(item):
+            guard.window.watch_fixture_value(value, name, shared=shared, defined_at=defined_at)
         for name, model in user_hooks.collect_hook_models(item):
-            guard.watch_fixture_value(model, name, shared=True)
+            guard.window.watch_fixture_value(model, name, shared=True)

@@ -1,4 +1,4 @@
-"""A TestCase, which pytest runs otherwise: its set-up is part of the call, and its failure is not raised."""
+"""Support for unittest.TestCase: its setup runs inside pytest's call phase, and its failures are not raised."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 
 def testcase_exception(item: pytest.Item) -> BaseException | None:
-    """What a TestCase failed or skipped with: its call returns as if all were well.
+    """Return the exception with which a TestCase failed or skipped, because its call returns normally.
 
-    There is no public way to ask; were `_excinfo` gone, the tests of TestCase would tell.
+    pytest has no public API for this.  If `_excinfo` disappears, our tests with TestCase fail.
     """
     failures = getattr(item, "_excinfo", None) or [None]
     return getattr(failures[0], "value", None)
 
 
 def pause_in_setup_methods(guard: Guard, item: pytest.Item) -> None:
-    """A TestCase sets up and tears down inside pytest's call; fixture set-up is no inference."""
+    """Pause the guard during setUp and tearDown of a TestCase, which run inside pytest's call phase."""
     instance = getattr(item, "instance", None)
     if not isinstance(instance, TestCase):
         return
     for name in ("setUp", "tearDown", "asyncSetUp", "asyncTearDown", "doCleanups"):
         original = getattr(instance, name, None)
         if original is not None:
-            setattr(instance, name, _unobserved(guard, original))
+            setattr(instance, name, _paused_around(guard, original))
 
 
-def _unobserved(guard: Guard, function: Callable[[], Any]) -> Callable[[], Any]:
+def _paused_around(guard: Guard, function: Callable[[], Any]) -> Callable[[], Any]:
     if iscoroutinefunction(function):
 
         async def run_async() -> Any:

@@ -1,1 +1,1 @@
-"""The record of a session: what the reports of all processes tell, and what is made of it at the end."""
+"""The results of a session: collected from all processes, then written to files and to the terminal."""

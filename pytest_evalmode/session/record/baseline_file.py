@@ -1,4 +1,4 @@
-"""The file of known violations, as the session ends: what of it is stale, or what it is to say from now on."""
+"""The baseline file at the end of a session: its stale entries, or its update."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from pytest_evalmode.report.baseline import KnownViolations, ObservedViolations
 
 
-def find_stale(found: SessionResults, known: KnownViolations) -> list[tuple[str, str]]:
-    """What the tests no longer break."""
+def find_stale(results: SessionResults, known: KnownViolations) -> list[tuple[str, str]]:
+    """Return the entries of the baseline whose tests ran without breaking that rule."""
     from pytest_evalmode.report import baseline
 
-    return baseline.find_stale(known, _seen(found))
+    return baseline.find_stale(known, _observed_violations(results))
 
 
 def update(
-    found: SessionResults, config: pytest.Config, exitstatus: int, is_gone: Callable[[str], bool]
+    results: SessionResults, config: pytest.Config, exitstatus: int, is_gone: Callable[[str], bool]
 ) -> FileMessage | None:
-    """Rewrite the file; of a run of ranks the first does.
+    """Update the file; in a distributed run, only the first rank does.
 
-    What is gone is asked for in a run of the whole suite that came to its end.
+    Entries of tests that no longer exist are removed only if the whole suite ran to its end.
     """
     from pytest_evalmode.report.baseline import format_baseline, merge_observed
 
@@ -36,26 +36,28 @@ def update(
     path, rank = settings.baseline, settings.rank
     if path is None or (rank is not None and rank.number) or exitstatus == pytest.ExitCode.INTERNAL_ERROR:
         return None
-    ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
-    whole = ended and is_whole_suite(config)
-    known = merge_observed(settings.known or {}, _seen(found), lambda test: whole and is_gone(test))
-    wrong = write_or_report("--evalmode-update-baseline", path, lambda path: _write(path, format_baseline(known)))
+    finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+    whole_suite = finished and is_whole_suite(config)
+    observed = _observed_violations(results)
+    known = merge_observed(settings.known or {}, observed, lambda test: whole_suite and is_gone(test))
+    text = format_baseline(known)
+    error = write_or_report("--evalmode-update-baseline", path, lambda path: _write(path, text))
     violations = sum(map(len, known.values()))
-    told = f"{violations} known violations in {len(known)} tests" if violations else "no known violation"
-    return wrong or FileMessage(f"evalmode baseline: {path}: {told}")
+    summary = f"{violations} known violations in {len(known)} tests" if violations else "no known violation"
+    return error or FileMessage(f"evalmode baseline: {path}: {summary}")
 
 
 def _write(path: Path, text: str) -> None:
-    """Write the file whole; folders on the way are made."""
+    """Write the file atomically; missing folders are created."""
     from pytest_evalmode.file_writing import replace_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, text.encode("utf-8"))
 
 
-def _seen(found: SessionResults) -> dict[str, ObservedViolations]:
-    """What each test that ran was seen to break; one that is guarded no more breaks nothing."""
+def _observed_violations(results: SessionResults) -> dict[str, ObservedViolations]:
+    """Return the violations of each test that ran; an unguarded test has none."""
     from pytest_evalmode.report.baseline import ObservedViolations
 
-    guarded = found.ledger.observed_violations() if found.ledger else {}
-    return {**{nodeid: ObservedViolations(frozenset()) for nodeid in found.unguarded}, **guarded}
+    guarded = results.ledger.observed_violations() if results.ledger else {}
+    return {**{nodeid: ObservedViolations(frozenset()) for nodeid in results.unguarded}, **guarded}

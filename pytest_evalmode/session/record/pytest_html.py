@@ -1,4 +1,4 @@
-"""What pytest-html shows of a guarded test."""
+"""Panels of guarded tests in the report of pytest-html."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytest_evalmode.session.stash import RECORD_PROPERTY
 
 
 class Panels:
-    """A panel in each row of pytest-html.  To be registered where that is installed; it brings Jinja2 along."""
+    """A plugin that adds a panel to each row; registered only if pytest-html, which requires Jinja2, is installed."""
 
     def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
         record = dict(report.user_properties).get(RECORD_PROPERTY)

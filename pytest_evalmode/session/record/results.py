@@ -1,4 +1,4 @@
-"""What the tests of a session found, as their reports tell it."""
+"""The results of a session, collected from the reports of its tests."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class SessionResults:
-    """What guarded tests found, and which others there were."""
+    """The results of guarded tests, and the unguarded tests that ran."""
 
     ledger: Ledger | None = None
-    """None until a guarded test has been entered, or there is a file to write of none."""
+    """The guarded tests; None until the first is added or an empty report is written."""
     unguarded: set[str] = field(default_factory=set)
-    """Tests that passed without a guard."""
+    """Node ids of the tests that passed without a guard."""
     suggestions: dict[str, Suggestion] = field(default_factory=dict)
 
     def get_ledger(self) -> Ledger:
-        """The ledger, which there is from now on."""
+        """Return the ledger; the first call creates it."""
         from pytest_evalmode.report.ledger import Ledger
 
         if self.ledger is None:

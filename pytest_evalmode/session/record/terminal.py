@@ -1,4 +1,4 @@
-"""What is said of a session on the terminal: how it is configured, what became of files, the summary."""
+"""Terminal output of a session: the header, the messages about files and the summary."""
 
 from __future__ import annotations
 
@@ -16,31 +16,30 @@ if TYPE_CHECKING:
 
 
 def header(settings: Settings) -> str | None:
-    """How a run is configured; nothing where it is not."""
-    said: list[str] = [settings.mode] if settings.mode != "enforce" else []
-    said += ["strict"] if settings.strict else []
-    said += ["suggest"] if settings.suggest else []
+    """Return the line of pytest's header that shows the settings that differ from the defaults."""
+    parts: list[str] = [settings.mode] if settings.mode != "enforce" else []
+    parts += ["strict"] if settings.strict else []
+    parts += ["suggest"] if settings.suggest else []
     if settings.known is not None:
         number = sum(map(len, settings.known.values()))
-        verb = "to be updated" if settings.update_baseline else f"{number} known"
-        said.append(f"baseline {settings.baseline} ({verb})")
+        status = "will be updated" if settings.update_baseline else f"{number} known"
+        parts.append(f"baseline {settings.baseline} ({status})")
     if settings.guarded_paths:
-        said.append(
-            "all tests guarded" if "." in settings.guarded_paths else f"guarded: {', '.join(settings.guarded_paths)}"
-        )
-    return f"evalmode: {', '.join(said)}" if said else None
+        paths = settings.guarded_paths
+        parts.append("all tests guarded" if "." in paths else f"guarded: {', '.join(paths)}")
+    return f"evalmode: {', '.join(parts)}" if parts else None
 
 
-def write_file_messages(reporter: pytest.TerminalReporter, told: Iterable[FileMessage]) -> None:
-    for file in told:
-        if file.is_error:
-            reporter.write_line(file.text, red=True)
+def write_file_messages(reporter: pytest.TerminalReporter, messages: Iterable[FileMessage]) -> None:
+    for message in messages:
+        if message.is_error:
+            reporter.write_line(message.text, red=True)
         else:
-            reporter.write_sep("-", file.text)
+            reporter.write_sep("-", message.text)
 
 
 def write_summary(reporter: pytest.TerminalReporter, lines: Sequence[Line], config: pytest.Config) -> None:
-    """Write the summary; nothing of a session of which there is nothing to say."""
+    """Write the summary, if it has any lines."""
     if not lines:
         return
     reporter.ensure_newline()
@@ -52,24 +51,24 @@ def write_summary(reporter: pytest.TerminalReporter, lines: Sequence[Line], conf
 
 
 def summary_lines(
-    found: SessionResults, stale: list[tuple[str, str]], exitstatus: pytest.ExitCode, config: pytest.Config
+    results: SessionResults, stale: list[tuple[str, str]], exitstatus: pytest.ExitCode, config: pytest.Config
 ) -> Iterator[Line]:
-    """The lines of the summary; `stale` is what the baseline lists and nothing breaks any more."""
+    """Yield the lines of the summary; `stale` are the baseline entries that no longer apply."""
     settings, verbosity = config.stash[SETTINGS], config.get_verbosity()
-    if not found.ledger and not stale and not settings.suggest:
+    if not results.ledger and not stale and not settings.suggest:
         return
     from pytest_evalmode.report import suggest, summary
 
-    if found.ledger:
-        yield summary.headline(found.ledger, settings.applied_baseline)
+    if results.ledger:
+        yield summary.headline(results.ledger, settings.applied_baseline)
         if verbosity >= 0:
-            yield from summary.detail_lines(found.ledger, settings.applied_baseline, verbose=verbosity > 0)
+            yield from summary.detail_lines(results.ledger, settings.applied_baseline, verbose=verbosity > 0)
         durations = config.getoption("durations", None)
         if durations is not None:
-            yield from summary.slowest_guards(found.ledger, durations)
+            yield from summary.slowest_guards(results.ledger, durations)
     if settings.suggest:
-        yield from suggest.suggestion_lines(found.suggestions, settings.marker, toml=uses_toml(config))
+        yield from suggest.suggestion_lines(results.suggestions, settings.marker, toml=uses_toml(config))
     yield from summary.stale_entries(stale, str(settings.baseline), verbose=verbosity > 0)
-    ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-    if found.ledger and settings.strict and ended and is_whole_suite(config):
-        yield from summary.unused_ini_exemptions(found.ledger, settings.policy)
+    finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    if results.ledger and settings.strict and finished and is_whole_suite(config):
+        yield from summary.unused_ini_exemptions(results.ledger, settings.policy)

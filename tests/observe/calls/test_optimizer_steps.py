@@ -21,7 +21,7 @@ def train(*models: nn.Module) -> None:
 
 
 def steps(g: Guard) -> list[tuple[tuple[str, ...], str]]:
-    return [(step.models, step.name) for step in g.trace.steps]
+    return [(step.models, step.name) for step in g.window.trace.steps]
 
 
 def test_a_step_names_the_models_that_it_trains_and_its_line() -> None:
@@ -30,7 +30,7 @@ def test_a_step_names_the_models_that_it_trains_and_its_line() -> None:
         train(head, body)
         train(head, body)
     assert steps(g) == [(("Linear", "Linear#2"), "SGD.step()")]
-    assert (g.trace.steps[0].at and g.trace.steps[0].at.source) == "optimizer.step()"
+    assert (g.window.trace.steps[0].at and g.window.trace.steps[0].at.source) == "optimizer.step()"
 
 
 def test_a_step_in_a_pause_or_of_an_unwatched_parameter_is_not_reported() -> None:

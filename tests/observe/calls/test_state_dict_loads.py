@@ -1,4 +1,4 @@
-"""Loads with `strict=False` that left keys over."""
+"""Loads with `strict=False` that had missing or unexpected keys."""
 
 from __future__ import annotations
 

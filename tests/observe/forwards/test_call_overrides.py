@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import collections.abc
 import gc
 import weakref
+from contextlib import suppress
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pytest_evalmode import GuardError, guard
 from tests.nets import batch, only, rules, watching
 
 
@@ -75,7 +78,7 @@ def test_each_kind_is_clean_and_counted_once(kind: type[nn.Module]) -> None:
     with watching(strict=True) as g:
         kind().eval()(batch())
     assert g.violations == []
-    assert [model.forwards for model in g.models] == [1]
+    assert [model.forwards for model in g.window.models] == [1]
 
 
 @pytest.mark.parametrize("kind", [Diffuser, Inherits])
@@ -158,3 +161,107 @@ def test_a_class_defined_inside_the_window_can_be_freed() -> None:
         del Late
         gc.collect()
         assert class_ref() is None
+
+
+class Mixin:
+    """Is no module, and has a `__call__` of its own that other classes use too."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+class Mixed(Mixin, nn.Module):
+    """Inherits the `__call__` of the mixin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = nn.Linear(4, 4)
+
+
+class MixedAgain(Mixed, nn.Module):
+    """Inherits it from a class of modules."""
+
+
+@pytest.mark.parametrize("kind", [Mixed, MixedAgain])
+def test_a_call_that_is_inherited_from_a_mixin_is_observed(kind: type[nn.Module]) -> None:
+    before = Mixin.__call__
+    with watching() as g:
+        assert Mixin.__call__ is before
+        kind().eval()(batch())
+        Mixin()(batch())  # the look-alike
+    assert only(g, "random-forward").subjects == (f"{kind.__name__} ({kind.__name__})",)
+    assert [model.forwards for model in g.window.models] == [1]
+    assert "__call__" not in {**vars(Mixed), **vars(MixedAgain)}
+
+
+def test_a_class_of_the_standard_library_stays_as_it_is() -> None:
+    class Annotated(nn.Module, collections.abc.Callable):  # type: ignore[type-arg, misc]
+        def __call__(self, x: Tensor) -> Tensor:
+            y: Tensor = super().__call__(x)
+            return y
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    before = vars(collections.abc.Callable)["__call__"]
+    with watching() as g:
+        Annotated().eval()(batch())
+        assert vars(collections.abc.Callable)["__call__"] is before
+    assert vars(collections.abc.Callable)["__call__"] is before
+    assert g.violations == []
+
+
+class Frozen(type):
+    """A metaclass whose classes refuse attributes."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise TypeError("immutable class")
+
+
+def test_a_class_that_refuses_attributes_is_skipped() -> None:
+    class Fixed(nn.Module, metaclass=Frozen):
+        def __call__(self, x: Tensor) -> Tensor:
+            return x
+
+    with watching() as g:
+        Fixed().eval()(batch())
+        Diffuser()(batch())
+    assert rules(g) == {"train-mode"}
+
+
+def test_a_class_that_starts_to_refuse_attributes_leaves_no_other_wrapper() -> None:
+    class Switch(type):
+        frozen = False
+
+        def __setattr__(cls, name: str, value: object) -> None:
+            if Switch.frozen:
+                raise TypeError("immutable class")
+            super().__setattr__(name, value)
+
+    class First(nn.Module, metaclass=Switch):
+        def __call__(self, x: Tensor) -> Tensor:
+            return x
+
+    with suppress(GuardError), guard() as g:
+        First().eval()(batch())
+        Switch.frozen = True
+    Switch.frozen = False
+    with pytest.raises(GuardError, match="immutable class"):
+        g.check()
+    assert not hasattr(Diffuser.__call__, "__wrapped__")
+    assert not hasattr(nn.Module.__call__, "__wrapped__")
+    with watching() as g:
+        First().eval()(batch())
+    assert g.violations == []
+
+
+def test_a_static_call_stays_as_it_is() -> None:
+    class Static(nn.Module):
+        @staticmethod
+        def __call__(x: Tensor) -> Tensor:
+            return x
+
+    with watching() as g:
+        assert isinstance(vars(Static)["__call__"], staticmethod)
+        Static().eval()(batch())
+    assert g.violations == []

@@ -41,7 +41,7 @@ def test_making_a_graph_is_not_inference(make: Callable[[nn.Module, Tensor], Any
     with watching() as g:
         make(Dropper().eval(), batch())
     assert not rules(g)
-    assert [model.forwards for model in g.models] in ([], [0])
+    assert [model.forwards for model in g.window.models] in ([], [0])
 
 
 @every_graph

@@ -196,7 +196,7 @@ def test_a_recursive_model_is_one_forward(leaf: nn.Module, expected: set[str]) -
     with watching() as g:
         Tree(leaf).eval()((x[0], ((x[1], x[2]), x[3])))
     assert rules(g) == expected
-    assert [model.forwards for model in g.models] == [1]
+    assert [model.forwards for model in g.window.models] == [1]
 
 
 # --- random draws

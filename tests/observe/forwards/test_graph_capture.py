@@ -51,7 +51,7 @@ def test_a_model_that_first_runs_during_a_capture_is_watched(capture: Capture, w
         if writes:
             net.body.weight.detach().add_(1)
     assert rules(g) == ({"state-mutated"} if writes else set())
-    assert not g.failures
+    assert not g.window.failures
 
 
 def test_a_window_may_end_during_a_capture(capture: Capture) -> None:
@@ -69,4 +69,4 @@ def test_a_model_may_be_freed_during_a_capture(capture: Capture) -> None:
         run(Net().eval())
         capture.end()
     assert not g.violations
-    assert not g.failures
+    assert not g.window.failures

@@ -148,17 +148,17 @@ def test_draws_are_reported_once(run: Run, strict: bool) -> None:
 @EITHER
 def test_the_inner_model_counts_as_having_run(run: Run) -> None:
     g = guarded(run, Net().eval())
-    (net,) = [model for model in g.models if model.name == "net"]
+    (net,) = [model for model in g.window.models if model.name == "net"]
     assert net.forwards >= 1
 
 
 @EITHER
 def test_strict_sees_that_a_model_ran(run: Run) -> None:
     g = Guard(config=GuardConfig(strict=True))
-    g.open()
+    g.window.open()
     with torch.no_grad():
         run(Net().eval())
-    g.close(needs_forward=True)
+    g.window.close(needs_forward=True)
     assert "no-forward" not in rules(g)
 
 
@@ -206,7 +206,7 @@ def test_a_layer_without_weights_passed_as_an_argument_is_part_of_the_forward(st
     with watching(strict=strict) as g, torch.no_grad():
         Activates().eval()(batch(), nn.ReLU())
     assert not rules(g)
-    assert [model.name for model in g.models] == ["Activates"]
+    assert [model.name for model in g.window.models] == ["Activates"]
 
 
 class DropsInput(nn.Module):

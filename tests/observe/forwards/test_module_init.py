@@ -55,7 +55,7 @@ def test_a_model_is_watched_after_its_init(kind: type[nn.Module]) -> None:
         model.load_state_dict({name: tensor + 1 for name, tensor in model.state_dict().items()})
         model.eval()(batch())
     assert g.violations == []
-    assert [model.forwards for model in g.models] == [1]
+    assert [model.forwards for model in g.window.models] == [1]
 
 
 @pytest.mark.parametrize("kind", [FindsSize, Nested])

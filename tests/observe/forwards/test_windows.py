@@ -25,7 +25,7 @@ def test_nested_guards_each_observe_their_forwards() -> None:
         model.eval()(batch())
     assert rules(inner) == {"train-mode", "state-mutated"}
     assert rules(outer) == {"train-mode", "state-mutated"}
-    (facts,) = outer.models
+    (facts,) = outer.window.models
     assert facts.forwards == 2
 
 

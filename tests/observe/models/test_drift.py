@@ -91,7 +91,7 @@ def test_suspects_that_used_the_model_and_recent_ones_come_first(
     between = suspects(violation)
     assert between[:2] == ["test_it.py::test_looks", "test_it.py::test_trains"]
     assert between.index("test_it.py::test_quiet_too") < between.index("test_it.py::test_quiet")
-    assert "the set-up of fixture 'other' for test_it.py::test_quiet" in between
+    assert "the setup of fixture 'other' for test_it.py::test_quiet" in between
 
 
 @pytest.mark.parametrize("scope", ["function", "module"])
@@ -107,7 +107,7 @@ def tuned(net):
     write(pytester, SHARED + fixture + last)
     (violation,) = drifts(pytester).values()
     where = "test_it.py::test_last" if scope == "function" else "test_it.py"
-    assert suspects(violation) == [f"the set-up of fixture 'tuned' for {where}"]
+    assert suspects(violation) == [f"the setup of fixture 'tuned' for {where}"]
     assert violation["details"]["last_seen_by"] == "test_it.py::test_first"
 
 

@@ -150,7 +150,7 @@ def test_forwards_of_a_wrapper_count_for_the_wrapped_model() -> None:
         g.watch(model, "ranker")
         for _ in range(3):
             with_softmax(model)(batch())
-    assert [(each.name, each.type, each.forwards) for each in g.models] == [("ranker", "Net", 3)]
+    assert [(each.name, each.type, each.forwards) for each in g.window.models] == [("ranker", "Net", 3)]
 
 
 def test_training_mode_inside_several_wrappers_is_one_violation() -> None:
@@ -173,4 +173,4 @@ def test_a_nested_submodule_survives() -> None:
 def test_submodules_without_other_references_die_with_the_model() -> None:
     with watching() as g:
         nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()(batch())
-    assert [(each.name, each.forwards) for each in g.models] == [("Sequential", 1)]
+    assert [(each.name, each.forwards) for each in g.window.models] == [("Sequential", 1)]

@@ -71,7 +71,7 @@ def test_models_that_reuse_an_address_are_different_models() -> None:
         for _ in range(20):
             Net().eval()(batch())
     assert not rules(g)
-    assert len(g.models) == 20
+    assert len(g.window.models) == 20
 
 
 def test_tensors_that_outlive_their_model_may_change() -> None:
@@ -232,7 +232,7 @@ def test_a_submodule_that_ran_first_belongs_to_the_model_that_runs_later() -> No
         encoder(batch())
         whole(batch())
     assert not rules(g)
-    (model,) = g.models
+    (model,) = g.window.models
     assert (model.name, model.type, model.tensors, model.forwards) == ("Sequential", "Sequential", 4, 2)
 
 
@@ -267,7 +267,7 @@ def test_a_submodule_of_a_watched_model_is_reported_by_its_path_there() -> None:
         encoder(batch())
         encoder.bias.add_(1)
     assert only(g, "state-mutated").subjects == ("Sequential.0.bias",)
-    assert [model.name for model in g.models] == ["Sequential"]
+    assert [model.name for model in g.window.models] == ["Sequential"]
 
 
 def test_a_submodule_that_two_models_share_is_reported_once() -> None:
@@ -308,7 +308,7 @@ def test_the_name_of_a_submodel_is_free_for_its_parent() -> None:
         whole = nn.Sequential(part).eval()
         part(batch())
         whole(batch())
-    assert [model.name for model in g.models] == ["Sequential"]
+    assert [model.name for model in g.window.models] == ["Sequential"]
 
 
 # --- functional_call
@@ -368,7 +368,7 @@ def test_a_wrapper_and_what_it_wraps_are_one_model(wrap: Callable[[nn.Module], n
         wrapped(batch())
         net.head.bias.add_(1)
     assert only(g, "state-mutated").subjects == ("Net.head.bias",)
-    assert [model.name for model in g.models] == ["Net"]
+    assert [model.name for model in g.window.models] == ["Net"]
 
 
 # --- counts in the report
@@ -380,7 +380,7 @@ def test_the_report_counts_forwards_tensors_and_bytes() -> None:
         for _ in range(3):
             net(batch())
         nn.CrossEntropyLoss(weight=torch.ones(2))(net(batch()), torch.zeros(8, dtype=torch.long))
-    (model,) = g.models
+    (model,) = g.window.models
     assert (model.name, model.type, model.forwards) == ("Net", "Net", 4)
     assert model.tensors == len(net.state_dict())
     assert model.bytes == sum(t.nbytes for t in net.state_dict().values())
@@ -412,7 +412,7 @@ def test_flags_of_a_submodule_that_ran_first_belong_to_the_model() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
     with watching(strict=True) as g:
         model[0](batch())
-        g.watch_fixture_value(model, "model", shared=True)
+        g.window.watch_fixture_value(model, "model", shared=True)
         model[0].requires_grad_(False)
     (violation,) = (v for v in g.violations if v.rule == "model-leaked")
     assert len(violation.subjects) == 2

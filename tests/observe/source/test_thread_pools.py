@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,3 +55,16 @@ def test_results_and_exceptions_of_a_pool_are_unchanged() -> None:
         with pytest.raises(ZeroDivisionError):
             pool.submit(lambda: 1 // 0).result()
     assert g.violations == []
+
+
+def test_a_pool_works_in_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    model = Net().eval()
+    with watching(model) as g, ThreadPoolExecutor(1) as pool:
+        assert pool.submit(len, "abc").result() == 3
+        pool.submit(model, batch()).result()  # here
+    at = only(g, "grad-mode").at
+    assert at is not None
+    assert at.source.endswith("# here")

@@ -391,4 +391,4 @@ def test_a_model_with_packed_weights_counts_as_a_model() -> None:
     with guard(strict=True) as g, torch.no_grad():
         model = quantize_dynamic(net())
         model(batch())
-    assert [(model.name, model.tensors) for model in g.models] == [("Sequential", 4)]
+    assert [(model.name, model.tensors) for model in g.window.models] == [("Sequential", 4)]

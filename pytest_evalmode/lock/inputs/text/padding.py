@@ -29,7 +29,7 @@ def find_padding_id(ids: Array) -> int | None:
 
 
 def share_padding_id(a: int | None, b: int | None) -> tuple[int | None, int | None]:
-    """Return both padding ids; if only one is known, it is used for both sides."""
+    """Return the locked and the current padding id; if only one is known, return it for both."""
     return a if a is not None else b, b if b is not None else a
 
 

@@ -23,7 +23,7 @@ def compare_spelling(
         return []
     a, b = ([[vocabulary[id_] for id_ in row] for row in rows] for rows, vocabulary in sides)
     if a == b:
-        return [Step("vocabulary", "given in another vocabulary (the same tokens have other ids)")]
+        return [Step("vocabulary", "tokenized with another vocabulary (the same tokens have other ids)")]
     if any([*filter(_SPECIAL_TOKEN.match, x)] != [*filter(_SPECIAL_TOKEN.match, y)] for x, y in zip(a, b, strict=True)):
         return []
     x, y = (

@@ -1,4 +1,4 @@
-"""Reads tensors on an accelerator: the bytes of small ones, checksums of large ones that the device computes.
+"""Reading tensors on an accelerator: the bytes of small ones, checksums of large ones that the device computes.
 
 A small tensor is copied to the host; of a large one, two sums for each segment are.  Everything that a model has on a
 device is copied in one transfer, and the extra memory needed on the device is small.
@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.accelerator import current_accelerator
 
 SMALL_BYTES = 1 << 16
-"""The largest tensor that is copied to the host: starting the kernels for its sums would take longer.
+"""The largest tensor that is copied to the host: computing its sums on the device would take longer.
 
 At least `fingerprint.MAX_VALUE_BYTES`.
 """
 
 SEGMENT_BYTES = 1 << 17
-"""The size of a segment: many times that of its sums, and small enough for a model to keep a device busy."""
+"""The size of a segment: much larger than its sums, and small enough that a model has many segments."""
 
 CHUNK_BYTES = 1 << 24
 """How much torch's operators process at a time: several segments."""
@@ -108,7 +108,7 @@ def _read(device: torch.device, parts: Mapping[int, Tensor]) -> dict[int, bytes]
 
 @contextmanager
 def _synchronization_allowed() -> Iterator[None]:
-    """Turn off the sync debug mode, with which a test makes torch raise where its own code waits for the device."""
+    """Turn off torch's sync debug mode, in which torch raises an error when code waits for the device."""
     accelerator = accelerator_in_use()
     query: Callable[[], int] | None = getattr(accelerator, "get_sync_debug_mode", None)
     mode = query() if query is not None else 0
@@ -123,7 +123,7 @@ def _synchronization_allowed() -> Iterator[None]:
 
 
 def _choose_reader(device: torch.device, large_bytes: int) -> Reader:
-    """Return how to read a device with so many bytes in large tensors.  All readers have the same result."""
+    """Return the reader for a device whose large tensors have this many bytes.  All readers have the same result."""
     kernel = _triton_reader(device) if large_bytes >= MIN_KERNEL_BYTES else None
     if kernel is not None:
         return kernel
@@ -145,7 +145,7 @@ def _bytes(part: Tensor) -> Tensor:
 
 
 def split_into_chunks(sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield the first and the last index plus one of consecutive items that make up about a chunk."""
+    """Yield the (start, stop) indices of consecutive items that together have about the size of a chunk."""
     ends = accumulate(sizes)
     for _, batch in groupby(enumerate(ends), lambda item: item[1] // CHUNK_BYTES):
         indices = [index for index, _ in batch]

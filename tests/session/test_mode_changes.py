@@ -1,4 +1,4 @@
-"""Who left a shared model in training mode before the test: a fixture, or another test, by its line."""
+"""The line in a fixture or another test that left a shared model in training mode."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def outcome(pytester: pytest.Pytester, test_it: str, conftest: str = CONFTEST) -
     return run(pytester)
 
 
-def test_a_fixture_that_trained_it(pytester: pytest.Pytester) -> None:
+def test_the_line_in_a_fixture_is_reported(pytester: pytest.Pytester) -> None:
     conftest = CONFTEST.replace("    return nn", "    net = nn").replace(
         ".eval()\n", "\n    fit(net)\n    return net\n"
     )
@@ -49,7 +49,7 @@ def test_a_fixture_that_trained_it(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize("mark", ["@pytest.mark.inference\n", ""], ids=["guarded", "not guarded"])
-def test_another_test(pytester: pytest.Pytester, mark: str) -> None:
+def test_the_line_in_another_test_is_reported(pytester: pytest.Pytester, mark: str) -> None:
     leaves = f"{mark}def test_that_leaves_it(model):\n    model.train()\n"
     result = outcome(pytester, f"{FLIPS}\n{leaves}\n{FLIPS.replace('test_first', 'test_later')}")
     result.assert_outcomes(passed=2, failed=1)
@@ -58,7 +58,7 @@ def test_another_test(pytester: pytest.Pytester, mark: str) -> None:
     )
 
 
-def test_its_own_line_comes_before(pytester: pytest.Pytester) -> None:
+def test_the_line_in_the_test_itself_is_preferred(pytester: pytest.Pytester) -> None:
     own = FLIPS.replace("    with", "    model.train()  # its own\n    with", 1)
     result = outcome(pytester, f"def test_leaves(model):\n    model.train()\n{own}")
     result.stdout.fnmatch_lines(["*since test_it.py:*  model.train()  # its own"])
@@ -68,14 +68,14 @@ def test_its_own_line_comes_before(pytester: pytest.Pytester) -> None:
     ("undone", "failed"),
     [("model.eval()", 0), ("model.eval()\n    for part in model.modules(): part.training = True", 1)],
 )
-def test_a_line_that_was_undone_is_not_told(pytester: pytest.Pytester, undone: str, failed: int) -> None:
+def test_a_line_that_was_undone_is_not_reported(pytester: pytest.Pytester, undone: str, failed: int) -> None:
     leaves = f"def test_leaves(model):\n    model.train()\n    {undone}\n"
     result = outcome(pytester, f"{FLIPS}\n{leaves}\n{FLIPS.replace('test_first', 'test_later')}")
     result.assert_outcomes(passed=3 - failed, failed=failed)
     result.stdout.no_fnmatch_line("*since*")
 
 
-def test_the_method_is_put_back(pytester: pytest.Pytester) -> None:
+def test_train_is_unpatched_after_the_run(pytester: pytest.Pytester) -> None:
     before = nn.Module.train
     outcome(pytester, FLIPS).assert_outcomes(passed=1)
     assert nn.Module.train is before

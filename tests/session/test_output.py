@@ -1,4 +1,4 @@
-"""Where people read: the short summary, annotations, the debugger, the header, JUnit and warnings."""
+"""Output in pytest: short summary, annotations, debugger, header, JUnit, warnings and the final summary."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LINE = "test_it.py:5"
 
 
 @pytest.mark.parametrize("how", ["", "-vv", "-n1"])
-def test_the_short_summary_has_the_headline_alone(
+def test_the_short_summary_has_only_the_headline(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setenv("CI", "true")
@@ -56,8 +56,8 @@ def test_a_report_points_at_the_line_at_fault(pytester: pytest.Pytester, workers
     assert failure.text.rstrip().endswith(f"{LINE}: HygieneViolation")
 
 
-def test_annotations_find_the_line_where_they_look_for_it(pytester: pytest.Pytester) -> None:
-    """As pytest-github-actions-annotate-failures does: the place of the first entry of the traceback."""
+def test_the_traceback_has_the_location_for_annotations(pytester: pytest.Pytester) -> None:
+    """pytest-github-actions-annotate-failures reads the location of the first traceback entry."""
     suites.write(pytester, SUITE)
     reports: Any = pytester.inline_run(*suites.PLAIN, "-k", "dirty").getreports("pytest_runtest_logreport")
     (entry,) = next(report.longrepr.reprtraceback.reprentries for report in reports if report.failed)
@@ -65,48 +65,48 @@ def test_annotations_find_the_line_where_they_look_for_it(pytester: pytest.Pytes
 
 
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
-def test_tb_line_is_one_line(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+def test_tb_line_prints_one_line(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     suites.write(pytester, SUITE)
-    said_by = suites.run(pytester, "--tb=line", "-k", "dirty", *workers).outlines
-    lines = [line for line in said_by if not line.startswith("[gw")]  # xdist names the worker
+    outlines = suites.run(pytester, "--tb=line", "-k", "dirty", *workers).outlines
+    lines = [line for line in outlines if not line.startswith("[gw")]  # xdist names the worker
     begin = next(n for n, line in enumerate(lines) if "FAILURES" in line)
     assert lines[begin + 1].endswith(f"{LINE}: HygieneViolation: train-mode: Net ran once in training mode")
     assert lines[begin + 2].startswith("=")
-    said = suites.run(pytester, "--tb=line", "-k", "own", *workers).stdout.str()
-    assert "ValueError: own" in said
-    assert "not clean either" not in said
+    output = suites.run(pytester, "--tb=line", "-k", "own", *workers).stdout.str()
+    assert "ValueError: own" in output
+    assert "not clean either" not in output
 
 
-def test_colour_is_where_pytest_has_colour(pytester: pytest.Pytester) -> None:
+def test_output_is_colored_if_pytest_uses_color(pytester: pytest.Pytester) -> None:
     suites.write(pytester, SUITE)
-    said = suites.run(pytester, "-k", "dirty", "--color=yes").stdout.str()
-    assert "\x1b[1m\x1b[31mE   HygieneViolation: train-mode" in said
-    assert "\x1b[31m1 test guarded" in said
+    output = suites.run(pytester, "-k", "dirty", "--color=yes").stdout.str()
+    assert "\x1b[1m\x1b[31mE   HygieneViolation: train-mode" in output
+    assert "\x1b[31m1 test guarded" in output
     assert "\x1b[" not in suites.run(pytester, "-k", "dirty", "--color=no").stdout.str()
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "header"),
     [
         ([], None),
         (["--evalmode-strict"], "evalmode: strict"),
         (["--evalmode=warn", "--evalmode-all"], "evalmode: warn, all tests guarded"),
         (["-o", "evalmode_mark=test_it.py"], "evalmode: guarded: test_it.py"),
-        (["--evalmode-baseline=k.json", "--evalmode-update-baseline"], "evalmode: baseline *k.json (to be updated)"),
+        (["--evalmode-baseline=k.json", "--evalmode-update-baseline"], "evalmode: baseline *k.json (will be updated)"),
     ],
 )
-def test_a_header_says_how_a_run_is_configured(pytester: pytest.Pytester, args: list[str], said: str | None) -> None:
+def test_the_header_shows_the_settings(pytester: pytest.Pytester, args: list[str], header: str | None) -> None:
     suites.write(pytester, SUITE)
     result = suites.run(pytester, *args, "-k", "dirty")
-    if said is None:
+    if header is None:
         result.stdout.no_fnmatch_line("evalmode: *")
     else:
-        result.stdout.fnmatch_lines([said])
+        result.stdout.fnmatch_lines([header])
     result = suites.run(pytester, "-q", *args, "-k", "dirty")
     result.stdout.no_fnmatch_line("evalmode: *")
 
 
-def test_the_debugger_finds_the_model_the_violations_and_the_arguments(pytester: pytest.Pytester) -> None:
+def test_the_debugger_shows_the_model_the_violations_and_the_arguments(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,
         """
@@ -117,14 +117,14 @@ def test_it(n):
 """,
     )
     command = (sys.executable, "-m", "pytest", *suites.PLAIN, "--pdb", "test_it.py")
-    asked = b"p n\np violations[0].rule\np type(model).__name__\nq\n"
-    result = pytester.run(*command, stdin=asked)
+    commands = b"p n\np violations[0].rule\np type(model).__name__\nq\n"
+    result = pytester.run(*command, stdin=commands)
     result.stdout.fnmatch_lines(
         ["> *test_it.py(6)*", "-> infer(Net())", "(Pdb) 7", "(Pdb) 'train-mode'", "(Pdb) 'Net'"]
     )
 
 
-def test_a_warning_stands_at_the_line_at_fault_and_says_how_to_let_it_pass(pytester: pytest.Pytester) -> None:
+def test_a_warning_has_the_line_at_fault_and_suggests_a_filter(pytester: pytest.Pytester) -> None:
     suites.write(pytester, SUITE)
     args = ("--evalmode=warn", "-k", "dirty")
     suites.run(pytester, *args).stdout.fnmatch_lines([f"*{LINE}: EvalModeWarning: train-mode: *"])
@@ -147,7 +147,7 @@ def test_it(net, n):
 """
 
 
-def test_a_shared_cause_is_told_once(pytester: pytest.Pytester) -> None:
+def test_a_shared_cause_is_reported_once(pytester: pytest.Pytester) -> None:
     suites.write(pytester, SHARED)
     lines = suites.run(pytester).outlines
     begin = lines.index("by rule: train-mode 3")
@@ -158,18 +158,18 @@ def test_a_shared_cause_is_told_once(pytester: pytest.Pytester) -> None:
     assert lines[begin + 3] == "to explain a rule, run: pytest --evalmode-rules train-mode"
 
 
-def test_quiet_is_one_line_and_durations_tell_the_slowest_guards(pytester: pytest.Pytester) -> None:
+def test_quiet_prints_one_line_and_durations_lists_the_slowest_guards(pytester: pytest.Pytester) -> None:
     suites.write(pytester, SHARED)
     lines = suites.run(pytester, "-q", "--tb=no", "-rN").outlines
-    (told,) = [line for line in lines if "guard" in line or "rule" in line or "evalmode" in line]
-    assert told.startswith("3 tests guarded, ")
+    (summary,) = [line for line in lines if "guard" in line or "rule" in line or "evalmode" in line]
+    assert summary.startswith("3 tests guarded, ")
     lines = suites.run(pytester, "--durations=2").outlines
     begin = lines.index("slowest 2 guards:")
     assert all("test_it.py::test_it[" in line for line in lines[begin + 1 : begin + 3])
     assert "test_it.py::test_it[" not in lines[begin + 3]
 
 
-def test_what_a_hook_drops_is_counted_and_never_called_clean(pytester: pytest.Pytester) -> None:
+def test_dropped_violations_are_counted_and_not_called_clean(pytester: pytest.Pytester) -> None:
     suites.write(pytester, SHARED, conftest="def pytest_evalmode_violation(item, violation):\n    return False\n")
     result = suites.run(pytester)
     result.assert_outcomes(passed=3)
@@ -191,7 +191,7 @@ def test_it(net, n):
 """
 
 
-def test_the_cost_says_how_memory_was_read(pytester: pytest.Pytester) -> None:
+def test_the_summary_says_how_memory_was_read(pytester: pytest.Pytester) -> None:
     suites.write(pytester, LARGE)
     (line,) = [n for n in suites.run(pytester, "--evalmode-full-read").outlines if "tests guarded" in n]
     assert line.endswith("MB in full)")
@@ -199,7 +199,7 @@ def test_the_cost_says_how_memory_was_read(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.skipif(write_tracking.tracker() is None, reason="the kernel does not track writes")
-def test_who_guards_after_a_session_of_the_same_process_is_told_of_writes_again(pytester: pytest.Pytester) -> None:
+def test_write_tracking_is_enabled_again_after_a_session_with_full_read(pytester: pytest.Pytester) -> None:
     suites.write(pytester, LARGE)
     suites.run(pytester, "--evalmode-full-read")
     assert write_tracking.tracker() is not None

@@ -1,4 +1,4 @@
-"""Beside plugins that time tests and annotate failures, both as they are."""
+"""Compatibility with pytest-benchmark and pytest-github-actions-annotate-failures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_own():
 
 
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
-def test_github_is_shown_the_line_at_fault(
+def test_github_annotations_point_at_the_line_at_fault(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: tuple[str, ...]
 ) -> None:
     pytest.importorskip("pytest_github_actions_annotate_failures")
@@ -32,16 +32,18 @@ def test_github_is_shown_the_line_at_fault(
     monkeypatch.setenv("GITHUB_WORKSPACE", str(pytester.path.parent))
     suites.write(pytester, SUITE)
     result = suites.run(pytester, *workers)
-    told = sorted(line.partition("::error ")[2] for line in result.errlines if "::error " in line)
+    annotations = sorted(line.partition("::error ")[2] for line in result.errlines if "::error " in line)
     headline = "HygieneViolation: train-mode: Net ran once in training mode"
-    assert told == [
+    assert annotations == [
         f"file={pytester.path.name}/test_it.py,line=15::test_own%0A%0AValueError: own",
         f"file={pytester.path.name}/test_it.py,line=5::test_dirty%0A%0A{headline}",
         f"file={pytester.path.name}/test_it.py,line=9::test_checks%0A%0A{headline}",
     ]
 
 
-def test_github_is_shown_the_line_that_is_warned_of(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_github_annotations_of_warnings_point_at_the_line_at_fault(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("pytest_github_actions_annotate_failures")
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     suites.write(pytester, SUITE)
@@ -64,7 +66,7 @@ def test_not_timed():
 NOTE = "pytest-benchmark's timings include the guard in 1 test: compare with --evalmode=off"
 
 
-def test_who_times_a_guarded_test_is_told(pytester: pytest.Pytester) -> None:
+def test_the_summary_says_that_a_benchmark_includes_the_guard(pytester: pytest.Pytester) -> None:
     pytest.importorskip("pytest_benchmark")
     suites.write(pytester, BENCHMARKS)
     suites.run(pytester, "--benchmark-max-time=0.01").stdout.fnmatch_lines([NOTE])

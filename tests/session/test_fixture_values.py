@@ -1,4 +1,4 @@
-"""The models that fixtures and base classes hand to a test."""
+"""The models that fixtures and base classes pass to a test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests import suites
 from tests.suites import broken_rules, guarded_tests
 
-# What a shared fixture holds is watched from the start of the window; what is in it has the fixture's name.
+# Values of a shared fixture, and the name of the changed tensor, which starts with that of the fixture.
 HOLDERS = {
     "itself": ("net", "shared.fc.bias"),
     "dict": ("{'a': net}", "shared['a'].fc.bias"),
@@ -54,7 +54,7 @@ def test_it(shared):
     assert subjects == ([] if scope == "function" else [[name]])
 
 
-def test_a_fixture_that_is_set_up_in_the_call_is_not_judged_but_what_it_hands_over_is(
+def test_a_fixture_set_up_in_the_call_is_not_checked_but_its_models_are(
     pytester: pytest.Pytester,
 ) -> None:
     source = """
@@ -90,10 +90,10 @@ def test_failing(request):
         request.getfixturevalue("failing")
     infer(Net())
 
-def test_asks(evalmode, request):
+def test_requests(evalmode, request):
     infer(request.getfixturevalue("own"))
 
-def test_asks_as_it_runs(request):
+def test_requests_in_the_call(request):
     request.getfixturevalue("evalmode")
     infer(request.getfixturevalue("own").train())
 
@@ -108,21 +108,21 @@ class TestLate:
 """
     suites.write(pytester, source)
     tests = suites.json_report(pytester)["tests"]
-    found = {t["nodeid"].rpartition("::")[2]: [v["rule"] for v in t["violations"]] for t in tests}
-    assert found == {
+    violations = {t["nodeid"].rpartition("::")[2]: [v["rule"] for v in t["violations"]] for t in tests}
+    assert violations == {
         "test_clean[trained]": [],
         "test_clean[own]": [],
         "test_forgotten": ["train-mode"],
         "test_failing": ["train-mode"],
-        "test_asks": [],
-        "test_asks_as_it_runs": ["train-mode"],
+        "test_requests": [],
+        "test_requests_in_the_call": ["train-mode"],
         "test_writes": ["state-mutated"],
     }
     (named,) = (test["violations"] for test in tests if test["nodeid"].endswith("test_forgotten"))
     assert named[0]["model"] == "own"
 
 
-def test_what_a_base_class_keeps_is_shared_too(pytester: pytest.Pytester) -> None:
+def test_models_on_a_base_class_are_shared(pytester: pytest.Pytester) -> None:
     assert broken_rules(
         pytester,
         """
@@ -171,9 +171,9 @@ def test_the_fixture_that_forgot_eval_is_named_in_each_message(pytester: pytest.
     tests = suites.json_report(pytester)["tests"]
     lines = (pytester.path / "test_it.py").read_text(encoding="utf-8").splitlines()
     where = f"test_it.py:{lines.index('def net():') + 1}"
-    found = {test["nodeid"].partition("::")[2].partition("[")[0]: test["violations"][0] for test in tests}
+    violations = {test["nodeid"].partition("::")[2].partition("[")[0]: test["violations"][0] for test in tests}
     for test in ("test_whole", "test_inside"):
-        details = found[test]["details"]
+        details = violations[test]["details"]
         assert (details["fixture"], details["fixture_at"]) == ("net", where)
-    assert "fixture" not in found["test_parameter"]["details"]
+    assert "fixture" not in violations["test_parameter"]["details"]
     assert suites.run(pytester).stdout.str().count(f"from fixture net: {where}  def net():") == 4

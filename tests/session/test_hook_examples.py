@@ -1,4 +1,4 @@
-"""The examples for teams and for slow fixtures say what the README says of them."""
+"""The examples for user hooks and for slow fixtures behave as the README says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(example: str, *options: str) -> list[str]:
-    """What a run of an example prints, line by line, as someone sees it who has copied its folder."""
+    """Run an example as if its folder had been copied; return its output lines."""
     folder = EXAMPLES / example
     config = folder / "pytest.ini"
     alone = ["-c", str(config if config.exists() else os.devnull), f"--rootdir={folder}"]
@@ -24,39 +24,39 @@ def run(example: str, *options: str) -> list[str]:
 
 
 def has(lines: list[str], *texts: str) -> bool:
-    """Whether the texts stand in the lines, in this order, each in a line of its own."""
+    """Return whether the lines contain the texts, in this order, each in a different line."""
     rest = iter(lines)
     return all(any(text in line for line in rest) for text in texts)
 
 
 @pytest.fixture(scope="module")
-def team() -> list[str]:
-    return run("team", "-rA")
+def suite() -> list[str]:
+    return run("user_hooks", "-rA")
 
 
-def test_the_teams_rule_holds_in_its_directory_alone(team: list[str]) -> None:
-    assert has(team, "edge-dtype: server.ranker (Sequential) has tensors of type float32")
-    assert has(team, "FAILED tests/edge/test_edge.py::test_ranker - HygieneViolation: edge-dtype")
-    assert has(team, "PASSED tests/edge/test_edge.py::test_tiny")
-    assert has(team, "PASSED tests/test_server.py::test_ranker")
+def test_the_custom_rule_applies_to_its_directory_only(suite: list[str]) -> None:
+    assert has(suite, "edge-dtype: server.ranker (Sequential) has tensors of type float32")
+    assert has(suite, "FAILED tests/edge/test_edge.py::test_ranker - HygieneViolation: edge-dtype")
+    assert has(suite, "PASSED tests/edge/test_edge.py::test_tiny")
+    assert has(suite, "PASSED tests/test_server.py::test_ranker")
 
 
-def test_the_teams_rule_says_what_to_do(team: list[str]) -> None:
-    said = next((line.removeprefix("E").strip() for line in team if " edge-dtype  " in line), "")
-    assert said.startswith("edge-dtype  server.ranker (Sequential) has ")
-    assert said.endswith("; use float16")
+def test_the_custom_rule_prints_its_fix_and_exemption(suite: list[str]) -> None:
+    finding = next((line.removeprefix("E").strip() for line in suite if " edge-dtype  " in line), "")
+    assert finding.startswith("edge-dtype  server.ranker (Sequential) has ")
+    assert finding.endswith("; use float16")
     assert has(
-        team,
-        said,
+        suite,
+        finding,
         "fix: convert the model first: model.half()",
         'intended? @pytest.mark.inference(allow=["edge-dtype"]',
     )
 
 
-def test_a_model_that_only_the_team_can_find_is_watched(team: list[str]) -> None:
-    assert has(team, "FAILED tests/test_server.py::test_warm_up_of_the_other_model - HygieneViolation: state-mutated")
-    assert has(team, "state-mutated  server.tiny.0.weight changed    max |Δ|")
-    assert has(team, "2 failed, 2 passed")
+def test_a_model_from_a_hook_is_watched(suite: list[str]) -> None:
+    assert has(suite, "FAILED tests/test_server.py::test_warm_up_of_the_other_model - HygieneViolation: state-mutated")
+    assert has(suite, "state-mutated  server.tiny.0.weight changed    max |Δ|")
+    assert has(suite, "2 failed, 2 passed")
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,12 @@ def predictions() -> list[str]:
     return run("fixtures", "-rA")
 
 
-def test_who_predicts_once_in_a_fixture_is_not_held_up(predictions: list[str]) -> None:
+def test_predictions_in_a_clean_fixture_pass(predictions: list[str]) -> None:
     assert has(predictions, "PASSED test_predictions.py::test_probabilities")
     assert has(predictions, "PASSED test_predictions.py::test_every_class_is_predicted")
 
 
-def test_a_careless_fixture_fails_and_reads_as_a_test_that_fails(predictions: list[str]) -> None:
+def test_an_unclean_fixture_fails_with_the_message_of_a_test(predictions: list[str]) -> None:
     line = next(
         number
         for number, text in enumerate((EXAMPLES / "fixtures/test_predictions.py").read_text("utf-8").splitlines(), 1)
@@ -88,5 +88,5 @@ def test_a_careless_fixture_fails_and_reads_as_a_test_that_fails(predictions: li
     assert not [text for text in predictions if "pytest_evalmode/" in text]
 
 
-def test_nothing_fails_where_guarding_is_off() -> None:
-    assert has(run("team", "--evalmode=off"), "4 passed")
+def test_no_test_fails_when_guarding_is_off() -> None:
+    assert has(run("user_hooks", "--evalmode=off"), "4 passed")

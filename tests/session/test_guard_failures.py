@@ -1,4 +1,4 @@
-"""What is said when the guard itself fails."""
+"""The outcome and output of a test whose guard itself fails."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pytest
 from tests import suites
 from tests.suites import NEXT
 
-# Where the guard can fail, and what it is broken with.
+# Parts of the guard, and the function that is replaced to break each.
 BROKEN = {
     "the fingerprint": "pytest_evalmode.observe.state.snapshot.fingerprint_of",
-    "the finding of models": "pytest_evalmode.observe.models.discovery.find_models",
+    "the discovery of models": "pytest_evalmode.observe.models.discovery.find_models",
     "the forward observer": "pytest_evalmode.observe.state.generators.state",
     "the rules": "pytest_evalmode.guards.segments.apply_rules",
     "the record": "pytest_evalmode.session.guarded_test.user_properties.serialize_record",
@@ -28,7 +28,7 @@ GUARDED = {
 
 @pytest.fixture(params=BROKEN)
 def broken(request: pytest.FixtureRequest, pytester: pytest.Pytester) -> pytest.Pytester:
-    """A suite in which the guard fails in every test but the last two."""
+    """Write a suite in which the guard fails in every test but the last two."""
     tests = "\n".join(
         f"{mark}\n@pytest.mark.inference\ndef {name}(net, broken):\n    {body}\n"
         for name, (mark, body) in GUARDED.items()
@@ -58,9 +58,11 @@ def broken(monkeypatch):
     return pytester
 
 
-def test_a_guard_that_fails_is_an_error_of_its_test_and_nobody_elses(broken: pytest.Pytester) -> None:
+def test_a_failed_guard_is_an_error_of_its_own_test_only(broken: pytest.Pytester) -> None:
     result = suites.run(broken, "-rA")
-    result.stdout.fnmatch_lines(["*GuardError: pytest-evalmode could not tell whether this inference was clean*"])
+    result.stdout.fnmatch_lines(
+        ["*GuardError: pytest-evalmode could not check this inference because of an internal error*"]
+    )
     summary = result.stdout.str().partition("short test summary info")[2]
     names = [name for name, (mark, _) in GUARDED.items() if not mark]
     assert [name for name in names if f"ERROR test_it.py::{name} - " not in summary] == []
@@ -74,7 +76,7 @@ def test_xfail_does_not_hide_that_the_guard_failed(broken: pytest.Pytester) -> N
     assert [name for name in names if f"ERROR test_it.py::{name} - " not in summary] == []
 
 
-def test_a_guard_that_fails_leaves_the_result_of_its_test(broken: pytest.Pytester) -> None:
+def test_a_failed_guard_keeps_the_result_of_the_test(broken: pytest.Pytester) -> None:
     result = suites.run(broken, "-rA")
     summary = result.stdout.str().partition("short test summary info")[2]
     assert "FAILED test_it.py::test_own_failure - LookupError: own" in summary
@@ -112,14 +114,14 @@ def test_next():
 
 
 @pytest.mark.parametrize("mark", ["", "@pytest.mark.xfail"])
-def test_a_guard_that_fails_leaves_the_failure_of_the_teardown(pytester: pytest.Pytester, mark: str) -> None:
+def test_a_failed_guard_keeps_the_error_of_the_teardown(pytester: pytest.Pytester, mark: str) -> None:
     suites.write(pytester, BROKEN_TWICE.format(how='raise LookupError("own")', mark=mark))
     result = suites.run(pytester)
     result.assert_outcomes(errors=1, **({"xpassed": 1, "passed": 1} if mark else {"passed": 2}))
-    for said in ("*LookupError: own*", "*GuardError: pytest-evalmode could not tell*"):
-        result.stdout.fnmatch_lines([said])
+    for line in ("*LookupError: own*", "*GuardError: pytest-evalmode could not check*"):
+        result.stdout.fnmatch_lines([line])
 
 
-def test_a_guard_that_fails_holds_up_no_exit(pytester: pytest.Pytester) -> None:
+def test_a_failed_guard_does_not_stop_pytest_exit(pytester: pytest.Pytester) -> None:
     suites.write(pytester, BROKEN_TWICE.format(how='pytest.exit("own", returncode=7)', mark=""))
     assert suites.run(pytester).ret == 7

@@ -1,4 +1,4 @@
-"""How a verdict is told: in every --tb style, beside a test's own failure, in 80 columns."""
+"""The printed failure: in every --tb style, as a note on a test's own failure, and in 80 columns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_it():
     infer(Net())
 """
 
-# What a test of its own that fails says, and what it would have said without the guard.
+# The body of a test that fails by itself, and the name of its exception.
 OWN = {
     "assertion": ("infer(Net())\n    assert 1 == 2, 'own'", "AssertionError"),
     "exception": ("infer(Net())\n    raise KeyError('own')", "KeyError"),
@@ -31,11 +31,11 @@ OWN = {
 
 
 PRINTS_GROUPS_NATIVELY = pytest.version_tuple < (8, 4)
-"""Whether pytest itself prints a group of exceptions with all its frames, its own too, in every style but `line`."""
+"""Whether pytest prints exception groups with all frames, including its own, in every style but `line`."""
 
 
 def frames_added(result: pytest.RunResult, style: str) -> list[str]:
-    """Lines that no user should see, but for those that pytest itself prints of an exception in the native style."""
+    """Return lines that no user should see, without those that pytest itself prints in the native style."""
     return suites.plugin_lines(result, "pytest_evalmode") if style == "native" else suites.plugin_lines(result)
 
 
@@ -46,30 +46,28 @@ def marked(pytester: pytest.Pytester) -> pytest.Pytester:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_violation_is_told_whole_and_alone_in_every_style(marked: pytest.Pytester, style: str) -> None:
+def test_a_violation_is_printed_in_full_without_frames_in_every_style(marked: pytest.Pytester, style: str) -> None:
     result = suites.run(marked, f"--tb={style}")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*train-mode: Net ran once in training mode*"])
-    if style != "line":  # which has one line for a failure
+    if style != "line":  # this style prints one line per failure
         result.stdout.fnmatch_lines(["*nets.py:*return net(torch.ones(2, 4))*", "*fix: ?*"])
     assert suites.plugin_lines(result) == []
 
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("own", OWN)
-def test_a_failure_of_the_tests_own_stays_and_the_violations_are_its_note(
-    pytester: pytest.Pytester, own: str, style: str
-) -> None:
+def test_violations_are_a_note_on_the_tests_own_failure(pytester: pytest.Pytester, own: str, style: str) -> None:
     body, kind = OWN[own]
     suites.write(pytester, f"@pytest.mark.inference\ndef test_it():\n    {body}\n")
     result = suites.run(pytester, f"--tb={style}")
     result.assert_outcomes(failed=1)
-    said = result.stdout.str()
-    assert kind in said
-    assert "own" in said
-    assert "HygieneViolation" not in said
+    output = result.stdout.str()
+    assert kind in output
+    assert "own" in output
+    assert "HygieneViolation" not in output
     if style != "line":
-        assert said.count("train-mode: Net ran once in training mode") == 1
+        assert output.count("train-mode: Net ran once in training mode") == 1
     natively = own == "group" and PRINTS_GROUPS_NATIVELY and style != "line"
     assert frames_added(result, "native" if natively else style) == []
 
@@ -83,7 +81,7 @@ def test_a_failure_of_a_clean_test_has_no_note(pytester: pytest.Pytester, style:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_testcase_is_told_as_a_function_is(pytester: pytest.Pytester, style: str) -> None:
+def test_a_testcase_is_printed_like_a_function(pytester: pytest.Pytester, style: str) -> None:
     suites.write(
         pytester,
         """
@@ -101,14 +99,14 @@ class TestIt(unittest.TestCase):
     )
     result = suites.run(pytester, f"--tb={style}")
     result.assert_outcomes(failed=2)
-    said = result.stdout.str()
-    assert "AssertionError: 1 != 2 : own" in said
+    output = result.stdout.str()
+    assert "AssertionError: 1 != 2 : own" in output
     if style != "line":
-        assert said.count("fix: call model.eval()") == 2
+        assert output.count("fix: call model.eval()") == 2
     assert suites.plugin_lines(result) == []
 
 
-# Where the model itself fails, the guard stood between it and the test.
+# When the model raises, the guard is between it and the test on the stack.
 FAILING = """
 class Failing(Net):
     def forward(self, x):
@@ -152,7 +150,7 @@ def test_the_short_summary_keeps_the_rule_in_80_columns(
         ("infer(Careless().eval())", "random-forward"),
     ],
 )
-def test_each_rule_heads_its_failure(pytester: pytest.Pytester, fault: str, rule: str) -> None:
+def test_the_headline_names_the_rule(pytester: pytest.Pytester, fault: str, rule: str) -> None:
     suites.write(
         pytester,
         f"""
@@ -170,29 +168,29 @@ def test_it():
     result.stdout.fnmatch_lines([f"*: HygieneViolation: {rule}: *", f"FAILED *HygieneViolation: {rule}: *"])
 
 
-def test_several_violations_are_counted_in_the_first_line(pytester: pytest.Pytester) -> None:
+def test_the_headline_counts_further_violations(pytester: pytest.Pytester) -> None:
     suites.write(pytester, "@pytest.mark.inference\ndef test_it():\n    Net()(torch.ones(2, 4))\n")
     suites.run(pytester).stdout.fnmatch_lines(
         ["E   HygieneViolation: train-mode: Net ran once in training mode (+1 more)", "*grad-mode *"]
     )
 
 
-def test_the_verdict_is_a_failure_to_pytest_and_carries_its_violations() -> None:
+def test_hygiene_violation_is_a_pytest_failure_with_violations() -> None:
     violation = Violation(rule="train-mode", model="net", subjects=("net (Net)",), message="net ran", finding="it ran")
-    verdict = HygieneViolation([violation])
-    assert isinstance(verdict, pytest.fail.Exception)
-    assert verdict.violations == (violation,)
-    assert str(verdict).splitlines()[0] == "train-mode: net ran"
+    error = HygieneViolation([violation])
+    assert isinstance(error, pytest.fail.Exception)
+    assert error.violations == (violation,)
+    assert str(error).splitlines()[0] == "train-mode: net ran"
 
 
-def test_outside_pytest_it_can_be_sent_to_another_process() -> None:
+def test_hygiene_error_can_be_pickled() -> None:
     with pytest.raises(HygieneError) as caught, guard():
         nn.Linear(2, 2)(torch.ones(1, 2))
     sent = pickle.loads(pickle.dumps(caught.value))
     assert (str(sent), sent.violations) == (str(caught.value), caught.value.violations)
 
 
-def test_outside_pytest_it_is_an_assertion_error_that_carries_its_violations() -> None:
+def test_hygiene_error_is_an_assertion_error_with_violations() -> None:
     import torch
     from torch import nn
 

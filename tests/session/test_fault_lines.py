@@ -1,4 +1,4 @@
-"""Which line is told where the code under test lies below the rootdir, as its tests do."""
+"""The reported line when both the tests and the code under test are below the rootdir."""
 
 from __future__ import annotations
 
@@ -69,26 +69,26 @@ def line(source: str, mark: str) -> int:
     return next(i for i, text in enumerate(source.splitlines(), 1) if text.endswith(f"# {mark}"))
 
 
-def test_the_line_of_the_test_and_beside_it_that_of_the_library(pytester: pytest.Pytester) -> None:
+def test_the_line_of_the_test_is_reported_with_that_of_the_library(pytester: pytest.Pytester) -> None:
     write(pytester, SUITE, library=LIBRARY, conftest=HELPERS)
-    found = {}
+    reported = {}
     for test in json_report(pytester)["tests"]:
         (violation,) = test["violations"]
         assert violation["rule"] == "train-mode"
-        found[test["nodeid"].partition("::")[2]] = violation["at"], violation["details"].get("through")
+        reported[test["nodeid"].partition("::")[2]] = violation["at"], violation["details"].get("through")
     source = (pytester.path / "test_it.py").read_text(encoding="utf-8")
-    there = f"library.py:{line((pytester.path / 'library.py').read_text(encoding='utf-8'), 'library')}"
+    library = f"library.py:{line((pytester.path / 'library.py').read_text(encoding='utf-8'), 'library')}"
     conftest = (pytester.path / "conftest.py").read_text(encoding="utf-8")
-    assert found == {
-        "test_serves": (f"test_it.py:{line(source, 'test')}", there),
-        "test_asks": (f"conftest.py:{line(conftest, 'fixture')}", there),
+    assert reported == {
+        "test_serves": (f"test_it.py:{line(source, 'test')}", library),
+        "test_asks": (f"conftest.py:{line(conftest, 'fixture')}", library),
         "test_calls": (f"test_it.py:{line(source, 'call')}", None),
-        "test_by_a_callback": (f"test_it.py:{line(source, 'map')}", there),
+        "test_by_a_callback": (f"test_it.py:{line(source, 'map')}", library),
         "test_through_a_model": (f"test_it.py:{line(source, 'outer')}", None),
     }
 
 
-def test_what_is_a_test_is_as_the_suite_has_it(pytester: pytest.Pytester) -> None:
+def test_python_files_decides_which_files_are_tests(pytester: pytest.Pytester) -> None:
     write(pytester, check_it=f"from nets import *\n{SUITE}", library=LIBRARY, conftest=HELPERS)
     pytester.makeini("[pytest]\npython_files = check_*.py")
     result = run(pytester, "-k", "test_serves")

@@ -1,0 +1,38 @@
+"""Which files hold user code: those below a root, but not installed packages, the standard library and this plugin."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from contextlib import suppress
+from os import getcwd
+from pathlib import Path
+
+_PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
+_LIBRARIES = (str(Path(sysconfig.get_paths()["stdlib"]).resolve()), f"{Path(__file__).resolve().parents[2]}{os.sep}")
+
+
+def user_path(name: str, root: Path | None) -> str | None:
+    """Return the path of a file as it is reported, or None if it is not user code.
+
+    Args:
+        name: a `co_filename`.
+        root: the resolved path of the folder to which user code is limited, pytest's rootdir. Without one (in a script)
+            user code may be anywhere, and is reported relative to the working directory.
+    """
+    if name.startswith("<"):
+        return None
+    path, base = Path(name), root
+    with suppress(OSError):  # the working directory may have been deleted
+        path = path.resolve()
+        base = root or Path(getcwd())
+    if is_installed(path):
+        return None
+    if base is not None and path.is_relative_to(base):
+        return path.relative_to(base).as_posix()
+    return None if root else str(path)
+
+
+def is_installed(path: Path) -> bool:
+    """Return whether a file belongs to an installed package, the standard library or this plugin."""
+    return not _PACKAGE_FOLDERS.isdisjoint(path.parts) or str(path).startswith(_LIBRARIES)

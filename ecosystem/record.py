@@ -1,0 +1,45 @@
+"""The reviewed record: what the guard says of each architecture and suite, as JSON lines in the repository."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+FOLDER = Path(__file__).parent / "record"
+REVIEW = "review"
+"""The field that only people write: `true`, `false` or `debatable`, and why."""
+
+
+def load(path: Path) -> list[Row]:
+    """Return the rows of a file of JSON lines; none if it does not exist."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def save(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows, sorted, with the reviews of the rows that are in the file already."""
+    reviews = {_identity(row): row[REVIEW] for row in load(path) if REVIEW in row}
+    merged = [row | {REVIEW: reviews[_identity(row)]} if _identity(row) in reviews else row for row in rows]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in sorted(merged, key=_identity)))
+
+
+def compare(path: Path, rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """Return what is new in these rows and what is gone, beside the rows of a file."""
+    was = {_identity(row): row for row in load(path)}
+    now = {_identity(row): row for row in rows}
+    return [now[key] for key in sorted(now.keys() - was.keys())], [was[key] for key in sorted(was.keys() - now.keys())]
+
+
+def unreviewed(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows that need a review: those that say more than a name and what carelessness breaks."""
+    return [
+        row for row in rows if REVIEW not in row and row.keys() & {"clean", "strict", "deviations", "outcome", "rule"}
+    ]
+
+
+def _identity(row: Row) -> str:
+    return json.dumps({name: value for name, value in row.items() if name != REVIEW}, sort_keys=True)

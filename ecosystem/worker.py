@@ -1,0 +1,55 @@
+"""`python -m ecosystem.worker LIBRARY RESULTS`: check the architectures of a library that RESULTS does not have yet.
+
+Runs in the environment of the library.  A line is written before and after each architecture: one that crashes the process
+is known to the next call, which goes on behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+SECONDS = 180
+
+
+def main(library: str, results: Path, shard: tuple[int, int]) -> None:
+    """Check the architectures of one library.
+
+    Args:
+        library: A module of `ecosystem.libraries`.
+        results: JSON lines, appended to.
+        shard: The number of this shard, from 1, and how many there are.
+    """
+    from ecosystem.architectures import check
+
+    warnings.simplefilter("ignore")
+    known = {json.loads(line)["name"] for line in results.read_text().splitlines()} if results.exists() else set()
+    number, count = shard
+    with results.open("a", buffering=1) as file:
+        for index, architecture in enumerate(import_module(f"ecosystem.libraries.{library}").architectures()):
+            if index % count != number - 1 or architecture.name in known:
+                continue
+            print(json.dumps({"name": architecture.name, "error": "crashed"}), file=file)
+            signal.signal(signal.SIGALRM, _too_long)
+            signal.alarm(SECONDS)
+            try:
+                row: dict[str, Any] = check(architecture).as_row()
+            except Exception as error:
+                row = {"name": architecture.name, "error": f"{type(error).__name__}: {error}"[:200].replace("\n", " ")}
+            finally:
+                signal.alarm(0)
+            print(json.dumps(row), file=file)
+
+
+def _too_long(*args: object) -> None:
+    raise TimeoutError(f"more than {SECONDS} s")
+
+
+if __name__ == "__main__":
+    shard_number, shard_count = map(int, sys.argv[3].split("/"))
+    main(sys.argv[1], Path(sys.argv[2]), (shard_number, shard_count))

@@ -71,7 +71,7 @@ class ForwardContext(NamedTuple):
     """Modules that initialize their parameters in this forward, at random."""
     late_modules: dict[int, LateModule]
     training: dict[int, Observation]
-    """Modules in training mode that depend on the mode or hold parameters; they explain what other checks see."""
+    """Modules in training mode that depend on the mode or train parameters; they explain what other checks see."""
 
     @property
     def is_model(self) -> bool:

@@ -140,7 +140,7 @@ def stored_values(fingerprint: Fingerprint) -> Tensor | None:
 
 def _read_block(address: int, size: int, dtype: torch.dtype, has_values: bool) -> bytes:
     if has_values:
-        return block_type(size).from_address(address).raw
+        return bytes(block_type(size).from_address(address).raw)
     return digest(address, size, signed_zero_width(address, size, dtype))
 
 

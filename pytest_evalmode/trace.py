@@ -92,7 +92,7 @@ class ForwardCall:
     graphs: frozenset[str] = frozenset()
     """Names of the created graphs that later ran as models."""
     training: tuple[Observation, ...] = ()
-    """Modules in training mode that depend on the mode or hold parameters."""
+    """Modules in training mode that depend on the mode or train parameters."""
     all_training: bool = False
     """Whether the model itself was in training mode: `eval()` was not called on it, or was undone."""
     autograd: Observation | None = None

@@ -164,7 +164,8 @@ def test_eval_matters_for_a_model_with_dropout_and_batch_norm() -> None:
     ("model", "why"),
     [
         (nn.Linear(4, 2), "none of its modules depends on the mode"),
-        (nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.0)), r"1 \(Dropout\) had no effect"),
+        (nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.0)), "none of its modules depends on the mode"),
+        (nn.Sequential(nn.Linear(4, 2), nn.RReLU(0.5, 0.5)), r"1 \(RReLU\) had no effect"),
     ],
 )
 def test_model_without_effect_of_eval_fails(model: nn.Module, why: str) -> None:

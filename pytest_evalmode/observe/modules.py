@@ -18,6 +18,9 @@ from pytest_evalmode.observe.private_api import ScriptModule, is_lazy, save_to_s
 _WRAPPED_NAMES = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _LINK_NAMES = _WRAPPED_NAMES | {"module"}
 
+TORCH_ATTRIBUTES = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
+"""Attributes that torch sets in every module."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleTables:
@@ -157,11 +160,6 @@ def has_lazy_tensors(module: nn.Module) -> bool:
     return any(
         tensor is not None and is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())
     )
-
-
-def is_layer_with_weights(module: nn.Module) -> bool:
-    """Return whether a module itself has parameters and can run; a bare `nn.Module`, as fx makes them, cannot."""
-    return type(module) is not nn.Module and has_own_parameters(module)
 
 
 def has_own_tensors(module: nn.Module) -> bool:

@@ -85,9 +85,12 @@ class _Running:
 
 
 class _ThreadState(threading.local):
-    """The innermost forward that is in progress on the current thread."""
+    """What is in progress on the current thread."""
 
     running: _Running | None = None
+    """The innermost forward."""
+    is_ignoring = False
+    """Whether torch runs a module to build something: neither that nor what it runs is a forward."""
 
 
 class ForwardObserver(Observer):
@@ -142,12 +145,12 @@ class ForwardObserver(Observer):
                 checks = _DRAW_ONLY
             else:
                 is_new = not forward.includes(key)
-        if is_new and not modules.is_initialized(module):
+        if is_new and (self._thread.is_ignoring or not modules.is_initialized(module)):
             return False
         frame, start = sys._getframe(1), perf_counter() if is_new else 0.0
         try:
             if is_new and not self._add(module, args, kwargs, frame):
-                return False
+                return self._thread.is_ignoring
             running = self._thread.running
             assert running is not None
             for i in checks:
@@ -162,7 +165,9 @@ class ForwardObserver(Observer):
     def leave(self, module: nn.Module, output: object) -> None:
         """Note that a forward ends in the calling frame; `output` is `RAISED` if it raised an exception."""
         running, frame = self._thread.running, sys._getframe(1)
-        assert running is not None
+        if running is None:  # the module that `enter` began to ignore
+            self._thread.is_ignoring = False
+            return
         is_root = frame is running.forward.frame
         start = perf_counter() if is_root else 0.0
         try:
@@ -181,7 +186,8 @@ class ForwardObserver(Observer):
     def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType) -> bool:
         """Start to observe an outermost forward, or a module that was not a submodule when that started.
 
-        Return False if torch runs the module to build something, such as a graph, or to initialize another.
+        Return False if torch runs the module to build something, such as a graph or a parametrized weight, or to
+        initialize another.
         """
         running = self._thread.running
         if callers.is_inside_init(frame):
@@ -190,6 +196,7 @@ class ForwardObserver(Observer):
         if running is None or _is_model_argument(running.forward, module):
             forward = self._open(module, args, kwargs, frame)
             if forward is None:
+                self._thread.is_ignoring = running is None
                 return False
             for check in running.checks if running is not None else ():
                 check.interrupt(frame)
@@ -209,13 +216,13 @@ class ForwardObserver(Observer):
     def _open(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType
     ) -> ForwardContext | None:
-        """Create the context of an outermost forward; None if torch runs it to build something, such as a graph."""
+        """Create the context of an outermost forward; None if torch runs it to build something."""
         watch, user_lines = self._context.watch, self._context.user_lines
         if is_tracing():
             return None
         owner, owner_frame = callers.find_calling_model(module, frame, user_lines)
         caller = user_lines.find_caller(owner_frame.f_back)
-        if caller.by_tracer:
+        if caller.by_tracer or (owner is not module and user_lines.find_caller(frame.f_back).by_tracer):
             return None
         model = watch.add(owner, read=False)
         if not caller.by_functional_call:  # during that, the model's tensors are replaced by others
@@ -234,6 +241,7 @@ class ForwardObserver(Observer):
             owner=owner,
             root=module,
             frame=frame,
+            owner_frame=owner_frame,
             call_line=model.last_call,
             innermost_line=(caller.frame.f_code, caller.frame.f_lineno) if caller.frame and caller.test_frame else None,
             cause=user_lines.find_line_inside(frame.f_back, owner_frame.f_back) if owner is not module else None,

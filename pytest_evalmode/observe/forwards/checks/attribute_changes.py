@@ -17,8 +17,6 @@ from pytest_evalmode.observe.state import devices
 from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_of, is_tensor, is_unchanged, undisturbed
 from pytest_evalmode.trace import AttributeChange, ModuleInfo
 
-# Attributes that torch sets in every module; `training` has rules of its own.
-_TORCH_ATTRIBUTES = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 _PLAIN_TYPES = (bool, int, float, complex, str, bytes, type(None))
 _ABSENT = object()
 _MAX_LENGTH = 120
@@ -73,7 +71,7 @@ def find_changes(before: list[Attributes], module_info: Callable[[nn.Module], Mo
         computed = modules.computed_attributes(old.part)
         # Tensors first: they explain more than a counter.  New attributes are not compared: adding one is not a change.
         for name in sorted(old.values, key=lambda name: name not in old.tensors):
-            if name not in _TORCH_ATTRIBUTES and name not in computed and not _is_same(old, name, values):
+            if name not in modules.TORCH_ATTRIBUTES and name not in computed and not _is_same(old, name, values):
                 was, now = (_describe(name, attributes) for attributes in (old.values, values))
                 now = f"{now} with different values" if was == now else now
                 yield AttributeChange(module_info(old.part), name, was, now)

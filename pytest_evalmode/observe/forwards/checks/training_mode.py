@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from operator import is_
+from operator import attrgetter, is_
 from types import FrameType
 
 from torch import nn
 
 from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.forwards.checks.autograd import is_trainable
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.context import ForwardContext
 from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
 from pytest_evalmode.observe.models import mode_dependence
+from pytest_evalmode.observe.private_api import DropoutNd
 from pytest_evalmode.observe.source import model_graphs
 from pytest_evalmode.trace import Observation, Site
+
+_FLAG = attrgetter("requires_grad")
 
 
 class _HashedOnce(tuple[Observation, ...]):
@@ -43,7 +47,7 @@ class _Cache:
 
 
 class TrainingModeCheck(ForwardCheck):
-    """Check for modules in training mode that depend on the mode or hold parameters."""
+    """Check for modules in training mode that depend on the mode or train parameters."""
 
     settled: frozenset[int] = frozenset()
     """Modules of which nothing new is expected; once autograd is known to record, only their draws matter."""
@@ -56,6 +60,7 @@ class TrainingModeCheck(ForwardCheck):
             self.window.watch.registry.name_version,
             self.window.mode_changes.change_count,
             forward.cause,
+            _settings(forward.parts) if tree.training else None,
         )
         cache = tree.caches.get(TrainingModeCheck)
         if cache is None or cache.key != key:
@@ -110,10 +115,16 @@ class TrainingModeCheck(ForwardCheck):
         training.update(find_training_modules(self.forward, parts, cause, why) | training)
 
 
+def _settings(parts: list[nn.Module]) -> list[object]:
+    """Return what may change between two forwards and decides whether the mode of these modules matters."""
+    parameters = (each for part in parts for each in part._parameters.values() if each is not None)
+    return [*map(_FLAG, parameters), *(vars(part).get("p") for part in parts if isinstance(part, DropoutNd))]
+
+
 def find_training_modules(
     forward: ForwardContext, parts: list[nn.Module], cause: Site | None = None, why: str = ""
 ) -> dict[int, Observation]:
-    """Return the modules in training mode, by `id`, that depend on the mode or hold parameters.
+    """Return the modules in training mode, by `id`, that depend on the mode or train parameters.
 
     `cause` is the line in the model that ran them, `why` the reason why `eval()` does not reach them.
     """
@@ -127,7 +138,9 @@ def find_training_modules(
         if id(part) not in exported:
             depends, late = mode_dependence.is_mode_dependent(part), forward.late_modules.get(id(part))
             is_registered_late = late is not None and late.path is None
-            if depends or (modules.is_layer_with_weights(part) and not is_registered_late):
+            # A bare `nn.Module`, as fx makes them, cannot run.
+            trains = type(part) is not nn.Module and not is_registered_late and is_trainable(part)
+            if depends or trains:
                 observations[id(part)] = observe_training(forward, part, cause, why, mode_dependent=depends)
     return observations
 

@@ -56,7 +56,11 @@ class Observation:
     is_graph: bool = False
     """Whether the module is an exported or traced graph, which keeps the modes it was created with."""
     since: Site | None = None
-    """The line that switched the module to training mode, if it ran in the window."""
+    """The line that switched the module to training mode, if it is known."""
+    switched_in_window: bool = False
+    """Whether that line ran in the window."""
+    switched_in_forward: bool = False
+    """Whether the module was in eval mode, or did not exist, when the forward began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,8 @@ class ForwardCall:
     """Modules in training mode that depend on the mode or hold parameters."""
     all_training: bool = False
     """Whether the model itself was in training mode: `eval()` was not called on it, or was undone."""
+    returned_losses: bool = False
+    """Whether a model in training mode that reads its mode returned only single numbers, as detectors do."""
     autograd: Observation | None = None
     batch_stats: tuple[Observation, ...] = ()
     """Batch norms in eval mode that used the batch's own statistics."""

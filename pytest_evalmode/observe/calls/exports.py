@@ -59,7 +59,7 @@ class ModelExports(Observer):
             exempt = {id(p) for _, part in parts if model_graphs.is_exported(part) for p in modules.all_modules(part)}
             root = self._describe(module)
             training = tuple(
-                Observation(_describe_part(root, path, part), since=self._mode_changes.line_of_training(part))
+                Observation(_describe_part(root, path, part), since=self._mode_changes.line_of_training(part)[0])
                 for path, part in parts
                 if modules.training_flag(part) and id(part) not in exempt and mode_dependence.is_mode_dependent(part)
             )

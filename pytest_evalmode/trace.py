@@ -32,6 +32,8 @@ class ModuleInfo:
     type: str
     mode_dependent: bool = False
     """Whether the module's forward behaves differently in training mode."""
+    changes_result: bool = False
+    """Whether it is a norm with running statistics or a dropout with p > 0: training mode changes its result."""
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ from pytest_evalmode.rules.call_groups import (
     count_runs,
     model_names,
     module_names,
+    most_telling_first,
     observations_by_model,
     unique_by_module,
     violation_of_modules,
@@ -39,8 +40,8 @@ def train_mode(trace: Trace) -> Iterator[Violation]:
         model = calls[0].ran.model
         calls.sort(key=lambda call: model not in call.graphs)  # the export of a graph before the runs of the graph
         training = unique_by_module(observation for call in calls for observation in call.training)
-        # Batch norm and dropout are more relevant than containers and linear layers in the same mode.
         relevant = [observation for observation in training if observation.module.mode_dependent] or training
+        relevant = most_telling_first(relevant)
         why = f": {relevant[0].why}" if relevant[0].why else ""
         since = _common_switch(relevant)
         of = f" of {plural(calls[0].modules, 'module')}" if len(relevant) > 1 else ""

@@ -102,7 +102,8 @@ class ModelExports(Observer):
 def _describe_part(root: ModuleInfo, path: str, module: nn.Module) -> ModuleInfo:
     """Describe a mode-dependent submodule of an exported model."""
     full_path = ".".join(filter(None, (root.path, path)))
-    return ModuleInfo(root.model, full_path, modules.type_name(module), mode_dependent=True)
+    changes_result = mode_dependence.changes_result(module)
+    return ModuleInfo(root.model, full_path, modules.type_name(module), True, changes_result)
 
 
 @patches.program_init.replace_with

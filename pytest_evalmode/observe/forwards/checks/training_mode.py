@@ -146,6 +146,7 @@ def observe_training(
     forward: ForwardContext, module: nn.Module, cause: Site | None = None, why: str = "", *, mode_dependent: bool
 ) -> Observation:
     """Return the observation that a module is in training mode, with the line that switched it."""
-    info = replace(forward.module_info(module), mode_dependent=mode_dependent)
+    changes_result = mode_dependent and mode_dependence.changes_result(module)
+    info = replace(forward.module_info(module), mode_dependent=mode_dependent, changes_result=changes_result)
     since, in_window = forward.window.mode_changes.line_of_training(module)
     return Observation(info, cause, why, since=since, switched_in_window=in_window)

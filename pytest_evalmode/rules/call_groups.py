@@ -39,7 +39,7 @@ def unique_by_module(observations: Iterable[Observation]) -> list[Observation]:
 
 
 def most_telling_first(observations: list[Observation]) -> list[Observation]:
-    """Return observations sorted: modules whose result training mode surely changes, then inner ones, then containers."""
+    """Return observations sorted: modules whose result surely changes in training mode, inner ones, containers."""
     paths = (observation.module.path.split(".") for observation in observations if observation.module.path)
     containers = {"", *(".".join(steps[:n]) for steps in paths for n in range(1, len(steps)))}
     return sorted(observations, key=lambda each: (not each.module.changes_result, each.module.path in containers))

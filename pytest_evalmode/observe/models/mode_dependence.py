@@ -27,7 +27,8 @@ def changes_result(module: nn.Module) -> bool:
     That is so for a norm with running statistics, and for a module that drops out with a probability that it stores.
     Other code that reads `training` may only choose a checkpoint or an additional output by it.
     """
-    if module._buffers.get("running_mean") is not None:
+    # The tables of a ScriptModule have no `get()`.
+    if any(name == "running_mean" and buffer is not None for name, buffer in module._buffers.items()):
         return True
     if isinstance(module, ScriptModule) or module._modules or not forward_code.module_traits(module).may_draw:
         return False

@@ -35,9 +35,17 @@ class ModuleInfo:
     changes_result: bool = False
     """Whether it is a norm with running statistics or a dropout with p > 0: training mode changes its result."""
 
+    code: str = ""
+    """The path as Python code, if that is not `.path`: `[2].conv`."""
+
     @property
     def name(self) -> str:
         return f"{self.model}.{self.path}" if self.path else self.model
+
+    @property
+    def suffix(self) -> str:
+        """The code to append to an expression for the model: `.conv`, `[2].conv`, or nothing for the model itself."""
+        return self.code or (f".{self.path}" if self.path else "")
 
     def __str__(self) -> str:
         return f"{self.name} ({self.type})"
@@ -93,6 +101,8 @@ class ForwardCall:
     """The innermost line of user code outside the model, if that is not `at`."""
     by: ModuleInfo | None = None
     """The submodule that ran, if a method of the model other than `__call__` called it (`model.encode(x)`)."""
+    expression: str = ""
+    """Python code for what ran, at the user's line: `net.encoder`.  Empty if it is unknown."""
     exported: bool = False
     """Whether torch ran the forward to create a graph, which keeps the modes of its modules."""
     graphs: frozenset[str] = frozenset()

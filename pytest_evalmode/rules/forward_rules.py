@@ -215,8 +215,16 @@ def _train_mode_remedy(
         return pause_remedy(step)
     if all(call.exported for call in calls) or calls[0].graphs:
         return "call eval() before exporting the model: the graph keeps the mode, and calling eval() on it is too late"
-    ran = {call.ran.name for call in calls}
-    # If several submodules of the model ran, call eval() on the model.
-    target = training[0].module.name if len(training) == 1 else ran.pop() if len(ran) == 1 else calls[0].ran.model
-    # A name that starts with a capital letter is a type, not a variable of the user.
-    return mode_remedy(trace, calls, relevant, target if target[0].islower() else "model")
+    return mode_remedy(trace, calls, relevant, _eval_target(calls, training))
+
+
+def _eval_target(calls: list[ForwardCall], training: list[Observation]) -> str:
+    """Return an expression for the module on which to call `eval()`: the only one in that mode, or what ran."""
+    ran = calls[0].ran
+    if not calls[0].expression:
+        return "model"
+    if len(training) == 1 and training[0].module.suffix.startswith(ran.suffix):
+        return calls[0].expression + training[0].module.suffix[len(ran.suffix) :]
+    if len({call.ran.name for call in calls}) > 1:  # several submodules ran: call eval() on the model
+        return calls[0].expression.removesuffix(ran.suffix)
+    return calls[0].expression

@@ -289,6 +289,116 @@ CASES = [
         """,
     ),
     Case(
+        "a layer of a Sequential",
+        "train-mode",
+        """
+        with torch.no_grad():
+            model(batch())
+        """,
+        args="model",
+        before="""
+        @pytest.fixture
+        def model():
+            model = make().eval()
+            model[2].train()
+            return model
+        """,
+    ),
+    Case(
+        "a layer of a ModuleDict",
+        "train-mode",
+        """
+        net = nn.ModuleDict({"a-b": make(), "1": nn.Identity()}).eval()
+        net["a-b"][2].train()
+        whole = Whole(net)
+        whole.eval()
+        whole.net["a-b"][2].training = True
+        with torch.no_grad():
+            whole(batch())
+        """,
+        before="""
+        class Whole(nn.Module):
+            def __init__(self, net):
+                super().__init__()
+                self.net = net
+
+            def forward(self, x):
+                return self.net["a-b"](x)
+        """,
+    ),
+    Case(
+        "a numbered layer that is not an item",
+        "train-mode",
+        """
+        net = Numbered().eval()
+        net.get_submodule("0").training = True
+        with torch.no_grad():
+            net(batch())
+        """,
+        before="""
+        class Numbered(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.add_module("0", nn.Dropout())
+                self.head = nn.Linear(4, 4)
+
+            def forward(self, x):
+                return self.head(self.get_submodule("0")(x))
+        """,
+    ),
+    Case(
+        "two models of one type",
+        "train-mode",
+        """
+        generator = make().eval()
+        inception = make()
+        with torch.no_grad():
+            images = generator(batch())
+            inception(images.expand(3, 4))
+        """,
+    ),
+    Case(
+        "a model in a container",
+        "train-mode",
+        """
+        nets = {"student": make(), "teacher": [make().eval()]}
+        with torch.no_grad():
+            nets["teacher"][0](batch())
+            nets["student"](batch())
+        """,
+    ),
+    Case(
+        "a model that a helper runs",
+        "train-mode",
+        """
+        network = make()
+        evaluate(network)
+        """,
+        before="""
+        def evaluate(model):
+            with torch.no_grad():
+                return model(batch())
+        """,
+    ),
+    Case(
+        "a method of a submodule",
+        "train-mode",
+        """
+        network = Coder()
+        with torch.no_grad():
+            network.encode(batch())
+        """,
+        before="""
+        class Coder(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.encoder, self.decoder = make(), make()
+
+            def encode(self, x):
+                return self.encoder(x)
+        """,
+    ),
+    Case(
         "a forgotten eval()",
         "train-mode",
         """

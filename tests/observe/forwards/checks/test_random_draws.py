@@ -215,7 +215,8 @@ class Draws(nn.Module):
 
 class DrawsByAnObject(Draws):
     def disturb(self, x: Tensor) -> Tensor:
-        return x + getattr(self.noise, "sam" + "ple")(x.shape)
+        noise: Tensor = getattr(self.noise, "sam" + "ple")(x.shape)
+        return x + noise
 
 
 class Vae(nn.Module):

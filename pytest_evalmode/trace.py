@@ -32,10 +32,20 @@ class ModuleInfo:
     type: str
     mode_dependent: bool = False
     """Whether the module's forward behaves differently in training mode."""
+    changes_result: bool = False
+    """Whether it is a norm with running statistics or a dropout with p > 0: training mode changes its result."""
+
+    code: str = ""
+    """The path as Python code, if that is not `.path`: `[2].conv`."""
 
     @property
     def name(self) -> str:
         return f"{self.model}.{self.path}" if self.path else self.model
+
+    @property
+    def suffix(self) -> str:
+        """The code to append to an expression for the model: `.conv`, `[2].conv`, or nothing for the model itself."""
+        return self.code or (f".{self.path}" if self.path else "")
 
     def __str__(self) -> str:
         return f"{self.name} ({self.type})"
@@ -56,7 +66,11 @@ class Observation:
     is_graph: bool = False
     """Whether the module is an exported or traced graph, which keeps the modes it was created with."""
     since: Site | None = None
-    """The line that switched the module to training mode, if it ran in the window."""
+    """The line that switched the module to training mode, if it is known."""
+    switched_in_window: bool = False
+    """Whether that line ran in the window."""
+    switched_in_forward: bool = False
+    """Whether the module was in eval mode, or did not exist, when the forward began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +101,8 @@ class ForwardCall:
     """The innermost line of user code outside the model, if that is not `at`."""
     by: ModuleInfo | None = None
     """The submodule that ran, if a method of the model other than `__call__` called it (`model.encode(x)`)."""
+    expression: str = ""
+    """Python code for what ran, at the user's line: `net.encoder`.  Empty if it is unknown."""
     exported: bool = False
     """Whether torch ran the forward to create a graph, which keeps the modes of its modules."""
     graphs: frozenset[str] = frozenset()
@@ -95,6 +111,8 @@ class ForwardCall:
     """Modules in training mode that depend on the mode or train parameters."""
     all_training: bool = False
     """Whether the model itself was in training mode: `eval()` was not called on it, or was undone."""
+    returned_losses: bool = False
+    """Whether a model in training mode that reads its mode returned only single numbers, as detectors do."""
     autograd: Observation | None = None
     batch_stats: tuple[Observation, ...] = ()
     """Batch norms in eval mode that used the batch's own statistics."""

@@ -99,6 +99,22 @@ def walk(module: nn.Module | ModuleTables, skip: Container[int] = ()) -> NamedMo
     return list(result.values())
 
 
+def path_as_code(root: nn.Module, path: str) -> str:
+    """Return the path of a submodule as Python code after its root: `[2].conv` for `2.conv` in a `nn.Sequential`."""
+    code, part = "", root
+    for step in path.split("."):
+        if step not in part._modules:
+            part = unwrap(part)
+        if step.isidentifier():
+            code += f".{step}"
+        elif isinstance(part, nn.ModuleDict):
+            code += f'["{step}"]'
+        else:
+            code += f"[{step}]" if hasattr(type(part), "__getitem__") else f'.get_submodule("{step}")'
+        part = part._modules.get(step) or part
+    return code
+
+
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the model inside the wrappers of `torch.compile`, DDP and others that hold nothing of their own."""
     while len(module._modules) == 1:

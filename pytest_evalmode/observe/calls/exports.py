@@ -58,7 +58,7 @@ class ModelExports(Observer):
             exempt = {id(p) for _, part in parts if model_graphs.is_exported(part) for p in modules.all_modules(part)}
             root = self._describe(module)
             training = tuple(
-                Observation(_describe_part(root, path, part), since=self._mode_changes.line_of_training(part))
+                Observation(_describe_part(root, path, part), since=self._mode_changes.line_of_training(part)[0])
                 for path, part in parts
                 if modules.training_flag(part) and id(part) not in exempt and mode_dependence.is_mode_dependent(part)
             )
@@ -101,7 +101,8 @@ class ModelExports(Observer):
 def _describe_part(root: ModuleInfo, path: str, module: nn.Module) -> ModuleInfo:
     """Describe a mode-dependent submodule of an exported model."""
     full_path = ".".join(filter(None, (root.path, path)))
-    return ModuleInfo(root.model, full_path, modules.type_name(module), mode_dependent=True)
+    changes_result = mode_dependence.changes_result(module)
+    return ModuleInfo(root.model, full_path, modules.type_name(module), True, changes_result)
 
 
 @patches.program_init.replace_with

@@ -38,12 +38,13 @@ class ModeChanges(Observer):
         self._lines: dict[int, tuple[weakref.ref[nn.Module], Site, bool]] = {}
         """By `id`: the module, the line that switched it last and its mode since then."""
 
-    def line_of_training(self, module: nn.Module) -> Site | None:
-        """Return the line that switched a module to training mode, in the window or before it."""
+    def line_of_training(self, module: nn.Module) -> tuple[Site | None, bool]:
+        """Return the line that switched a module to training mode, and whether it ran in the window or before it."""
         known, *_ = self._lines.get(id(module), (None,))
         if self._earlier is None or (known is not None and known() is module):
-            return self.line_of_mode(module)
-        return self._earlier.line_of_mode(module)
+            line = self.line_of_mode(module)
+            return line, line is not None
+        return self._earlier.line_of_mode(module), False
 
     def line_of_mode(self, module: nn.Module, *, training: bool = True) -> Site | None:
         """Return the line in the window that switched a module to training mode, or to eval mode.

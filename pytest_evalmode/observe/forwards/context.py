@@ -55,7 +55,7 @@ class ForwardContext(NamedTuple):
     frame: FrameType
     """The frame of the patched `__call__` of `root`."""
     owner_frame: FrameType
-    """The frame of the owner's method; the same as `frame` if that is its forward."""
+    """The frame of the owner's method that ran `root`; `frame` if there is none."""
     call_line: tuple[CodeType, int] | None
     """Code object and number of the user's line that called the owner: the line in the test's file if there is one."""
     innermost_line: tuple[CodeType, int] | None

@@ -21,7 +21,7 @@ from torch.compiler import is_compiling
 from pytest_evalmode.observe import forks, modules
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.calls.timeline import Timeline
-from pytest_evalmode.observe.forwards import unregistered_modules
+from pytest_evalmode.observe.forwards import model_expressions, unregistered_modules
 from pytest_evalmode.observe.forwards.checks.attribute_changes import AttributeChangeCheck
 from pytest_evalmode.observe.forwards.checks.autograd import AutogradCheck
 from pytest_evalmode.observe.forwards.checks.batch_statistics import BatchStatisticsCheck
@@ -38,7 +38,7 @@ from pytest_evalmode.observe.patches import Observer, Patch, module_call
 from pytest_evalmode.observe.private_api import is_tracing
 from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
-from pytest_evalmode.trace import ForwardCall
+from pytest_evalmode.trace import ForwardCall, ModuleInfo
 
 DEFAULT_CHECKS: tuple[type[ForwardCheck], ...] = (
     TrainingModeCheck,
@@ -274,11 +274,18 @@ class ForwardObserver(Observer):
                 calls, *last, count = forward.tree.caches.get(ForwardObserver, (None, None))
                 if calls is not self._calls or last != [lines, fields]:
                     at, through = (self._context.user_lines.site(*line) if line else None for line in lines)
-                    count = self._calls.setdefault(ForwardCall(at=at, through=through, **fields), [0])
+                    expression = self._expression_of(forward, fields["ran"]) if fields["training"] else ""
+                    call = ForwardCall(at=at, through=through, expression=expression, **fields)
+                    count = self._calls.setdefault(call, [0])
                     forward.tree.caches[ForwardObserver] = self._calls, lines, fields, count
                 count[0] += 1
         for check in running.enclosing.checks if running.enclosing is not None else ():
             check.resume()
+
+    def _expression_of(self, forward: ForwardContext, ran: ModuleInfo) -> str:
+        """Return Python code for the module that ran, at the user's line that called it."""
+        caller = self._context.user_lines.find_caller(forward.owner_frame.f_back)
+        return model_expressions.find_expression(forward.owner, forward.model, ran.suffix, caller)
 
 
 def _overriding(check_types: tuple[type[ForwardCheck], ...], name: str) -> tuple[int, ...]:

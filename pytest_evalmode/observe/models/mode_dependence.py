@@ -45,3 +45,17 @@ def _has_no_effect(module: nn.Module) -> bool:
 def has_mode_dependent_part(parts: NamedModules) -> bool:
     """Return whether any of these modules is mode-dependent."""
     return any(is_mode_dependent(part) for _, part in parts)
+
+
+def changes_result(module: nn.Module) -> bool:
+    """Return whether training mode surely changes what a mode-dependent module computes.
+
+    That is so for a norm with running statistics, and for a module that drops out with a probability that it stores.
+    Other code that reads `training` may only choose a checkpoint or an additional output by it.
+    """
+    # The tables of a ScriptModule have no `get()`.
+    if any(name == "running_mean" and buffer is not None for name, buffer in module._buffers.items()):
+        return True
+    if isinstance(module, ScriptModule) or module._modules or not forward_code.module_traits(module).may_draw:
+        return False
+    return any(type(value) in (int, float) and 0 < value <= 1 for value in vars(module).values())

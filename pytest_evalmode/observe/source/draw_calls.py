@@ -7,12 +7,15 @@ import dis
 import linecache
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 
+from torch import nn
+
 from pytest_evalmode.observe import forks
+from pytest_evalmode.observe.source.static_values import UNKNOWN, value_of
 
 # Operators that torch tags as `nondeterministic_seeded`, and functions that call them, by the names that code uses.
 DRAWING_FUNCTIONS = frozenset(
@@ -42,6 +45,8 @@ class DrawCall:
     text: str
     gated: bool
     """It depends on the mode: it mentions `training`, or is under an `if` that does, or after one that returns."""
+    optional: bool = False
+    """It draws from a given generator unless that is None."""
     host: str = ""
     """The library whose global generator it uses, if that is not torch: `Python's random` or `NumPy`."""
 
@@ -61,33 +66,56 @@ def mentions_draw(code: CodeType) -> bool:
     return any(mentions_draw(constant) for constant in code.co_consts if isinstance(constant, CodeType))
 
 
-def draw_calls_in(function: FunctionType) -> Iterator[DrawCall]:
-    """Yield the calls in the source of a function that may draw."""
+def draw_calls_in(function: FunctionType, attributes: Mapping[str, object]) -> Iterator[DrawCall]:
+    """Yield the calls in the source of a function that may draw, given the attributes of `self`."""
     code = function.__code__
-    for definition in _definitions_by_line(code.co_filename).get(code.co_firstlineno, ()):
-        for node, gated in _calls(definition, gated=False):
+    for definition in definitions_of(function):
+        for node, gated in _calls(definition, attributes, gated=False):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            host = _host_of(node.func, function)
-            draws = (
-                name.strip("_") in DRAWING_FUNCTIONS and not _is_submodule(node.func) and not _is_harmless(name, node)
+            called = _resolve(node.func, function)
+            host = _host_of(called)
+            draws = builds_drawing_module(called) or (
+                name.strip("_") in DRAWING_FUNCTIONS
+                and not _is_submodule(node.func)
+                and not _is_harmless(name, node, attributes)
             )
             if host or draws:
                 text = " ".join(ast.unparse(node.func).split())
-                yield DrawCall(code, node.func.end_lineno or node.lineno, text, gated, host)
+                optional = any(keyword.arg == "generator" for keyword in node.keywords)
+                yield DrawCall(code, node.func.end_lineno or node.lineno, text, gated, optional, host)
 
 
-def _host_of(called: ast.expr, function: FunctionType) -> str:
-    """Return `PYTHON` or `NUMPY` if a call uses that library's global generator, resolving the name in its globals."""
+def definitions_of(function: FunctionType) -> list[ast.AST]:
+    """Return the source of a function, parsed; several definitions if these begin on the same line."""
+    code = function.__code__
+    return _definitions_by_line(code.co_filename).get(code.co_firstlineno, [])
+
+
+def builds_drawing_module(called: object) -> bool:
+    """Return whether a called object is a type of modules that initializes its parameters at random."""
+    if not (isinstance(called, type) and issubclass(called, nn.Module)):
+        return False
+    methods = (vars(base).get(name) for base in called.__mro__ for name in ("__init__", "reset_parameters"))
+    return any(isinstance(method, FunctionType) and mentions_draw(method.__code__) for method in methods)
+
+
+def _resolve(called: ast.expr, function: FunctionType) -> object:
+    """Return the object that a dotted name refers to in a function's globals, or None."""
     attributes: list[str] = []
     while isinstance(called, ast.Attribute):
         attributes.append(called.attr)
         called = called.value
     if not isinstance(called, ast.Name):
-        return ""
+        return None
     # A Python module that a function imports itself is not in its globals, but usually has the same name.
     value = function.__globals__.get(called.id, sys.modules.get(called.id))
     for attribute in reversed(attributes):
         value = vars(value).get(attribute) if isinstance(value, ModuleType) else None
+    return value
+
+
+def _host_of(value: object) -> str:
+    """Return `PYTHON` or `NUMPY` if a called object uses that library's global generator."""
     generator = getattr(value, "__self__", None) if isinstance(value, MethodType | BuiltinMethodType) else None
     if generator is None:
         return ""
@@ -113,16 +141,23 @@ def _definitions_by_line(file: str) -> dict[int, list[ast.AST]]:
     return definitions
 
 
-def _calls(node: ast.AST, gated: bool) -> Iterator[tuple[ast.Call, bool]]:
-    """Yield every call below a node, and whether the mode decides if it runs."""
+def _calls(node: ast.AST, attributes: Mapping[str, object], *, gated: bool) -> Iterator[tuple[ast.Call, bool]]:
+    """Yield every call below a node that the attributes of `self` do not rule out, and whether the mode decides it."""
     if isinstance(node, ast.Call):
         yield node, gated or _mentions_training(node)
-    if isinstance(node, ast.If | ast.IfExp) and _mentions_training(node.test):
-        gated = True
-    for child in ast.iter_child_nodes(node):
-        yield from _calls(child, gated)
+    children = list(ast.iter_child_nodes(node))
+    if isinstance(node, ast.If | ast.IfExp):
+        gated |= _mentions_training(node.test)
+        value = value_of(node.test, attributes)
+        blocks = (node.body, node.orelse) if value is UNKNOWN else (node.body,) if value else (node.orelse,)
+        children = [node.test, *(each for block in blocks for each in (block if isinstance(block, list) else [block]))]
+    for child in children:
+        yield from _calls(child, attributes, gated=gated)
         # `if not self.training: return x` decides about all statements that follow it in its block.
-        gated |= isinstance(child, ast.If) and _mentions_training(child.test) and _leaves_block(child.body)
+        if isinstance(child, ast.If) and _leaves_block(child.body):
+            gated |= _mentions_training(child.test)
+            if value_of(child.test, attributes) not in (UNKNOWN, False, None, 0):
+                break
 
 
 def _leaves_block(block: list[ast.stmt]) -> bool:
@@ -141,10 +176,30 @@ def _is_submodule(function: ast.expr) -> bool:
     return isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "self"
 
 
-def _is_harmless(name: str, call: ast.Call) -> bool:
+def _is_harmless(name: str, call: ast.Call, attributes: Mapping[str, object]) -> bool:
     """Return whether the arguments of a call rule out a draw: dropout is off, or a generator is passed."""
     given = {keyword.arg: keyword.value for keyword in call.keywords}
-    if name == "scaled_dot_product_attention" and "dropout_p" not in given and len(call.args) < 5:
+    for argument, position in _SWITCHES.get(name.strip("_"), ()):
+        if len(call.args) > position and not any(isinstance(each, ast.Starred) for each in call.args):
+            given.setdefault(argument, call.args[position])
+    if name == "scaled_dot_product_attention" and "dropout_p" not in given:
         return True
-    off = [given.get("training"), given.get("train"), given.get("dropout_p")]
-    return "generator" in given or any(isinstance(v, ast.Constant) and not v.value and v.value is not None for v in off)
+    generator = given.get("generator")
+    if isinstance(generator, ast.Attribute) and isinstance(generator.value, ast.Name) and generator.value.id == "self":
+        return attributes.get(generator.attr, UNKNOWN) is not None
+    if generator is not None and not isinstance(generator, ast.Constant | ast.Name):
+        return True
+    off = [value_of(given.get(argument), attributes) for argument in ("training", "train", "dropout_p")]
+    if "dropout" in name:
+        off.append(value_of(given.get("p"), attributes))
+    return any(value is not None and not value for value in off)
+
+
+_DROPOUT = (("p", 1), ("training", 2))
+_SWITCHES = {
+    **dict.fromkeys(("dropout", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"), _DROPOUT),
+    **dict.fromkeys(("dropout1d", "dropout2d", "dropout3d"), _DROPOUT),
+    "scaled_dot_product_attention": (("dropout_p", 4),),
+    "rrelu": (("training", 3),),
+}
+"""Arguments that can switch a draw off, with their positions."""

@@ -6,7 +6,11 @@ other than `nn.Module`, and the plain functions that these name.
 
 from __future__ import annotations
 
+import ast
+import dis
 import inspect
+import os
+from collections import ChainMap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,8 +21,14 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from pytest_evalmode.observe.modules import python_module
-from pytest_evalmode.observe.source.draw_calls import DrawCall, draw_calls_in, mentions_draw
+from pytest_evalmode.observe.modules import all_modules, python_module
+from pytest_evalmode.observe.source.draw_calls import (
+    DrawCall,
+    builds_drawing_module,
+    definitions_of,
+    draw_calls_in,
+    mentions_draw,
+)
 
 _NO_GRAD = frozenset({"no_grad", "inference_mode", "set_grad_enabled"})
 _MODULE_CALLS = frozenset({"__call__", "_call_impl", "_wrapped_call_impl", "_wrapped_call"})
@@ -70,20 +80,71 @@ def bypasses_module_call(call: object) -> bool:
     return isinstance(function, FunctionType) and _MODULE_CALLS.isdisjoint(_names(function.__code__))
 
 
-def find_draw_calls(module: nn.Module) -> list[DrawCall]:
+def find_draw_calls(module: nn.Module, method: str = "") -> list[DrawCall]:
     """Return the calls in a module's code that may have drawn random numbers, the likeliest first.
 
-    A call that does not depend on the mode is likelier than one that does.
+    A call that does not depend on the mode is likelier than one that does.  Calls that cannot draw with the module's
+    present mode and settings are left out.
+
+    Args:
+        module: the module.
+        method: a method to read instead of the forward and its hooks.
     """
-    attributes = [*vars(module).values(), *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    attributes = list(filter(_as_function, attributes))
-    starts = (*attributes, *_forwards(module))
-    functions = list(chain.from_iterable(_reachable(type(module), start) for start in starts))
-    draws = dict.fromkeys(draw for function in functions for draw in draw_calls_in(function))
+    functions = _functions(module, method)
+    attributes = dict(ChainMap(vars(module), *(dict(vars(base)) for base in type(module).__mro__)))
+    for name in chain.from_iterable(_stored_attributes(function.__code__) for function in functions):
+        attributes.pop(name, None)  # when the call ran, it may have had another value
+    draws = dict.fromkeys(draw for function in functions for draw in draw_calls_in(function, attributes))
     if not any("training" in _names(function.__code__) for function in functions):
         # The module never reads its mode, so the `training` argument of a helper does not depend on it.
         draws = {replace(draw, gated=False): None for draw in draws}
-    return sorted(draws, key=lambda draw: draw.gated)
+    return sorted(draws, key=lambda draw: (draw.gated, draw.optional))
+
+
+def _stored_attributes(code: CodeType) -> Iterator[str]:
+    """Yield the names of the attributes that a function sets."""
+    return (step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
+
+
+def find_method_calls(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return the submodules whose methods a forward uses without calling the submodule itself: `self.part.forward(x)`.
+
+    If the code does not show whose `forward` it uses, that may be any submodule's.
+    """
+    calls: dict[tuple[nn.Module, str], None] = {}
+    for function in _functions(module):
+        if function.__code__.co_filename.startswith(_TORCH):
+            continue
+        for node in chain.from_iterable(map(ast.walk, definitions_of(function))):
+            if isinstance(node, ast.Attribute):
+                owner, method = node.value, node.attr
+                name = owner.attr if isinstance(owner, ast.Attribute) and ast.unparse(owner.value) == "self" else ""
+                part = module._modules.get(name)
+                if part is not None and method not in _MODULE_ATTRIBUTES and _definitions(type(part), method):
+                    calls[part, method] = None
+                elif part is None and method == "forward" and not _is_own_forward(owner):
+                    calls.update({(inner, method): None for inner in all_modules(module)[1:]})
+    return list(calls)
+
+
+_TORCH = os.path.dirname(os.path.dirname(nn.__file__)) + os.sep
+_MODULE_ATTRIBUTES = frozenset(dir(nn.Module)) - {"forward"}
+
+
+def _is_own_forward(owner: ast.expr) -> bool:
+    """Return whether the owner of a `forward` is `super()` or `self`."""
+    return ast.unparse(owner) == "self" or (isinstance(owner, ast.Call) and ast.unparse(owner.func) == "super")
+
+
+def _functions(module: nn.Module, method: str = "") -> list[FunctionType]:
+    """Return the functions that a module's forward and hooks can reach, or those that another method can reach."""
+    starts: list[Any]
+    if method and method != "forward":
+        starts = _definitions(type(module), method)[:1]
+    else:
+        own = [*vars(module).values(), *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        starts = [*filter(_as_function, own), *_forwards(module)]
+    return list(chain.from_iterable(_reachable(type(module), start) for start in starts))
 
 
 def _forwards(module: nn.Module) -> list[Any]:
@@ -104,7 +165,7 @@ def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
     may_draw = disables_grad = False
     for function in chain.from_iterable(_reachable(owner, forward) for forward in forwards):
         names |= _names(function.__code__)
-        may_draw |= mentions_draw(function.__code__)
+        may_draw |= mentions_draw(function.__code__) or _builds_module(function)
         # A context manager used as a decorator runs in a wrapper defined in torch/utils/_contextlib.py.
         disables_grad |= function.__code__.co_filename.endswith("_contextlib.py")
     return Traits(
@@ -114,6 +175,16 @@ def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
         disables_grad=not python_module(owner).startswith("torch.nn.")
         and (disables_grad or not names.isdisjoint(_NO_GRAD)),
     )
+
+
+def _builds_module(function: FunctionType) -> bool:
+    """Return whether a function names a type of modules that initializes its parameters at random."""
+    names = function.__code__.co_names
+    if function.__code__.co_filename.startswith(_TORCH):
+        return False
+    values = [function.__globals__.get(name) for name in names]
+    values += [vars(nn).get(name) for name in names if "nn" in names]
+    return any(map(builds_drawing_module, values))
 
 
 def _reachable(owner: type[nn.Module], forward: Any) -> Iterator[FunctionType]:

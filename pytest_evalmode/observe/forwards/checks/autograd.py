@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from operator import attrgetter, methodcaller
 from types import FrameType
 
@@ -140,7 +140,9 @@ def _tensors(value: object) -> list[Tensor]:
     if is_tensor(value):
         return [value]
     try:
-        return [leaf for leaf in tree_leaves(value) if is_tensor(leaf)]
+        leaves = tree_leaves(value)
+        fields = [vars(leaf) for leaf in leaves if is_dataclass(leaf) and hasattr(leaf, "__dict__")]
+        return [leaf for leaf in (*leaves, *(tree_leaves(fields) if fields else ())) if is_tensor(leaf)]
     except RecursionError:  # a list that contains itself
         return []
 

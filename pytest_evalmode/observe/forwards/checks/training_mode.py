@@ -17,6 +17,7 @@ from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
 from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.private_api import DropoutNd
 from pytest_evalmode.observe.source import model_graphs
+from pytest_evalmode.observe.state.fingerprint import is_tensor
 from pytest_evalmode.trace import Observation, Site
 
 _FLAG = attrgetter("requires_grad")
@@ -73,7 +74,7 @@ class TrainingModeCheck(ForwardCheck):
             self.unskippable = {id(forward.parts[i]) for i in tree.opaque}
 
     def add_modules(self, arrival: Arrival) -> None:
-        self._add(arrival.parts, arrival.cause, arrival.why)
+        self._add(arrival.parts, arrival.cause, arrival.why)  # fresh modules are in training mode
 
     def enter(self, module: nn.Module, frame: FrameType) -> None:
         key, training, cache = id(module), self.forward.training, self.cache
@@ -108,11 +109,14 @@ class TrainingModeCheck(ForwardCheck):
                 or not (observation.cause or key in cache.traced)
             }
             cache.settled = tree.training - (tree.may_draw - dropouts) - unsettled
-        return {"training": cache.result}
+        root = self.forward.training.get(id(self.forward.root))
+        returned_losses = root is not None and root.module.mode_dependent and _are_single_numbers(output)
+        return {"training": cache.result, "returned_losses": returned_losses}
 
     def _add(self, parts: list[nn.Module], cause: Site | None = None, why: str = "") -> None:
         training = self.forward.training
-        training.update(find_training_modules(self.forward, parts, cause, why) | training)
+        added = find_training_modules(self.forward, parts, cause, why)
+        training.update({key: replace(each, switched_in_forward=True) for key, each in added.items()} | training)
 
 
 def _settings(parts: list[nn.Module]) -> list[object]:
@@ -145,9 +149,17 @@ def find_training_modules(
     return observations
 
 
+def _are_single_numbers(output: object) -> bool:
+    """Return whether an output is a tensor of one element, or a dict, list or tuple of such tensors."""
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else [output]
+    return bool(values) and all(is_tensor(value) and value.dim() == 0 for value in values)
+
+
 def observe_training(
     forward: ForwardContext, module: nn.Module, cause: Site | None = None, why: str = "", *, mode_dependent: bool
 ) -> Observation:
     """Return the observation that a module is in training mode, with the line that switched it."""
-    info = replace(forward.module_info(module), mode_dependent=mode_dependent)
-    return Observation(info, cause, why, since=forward.window.mode_changes.line_of_training(module))
+    changes_result = mode_dependent and mode_dependence.changes_result(module)
+    info = replace(forward.module_info(module), mode_dependent=mode_dependent, changes_result=changes_result)
+    since, in_window = forward.window.mode_changes.line_of_training(module)
+    return Observation(info, cause, why, since=since, switched_in_window=in_window)

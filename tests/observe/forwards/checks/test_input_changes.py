@@ -184,9 +184,9 @@ class Features(nn.Module):
         return self.features(x)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.body(x)
-        x = self.act(x)
-        return x
+        hidden = self.body(x)
+        self.act(hidden)
+        return hidden
 
     def views(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.body(x)

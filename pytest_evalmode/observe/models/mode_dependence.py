@@ -10,7 +10,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.modules import NamedModules
 from pytest_evalmode.observe.source import forward_code, model_graphs
 
 
@@ -42,8 +41,3 @@ def _has_no_effect(module: nn.Module) -> bool:
             return True  # the mode selects the kernel; their dropouts are modules of their own
         case _:
             return False
-
-
-def has_mode_dependent_part(parts: NamedModules) -> bool:
-    """Return whether any of these modules is mode-dependent."""
-    return any(is_mode_dependent(part) for _, part in parts)

@@ -64,7 +64,7 @@ def mentions_draw(code: CodeType) -> bool:
 def draw_calls_in(function: FunctionType) -> Iterator[DrawCall]:
     """Yield the calls in the source of a function that may draw."""
     code = function.__code__
-    for definition in _definitions_by_line(code.co_filename).get(code.co_firstlineno, ()):
+    for definition in definitions_of(function):
         for node, gated in _calls(definition, gated=False):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             host = _host_of(node.func, function)
@@ -74,6 +74,12 @@ def draw_calls_in(function: FunctionType) -> Iterator[DrawCall]:
             if host or draws:
                 text = " ".join(ast.unparse(node.func).split())
                 yield DrawCall(code, node.func.end_lineno or node.lineno, text, gated, host)
+
+
+def definitions_of(function: FunctionType) -> list[ast.AST]:
+    """Return the source of a function, parsed; several definitions if these begin on the same line."""
+    code = function.__code__
+    return _definitions_by_line(code.co_filename).get(code.co_firstlineno, [])
 
 
 def _host_of(called: ast.expr, function: FunctionType) -> str:

@@ -186,7 +186,7 @@ class Features(nn.Module):
     def features(self, x: torch.Tensor) -> torch.Tensor:
         x = self.body(x)
         x = self.act(x)
-        return x
+        return x  # noqa: RET504 - the variable holds the input of the activation
 
     def views(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.body(x)

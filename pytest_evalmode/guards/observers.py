@@ -48,6 +48,7 @@ class Observers:
         self._optimizers = OptimizerSteps(self.watch, self._user_lines)
         self._gradients = GradientCalls(self._user_lines)
         self._global_state_calls = GlobalStateCalls(self._user_lines)
+        self._attribute_writes = leak_lines.AttributeWrites(self.watch, self._user_lines)
         self._global_flags = FlagTracker({}, {})
         self._observers: tuple[Observer, ...] = (
             self.forwards,
@@ -60,6 +61,7 @@ class Observers:
             self._loads,
             self._conversions,
             self._global_state_calls,
+            self._attribute_writes,
         )
         self._running = ExitStack()
 
@@ -95,6 +97,7 @@ class Observers:
         self._mode_changes.reset()
         if self._strict:
             self.shared.reset_baseline()
+            self._attribute_writes.reset()
             self._global_flags.latest = flag_snapshots.read_global_flags()
 
     def start(self) -> None:
@@ -133,6 +136,7 @@ class Observers:
         global_leaks = self._global_flags.find_leaks(None, flag_snapshots.read_global_flags())
         return (
             *(replace(leak, at=self._leak_line(leak)) for leak in self.shared.find_leaks()),
+            *self._attribute_writes.pop_leaks(),
             *(replace(leak, at=self._global_state_calls.line_of(leak.name, leak.after)) for leak in global_leaks),
         )
 

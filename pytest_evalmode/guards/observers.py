@@ -73,11 +73,8 @@ class Observers:
     def errors(self) -> tuple[Exception, ...]:
         """The errors of all observers."""
         earlier = () if self._earlier_mode_changes is None else (self._earlier_mode_changes,)
-        return tuple(
-            error
-            for observer in (self.watch, self._paused_models, *self._observers, *earlier)
-            for error in observer.errors
-        )
+        observers = self.watch, self._paused_models, *self._observers, *earlier
+        return tuple(error for observer in observers for error in observer.errors)
 
     @property
     def seconds(self) -> float:

@@ -175,8 +175,8 @@ def state_drifted(trace: Trace) -> Iterator[Violation]:
 
 
 _FROZEN_REMEDY = (
-    "`evalmode.paused(frozen=...)` says that it does not train: after train(), call eval() on that module, and pass the "
-    "optimizer only the parameters that train"
+    "`evalmode.paused(frozen=...)` says that it does not train: after train(), call eval() on that module, and pass "
+    "the optimizer only the parameters that train"
 )
 _UNKNOWN_WRITE_REMEDY = (
     "find the code that wrote to it: the model's own forward, or code outside it (an optimizer, `.data`, a load); "

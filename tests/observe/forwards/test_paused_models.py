@@ -100,7 +100,7 @@ def test_a_change_after_the_pause_is_reported_as_before() -> None:
 def test_changes_before_the_pause_are_not_its_own() -> None:
     model = Probe().eval()
     with watching(model) as g:
-        model.backbone[1].running_mean.add_(1)  # type: ignore[union-attr, operator]
+        model.backbone[1].running_mean.add_(1)  # type: ignore[operator]
         with g.paused(frozen="backbone"):
             pass
     assert "frozen" not in only(g, "state-mutated").remedy

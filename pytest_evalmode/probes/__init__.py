@@ -53,8 +53,8 @@ def assert_repeatable(
         **named: Its keyword arguments.
 
     Raises:
-        AssertionError: A result differs.  The message names the first module that differs or, for a function, the path in
-            the result and the lines that drew random numbers.
+        AssertionError: A result differs.  The message names the first module that differs or, for a function, the path
+            in the result and the lines that drew random numbers.
         HygieneError: The inference was not clean.
         TypeError: `evaluate` cannot be called, or a model cannot be copied.
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from numbers import Number
 
 from torch import nn
-from torch.jit import ScriptModule
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
 from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.private_api import BatchNorm, ScriptModule
 from pytest_evalmode.observe.source import forward_code, model_graphs
 
 
@@ -28,11 +26,11 @@ def _has_no_effect(module: nn.Module) -> bool:
         own = [value for name, value in vars(module).items() if name not in modules.TORCH_ATTRIBUTES]
         numbers = [value for value in own if isinstance(value, Number) and not isinstance(value, bool)]
         return bool(numbers) and not any(numbers) and not module._modules and not modules.has_own_tensors(module)
+    if isinstance(module, (BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)):
+        return module.running_mean is None and module.running_var is None
+    if isinstance(module, modules.DROPOUTS):
+        return module.p == 0
     match module:
-        case _DropoutNd():
-            return module.p == 0
-        case _NormBase():
-            return module.running_mean is None and module.running_var is None
         case nn.RNNBase():
             return not module.dropout or module.num_layers == 1
         case nn.MultiheadAttention():

@@ -8,7 +8,6 @@ from operator import attrgetter, is_
 from types import FrameType
 
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.forwards.checks.autograd import is_trainable
@@ -118,7 +117,7 @@ class TrainingModeCheck(ForwardCheck):
 def _settings(parts: list[nn.Module]) -> list[object]:
     """Return what may change between two forwards and decides whether the mode of these modules matters."""
     parameters = (each for part in parts for each in part._parameters.values() if each is not None)
-    return [*map(_FLAG, parameters), *(vars(part).get("p") for part in parts if isinstance(part, _DropoutNd))]
+    return [*map(_FLAG, parameters), *(vars(part).get("p") for part in parts if isinstance(part, modules.DROPOUTS))]
 
 
 def find_training_modules(

@@ -103,11 +103,14 @@ def read_attributes(parts: list[nn.Module]) -> list[Attributes]:
     mutable: dict[object, list[str]] = {}
     for part in parts:
         values = vars(part).copy()
-        kind = *values, *map(type, values.values())
+        kind = type(part), *values, *map(type, values.values())
         names = mutable.get(kind)
         if names is None:
             own = ((name, value) for name, value in values.items() if name not in modules.TORCH_ATTRIBUTES)
-            names = mutable[kind] = [name for name, value in own if is_tensor(value) or isinstance(value, _CONTAINERS)]
+            # The tuples of torch's own layers are sizes: they are many and never change in place.
+            is_torch = modules.python_module(type(part)).startswith("torch.nn.modules.")
+            containers = (list, dict) if is_torch else _CONTAINERS
+            names = mutable[kind] = [name for name, value in own if is_tensor(value) or isinstance(value, containers)]
         items = {name: read_items(values[name]) for name in names if not _is_constant(values[name])} if names else {}
         attributes.append(Attributes(part, values, items))
     return attributes

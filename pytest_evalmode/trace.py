@@ -144,6 +144,8 @@ class TensorChange:
     """Whether `state_dict()` saves it."""
     buffer: bool = False
     """Whether it is a buffer, which a forward in training mode may change."""
+    frozen: bool = False
+    """Whether it changed during a pause, in a module that `paused(frozen=...)` names."""
     before_and_after: str = ""
     """The shapes, dtypes or devices: `(4,) -> (8,)`."""
 

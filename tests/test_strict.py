@@ -150,7 +150,7 @@ class Sticky(nn.Module):
         if len(x) < 4:
             self.attention_type = "original_full"
         h: Tensor = self.head(x)
-        return h
+        return h if self.attention_type == "block_sparse" else h + 1
 
 
 def test_an_attribute_that_a_forward_sets_is_reported_once() -> None:

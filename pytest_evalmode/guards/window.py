@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -17,8 +18,9 @@ from pytest_evalmode.observe import forks
 from pytest_evalmode.observe.models import discovery
 from pytest_evalmode.observe.observer_errors import ObserverErrors
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
-from pytest_evalmode.policy import Policy
+from pytest_evalmode.policy import Policy, PolicyError, suggest_choices
 from pytest_evalmode.rules import Violation, add_fixture
+from pytest_evalmode.rules.exemptions import is_inside
 from pytest_evalmode.trace import LockChange, Site, Trace, WatchedModel
 
 
@@ -159,6 +161,31 @@ class Window:
                 self._switch(*before)
 
     @contextmanager
+    def pause(self, frozen: tuple[str, ...] = ()) -> Iterator[None]:
+        """Run a part of the window unobserved, but for the modules that `frozen` names, whose tensors must not change.
+
+        Raises:
+            PolicyError: a glob in `frozen` matches nothing.
+        """
+        with self.segment(None):
+            if not (self.is_open and frozen):
+                yield
+                return
+            frame = sys._getframe(3)  # after those of the two context managers
+            with self.safely():
+                self.observers.watch_frozen()
+            try:
+                yield
+            finally:
+                with self.safely():
+                    self.segments.append(self.observers.collect_frozen(frozen, frame), self.policy)
+            names = set(self.observers.watch.registry.paths())
+            unknown = [glob for glob in frozen if not any(is_inside(*name, [glob]) for name in names)]
+            if unknown:
+                hint = suggest_choices(unknown[0], sorted({path for _, path in names if path})[:_MAX_CHOICES])
+                raise PolicyError(f"evalmode.paused(): frozen={unknown[0]!r} matches no module that ran ({hint})")
+
+    @contextmanager
     def safely(self) -> Iterator[None]:
         """Run a part of the guard's own work: measure its time and collect its exceptions in `failures`."""
         start = perf_counter()
@@ -206,6 +233,8 @@ class Window:
         if self._history is not None:
             self.observers.shared.save_to(self._history, name, include_drifted=report_drift)
 
+
+_MAX_CHOICES = 10
 
 _open_windows: WeakSet[Window] = WeakSet()
 

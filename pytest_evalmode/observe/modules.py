@@ -20,6 +20,7 @@ _LINK_NAMES = _WRAPPED_NAMES | {"module"}
 
 TORCH_ATTRIBUTES = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 """Attributes that torch sets in every module."""
+DROPOUTS = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,12 +68,6 @@ BatchNorm: type[nn.modules.batchnorm._BatchNorm] = _find(
     "batch statistics of batch norms that derive from none of torch's public classes",
     (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
 )
-NormBase: type[nn.modules.batchnorm._NormBase] = _find(
-    "torch.nn.modules.batchnorm:_NormBase", "that a norm which keeps no statistics is the same in both modes", _NoType
-)
-DropoutNd: type[nn.modules.dropout._DropoutNd] = _find(
-    "torch.nn.modules.dropout:_DropoutNd", "that a dropout with p = 0 is the same in both modes", _NoType
-)
 is_lazy: Callable[[object], bool] = _find(
     "torch.nn.parameter:is_lazy",
     "nothing but speed",

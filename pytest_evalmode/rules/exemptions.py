@@ -114,6 +114,12 @@ def _remove_exempted_modules(call: ForwardCall, policy: Policy) -> ForwardCall:
     return replace(call, training=training, draws=draws)
 
 
+def is_inside(model: str, path: str, globs: Iterable[str]) -> bool:
+    """Whether a glob matches this module or tensor, or a module around it; the model's name matches all of it."""
+    steps = path.split(".") if path else []
+    return any(matches(model, ".".join(steps[:count]), globs) for count in range(len(steps) + 1))
+
+
 def matches(model: str, path: str, globs: Iterable[str]) -> bool:
     """Whether a glob matches this module or tensor, by its path (`bn1.*`) or by its full name (`model.bn1.*`).
 

@@ -35,6 +35,9 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
     }
     graphs = {call.ran.model for call in trace.calls if any(o.is_graph for o in (*call.draws, *call.batch_stats))}
     weights = {change.model for change in trace.changes if change.persistent and not change.buffer}
+    for violation in _mutations(change for change in trace.changes if change.persistent and change.frozen):
+        yield replace(violation, remedy=_FROZEN_REMEDY, never_intended=True)
+    trace = replace(trace, changes=tuple(change for change in trace.changes if not change.frozen))
     for violation in _mutations(change for change in trace.changes if change.persistent):
         model = violation.model
         step, backward = first_optimizer_step(trace, model), first_backward(trace, model)
@@ -171,6 +174,10 @@ def state_drifted(trace: Trace) -> Iterator[Violation]:
         )
 
 
+_FROZEN_REMEDY = (
+    "`evalmode.paused(frozen=...)` says that it does not train: after train(), call eval() on that module, and pass "
+    "the optimizer only the parameters that train"
+)
 _UNKNOWN_WRITE_REMEDY = (
     "find the code that wrote to it: the model's own forward, or code outside it (an optimizer, `.data`, a load); "
     "or list it in mutable=[...]"

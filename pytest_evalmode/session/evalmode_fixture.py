@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 def evalmode(request: pytest.FixtureRequest) -> Guard:
     """The guard of this test; requesting it guards an unmarked test.
 
-    `watch(model)` watches a model from now on.  Use `with paused():` around code that trains, and `with allow(...):`
-    for exemptions in a part of the test.  `violations` lists the violations so far, and `check()` raises them.
+    `watch(model)` watches a model from now on.  Use `with paused():` around code that trains
+    (`frozen=` names modules that must not), and `with allow(...):` for exemptions in a part of the test.
+    `violations` lists the violations so far, and `check()` raises them.
     """
     from pytest_evalmode.session.guarded_test import phases
 

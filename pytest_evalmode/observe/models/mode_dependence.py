@@ -7,8 +7,7 @@ from numbers import Number
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.modules import NamedModules
-from pytest_evalmode.observe.private_api import DropoutNd, NormBase, ScriptModule
+from pytest_evalmode.observe.private_api import BatchNorm, ScriptModule
 from pytest_evalmode.observe.source import forward_code, model_graphs
 
 
@@ -27,11 +26,11 @@ def _has_no_effect(module: nn.Module) -> bool:
         own = [value for name, value in vars(module).items() if name not in modules.TORCH_ATTRIBUTES]
         numbers = [value for value in own if isinstance(value, Number) and not isinstance(value, bool)]
         return bool(numbers) and not any(numbers) and not module._modules and not modules.has_own_tensors(module)
+    if isinstance(module, (BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)):
+        return module.running_mean is None and module.running_var is None
+    if isinstance(module, modules.DROPOUTS):
+        return module.p == 0
     match module:
-        case DropoutNd():
-            return module.p == 0
-        case NormBase():
-            return module.running_mean is None and module.running_var is None
         case nn.RNNBase():
             return not module.dropout or module.num_layers == 1
         case nn.MultiheadAttention():
@@ -40,11 +39,6 @@ def _has_no_effect(module: nn.Module) -> bool:
             return True  # the mode selects the kernel; their dropouts are modules of their own
         case _:
             return False
-
-
-def has_mode_dependent_part(parts: NamedModules) -> bool:
-    """Return whether any of these modules is mode-dependent."""
-    return any(is_mode_dependent(part) for _, part in parts)
 
 
 def changes_result(module: nn.Module) -> bool:

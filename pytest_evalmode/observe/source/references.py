@@ -28,7 +28,7 @@ _ONE_TENSOR = 2
 def has_shared_memory(tensor: Tensor) -> bool:
     """Return whether another tensor uses the same storage, for example the base of a view."""
     storage = _storage_of(tensor)
-    return storage is not None and int(storage_use_count(storage)) > _ONE_TENSOR
+    return storage is not None and storage_use_count(storage) > _ONE_TENSOR
 
 
 def tensors_sharing_memory(tensor: Tensor) -> list[Tensor]:

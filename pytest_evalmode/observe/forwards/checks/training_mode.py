@@ -15,7 +15,6 @@ from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.context import ForwardContext
 from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
 from pytest_evalmode.observe.models import mode_dependence
-from pytest_evalmode.observe.private_api import DropoutNd
 from pytest_evalmode.observe.source import model_graphs
 from pytest_evalmode.observe.state.fingerprint import is_tensor
 from pytest_evalmode.trace import Observation, Site
@@ -122,7 +121,7 @@ class TrainingModeCheck(ForwardCheck):
 def _settings(parts: list[nn.Module]) -> list[object]:
     """Return what may change between two forwards and decides whether the mode of these modules matters."""
     parameters = (each for part in parts for each in part._parameters.values() if each is not None)
-    return [*map(_FLAG, parameters), *(vars(part).get("p") for part in parts if isinstance(part, DropoutNd))]
+    return [*map(_FLAG, parameters), *(vars(part).get("p") for part in parts if isinstance(part, modules.DROPOUTS))]
 
 
 def find_training_modules(

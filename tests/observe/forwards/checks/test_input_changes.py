@@ -184,9 +184,9 @@ class Features(nn.Module):
         return self.features(x)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = self.body(x)
-        self.act(hidden)
-        return hidden
+        x = self.body(x)
+        x = self.act(x)
+        return x  # noqa: RET504 - the variable holds the input of the activation
 
     def views(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.body(x)

@@ -133,8 +133,16 @@ class Observers:
         global_leaks = self._global_flags.find_leaks(None, flag_snapshots.read_global_flags())
         return (
             *(replace(leak, at=self._leak_line(leak)) for leak in self.shared.find_leaks()),
-            *(replace(leak, at=self._global_state_calls.line_of(leak.name, leak.after)) for leak in global_leaks),
+            *map(self._with_line, global_leaks),
         )
+
+    def _with_line(self, leak: Leak) -> Leak:
+        """Return a leak of a global flag with the line that changed it."""
+        line = self._global_state_calls.line_of(leak.name, leak.after)
+        if line is None and leak.name in ("grad_mode", "inference_mode"):
+            line = leak_lines.find_suspended_context(self._user_lines)
+            return replace(leak, at=line, suspended=line is not None)
+        return replace(leak, at=line)
 
     def _leak_line(self, leak: Leak) -> Site | None:
         model = self.watch.registry.living_models().get(leak.model or "")

@@ -87,7 +87,11 @@ def draw_calls_in(function: FunctionType, attributes: Mapping[str, object]) -> I
 
 def definitions_of(function: FunctionType) -> list[ast.AST]:
     """Return the source of a function, parsed; several definitions if these begin on the same line."""
-    code = function.__code__
+    return definitions_at(function.__code__)
+
+
+def definitions_at(code: CodeType) -> list[ast.AST]:
+    """Return the source of a code object, parsed; several definitions if these begin on the same line."""
     return _definitions_by_line(code.co_filename).get(code.co_firstlineno, [])
 
 

@@ -61,6 +61,8 @@ class Observation:
     why: str = ""
     enabled_by_forward: bool = False
     """Autograd only: whether the forward enabled grad mode itself."""
+    recorded: bool = True
+    """Autograd only: whether anything was recorded; otherwise grad mode was only on."""
     training: bool = False
     """Random draws only: whether the module was in training mode."""
     is_graph: bool = False

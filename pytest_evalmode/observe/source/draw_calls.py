@@ -81,7 +81,8 @@ def draw_calls_in(function: FunctionType, attributes: Mapping[str, object]) -> I
             )
             if host or draws:
                 text = " ".join(ast.unparse(node.func).split())
-                optional = any(keyword.arg == "generator" for keyword in node.keywords)
+                given = [keyword.value for keyword in node.keywords if keyword.arg == "generator"]
+                optional = any(value_of(value, attributes) is UNKNOWN for value in given)
                 yield DrawCall(code, node.func.end_lineno or node.lineno, text, gated, optional, host)
 
 

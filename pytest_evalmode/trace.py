@@ -61,6 +61,8 @@ class Observation:
     why: str = ""
     enabled_by_forward: bool = False
     """Autograd only: whether the forward enabled grad mode itself."""
+    recorded: bool = True
+    """Autograd only: whether anything was recorded; otherwise grad mode was only on."""
     training: bool = False
     """Random draws only: whether the module was in training mode."""
     is_graph: bool = False
@@ -140,6 +142,13 @@ class TensorChange:
     max_abs: float | None = None
     last_forward: Site | None = None
     """The model's last forward before the change was first seen."""
+    first_forward: Site | None = None
+    written: Literal["", "before", "inside", "after"] = ""
+    """Whether it changed before, inside or after the model's first forward; empty if that is unknown."""
+    written_at: Site | None = None
+    """The line in the model's forward that writes to it, if the change happened there."""
+    seen_late: bool = False
+    """Whether the model was not watched before its first forward, so that a change before that is unknown."""
     persistent: bool = True
     """Whether `state_dict()` saves it."""
     buffer: bool = False
@@ -199,6 +208,8 @@ class Leak:
     after: FlagValue
     at: Site | None = None
     """The line that made the change, if known."""
+    suspended: bool = False
+    """Whether that line is a `with` around a `yield` at which a generator is suspended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 from pytest_evalmode.guards.config import GuardConfig
 from pytest_evalmode.observe.calls import leak_lines
+from pytest_evalmode.observe.calls.attribute_writes import AttributeWrites
 from pytest_evalmode.observe.calls.exports import ModelExports
 from pytest_evalmode.observe.calls.global_state_calls import GlobalStateCalls
 from pytest_evalmode.observe.calls.gradients import GradientCalls
@@ -51,7 +52,7 @@ class Observers:
         self._optimizers = OptimizerSteps(self.watch, self._user_lines)
         self._gradients = GradientCalls(self._user_lines)
         self._global_state_calls = GlobalStateCalls(self._user_lines)
-        self._attribute_writes = leak_lines.AttributeWrites(self.watch, self._user_lines)
+        self._attribute_writes = AttributeWrites(self.watch, self._user_lines)
         self._global_flags = FlagTracker({}, {})
         self._observers: tuple[Observer, ...] = (
             self.forwards,
@@ -154,8 +155,16 @@ class Observers:
         return (
             *(replace(leak, at=self._leak_line(leak)) for leak in self.shared.find_leaks()),
             *self._attribute_writes.pop_leaks(),
-            *(replace(leak, at=self._global_state_calls.line_of(leak.name, leak.after)) for leak in global_leaks),
+            *map(self._with_line, global_leaks),
         )
+
+    def _with_line(self, leak: Leak) -> Leak:
+        """Return a leak of a global flag with the line that changed it."""
+        line = self._global_state_calls.line_of(leak.name, leak.after)
+        if line is None and leak.name in ("grad_mode", "inference_mode"):
+            line = leak_lines.find_suspended_context(self._user_lines)
+            return replace(leak, at=line, suspended=line is not None)
+        return replace(leak, at=line)
 
     def _leak_line(self, leak: Leak) -> Site | None:
         model = self.watch.registry.living_models().get(leak.model or "")

@@ -88,10 +88,13 @@ def _places(violation: Violation) -> list[str]:
     places = []
     if violation.fixture and violation.fixture_at:
         places.append(f"from fixture {violation.fixture}: {_line(violation.fixture_at)}")
-    if violation.mutable:  # `at` is not at fault, only the last forward before the change was seen
+    if violation.mutable:  # `at` is not at fault, only a forward before or after the change
         if violation.since:
             return [*places, f"since {_line(violation.since)}"]
-        return [*places, f"first seen after the model's last forward: {violation.at}"] if violation.at else places
+        when = violation.details.get("when", "first seen after the model's last forward")
+        if violation.at:
+            places.append(f"{when}: {violation.at}")
+        return [*places, f"in the model: {_line(violation.cause)}"] if violation.cause else places
     if violation.since and violation.since != violation.at:
         places.append(f"since {_line(violation.since)}")
     if violation.at:

@@ -73,12 +73,16 @@ def grad_mode(trace: Trace) -> Iterator[Violation]:
     for calls, recorded in observations_by_model(trace, lambda call: (call.autograd,) if call.autograd else ()):
         model = calls[0].ran.model
         step, backward = first_optimizer_step(trace, model), first_backward(trace, model)
+        recorded = sorted(recorded, key=lambda observation: not observation.recorded)
+        is_recorded = recorded[0].recorded
         used_graph = f"; {backward.name} used the graph" if backward else ""
         yield violation_of_modules(
             calls,
             recorded,
-            message=f"{model_names(calls)} ran {times(count_runs(calls))} with autograd recording{used_graph}",
-            finding=f"{title(recorded[0].module)} recorded autograd: {recorded[0].why}"
+            message=f"{model_names(calls)} ran {times(count_runs(calls))} with "
+            + (f"autograd recording{used_graph}" if is_recorded else "grad mode on"),
+            finding=f"{title(recorded[0].module)} {'recorded autograd' if is_recorded else 'ran with grad mode on'}: "
+            + recorded[0].why
             + (f"; the graph was used by {format_operation(backward)}" if backward else ""),
             remedy=(
                 pause_remedy(step)

@@ -225,8 +225,12 @@ class ForwardObserver(Observer):
         if caller.by_tracer or (owner is not module and user_lines.find_caller(frame.f_back).by_tracer):
             return None
         model = watch.add(owner, read=False)
+        seen_late = model.snapshot is None
         if not caller.by_functional_call:  # during that, the model's tensors are replaced by others
             watch.read(model)
+            if model.first_forward == "pending":
+                model.seen_late, model.first_call = seen_late, caller.line
+                watch.date_changes(model)
         model.last_call = caller.line or model.last_call
         if self._timeline is not None:
             self._timeline.add_forward(model)
@@ -262,6 +266,8 @@ class ForwardObserver(Observer):
             for name, value in check.end(output).items():
                 fields[name] = fields[name] + value if fields.get(name) and value else fields.get(name) or value
         self._context.watch.read_initialized(forward.model)
+        if forward.model.first_forward == "running":
+            self._context.watch.date_changes(forward.model)
         if any(fields.values()):
             owner, root, lines = forward.owner, forward.root, (forward.call_line, forward.innermost_line)
             parts = forward.parts if owner is root else modules.all_modules(owner)

@@ -81,13 +81,18 @@ def draw_calls_in(function: FunctionType, attributes: Mapping[str, object]) -> I
             )
             if host or draws:
                 text = " ".join(ast.unparse(node.func).split())
-                optional = any(keyword.arg == "generator" for keyword in node.keywords)
+                given = [keyword.value for keyword in node.keywords if keyword.arg == "generator"]
+                optional = any(value_of(value, attributes) is UNKNOWN for value in given)
                 yield DrawCall(code, node.func.end_lineno or node.lineno, text, gated, optional, host)
 
 
 def definitions_of(function: FunctionType) -> list[ast.AST]:
     """Return the source of a function, parsed; several definitions if these begin on the same line."""
-    code = function.__code__
+    return definitions_at(function.__code__)
+
+
+def definitions_at(code: CodeType) -> list[ast.AST]:
+    """Return the source of a code object, parsed; several definitions if these begin on the same line."""
     return _definitions_by_line(code.co_filename).get(code.co_firstlineno, [])
 
 

@@ -90,7 +90,7 @@ def find_draw_calls(module: nn.Module, method: str = "") -> list[DrawCall]:
         module: the module.
         method: a method to read instead of the forward and its hooks.
     """
-    functions = _functions(module, method)
+    functions = functions_of(module, method)
     attributes = dict(ChainMap(vars(module), *(dict(vars(base)) for base in type(module).__mro__)))
     for name in chain.from_iterable(_stored_attributes(function.__code__) for function in functions):
         attributes.pop(name, None)  # when the call ran, it may have had another value
@@ -112,7 +112,7 @@ def find_method_calls(module: nn.Module) -> list[tuple[nn.Module, str]]:
     If the code does not show whose `forward` it uses, that may be any submodule's.
     """
     calls: dict[tuple[nn.Module, str], None] = {}
-    for function in _functions(module):
+    for function in functions_of(module):
         if function.__code__.co_filename.startswith(_TORCH):
             continue
         for node in chain.from_iterable(map(ast.walk, definitions_of(function))):
@@ -136,7 +136,7 @@ def _is_own_forward(owner: ast.expr) -> bool:
     return ast.unparse(owner) == "self" or (isinstance(owner, ast.Call) and ast.unparse(owner.func) == "super")
 
 
-def _functions(module: nn.Module, method: str = "") -> list[FunctionType]:
+def functions_of(module: nn.Module, method: str = "") -> list[FunctionType]:
     """Return the functions that a module's forward and hooks can reach, or those that another method can reach."""
     starts: list[Any]
     if method and method != "forward":

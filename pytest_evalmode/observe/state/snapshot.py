@@ -215,6 +215,20 @@ def named_tensors(parts: NamedModules) -> tuple[list[NamedTensor], list[NamedTen
     return saved, not_saved
 
 
+def find_tensor(root: nn.Module, path: str) -> Tensor | None:
+    """Return a parameter or buffer by the name that `take_snapshot()` gives it."""
+    part = root
+    *steps, name = path.split(".")
+    for step in steps:
+        part = part if step in part._modules else modules.unwrap(part)
+        if step not in part._modules or (child := part._modules[step]) is None:
+            return None
+        part = child
+    # The tables of a ScriptModule have no `get()`.
+    tables = (table for each in (part, modules.unwrap(part)) for table in (each._parameters, each._buffers))
+    return next((table[name] for table in tables if name in table), None)
+
+
 def _unpack(value: object) -> Iterator[Tensor]:
     """Yield the tensors in a packed weight: the weight, its scales and its bias, of each layer for an LSTM."""
     if isinstance(value, Tensor):

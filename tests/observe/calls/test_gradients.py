@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad  # by its name, as many import it
 from torch.optim.optimizer import _global_optimizer_post_hooks
+from torch.utils.checkpoint import checkpoint
 
 from pytest_evalmode.rules import Violation
 from tests.nets import Net, batch, watching
@@ -112,3 +113,53 @@ def test_gradients_are_the_same_with_a_guard() -> None:
     with watching(model):
         guarded = gradients()
     assert all(map(torch.equal, expected, guarded))
+
+
+class Checkpointed(nn.Module):
+    """Computes a part of its forward again in `backward()`."""
+
+    def __init__(self, use_reentrant: bool) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 1)
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(checkpoint(self.body, x, use_reentrant=self.use_reentrant))
+        return y
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_forward_that_a_checkpoint_repeats_is_not_counted(use_reentrant: bool, strict: bool) -> None:
+    model = Checkpointed(use_reentrant).eval()
+    with watching(model, strict=strict) as g:
+        for _ in range(2):
+            model(batch().requires_grad_()).sum().backward()
+    (violation,) = (each for each in g.violations if each.rule == "grad-mode")
+    assert violation.count == 2
+    assert g.window.trace.forwards in (0, 2)  # known only under strict
+
+
+def test_a_checkpoint_that_the_user_calls_is_a_forward() -> None:
+    model = nn.Linear(4, 1).eval()
+    with watching(model) as g:
+        checkpoint(model, batch(), use_reentrant=False)
+    assert violation_count(g.violations) == 1
+
+
+def violation_count(violations: list[Violation]) -> int:
+    (violation,) = violations
+    return violation.count
+
+
+def test_grad_mode_that_recorded_nothing_is_worded_so() -> None:
+    model = nn.Linear(4, 1).eval().requires_grad_(False)
+    with watching(model, strict=True) as g:
+        model(batch())
+    (violation,) = g.violations
+    assert violation.message == "Linear ran once with grad mode on"
+    assert violation.finding == "Linear ran with grad mode on: nothing requires grad"
+    with watching(model, strict=True) as g:
+        model(batch().requires_grad_())
+    (violation,) = g.violations
+    assert violation.message == "Linear ran once with autograd recording"

@@ -87,10 +87,10 @@ class AutogradCheck(ForwardCheck):
             reason = "its output requires grad"
         if not reason and not self.window.strict:
             return replace(inner, why="grad mode was on and its parameters require grad") if inner else None
-        why = f"grad mode was on and {reason}" if reason else "grad mode was on"
+        why = f"grad mode was on and {reason}" if reason else "nothing requires grad"
         if self.window.user_lines.is_worker_thread():
             why += " (in a worker thread: no_grad() only affects the thread that enters it)"
-        return Observation(forward.module_info(forward.root), None, why)
+        return Observation(forward.module_info(forward.root), None, why, recorded=bool(reason))
 
     def _grad_reason(self) -> str:
         """Return a phrase that says which parameters or whether an input requires grad; empty if none does."""

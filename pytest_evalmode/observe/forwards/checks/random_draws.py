@@ -166,7 +166,7 @@ class RandomDrawCheck(ForwardCheck):
             calls = [call for call in forward_code.find_draw_calls(part, method) if not call.host]
             if calls and not (calls[0].gated or calls[0].optional):
                 return part, calls
-            if calls and modules.training_flag(part):
+            if calls and (modules.training_flag(part) or not calls[0].gated):
                 likely.append((part, calls))
         return likely[0] if likely else (module, [])
 

@@ -247,6 +247,15 @@ class Given(nn.Module):
         return y
 
 
+class GivenNone(nn.Module):
+    """Draws from the global generator, as its own is None."""
+
+    own: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn(x.shape, generator=self.own)
+
+
 class Part(nn.Module):
     """Has a method that draws, and a forward that does not."""
 
@@ -326,6 +335,8 @@ STRICT = pytest.mark.parametrize("strict", [False, True], ids=["default", "stric
         (lambda: Draws(nn.Sequential(Attention())), "", "torch.randn_like(x)"),
         (lambda: Vae(), "", "torch.randn_like(mean)"),
         (lambda: Given(), "", "generator=generator"),
+        (lambda: Block(Given()), ".part", "generator=generator"),
+        (lambda: Block(GivenNone()), ".part", "generator=self.own"),
         (lambda: CallsAMethod(), ".part", "torch.randn_like(x)"),
         (lambda: Loop(nn.Linear(4, 4), Attention(), DropPath(), UngatedPath()), ".parts.3", "bernoulli_"),
         (lambda: Builds(), "", "nn.Linear(4, 4)"),

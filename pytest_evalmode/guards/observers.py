@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from pytest_evalmode.guards.config import GuardConfig
-from pytest_evalmode.observe.calls import leak_lines
+from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.calls.exports import ModelExports
 from pytest_evalmode.observe.calls.global_state_calls import GlobalStateCalls
 from pytest_evalmode.observe.calls.gradients import GradientCalls
@@ -27,7 +27,7 @@ from pytest_evalmode.observe.source.thread_pools import ThreadPools
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import flag_snapshots
 from pytest_evalmode.observe.state.flag_snapshots import FlagTracker
-from pytest_evalmode.trace import Leak, Site, Trace
+from pytest_evalmode.trace import Hooks, Leak, Site, Trace
 
 
 class Observers:
@@ -55,7 +55,7 @@ class Observers:
             self._mode_changes,
             self._exports,
             self._gradients,
-            ThreadPools(self._user_lines),
+            ThreadPools(self._user_lines.is_user_code),
             self._optimizers,
             self._loads,
             self._conversions,
@@ -68,11 +68,6 @@ class Observers:
         """The errors of all observers."""
         earlier = () if self._earlier_mode_changes is None else (self._earlier_mode_changes,)
         return tuple(error for observer in (self.watch, *self._observers, *earlier) for error in observer.errors)
-
-    @property
-    def seconds(self) -> float:
-        """Time spent observing forwards, at least."""
-        return self.forwards.seconds
 
     def watch_shared(self, model: nn.Module, history: SessionHistory | None) -> None:
         """Watch a model that outlives the window."""
@@ -137,10 +132,20 @@ class Observers:
         )
 
     def _leak_line(self, leak: Leak) -> Site | None:
+        """Return the line that switched a mode, or at which the code of an added hook begins; None for other leaks."""
         model = self.watch.registry.living_models().get(leak.model or "")
-        if model is None:
+        path, _, flag = leak.name.rpartition(".")
+        part = dict(modules.walk(model)).get(path) if model is not None else None
+        if part is None:
             return None
-        return leak_lines.find_leak_line(leak, model, self._mode_changes, self._user_lines)
+        if flag == "training":
+            return self._mode_changes.line_of_mode(part, training=leak.after is True)
+        if isinstance(leak.before, Hooks) and isinstance(leak.after, Hooks):
+            hooks, added = flag_snapshots.hooks_of([part]), leak.after.keys() - leak.before.keys()
+            codes = (flag_snapshots.code_of(hook) for key, hook in hooks.items() if key in added)
+            sites = (self._user_lines.site(code, code.co_firstlineno) for code in codes if code)
+            return next((site for site in sites if site), None)
+        return None
 
     def restored_settings(self) -> set[tuple[str | None, str]]:
         """Return the (model name, setting) pairs that were restored to their values at the start of the window."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.models import mode_dependence
+from pytest_evalmode.observe.source import forward_code
 from pytest_evalmode.probes.nested_tensors import (
     PADDING,
     add_padding,
@@ -130,7 +130,7 @@ def assert_eval_matters(model: nn.Module, *inputs: Any, **named: Any) -> None:
     mode_dependent = [
         f"{path} ({modules.type_name(part)})"
         for path, part in modules.walk(trained_model)
-        if mode_dependence.is_mode_dependent(part)
+        if forward_code.is_mode_dependent(part)
     ]
     ran = {path for path, _ in trained.modules}
     if not mode_dependent:

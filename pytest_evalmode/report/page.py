@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_evalmode import __version__
 from pytest_evalmode.report.baseline import KnownViolations, is_known
-from pytest_evalmode.report.causes import CauseSummary, group_by_cause, summarize_causes
+from pytest_evalmode.report.causes import CauseSummary, group_by_cause, rule_order, summarize_causes
 from pytest_evalmode.report.ledger import torch_version
 from pytest_evalmode.report.suggest import UnmarkedTest
 from pytest_evalmode.rules import RULE_NAMES
@@ -159,7 +159,7 @@ def _part(tests: Sequence[Test], by_name: Mapping[str, Test], prefix: str) -> di
     anchors = {test["nodeid"]: test["anchor"] for test in shown}
     causes = [_cause(cause, by_name[cause.test], anchors) for cause in summarize_causes(tests)]
     counts = Counter(rule for test in shown for rule in test["rules"])
-    rules = sorted(counts.items(), key=lambda item: _rule_order(item[0]))
+    rules = sorted(counts.items(), key=lambda item: rule_order(item[0]))
     return {
         "causes": causes[:_TOP_CAUSES],
         "more_causes": causes[_TOP_CAUSES:],
@@ -225,10 +225,6 @@ def _code(test: Test, at: str | None) -> list[dict[str, Any]]:
     first, lines = test["shown"].get("lines", {}).get(at) or (1, [])
     fault = int(at.rpartition(":")[2]) if at and lines else 0
     return [{"number": n, "text": text, "at_fault": n == fault} for n, text in enumerate(lines, first)]
-
-
-def _rule_order(rule: str) -> tuple[int, str]:
-    return RULE_NAMES.index(rule) if rule in RULE_NAMES else len(RULE_NAMES), rule
 
 
 @cache

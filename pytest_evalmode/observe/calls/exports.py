@@ -18,11 +18,10 @@ from torch import nn
 
 from pytest_evalmode.observe import modules, patches
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
-from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Observer
 from pytest_evalmode.observe.private_api import EXPORT_CODE, TRACE_MODULE_CODE, ExportedProgram, ScriptModule
-from pytest_evalmode.observe.source import callers, model_graphs
+from pytest_evalmode.observe.source import callers, forward_code, model_graphs
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation
 
@@ -60,7 +59,7 @@ class ModelExports(Observer):
             training = tuple(
                 Observation(_describe_part(root, path, part), since=self._mode_changes.line_of_training(part))
                 for path, part in parts
-                if modules.training_flag(part) and id(part) not in exempt and mode_dependence.is_mode_dependent(part)
+                if modules.training_flag(part) and id(part) not in exempt and forward_code.is_mode_dependent(part)
             )
             if training:
                 at, all_training = self._user_lines.find_line(frame), bool(modules.training_flag(module))

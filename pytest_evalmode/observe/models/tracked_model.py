@@ -10,8 +10,8 @@ from types import CodeType
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.modules import NamedModules
+from pytest_evalmode.observe.source import forward_code
 from pytest_evalmode.observe.state import flag_snapshots
 from pytest_evalmode.observe.state.snapshot import Snapshot
 from pytest_evalmode.trace import Drift, WatchedModel
@@ -38,7 +38,7 @@ class TrackedModel:
         self.is_named = named
         self.type = modules.type_name(module)
         self.is_model = modules.is_model(parts)
-        self.checks_unsaved_state = self.is_model or mode_dependence.has_mode_dependent_part(parts)
+        self.checks_unsaved_state = self.is_model or any(forward_code.is_mode_dependent(part) for _, part in parts)
         """Whether to report changes of state that `state_dict()` does not save.  False for a metric: it must change."""
         self.submodels: dict[int, tuple[str, TrackedModel]] = {}
         """The submodules that are tracked as models of their own, by `id`, with their paths in this one."""

@@ -18,6 +18,8 @@ from weakref import WeakKeyDictionary, ref
 from torch import nn
 
 from pytest_evalmode.observe.modules import python_module
+from pytest_evalmode.observe.private_api import ScriptModule
+from pytest_evalmode.observe.source import model_graphs
 from pytest_evalmode.observe.source.draw_calls import DrawCall, draw_calls_in, mentions_draw
 
 _NO_GRAD = frozenset({"no_grad", "inference_mode", "set_grad_enabled"})
@@ -45,6 +47,13 @@ _traits: WeakKeyDictionary[type[nn.Module], tuple[ref[FunctionType] | None, Trai
 def module_traits(module: nn.Module) -> Traits:
     """Return the traits of a module: those of its type, unless the instance has its own `forward`."""
     return _read(type(module), *_forwards(module)) if "forward" in vars(module) else type_traits(type(module))
+
+
+def is_mode_dependent(module: nn.Module) -> bool:
+    """Return whether the module's own forward depends on `training`; its submodules do not count."""
+    if isinstance(module, ScriptModule):
+        return model_graphs.reads_training(module)
+    return module_traits(module).reads_training
 
 
 def type_traits(cls: type[nn.Module]) -> Traits:

@@ -16,7 +16,8 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.models import discovery, mode_dependence
+from pytest_evalmode.observe.models import discovery
+from pytest_evalmode.observe.source import forward_code
 from tests.nets import Net, batch
 
 
@@ -472,16 +473,16 @@ MODE_INDEPENDENT: tuple[nn.Module, ...] = (
 
 @pytest.mark.parametrize("module", MODE_DEPENDENT, ids=lambda m: type(m).__name__)
 def test_mode_dependent_modules(module: nn.Module) -> None:
-    assert mode_dependence.is_mode_dependent(module)
+    assert forward_code.is_mode_dependent(module)
 
 
 @pytest.mark.parametrize("module", MODE_INDEPENDENT, ids=lambda m: type(m).__name__)
 def test_modules_that_are_not_mode_dependent(module: nn.Module) -> None:
-    assert not mode_dependence.is_mode_dependent(module)
+    assert not forward_code.is_mode_dependent(module)
 
 
 def test_a_forward_set_on_an_instance_counts_for_that_instance_only() -> None:
     patched, plain = nn.ReLU(), nn.ReLU()
     patched.forward = lambda x: F.dropout(x, 0.5, patched.training)  # type: ignore[method-assign, assignment]
-    assert mode_dependence.is_mode_dependent(patched)
-    assert not mode_dependence.is_mode_dependent(plain)
+    assert forward_code.is_mode_dependent(patched)
+    assert not forward_code.is_mode_dependent(plain)

@@ -13,8 +13,7 @@ from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.context import ForwardContext
 from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
-from pytest_evalmode.observe.models import mode_dependence
-from pytest_evalmode.observe.source import model_graphs
+from pytest_evalmode.observe.source import forward_code, model_graphs
 from pytest_evalmode.trace import Observation, Site
 
 
@@ -125,7 +124,7 @@ def find_training_modules(
     observations: dict[int, Observation] = {}
     for part in in_training:
         if id(part) not in exported:
-            depends, late = mode_dependence.is_mode_dependent(part), forward.late_modules.get(id(part))
+            depends, late = forward_code.is_mode_dependent(part), forward.late_modules.get(id(part))
             is_registered_late = late is not None and late.path is None
             if depends or (modules.is_layer_with_weights(part) and not is_registered_late):
                 observations[id(part)] = observe_training(forward, part, cause, why, mode_dependent=depends)

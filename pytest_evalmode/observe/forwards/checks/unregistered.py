@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
-from pytest_evalmode.observe.models import mode_dependence
-from pytest_evalmode.observe.source import model_graphs
+from pytest_evalmode.observe.source import forward_code, model_graphs
 from pytest_evalmode.trace import Observation
 
 
@@ -19,7 +18,7 @@ class UnregisteredModuleCheck(ForwardCheck):
         self.observations: list[Observation] = []
 
     def add_modules(self, arrival: Arrival) -> None:
-        module, matters = arrival.parts[0], (modules.has_own_tensors, mode_dependence.is_mode_dependent)
+        module, matters = arrival.parts[0], (modules.has_own_tensors, forward_code.is_mode_dependent)
         relevant = arrival.why and any(test(part) for part in arrival.parts for test in matters)
         if relevant and not model_graphs.is_exported(module):
             self.observations.append(Observation(self.forward.module_info(module), arrival.cause))

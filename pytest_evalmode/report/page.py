@@ -83,15 +83,14 @@ def render_page(
 
 def render_panel(test: Test) -> str:
     """Return the part of the report about one test, with its style, to be included in another page."""
-    return _templates().get_template("panel.html.j2").render(test=_test(_with_findings(test), "t0"))
+    return _templates().get_template("panel.html.j2").render(test=_test(test, "t0"))
 
 
 def split_known(tests: Iterable[Test], known: KnownViolations | None) -> tuple[list[Test], list[Test]]:
     """Return the tests with their new violations, and the tests with their known ones; a test may be in both."""
     new: list[Test] = []
     old: list[Test] = []
-    for record in tests:
-        test = _with_findings(record)
+    for test in tests:
         listed = [violation for violation in test["violations"] if is_known(test, violation, known)]
         unlisted = [violation for violation in test["violations"] if violation not in listed]
         if unlisted:
@@ -139,18 +138,6 @@ def exemptions_in_use(tests: Sequence[Test]) -> list[dict[str, Any]]:
 def _may_hide_violations(tests: Iterable[Test]) -> bool:
     """Whether there may be violations that are not reported."""
     return any(test["unjudged"] or test["dropped"] for test in tests)
-
-
-def _with_findings(test: Test) -> Test:
-    """Return a test with each violation's `finding` and `since`, which the record stores separately."""
-    page_data = test["shown"]
-    findings = page_data.get("findings") or [violation["message"] for violation in test["violations"]]
-    since = page_data.get("since") or [None] * len(findings)
-    violations = [
-        {**violation, "finding": finding, "since": line}
-        for violation, finding, line in zip(test["violations"], findings, since, strict=True)
-    ]
-    return {**test, "violations": violations}
 
 
 def _part(tests: Sequence[Test], by_name: Mapping[str, Test], prefix: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def first_difference(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
         if old.shape != new.shape or old.dtype != new.dtype:
             return f"{old.dtype} {tuple(old.shape)} -> {new.dtype} {tuple(new.shape)}"
         if not torch.equal(torch.nan_to_num(old), torch.nan_to_num(new)) or not torch.equal(old.isnan(), new.isnan()):
-            distance = (new.double() - old.double()).abs() if not old.is_complex() else (new - old).abs()
+            distance = _distance(old, new)
             has_samples = distance.dim() > 1 and len(distance) > 1
             sample = f", first in sample {_first_sample(distance)}" if has_samples else ""
             return f"by up to {float(distance.max()):.3g}{sample}"
@@ -32,6 +32,10 @@ def first_difference(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
 
 def _first_sample(distance: Tensor) -> int:
     return int((distance.flatten(1) > 0).any(1).nonzero()[0])
+
+
+def _distance(old: Tensor, new: Tensor) -> Tensor:
+    return (new - old).abs() if old.is_complex() else (new.double() - old.double()).abs()
 
 
 def assert_same_outputs(first: Run, second: Run, when: str) -> None:
@@ -118,10 +122,5 @@ def _first_different_sample(
         exceeded = tolerance.exceeded(selected, new)
         if bool(exceeded.any()):
             sample = int(exceeded.reshape(len(rows), -1).any(1).nonzero()[0])
-            distance = (
-                (new[sample].double() - selected[sample].double()).abs()
-                if not new.is_complex()
-                else (new - selected)[sample].abs()
-            )
-            return rows[sample], f"by up to {float(distance.max()):.3g}"
+            return rows[sample], f"by up to {float(_distance(selected[sample], new[sample]).max()):.3g}"
     return None

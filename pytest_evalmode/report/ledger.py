@@ -137,8 +137,7 @@ class Ledger:
         }
 
     def write(self, path: Path, mode: str, strict: bool) -> None:
-        """Write the JSON report and create missing folders."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the JSON report."""
         report = {
             "schema": SCHEMA,
             "evalmode": __version__,

@@ -14,7 +14,7 @@ import pytest_evalmode
 from tests import suites
 from tests.test_subpackages import PACKAGE, modules
 
-SESSION = {"evalmode_fixture", "fixtures", "marks", "options", "settings", "stash", "user_hooks"}
+SESSION = {"evalmode_fixture", "fixtures", "options", "settings", "stash", "user_hooks"}
 SESSION |= {
     f"guarded_test.{name}"
     for name in ("failure", "guard_setup", "item_reporter", "outcome", "phases", "unittest_cases", "user_properties")

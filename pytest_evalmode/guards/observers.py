@@ -60,7 +60,7 @@ class Observers:
             self._mode_changes,
             self._exports,
             self._gradients,
-            ThreadPools(self._user_lines),
+            ThreadPools(self._user_lines.is_user_code),
             self._optimizers,
             self._loads,
             self._conversions,
@@ -76,11 +76,6 @@ class Observers:
         earlier = () if self._earlier_mode_changes is None else (self._earlier_mode_changes,)
         observers = self.watch, self._paused_models, *self._observers, *earlier
         return tuple(error for observer in observers for error in observer.errors)
-
-    @property
-    def seconds(self) -> float:
-        """Time spent observing forwards, at least."""
-        return self.forwards.seconds
 
     def watch_shared(self, model: nn.Module, history: SessionHistory | None) -> None:
         """Watch a model that outlives the window."""

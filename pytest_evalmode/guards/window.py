@@ -44,7 +44,7 @@ class Window:
         self._strict = config.strict
         self._history = config.history
         self._failures = ObserverErrors()
-        self._fixtures: dict[str, tuple[str, Site]] = {}
+        self.fixtures: dict[str, tuple[str, Site]] = {}
         """The fixture that provided a model, as (name, line of its definition), by the model's name."""
 
     @property
@@ -54,8 +54,8 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        """Time spent in the guard so far."""
-        return self._seconds + self.observers.seconds
+        """Time spent in the guard so far, at least."""
+        return self._seconds + self.observers.forwards.seconds
 
     @property
     def combined_policy(self) -> Policy:
@@ -80,7 +80,7 @@ class Window:
         for path, model in discovery.find_models(value, name):
             self.observers.watch.registry.set_name(model, path)
             if defined_at is not None:
-                self._fixtures.setdefault(path, (name, defined_at))
+                self.fixtures.setdefault(path, (name, defined_at))
             if shared:
                 self.observers.watch_shared(model, self._history)
 
@@ -144,7 +144,7 @@ class Window:
     def violations(self) -> list[Violation]:
         """Apply the rules to the facts so far.  After `close`, unused exemptions count as well."""
         violations = self.segments.violations(finished=self._finished)
-        return [add_fixture(violation, self._fixtures) for violation in violations]
+        return [add_fixture(violation, self.fixtures) for violation in violations]
 
     @contextmanager
     def segment(self, policy: Policy | None) -> Iterator[None]:

@@ -55,7 +55,7 @@ class ModelExports(Observer):
                 return None
             parts = modules.walk(module)
             # An exported graph always reports training=True.
-            exempt = {id(p) for _, part in parts if model_graphs.is_exported(part) for p in modules.all_modules(part)}
+            exempt = model_graphs.exported_ids(part for _, part in parts)
             root = self._describe(module)
             training = tuple(
                 Observation(_describe_part(root, path, part), since=self._mode_changes.line_of_training(part)[0])

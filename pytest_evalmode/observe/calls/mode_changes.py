@@ -11,8 +11,8 @@ import weakref
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
-import torch
 from torch import nn
+from torch.compiler import is_compiling
 
 from pytest_evalmode.observe import modules, patches
 from pytest_evalmode.observe.calls.timeline import Timeline
@@ -99,14 +99,13 @@ def _override_codes(module_type: type[nn.Module]) -> set[CodeType]:
 
 
 _TRAIN_CODE = getattr(patches.module_train.original, "__code__", None)
-_is_compiling = torch.compiler.is_compiling
 
 
 @patches.module_train.replace_with
 def _observed_train(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
     result = patches.module_train.original(self, *args, **kwargs)
-    if not _is_compiling():
+    if not is_compiling():
         for observer in patches.module_train.observers:
             observer.add_change(self)
     return result

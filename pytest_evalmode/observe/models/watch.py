@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import CodeType
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -26,18 +25,12 @@ _SAMPLE = 16
 """Number of small tensors that are compared around a model's first forward."""
 
 
-class SiteLookup(Protocol):
-    """Returns the site of a line in user code, or None for other code."""
-
-    def __call__(self, code: CodeType, line: int) -> Site | None: ...
-
-
 class Watch(Observer):
     """Watches the models of one window: reads their state, compares it, and collects the changes."""
 
     patched = (patches.capture_end,)
 
-    def __init__(self, find_site: SiteLookup, *, strict: bool = False) -> None:
+    def __init__(self, find_site: Callable[[CodeType, int], Site | None], *, strict: bool = False) -> None:
         super().__init__()
         self.registry = Registry(self.on_model_death)
         self.own_hooks: set[int] = set()

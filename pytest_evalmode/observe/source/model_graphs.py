@@ -6,13 +6,14 @@ their graph is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
+from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.private_api import OpOverload, ScriptModule
 from pytest_evalmode.observe.source.draw_calls import DRAWING_FUNCTIONS
 
@@ -28,6 +29,11 @@ def is_exported(module: nn.Module) -> bool:
     return isinstance(graph, Graph) and any(
         isinstance(node.target, OpOverload) for node in graph.nodes if node.op == "call_function"
     )
+
+
+def exported_ids(parts: Iterable[nn.Module]) -> set[int]:
+    """Return the ids of those modules that are exported graphs, and of all modules inside them."""
+    return {id(inner) for part in parts if is_exported(part) for inner in modules.all_modules(part)}
 
 
 def reads_training(module: ScriptModule) -> bool:

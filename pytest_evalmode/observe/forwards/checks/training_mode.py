@@ -133,9 +133,7 @@ def find_training_modules(
     """
     in_training = [part for part in parts if modules.training_flag(part)]
     # An exported graph always says `training=True`: that means nothing.
-    exported = {
-        id(p) for part in parts if in_training and model_graphs.is_exported(part) for p in modules.all_modules(part)
-    }
+    exported = model_graphs.exported_ids(parts) if in_training else set()
     observations: dict[int, Observation] = {}
     for part in in_training:
         if id(part) not in exported:

@@ -32,9 +32,11 @@ def _no_grad() -> Iterator[None]:
 def no_collector() -> Iterator[None]:
     """Turn the garbage collector off: objects are freed only when their last reference is dropped."""
     gc.collect()
+    gc.freeze()  # a collection inside a test passes over the objects of other tests
     gc.disable()
     yield
     gc.enable()
+    gc.unfreeze()
 
 
 # --- a model dies

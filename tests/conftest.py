@@ -32,7 +32,7 @@ def pytester(
     request: pytest.FixtureRequest, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> pytest.Pytester:
     """Fork xdist workers; remove the variables of CI, which change pytest's summary and make the plugin write one."""
-    if not request.config.getoption("--new-processes"):
+    if not (request.config.getoption("--new-processes") or request.node.get_closest_marker("new_processes")):
         monkeypatch.setattr("execnet.gateway_io.Popen2IOMaster", forked.Worker)
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("BUILD_NUMBER", raising=False)

@@ -58,9 +58,9 @@ def _use_streams(*streams: int) -> None:
     for pipe in _pipes:
         if not pipe.closed:
             os.close(pipe.fileno())  # not close(), which would also write what is buffered
-    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _forget_modules_below(folder: Path) -> None:

@@ -5,6 +5,7 @@ torch is imported here because it cannot be imported twice, as each in-process p
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,6 +15,10 @@ pytest_plugins = ["pytester"]
 
 # Two xdist workers that use all cores each would slow each other down.
 torch.set_num_threads(1)
+
+# On a busy machine, any example may take long.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

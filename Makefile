@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint style types examples bench device docs matrix clean
+.PHONY: demo test test-all check lint style types examples bench device docs matrix clean
 
 demo: .venv/ready
 	@$(BIN)/python examples/digits/demo.py
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# Also repeat the tests of xdist with workers that are started as in a user's run: `make test` forks them.
+test-all: test
+	$(BIN)/python -m pytest -n 2 --new-processes -k "xdist or -n1 or -n2 or -n3" tests/lock tests/report tests/session tests/observe/models
 
 # The fast tests of the core: those that start no suite, process or compiler.
 check: style types

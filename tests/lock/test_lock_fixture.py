@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import suites
+from tests import forked, suites
 
 # An inner run drops its imports afterwards, but torch and numpy cannot be imported twice.
 for _name in ("numpy", "safetensors.numpy", "torch.distributed.tensor", "pytest_evalmode.lock.running_lock"):
@@ -448,9 +448,10 @@ def test_exact(evalmode_lock):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
 def test_two_processes_that_update_at_once_lose_nothing(pytester: pytest.Pytester) -> None:
     suites.write(pytester, PARAMETRIZED)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", UPDATE]
-    runs = [subprocess.Popen([*command, "-k", which], cwd=pytester.path) for which in ("not TestIt", "TestIt")]
-    assert [run.wait() for run in runs] == [0, 0]
+    command = ("-q", "-p", "no:cacheprovider", UPDATE, "-k")
+    with ThreadPoolExecutor() as pool:
+        runs = pool.map(lambda which: forked.run_pytest(pytester.path, *command, which), ("not TestIt", "TestIt"))
+    assert [run.returncode for run in runs] == [0, 0]
     assert len(lock(pytester)) == 7
 
 

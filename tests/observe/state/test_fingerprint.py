@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 from collections.abc import Callable
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -26,6 +25,7 @@ from pytest_evalmode.observe.state.fingerprint import (
     stored_values,
     undisturbed,
 )
+from tests import forked
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Sparse", "ignore:torch.quantize", "ignore:The PyTorch API of nested tensors", "ignore:ComplexHalf"
@@ -441,9 +441,11 @@ with guard(model):
 
 
 @pytest.mark.slow
-def test_a_tensor_with_released_memory_can_be_read() -> None:
+def test_a_tensor_with_released_memory_can_be_read(tmp_path: Path) -> None:
     """FSDP releases memory between forwards.  Runs in a process of its own, since a read from there would crash."""
-    run = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True, check=False)
+    script = tmp_path / "released.py"
+    script.write_text(RELEASED, encoding="utf-8")
+    run = forked.run_script(script)
     assert (run.returncode, run.stderr) == (0, "")
 
 

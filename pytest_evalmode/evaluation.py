@@ -11,7 +11,7 @@ from torch import nn, no_grad
 from pytest_evalmode.guards import Guard, require_module
 from pytest_evalmode.guards.config import GuardConfig
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.source.model_graphs import exported_ids
+from pytest_evalmode.observe.model_code.model_graphs import exported_ids
 from pytest_evalmode.policy import Policy
 
 

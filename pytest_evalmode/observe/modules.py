@@ -112,7 +112,8 @@ def path_as_code(root: nn.Module, path: str) -> str:
             code += f'["{step}"]'
         else:
             code += f"[{step}]" if hasattr(type(part), "__getitem__") else f'.get_submodule("{step}")'
-        part = part._modules.get(step) or part
+        child = dict(part._modules.items()).get(step)  # a ScriptModule's table has no get()
+        part = part if child is None else child
     return code
 
 

@@ -18,11 +18,12 @@ from torch import nn
 
 from pytest_evalmode.observe import modules, patches
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
+from pytest_evalmode.observe.model_code import model_graphs
 from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Observer
 from pytest_evalmode.observe.private_api import EXPORT_CODE, TRACE_MODULE_CODE, ExportedProgram, ScriptModule
-from pytest_evalmode.observe.source import callers, model_graphs
+from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
-from pytest_evalmode.observe.source import draw_calls
+from pytest_evalmode.observe.model_code import draw_calls
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import flag_snapshots
 from pytest_evalmode.trace import Hooks, Leak, Site

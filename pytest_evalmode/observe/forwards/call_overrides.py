@@ -18,8 +18,8 @@ from torch import nn
 
 from pytest_evalmode.observe import forks, modules, patches
 from pytest_evalmode.observe.forwards.observer import observe_calls
+from pytest_evalmode.observe.model_code import forward_code
 from pytest_evalmode.observe.patches import Observer, Patch
-from pytest_evalmode.observe.source import forward_code
 
 _NAME = "__call__"
 _patches: dict[type, Patch] = {}

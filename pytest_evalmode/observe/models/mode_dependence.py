@@ -7,8 +7,8 @@ from numbers import Number
 from torch import nn
 
 from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.model_code import forward_code, model_graphs
 from pytest_evalmode.observe.private_api import BatchNorm, ScriptModule
-from pytest_evalmode.observe.source import forward_code, model_graphs
 
 
 def is_mode_dependent(module: nn.Module) -> bool:

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from pytest_evalmode.observe import forks, modules, patches
+from pytest_evalmode.observe.model_code import tensor_writes
 from pytest_evalmode.observe.models.registry import Registry
 from pytest_evalmode.observe.models.surviving_submodules import find_surviving_submodules
 from pytest_evalmode.observe.models.tracked_model import TrackedModel
 from pytest_evalmode.observe.patches import Observer
-from pytest_evalmode.observe.source import tensor_writes
 from pytest_evalmode.observe.state import devices, snapshot
 from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_of, is_unchanged, undisturbed
 from pytest_evalmode.observe.state.snapshot import Snapshot

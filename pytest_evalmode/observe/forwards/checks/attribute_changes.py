@@ -18,7 +18,7 @@ from torch import nn
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
-from pytest_evalmode.observe.source.attribute_accesses import Use, attribute_use
+from pytest_evalmode.observe.model_code.attribute_accesses import Use, attribute_use
 from pytest_evalmode.observe.state import devices
 from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_of, is_tensor, is_unchanged, undisturbed
 from pytest_evalmode.trace import AttributeChange, ModuleInfo

@@ -14,13 +14,13 @@ from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.calls import gradients
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.context import RAISED
+from pytest_evalmode.observe.model_code import forward_code
 from pytest_evalmode.observe.private_api import (
     get_unwrapped,
     is_functorch_wrapped_tensor,
     peek_interpreter_stack,
     tree_leaves,
 )
-from pytest_evalmode.observe.source import forward_code
 from pytest_evalmode.observe.state.fingerprint import is_tensor
 from pytest_evalmode.trace import Observation
 

@@ -11,8 +11,8 @@ from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.tree_cache import GRAPH_TYPES
 from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
+from pytest_evalmode.observe.model_code import model_graphs
 from pytest_evalmode.observe.private_api import BatchNorm
-from pytest_evalmode.observe.source import model_graphs
 from pytest_evalmode.trace import Observation, Site
 
 

@@ -15,8 +15,9 @@ from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.checks.training_mode import observe_training
 from pytest_evalmode.observe.forwards.tree_cache import GRAPH_TYPES
-from pytest_evalmode.observe.source import callers, forward_code, model_graphs
-from pytest_evalmode.observe.source.draw_calls import DrawCall
+from pytest_evalmode.observe.model_code import forward_code, model_graphs
+from pytest_evalmode.observe.model_code.draw_calls import DrawCall
+from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import generators
 from pytest_evalmode.trace import Observation, Site

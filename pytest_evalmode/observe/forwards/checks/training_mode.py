@@ -14,8 +14,8 @@ from pytest_evalmode.observe.forwards.checks.autograd import is_trainable
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.context import ForwardContext
 from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
+from pytest_evalmode.observe.model_code import model_graphs
 from pytest_evalmode.observe.models import mode_dependence
-from pytest_evalmode.observe.source import model_graphs
 from pytest_evalmode.observe.state.fingerprint import is_tensor
 from pytest_evalmode.trace import Observation, Site
 

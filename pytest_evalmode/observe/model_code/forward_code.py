@@ -21,14 +21,14 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from pytest_evalmode.observe.modules import all_modules, python_module
-from pytest_evalmode.observe.source.draw_calls import (
+from pytest_evalmode.observe.model_code.draw_calls import (
     DrawCall,
     builds_drawing_module,
     definitions_of,
     draw_calls_in,
     mentions_draw,
 )
+from pytest_evalmode.observe.modules import all_modules, python_module
 
 _NO_GRAD = frozenset({"no_grad", "inference_mode", "set_grad_enabled"})
 _MODULE_CALLS = frozenset({"__call__", "_call_impl", "_wrapped_call_impl", "_wrapped_call"})

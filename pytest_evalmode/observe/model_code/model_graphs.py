@@ -14,8 +14,8 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.model_code.draw_calls import DRAWING_FUNCTIONS
 from pytest_evalmode.observe.private_api import OpOverload, ScriptModule
-from pytest_evalmode.observe.source.draw_calls import DRAWING_FUNCTIONS
 
 _BATCH_NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pytest_evalmode.observe.source import forward_code
-from pytest_evalmode.observe.source.draw_calls import DRAWING_FUNCTIONS
+from pytest_evalmode.observe.model_code import forward_code
+from pytest_evalmode.observe.model_code.draw_calls import DRAWING_FUNCTIONS
 from tests.nets import rules, watching
 
 # Public operators that are tagged as drawing, but that no Python code calls by these names: nn.LSTM's on ROCm, and
@@ -350,7 +350,7 @@ DYING = """
 import gc, weakref
 from torch import nn
 from torch.nn import functional as F
-from pytest_evalmode.observe.source import forward_code
+from pytest_evalmode.observe.model_code import forward_code
 
 class Base(nn.Module):
     def forward(self, x):

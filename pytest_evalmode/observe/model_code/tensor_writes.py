@@ -10,8 +10,8 @@ from types import CodeType
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.source import forward_code
-from pytest_evalmode.observe.source.draw_calls import definitions_of
+from pytest_evalmode.observe.model_code import forward_code
+from pytest_evalmode.observe.model_code.draw_calls import definitions_of
 
 Line = tuple[CodeType, int]
 

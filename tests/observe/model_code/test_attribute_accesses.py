@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_evalmode.observe.source.attribute_accesses import attribute_use
+from pytest_evalmode.observe.model_code.attribute_accesses import attribute_use
 
 
 class Base(nn.Module):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pytest_evalmode.observe.source import model_graphs
+from pytest_evalmode.observe.model_code import model_graphs
 from tests.nets import batch, rules, watching
 
 pytestmark = [

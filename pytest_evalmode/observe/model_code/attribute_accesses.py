@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from pytest_evalmode.observe.source.draw_calls import definitions_of
+from pytest_evalmode.observe.model_code.draw_calls import definitions_of
 
 States = frozenset[str]
 """The accesses on the paths so far: "" none, "r" read, "w" written first, "e" an element written first, and "x": what

@@ -36,8 +36,8 @@ DIRECTIONS = {
     "observe.models": {"trace", "observe", "observe.source", "observe.state"},
     "observe.calls": {"trace", "observe", "observe.source", "observe.state", "observe.models"},
     "observe.forwards": {"trace", "observe", "observe.source", "observe.state", "observe.models", "observe.calls"},
-    "lock.inputs": {"rules"},
-    "lock.arrays": {"trace", "lock.lock_file", "lock.inputs", "lock.outputs"},
+    "lock.causes": set(),
+    "lock.arrays": {"trace", "lock.lock_file", "lock.causes"},
 }
 
 

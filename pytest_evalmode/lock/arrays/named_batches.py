@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pytest_evalmode.lock.arrays.batch_arrays import named_arrays
 from pytest_evalmode.lock.arrays.stream import Budget, Stream, kept_indices
-from pytest_evalmode.lock.inputs.batch_arrays import named_arrays
 from pytest_evalmode.lock.lock_file import Entry, LockError
 
 if TYPE_CHECKING:

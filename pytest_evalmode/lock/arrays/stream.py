@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128
 
-from pytest_evalmode.lock.inputs import Selection
+from pytest_evalmode.lock.arrays.samples import Selection
 from pytest_evalmode.lock.lock_file import Entry, LockError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, diagnosis_of_steps, format_indices
+from pytest_evalmode.lock.causes.cause import Array, Diagnosis, Step, format_indices, join_steps
 
 
 def compare_order(was: Sequence[Hashable], now: Sequence[Hashable]) -> Diagnosis | None:
@@ -19,12 +19,12 @@ def compare_order(was: Sequence[Hashable], now: Sequence[Hashable]) -> Diagnosis
     """
     index = match_samples(was, now)
     if index is not None:
-        return diagnosis_of_steps("samples", order_steps(len(was), index))
+        return join_steps("samples", order_steps(len(was), index))
     n, m = len(was), len(now)
     if n < m and n and list(now[:n]) == list(was):
-        return diagnosis_of_steps("samples", [Step("added", f"added ({m - n} new, at the end)", {"added": m - n})])
+        return join_steps("samples", [Step("added", f"added ({m - n} new, at the end)", {"added": m - n})])
     if n < m and n and list(now[m - n :]) == list(was):
-        return diagnosis_of_steps("samples", [Step("added", f"added ({m - n} new, at the start)", {"added": m - n})])
+        return join_steps("samples", [Step("added", f"added ({m - n} new, at the start)", {"added": m - n})])
     return None
 
 
@@ -88,42 +88,8 @@ def _match_in_order(was: Sequence[Hashable], now: Sequence[Hashable]) -> list[in
     return index
 
 
-def match_identical(was: Array, now: Array) -> list[int] | None:
-    """Return the locked index of each current sample, comparing them bit by bit.
-
-    Args:
-        was: The locked samples: shape (samples, ...), any dtype.
-        now: The current samples: shape (samples, ...), any dtype.
-    """
-    if not was.ndim or not now.ndim or was.shape[1:] != now.shape[1:]:
-        return None
-    return match_samples(sample_bytes(was), sample_bytes(now))
-
-
 def sample_bytes(array: Array) -> list[bytes]:
     return [np.ascontiguousarray(row).tobytes() for row in array]
-
-
-def match_similar(a: Array, b: Array) -> list[int] | None:
-    """Return the locked index of each current image, regardless of brightness, contrast and channel order.
-
-    Args:
-        a: The locked images: shape (samples, channels, rows, columns), any range.
-        b: The current images: shape (samples, channels, rows, columns), any range.
-    """
-    if a.shape[2:] != b.shape[2:] or max(len(a), len(b)) < 2:
-        return None
-    old, new = _standardized(a), _standardized(b)
-    correlation = new @ old.T
-    index = [int(i) for i in correlation.argmax(1)]
-    is_sure = correlation.max(1) > 0.8
-    return index if is_sure.all() and not (len(a) == len(b) and index == list(range(len(a)))) else None
-
-
-def _standardized(images: Array) -> Array:
-    flat = np.asarray(images, float).mean(1).reshape(len(images), -1)
-    flat = flat - flat.mean(1, keepdims=True)
-    return np.asarray(flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-12))
 
 
 def order_steps(n: int, index: Sequence[int]) -> list[Step]:

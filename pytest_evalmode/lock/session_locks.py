@@ -166,9 +166,7 @@ class LockSession:
             self._errors[f"{where}{error}"] = None
             self._failed |= nodeids
 
-    def _update(
-        self, records: dict[Path, tuple[str, dict[str, Any]]], stale: dict[Path, set[tuple[str, str]]]
-    ) -> None:
+    def _update(self, records: dict[Path, tuple[str, dict[str, Any]]], stale: dict[Path, set[tuple[str, str]]]) -> None:
         """Write the new entries of tests, and remove the stale ones."""
         for path, (nodeid, record) in records.items():
             models = {

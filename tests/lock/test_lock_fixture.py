@@ -683,6 +683,8 @@ def test_a_lock_that_cannot_be_written_does_not_stop_the_others(
     suites.write(pytester, LOCKS)
     result = suites.run(pytester, UPDATE, "-p", "no:randomly")
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["*::test_guarded: not updated: *No space left on device*", "updated the lock of 1 test"])
+    result.stdout.fnmatch_lines(
+        ["*::test_guarded: not updated: *No space left on device*", "updated the lock of 1 test"]
+    )
     assert list(lock(pytester)) == ["test_unguarded"]
     assert not suites.plugin_lines(result)

@@ -107,8 +107,9 @@ class LockSession:
                         self._warn_of_ignored(find_ignored(folder))
         if self._errors:
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
-            more = [f"and {len(self._errors) - _MAX_LINES} more errors"] * (len(self._errors) > _MAX_LINES)
-            self._lines += [(line, True) for line in (*list(self._errors)[:_MAX_LINES], *more)]
+            self._lines += [(line, True) for line in list(self._errors)[:_MAX_LINES]]
+            if len(self._errors) > _MAX_LINES:
+                self._lines.append((f"and {len(self._errors) - _MAX_LINES} more errors", True))
         if update:
             self._summarize_update()
         if unused:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pytest_evalmode.lock import session_locks
+from pytest_evalmode.lock.lock_folder import write_lock
 from tests import suites
 
 # An inner run drops its imports afterwards, but torch and numpy cannot be imported twice.
@@ -672,14 +672,12 @@ def test_an_again_function_that_fails_is_reported(pytester: pytest.Pytester, cha
 def test_a_lock_that_cannot_be_written_does_not_stop_the_others(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_lock = session_locks.write_lock
-
     def full(path: Path, *args: Any) -> None:
         if path.name.startswith("test_guarded"):
             raise OSError(28, "No space left on device", str(path))
         write_lock(path, *args)
 
-    monkeypatch.setattr(session_locks, "write_lock", full)
+    monkeypatch.setattr("pytest_evalmode.lock.session_locks.write_lock", full)
     suites.write(pytester, LOCKS)
     result = suites.run(pytester, UPDATE, "-p", "no:randomly")
     assert result.ret == 1

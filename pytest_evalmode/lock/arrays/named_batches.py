@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +50,11 @@ class NamedBatches:
     def add(self, batch: object) -> None:
         """Add a batch: arrays and tensors of any shape, nested in any way; raise LockError for anything else."""
         if self._plain is not None and type(batch) is Tensor and batch.dtype is self._plain[0]:
-            try:
-                array = batch.numpy()
-            except (TypeError, RuntimeError):  # on a device, sparse, with gradients: not as plain as the first
-                array = None
-            if array is not None and array.ndim:
-                self._plain[1].add(array)
+            plain = None
+            with suppress(TypeError, RuntimeError):  # on a device, sparse, with gradients: not as plain as the first
+                plain = batch.numpy()
+            if plain is not None and plain.ndim:
+                self._plain[1].add(plain)
                 return
         try:
             arrays = named_arrays(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
@@ -34,58 +34,33 @@ def match_samples(was: Sequence[Hashable], now: Sequence[Hashable]) -> list[int]
     Keys that recur, such as labels, are matched if all are present in another order, or if some were dropped, or
     repeated at the end.
     """
-    old, new = Counter(was), Counter(now)
-    n = len(was)
-    if not was or not now or new.keys() - old.keys() or list(was) == list(now):
+    if not was or not now or list(was) == list(now) or set(now) - set(was):
         return None
-    if list(now) == list(was)[::-1]:
-        return list(range(n))[::-1]
-    if n < len(now) and list(now[:n]) == list(was):
-        return _match_padding(was, now)
-    if max(old.values()) > 1 and old != new:
-        return _match_in_order(was, now) if len(old) > 1 else None
-    places: dict[Hashable, list[int]] = {}
-    for i, key in enumerate(was):
-        places.setdefault(key, []).append(i)
-    seen: Counter[Hashable] = Counter()
-    index = []
-    for key in now:
-        index.append(places[key][seen[key] % len(places[key])])
-        seen[key] += 1
-    return index
+    matching = (each for each in _try_indices(was, now) if [was[i] for i in each] == list(now))
+    return next(map(list, matching), None)
 
 
-def _match_padding(was: Sequence[Hashable], now: Sequence[Hashable]) -> list[int] | None:
-    """Return the index if the samples that follow repeat the first ones, or the last one."""
-    n, m = len(was), len(now)
-    first, last = [*range(n), *(i % n for i in range(m - n))], [*range(n), *[n - 1] * (m - n)]
-    for index in (first, last):
-        if [was[i] for i in index] == list(now):
-            return index
-    if len(set(was)) < n:
-        return None
-    places = {key: i for i, key in enumerate(was)}
-    return [places[key] for key in now]
-
-
-def _match_in_order(was: Sequence[Hashable], now: Sequence[Hashable]) -> list[int] | None:
-    """Return the locked index of each current sample if only samples were dropped."""
-    n, m = len(was), len(now)
-    for start in (0, n - m):
-        if 0 < m < n and list(was[start : start + m]) == list(now):
-            return list(range(start, start + m))
-    if m < n - 1 and len(set(was)) < 0.5 * n:
-        return None  # few classes: many ways to drop some labels fit
-    index = []
-    at = 0
-    for key in now:
-        while at < n and was[at] != key:
-            at += 1
-        if at == n:
-            return None
-        index.append(at)
-        at += 1
-    return index
+def _try_indices(was: Sequence[Hashable], now: Sequence[Hashable]) -> Iterator[Sequence[int]]:
+    n, m, distinct = len(was), len(now), len(set(was))
+    yield range(n)[::-1]
+    yield [*range(n), *(i % n for i in range(m - n))]
+    yield [*range(n), *[n - 1] * (m - n)]
+    if 1 < distinct and m < n:
+        yield range(m)
+        yield range(n - m, n)
+        if m == n - 1 or distinct >= 0.5 * n:  # with few classes, there are many ways to drop some labels
+            kept = iter(range(n))
+            yield [at for key in now if (at := next((i for i in kept if was[i] == key), None)) is not None]
+    if distinct == n or Counter(was) == Counter(now):
+        places: dict[Hashable, list[int]] = {}
+        for i, key in enumerate(was):
+            places.setdefault(key, []).append(i)
+        used: Counter[Hashable] = Counter()
+        index = []
+        for key in now:
+            index.append(places[key][used[key] % len(places[key])])
+            used[key] += 1
+        yield index
 
 
 def sample_bytes(array: Array) -> list[bytes]:

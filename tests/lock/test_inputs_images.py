@@ -198,14 +198,12 @@ PHOTOGRAPHS: dict[str, Fault] = {
     "one image": ({"channels"}, lambda s: (s.images[0], s.images[0][..., ::-1])),
     "one image, flipped": ({"flip"}, lambda s: (s.images[0], s.images[0][::-1])),
     "grayscale": ({"grey"}, lambda s: (s.normalized(), s.normalized(to_grayscale(s.images)))),
-    "sharpened": ({"sharpened"}, lambda s: (s.images, sharpened(s.images))),
     "alpha channel added": (
         {"channels"},
         lambda s: (s.images, np.pad(s.images, [(0, 0)] * 3 + [(0, 1)], constant_values=255)),
     ),
     "Caffe": ({"channels", "other statistics"}, lambda s: (s.normalized(), caffe(s.images))),
     "view instead of permute": ({"shape"}, lambda s: (s.normalized(), s.normalized().reshape(2, SIZE, SIZE, 3))),
-    "blurred": ({"blurred"}, lambda s: (s.images, blurred(s.images))),
     "BGR and CLIP": (
         {"channels", "other statistics"},
         lambda s: (s.normalized(), normalize(s.images[..., ::-1], CLIP)),
@@ -275,6 +273,8 @@ UNEXPLAINED: dict[str, Callable[[Source], tuple[Array, Array]]] = {
 }
 # What cannot be repeated, because the images before it are not stored.
 UNEXPLAINED_PHOTOGRAPHS: dict[str, Callable[[Source], tuple[Array, Array]]] = {
+    "blurred": lambda s: (s.images, blurred(s.images)),
+    "sharpened": lambda s: (s.images, sharpened(s.images)),
     "JPEG twice": lambda s: (s.images, jpeg(jpeg(s.images, 90), 60)),
     "JPEG, then cropped": lambda s: (cropped(sources()), cropped(jpeg(sources()))),
     "nearest": lambda s: (s.images, resize(sources(), SIZE, Image.Resampling.NEAREST)),

@@ -116,9 +116,9 @@ LEVELS: dict[str, tuple[Callable[[Array], Array], str]] = {
     ),
     "blurred": (
         lambda x: pictures.map_images(x, lambda i: i.filter(pictures.ImageFilter.GaussianBlur(1))),
-        "blurred",
+        NONE,
     ),
-    "sharpened": (lambda x: pictures.map_images(x, lambda i: i.filter(pictures.ImageFilter.SHARPEN)), "sharpened"),
+    "sharpened": (lambda x: pictures.map_images(x, lambda i: i.filter(pictures.ImageFilter.SHARPEN)), NONE),
     # What no cause in the table makes.
     "rotated by 5 degrees": (lambda x: pictures.map_images(x, lambda i: i.rotate(5)), NONE),
     "noise": (lambda x: levels(x, lambda v: v + np.random.default_rng(0).normal(0, 4, v.shape)), NONE),

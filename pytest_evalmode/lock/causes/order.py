@@ -45,7 +45,7 @@ def _try_indices(was: Sequence[Hashable], now: Sequence[Hashable]) -> Iterator[S
     yield range(n)[::-1]
     yield [*range(n), *(i % n for i in range(m - n))]
     yield [*range(n), *[n - 1] * (m - n)]
-    if 1 < distinct and m < n:
+    if distinct > 1 and m < n:
         yield range(m)
         yield range(n - m, n)
         if m == n - 1 or distinct >= 0.5 * n:  # with few classes, there are many ways to drop some labels

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from pytest_evalmode.lock.causes import numbers, proof, statistics
-from pytest_evalmode.lock.causes.cause import RANDOM, Array, Cause, Step
+from pytest_evalmode.lock.causes.cause import RANDOM, Array, Step
 from pytest_evalmode.lock.causes.images import codings, layout, levels, moves
 from pytest_evalmode.lock.causes.images.codings import Coding
 from pytest_evalmode.lock.causes.search import Moved, Proof, search
@@ -46,8 +46,8 @@ def _explain(a: Array, b: Array, is_cropped: bool, *, is_one_of_many: bool = Fal
     For one image of many, causes that take long are not tried.
     """
     places = partial(moves.try_places, is_cropped=is_cropped)
-    local = () if is_one_of_many else levels.LOCAL
-    provers = (_prove_values, _prove_functions, partial(_prove_levels, is_cropped=is_cropped, local=local))
+    of_levels = partial(_prove_levels, is_cropped=is_cropped, with_jpeg=not is_one_of_many)
+    provers = (_prove_values, _prove_functions, of_levels)
     return search(a, b, (moves.try_orders, moves.try_turns, places, moves.try_channels), provers, _correlate)
 
 
@@ -121,7 +121,7 @@ def _prove_pixels(moved: Moved) -> Iterator[Proof]:
         yield from proof.prove(levels.UNROUNDED, proof.Pair(x, y))
 
 
-def _prove_levels(moved: Moved, *, is_cropped: bool, local: tuple[Cause, ...]) -> Iterator[Proof]:
+def _prove_levels(moved: Moved, *, is_cropped: bool, with_jpeg: bool) -> Iterator[Proof]:
     """Prove causes that act on 8-bit levels, before the moves or after them, and perhaps a change of the coding."""
     yield from _prove_pixels(moved)
     for old in codings.codings_of(moved.was):
@@ -131,23 +131,23 @@ def _prove_levels(moved: Moved, *, is_cropped: bool, local: tuple[Cause, ...]) -
             if not codings.has_levels(new, moved.now) or (step is None and not is_same):
                 continue
             recoding = () if is_same or step is None else (step,)
-            for each in _prove_coded(moved, old, new, is_cropped, local):
+            for each in _prove_coded(moved, old, new, is_cropped, with_jpeg):
                 yield Proof((*each.steps, *recoding), each.fitted)
 
 
-def _prove_coded(moved: Moved, old: Coding, new: Coding, is_cropped: bool, local: tuple[Cause, ...]) -> Iterator[Proof]:
+def _prove_coded(moved: Moved, old: Coding, new: Coding, is_cropped: bool, with_jpeg: bool) -> Iterator[Proof]:
     x, y = old.to_levels(moved.was), np.round(new.to_levels(moved.now))
     if not codings.has_levels(old, moved.was):
         yield from proof.prove((levels.ROUNDED,), proof.Pair(x, y, levels=True))
         return
     yield from proof.prove(levels.POINTWISE, proof.Pair(np.round(x), y, levels=True))
     start = moved.origin[0]
-    undone = _undo(moved, start.shape, y) if local else None
-    if undone is not None:  # a filter or a compression came first
+    undone = _undo(moved, start.shape, y) if with_jpeg else None
+    if undone is not None:  # compression came before the moves
         margin = _MARGIN if is_cropped and min(start.shape[2:]) > 3 * _MARGIN else 0
         before = np.round(old.to_levels(start))
-        causes = [replace(each, apply=_inside(margin, undone, each.apply)) for each in local]
-        yield from proof.prove(causes, proof.Pair(before, undone, levels=True))
+        jpeg = replace(levels.JPEG, apply=_inside(margin, undone, levels.JPEG.apply))
+        yield from proof.prove((jpeg,), proof.Pair(before, undone, levels=True))
 
 
 def _undo(moved: Moved, shape: tuple[int, ...], after: Array) -> Array | None:

@@ -1,4 +1,4 @@
-"""Causes that act on 8-bit levels: brightness, gamma, gray, JPEG, filters.
+"""Causes that act on 8-bit levels: brightness, gamma, gray, JPEG.
 
 All arrays have shape (samples, channels, rows, columns) and values in 0..255. A prediction is rounded to levels, and
 may be one level off where other libraries round differently.
@@ -16,13 +16,13 @@ import numpy as np
 from pytest_evalmode.lock.causes.cause import Array, Cause, Step
 
 try:
-    from PIL import Image, ImageFilter
-except ImportError:  # without Pillow, these causes are not recognized
-    Image = ImageFilter = None  # type: ignore[assignment]
+    from PIL import Image
+except ImportError:  # without Pillow, compression is not recognized
+    Image = None  # type: ignore[assignment]
 
 _GRAYS = ((0.299, 0.587, 0.114), (0.2126, 0.7152, 0.0722), (1 / 3, 1 / 3, 1 / 3))
 _SUBSAMPLINGS = {2: "4:2:0", 0: "4:4:4", 1: "4:2:2"}
-_PART = 64  # pixels of one image on which compression and filters are tried
+_PART = 64  # pixels of one image on which qualities are tried
 _MAX_LEFT = 0.3  # share of the squared difference that may be left in that part
 _MIN_CHANGE = 0.25  # squared levels: less is not searched for a quality
 
@@ -123,31 +123,23 @@ ROUNDED = Cause(
 )
 
 
-# Compression and filters, made by Pillow.
-
-
-def _convert_images(levels: Array, convert: Any) -> Array:
-    """Apply a function of Pillow images to each image."""
-    converted = []
-    for image in np.clip(np.round(levels), 0, 255).astype(np.uint8):
-        pixels = np.asarray(convert(Image.fromarray(image[0] if len(image) == 1 else np.moveaxis(image, 0, -1))))
-        converted.append(pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0))
-    return np.stack(converted).astype(float)
+# Compression, made by Pillow: parameters are the quality, and the subsampling of the chroma as Pillow numbers it.
 
 
 def compress(levels: Array, parameters: tuple[int, int]) -> Array:
-    """Return images as they are after encoding as JPEG, of a quality and a subsampling as Pillow numbers it."""
-
-    def convert(image: Any) -> Any:
+    """Return images as they are after encoding as JPEG."""
+    compressed = []
+    for image in np.clip(np.round(levels), 0, 255).astype(np.uint8):
         file = io.BytesIO()
-        image.save(file, "JPEG", quality=parameters[0], subsampling=parameters[1])
-        return Image.open(file)
-
-    return _convert_images(levels, convert)
+        picture = Image.fromarray(image[0] if len(image) == 1 else np.moveaxis(image, 0, -1))
+        picture.save(file, "JPEG", quality=parameters[0], subsampling=parameters[1])
+        pixels = np.asarray(Image.open(file), float)
+        compressed.append(pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0))
+    return np.stack(compressed)
 
 
 def _most_changed(a: Array, b: Array) -> tuple[Array, Array] | None:
-    """Return the corner of the image that changed most, to try causes on; None if these are not changed pictures."""
+    """Return the corner of the image that changed most, to try qualities on; None if these are no changed pictures."""
     if Image is None or a.shape != b.shape or a.shape[1] not in (1, 3):
         return None
     changes = np.mean((a - b) ** 2, (1, 2, 3))
@@ -184,32 +176,4 @@ def _describe_jpeg(a: Array, b: Array, parameters: tuple[int, int]) -> Step:
     return Step("jpeg", f"re-encoded as JPEG (quality {parameters[0]}; PSNR {noise:.1f} dB)", details)
 
 
-# The kind of each filter, and its class in Pillow and arguments.
-_FILTERS: dict[str, tuple[str, str, tuple[float, ...]]] = {
-    **{f"GaussianBlur({radius:g})": ("blurred", "GaussianBlur", (radius,)) for radius in (0.5, 1, 1.5, 2, 3, 4, 5)},
-    "BoxBlur(1)": ("blurred", "BoxBlur", (1,)),
-    "MedianFilter(3)": ("smoothed", "MedianFilter", (3,)),
-    "SHARPEN": ("sharpened", "SHARPEN", ()),
-    "UnsharpMask()": ("sharpened", "UnsharpMask", ()),
-}
-
-
-def _filter(levels: Array, name: str) -> Array:
-    _, attribute, arguments = _FILTERS[name]
-    return _convert_images(levels, lambda image: image.filter(getattr(ImageFilter, attribute)(*arguments)))
-
-
-def _filters(a: Array, b: Array) -> Iterator[str]:
-    if (part := _most_changed(a, b)) is not None:
-        yield from (name for name in _FILTERS if _left(_filter(part[0], name), part[1]) <= _MAX_LEFT * _left(*part))
-
-
-LOCAL = (
-    Cause(
-        _filters,
-        _filter,
-        lambda a, b, name: Step(_FILTERS[name][0], f"{_FILTERS[name][0]} (as by Pillow's {name})"),
-        residual=1,
-    ),
-    Cause(_qualities, compress, _describe_jpeg, lambda _: 2, residual=1),
-)
+JPEG = Cause(_qualities, compress, _describe_jpeg, lambda _: 2, residual=1)

@@ -40,8 +40,8 @@ DIRECTIONS = {
         *("trace", "observe", "observe.model_code", "observe.source", "observe.state", "observe.models"),
         "observe.calls",
     },
-    "lock.inputs": {"rules"},
-    "lock.arrays": {"trace", "lock.lock_file", "lock.inputs", "lock.outputs"},
+    "lock.causes": set(),
+    "lock.arrays": {"trace", "lock.lock_file", "lock.causes"},
 }
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_evalmode.lock.running_lock import RunningLock
-    from pytest_evalmode.trace import LockChange
+    from pytest_evalmode.trace import LockChange, Site
 
     M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class EvaluationLock:
         lock = self._opened("model", name)
         if lock is not None:
             fingerprints = host.last_fingerprints(model, self._item)
-            lock.model(model, name or host.name_of(model, self._item), fingerprints, host.find_site(self._root))
+            lock.model(model, name or host.name_of(model, self._item), fingerprints, self._find_site())
         return model
 
     @_fails_test
@@ -97,8 +97,7 @@ class EvaluationLock:
         tolerance = _tolerance("inputs", rtol, atol)
         lock = self._opened("inputs", name)
         if lock is not None:
-            at = None if lock.uses("inputs", name) else host.find_site(self._root)
-            lock.inputs(batch, name, at, tolerance)
+            lock.add("inputs", name, batch, tolerance, self._find_site)
         return batch
 
     @_fails_test
@@ -114,7 +113,7 @@ class EvaluationLock:
         """
         lock = self._opened("preprocessing", name)
         if lock is not None:
-            lock.preprocessing(transform, name, host.find_site(self._root))
+            lock.preprocessing(transform, name, self._find_site())
         return transform
 
     @_fails_test
@@ -145,8 +144,7 @@ class EvaluationLock:
             raise LockError(f"evalmode_lock.outputs(): again must be a function of the inputs, not {again!r:.80}")
         lock = self._opened("outputs", name)
         if lock is not None:
-            at = None if lock.uses("outputs", name) else host.find_site(self._root)
-            lock.outputs(outputs, name, at, tolerance, again)
+            lock.add("outputs", name, outputs, tolerance, self._find_site, again)
         return outputs
 
     def finish(self, outcome: Result[object]) -> None:
@@ -173,9 +171,8 @@ class EvaluationLock:
         if errors and own_failure is None:
             outcome.force_exception(pytest.fail.Exception(errors[0], pytrace=False))
 
-    @property
-    def _root(self) -> Path:
-        return host.settings_of(self._item.config).root
+    def _find_site(self) -> Site | None:
+        return host.find_site(host.settings_of(self._item.config).root)
 
     def _current_tests(self) -> set[Path]:
         """Return the lock files of this run's tests."""

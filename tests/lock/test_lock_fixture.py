@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pytest_evalmode.lock.lock_folder import write_lock
 from tests import forked, suites
 
 # An inner run drops its imports afterwards, but torch and numpy cannot be imported twice.
@@ -667,3 +668,22 @@ def test_an_again_function_that_fails_is_reported(pytester: pytest.Pytester, cha
     suites.write(pytester, AGAIN.replace("CALLS.append(", "assert not CALLS, 'again'\n        CALLS.append("))
     change("inputs")
     suites.run(pytester).stdout.fnmatch_lines(["*again= failed on 8 samples: AssertionError: again*"])
+
+
+def test_a_lock_that_cannot_be_written_does_not_stop_the_others(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *args: Any) -> None:
+        if path.name.startswith("test_guarded"):
+            raise OSError(28, "No space left on device", str(path))
+        write_lock(path, *args)
+
+    monkeypatch.setattr("pytest_evalmode.lock.session_locks.write_lock", full)
+    suites.write(pytester, LOCKS)
+    result = suites.run(pytester, UPDATE, "-p", "no:randomly")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["*::test_guarded: not updated: *No space left on device*", "updated the lock of 1 test"]
+    )
+    assert list(lock(pytester)) == ["test_unguarded"]
+    assert not suites.plugin_lines(result)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs import image_layout
-from pytest_evalmode.lock.inputs.diagnosis import Array
+from pytest_evalmode.lock.causes.cause import Array
+from pytest_evalmode.lock.causes.images import layout
 
 _MAX_SAMPLES = 64
 _ENOUGH = 8  # samples; an image is cropped so that this many fit
@@ -100,18 +100,6 @@ class Selection:
             self.nbytes -= self._samples.pop(i).nbytes
 
 
-def choose_samples(array: Array, max_bytes: int) -> tuple[Array, list[int]]:
-    """Return the samples of an array to store, and their indices.
-
-    Args:
-        array: An array of any dtype, of shape (samples, ...), or a scalar.
-        max_bytes: How many bytes they may have.
-    """
-    selection = Selection(max_bytes)
-    selection.add(array if array.ndim else array[None])
-    return selection.values, selection.indices
-
-
 def center_crop(shape: tuple[int, ...], max_bytes: int) -> tuple[slice, ...]:
     """Return the index of the center of an image, such that several images fit; everything if it is small.
 
@@ -121,7 +109,7 @@ def center_crop(shape: tuple[int, ...], max_bytes: int) -> tuple[slice, ...]:
         shape: The shape of one sample.
         max_bytes: How many bytes all samples may have.
     """
-    images = image_layout.read_as_images(np.broadcast_to(np.uint8(0), (1, *shape))) if len(shape) in (2, 3) else []
+    images = layout.read_as_images(np.broadcast_to(np.uint8(0), (1, *shape))) if len(shape) in (2, 3) else []
     if not images or not (images[0].is_certain or len(shape) == 2):
         return ()
     axes = images[0].layout[1:]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs.diagnosis import Array
+from pytest_evalmode.lock.causes.cause import Array
 
 _SINGLE = "batch"  # name of the array of a batch that is just one array
 
@@ -74,14 +74,6 @@ def rebuild_batch(batch: object, values: Mapping[str, Array]) -> Any:
     raise TypeError(
         f"inputs of type {type(batch).__name__} cannot be rebuilt; pass a tensor, an array or a dict of them"
     )
-
-
-def vocabulary_of(batch: object) -> dict[int, str]:
-    """Return the text of each token id in a tokenized batch, if a fast Hugging Face tokenizer made the batch."""
-    tokens: dict[int, str] = {}
-    for encoding in getattr(batch, "encodings", None) or ():
-        tokens.update(zip(encoding.ids, encoding.tokens, strict=True))
-    return tokens
 
 
 def _walk(value: Any, path: str) -> Iterator[tuple[str, BatchArray]]:

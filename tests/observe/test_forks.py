@@ -65,7 +65,7 @@ class Sampler(nn.Module):
 
 def patched() -> list[str]:
     """Return the functions that are replaced now."""
-    names = [patch.name for patch in patches.TABLE if patch.observers or patch.original is not patch._current()]
+    names = [patch.name for patch in patches.TABLE if patch.observers or patch._replacement is patch._current()]
     return names + ["Sampler.__call__"] * hasattr(Sampler.__call__, "__wrapped__")
 
 

@@ -1,7 +1,7 @@
 """Observation of classes that override `nn.Module.__call__`.
 
 Their calls are forwards too, but do not reach the patched method. Such a class is found when a window opens, or when
-one of its modules is initialized, and gets a patch of its own until the last window closes. Only classes of modules
+it is defined in a window, and gets a patch of its own until the last window closes. Only classes of modules
 are patched: one that inherits its `__call__` from a mixin gets an attribute, and the mixin stays as it is.
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from types import FunctionType
 from typing import Any
-from weakref import WeakSet
 
 from torch import nn
 
@@ -30,28 +29,16 @@ _lock = forks.new_lock(sys.modules[__name__])
 class CallOverrides(Observer):
     """The classes with their own `__call__` whose modules may run in a window."""
 
-    patched = (patches.module_init,)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._initialized: WeakSet[type] = WeakSet()
-        """Classes of which a module was initialized in the window; weak, as a test may define and drop them."""
+    patched = (patches.init_subclass,)
 
     def start(self, *, strict: bool = False) -> None:
         super().start(strict=strict)
-        classes: list[Any] = [nn.Module]
-        for cls in classes:
-            classes += type.__subclasses__(cls)  # hundreds, for each window: keep this fast
-        usual = nn.Module.__call__
-        overrides = [c for c in classes if _NAME in c.__dict__ or (len(c.__bases__) > 1 and c.__call__ is not usual)]
-        self._patch(overrides)
+        self._patch(_find_overrides())
 
     def add_class(self, cls: type[nn.Module]) -> None:
-        """Patch a class of which a module is being initialized, and its bases, where that is needed."""
-        if cls not in self._initialized:
-            with self.errors:
-                self._initialized.add(cls)
-                self._patch(base for base in cls.__mro__ if issubclass(base, nn.Module))
+        """Patch a class that was just defined, if that is needed."""
+        with self.errors:
+            self._patch([cls])
 
     def stop(self) -> None:
         super().stop()
@@ -75,6 +62,22 @@ class CallOverrides(Observer):
                         _patches[cls] = patch
 
 
+def _find_overrides() -> list[type]:
+    """Return the classes of modules that do not inherit `nn.Module.__call__`, and a few that do.
+
+    Each window walks all classes, often more than a thousand. So this is written for speed.
+    """
+    usual, subclasses = nn.Module.__call__, type.__subclasses__
+    classes: list[Any] = [nn.Module]
+    overrides = []
+    for cls in classes:
+        if found := subclasses(cls):
+            classes += found
+        if _NAME in cls.__dict__ or (len(cls.__bases__) > 1 and cls.__call__ is not usual):
+            overrides.append(cls)
+    return overrides
+
+
 def _needs_patch(cls: type) -> bool:
     """Return whether the modules of a class have a `__call__` that does not call that of `nn.Module`.
 
@@ -92,8 +95,10 @@ def _needs_patch(cls: type) -> bool:
     return call is patches.module_call.original or forward_code.bypasses_module_call(call)
 
 
-@patches.module_init.replace_with
-def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-    for observer in patches.module_init.observers:
-        observer.add_class(type(self))
-    patches.module_init.original(self, *args, **kwargs)
+@patches.init_subclass.replace_with
+def _observed(cls: type[nn.Module], **kwargs: Any) -> None:
+    patch = patches.init_subclass
+    original = super(nn.Module, cls).__init_subclass__ if patch.is_inherited else patch.original.__get__(None, cls)
+    original(**kwargs)
+    for observer in patch.observers:
+        observer.add_class(cls)

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.timing import Row
 
-SECTIONS = ("state", "forward", "training", "memory", "suite", "seconds", "idle", "device")
+SECTIONS = ("state", "forward", "training", "memory", "suite", "idle", "device")
 
 
 def main() -> None:

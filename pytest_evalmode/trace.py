@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +114,7 @@ class TensorChange:
 
     model: str
     path: str
-    what: str
-    """`values`, `shape (4,) -> (8,)`, `dtype ...`, `device ...`, `added` or `removed`."""
+    what: Literal["values", "shape", "dtype", "device", "added", "removed"]
     elements: int | None = None
     """Number of elements that changed."""
     numel: int | None = None
@@ -127,6 +126,8 @@ class TensorChange:
     """Whether `state_dict()` saves it."""
     buffer: bool = False
     """Whether it is a buffer, which a forward in training mode may change."""
+    before_and_after: str = ""
+    """The shapes, dtypes or devices: `(4,) -> (8,)`."""
 
     @property
     def name(self) -> str:
@@ -157,14 +158,25 @@ class Load:
     """Number of given keys that the model has."""
 
 
+class Hooks(dict[int, str]):
+    """The names of the hooks in one table of a module, by their keys."""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} #{key}" for key, name in self.items()) or "none"
+
+
+FlagValue = bool | str | Hooks | None
+"""Whether something is on, a value of any other type as text, the hooks in a table, or None for no gradient."""
+
+
 @dataclass(frozen=True, slots=True)
 class Leak:
     """A change that persists after the test; `model` is None for torch's global state."""
 
     model: str | None
     name: str
-    before: str
-    after: str
+    before: FlagValue
+    after: FlagValue
     at: Site | None = None
     """The line that made the change, if known."""
 

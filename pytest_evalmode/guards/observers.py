@@ -17,7 +17,6 @@ from pytest_evalmode.observe.calls.model_conversions import ModelConversions
 from pytest_evalmode.observe.calls.optimizer_steps import OptimizerSteps
 from pytest_evalmode.observe.calls.state_dict_loads import StateDictLoads
 from pytest_evalmode.observe.calls.timeline import Timeline
-from pytest_evalmode.observe.forwards import cost
 from pytest_evalmode.observe.forwards.call_overrides import CallOverrides
 from pytest_evalmode.observe.forwards.observer import ForwardObserver
 from pytest_evalmode.observe.models.session_history import SessionHistory
@@ -72,8 +71,8 @@ class Observers:
 
     @property
     def seconds(self) -> float:
-        """Time spent observing forwards."""
-        return self.forwards.seconds / cost.timed_share()
+        """Time spent observing forwards, at least."""
+        return self.forwards.seconds
 
     def watch_shared(self, model: nn.Module, history: SessionHistory | None) -> None:
         """Watch a model that outlives the window."""
@@ -116,13 +115,13 @@ class Observers:
         `with_names` adds the qualified names of all modules and tensors, which globs of exemptions are matched against.
         """
         return Trace(
-            models=self.watch.watched_models(),
+            models=self.watch.registry.watched_models(),
             calls=(*self.forwards.pop_calls(), *self._exports.pop_calls()),
             changes=self.watch.compare(),
             steps=self._optimizers.pop_steps(),
             writes=self._conversions.pop_operations(),
             gradients=self._gradients.pop_operations(),
-            names=frozenset(self.watch.paths()) if with_names else frozenset(),
+            names=frozenset(self.watch.registry.paths()) if with_names else frozenset(),
             loads=self._loads.pop_loads(),
             events=self._timeline.pop_events() if self._timeline is not None else (),
         )
@@ -138,7 +137,7 @@ class Observers:
         )
 
     def _leak_line(self, leak: Leak) -> Site | None:
-        model = self.watch.living_models().get(leak.model or "")
+        model = self.watch.registry.living_models().get(leak.model or "")
         if model is None:
             return None
         return leak_lines.find_leak_line(leak, model, self._mode_changes, self._user_lines)

@@ -62,7 +62,7 @@ class Window:
 
     @property
     def models(self) -> tuple[WatchedModel, ...]:
-        return self.observers.watch.watched_models()
+        return self.observers.watch.registry.watched_models()
 
     @property
     def trace(self) -> Trace:
@@ -76,7 +76,7 @@ class Window:
         watched once it runs.
         """
         for path, model in discovery.find_models(value, name):
-            self.observers.watch.set_name(model, path)
+            self.observers.watch.registry.set_name(model, path)
             if defined_at is not None:
                 self._fixtures.setdefault(path, (name, defined_at))
             if shared:

@@ -33,7 +33,7 @@ def render_step_summary(
             reason = f": {_text(each['reason'])}" if each["reason"] else ""
             lines.append(f"- {_code(each['what'])}{reason} ({plural(len(each['tests']), 'test')})")
         lines.append("")
-    lines += [f"{plural(int(totals['forwards']), 'forward')}; guarding took {totals['seconds']:.2f} s", ""]
+    lines += [f"{plural(int(totals['forwards']), 'forward')}; guarding took at least {totals['seconds']:.2f} s", ""]
     return "\n".join(lines)
 
 

@@ -51,7 +51,7 @@ def headline(ledger: Ledger, known: KnownViolations | None) -> Line:
 
 def _cost(ledger: Ledger, seconds: float) -> str:
     read, skipped = (sum(test[key] for test in ledger.tests) for key in ("read", "unread"))
-    took = f"guarding took {seconds:.2f} s"
+    took = f"guarding took at least {seconds:.2f} s"
     if skipped:
         return f"{took}; read {_size(read)}, skipped {_size(skipped)} that the kernel reports as unmodified"
     return f"{took}; read {_size(read)} in full" if read else took

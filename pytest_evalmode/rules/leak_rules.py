@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from pytest_evalmode.rules.rule import Violation, rule
 from pytest_evalmode.rules.wording import first_and_more, plural
-from pytest_evalmode.trace import Leak, Site, Trace
+from pytest_evalmode.trace import Hooks, Leak, Site, Trace
 
 
 @rule(
@@ -83,23 +82,20 @@ def _templates(leak: Leak, owner: str) -> Iterator[tuple[str, str]]:
     """Yield the sentence templates for a leak of a model, each with the name to insert."""
     attribute = leak.name.rpartition(".")[2]
     if attribute == "training":
-        yield f"{{}} {{was}} left in {'training' if leak.after == 'True' else 'eval'} mode", owner
+        yield f"{{}} {{was}} left in {'training' if leak.after else 'eval'} mode", owner
     elif attribute == "requires_grad":
-        yield f"requires_grad was turned {'on' if leak.after == 'True' else 'off'} for {{}}", owner
+        yield f"requires_grad was turned {'on' if leak.after else 'off'} for {{}}", owner
     elif attribute == "grad":
-        verb = "cleared from" if leak.after == "None" else "accumulated into"
+        verb = "cleared from" if leak.after is None else "accumulated into"
         yield f"gradients were {verb} {{n}} ({{}})", owner
-    elif attribute.endswith("hooks"):
-        before, after = (set(_HOOK.findall(hooks)) for hooks in (leak.before, leak.after))
+    elif isinstance(leak.before, Hooks) and isinstance(leak.after, Hooks):
+        before, after = leak.before.keys(), leak.after.keys()
         noun = attribute.removesuffix("s").replace("_", " ")
         for verb, hooks in (("added to", after - before), ("removed from", before - after)):
             if hooks:
                 yield f"{plural(len(hooks), noun)} {'was' if len(hooks) == 1 else 'were'} {verb} {{}}", owner
     else:
         yield f"{{}} {_changed(leak)}", f"{owner}.{attribute}"
-
-
-_HOOK = re.compile(r"\S+ #\d+")
 
 
 def _changed(leak: Leak) -> str:

@@ -183,8 +183,8 @@ _WRITE_REMEDY = (
 
 def _find_write(trace: Trace, changes: Sequence[TensorChange]) -> ModelOperation | None:
     """Return the first call that can explain all changes: a load for values, a conversion for dtypes and devices."""
-    loaded = all(change.what.startswith("values") for change in changes)
-    converted = all(change.what.startswith(("dtype", "device")) for change in changes)
+    loaded = all(change.what == "values" for change in changes)
+    converted = all(change.what in ("dtype", "device") for change in changes)
     for write in trace.writes:
         explains = loaded if write.name == "load_state_dict()" else converted and write.name != "requires_grad_()"
         if explains and any(change.model in write.models for change in changes):
@@ -271,6 +271,6 @@ def _mutations(changes: Iterable[TensorChange]) -> Iterator[Violation]:
 def describe_change(change: TensorChange) -> str:
     """Return how much a tensor changed, if known: `max |Δ| 0.031, 64 of 64 elements`."""
     if change.elements is None:
-        return "" if change.what == "values" else change.what
+        return "" if change.what == "values" else f"{change.what} {change.before_and_after}".rstrip()
     extent = f"{change.elements} of {plural(change.numel or 0, 'element')}"
     return extent if change.max_abs is None else f"max |Δ| {change.max_abs:.2g}, {extent}"

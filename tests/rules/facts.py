@@ -24,7 +24,7 @@ def call(model: str = "model", kind: str = "Net", /, **facts: Any) -> ForwardCal
 
 
 def changed(path: str, model: str = "model", **facts: Any) -> TensorChange:
-    return TensorChange(model, path, **{"what": "values changed", **facts})
+    return TensorChange(model, path, **{"what": "values", **facts})
 
 
 def calls(*forwards: ForwardCall) -> Trace:

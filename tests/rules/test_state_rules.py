@@ -50,14 +50,14 @@ def test_several_tensors_are_listed_in_the_order_of_the_trace() -> None:
         ({"elements": 64, "numel": 64, "max_abs": 0.03125}, "max |Δ| 0.031, 64 of 64 elements"),
         ({"elements": 1, "numel": 1, "max_abs": 1.0}, "max |Δ| 1, 1 of 1 element"),
         ({"elements": 3, "numel": 4}, "3 of 4 elements"),  # a change to or from NaN has no difference
-        ({}, "values changed"),
-        ({"what": "shape (4,) -> (8,)"}, "shape (4,) -> (8,)"),
+        ({}, ""),
+        ({"what": "shape", "before_and_after": "(4,) -> (8,)"}, "shape (4,) -> (8,)"),
         ({"what": "removed"}, "removed"),
     ],
 )
 def test_the_finding_says_how_much_a_tensor_changed(facts: dict[str, Any], extent: str) -> None:
     violation = only("table", **facts)
-    assert violation.finding == f"model.table changed    {extent}"
+    assert violation.finding == f"model.table changed    {extent}".rstrip()
     assert violation.details == {"changes": {"model.table": extent}}
 
 

@@ -44,7 +44,7 @@ def leaks(*changes: Leak) -> Trace:
     return Trace(leaks=changes)
 
 
-MODEL_LEAK = Leak("model", "drop.training", "False", "True")
+MODEL_LEAK = Leak("model", "drop.training", False, True)
 GLOBAL_LEAK = Leak(None, "default_dtype", "float32", "float64")
 
 # Each strict rule with a trace that breaks only this rule.
@@ -194,7 +194,7 @@ def test_persistent_and_other_buffers_are_reported_by_different_rules() -> None:
 
 
 def test_leaks_of_models_and_of_torch_are_reported_separately() -> None:
-    trace = leaks(MODEL_LEAK, GLOBAL_LEAK, Leak("other", "fc.weight.grad", "None", "a tensor"))
+    trace = leaks(MODEL_LEAK, GLOBAL_LEAK, Leak("other", "fc.weight.grad", None, "a tensor"))
     assert [(v.model, v.subjects) for v in model_leaked.violations(trace)] == [
         ("model", ("model.drop.training",)),
         ("other", ("other.fc.weight.grad",)),

@@ -90,13 +90,12 @@ class ModelExports(Observer):
     def _names(self, graphs: list[nn.Module]) -> Iterator[str]:
         """Yield the model names of those graphs that have run."""
         for graph in graphs:
-            owner = self._watch.find_model(modules.unwrap(graph))
+            owner = self._watch.registry.find_model(modules.unwrap(graph))
             if owner is not None:
                 yield owner[0].name
 
     def _describe(self, module: nn.Module) -> ModuleInfo:
-        owner = self._watch.find_model(modules.unwrap(module))
-        name, path = (owner[0].name, owner[1]) if owner else (self._watch.name_of(module), "")
+        name, path = self._watch.registry.locate(modules.unwrap(module))
         return ModuleInfo(name, path, modules.type_name(module))
 
 

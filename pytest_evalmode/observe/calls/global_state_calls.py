@@ -18,15 +18,15 @@ from pytest_evalmode.observe.patches import Observer, Patch
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import flag_snapshots
 from pytest_evalmode.observe.state.flag_snapshots import Flags
-from pytest_evalmode.trace import Site
+from pytest_evalmode.trace import FlagValue, Site
 
 
 @dataclass(frozen=True, slots=True)
 class FlagChange:
     """A flag that a call has changed, and the user's line that led to the call."""
 
-    before: str
-    after: str
+    before: FlagValue
+    after: FlagValue
     line: Site | None
 
 
@@ -41,7 +41,7 @@ class GlobalStateCalls(Observer):
         self._changes: dict[str, list[FlagChange]] = {}
         """By flag, the changes that are still in effect: one that was reverted is removed."""
 
-    def line_of(self, name: str, value: str) -> Site | None:
+    def line_of(self, name: str, value: FlagValue) -> Site | None:
         """Return the line that set a flag to its current value, or None if that is unknown."""
         changes = self._changes.get(name)
         return changes[-1].line if changes and changes[-1].after == value else None

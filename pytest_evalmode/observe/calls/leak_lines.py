@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 from torch import nn
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import flag_snapshots
-from pytest_evalmode.trace import Leak, Site
-
-_HOOK_NUMBER = re.compile(r" #(\d+)")
+from pytest_evalmode.trace import Hooks, Leak, Site
 
 
 def find_leak_line(leak: Leak, model: nn.Module, mode_changes: ModeChanges, user_lines: UserLines) -> Site | None:
@@ -26,12 +22,10 @@ def find_leak_line(leak: Leak, model: nn.Module, mode_changes: ModeChanges, user
     if part is None:
         return None
     if flag == "training":
-        return mode_changes.line_of_mode(part, training=leak.after == "True")
-    if flag.endswith("hooks"):
-        added = {int(number) for number in _HOOK_NUMBER.findall(leak.after)}.difference(
-            int(number) for number in _HOOK_NUMBER.findall(leak.before)
-        )
-        codes = (flag_snapshots.code_of(hook) for key, hook in flag_snapshots.hooks_of([part]).items() if key in added)
+        return mode_changes.line_of_mode(part, training=leak.after is True)
+    if isinstance(leak.before, Hooks) and isinstance(leak.after, Hooks):
+        hooks, added = flag_snapshots.hooks_of([part]), leak.after.keys() - leak.before.keys()
+        codes = (flag_snapshots.code_of(hook) for key, hook in hooks.items() if key in added)
         sites = (user_lines.site(code, code.co_firstlineno) for code in codes if code)
         return next((site for site in sites if site), None)
     return None

@@ -41,7 +41,7 @@ class ModelConversions(Observer):
             parameter_ids = {
                 id(p) for part in modules.all_modules(module) for p in part._parameters.values() if p is not None
             }
-            models = self._watch.find_owners(parameter_ids)
+            models = self._watch.registry.find_owners(parameter_ids)
             if models:
                 self._operations[ModelOperation(models, f"{method}()", self._user_lines.find_line(frame))] = None
 

@@ -42,7 +42,7 @@ class OptimizerSteps(Observer):
     def _add_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with self.errors:
             parameter_ids = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
-            models = self._watch.find_owners(parameter_ids)
+            models = self._watch.registry.find_owners(parameter_ids)
             if models:
                 at = self._user_lines.find_line(sys._getframe(1))
                 self._steps[ModelOperation(models, f"{type(optimizer).__name__}.step()", at)] = None

@@ -72,8 +72,7 @@ class StateDictLoads(Observer):
             caller = self._user_lines.find_caller(frame)
             user_frame = caller.frame
             at = caller.test_frame or user_frame
-            owner = self._watch.find_model(module)
-            name, path = (owner[0].name, owner[1]) if owner else (self._watch.name_of(module), "")
+            name, path = self._watch.registry.locate(module)
             load = Load(
                 ModuleInfo(name, path, type_name(module)),
                 self._user_lines.site(at.f_code, at.f_lineno) if at else None,

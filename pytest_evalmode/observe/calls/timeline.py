@@ -32,8 +32,7 @@ class Timeline:
         """Record that a user's line has called `train()` or `eval()`."""
         if line is None:
             return
-        owner = self._watch.find_model(modules.unwrap(module))
-        name = ".".join(filter(None, (owner[0].name, owner[1]))) if owner else self._watch.name_of(module)
+        name = ".".join(filter(None, self._watch.registry.locate(modules.unwrap(module))))
         key: _Key = ("train()" if modules.training_flag(module) else "eval()", name, line)
         with self._lock:
             if key not in self._counts[-1]:

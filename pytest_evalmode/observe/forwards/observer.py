@@ -26,14 +26,14 @@ from pytest_evalmode.observe.forwards import unregistered_modules
 from pytest_evalmode.observe.forwards.checks.attribute_changes import AttributeChangeCheck
 from pytest_evalmode.observe.forwards.checks.autograd import AutogradCheck
 from pytest_evalmode.observe.forwards.checks.batch_statistics import BatchStatisticsCheck
-from pytest_evalmode.observe.forwards.checks.check import CheckContext, ForwardCheck
+from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.checks.hook_changes import HookChangeCheck
 from pytest_evalmode.observe.forwards.checks.input_changes import InputChangeCheck, contains_module
-from pytest_evalmode.observe.forwards.checks.random_draws import HostRandomDrawCheck, RandomDrawCheck
+from pytest_evalmode.observe.forwards.checks.random_draws import RandomDrawCheck
 from pytest_evalmode.observe.forwards.checks.training_mode import TrainingModeCheck
 from pytest_evalmode.observe.forwards.checks.unregistered import UnregisteredModuleCheck
-from pytest_evalmode.observe.forwards.context import RAISED, ForwardContext
-from pytest_evalmode.observe.forwards.tree_cache import CallCount, TreeCache
+from pytest_evalmode.observe.forwards.context import RAISED, CheckContext, ForwardContext
+from pytest_evalmode.observe.forwards.tree_cache import TreeCache
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Observer, Patch, module_call
 from pytest_evalmode.observe.source import callers
@@ -46,23 +46,48 @@ DEFAULT_CHECKS: tuple[type[ForwardCheck], ...] = (
     AutogradCheck,
     RandomDrawCheck,
 )
+"""Checks of the default rules.  `TrainingModeCheck` comes first: what it reports explains what others see."""
 STRICT_CHECKS: tuple[type[ForwardCheck], ...] = (
     UnregisteredModuleCheck,
     InputChangeCheck,
     AttributeChangeCheck,
     HookChangeCheck,
-    HostRandomDrawCheck,
 )
-"""Checks of the strict rules.  The order matters: checks read what earlier ones have found."""
 
-_SAMPLE_EVERY = 64
-"""One in this many forwards of inner modules is timed."""
+_DRAW_ONLY = (DEFAULT_CHECKS.index(RandomDrawCheck),)
+"""The only check that a settled module needs."""
+
+
+class _Running:
+    """An outermost forward in progress and its checks."""
+
+    def __init__(
+        self, forward: ForwardContext, check_types: tuple[type[ForwardCheck], ...], enclosing: _Running | None
+    ):
+        self.forward = forward
+        self.enclosing = enclosing
+        """The forward to which this model was passed as an argument."""
+        self.checks = [check_type(forward) for check_type in check_types]
+        self.autograd = next(check for check in self.checks if isinstance(check, AutogradCheck))
+        self.skippable = frozenset[int]()
+        """Modules that need no check while in eval mode with grad mode off; empty if grad mode was on at the start."""
+        self.settled = frozenset[int]()
+        """Modules in training mode that, once autograd is known to record, are only checked for random draws."""
+
+    def begin(self) -> None:
+        for check in self.checks:
+            check.begin()
+        self.settled = next(check.settled for check in self.checks if isinstance(check, TrainingModeCheck))
+        if not self.forward.grad_enabled:
+            unskippable = set(self.forward.lazy).union(*(check.unskippable for check in self.checks))
+            skippable = self.forward.tree.skippable
+            self.skippable = skippable - unskippable if unskippable else skippable
 
 
 class _ThreadState(threading.local):
-    """The innermost forward context that is open on the current thread."""
+    """The innermost forward that is in progress on the current thread."""
 
-    forward: ForwardContext | None = None
+    running: _Running | None = None
 
 
 class ForwardObserver(Observer):
@@ -81,108 +106,112 @@ class ForwardObserver(Observer):
     ) -> None:
         super().__init__()
         self.seconds = 0.0
-        """Time spent in this observer; for the many short forwards of inner modules an estimate from samples."""
+        """Time spent when outermost forwards start and end; that for inner modules is not measured."""
         self.forward_count = 0
         """Outermost forwards of modules that may be models; a quantized model has no parameters."""
-        self._calls: dict[ForwardCall, CallCount] = {}
+        self._calls: dict[ForwardCall, list[int]] = {}
+        """The forwards in which a check found something, and how often, as a list of one number."""
         self._lock = forks.new_lock(self)
         self._timeline = timeline
         self._context = CheckContext(watch, user_lines, mode_changes, strict)
         self._check_types = (*DEFAULT_CHECKS, *STRICT_CHECKS) if strict else DEFAULT_CHECKS
         self._enter_checks, self._leave_checks = (_overriding(self._check_types, name) for name in ("enter", "leave"))
-        self._draw_check = (self._check_types.index(RandomDrawCheck),)
-        """The only check that a settled module needs."""
         self._thread = _ThreadState()
         self._trees = TreeCache()
-        self._inner_forwards = 0
 
     def pop_calls(self) -> tuple[ForwardCall, ...]:
         """Return the forwards observed so far in which a check found something, and forget them."""
         with self._lock:
             calls, self._calls = self._calls, {}
-        return tuple(replace(call, count=call_count.count) for call, call_count in calls.items())
+        return tuple(replace(call, count=count) for call, (count,) in calls.items())
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Note that a forward starts in the calling frame; if this returns True, `leave` must follow."""
-        forward, key = self._thread.forward, id(module)
-        # Most forwards of inner modules end here: nothing can be wrong with a skippable module in eval mode.
-        if (
-            forward is not None
-            and key in forward.skippable
-            and not (is_grad_enabled() or module.__dict__.get("training"))
-        ):
+        running, key = self._thread.running, id(module)
+        checks, is_new = self._enter_checks, running is None
+        if running is not None:
+            # Most forwards of inner modules end here: nothing can be wrong with a skippable module in eval mode.
+            if key in running.skippable and not (is_grad_enabled() or module.__dict__.get("training")):
+                return False
+            forward = running.forward
+            if key in running.settled and (
+                running.autograd.inner is not None or not (forward.grad_enabled or is_grad_enabled())
+            ):
+                if key not in forward.tree.may_draw:
+                    return False
+                checks = _DRAW_ONLY
+            else:
+                is_new = not forward.includes(key)
+        if is_new and not modules.is_initialized(module):
             return False
-        checks = self._enter_checks
-        if forward is None or key not in forward.module_ids:
-            if not modules.is_initialized(module):
-                return False
-        elif key in forward.settled and (forward.autograd_recorded or not (forward.grad_enabled or is_grad_enabled())):
-            if key not in forward.tree.may_draw:
-                return False
-            checks = self._draw_check
-        frame = sys._getframe(1)
-        weight = 1 if forward is None else self._sample_weight()
-        start = perf_counter() if weight else 0.0
+        frame, start = sys._getframe(1), perf_counter() if is_new else 0.0
         try:
-            if forward is None or (key not in forward.module_ids and _is_model_argument(forward, module)):
-                # A model that was passed as an argument is not a part of the current forward: it gets its own context.
-                inner = self._open(module, args, kwargs, frame)
-                if inner is None:
-                    return False
-                if forward is not None:
-                    for check in forward.checks:
-                        check.interrupt(frame)
-                inner.enclosing = forward
-                forward = self._thread.forward = inner
-                for check in inner.checks:
-                    check.begin()
-            elif key not in forward.module_ids:
-                if callers.is_inside_init(frame):
-                    return False
-                if unregistered_modules.note_unregistered_module(self._context, forward, module, frame):
-                    self.forward_count += 1
+            if is_new and not self._add(module, args, kwargs, frame):
+                return False
+            running = self._thread.running
+            assert running is not None
             for i in checks:
-                forward.checks[i].enter(module, frame)
+                running.checks[i].enter(module, frame)
         except Exception as error:
             self.errors.append(error)
         finally:
-            if weight:
-                self.seconds += weight * (perf_counter() - start)
-        return forward is not None
+            if is_new:
+                self.seconds += perf_counter() - start
+        return self._thread.running is not None
 
     def leave(self, module: nn.Module, output: object) -> None:
         """Note that a forward ends in the calling frame; `output` is `RAISED` if it raised an exception."""
-        forward = self._thread.forward
-        assert forward is not None
-        frame = sys._getframe(1)
-        is_root = frame is forward.frame
-        weight = 1 if is_root else self._sample_weight()
-        start = perf_counter() if weight else 0.0
+        running, frame = self._thread.running, sys._getframe(1)
+        assert running is not None
+        is_root = frame is running.forward.frame
+        start = perf_counter() if is_root else 0.0
         try:
-            is_settled = forward.autograd_recorded and id(module) in forward.settled
-            for i in self._draw_check if is_settled else self._leave_checks:
-                forward.checks[i].leave(module, output, frame)
+            is_settled = id(module) in running.settled and running.autograd.inner is not None
+            for i in _DRAW_ONLY if is_settled else self._leave_checks:
+                running.checks[i].leave(module, output, frame)
             if is_root:
-                self._close(forward, output)
-                if forward.enclosing is not None:
-                    for check in forward.enclosing.checks:
-                        check.resume()
+                self._close(running, output)
         except Exception as error:
             self.errors.append(error)
         finally:
-            if weight:
-                self.seconds += weight * (perf_counter() - start)
-        if is_root:
-            self._thread.forward = forward.enclosing
-            # Break the reference cycle, or the inputs would stay alive until the garbage collector runs.
-            forward.checks.clear()
+            if is_root:
+                self._thread.running = running.enclosing
+                self.seconds += perf_counter() - start
+
+    def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType) -> bool:
+        """Start to observe an outermost forward, or a module that was not a submodule when that started.
+
+        Return False if torch runs the module to build something, such as a graph, or to initialize another.
+        """
+        running = self._thread.running
+        if callers.is_inside_init(frame):
+            return False
+        # A model that was passed as an argument is not a part of the current forward: it gets its own context.
+        if running is None or _is_model_argument(running.forward, module):
+            forward = self._open(module, args, kwargs, frame)
+            if forward is None:
+                return False
+            for check in running.checks if running is not None else ():
+                check.interrupt(frame)
+            self._thread.running = running = _Running(forward, self._check_types, running)
+            try:
+                running.begin()
+            except Exception:
+                self._thread.running = running.enclosing  # a check that did not begin cannot judge the end
+                raise
+        else:
+            arrival = unregistered_modules.add_late_module(running.forward, module, frame)
+            self.forward_count += arrival.is_model
+            for check in running.checks:
+                check.add_modules(arrival)
+        return True
 
     def _open(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType
     ) -> ForwardContext | None:
         """Create the context of an outermost forward; None if torch runs it to build something, such as a graph."""
         watch, user_lines = self._context.watch, self._context.user_lines
-        if is_tracing() or callers.is_inside_init(frame):  # type: ignore[no-untyped-call]
+        if is_tracing():  # type: ignore[no-untyped-call]
             return None
         owner, owner_frame = callers.find_calling_model(module, frame, user_lines)
         caller = user_lines.find_caller(owner_frame.f_back)
@@ -191,18 +220,16 @@ class ForwardObserver(Observer):
         model = watch.add(owner, read=False)
         if not caller.by_functional_call:  # during that, the model's tensors are replaced by others
             watch.read(model)
-        call_frame = caller.test_frame or caller.frame
-        if call_frame is not None:
-            model.last_call = (call_frame.f_code, call_frame.f_lineno)
+        model.last_call = caller.line or model.last_call
         if self._timeline is not None:
             self._timeline.add_forward(model)
         parts, tree = self._trees.look_up(module)
-        grad_enabled = is_grad_enabled()
         with self._lock:
             model.forwards += model.is_model
             self.forward_count += model.is_model or len(parts) > 1
-        forward = ForwardContext(
-            watch=watch,
+        is_lazy = model.has_uninitialized()
+        return ForwardContext(
+            window=self._context,
             model=model,
             owner=owner,
             root=module,
@@ -213,45 +240,37 @@ class ForwardObserver(Observer):
             parts=parts,
             tree=tree,
             inputs=(args, kwargs),
-            grad_enabled=grad_enabled,
-            module_ids=tree.module_ids,
-            skippable=frozenset() if grad_enabled else tree.skippable,
+            grad_enabled=is_grad_enabled(),
+            lazy=frozenset(id(part) for part in parts if modules.has_lazy_tensors(part)) if is_lazy else frozenset(),
+            late_modules={},
+            training={},
         )
-        if model.has_uninitialized():
-            forward.lazy = frozenset(id(part) for part in parts if modules.has_lazy_tensors(part))
-            forward.skippable -= forward.lazy
-        forward.checks = [check_type(self._context, forward) for check_type in self._check_types]
-        return forward
 
-    def _close(self, forward: ForwardContext, output: object) -> None:
-        """Collect the results of the checks, and count the forward if there are any."""
-        watch, root = self._context.watch, forward.root
+    def _close(self, running: _Running, output: object) -> None:
+        """Collect what the checks found, and count the forward if that is anything."""
+        forward = running.forward
         fields: dict[str, Any] = {}
-        for check in forward.checks:
+        for check in running.checks:
             for name, value in check.end(output).items():
-                fields[name] = fields[name] + value if fields.get(name) else value
-        watch.read_initialized(forward.model)
-        if not any(fields.values()):
-            return
-        owner, tree = forward.owner, forward.tree
-        owner_parts = forward.parts if owner is root else modules.all_modules(owner)
-        fields["ran"] = forward.module_info(owner)
-        fields["by"] = None if owner is root else forward.module_info(root)
-        fields["modules"] = len(owner_parts) + len(forward.unregistered_paths)
-        content = forward.call_line, forward.innermost_line, fields
-        with self._lock:
-            # A model often runs many times with the same result: then its last call is counted, not built and hashed.
-            last = tree.last_call
-            if last is None or last[0] is not self._calls or last[1] != content:
-                at, through = (self._context.user_lines.site(*line) if line else None for line in content[:2])
-                call_count = self._calls.setdefault(ForwardCall(at=at, through=through, **fields), CallCount())
-                last = tree.last_call = self._calls, content, call_count
-            last[2].count += 1
-
-    def _sample_weight(self) -> int:
-        """Return how many inner forwards this one represents in the timing; 0 if it is not timed."""
-        self._inner_forwards += 1
-        return 0 if self._inner_forwards % _SAMPLE_EVERY else _SAMPLE_EVERY
+                fields[name] = fields[name] + value if fields.get(name) and value else fields.get(name) or value
+        self._context.watch.read_initialized(forward.model)
+        if any(fields.values()):
+            owner, root, lines = forward.owner, forward.root, (forward.call_line, forward.innermost_line)
+            parts = forward.parts if owner is root else modules.all_modules(owner)
+            fields["ran"] = forward.module_info(owner)
+            fields["by"] = None if owner is root else forward.module_info(root)
+            fields["modules"] = len(parts) + sum(late.path is not None for late in forward.late_modules.values())
+            fields["all_training"] = bool(fields["training"] and modules.training_flag(owner))
+            with self._lock:
+                # A model often runs many times with the same result: then its last call is counted, not hashed again.
+                calls, *last, count = forward.tree.caches.get(ForwardObserver, (None, None))
+                if calls is not self._calls or last != [lines, fields]:
+                    at, through = (self._context.user_lines.site(*line) if line else None for line in lines)
+                    count = self._calls.setdefault(ForwardCall(at=at, through=through, **fields), [0])
+                    forward.tree.caches[ForwardObserver] = self._calls, lines, fields, count
+                count[0] += 1
+        for check in running.enclosing.checks if running.enclosing is not None else ():
+            check.resume()
 
 
 def _overriding(check_types: tuple[type[ForwardCheck], ...], name: str) -> tuple[int, ...]:
@@ -285,7 +304,7 @@ def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
                 observer.leave(self, output)
 
 
-def observe_calls(patch: Patch, observed_by: Patch = module_call) -> None:
+def observe_calls(patch: Patch) -> None:
     """Let the patch of a class's own `__call__` report to the observers of `nn.Module.__call__`.
 
     The code is that of `_observed` above, which cannot be shared: it must not have a closure (see `Patch`).
@@ -299,7 +318,7 @@ def observe_calls(patch: Patch, observed_by: Patch = module_call) -> None:
         entered: list[ForwardObserver] = []
         output: object = RAISED
         try:
-            for observer in observed_by.observers:
+            for observer in module_call.observers:
                 if observer.enter(self, args, kwargs):
                     entered.insert(0, observer)
             output = patch.original(self, *args, **kwargs)

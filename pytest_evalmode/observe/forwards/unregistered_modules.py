@@ -3,55 +3,49 @@
 from __future__ import annotations
 
 from types import FrameType
+from typing import NamedTuple
 
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.forwards.checks.check import CheckContext
-from pytest_evalmode.observe.forwards.context import ForwardContext
+from pytest_evalmode.observe.forwards.context import ForwardContext, LateModule
 from pytest_evalmode.observe.models import discovery
 from pytest_evalmode.observe.source import callers
+from pytest_evalmode.trace import Site
 
 UNREGISTERED_REASON = "it is not a registered submodule, so eval() does not reach it"
 
 
-def note_unregistered_module(
-    context: CheckContext, forward: ForwardContext, module: nn.Module, frame: FrameType
-) -> bool:
-    """Report a module that was not a submodule when the forward started to the checks, and watch it if unregistered.
+class Arrival(NamedTuple):
+    """What the checks learn about a module that was not a submodule when the forward started."""
 
-    `frame` is the one in which the module starts.  Return whether it is unregistered and counts as a model that ran.
-    """
-    now = frozenset(map(id, modules.all_modules(forward.root)))
-    forward.late_submodules |= now - forward.module_ids
-    forward.module_ids |= now
+    parts: list[nn.Module]
+    """The module and its submodules."""
+    cause: Site | None = None
+    """The user's line that ran it, if it is unregistered."""
+    why: str = ""
+    """Why `eval()` does not reach it; empty if it is registered by now."""
+    is_model: bool = False
+    """Whether it is unregistered and counts as a model that ran."""
+
+
+def add_late_module(forward: ForwardContext, module: nn.Module, frame: FrameType) -> Arrival:
+    """Add a module that starts in a frame to `forward.late_modules`, and watch it if it is unregistered."""
+    late, user_lines = forward.late_modules, forward.window.user_lines
+    now = modules.all_modules(forward.root)
+    late.update((id(part), LateModule(part)) for part in now if not forward.includes(id(part)))
     parts = modules.all_modules(module)
-    if id(module) in forward.module_ids:  # it was registered since the forward started
-        for check in forward.checks:
-            check.add_modules(parts, None, "")
-        return False
-    forward.module_ids = forward.module_ids.union(map(id, parts))
-    forward.keep_alive += parts
+    if forward.includes(id(module)):
+        return Arrival(parts)
     caller = callers.module_of_frame(callers.enclosing_forward_frame(frame))
     parent = forward.module_info(caller)
     step = discovery.attribute_of(caller, module) or f"<{modules.type_name(module)}>"
+    is_model = False
+    if any(map(modules.has_own_tensors, parts)):
+        model = forward.window.watch.add(module, f"{parent.name}.{step}")
+        model.last_call = user_lines.find_caller(frame.f_back).line or model.last_call
+        model.forwards += model.is_model
+        is_model = model.is_model
     for path, part in modules.walk(module):
-        forward.unregistered_paths[id(part)] = ".".join(filter(None, (parent.path, step, path)))
-    has_tensors = any(map(modules.has_own_tensors, parts))
-    is_model = has_tensors and _watch(context, forward, module, f"{parent.name}.{step}", frame)
-    cause = context.user_lines.find_line_inside(frame.f_back, forward.frame)
-    for check in forward.checks:
-        check.add_modules(parts, cause, UNREGISTERED_REASON)
-    return is_model
-
-
-def _watch(context: CheckContext, forward: ForwardContext, module: nn.Module, name: str, frame: FrameType) -> bool:
-    """Watch an unregistered module that holds tensors, and return whether it is a model."""
-    model = context.watch.add(module, name)
-    caller = context.user_lines.find_caller(frame.f_back)
-    call_frame = caller.test_frame or caller.frame
-    if call_frame is not None:
-        model.last_call = (call_frame.f_code, call_frame.f_lineno)
-    model.forwards += model.is_model
-    forward.has_unregistered_model |= model.is_model
-    return model.is_model
+        late[id(part)] = LateModule(part, ".".join(filter(None, (parent.path, step, path))), is_model)
+    return Arrival(parts, user_lines.find_line_inside(frame.f_back, forward.frame), UNREGISTERED_REASON, is_model)

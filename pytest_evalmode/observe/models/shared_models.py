@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import nn
@@ -11,6 +12,7 @@ from pytest_evalmode.observe.models.session_history import SessionHistory
 from pytest_evalmode.observe.models.tracked_model import TrackedModel
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.state import flag_snapshots
+from pytest_evalmode.observe.state.flag_snapshots import FlagTracker
 from pytest_evalmode.trace import Drift, Leak
 
 
@@ -35,7 +37,7 @@ class SharedModels:
         module = model.module()
         if module is not None and model.flags is None:
             flags = flag_snapshots.read_model_flags(module, model.submodels)
-            model.flags = flag_snapshots.FlagTracker(flags, flags)
+            model.flags = FlagTracker(flags, flags)
             for _, other in model.submodels.values():
                 self._read_flags(other)
 
@@ -43,9 +45,8 @@ class SharedModels:
         """Return the flags of shared models that changed since the last call."""
         return tuple(
             replace(leak, name=model.path_of(leak.name))
-            for model in self._watch.models
-            if model.flags is not None and (module := model.module()) is not None
-            for leak in model.flags.find_leaks(
+            for model, module, flags in self._living()
+            for leak in flags.find_leaks(
                 model.name, flag_snapshots.read_model_flags(module, model.submodels), self._watch.own_hooks
             )
         )
@@ -54,32 +55,31 @@ class SharedModels:
         """Return the flags of shared models, as (model, name), that have an earlier value again."""
         return {
             (model.name, model.path_of(name))
-            for model in self._watch.models
+            for model in self._watch.registry.models
             if model.flags is not None
             for name in model.flags.restored()
         }
 
     def drifts(self) -> tuple[Drift, ...]:
-        return tuple(model.drift for model in self._watch.models if model.drift is not None)
+        return tuple(model.drift for model in self._watch.registry.models if model.drift is not None)
 
     def save_to(self, history: SessionHistory, test: str, *, include_drifted: bool) -> None:
         """Store the state of the shared models at the end of a test.
 
         If a drift was not reported, pass `include_drifted=False`: the next test reports it.
         """
-        for model in self._watch.models:
-            module, now = model.module(), model.full_snapshot()
-            if (
-                model.flags is not None
-                and module is not None
-                and now is not None
-                and (include_drifted or not model.drift)
-            ):
+        for model, module, _ in self._living():
+            now = model.full_snapshot()
+            if now is not None and (include_drifted or not model.drift):
                 history.record_model(module, now, test)
 
     def reset_baseline(self) -> None:
         """Compare the flags with their current values from now on."""
-        for model in self._watch.models:
+        for model, module, flags in self._living():
+            flags.latest = flag_snapshots.read_model_flags(module, model.submodels)
+
+    def _living(self) -> Iterator[tuple[TrackedModel, nn.Module, FlagTracker]]:
+        for model in self._watch.registry.models:
             module = model.module()
             if module is not None and model.flags is not None:
-                model.flags.latest = flag_snapshots.read_model_flags(module, model.submodels)
+                yield model, module, model.flags

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import CodeType
 
@@ -11,9 +11,10 @@ from torch import nn
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.models import mode_dependence
+from pytest_evalmode.observe.modules import NamedModules
 from pytest_evalmode.observe.state import flag_snapshots
 from pytest_evalmode.observe.state.snapshot import Snapshot
-from pytest_evalmode.trace import Drift
+from pytest_evalmode.trace import Drift, WatchedModel
 
 OnDeath = Callable[["TrackedModel"], None]
 """Called when a model is garbage-collected."""
@@ -27,7 +28,7 @@ class TrackedModel:
     alive until the end of the window.
     """
 
-    def __init__(self, parts: modules.NamedModules, on_death: weakref.WeakMethod[OnDeath], *, named: bool) -> None:
+    def __init__(self, parts: NamedModules, on_death: weakref.WeakMethod[OnDeath], *, named: bool) -> None:
         module: nn.Module = parts[0][1]
         self.own_name = ""
         self.path_in_parent = ""
@@ -84,7 +85,7 @@ class TrackedModel:
         module = self.module()
         return self.tables if module is None else module
 
-    def parts(self) -> modules.NamedModules:
+    def parts(self) -> NamedModules:
         """Return the model and its submodules with their paths, without those of its submodels."""
         root = self.state_root()
         return [] if root is None else modules.walk(root, self.submodels)
@@ -115,6 +116,18 @@ class TrackedModel:
         self.bytes = snapshot.bytes
         dtypes = {fingerprint.dtype for fingerprint in snapshot.fingerprints.values()}
         self.dtypes = frozenset(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+    def to_fact(self, parts: Sequence[TrackedModel]) -> WatchedModel:
+        """Return what the report says about it; `parts` are the model itself and its submodels."""
+        return WatchedModel(
+            self.name,
+            self.type,
+            sum(part.tensors for part in parts),
+            sum(part.bytes for part in parts),
+            sum(part.forwards for part in parts),
+            tuple(sorted(frozenset().union(*(part.dtypes for part in parts)))),
+            self.outline,
+        )
 
     def release(self) -> None:
         self.tables = None

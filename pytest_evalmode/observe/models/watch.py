@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import CodeType
 from typing import Protocol
@@ -9,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from pytest_evalmode.observe import modules, patches
+from pytest_evalmode.observe import forks, modules, patches
 from pytest_evalmode.observe.models.registry import Registry
 from pytest_evalmode.observe.models.surviving_submodules import find_surviving_submodules
 from pytest_evalmode.observe.models.tracked_model import TrackedModel
@@ -17,7 +19,7 @@ from pytest_evalmode.observe.patches import Observer
 from pytest_evalmode.observe.state import devices, snapshot
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
 from pytest_evalmode.observe.state.snapshot import Snapshot
-from pytest_evalmode.trace import Site, TensorChange, WatchedModel
+from pytest_evalmode.trace import Site, TensorChange
 
 
 class SiteLookup(Protocol):
@@ -26,14 +28,14 @@ class SiteLookup(Protocol):
     def __call__(self, code: CodeType, line: int) -> Site | None: ...
 
 
-class Watch(Registry, Observer):
+class Watch(Observer):
     """Watches the models of one window: reads their state, compares it, and collects the changes."""
 
     patched = (patches.capture_end,)
 
     def __init__(self, find_site: SiteLookup, *, strict: bool = False) -> None:
-        Registry.__init__(self)
-        Observer.__init__(self)
+        super().__init__()
+        self.registry = Registry(self.on_model_death)
         self.own_hooks: set[int] = set()
         """Keys of the hooks that models added or removed in their own forward."""
         self._find_site = find_site
@@ -42,11 +44,14 @@ class Watch(Registry, Observer):
         self._unprocessed_deaths: list[TrackedModel] = []
         self._unread: list[TrackedModel] = []
         """Models that first ran during the CUDA graph capture in progress."""
+        self._lock = forks.new_lock(self)
+        self._is_busy = False
+        """Whether the thread that has the lock reads or compares models."""
 
     def add(self, module: nn.Module, name: str | None = None, *, read: bool = True) -> TrackedModel:
         """Start watching a model.  The name is used unless the model is watched already."""
-        with self._lock:
-            model = self.register(module, name)
+        with self._exclusively():
+            model = self.registry.register(module, name)
             if read:
                 self.read(model)
             return model
@@ -54,7 +59,7 @@ class Watch(Registry, Observer):
     def saved_fingerprints(self, module: nn.Module) -> dict[str, Fingerprint] | None:
         """Return the last fingerprints of a watched module's saved tensors by name; None if it was not read."""
         module = modules.unwrap(module)
-        owner = self.find_model(module)
+        owner = self.registry.find_model(module)
         snapshot = owner[0].full_snapshot() if owner is not None else None
         if owner is None or snapshot is None:
             return None
@@ -73,7 +78,7 @@ class Watch(Registry, Observer):
                 self._unread.append(model)
                 self.start()
                 return
-            with self._lock:
+            with self._exclusively():
                 model.set_snapshot(self._take_snapshot(model))
 
     def read_pending(self) -> None:
@@ -90,7 +95,7 @@ class Watch(Registry, Observer):
             self.read_initialized(other)
         before = model.snapshot
         if before is not None and before.has_uninitialized and model.module() is not None:
-            with self._lock:
+            with self._exclusively():
                 now = self._take_snapshot(model)
                 # Other modules keep their earlier fingerprints: what happened to them in this forward is a change.  A
                 # layer that materializes one of its tensors fills its others too.
@@ -100,17 +105,17 @@ class Watch(Registry, Observer):
 
     def compare(self) -> tuple[TensorChange, ...]:
         """Return what changed since the last call, also in models that have died since."""
-        with self._lock:
+        with self._exclusively():
             self._process_deaths()
-            for model in self.models:
+            for model in self.registry.models:
                 self._compare(model)
             changes, self._changes = self._changes, []
             return tuple(changes)
 
     def reset_baseline(self) -> None:
         """Compare the models with their current state from now on."""
-        with self._lock:
-            for model in self.models:
+        with self._exclusively():
+            for model in self.registry.models:
                 if model.module() is not None:
                     model.set_snapshot(self._take_snapshot(model))
 
@@ -118,30 +123,34 @@ class Watch(Registry, Observer):
         """Release all models."""
         if self._unread:
             self.stop()
-        self.clear()
-
-    def living_models(self) -> dict[str, nn.Module]:
-        """Return the living models by name, without submodels."""
-        roots = [model for model in self.models if model.parent is None]
-        return {model.name: module for model in roots if (module := model.module()) is not None}
-
-    def watched_models(self) -> tuple[WatchedModel, ...]:
-        """Return the models for the report.  Losses, metrics and transforms are watched too, but are not models."""
-        roots = [model for model in self.models if model.is_model and model.parent is None]
-        return tuple(self._watched_model(model) for model in roots if model.forwards or not model.is_survivor)
+        with self._exclusively():
+            self.registry.clear()
 
     def on_model_death(self, model: TrackedModel) -> None:
         """Compare a dying model.  The garbage collector may call this at any time, so it does not wait for the lock."""
+        self._unprocessed_deaths.append(model)
         lock = self._lock  # after a fork there is a new one
-        if not lock.acquire(blocking=False):
-            self._unprocessed_deaths.append(model)
+        if self._is_busy or not lock.acquire(blocking=False):
             return
         try:
-            self._process_death(model)
+            with self._exclusively():
+                pass
         except Exception as error:
             self.errors.append(error)
         finally:
             lock.release()
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Hold the lock.  A model that dies meanwhile, at whatever line, is compared at the end."""
+        with self._lock:
+            was_busy, self._is_busy = self._is_busy, True
+            try:
+                yield
+                if not was_busy:
+                    self._process_deaths()
+            finally:
+                self._is_busy = was_busy
 
     def _process_deaths(self) -> None:
         while self._unprocessed_deaths:
@@ -149,7 +158,7 @@ class Watch(Registry, Observer):
 
     def _process_death(self, model: TrackedModel) -> None:
         """Compare a model that has died, and watch its surviving submodules: it may be a wrapper made for one call."""
-        self.name_version += 1
+        self.registry.name_version += 1
         try:
             self._compare(model)
             before = model.snapshot
@@ -159,8 +168,9 @@ class Watch(Registry, Observer):
             model.release()
         # Forget wrappers and modules that are not models: a loss or an activation may be made for each batch.
         if is_wrapper or not model.is_model:
-            self.models = [other for other in self.models if other is not model]
-        new = [(path, part) for path, part in living if modules.has_tensors(part) and self.find_model(part) is None]
+            self.registry.forget(model)
+        find_model = self.registry.find_model
+        new = [(path, part) for path, part in living if modules.has_tensors(part) and find_model(part) is None]
         survivors = [self._add_survivor(model, before, path, part) for path, part in new]
         for _, other in model.submodels.values():
             if other.parent is model:
@@ -179,18 +189,6 @@ class Watch(Registry, Observer):
             survivor.set_snapshot(before.of_submodule(path))
         return survivor
 
-    def _watched_model(self, model: TrackedModel) -> WatchedModel:
-        parts = [model, *(other for other in self.models if other.parent is model)]
-        return WatchedModel(
-            model.name,
-            model.type,
-            sum(part.tensors for part in parts),
-            sum(part.bytes for part in parts),
-            sum(part.forwards for part in parts),
-            tuple(sorted(frozenset().union(*(part.dtypes for part in parts)))),
-            model.outline,
-        )
-
     def _compare(self, model: TrackedModel) -> None:
         """Store what changed in a model since it was last read, and keep its current state as the new baseline."""
         now = self._take_snapshot(model, model.snapshot) if model.snapshot is not None else None
@@ -202,7 +200,7 @@ class Watch(Registry, Observer):
         modules_by_path = dict(parts) if changes else {}
         for change in changes:
             # A module that two models share is reported once.
-            is_reported = self.is_in_other_model(modules_by_path.get(_owner(change.path)), model)
+            is_reported = self.registry.is_in_other_model(modules_by_path.get(_owner(change.path)), model)
             if (change.persistent or model.checks_unsaved_state) and not is_reported:
                 self._changes.append(replace(change, path=model.path_of(change.path)))
         model.set_snapshot(now)

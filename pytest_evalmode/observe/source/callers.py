@@ -9,6 +9,7 @@ import sys
 from bdb import Bdb
 from collections.abc import Iterator
 from functools import lru_cache
+from inspect import CO_OPTIMIZED
 from types import CodeType, FrameType
 from typing import TypeGuard
 
@@ -35,7 +36,7 @@ def find_calling_model(module: nn.Module, frame: FrameType, user_lines: UserLine
         name = _method_name(caller.f_code)
         if _is_module_method(name, caller.f_globals.get("__name__", "")):
             # A comprehension or an inner function of the method has another name: its first argument is not `self`.
-            if caller.f_code.co_qualname == name and caller.f_code.co_argcount and not _is_debugged(caller):
+            if caller.f_code.co_qualname == name and caller.f_code.co_argcount and not is_debugged(caller):
                 instance = _self_of(caller)
                 if _contains(instance, model):
                     model, model_frame = (module, frame) if modules.is_metric(instance) else (instance, caller)
@@ -57,7 +58,7 @@ def is_inside_init(frame: FrameType) -> bool:
             if name != "__init__":
                 return False
             is_method = _is_module_method(_method_name(caller.f_code), caller.f_globals.get("__name__", ""))
-            if is_method and caller.f_code.co_argcount and not _is_debugged(caller) and _is_module(_self_of(caller)):
+            if is_method and caller.f_code.co_argcount and not is_debugged(caller) and _is_module(_self_of(caller)):
                 return True
         caller = caller.f_back
     return False
@@ -89,7 +90,7 @@ def module_of_frame(frame: FrameType) -> nn.Module:
     return module
 
 
-def _is_debugged(frame: FrameType) -> bool:
+def is_debugged(frame: FrameType) -> bool:
     """Return whether a debugger traces a frame.
 
     Before Python 3.13, reading the locals of such a frame undoes assignments that were made in the debugger.
@@ -97,21 +98,27 @@ def _is_debugged(frame: FrameType) -> bool:
     return isinstance(getattr(frame.f_trace, "__self__", None), Bdb)
 
 
-def _self_of(frame: FrameType) -> object:
-    """Return the first argument of a running method.
+def locals_of(frame: FrameType) -> dict[str, object]:
+    """Return a copy of the local variables of a frame.
 
-    Before Python 3.13, `f_locals` is a dict that the frame keeps, so objects would outlive a `del` in the method. The
-    dict is therefore cleared, unless the code has called `locals()` and shares it.
+    Before Python 3.13, `f_locals` is a dict that the frame of a function keeps, so objects would outlive a `del` in the
+    function.  The dict is therefore cleared, unless the code has called `locals()` and shares it.
     """
     variables = frame.f_locals
-    first = variables.get(frame.f_code.co_varnames[0])
-    if sys.version_info < (3, 13) and sys.getrefcount(variables) <= _UNSHARED:
+    values = dict(variables)
+    is_function = frame.f_code.co_flags & CO_OPTIMIZED
+    if sys.version_info < (3, 13) and is_function and sys.getrefcount(variables) <= _UNSHARED:
         variables.clear()
-    return first
+    return values
 
 
 _UNSHARED = 3
 """References to the dict of a frame if nothing else has it: the frame's, the variable's and the argument's."""
+
+
+def _self_of(frame: FrameType) -> object:
+    """Return the first argument of a running method."""
+    return locals_of(frame).get(frame.f_code.co_varnames[0])
 
 
 def _method_name(code: CodeType) -> str:

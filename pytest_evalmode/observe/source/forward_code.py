@@ -7,7 +7,7 @@ other than `nn.Module`, and the plain functions that these name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -38,9 +38,8 @@ class Traits:
     """It disables autograd itself."""
 
 
-_traits: WeakKeyDictionary[type[nn.Module], Traits] = WeakKeyDictionary()
-_forwards_read: WeakKeyDictionary[type[nn.Module], ref[FunctionType]] = WeakKeyDictionary()
-"""The forward that the traits of a type were read from. A strong reference would keep the type alive."""
+_traits: WeakKeyDictionary[type[nn.Module], tuple[ref[FunctionType] | None, Traits]] = WeakKeyDictionary()
+"""The traits of a type, and the forward that they were read from. A strong reference would keep the type alive."""
 
 
 def module_traits(module: nn.Module) -> Traits:
@@ -49,13 +48,13 @@ def module_traits(module: nn.Module) -> Traits:
 
 
 def type_traits(cls: type[nn.Module]) -> Traits:
-    """Return the traits of a type; its code is read once."""
-    traits = _traits.get(cls)
-    if traits is None:
-        forward = inspect.getattr_static(cls, "forward")
-        traits = _traits[cls] = _read(cls, forward, *_call_overrides(cls))
-        if _as_function(forward):
-            _forwards_read[cls] = ref(forward)
+    """Return the traits of a type; its code is read once, and again if its forward was replaced, by a test's mock."""
+    forward = next(vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base))
+    function = _as_function(forward)
+    known, traits = _traits.get(cls, (None, None))
+    if traits is None or (known and known()) is not function:
+        traits = _read(cls, forward, *_call_overrides(cls))
+        _traits[cls] = ref(function) if function else None, traits
     return traits
 
 
@@ -69,16 +68,6 @@ def bypasses_module_call(call: object) -> bool:
     """Return whether a `__call__` does not call that of `nn.Module`, judging by its code."""
     function = inspect.unwrap(call) if callable(call) else None
     return isinstance(function, FunctionType) and _MODULE_CALLS.isdisjoint(_names(function.__code__))
-
-
-def forget_replaced_forwards(types: Iterable[type[nn.Module]]) -> None:
-    """Drop the traits of types whose forward has been replaced, for example patched by a test."""
-    for cls in types:
-        known = _forwards_read.get(cls)
-        forward = next((vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base)), None)
-        if cls in _traits and (None if known is None else known()) is not _as_function(forward):
-            del _traits[cls]
-            _forwards_read.pop(cls, None)
 
 
 def find_draw_calls(module: nn.Module) -> list[DrawCall]:

@@ -81,14 +81,17 @@ def _depends_on_input(node: object) -> bool:
 def _script_batch_stats(module: ScriptModule) -> Iterator[str]:
     for part in module.modules():
         if getattr(part, "original_name", "") in _BATCH_NORMS and getattr(part, "running_mean", None) is None:
-            tracks = getattr(part, "track_running_stats", False)
-            reason = "they were set to None" if tracks else "track_running_stats=False"
-            yield f"it was scripted without running statistics ({reason})"
+            yield f"it was scripted without running statistics ({missing_statistics_reason(part)})"
     graph = _graph(module, "inlined_graph")
     for node in graph.findAllNodes("aten::batch_norm") if graph is not None else ():
         training = list(node.inputs())[5]
         if training.node().kind() == "prim::Constant" and training.toIValue() is True:
             yield "aten::batch_norm is in the graph with training=True"
+
+
+def missing_statistics_reason(norm: nn.Module) -> str:
+    """Return why a batch norm has no running statistics."""
+    return "they were set to None" if getattr(norm, "track_running_stats", False) else "track_running_stats=False"
 
 
 def _graph(module: ScriptModule, name: str) -> Any:

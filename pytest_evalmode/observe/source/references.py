@@ -7,16 +7,15 @@ slow, so it is only run for inputs that have changed.
 from __future__ import annotations
 
 import gc
-import inspect
-import sys
 from collections.abc import Container, Iterator
-from types import CodeType, FrameType, FunctionType, ModuleType
+from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor
 from torch._C import _storage_Use_Count
 
 from pytest_evalmode.observe.modules import python_module
+from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
 
 _MAX_STEPS = 12
@@ -73,20 +72,6 @@ def _is_transparent(owner: object) -> bool:
 
 def _variables(frame: FrameType | None, user_lines: UserLines) -> Iterator[object]:
     while frame is not None:
-        # Reading the locals of a frame in a debugger may undo assignments made there.
-        if user_lines.is_user_code(frame.f_code) and frame.f_trace is None:
-            yield from _locals(frame, frame.f_code)
+        if user_lines.is_user_code(frame.f_code) and not callers.is_debugged(frame):
+            yield from callers.locals_of(frame).values()
         frame = frame.f_back
-
-
-def _locals(frame: FrameType, code: CodeType) -> list[object]:
-    """Return the values of a frame's variables, without leaving them in the dict that it keeps before Python 3.13."""
-    variables = frame.f_locals
-    values = list(variables.values())
-    if sys.version_info < (3, 13) and code.co_flags & inspect.CO_OPTIMIZED and sys.getrefcount(variables) <= _UNSHARED:
-        variables.clear()
-    return values
-
-
-_UNSHARED = 3
-"""References to the dict of a frame if nothing else has it: the frame's, the variable's and the argument's."""

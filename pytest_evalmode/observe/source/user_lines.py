@@ -35,6 +35,12 @@ class Caller(NamedTuple):
     by_functional_call: bool = False
     """`functional_call` made it, with other tensors in place of the model's own."""
 
+    @property
+    def line(self) -> tuple[CodeType, int] | None:
+        """The code object and number of the line to report: that in the test file, if there is one."""
+        frame = self.test_frame or self.frame
+        return (frame.f_code, frame.f_lineno) if frame is not None else None
+
 
 class UserLines:
     """Finds the user's lines on the stack of the current thread, or of the thread that opened the window.
@@ -73,9 +79,7 @@ class UserLines:
         submission = thread_pools.submission_position()
         if submission is not None and self._file(submission.f_code):
             return Caller(submission, by_functional_call=by_functional_call)
-        opener: FrameType | None = sys._current_frames().get(self._thread)
-        while opener is not None and not self._file(opener.f_code):
-            opener = opener.f_back
+        opener = self._user_frame(sys._current_frames().get(self._thread))
         return Caller(opener, self._test_frame(opener), by_functional_call=by_functional_call)
 
     def _test_frame(self, caller: FrameType | None) -> FrameType | None:
@@ -96,18 +100,21 @@ class UserLines:
 
     def find_line(self, frame: FrameType | None) -> Site | None:
         """Return the innermost user line from a frame outwards."""
-        while frame is not None and not self._file(frame.f_code):
-            frame = frame.f_back
-        return None if frame is None else self.site(frame.f_code, frame.f_lineno)
+        return self.find_line_inside(frame, None)
 
     def find_line_inside(self, frame: FrameType | None, model_frame: FrameType | None) -> Site | None:
         """Return the innermost user line from a frame outwards, before `model_frame` is reached.
 
         If a model's forward began in `model_frame`, this is a line in the model's own code.
         """
-        while frame is not None and frame is not model_frame:
+        frame = self._user_frame(frame, model_frame)
+        return None if frame is None else self.site(frame.f_code, frame.f_lineno)
+
+    def _user_frame(self, frame: FrameType | None, end: FrameType | None = None) -> FrameType | None:
+        """Return the innermost frame of user code from a frame outwards, before `end` is reached."""
+        while frame is not None and frame is not end:
             if self._file(frame.f_code):
-                return self.site(frame.f_code, frame.f_lineno)
+                return frame
             frame = frame.f_back
         return None
 
@@ -119,15 +126,7 @@ class UserLines:
         """Return whether another thread runs user code, or has run a model and still exists."""
         stacks = sys._current_frames()
         stacks.pop(get_ident(), None)
-        for thread, frame in stacks.items():
-            if thread in self._worker_threads:
-                return True
-            inner: FrameType | None = frame
-            while inner is not None:
-                if self.is_user_code(inner.f_code):
-                    return True
-                inner = inner.f_back
-        return False
+        return any(t in self._worker_threads or self._user_frame(frame) for t, frame in stacks.items())
 
     def is_user_code(self, code: CodeType) -> bool:
         """Return whether a code object comes from a file of the user."""

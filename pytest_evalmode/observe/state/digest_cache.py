@@ -61,49 +61,61 @@ byte_counts = ByteCounts()
 
 
 class DigestCache:
-    """The digests that are known in this process."""
+    """The digests that are known in this process; none if the kernel does not track writes."""
 
-    def __init__(self, tracker: WriteTracker) -> None:
-        self.tracker = tracker
+    def __init__(self) -> None:
         self._lock = forks.new_lock(self)
+        self._tracker: WriteTracker | None = None
         self._blocks: dict[Range, TrackedBlock] = {}
         self._untracked: dict[Range, Any] = {}
         """The storages that cannot be tracked, or are written too often."""
         self._pending_bytes = 0
         """How many trackable bytes were read since tracking last started."""
 
-    def find_digests(self, ranges: Iterable[Range]) -> dict[Range, bytes]:
-        """Return the digests that are still valid.  The caller keeps the memory alive."""
+    def find_digests(self, ranges: Collection[Range]) -> dict[Range, bytes]:
+        """Return the digests that are still valid.  The caller keeps the tensors alive."""
+        if not ranges or write_tracking.tracker() is None:  # a forked child never waits for the lock
+            return {}
         with self._lock:
-            blocks = [block for r in ranges if (block := self._blocks.get(r)) is not None and block.digest is not None]
-            self._drop_written(blocks)
-            return {
-                block.range: block.digest
-                for block in blocks
-                if block.digest is not None and block.partial_content == _partial_content(block.range)
-            }
+            blocks = self._drop_written(self._known(ranges))
+            return {r: digest for r, content, digest in blocks if content == _partial_content(r)}
 
     def are_unchanged(self, ranges: Collection[Range]) -> bool:
-        """Return whether all digests are still valid.  The caller compares the content of the partial pages."""
+        """Return whether all digests are still valid.  The caller compares the content of the `partial_pages`."""
+        if not ranges or write_tracking.tracker() is None:
+            return not ranges
         with self._lock:
-            blocks = [block for r in ranges if (block := self._blocks.get(r)) is not None and block.digest is not None]
-            if len(blocks) == len(ranges):
-                self._drop_written(blocks)
-            return len(blocks) == len(ranges) and all(block.digest is not None for block in blocks)
+            blocks = self._known(ranges)
+            return len(blocks) == len(ranges) == len(self._drop_written(blocks))
 
-    def _drop_written(self, blocks: list[TrackedBlock]) -> None:
-        """Drop the digests of blocks that were written."""
-        unwritten = self.tracker.find_unwritten({block.span for block in blocks})
+    def _known(self, ranges: Iterable[Range]) -> list[TrackedBlock]:
+        self._forget_old_tracker()
+        return [block for r in ranges if (block := self._blocks.get(r)) is not None and block.digest is not None]
+
+    def _forget_old_tracker(self) -> None:
+        tracker = write_tracking.tracker()
+        if tracker is not self._tracker:
+            self._tracker = tracker
+            self._blocks.clear()
+            self._untracked.clear()
+
+    def _drop_written(self, blocks: list[TrackedBlock]) -> list[tuple[Range, tuple[bytes, ...], bytes]]:
+        """Drop the digests of blocks that were written; return the ranges, partial contents and digests of the rest."""
+        unwritten = write_tracking.ask(WriteTracker.find_unwritten, {block.span for block in blocks})
         for block in blocks:
             if block.span in unwritten:
                 block.penalty = max(0, block.penalty + _NO_WRITE_BONUS)
             else:
                 block.penalty += _WRITE_PENALTY
                 block.digest = None
+        return [(block.range, block.partial_content, block.digest) for block in blocks if block.digest is not None]
 
     def track(self, tensors: Mapping[Range, Tensor]) -> list[TrackedBlock]:
         """Track writes to tensors that are about to be read.  The caller sets the `digest` of each block returned."""
+        if not tensors or write_tracking.tracker() is None:
+            return []
         with self._lock:
+            self._forget_old_tracker()
             wanted = {r: tensor for r, tensor in tensors.items() if not self._is_untracked(r, tensor)}
             self._pending_bytes += sum(size for _, size in wanted)
             if self._pending_bytes < _MIN_BYTES:
@@ -118,14 +130,15 @@ class DigestCache:
             ]
             eligible = [block for block in blocks if block.penalty < _MAX_PENALTY and block.span.start < block.span.end]
             self._invalidate([block.span for block in eligible])
-            tracked = self.tracker.track({block.span for block in eligible})
+            tracked = write_tracking.ask(WriteTracker.track, {block.span for block in eligible})
             for block in blocks:
                 if block.penalty < _MAX_PENALTY and block.span in tracked:
                     self._blocks[block.range] = block
                 else:
                     self._untracked[block.range] = block.storage
                     self._blocks.pop(block.range, None)
-            self.tracker.untrack(block.span for block in blocks if block.penalty >= _MAX_PENALTY)
+            written_often = {block.span for block in blocks if block.penalty >= _MAX_PENALTY}
+            write_tracking.ask(WriteTracker.untrack, written_often)
             return [block for block in blocks if self._blocks.get(block.range) is block]
 
     def _block(self, range_: Range, storage: Any) -> TrackedBlock:
@@ -156,10 +169,10 @@ class DigestCache:
 
     def _drop_dead(self) -> None:
         """Stop tracking blocks whose storage was freed."""
-        dead = [block for block in self._blocks.values() if block.storage.expired()]
+        dead = [block for block in list(self._blocks.values()) if block.storage.expired()]
         for block in dead:
             del self._blocks[block.range]
-        self.tracker.untrack(block.span for block in dead)
+        write_tracking.ask(WriteTracker.untrack, {block.span for block in dead})
         self._untracked = {range_: storage for range_, storage in self._untracked.items() if not storage.expired()}
 
 
@@ -179,45 +192,5 @@ def _partial_content(range_: Range) -> tuple[bytes, ...]:
     return tuple(starmap(ctypes.string_at, partial_pages(range_)))
 
 
-_cache: DigestCache | None = None
-
-
-def get_cache() -> DigestCache | None:
-    """Return the cache of this process; None if the kernel does not track writes."""
-    global _cache
-    tracker = write_tracking.tracker()
-    if tracker is None:
-        _cache = None
-    elif _cache is None or _cache.tracker is not tracker:
-        _cache = DigestCache(tracker)
-    return _cache
-
-
-def find_digests(ranges: Collection[Range]) -> dict[Range, bytes]:
-    """Return the digests that are still valid.  The caller keeps the tensors alive."""
-    cache = get_cache()
-    try:
-        return cache.find_digests(ranges) if cache is not None and ranges else {}
-    except OSError:
-        write_tracking.disable()
-        return {}
-
-
-def are_unchanged(ranges: Collection[Range]) -> bool:
-    """Return whether all digests are still valid.  The caller compares the content of the `partial_pages`."""
-    cache = get_cache()
-    try:
-        return not ranges or (cache is not None and cache.are_unchanged(ranges))
-    except OSError:
-        write_tracking.disable()
-        return False
-
-
-def track(tensors: Mapping[Range, Tensor]) -> list[TrackedBlock]:
-    """Track writes to tensors that are about to be read.  The caller sets the `digest` of each block returned."""
-    cache = get_cache()
-    try:
-        return cache.track(tensors) if cache is not None and tensors else []
-    except OSError:
-        write_tracking.disable()
-        return []
+_cache = DigestCache()
+find_digests, are_unchanged, track = _cache.find_digests, _cache.are_unchanged, _cache.track

@@ -6,7 +6,6 @@ The fingerprint of a small tensor has its bytes, so that a message can show its 
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeGuard, cast
@@ -63,20 +62,15 @@ def is_tensor(value: object) -> TypeGuard[Tensor]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Hide reads from user modes and autograd, and keep the garbage collector from running finalizers meanwhile."""
-    collecting, recording = gc.isenabled(), is_grad_enabled()
-    gc.disable()  # thousands of new fingerprints would trigger full collections
-    try:
-        # `DisableTorchFunction` is documented in "Extending PyTorch"; it covers modes and subclasses.
-        with _disable_current_modes(), DisableTorchFunction():
-            _set_grad_enabled(False)  # `no_grad` calls functions of torch that a test may have patched
-            try:
-                yield
-            finally:
-                _set_grad_enabled(recording)
-    finally:
-        if collecting:
-            gc.enable()
+    """Hide reads from user modes and autograd."""
+    recording = is_grad_enabled()
+    # `DisableTorchFunction` is documented in "Extending PyTorch"; it covers modes and subclasses.
+    with _disable_current_modes(), DisableTorchFunction():
+        _set_grad_enabled(False)  # `no_grad` calls functions of torch that a test may have patched
+        try:
+            yield
+        finally:
+            _set_grad_enabled(recording)
 
 
 def fingerprint_of(tensor: Tensor, store_values: bool = True, known: bytes | None = None) -> Fingerprint:

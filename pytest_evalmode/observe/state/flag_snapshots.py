@@ -17,7 +17,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.trace import Leak
+from pytest_evalmode.trace import FlagValue, Hooks, Leak
 
 _HOOKS = (
     "_forward_hooks",
@@ -34,8 +34,8 @@ _ALL_HOOKS: Callable[[nn.Module], Iterable[Mapping[int, object]]] = attrgetter(*
 _CPU = torch.device("cpu")
 _function_modes: Callable[[], list[object]] = _get_current_function_mode_stack
 
-Flags = dict[str, str | dict[int, str]]
-"""Values by name, as text; for a table of hooks, the name of each hook by its key."""
+Flags = dict[str, FlagValue]
+"""Values by name."""
 
 
 @dataclass(slots=True)
@@ -64,7 +64,9 @@ class FlagTracker:
     def restored(self) -> set[str]:
         """Return the names of the flags that have an earlier value again: such a change is not a leak."""
         earlier = self.window_start, self.before_change, self.session_start
-        return {name for name, value in self.latest.items() if value in [flags.get(name) for flags in earlier]}
+        return {
+            name for name, now in self.latest.items() if any(name in flags and flags[name] == now for flags in earlier)
+        }
 
 
 def read_model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:
@@ -74,14 +76,13 @@ def read_model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:
         prefix = f"{path}." if path else ""
         training = modules.training_flag(part)
         if training is not None:
-            flags[f"{prefix}training"] = str(training)
-        for hooks in _HOOKS:
-            flags[f"{prefix}{hooks.lstrip('_')}"] = {
-                key: getattr(hook, "__qualname__", type(hook).__name__) for key, hook in _table(part, hooks).items()
-            }
+            flags[f"{prefix}training"] = bool(training)
+        for hooks, table in zip(_HOOKS, _tables(part), strict=True):
+            names = ((key, getattr(hook, "__qualname__", type(hook).__name__)) for key, hook in (table or {}).items())
+            flags[f"{prefix}{hooks.lstrip('_')}"] = Hooks(names)
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                flags[f"{prefix}{name}.requires_grad"] = str(parameter.requires_grad)
+                flags[f"{prefix}{name}.requires_grad"] = parameter.requires_grad
                 flags[f"{prefix}{name}.grad"] = _grad(parameter)
     return flags
 
@@ -96,7 +97,7 @@ def find_leaks(model: str | None, before: Flags, now: Flags) -> Iterator[Leak]:
     for name, old in before.items():
         new = now.get(name, old)
         if old != new:
-            yield Leak(model, name, _format(old), _format(new))
+            yield Leak(model, name, old, new)
 
 
 def hooks_of(parts: Iterable[nn.Module]) -> dict[int, object]:
@@ -134,35 +135,30 @@ def _tables(part: nn.Module) -> Iterable[Mapping[int, object]]:
     try:
         return _ALL_HOOKS(part)
     except AttributeError:  # scripted, or made by another version of torch
-        return [_table(part, name) for name in _HOOKS]
-
-
-def _table(part: nn.Module, name: str) -> Mapping[int, object]:
-    return getattr(part, name, None) or {}
+        return [getattr(part, name, None) or {} for name in _HOOKS]
 
 
 def _without(own_hooks: Container[int], flags: Flags) -> Flags:
     return {
-        name: value if isinstance(value, str) else {key: hook for key, hook in value.items() if key not in own_hooks}
+        name: Hooks((key, hook) for key, hook in value.items() if key not in own_hooks)
+        if isinstance(value, Hooks)
+        else value
         for name, value in flags.items()
     }
 
 
-def _format(value: str | dict[int, str]) -> str:
-    return value if isinstance(value, str) else ", ".join(f"{name} #{key}" for key, name in value.items()) or "none"
-
-
-def _grad(parameter: torch.Tensor) -> str:
+def _grad(parameter: torch.Tensor) -> str | None:
     grad = parameter.grad if parameter.is_leaf else None
     if grad is None:
-        return "None"
+        return None
     version = "inference" if grad.is_inference() else f"version {grad._version}"
     return f"tensor of shape {tuple(grad.shape)}, {version}"
 
 
-def _read(flag: Callable[[], object]) -> str:
+def _read(flag: Callable[[], object]) -> FlagValue:
     try:
-        return str(flag()).removeprefix("torch.")
+        value = flag()
+        return value if isinstance(value, bool) else str(value).removeprefix("torch.")
     except RuntimeError:
         return "unreadable"  # torch raises for an old flag once its new one is set
 

@@ -39,15 +39,13 @@ class Mappings:
             else:
                 self._mappings.append(Span(start, end))
 
-    def contains(self, span: Span) -> bool:
-        return self._mapping_of(span) is not None
-
     def group_by_mapping(self, spans: list[Span]) -> Iterator[list[Span]]:
-        """Group spans that can be registered as one: they are close, in the same mapping."""
+        """Group sorted spans that can be registered as one: they are close, in the same mapping.  Drop all others."""
         for group in group_spans(spans, _MAX_GAP):
             by_mapping: dict[Span | None, list[Span]] = {}
             for span in group:
                 by_mapping.setdefault(self._mapping_of(span), []).append(span)
+            by_mapping.pop(None, None)
             yield from by_mapping.values()
 
     def registrations_left(self) -> int:

@@ -10,20 +10,19 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress
-from operator import attrgetter
+from operator import attrgetter, eq
 from typing import Any
 
 from torch import Tensor, nn
 from xxhash import xxh3_128
 
-from pytest_evalmode.observe.state import devices, digest_cache
+from pytest_evalmode.observe.state import devices, digest_cache, write_tracking
 from pytest_evalmode.observe.state.digests import LARGE_ELEMENTS
 from pytest_evalmode.observe.state.memory_layout import data_address
 
-_TYPES = {nn.Parameter, Tensor}
 _TABLES = attrgetter("_modules", "_parameters", "_buffers")
 _NOT_SAVED = attrgetter("_non_persistent_buffers_set")
 # Tensors without a block of memory have no address, and raise.
@@ -50,75 +49,39 @@ class ReadPlan:
     device_digest: bytes | None
     """The digest of the data from devices; None if no tensor is on one."""
 
-    def find_tree(self, skip: Collection[int]) -> TreeState | None:
-        """Return the current state if all names lead to the same modules, else None.  Needs `undisturbed()`."""
-        parts = [ref() for ref in self.parts]
-        if self.skipped != set(skip):
+    def find_tensors(self, skip: Collection[int]) -> list[Tensor] | None:
+        """Return the tensors to read if all names lead to the same objects, else None.  Needs `undisturbed()`."""
+        parts = [part for ref in self.parts if (part := ref()) is not None]
+        if len(parts) < len(self.parts) or self.skipped != set(skip):
             return None
-        living = [part for part in parts if part is not None]
-        if len(living) < len(parts):
-            return None
-        values, names = _read_tables(living)
-        if names != self.names:
-            return None
-        return _tree_state(living, names, list(compress(values, self.is_read)), self.is_read)
+        values, names = _read_tables(parts)
+        return list(compress(values, self.is_read)) if names == self.names else None
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TreeState:
-    """The modules of a model now, with one list per property of their tensors."""
-
-    parts: list[nn.Module]
-    names: Columns
-    is_read: list[bool]
-    tensors: list[Tensor]
-    layouts: Columns
-
-    def matches(self, plan: ReadPlan, device_data: Mapping[int, bytes]) -> bool:
+    def matches(self, tensors: list[Tensor], device_data: Mapping[int, bytes]) -> bool:
         """Return whether nothing changed since the plan was made; `device_data` has the tensors on devices, by `id`."""
+        try:  # column by column, so that no list of shapes is left to the garbage collector
+            columns = zip(_layout(), self.layouts, strict=True)
+            is_same_layout = all(all(map(eq, map(column, tensors), before)) for column, before in columns)
+        except (RuntimeError, NotImplementedError, ValueError):  # no block of memory, or the first use of a device
+            return False
         return (
-            self.layouts == plan.layouts
-            and self._device_digest(device_data) == plan.device_digest
-            and _digest(plan.small) == plan.small_digest
-            and digest_cache.are_unchanged(plan.large)
+            is_same_layout
+            and _device_digest(tensors, device_data) == self.device_digest
+            and _digest(self.small) == self.small_digest
+            and digest_cache.are_unchanged(self.large)
         )
 
-    def make_plan(self, skip: Collection[int], device_data: Mapping[int, bytes]) -> ReadPlan | None:
-        """Return a plan, made before the tensors are read; None if a tensor is more than a block of bytes."""
-        if not all(data_address(tensor, tensor.dtype) for tensor in self.tensors):
-            return None
-        large: list[digest_cache.Range] = []
-        small: list[digest_cache.Range] = []
-        for tensor in self.tensors:
-            if id(tensor) in device_data:
-                continue
-            if not tensor.is_cpu:
-                return None
-            range_ = tensor.data_ptr(), tensor.nbytes
-            if tensor.numel() >= LARGE_ELEMENTS:
-                large.append(range_)
-                small += digest_cache.partial_pages(range_)
-            else:
-                small.append(range_)
-        if large and digest_cache.get_cache() is None:
-            return None
-        parts = list(map(weakref.ref, self.parts))
-        names = [*self.names[:-1], list(map(frozenset, self.names[-1]))]  # copies, since the sets belong to the modules
-        blocks = [(ctypes.c_char * size).from_address(address) for address, size in small]
-        digest, device_digest = _digest(blocks), self._device_digest(device_data)
-        return ReadPlan(parts, frozenset(skip), names, self.is_read, self.layouts, large, blocks, digest, device_digest)
 
-    def _device_digest(self, device_data: Mapping[int, bytes]) -> bytes | None:
-        if not device_data:
-            return None
-        return _digest(map(device_data.__getitem__, filter(device_data.__contains__, map(id, self.tensors))))
+def make_plan(
+    parts: list[Any], skip: Collection[int], device_data: Mapping[int, bytes], *, include_non_persistent: bool
+) -> ReadPlan | None:
+    """Return a plan, made before the tensors are read; None if a model has other than plain modules and tensors.
 
-
-def read_tree(parts: list[Any], skip: Collection[int], *, include_non_persistent: bool) -> TreeState | None:
-    """Return the state of a model; None if it has other than plain modules and tensors.  Needs `undisturbed()`."""
+    Needs `undisturbed()`.
+    """
     try:
         values, names = _read_tables(parts)
-    except (AttributeError, TypeError):  # a scripted module, or the tables of a dead one
+    except (AttributeError, TypeError):  # a scripted module
         return None
     is_read: list[bool] = []
     for part in parts:
@@ -129,17 +92,47 @@ def read_tree(parts: list[Any], skip: Collection[int], *, include_non_persistent
     tensors = list(compress(values, is_read))
     known = {id(part) for part in parts}.union(skip)
     children = (child for part in parts for child in part._modules.values() if child is not None)
-    if not tensors or not _TYPES.issuperset(map(type, tensors)) or not known.issuperset(map(id, children)):
+    if not tensors or not known.issuperset(map(id, children)):
         return None
-    return _tree_state(parts, names, tensors, is_read)
+    if not all(data_address(tensor, tensor.dtype) for tensor in tensors):
+        return None
+    large: list[digest_cache.Range] = []
+    small: list[digest_cache.Range] = []
+    for tensor in tensors:
+        if id(tensor) in device_data:
+            continue
+        if not tensor.is_cpu:
+            return None
+        range_ = tensor.data_ptr(), tensor.nbytes
+        if tensor.numel() >= LARGE_ELEMENTS:
+            large.append(range_)
+            small += digest_cache.partial_pages(range_)
+        else:
+            small.append(range_)
+    if large and write_tracking.tracker() is None:
+        return None
+    blocks = [(ctypes.c_char * size).from_address(address) for address, size in small]
+    return ReadPlan(
+        parts=list(map(weakref.ref, parts)),
+        skipped=frozenset(skip),
+        names=[*names[:-1], list(map(frozenset, names[-1]))],  # copies, since the sets belong to the modules
+        is_read=is_read,
+        layouts=[list(map(column, tensors)) for column in _layout()],
+        large=large,
+        small=blocks,
+        small_digest=_digest(blocks),
+        device_digest=_device_digest(tensors, device_data),
+    )
 
 
-def _tree_state(parts: list[nn.Module], names: Columns, tensors: list[Tensor], is_read: list[bool]) -> TreeState | None:
-    try:
-        columns = _LAYOUT_WITH_DEVICE if devices.accelerator_in_use() else _LAYOUT
-        return TreeState(parts, names, is_read, tensors, [list(map(column, tensors)) for column in columns])
-    except (RuntimeError, NotImplementedError):
+def _layout() -> Sequence[Callable[[Tensor], object]]:
+    return _LAYOUT_WITH_DEVICE if devices.accelerator_in_use() else _LAYOUT
+
+
+def _device_digest(tensors: Iterable[Tensor], device_data: Mapping[int, bytes]) -> bytes | None:
+    if not device_data:
         return None
+    return _digest(map(device_data.__getitem__, filter(device_data.__contains__, map(id, tensors))))
 
 
 def _read_tables(parts: list[nn.Module]) -> tuple[list[Any], Columns]:

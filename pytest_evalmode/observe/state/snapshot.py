@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.modules import ModuleTables, NamedModules, packed_weights
-from pytest_evalmode.observe.state import devices, digest_cache, read_plan
+from pytest_evalmode.observe.state import devices, digest_cache, read_plan, write_tracking
 from pytest_evalmode.observe.state.digests import compute_digests, find_large, read_device_tensors, wait_for_devices
 from pytest_evalmode.observe.state.fingerprint import (
     Fingerprint,
@@ -29,6 +29,9 @@ from pytest_evalmode.trace import Site, TensorChange
 _VALUE_BUDGET = 1 << 20
 _VALUE_BUDGET_SHARE = 50
 """The values of small tensors are stored up to 1 MiB, or a fiftieth of the large tensors' bytes if that is more."""
+
+NamedTensor = tuple[str, Tensor]
+"""A tensor with its qualified name."""
 
 _SIZE = attrgetter("size")
 _INITIALIZED = attrgetter("initialized")
@@ -55,8 +58,7 @@ class Snapshot:
         return Snapshot(fingerprints, non_persistent, size, not all(map(_INITIALIZED, fingerprints.values())))
 
 
-@dataclass(frozen=True, slots=True)
-class _LastRead:
+class _LastRead(NamedTuple):
     """The last snapshot of a model, and the plan that shows whether it is still valid."""
 
     root: weakref.ref[Any]
@@ -90,27 +92,31 @@ def take_snapshot(
     """
     with undisturbed():
         uses_device = devices.accelerator_in_use() is not None
-        last = _last_read(root, include_non_persistent)
-        untracked = last is None and (untracked or isinstance(root, ModuleTables))
-        tree = last.plan.find_tree(skip) if last is not None else None
-        parts: NamedModules = []
-        if tree is None:
-            last, parts = None, modules.walk(root, skip)
-            if not untracked and (uses_device or digest_cache.get_cache() is not None):
-                module_list = [part for _, part in parts]
-                tree = read_plan.read_tree(module_list, skip, include_non_persistent=include_non_persistent)
-        device_data = _read_devices(tree.tensors) if tree is not None and uses_device else None
-        if tree is None:
-            return _read_snapshot(parts, previous, include_non_persistent, untracked=untracked)
-        # Nothing changed since the last read: its snapshot is still valid.
-        if last is not None and previous in (None, last.snapshot) and tree.matches(last.plan, device_data or {}):
-            digest_cache.byte_counts.skipped += sum(size for _, size in last.plan.large)
-            return last.snapshot
-        # Made before the read, so that a write in between leads to another read next time.
-        plan = tree.make_plan(skip, device_data or {})
-        snapshot = _read_snapshot(parts or modules.walk(root, skip), previous, include_non_persistent, device_data)
-        if plan is not None and len(snapshot.fingerprints) == len(tree.tensors):  # a plan has no packed weights
-            _store_last_read(root, include_non_persistent, plan, snapshot)
+        device_data: Mapping[int, bytes] | None = None
+        key = id(root), include_non_persistent
+        last = _last_reads.get(key)
+        if last is None or last.root() is not root:
+            last, untracked = None, untracked or isinstance(root, ModuleTables)
+        elif (known := last.plan.find_tensors(skip)) is not None:
+            device_data = _read_devices(known) if uses_device else {}
+            if previous in (None, last.snapshot) and last.plan.matches(known, device_data):
+                digest_cache.byte_counts.skipped += sum(size for _, size in last.plan.large)
+                return last.snapshot
+        untracked = untracked and last is None
+        parts = modules.walk(root, skip)
+        saved, not_saved = named_tensors(parts)
+        not_saved = not_saved if include_non_persistent else []
+        if device_data is None:
+            device_data = _read_devices([tensor for _, tensor in (*saved, *not_saved)]) if uses_device else {}
+        plan: ReadPlan | None = None
+        if not untracked and (uses_device or write_tracking.tracker() is not None):
+            # Made before the read, so that a write in between leads to another read next time.
+            plan = read_plan.make_plan(
+                [part for _, part in parts], skip, device_data, include_non_persistent=include_non_persistent
+            )
+        snapshot = _read_snapshot(saved, not_saved, previous, device_data, untracked=untracked)
+        if plan is not None and len(snapshot.fingerprints) == sum(plan.is_read):  # a plan has no packed weights
+            _last_reads[key] = _LastRead(weakref.ref(root, lambda _: _last_reads.pop(key, None)), plan, snapshot)
         return snapshot
 
 
@@ -121,19 +127,16 @@ def _read_devices(tensors: Collection[Tensor]) -> dict[int, bytes]:
 
 
 def _read_snapshot(
-    parts: NamedModules,
+    saved: list[NamedTensor],
+    not_saved: list[NamedTensor],
     previous: Snapshot | None,
-    include_non_persistent: bool,
-    device_data: Mapping[int, bytes] | None = None,
+    device_data: Mapping[int, bytes],
     *,
     untracked: bool = False,
 ) -> Snapshot:
-    """Read every tensor.  `device_data` has the tensors on devices, if these were read already."""
+    """Read every tensor.  `device_data` has the tensors on devices."""
     known = previous.fingerprints if previous is not None else {}
-    saved, not_saved = named_tensors(parts)
-    tensors = [*saved, *not_saved] if include_non_persistent else saved
-    if device_data is None:
-        device_data = _read_devices([tensor for _, tensor in tensors]) if devices.accelerator_in_use() else {}
+    tensors = [*saved, *not_saved]
     large = find_large(tensor for _, tensor in tensors)
     budget = max(_VALUE_BUDGET, sum(tensor.nbytes for tensor in large.values()) // _VALUE_BUDGET_SHARE)
     read: dict[int, Fingerprint] = {}  # a tied tensor is read once
@@ -151,8 +154,8 @@ def _read_snapshot(
     unsaved = {id(tensor) for _, tensor in not_saved} - {id(tensor) for _, tensor in saved} if not_saved else set()
     return Snapshot(
         fingerprints={name: read[id(tensor)] for name, tensor in tensors},
-        non_persistent=frozenset(name for name, _ in not_saved) if include_non_persistent else frozenset(),
-        bytes=sum(map(_SIZE, read.values())) - sum(read[key].size for key in unsaved & read.keys()),
+        non_persistent=frozenset(name for name, _ in not_saved),
+        bytes=sum(map(_SIZE, read.values())) - sum(read[key].size for key in unsaved),
         has_uninitialized=not all(map(_INITIALIZED, read.values())),
     )
 
@@ -188,26 +191,14 @@ def find_changes(
     return sorted(changes, key=lambda change: change.max_abs is None)
 
 
-def _last_read(root: nn.Module | ModuleTables, include_non_persistent: bool) -> _LastRead | None:
-    last = _last_reads.get((id(root), include_non_persistent))
-    return last if last is not None and last.root() is root else None
-
-
-def _store_last_read(
-    root: nn.Module | ModuleTables, include_non_persistent: bool, plan: ReadPlan, snapshot: Snapshot
-) -> None:
-    key = id(root), include_non_persistent
-    _last_reads[key] = _LastRead(weakref.ref(root, lambda _: _last_reads.pop(key, None)), plan, snapshot)
-
-
-def named_tensors(parts: NamedModules) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
+def named_tensors(parts: NamedModules) -> tuple[list[NamedTensor], list[NamedTensor]]:
     """Return the tensors that `state_dict()` saves, and the buffers that it does not, with their qualified names.
 
     Call it inside `undisturbed()`, since an operator unpacks packed weights.  Reads the tables of the modules: reading
     the attribute of a parametrized weight can change its buffers.
     """
-    saved: list[tuple[str, Tensor]] = []
-    not_saved: list[tuple[str, Tensor]] = []
+    saved: list[NamedTensor] = []
+    not_saved: list[NamedTensor] = []
     for path, part in parts:
         prefix = f"{path}." if path else ""
         for name, tensor in part._parameters.items():
@@ -234,13 +225,13 @@ def _unpack(value: object) -> Iterator[Tensor]:
 
 
 def _describe_change(model: str, path: str, before: Fingerprint, now: Fingerprint) -> TensorChange:
-    for what, old, new in (
-        ("shape", tuple(before.shape), tuple(now.shape)),
-        ("dtype", before.dtype, now.dtype),
-        ("device", before.device, now.device),
-    ):
-        if old != new:
-            return TensorChange(model, path, f"{what} {old} -> {new}")
+    if before.shape != now.shape:
+        change = f"{tuple(before.shape)} -> {tuple(now.shape)}"
+        return TensorChange(model, path, "shape", before_and_after=change)
+    if before.dtype != now.dtype:
+        return TensorChange(model, path, "dtype", before_and_after=f"{before.dtype} -> {now.dtype}")
+    if before.device != now.device:
+        return TensorChange(model, path, "device", before_and_after=f"{before.device} -> {now.device}")
     old_values, new_values = stored_values(before), stored_values(now)
     if old_values is None or new_values is None or before.strides != now.strides:
         return TensorChange(model, path, "values")

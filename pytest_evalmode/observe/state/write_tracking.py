@@ -1,6 +1,7 @@
 """Write tracking by the kernel: Linux 6.7 and newer report which pages of memory were written.
 
-It needs no signals, threads or privileges.  The constants are those of `linux/userfaultfd.h` and `linux/fs.h`; see
+It needs no signals, threads or privileges.  The constants are those of `linux/userfaultfd.h` and `linux/fs.h`, and each
+structure there is an array of 64-bit words; see
 https://docs.kernel.org/admin-guide/mm/userfaultfd.html and https://docs.kernel.org/admin-guide/mm/pagemap.html.
 
 A page counts as unwritten only if it is present, its mapping is still registered and the page is still protected.  A
@@ -19,8 +20,9 @@ import mmap
 import os
 import platform
 import sys
+from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import torch
 
@@ -52,46 +54,6 @@ _REGIONS = 512
 """How many regions one scan can return; the kernel's own buffer has this size."""
 
 
-class uffdio_api(ctypes.Structure):  # noqa: N801
-    _fields_ = [("api", ctypes.c_uint64), ("features", ctypes.c_uint64), ("ioctls", ctypes.c_uint64)]
-
-
-class uffdio_range(ctypes.Structure):  # noqa: N801
-    _fields_ = [("start", ctypes.c_uint64), ("len", ctypes.c_uint64)]
-
-
-class uffdio_register(ctypes.Structure):  # noqa: N801
-    _fields_ = [("range", uffdio_range), ("mode", ctypes.c_uint64), ("ioctls", ctypes.c_uint64)]
-
-
-class uffdio_writeprotect(ctypes.Structure):  # noqa: N801
-    _fields_ = [("range", uffdio_range), ("mode", ctypes.c_uint64)]
-
-
-class page_region(ctypes.Structure):  # noqa: N801
-    _fields_ = [("start", ctypes.c_uint64), ("end", ctypes.c_uint64), ("categories", ctypes.c_uint64)]
-
-
-class pm_scan_arg(ctypes.Structure):  # noqa: N801
-    _fields_ = [
-        (name, ctypes.c_uint64)
-        for name in (
-            "size",
-            "flags",
-            "start",
-            "end",
-            "walk_end",
-            "vec",
-            "vec_len",
-            "max_pages",
-            "category_inverted",
-            "category_mask",
-            "category_anyof_mask",
-            "return_mask",
-        )
-    ]
-
-
 class WriteTracker:
     """Asks the kernel which pages were written.  Raises OSError if the kernel does not support or allow that."""
 
@@ -108,7 +70,7 @@ class WriteTracker:
             raise OSError(ctypes.get_errno(), "userfaultfd")
         try:
             features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED
-            fcntl.ioctl(self._uffd, UFFDIO_API, uffdio_api(UFFD_API, features))
+            fcntl.ioctl(self._uffd, UFFDIO_API, _words(UFFD_API, features, 0))
             self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
             self._self_test()
         except BaseException:
@@ -126,9 +88,7 @@ class WriteTracker:
         """Track writes from now on, and return the spans for which that works: private anonymous memory."""
         if not spans:
             return set()
-        mappings = Mappings()
-        private = [span for span in sorted(spans) if mappings.contains(span)]
-        return {span for group in self._register(private, mappings) for span in group if self._protect(span)}
+        return {span for group in self._register(sorted(spans)) for span in group if self._protect(span)}
 
     def find_unwritten(self, spans: Iterable[Span]) -> set[Span]:
         """Return the spans in which no page was written since their tracking started."""
@@ -141,37 +101,33 @@ class WriteTracker:
                     unwritten.add(span)
         return unwritten
 
-    def untrack(self, spans: Iterable[Span]) -> None:
-        """Stop tracking writes to these spans."""
-        for start, end in spans:
-            try:
-                fcntl.ioctl(self._uffd, UFFDIO_UNREGISTER, uffdio_range(start, end - start))
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.ENOMEM):  # freed since, or registered elsewhere
-                    raise
+    def untrack(self, spans: Iterable[Span]) -> set[Span]:
+        """Stop tracking writes to these spans; none of them is tracked then."""
+        for start, end in spans:  # it fails if the memory was freed since, or is registered elsewhere
+            self._succeeds(UFFDIO_UNREGISTER, start, end - start)
+        return set()
 
-    def _register(self, spans: list[Span], mappings: Mappings) -> Iterator[list[Span]]:
+    def _register(self, spans: list[Span]) -> Iterator[list[Span]]:
         """Register the spans, and yield them in groups: each registration splits mappings, whose number is limited."""
+        mappings = Mappings()
         for group in mappings.group_by_mapping(spans):
             if self._registrations_left <= 0:
                 self._registrations_left = mappings.registrations_left()
             if self._registrations_left <= 0:
                 return
             start, end = group[0].start, max(span.end for span in group)
-            register = uffdio_register(uffdio_range(start, end - start), UFFDIO_REGISTER_MODE_WP)
-            try:
-                fcntl.ioctl(self._uffd, UFFDIO_REGISTER, register)
-            except OSError as error:
-                if error.errno == errno.EBADF:
-                    raise
-                continue  # another userfaultfd has it, or this kind of memory cannot be protected
-            self._registrations_left -= 1
-            yield group
+            # It fails if another userfaultfd has the memory, or if this kind of memory cannot be protected.
+            if self._succeeds(UFFDIO_REGISTER, start, end - start, UFFDIO_REGISTER_MODE_WP, 0):
+                self._registrations_left -= 1
+                yield group
 
     def _protect(self, span: Span) -> bool:
-        protect = uffdio_writeprotect(uffdio_range(span.start, span.end - span.start), UFFDIO_WRITEPROTECT_MODE_WP)
+        return self._succeeds(UFFDIO_WRITEPROTECT, span.start, span.end - span.start, UFFDIO_WRITEPROTECT_MODE_WP)
+
+    def _succeeds(self, request: int, *words: int) -> bool:
+        """Return whether the kernel grants a request; raise if it does not know the descriptor anymore."""
         try:
-            fcntl.ioctl(self._uffd, UFFDIO_WRITEPROTECT, protect)
+            fcntl.ioctl(self._uffd, request, _words(*words))
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise
@@ -180,26 +136,20 @@ class WriteTracker:
 
     def _scan(self, start: int, end: int) -> tuple[list[int], list[int]]:
         """Return the starts and ends of all regions that were written, are not present or are not registered."""
-        vec = (page_region * _REGIONS)()
-        words = memoryview(vec).cast("B").cast("Q")
-        arg = pm_scan_arg(
-            size=ctypes.sizeof(pm_scan_arg),
-            vec=ctypes.addressof(vec),
-            vec_len=_REGIONS,
-            category_inverted=PAGE_IS_WPALLOWED | PAGE_IS_PRESENT,
-            category_anyof_mask=PAGE_IS_WPALLOWED | PAGE_IS_PRESENT | PAGE_IS_WRITTEN,
-            return_mask=PAGE_IS_WPALLOWED,
-        )
+        regions = array("Q", bytes(24 * _REGIONS))
+        wanted = PAGE_IS_WPALLOWED | PAGE_IS_PRESENT
         starts: list[int] = []
         ends: list[int] = []
         while start < end:
-            arg.start, arg.end, arg.walk_end = start, end, 0
-            regions = words[: 3 * fcntl.ioctl(self._pagemap, PAGEMAP_SCAN, arg)].tolist()
-            starts += regions[0::3]
-            ends += regions[1::3]
-            if arg.walk_end <= start:
+            # Size, flags, start, end, walk_end, vector, its length, max_pages; masks: inverted, all, any, returned.
+            scan = _words(96, 0, start, end, 0, regions.buffer_info()[0], _REGIONS, 0)
+            scan += _words(wanted, 0, wanted | PAGE_IS_WRITTEN, PAGE_IS_WPALLOWED)
+            found = regions[: 3 * fcntl.ioctl(self._pagemap, PAGEMAP_SCAN, scan)].tolist()
+            starts += found[0::3]
+            ends += found[1::3]
+            start, last = scan[4], start
+            if start <= last:
                 raise OSError(errno.EIO, "PAGEMAP_SCAN made no progress")
-            start = arg.walk_end
         return starts, ends
 
     def _self_test(self) -> None:
@@ -222,6 +172,10 @@ class WriteTracker:
             raise OSError(errno.ENOTSUP, "the kernel does not report every write")
 
 
+def _words(*values: int) -> array[int]:
+    return array("Q", values)
+
+
 _lock = forks.new_lock(sys.modules[__name__])
 _tracker: WriteTracker | None = None
 _is_initialized = False
@@ -238,8 +192,18 @@ def tracker() -> WriteTracker | None:
     return _tracker
 
 
+def ask(question: Callable[[WriteTracker, set[Span]], set[Span]], spans: set[Span]) -> set[Span]:
+    """Ask the tracker of this process.  Nothing is tracked if there is none, or once the kernel fails."""
+    current = tracker()
+    try:
+        return question(current, spans) if current is not None and spans else set()
+    except OSError:
+        disable()
+        return set()
+
+
 def disable() -> None:
-    """Stop tracking for the rest of this process: everything is read from now on."""
+    """Stop tracking until `reset()`: everything is read from now on."""
     global _tracker, _is_initialized
     old, _tracker, _is_initialized = _tracker, None, True
     if old is not None:
@@ -254,11 +218,6 @@ def reset() -> None:
 
 
 def _open() -> WriteTracker | None:
-    mode = os.environ.get("EVALMODE_WRITES", "on")
-    if mode not in ("on", "off"):
-        raise ValueError(f"invalid EVALMODE_WRITES={mode!r} (choose from on, off)")
-    if mode == "off":
-        return None
     try:
         return WriteTracker()
     except OSError:

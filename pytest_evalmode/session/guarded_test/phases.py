@@ -82,7 +82,7 @@ def end(item: pytest.Item, outcome: Result[object]) -> None:
     has_result = not isinstance(own_failure, NO_RESULT_EXCEPTIONS)  # without one, violations are not shown
     if KEEP_ALIVE in item.stash:
         item.stash[KEEP_ALIVE].stop()
-        item.stash[MODELS] = guard.window.observers.watch.living_models()
+        item.stash[MODELS] = guard.window.observers.watch.registry.living_models()
     window = guard.window
     window.close(item.nodeid, finished=own_failure is None, needs_forward=is_marked, report_drift=has_result)
     if settings.suggest and not settings.is_guarded(item):

@@ -42,7 +42,7 @@ def test_drift_names_the_test_that_changed_a_flag_and_the_tests_that_ran() -> No
     unguarded(history, "sets", benchmark=True)
     unguarded(history, "later")
     (drift,) = guarded(history)
-    assert [(leak.name, leak.before, leak.after) for leak in drift.changes] == [("cudnn.benchmark", "False", "True")]
+    assert [(leak.name, leak.before, leak.after) for leak in drift.changes] == [("cudnn.benchmark", False, True)]
     assert (drift.last_seen_by, drift.between, drift.changed_by) == ("first", ("later", "sets", "quiet"), ("sets",))
     assert guarded(history) == ()  # reported only once
 

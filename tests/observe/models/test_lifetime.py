@@ -8,13 +8,15 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pytest_evalmode import guard, inference
-from tests.nets import Net, batch, only, watching
+from pytest_evalmode.observe.state import fingerprint, snapshot
+from tests.nets import Net, batch, only, rules, watching
 from tests.suites import PLAIN, write
 
 both = pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
@@ -274,3 +276,69 @@ def test_many_guarded_tests_leave_nothing(pytester: pytest.Pytester, strict: boo
     assert (len(passed), len(skipped), len(failed)) == (500, 0, 0)
     early, late = counter.counts
     assert not late - early
+
+
+# --- the garbage collector runs while the guard reads
+
+
+class Around(nn.Module):
+    """A model in a reference cycle: it dies when the garbage collector runs."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        vars(self)["me"] = self
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return out
+
+
+@pytest.fixture
+def collected_inside(no_collector: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the garbage collector at each tensor that is read."""
+
+    def collect(*args: Any, **kwargs: Any) -> Any:
+        gc.collect()
+        return fingerprint_of(*args, **kwargs)
+
+    fingerprint_of = fingerprint.fingerprint_of
+    monkeypatch.setattr(snapshot, "fingerprint_of", collect)
+
+
+@pytest.mark.usefixtures("collected_inside")
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_model_that_dies_while_another_is_read_is_compared(changed: bool) -> None:
+    other = nn.Linear(4, 4).eval()
+    with watching() as g:
+        model = Around(nn.Linear(4, 4)).eval()
+        model(torch.ones(1, 4))
+        gone = weakref.ref(model)
+        if changed:
+            model.inner.bias.add_(1)  # type: ignore[operator]
+        del model
+        other(torch.ones(1, 4))
+        assert gone() is None
+    assert rules(g) == ({"state-mutated"} if changed else set())
+
+
+@pytest.mark.usefixtures("collected_inside")
+def test_a_survivor_of_a_model_that_dies_while_another_is_read_is_watched() -> None:
+    inner, other = nn.Linear(4, 4).eval(), nn.Linear(4, 4).eval()
+    with watching() as g:
+        Around(inner).eval()(torch.ones(1, 4))
+        other(torch.ones(1, 4))
+        inner.bias.add_(1)
+    assert only(g, "state-mutated").subjects == ("Linear#2.bias",)
+
+
+@pytest.mark.usefixtures("collected_inside")
+def test_a_model_that_dies_at_the_end_of_the_window_is_compared() -> None:
+    other = nn.Linear(4, 4).eval()
+    with watching(other) as g:
+        model = Around(nn.Linear(4, 4)).eval()
+        model(torch.ones(1, 4))
+        model.inner.bias.add_(1)  # type: ignore[operator]
+        other.bias.add_(1)
+        del model
+    assert [violation.model for violation in g.violations] == ["Linear", "Around"]

@@ -321,7 +321,6 @@ def test_a_wrapped_forward_has_the_same_traits(wrap: Callable[[nn.Module], None]
 def test_a_type_with_a_mocked_forward_has_the_same_traits() -> None:
     plain = forward_code.module_traits(Scales())
     with mock.patch.object(Scales, "forward", autospec=True, side_effect=Scales.forward):
-        forward_code.forget_replaced_forwards([Scales])
         assert forward_code.module_traits(Scales()) == plain
 
 
@@ -329,9 +328,7 @@ def test_a_replaced_forward_is_read_again() -> None:
     for kind in (Scales, Inherits):
         assert forward_code.module_traits(kind()).reads_training
         with mock.patch.object(Scales, "forward", lambda self, x: x):
-            forward_code.forget_replaced_forwards([kind])
             assert not forward_code.module_traits(kind()).reads_training
-        forward_code.forget_replaced_forwards([kind])
         assert forward_code.module_traits(kind()).reads_training
 
 
@@ -364,7 +361,6 @@ class Local(Base):
         return super().forward(x)
 
 assert forward_code.module_traits(Local()).reads_training
-forward_code.forget_replaced_forwards([Local])
 known = weakref.ref(Local)
 del Local
 gc.collect()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -462,3 +464,26 @@ def test_digests_and_stored_values_give_the_same_result(store_values: bool) -> N
     before = read(square(), store_values)
     assert equal(before, square())
     assert not equal(before, square() + torch.eye(4))
+
+
+# --- the garbage collector
+
+
+@pytest.mark.parametrize("switch", [gc.disable, gc.enable])
+def test_the_users_setting_of_the_garbage_collector_is_kept(switch: Callable[[], None]) -> None:
+    """Another thread of the test sets it while a tensor is read."""
+    (gc.enable if switch is gc.disable else gc.disable)()
+    try:
+        with undisturbed():
+            thread = Thread(target=switch)
+            thread.start()
+            thread.join()
+        assert gc.isenabled() is (switch is gc.enable)
+    finally:
+        gc.enable()
+
+
+def test_a_read_leaves_the_garbage_collector_alone() -> None:
+    with undisturbed():
+        assert gc.isenabled()
+        assert gc.get_threshold()[0]

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_evalmode.observe.state import devices, generators
@@ -56,15 +57,34 @@ def test_a_restored_state_is_unchanged() -> None:
     assert generators.is_unchanged(before, generators.state())
 
 
-def test_reading_the_state_draws_nothing_and_dispatches_no_operator() -> None:
-    class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+def test_a_restored_state_is_unchanged_although_a_normal_was_cached_in_between() -> None:
+    saved, before = torch.get_rng_state(), generators.state()
+    torch.randn(1, dtype=torch.float64)
+    assert not generators.is_unchanged(before, generators.state())
+    torch.set_rng_state(saved)
+    assert generators.is_unchanged(before, generators.state())
+
+
+def test_using_a_cached_normal_changes_the_state() -> None:
+    torch.randn(1, dtype=torch.float64)
+    before = generators.state()
+    torch.randn(1, dtype=torch.float64)
+    assert not generators.is_unchanged(before, generators.state())
+
+
+def test_reading_the_state_draws_nothing_and_no_mode_sees_it() -> None:
+    class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            raise AssertionError(func)
+
+    class Functions(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             raise AssertionError(func)
 
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    with Seen():  # type: ignore[no-untyped-call]
+    with Operators(), Functions():  # type: ignore[no-untyped-call]
         assert generators.is_unchanged(generators.state(), generators.state())
     assert torch.equal(torch.rand(3), expected)
 

@@ -48,10 +48,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Thread]:
 
 
 @pytest.fixture(params=["off", "on"])
-def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def reads(request: pytest.FixtureRequest) -> Iterator[int]:
     """Return how often a window reads its model: once if the kernel reports that it was not written, else twice."""
-    monkeypatch.setenv("EVALMODE_WRITES", request.param)
     write_tracking.reset()
+    if request.param == "off":
+        write_tracking.disable()
     yield 2 if write_tracking.tracker() is None else 1
     write_tracking.reset()
 

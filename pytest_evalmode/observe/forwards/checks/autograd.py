@@ -28,7 +28,7 @@ class AutogradCheck(ForwardCheck):
 
     def begin(self) -> None:
         self.inner: Observation | None = None
-        """The first inner module that recorded."""
+        """The first inner module that recorded; None until then."""
         self.grad_was_disabled = False
         """Whether grad mode was on when the forward started, and off when an inner module ended."""
 
@@ -48,13 +48,11 @@ class AutogradCheck(ForwardCheck):
             and not forward_code.module_traits(module).disables_grad
         ):
             self.inner = Observation(forward.module_info(module), None)
-            forward.autograd_recorded = True
         elif is_tensor(output) and requires_grad(output):
             # If the caller had left grad mode on, the fault is the caller's, not that of a line in the model.
-            user_lines = self.context.user_lines
+            user_lines = self.window.user_lines
             cause = None if forward.grad_enabled else user_lines.find_line_inside(frame.f_back, forward.frame)
             self.inner = Observation(forward.module_info(module), cause, "its output requires grad")
-            forward.autograd_recorded = True
 
     def end(self, output: object) -> Mapping[str, object]:
         if not self.forward.is_model:
@@ -66,7 +64,7 @@ class AutogradCheck(ForwardCheck):
         return {"autograd": observation}
 
     def _has_recordable_parameters(self, module: nn.Module) -> bool:
-        return modules.has_own_parameters(module) if self.context.strict else is_trainable(module)
+        return modules.has_own_parameters(module) if self.window.strict else is_trainable(module)
 
     def _observe(self, output: object, *, has_graph: bool) -> Observation | None:
         """Return why the forward recorded autograd; None if it did not."""
@@ -83,31 +81,32 @@ class AutogradCheck(ForwardCheck):
         reason = self._grad_reason()
         if not reason and (has_graph or (inner and inner.why)):
             reason = "its output requires grad"
-        if not reason and not self.context.strict:
+        if not reason and not self.window.strict:
             return replace(inner, why="grad mode was on and its parameters require grad") if inner else None
         why = f"grad mode was on and {reason}" if reason else "grad mode was on"
-        if self.context.user_lines.is_worker_thread():
+        if self.window.user_lines.is_worker_thread():
             why += " (in a worker thread: no_grad() only affects the thread that enters it)"
         return Observation(forward.module_info(forward.root), None, why)
 
     def _grad_reason(self) -> str:
         """Return a phrase that says which parameters or whether an input requires grad; empty if none does."""
-        parts, tree = self.forward.parts, self.forward.tree
-        tables = map(_VALUES, map(_PARAMETERS, parts))
+        tables = map(_VALUES, map(_PARAMETERS, self.forward.parts))
         parameters = [parameter for table in tables for parameter in table if parameter is not None]
         # Outside of `vmap` and the like no parameter is wrapped, and the plain attribute is much faster.
         flags = list(map(_FLAG if peek_interpreter_stack() is None else requires_grad, parameters))
-        if tree.grad_reason is None or tree.grad_reason[0] != flags:
-            tree.grad_reason = flags, _describe_parameters(self.forward.root)
-        if tree.grad_reason[1]:
-            return tree.grad_reason[1]
-        return "an input requires grad" if any(map(requires_grad, _input_tensors(self.forward.inputs))) else ""
+        known_flags, reason = self.forward.tree.caches.get(AutogradCheck, (None, ""))
+        if flags != known_flags:
+            reason = _describe_parameters(self.forward.root)
+            self.forward.tree.caches[AutogradCheck] = flags, reason
+        if not reason and any(map(requires_grad, _input_tensors(self.forward.inputs))):
+            return "an input requires grad"
+        return str(reason)
 
 
 def _describe_parameters(model: nn.Module) -> str:
     """Return a phrase that names the parameters that require grad; empty if there are none."""
     names = [
-        f"{path}.{name}" if path else name
+        f"{path}.{name}".lstrip(".")
         for path, module in modules.walk(model)
         for name, parameter in module._parameters.items()
         if parameter is not None and requires_grad(parameter)

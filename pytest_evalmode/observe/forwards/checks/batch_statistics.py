@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import FrameType
-from typing import cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.tree_cache import GRAPH_TYPES
+from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
 from pytest_evalmode.observe.source import model_graphs
 from pytest_evalmode.trace import Observation, Site
 
@@ -22,25 +22,23 @@ class BatchStatisticsCheck(ForwardCheck):
     def begin(self) -> None:
         self.observations: dict[int, Observation] = {}
         parts, tree = self.forward.parts, self.forward.tree
-        norms = [norm for i in tree.batch_norms if _uses_batch_statistics(norm := cast(_BatchNorm, parts[i]))]
-        if norms:
-            self.forward.skippable -= set(map(id, norms))
-            # The forwards of compiled batch norms are not observed: note these now.
-            unobserved = {id(p) for i in tree.opaque for p in modules.all_modules(parts[i])}
-            for norm in norms:
-                if id(norm) in unobserved and not modules.training_flag(norm):
-                    self._note(norm, None)
-        if tree.graphs:
-            self._read_graphs(parts[i] for i in tree.graphs)
+        norms = [parts[i] for i in tree.batch_norms if _uses_batch_statistics(parts[i])]
+        # The forwards of compiled batch norms are not observed: note these now.
+        unobserved = {id(p) for i in tree.opaque for p in modules.all_modules(parts[i])} if norms else ()
+        for norm in norms:
+            if id(norm) in unobserved and not modules.training_flag(norm):
+                self._note(norm, None)
+        self._read_graphs(parts[i] for i in tree.graphs)
+        self.unskippable = set(map(id, norms))
 
-    def add_modules(self, parts: list[nn.Module], cause: Site | None, why: str) -> None:
-        self._read_graphs(part for part in parts if isinstance(part, GRAPH_TYPES))
+    def add_modules(self, arrival: Arrival) -> None:
+        self._read_graphs(part for part in arrival.parts if isinstance(part, GRAPH_TYPES))
 
     def enter(self, module: nn.Module, frame: FrameType) -> None:
         if not isinstance(module, _BatchNorm) or modules.training_flag(module) or id(module) in self.observations:
             return
         if _uses_batch_statistics(module):
-            self._note(module, self.context.user_lines.find_line_inside(frame.f_back, self.forward.frame))
+            self._note(module, self.window.user_lines.find_line_inside(frame.f_back, self.forward.frame))
 
     def end(self, output: object) -> Mapping[str, object]:
         return {"batch_stats": tuple(self.observations.values())}
@@ -55,12 +53,11 @@ class BatchStatisticsCheck(ForwardCheck):
                         observation = Observation(self.forward.module_info(part), None, why, is_graph=True)
                         self.observations.setdefault(id(part), observation)
 
-    def _note(self, norm: _BatchNorm, cause: Site | None) -> None:
-        tracks = getattr(norm, "track_running_stats", False)
-        why = f"it has no running statistics ({'they were set to None' if tracks else 'track_running_stats=False'})"
+    def _note(self, norm: nn.Module, cause: Site | None) -> None:
+        why = f"it has no running statistics ({model_graphs.missing_statistics_reason(norm)})"
         self.observations[id(norm)] = Observation(self.forward.module_info(norm), cause, why)
 
 
-def _uses_batch_statistics(norm: _BatchNorm) -> bool:
+def _uses_batch_statistics(norm: nn.Module) -> bool:
     """Return whether a batch norm has no running statistics, so that it uses the batch's in eval mode too."""
     return norm._buffers.get("running_mean") is None

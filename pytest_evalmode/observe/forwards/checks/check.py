@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import CodeType, FrameType
+from collections.abc import Collection, Mapping
+from types import FrameType
 
 from torch import nn
 
-from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.forwards.context import ForwardContext
-from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.source.user_lines import UserLines
-from pytest_evalmode.trace import Site
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CheckContext:
-    """Objects that all checks of one window share."""
-
-    watch: Watch
-    user_lines: UserLines
-    mode_changes: ModeChanges
-    strict: bool
-    referenced: dict[tuple[tuple[CodeType, int] | None, str, int], bool] = field(default_factory=dict)
-    """Cache of whether an argument is still referenced after the call, by line, argument and reference count."""
+from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
 
 
 class ForwardCheck:
     """Base class of a check, which detects one kind of fault in an outermost forward.
 
-    A check is created for each forward and overrides the methods that it needs.  Frames are those of the patched
-    `nn.Module.__call__`.
+    A check is created for each forward and overrides the methods that it needs.  It writes to nothing that others read:
+    what it finds it returns.  Frames are those of the patched `nn.Module.__call__`.
     """
 
-    def __init__(self, context: CheckContext, forward: ForwardContext) -> None:
-        self.context = context
+    unskippable: Collection[int] = ()
+    """Modules, by `id`, that the check needs to see although they are skippable; known when it has begun."""
+
+    def __init__(self, forward: ForwardContext) -> None:
         self.forward = forward
+        self.window = forward.window
 
     def begin(self) -> None:
         """Called when the forward starts."""
 
-    def add_modules(self, parts: list[nn.Module], cause: Site | None, why: str) -> None:
-        """Called when a module runs that was not a submodule when the forward started.
-
-        Args:
-            parts: The module and its submodules.
-            cause: The user's line that ran the module, if it is unregistered.
-            why: Why `eval()` does not reach the module; empty if it is registered by now.
-        """
+    def add_modules(self, arrival: Arrival) -> None:
+        """Called when a module runs that was not a submodule when the forward started."""
 
     def enter(self, module: nn.Module, frame: FrameType) -> None:
         """Called when a module that is not skippable starts to run, the root included."""

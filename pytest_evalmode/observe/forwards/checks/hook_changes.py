@@ -16,7 +16,6 @@ class HookChangeCheck(ForwardCheck):
         self.before = flag_snapshots.hooks_of(self.forward.parts)
 
     def end(self, output: object) -> Mapping[str, object]:
-        now = modules.all_modules(self.forward.root)
-        is_user_code = self.context.user_lines.is_user_code
-        self.context.watch.own_hooks |= flag_snapshots.hooks_changed_by_model(self.before, now, is_user_code)
+        now, is_user_code = modules.all_modules(self.forward.root), self.window.user_lines.is_user_code
+        self.window.watch.own_hooks |= flag_snapshots.hooks_changed_by_model(self.before, now, is_user_code)
         return {}

@@ -37,12 +37,14 @@ class InputChangeCheck(ForwardCheck):
 
     def _is_referenced(self, output: object, name: str, tensor: Tensor) -> bool:
         """Return whether something else references an argument; searched once for each line and argument."""
-        forward, referenced = self.forward, self.context.referenced
+        forward = self.forward
+        referenced: dict[object, bool] = forward.tree.caches.setdefault(InputChangeCheck, {})
         key = forward.innermost_line or forward.call_line, name, getrefcount(tensor)
         if key not in referenced:
-            ignored_ids = {id(output), *forward.module_ids}
-            caller, user_lines = forward.frame.f_back, self.context.user_lines
-            referenced[key] = references.is_referenced(tensor, caller, user_lines, ignored_ids)
+            ignored_ids = {id(output), *forward.tree.module_ids, *forward.late_modules}
+            referenced[key] = references.is_referenced(
+                tensor, forward.frame.f_back, self.window.user_lines, ignored_ids
+            )
         return referenced[key]
 
 

@@ -6,14 +6,14 @@ and a change is blamed on the module that ran in between.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from types import FrameType
 
 from torch import nn
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
-from pytest_evalmode.observe.forwards.checks.training_mode import note_training_modules
+from pytest_evalmode.observe.forwards.checks.training_mode import observe_training
 from pytest_evalmode.observe.forwards.tree_cache import GRAPH_TYPES
 from pytest_evalmode.observe.source import callers, forward_code, model_graphs
 from pytest_evalmode.observe.source.draw_calls import DrawCall
@@ -23,21 +23,23 @@ from pytest_evalmode.trace import Observation, Site
 
 
 class RandomDrawCheck(ForwardCheck):
-    """Check for modules in eval mode that drew from a torch generator."""
+    """Check for modules that drew from a torch generator; strict also from Python's or NumPy's."""
 
     def begin(self) -> None:
         self.observations: dict[int, Observation] = {}
+        self.training: dict[int, Observation] = {}
+        """Modules that drew in training mode, although their code does not show that they depend on it."""
         self.training_inside: dict[int, set[int]] = {}
         """The modules in training mode inside a module that drew; the draw may be one of theirs."""
         self.observed: set[int] = set()
         """The modules that may draw and whose forward was observed."""
         self.start = self.state = generators.state()
+        self.host_start = generators.host_state() if self.window.strict else None
 
     def enter(self, module: nn.Module, frame: FrameType) -> None:
         if frame is not self.forward.frame and self._is_boundary(module):
             self.observed.add(id(module))
-            if self._has_drawn():
-                self._blame(callers.enclosing_forward_frame(frame), frame)
+            self.interrupt(frame)
 
     def leave(self, module: nn.Module, output: object, frame: FrameType) -> None:
         if self._is_boundary(module) and self._has_drawn() and not self._is_explained(module):
@@ -51,15 +53,30 @@ class RandomDrawCheck(ForwardCheck):
         self.state = generators.state()  # the checks of the model that ran have reported its draws
 
     def end(self, output: object) -> Mapping[str, object]:
+        forward = self.forward
         if self._has_drawn():
-            self._blame(self.forward.frame, self.forward.frame)
+            self._blame(forward.frame, forward.frame)
         for drawer, training in self.training_inside.items():
             if not training <= self.observed:  # one may have run as `module.forward(x)`, which is not observed
                 self.observations.pop(drawer, None)
         if self.observations and generators.is_unchanged(self.start, generators.state()):
             self.observations.clear()  # the state was restored, by fork_rng for example
-        draws = tuple(self.observations.values()) if self.forward.is_model or self.context.strict else ()
-        return {"draws": draws}
+        draws = tuple(self.observations.values()) if forward.is_model or self.window.strict else ()
+        return {"draws": (*draws, *self._host_draws()), "training": tuple(self.training.values())}
+
+    def _host_draws(self) -> Iterator[Observation]:
+        """Yield the module that used Python's or NumPy's generator, unless training mode explains it."""
+        moved = generators.moved_generators(self.host_start) if self.host_start is not None else ()
+        root, user_lines = self.forward.root, self.window.user_lines
+        if moved and not (self.forward.training or self.training):
+            drawer, calls = find_likely_drawer(root, hosts=moved)
+            if not may_be_other_thread(root, calls, user_lines):
+                why = f"it used the generator of {' and '.join(moved)}"
+                yield self._observe(drawer, first_user_line(calls, user_lines), why)
+
+    def _observe(self, drawer: nn.Module, cause: Site | None, why: str, *, is_graph: bool = False) -> Observation:
+        in_training = bool(modules.training_flag(drawer))
+        return Observation(self.forward.module_info(drawer), cause, why, is_graph=is_graph, training=in_training)
 
     def _has_drawn(self) -> bool:
         """Return whether a generator's state has changed since the last call."""
@@ -70,12 +87,12 @@ class RandomDrawCheck(ForwardCheck):
         return True
 
     def _is_boundary(self, module: nn.Module) -> bool:
-        """Return whether the module may draw, so that the generator must be read before and after it."""
-        key = id(module)
-        if key in self.forward.tree.may_draw or key in self.forward.lazy:
+        """Return whether the module may draw, so that its draws must be kept apart from those around it."""
+        key, tree = id(module), self.forward.tree
+        if key in tree.may_draw or key in self.forward.lazy or key in self.training:
             return True
         hooked = module._forward_pre_hooks or module._forward_hooks  # a draw of a hook is blamed on the module
-        if key not in self.forward.tree.module_ids and (hooked or forward_code.module_traits(module).may_draw):
+        if key not in tree.module_ids and (hooked or forward_code.module_traits(module).may_draw):
             return True
         observation = self.forward.training.get(key)
         depends_on_mode = observation is not None and observation.module.mode_dependent
@@ -84,7 +101,9 @@ class RandomDrawCheck(ForwardCheck):
     def _is_explained(self, module: nn.Module) -> bool:
         """Return whether draws are expected: the module initializes itself, or train-mode already reports it."""
         key = id(module)
-        return key in self.forward.training or key in self.forward.lazy or self._has_compiled_training_module(module)
+        if key in self.forward.training or key in self.training or key in self.forward.lazy:
+            return True
+        return self._has_compiled_training_module(module)
 
     def _has_compiled_training_module(self, module: nn.Module) -> bool:
         """Return whether a module in training mode is compiled into this one, so that its forward is not observed."""
@@ -93,12 +112,6 @@ class RandomDrawCheck(ForwardCheck):
             return False
         return modules.is_opaque(module) and any(id(p) in training for p in modules.all_modules(module))
 
-    def _drawing_in_training(self, module: nn.Module) -> set[int]:
-        """Return the ids of the submodules that are in training mode and may draw."""
-        training = self.forward.training
-        parts = modules.all_modules(module)[1:] if training else []
-        return {id(part) for part in parts if id(part) in training and forward_code.module_traits(part).may_draw}
-
     def _blame(self, start: FrameType, frame: FrameType) -> None:
         """Note which module drew, unless its training mode explains that.
 
@@ -106,56 +119,33 @@ class RandomDrawCheck(ForwardCheck):
             start: The frame in which the forward started that was running when the generator changed.
             frame: The frame of the forward that is starting or ending now.
         """
-        forward, user_lines = self.forward, self.context.user_lines
-        module = callers.module_of_frame(start)
-        drawer, calls = module, list[DrawCall]()
-        while not self._is_explained(module):
+        forward, user_lines = self.forward, self.window.user_lines
+        while not self._is_explained(module := callers.module_of_frame(start)):
             drawer, calls = find_likely_drawer(module, observed=self.observed)
             if calls or start is forward.frame:
                 break
             # The module cannot draw, so the draw happened before it started, in the module that runs it.
             start = callers.enclosing_forward_frame(start)
-            module = callers.module_of_frame(start)
         else:
             return
         if may_be_other_thread(module, calls, user_lines):
             return
-        if modules.training_flag(drawer) and forward.is_model:
-            # It has drawn, so it depends on the mode, even if its code does not show that.
-            note_training_modules(self.context, forward, [drawer], mode_dependent=True)
-            if id(drawer) in forward.training:
-                return
+        if modules.training_flag(drawer) and forward.is_model and not model_graphs.is_exported(drawer):
+            if id(drawer) not in forward.training:  # it has drawn, so it depends on the mode
+                self.training[id(drawer)] = observe_training(forward, drawer, mode_dependent=True)
+            return
         if drawer is not module or not calls or calls[0].gated:
-            self.training_inside[id(drawer)] = self._drawing_in_training(module)
+            self.training_inside[id(drawer)] = {
+                id(part)
+                for part in modules.all_modules(module)[1:]
+                if id(part) in forward.training and forward_code.module_traits(part).may_draw
+            }
         cause = first_user_line(calls, user_lines)
         if cause is None and module is not forward.root:
             cause = user_lines.find_line_inside(frame.f_back, forward.frame)
-        observation = Observation(
-            forward.module_info(drawer),
-            cause,
-            f"{calls[0].text}(...)" if calls else "",
-            is_graph=isinstance(drawer, GRAPH_TYPES),
-            training=bool(modules.training_flag(drawer)),
-        )
+        why = f"{calls[0].text}(...)" if calls else ""
+        observation = self._observe(drawer, cause, why, is_graph=isinstance(drawer, GRAPH_TYPES))
         self.observations.setdefault(id(drawer), observation)
-
-
-class HostRandomDrawCheck(ForwardCheck):
-    """Strict check for modules that drew from Python's or NumPy's generator."""
-
-    def begin(self) -> None:
-        self.before = generators.host_state()
-
-    def end(self, output: object) -> Mapping[str, object]:
-        moved = generators.moved_generators(self.before)
-        if not moved or self.forward.training:
-            return {}
-        drawer, calls = find_likely_drawer(self.forward.root, hosts=moved)
-        if may_be_other_thread(self.forward.root, calls, self.context.user_lines):
-            return {}
-        info, cause = self.forward.module_info(drawer), first_user_line(calls, self.context.user_lines)
-        why = f"it used the generator of {' and '.join(moved)}"
-        return {"draws": (Observation(info, cause, why, training=bool(modules.training_flag(drawer))),)}
 
 
 def find_likely_drawer(

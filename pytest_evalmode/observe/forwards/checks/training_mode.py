@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from operator import is_
 from types import FrameType
 
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.forwards.checks.check import CheckContext, ForwardCheck
+from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.context import ForwardContext
+from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
 from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.source import model_graphs
 from pytest_evalmode.trace import Observation, Site
@@ -28,94 +29,112 @@ class _HashedOnce(tuple[Observation, ...]):
         return self._hash
 
 
+@dataclass(slots=True, eq=False)
+class _Cache:
+    """The observations about the modules of a tree that are in training mode, valid while `key` is equal."""
+
+    key: object
+    observations: dict[int, Observation]
+    traced: set[int] = field(default_factory=set)
+    """Modules whose calling line was searched already."""
+    result: tuple[Observation, ...] = ()
+    """What the last forward reported."""
+    settled: frozenset[int] = frozenset()
+
+
 class TrainingModeCheck(ForwardCheck):
     """Check for modules in training mode that depend on the mode or hold parameters."""
 
+    settled: frozenset[int] = frozenset()
+    """Modules of which nothing new is expected; once autograd is known to record, only their draws matter."""
+
     def begin(self) -> None:
         forward, tree = self.forward, self.forward.tree
-        self.checked = set(tree.training)
-        if not tree.training:
-            return
         # The observations hold names and `train()` lines: they are reused until one of these may have changed.
-        key = forward.model, self.context.watch.name_version, self.context.mode_changes.change_count
-        if tree.observations_key != key or forward.cause is not None:
-            note_training_modules(self.context, forward, forward.parts, forward.cause)
-            tree.training_observations, tree.observations_key = forward.training, key
-            tree.cause_searched, tree.last_observations = set(), ()
-            tree.settled = frozenset()
-        forward.training, forward.settled = tree.training_observations.copy(), tree.settled
-        if forward.training and tree.opaque:
-            forward.skippable -= {id(forward.parts[i]) for i in tree.opaque}
+        key = (
+            forward.model,
+            self.window.watch.registry.name_version,
+            self.window.mode_changes.change_count,
+            forward.cause,
+        )
+        cache = tree.caches.get(TrainingModeCheck)
+        if cache is None or cache.key != key:
+            observations = find_training_modules(forward, forward.parts, forward.cause) if tree.training else {}
+            cache = tree.caches[TrainingModeCheck] = _Cache(key, observations)
+        self.cache: _Cache = cache
+        self.settled = cache.settled
+        forward.training.update(cache.observations)
+        if forward.training:
+            self.unskippable = {id(forward.parts[i]) for i in tree.opaque}
 
-    def add_modules(self, parts: list[nn.Module], cause: Site | None, why: str) -> None:
-        note_training_modules(self.context, self.forward, parts, cause, why)
+    def add_modules(self, arrival: Arrival) -> None:
+        self._add(arrival.parts, arrival.cause, arrival.why)
 
     def enter(self, module: nn.Module, frame: FrameType) -> None:
-        forward, tree, key = self.forward, self.forward.tree, id(module)
-        if (key in tree.cause_searched and key in self.checked) or not modules.training_flag(module):
+        key, training, cache = id(module), self.forward.training, self.cache
+        if key in cache.traced or not modules.training_flag(module):
             return
-        self._check(module)
-        observation = forward.training.get(key)
-        if observation is None or observation.cause is not None or module is forward.root or key in tree.cause_searched:
-            return
-        tree.cause_searched.add(key)
-        cause = self.context.user_lines.find_line_inside(frame.f_back, forward.frame)
-        if cause is not None:
-            observation = forward.training[key] = replace(observation, cause=cause)
-            if key in tree.training_observations:
-                tree.training_observations[key] = observation
+        if key in self.forward.tree.training:
+            cache.traced.add(key)
+        else:
+            self._add([module])
+        if key in training and training[key].cause is None and module is not self.forward.root:
+            cause = self.window.user_lines.find_line_inside(frame.f_back, self.forward.frame)
+            training[key] = replace(training[key], cause=cause)
+            if key in cache.observations:
+                cache.observations[key] = training[key]
 
     def leave(self, module: nn.Module, output: object, frame: FrameType) -> None:
-        if modules.training_flag(module):
-            self._check(module)  # a hook or the forward itself may have set the flag
+        if id(module) not in self.forward.tree.training and modules.training_flag(module):
+            self._add([module])  # a hook or the forward itself may have set the flag
 
     def end(self, output: object) -> Mapping[str, object]:
-        tree, observations = self.forward.tree, self.forward.training.values()
-        if len(observations) != len(tree.last_observations) or not all(map(is_, observations, tree.last_observations)):
-            tree.last_observations = _HashedOnce(observations)
-        elif tree.training and not tree.settled:
-            # Two forwards in a row gave the same result, so nothing new is expected about most of these modules.  Not
-            # settled: modules that may draw in eval mode too, that depend on the mode, or whose line may yet be found.
+        cache, tree, observations = self.cache, self.forward.tree, self.forward.training.values()
+        if len(observations) != len(cache.result) or not all(map(is_, observations, cache.result)):
+            cache.result = _HashedOnce(observations)
+        elif tree.training and not cache.settled:
+            # Two forwards in a row gave the same result.  Not settled: modules that may draw in eval mode too, that
+            # depend on the mode, or whose line may yet be found.
             dropouts = tree.may_draw & tree.skippable
             unsettled = {
                 key
-                for key, observation in tree.training_observations.items()
+                for key, observation in cache.observations.items()
                 if (observation.module.mode_dependent and key not in dropouts)
-                or not (observation.cause or key in tree.cause_searched)
+                or not (observation.cause or key in cache.traced)
             }
-            tree.settled = tree.training - (tree.may_draw - dropouts) - unsettled
-        all_training = bool(observations and modules.training_flag(self.forward.owner))
-        return {"training": tree.last_observations, "all_training": all_training}
+            cache.settled = tree.training - (tree.may_draw - dropouts) - unsettled
+        return {"training": cache.result}
 
-    def _check(self, module: nn.Module) -> None:
-        if id(module) not in self.checked:
-            self.checked.add(id(module))
-            note_training_modules(self.context, self.forward, [module])
+    def _add(self, parts: list[nn.Module], cause: Site | None = None, why: str = "") -> None:
+        training = self.forward.training
+        training.update(find_training_modules(self.forward, parts, cause, why) | training)
 
 
-def note_training_modules(
-    context: CheckContext,
-    forward: ForwardContext,
-    parts: list[nn.Module],
-    cause: Site | None = None,
-    why: str = "",
-    *,
-    mode_dependent: bool | None = None,
-) -> None:
-    """Add modules in training mode to `forward.training`, if they depend on the mode or hold parameters.
+def find_training_modules(
+    forward: ForwardContext, parts: list[nn.Module], cause: Site | None = None, why: str = ""
+) -> dict[int, Observation]:
+    """Return the modules in training mode, by `id`, that depend on the mode or hold parameters.
 
-    `cause` is the line in the model that ran them, `why` the reason why `eval()` does not reach them.  Whether they are
-    `mode_dependent` is read from their code by default.
+    `cause` is the line in the model that ran them, `why` the reason why `eval()` does not reach them.
     """
     in_training = [part for part in parts if modules.training_flag(part)]
-    if not in_training:
-        return
     # An exported graph always says `training=True`: that means nothing.
-    exported = {id(p) for part in parts if model_graphs.is_exported(part) for p in modules.all_modules(part)}
+    exported = {
+        id(p) for part in parts if in_training and model_graphs.is_exported(part) for p in modules.all_modules(part)
+    }
+    observations: dict[int, Observation] = {}
     for part in in_training:
         if id(part) not in exported:
-            depends = mode_dependence.is_mode_dependent(part) if mode_dependent is None else mode_dependent
-            if depends or (modules.is_layer_with_weights(part) and id(part) not in forward.late_submodules):
-                info = replace(forward.module_info(part), mode_dependent=depends)
-                since = context.mode_changes.line_of_training(part)
-                forward.training.setdefault(id(part), Observation(info, cause, why, since=since))
+            depends, late = mode_dependence.is_mode_dependent(part), forward.late_modules.get(id(part))
+            is_registered_late = late is not None and late.path is None
+            if depends or (modules.is_layer_with_weights(part) and not is_registered_late):
+                observations[id(part)] = observe_training(forward, part, cause, why, mode_dependent=depends)
+    return observations
+
+
+def observe_training(
+    forward: ForwardContext, module: nn.Module, cause: Site | None = None, why: str = "", *, mode_dependent: bool
+) -> Observation:
+    """Return the observation that a module is in training mode, with the line that switched it."""
+    info = replace(forward.module_info(module), mode_dependent=mode_dependent)
+    return Observation(info, cause, why, since=forward.window.mode_changes.line_of_training(module))

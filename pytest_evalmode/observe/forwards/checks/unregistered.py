@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
-
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
+from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
 from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.source import model_graphs
-from pytest_evalmode.trace import Observation, Site
+from pytest_evalmode.trace import Observation
 
 
 class UnregisteredModuleCheck(ForwardCheck):
@@ -19,12 +18,11 @@ class UnregisteredModuleCheck(ForwardCheck):
     def begin(self) -> None:
         self.observations: list[Observation] = []
 
-    def add_modules(self, parts: list[nn.Module], cause: Site | None, why: str) -> None:
-        matters = why and any(
-            modules.has_own_tensors(part) or mode_dependence.is_mode_dependent(part) for part in parts
-        )
-        if matters and not model_graphs.is_exported(parts[0]):
-            self.observations.append(Observation(self.forward.module_info(parts[0]), cause))
+    def add_modules(self, arrival: Arrival) -> None:
+        module, matters = arrival.parts[0], (modules.has_own_tensors, mode_dependence.is_mode_dependent)
+        relevant = arrival.why and any(test(part) for part in arrival.parts for test in matters)
+        if relevant and not model_graphs.is_exported(module):
+            self.observations.append(Observation(self.forward.module_info(module), arrival.cause))
 
     def end(self, output: object) -> Mapping[str, object]:
         return {"unregistered": tuple(self.observations)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -249,3 +249,36 @@ except HygieneError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == (["random-forward"] if is_reported else [])
+
+
+class DrawsThroughATable(nn.Module):
+    """Its code does not show that it draws."""
+
+    def __init__(self, noise: Callable[[Tensor], Tensor] = torch.rand_like) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.functions = {"noise": noise}
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x) + self.functions["noise"](x)
+        return out
+
+
+@pytest.mark.parametrize(("training", "rule"), [(True, "train-mode"), (False, "random-forward")])
+def test_a_draw_that_the_code_hides_is_reported_in_either_mode(training: bool, rule: str) -> None:
+    net = DrawsThroughATable().eval()
+    net.training = training
+    with torch.no_grad(), watching() as window:
+        for _ in range(3):
+            net(torch.ones(1, 2))
+        (violation,) = window.violations
+    assert (violation.rule, violation.count) == (rule, 3)
+    assert violation.subjects == ("DrawsThroughATable (DrawsThroughATable)",)
+
+
+def test_a_training_mode_whose_effect_is_not_seen_is_not_reported() -> None:
+    net = DrawsThroughATable(torch.zeros_like).eval()
+    net.training = True
+    with torch.no_grad(), watching() as window:
+        net(torch.ones(1, 2))
+    assert rules(window) == set()

@@ -9,13 +9,13 @@ from pickle import dumps
 from random import getstate
 from types import ModuleType
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, default_generator
+from torch._C import DisableTorchFunction
 
 from pytest_evalmode.observe.source.draw_calls import NUMPY, PYTHON
 from pytest_evalmode.observe.state import devices
-from pytest_evalmode.observe.state.generators import engine
 
-State = tuple[bytes, *tuple[object, ...]]
+State = list[object]
 """The state of the CPU generator, then those of the generators of the accelerator in use."""
 HostState = tuple[object, bytes | None]
 
@@ -23,16 +23,17 @@ HostState = tuple[object, bytes | None]
 def state() -> State:
     """Return the state of torch's global generators, on the CPU and on the accelerator in use.
 
-    Reads memory and dispatches no operator, so user modes do not see it.
+    Dispatches no operator and no torch function, so user modes do not see it.
     """
-    cpu = engine.state()
-    accelerator = devices.accelerator_in_use()
-    return (cpu,) if accelerator is None else (cpu, *_states(accelerator))
+    with DisableTorchFunction():
+        cpu = _bytes(default_generator.get_state())
+        accelerator = devices.accelerator_in_use()
+        return [cpu] if accelerator is None else [cpu, *_states(accelerator)]
 
 
 def is_unchanged(before: State, now: State) -> bool:
     """Return whether no random number was drawn in between.  A device that was first used since does not count."""
-    return before == now or (engine.same(before[0], now[0]) and all(map(eq, before[1:], now[1:])))
+    return all(map(eq, before, now))
 
 
 def host_state() -> HostState:

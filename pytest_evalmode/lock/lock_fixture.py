@@ -1,4 +1,4 @@
-"""The fixture `evalmode_lock`, which connects the lock of a test to pytest."""
+"""The value of the fixture `evalmode_lock`, which connects the lock of a test to pytest."""
 
 from __future__ import annotations
 
@@ -145,11 +145,11 @@ class EvaluationLock:
 
     def finish(self, outcome: Result[object]) -> None:
         """Compare when the call phase ends, and pass the differences to the test's guard, creating one if needed."""
-        from pytest_evalmode.session.guarded_test import phases
-
         self._closed = True
         if self._lock is None:
             return
+        from pytest_evalmode.session.guarded_test import phases
+
         own_failure = phases.failure_of(self._item, outcome)
         message = ""
         try:
@@ -215,18 +215,3 @@ def _tolerance(method: str, rtol: float | None, atol: float | None) -> dict[str,
         got = f"got rtol={rtol!r}, atol={atol!r}"
         raise LockError(f"evalmode_lock.{method}(): pass both rtol and atol, or neither ({got})")
     return {"rtol": rtol, "atol": atol}
-
-
-LOCK: pytest.StashKey[EvaluationLock] = pytest.StashKey()
-"""The lock of a test that requested `evalmode_lock`."""
-
-
-@pytest.fixture
-def evalmode_lock(request: pytest.FixtureRequest) -> EvaluationLock:
-    """Compare a model, inputs, preprocessing and outputs with the validated ones in a lock file.
-
-    Methods: `model`, `inputs`, `preprocessing` and `outputs`; each returns its first argument.
-    `pytest --evalmode-update-lock` updates the lock files.
-    """
-    lock = request.node.stash[LOCK] = EvaluationLock(request.node)
-    return lock

@@ -1,6 +1,6 @@
-"""Plugins of the session that write the lock files and report unused entries.
+"""The plugin of the session that writes the lock files and reports unused entries.
 
-They work from the test reports, which under xdist arrive in the controller.
+It works from the test reports, which under xdist arrive in the controller.
 """
 
 from __future__ import annotations
@@ -14,44 +14,11 @@ from typing import Any
 import pytest
 
 from pytest_evalmode.lock.lock_file import LockError, LockFile, StoredLock, lock_path, read_lock_file, write_lock_file
+from pytest_evalmode.session.record.collected_tests import CollectedTests
 from pytest_evalmode.session.settings import SETTINGS, is_whole_suite
 from pytest_evalmode.session.stash import LOCK_PROPERTY
 
-_COLLECTED = "evalmode_collected"
 _MAX_NAMES = 10
-
-
-class CollectedTests:
-    """Records which tests exist, including deselected ones; an xdist worker sends them to the controller."""
-
-    def __init__(self) -> None:
-        self.tests: set[str] = set()
-        self.uncollected: set[str] = set()
-        """Node ids of files and folders whose tests are unknown, because collecting them failed or was skipped."""
-
-    def pytest_itemcollected(self, item: pytest.Item) -> None:
-        self.tests.add(item.nodeid)
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if not report.passed:
-            self.uncollected.add(report.nodeid)
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        output = getattr(session.config, "workeroutput", None)
-        if output is not None:
-            output[_COLLECTED] = sorted(self.tests)
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        self.tests.update(getattr(node, "workeroutput", {}).get(_COLLECTED, ()))
-
-    def is_gone(self, nodeid: str) -> bool:
-        """Return whether a test no longer exists; only meaningful in a run of the whole suite."""
-        return (
-            bool(self.tests)
-            and nodeid not in self.tests
-            and not any(nodeid.startswith(each) for each in self.uncollected)
-        )
 
 
 class LockSession:

@@ -28,7 +28,9 @@ SESSION |= {
 }
 PYTEST_SIDE = {"plugin", "policy", "file_writing", *(f"session.{name}" for name in SESSION)}
 PYTEST_SIDE |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}
-PYTEST_SIDE |= {"lock.lock_file", "lock.lock_fixture", "lock.session_locks"}
+PYTEST_SIDE |= {
+    f"lock.{name}" for name in ("host", "lock_file", "lock_fixture", "lock_folder", "sample_store", "session_locks")
+}
 NEEDS_PYTEST = {"plugin", "session.hookspecs", *(f"session.{name}" for name in SESSION)}
 NEEDS_PYTEST |= {"lock.lock_fixture", "lock.session_locks"}
 NEEDS_TRITON = {"observe.state.devices.triton_kernel"} if find_spec("triton") is None else set[str]()

@@ -37,7 +37,7 @@ DIRECTIONS = {
     "observe.calls": {"trace", "observe", "observe.source", "observe.state", "observe.models"},
     "observe.forwards": {"trace", "observe", "observe.source", "observe.state", "observe.models", "observe.calls"},
     "lock.inputs": {"rules"},
-    "lock.arrays": {"trace", "lock.lock_file", "lock.inputs"},
+    "lock.arrays": {"trace", "lock.lock_file", "lock.inputs", "lock.outputs"},
 }
 
 
@@ -67,6 +67,15 @@ def test_imports_follow_the_allowed_directions(name: str) -> None:
     inside = [module for module in modules() if subpackage(module) == name]
     assert inside
     assert {subpackage(other) for module in inside for other in imports(module)} - {name} <= DIRECTIONS[name]
+
+
+def test_the_lock_uses_the_rest_of_the_package_through_one_module() -> None:
+    """Except facts (`trace`), words (`rules.wording`) and the fingerprints of models."""
+    allowed = {"trace", "rules.wording", "observe.modules", "observe.state", "observe.state.snapshot"}
+    allowed |= {"observe.state.fingerprint"}
+    inside = [module for module in modules() if module.startswith("lock.") and module != "lock.host"]
+    others = {other for module in inside for other in imports(module) if not other.startswith("lock")}
+    assert others <= allowed
 
 
 def test_there_are_no_import_cycles() -> None:

@@ -1,7 +1,7 @@
-"""The lock file of one test file, parsed as untrusted input and written atomically.
+"""The lock file of one test and the records of models, parsed as untrusted input.
 
-It may come from a branch that is not reviewed yet. It is therefore JSON of a limited size, names samples by number and
-never by path, and is validated before anything is written.
+They may come from a branch that is not reviewed yet. They are therefore JSON of a limited size that names no path, in
+regular files of folders that are not symlinks.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ import json
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pytest_evalmode.file_writing import replace_file
-
-SCHEMA = 1
+SCHEMA = 2
 KINDS = ("model", "inputs", "preprocessing", "outputs")
 FOLDER = "__evalmode__"
+MODELS = "models"
 HOW_TO_UPDATE = "run pytest --evalmode-update-lock, review the file that it writes, and commit it"
 
-_MAX_BYTES = 1 << 25
-_MAX_SAMPLE_BYTES = 1 << 21
-_TEST_LINE = re.compile(r'^  "((?:[^"\\]|\\.)+)": \{$', re.MULTILINE)
+MAX_BYTES = 1 << 25
+MAX_SAMPLE_BYTES = 1 << 21
+_REMEDY = "restore it from version control, or run pytest --evalmode-update-lock"
 _CONFLICT = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+_RECORD = re.compile(r"[0-9a-f]{32}")
 
 Entry = dict[str, Any]
 
@@ -36,160 +37,152 @@ class LockError(ValueError):
 
     __module__ = "pytest_evalmode"
 
+    def __init__(self, message: str) -> None:
+        super().__init__(escape(message))
+
+
+class NewerVersionError(LockError):
+    """Raised if a newer version wrote a file, which an update must therefore not replace."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredLock:
-    """The lock of one test as a lock file stores it: its entries by kind and name, and a reference to its samples."""
+    """The lock of one test as its file stores it: its entries by kind and name, and the digest of its samples."""
 
+    test: str
     entries: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)
-    sample_number: int | None = None
-    """The number in the name of the sample file."""
-    sample_digest: str = ""
-    """The digest of the sample file."""
+    samples: str = ""
+
+    def to_bytes(self) -> bytes:
+        entries = {kind: dict(each) for kind, each in self.entries.items() if each}
+        return encode({"test": self.test, **entries, **({"samples": self.samples} if self.samples else {})})
 
 
-@dataclass(frozen=True, slots=True)
-class LockFile:
-    """The locks of the tests of one file, by node id without the file name."""
-
-    path: Path
-    tests: Mapping[str, StoredLock] = field(default_factory=dict)
-
-    def sample_path(self, number: int) -> Path:
-        return self.path.with_name(f"{_stem(self.path)}.{number}.safetensors")
-
-    def sample_bytes(self, test: str) -> bytes | None:
-        """Return the contents of a test's sample file; None if it has no samples.
-
-        Raises:
-            LockError: If the file is missing or was changed.
-        """
-        lock = self.tests[test]
-        if lock.sample_number is None:
-            return None
-        path = self.sample_path(lock.sample_number)
-        data = _read(path, _MAX_SAMPLE_BYTES)
-        if data is None:
-            raise LockError(f"{path}: the samples of {test} are missing; {_REMEDY}")
-        if sha256(data).hexdigest()[:32] != lock.sample_digest:
-            mismatch = f"{path} does not match the digest that {self.path.name} stores for {test}"
-            raise LockError(f"{mismatch}: it was changed or merged; {_REMEDY}")
-        return data
+def escape(text: str) -> str:
+    """Escape characters of untrusted text that would change what a terminal shows."""
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 
-_REMEDY = "restore it from version control, or delete the broken part and run pytest --evalmode-update-lock"
+def lock_path(test_file: Path, test: str) -> Path:
+    """Return the path of a test's lock file: `test` is its node id without the file."""
+    name = _UNSAFE.sub("_", test).strip("_.")[:100]
+    if name != test:
+        name = f"{name}-{digest_of(test.encode())[:8]}"
+    return test_file.parent / FOLDER / test_file.stem / f"{name}.lock.json"
 
 
-def lock_path(test_file: Path) -> Path:
-    """Return the path of the lock file of a test file."""
-    return test_file.parent / FOLDER / f"{test_file.stem}.lock.json"
+def model_path(path: Path, record: object) -> Path:
+    """Return the path of a model's record, which is named by its digest; `path` is that of a test's lock file."""
+    if not isinstance(record, str) or not _RECORD.fullmatch(record):
+        raise LockError(f"{path}: invalid model record {record!r:.80}; {_REMEDY}")
+    return path.parents[1] / MODELS / f"{record}.lock.json"
 
 
-def read_lock_file(path: Path) -> LockFile:
-    """Read the lock file at a path; if there is none, return one without tests.
+def sample_path(path: Path) -> Path:
+    """Return the path of the samples that belong to a lock file."""
+    return path.with_name(path.name.removesuffix(".lock.json") + ".safetensors")
+
+
+def digest_of(data: bytes) -> str:
+    return sha256(data).hexdigest()[:32]
+
+
+def encode(content: Entry) -> bytes:
+    """Return the contents of a file; raise LockError if it would be too large to be read again."""
+    text = json.dumps({"schema": SCHEMA, **content}, indent=1, sort_keys=True, ensure_ascii=False)
+    data = f"{text}\n".encode("utf-8", "backslashreplace")
+    if len(data) > MAX_BYTES:
+        raise LockError(f"{len(data)} bytes are too many for one lock file: lock less in one test, or split the test")
+    return data
+
+
+def read_lock(path: Path, test: str | None = None) -> StoredLock | None:
+    """Return the lock in a file, of any test or of a given one; None if there is no file.
 
     Raises:
-        LockError: If the file cannot be used. The message names it and, if possible, the test and entry.
+        LockError: If the file cannot be used. The message names it and, if possible, the entry.
     """
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return LockFile(path)
-    except OSError as error:
-        raise LockError(f"{path} cannot be read: {error.strerror}") from None
-    return _parse(path, status.st_mtime_ns, status.st_size, status.st_ino)
+    content = _read_json(path)
+    if content is None:
+        old = path.parent.with_name(f"{path.parent.name}.lock.json")
+        if path.parent.parent.name == FOLDER and old.is_file():
+            raise LockError(f"{old} has the format of an earlier version: run pytest --evalmode-update-lock")
+        return None
+    entries = {key: value for key, value in content.items() if key not in ("schema", "test", "samples")}
+    owner, samples = content.get("test"), content.get("samples", "")
+    if not isinstance(owner, str) or not isinstance(samples, str):
+        raise LockError(f"{path}: invalid test {owner!r:.80} or samples {samples!r:.80}; {_REMEDY}")
+    if test not in (None, owner):
+        raise LockError(f"{path} is the lock file of another test, {owner:.80}; {_REMEDY}")
+    for kind, named in entries.items():
+        if kind not in KINDS:
+            raise LockError(f"{path}: unknown kind {kind!r:.80} (choose from {', '.join(KINDS)}); {_REMEDY}")
+        if not isinstance(named, dict):
+            raise LockError(f"{path}: {kind}: expected entries by name, got {named!r:.40}; {_REMEDY}")
+        for name, entry in named.items():
+            if not isinstance(entry, dict):
+                raise LockError(f"{path}: {kind} {name!r:.80}: expected an entry, got {entry!r:.40}; {_REMEDY}")
+    return StoredLock(owner, entries, samples)
 
 
-@lru_cache(maxsize=8)
-def _parse(path: Path, *_: int) -> LockFile:
-    """Parse a lock file; all tests share the result until the file changes."""
-    data = _read(path, _MAX_BYTES)
+def read_model(path: Path) -> Entry:
+    """Return the entry of a model, from the file that is named by its digest."""
+    content = _read_json(path)
+    if content is None:
+        raise LockError(f"{path} is missing; {_REMEDY}")
+    entry: Entry = {key: value for key, value in content.items() if key != "schema"}
+    if f"{digest_of(encode(entry))}.lock.json" != path.name:
+        raise LockError(f"{path} was changed: its name is not the digest of its contents; {_REMEDY}")
+    return entry
+
+
+def read_samples(path: Path, digest: str | None) -> bytes | None:
+    """Return the samples that belong to a lock file; None if the digest is empty, because it has none.
+
+    An interrupted update may have left them under their temporary name. Those of a model have no digest.
+
+    Raises:
+        LockError: If they are missing, or not those of this file.
+    """
+    if digest == "":
+        return None
+    path = sample_path(path)
+    data = read_file(path, MAX_SAMPLE_BYTES)
+    for each in (data, read_file(temporary_path(path), MAX_SAMPLE_BYTES)):
+        if each is not None and (digest_of(each) == digest or (digest is None and not _is_pointer(each))):
+            return each
     if data is None:
-        return LockFile(path)
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LockError(f"{path} is not a lock file: {error}; {_REMEDY}") from None
-    conflict = _CONFLICT.search(text)
-    if conflict:
-        line = text.count("\n", 0, conflict.start()) + 1
-        where = _test_at(text, conflict.start())
-        raise LockError(f"{path}:{line}{where}: unresolved merge conflict; {_REMEDY}")
-    try:
-        content = json.loads(text, object_pairs_hook=_without_duplicates)
-    except json.JSONDecodeError as error:
-        where = _test_at(text, error.pos)
-        raise LockError(f"{path}:{error.lineno}{where}: invalid or truncated JSON: {error.msg}; {_REMEDY}") from None
-    except _DuplicateKeyError as error:
-        where = _test_at(text, _find_second(text, error.key))
-        raise LockError(f"{path}{where}: duplicate key {error.key!r}, perhaps from a merge; {_REMEDY}") from None
-    except (RecursionError, ValueError) as error:
-        raise LockError(f"{path} is not a lock file: {error}; {_REMEDY}") from None
-    return LockFile(path, _tests(path, content))
+        raise LockError(f"the samples are missing: commit {path}, and check that git does not ignore it")
+    if _is_pointer(data):
+        raise LockError(f"the samples are a pointer of Git LFS: run git lfs pull ({path})")
+    raise LockError(f"the samples in {path} are cut off, changed or from another commit; {_REMEDY}")
 
 
-def write_lock_file(file: LockFile, samples: Mapping[str, bytes | None]) -> None:
-    """Write a lock file, with new samples for some of its tests; remove it if it has no tests left.
-
-    If this is interrupted, either the old file and its samples or the new file and its samples are complete: new
-    samples get an unused number, and the old ones are removed last.
-    """
-    old = read_lock_file(file.path)  # keeps the old samples until the end, and raises rather than replace a broken file
-    used_numbers = {lock.sample_number for lock in (*old.tests.values(), *file.tests.values())}
-    tests = dict(file.tests)
-    file.path.parent.mkdir(parents=True, exist_ok=True)
-    for test, data in samples.items():
-        digest = sha256(data).hexdigest()[:32] if data else ""
-        stored = old.tests.get(test, StoredLock())
-        number = stored.sample_number
-        if data is None:
-            number = None
-        elif number is None or stored.sample_digest != digest or not file.sample_path(number).exists():
-            number = next(n for n in range(len(used_numbers) + 1) if n not in used_numbers)
-            used_numbers.add(number)
-            replace_file(file.sample_path(number), data)
-        tests[test] = replace(tests[test], sample_number=number, sample_digest=digest)
-    if tests:
-        replace_file(file.path, _text(tests).encode("utf-8"))
-    else:
-        file.path.unlink(missing_ok=True)
-    _remove_leftovers(file.path, {lock.sample_number for lock in tests.values()})
+def _is_pointer(data: bytes) -> bool:
+    return data.startswith(b"version https://git-lfs")
 
 
-def _text(tests: Mapping[str, StoredLock]) -> str:
-    content: dict[str, Any] = {}
-    for name, lock in tests.items():
-        test: dict[str, Any] = {kind: entries for kind, entries in lock.entries.items() if entries}
-        if lock.sample_number is not None:
-            test["samples"] = {"digest": lock.sample_digest, "file": lock.sample_number}
-        content[name] = test
-    return json.dumps({"schema": SCHEMA, "tests": content}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+def temporary_path(path: Path) -> Path:
+    """Return where new samples are until the lock file that names them is in place."""
+    return path.with_name(f".{path.name}.new")
 
 
-def _remove_leftovers(path: Path, used_numbers: set[int | None]) -> None:
-    """Remove unused samples, and temporary files of an interrupted update."""
-    stem = re.escape(_stem(path))
-    leftover = re.compile(rf"{stem}\.(\d+)\.safetensors|\.{stem}\.(?:\d+\.safetensors|lock\.json)\.\d+\.tmp")
-    for other in path.parent.iterdir():
-        match = leftover.fullmatch(other.name)
-        if match and (match[1] is None or int(match[1]) not in used_numbers):
-            other.unlink(missing_ok=True)
-    if not any(path.parent.iterdir()):
-        path.parent.rmdir()
+def check_folder(path: Path) -> None:
+    """Raise LockError if the folder of a file, or the one above it, is a symlink."""
+    for folder in path.parents[:2]:
+        if folder.is_symlink():
+            raise LockError(f"{folder} is a symlink, which is not followed; {_REMEDY}")
 
 
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".lock.json")
-
-
-def _read(path: Path, max_bytes: int) -> bytes | None:
+def read_file(path: Path, max_bytes: int) -> bytes | None:
     """Read a regular file of a limited size; return None if it does not exist."""
+    check_folder(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if not stat.S_ISREG(path.lstat().st_mode):
             raise LockError(f"{path} is not a regular file; {_REMEDY}")
         with path.open("rb") as stream:
             data = stream.read(max_bytes + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise LockError(f"{path} cannot be read: {error.strerror}") from None
@@ -198,74 +191,41 @@ def _read(path: Path, max_bytes: int) -> bytes | None:
     return data
 
 
-class _DuplicateKeyError(ValueError):
-    def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.key = key
+def _read_json(path: Path) -> Entry | None:
+    data = read_file(path, MAX_BYTES)
+    return None if data is None else _parse(path, data)
+
+
+@lru_cache(maxsize=16)
+def _parse(path: Path, data: bytes) -> Entry:
+    try:
+        text = data.decode("utf-8")
+        conflict = _CONFLICT.search(text)
+        if conflict:
+            line = text.count("\n", 0, conflict.start()) + 1
+            raise LockError(f"{path}:{line}: unresolved merge conflict; {_REMEDY}")
+        content = json.loads(text, object_pairs_hook=_without_duplicates)
+    except json.JSONDecodeError as error:
+        raise LockError(f"{path}:{error.lineno}: invalid or truncated JSON: {error.msg}; {_REMEDY}") from None
+    except LockError as error:
+        raise LockError(str(error) if str(path) in str(error) else f"{path}: {error}; {_REMEDY}") from None
+    except (RecursionError, ValueError) as error:
+        raise LockError(f"{path} is not a lock file: {error}; {_REMEDY}") from None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if type(schema) is int and schema > SCHEMA:
+        raise NewerVersionError(
+            f"{path} has schema version {schema}, written by a newer pytest-evalmode; this version reads {SCHEMA}: "
+            "upgrade pytest-evalmode"
+        )
+    if schema != SCHEMA or type(schema) is not int:
+        raise LockError(f"{path} is not a lock file with schema version {SCHEMA}: run pytest --evalmode-update-lock")
+    return dict(content)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:
-            raise _DuplicateKeyError(key)
+            raise LockError(f"duplicate key {key!r:.80}, perhaps from a merge")
         content[key] = value
     return content
-
-
-def _find_second(text: str, key: str) -> int:
-    """Return the position of a key's second occurrence at the same depth."""
-    seen: set[str] = set()
-    for line in re.finditer(rf"^( *){re.escape(json.dumps(key, ensure_ascii=False))}:", text, re.MULTILINE):
-        if line[1] in seen:
-            return line.start()
-        seen.add(line[1])
-    return 0
-
-
-def _test_at(text: str, position: int) -> str:
-    """Return the test that a position belongs to, for an error message."""
-    before = [match[1] for match in _TEST_LINE.finditer(text, 0, position) if match.start() <= position]
-    return f" ({before[-1]})" if before else ""
-
-
-def _tests(path: Path, content: Any) -> dict[str, StoredLock]:
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise LockError(
-            f"{path} has schema version {schema}, written by a newer pytest-evalmode; this version reads {SCHEMA}: "
-            "upgrade pytest-evalmode"
-        )
-    if schema != SCHEMA or not isinstance(content.get("tests"), dict):
-        raise LockError(f"{path} is not a lock file with schema version {SCHEMA}; {_REMEDY}")
-    return {name: _stored_lock(path, name, value) for name, value in content["tests"].items()}
-
-
-def _stored_lock(path: Path, name: str, value: Any) -> StoredLock:
-    if not isinstance(value, dict):
-        raise LockError(f"{path} ({name}): expected the entries of a test, got {value!r:.40}; {_REMEDY}")
-    samples = value.get("samples")
-    if samples is not None and not _is_sample_reference(samples):
-        raise LockError(f"{path} ({name}): invalid samples: {samples!r:.80}; {_REMEDY}")
-    for kind, entries in value.items():
-        if kind == "samples":
-            continue
-        if kind not in KINDS:
-            known = ", ".join(KINDS)
-            raise LockError(f"{path} ({name}): unknown kind {kind!r:.80} (choose from {known}); {_REMEDY}")
-        if not isinstance(entries, dict):
-            raise LockError(f"{path} ({name}): {kind}: expected entries by name, got {entries!r:.40}; {_REMEDY}")
-        for entry, content in entries.items():
-            if not isinstance(content, dict):
-                raise LockError(f"{path} ({name}): {kind} {entry!r}: expected an entry, got {content!r:.40}; {_REMEDY}")
-    entries = {kind: each for kind, each in value.items() if kind != "samples"}
-    if samples is None:
-        return StoredLock(entries)
-    return StoredLock(entries, samples["file"], samples["digest"])
-
-
-def _is_sample_reference(value: Any) -> bool:
-    if not isinstance(value, dict) or value.keys() != {"file", "digest"}:
-        return False
-    number = value["file"]
-    return type(number) is int and 0 <= number < 1 << 20 and isinstance(value["digest"], str)

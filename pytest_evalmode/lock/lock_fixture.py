@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-import sys
 from functools import wraps
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import pytest
 
+from pytest_evalmode.lock import host
 from pytest_evalmode.lock.lock_file import LockError, lock_path
-from pytest_evalmode.session import fixtures
-from pytest_evalmode.session.settings import SETTINGS
-from pytest_evalmode.session.stash import GUARD, LOCK_PROPERTY, remove_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from pluggy import Result
     from torch import nn
 
     from pytest_evalmode.lock.running_lock import RunningLock
-    from pytest_evalmode.trace import Site
+    from pytest_evalmode.trace import LockChange
 
     M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
-def _fails_test(method: Callable[..., T]) -> Callable[..., T]:
-    """Turn a LockError into a failure of the test, without a traceback into the plugin."""
+def _fails_test(
+    method: Callable[Concatenate[EvaluationLock, P], T],
+) -> Callable[Concatenate[EvaluationLock, P], T]:
+    """Turn a LockError into a failure of the test, without a traceback into the plugin; one thread at a time."""
 
     @wraps(method)
-    def wrapper(*args: Any, **kwargs: Any) -> T:
+    def wrapper(self: EvaluationLock, *args: P.args, **kwargs: P.kwargs) -> T:
         __tracebackhide__ = True
         try:
-            return method(*args, **kwargs)
+            with self._mutex:
+                return method(self, *args, **kwargs)
         except LockError as error:
             message = str(error)
         pytest.fail(message, pytrace=False)
 
-    return wrapper
+    return wrapper  # type: ignore[return-value]
 
 
 class EvaluationLock:
@@ -53,6 +57,7 @@ class EvaluationLock:
         self._item = item
         self._lock: RunningLock | None = None
         self._closed = False
+        self._mutex = RLock()
 
     @_fails_test
     def model(self, model: M, name: str | None = None) -> M:
@@ -71,9 +76,8 @@ class EvaluationLock:
             raise LockError(f"evalmode_lock.model(): expected a torch.nn.Module, got {type(model).__name__}")
         lock = self._opened("model", name)
         if lock is not None:
-            guard = self._item.stash.get(GUARD, None)
-            fingerprints = guard.window.last_fingerprints(model) if guard is not None else None
-            lock.model(model, name or self._name_of(model), fingerprints, self._site())
+            fingerprints = host.last_fingerprints(model, self._item)
+            lock.model(model, name or host.name_of(model, self._item), fingerprints, host.find_site(self._root))
         return model
 
     @_fails_test
@@ -93,7 +97,8 @@ class EvaluationLock:
         tolerance = _tolerance("inputs", rtol, atol)
         lock = self._opened("inputs", name)
         if lock is not None:
-            lock.inputs(batch, name, self._site(), tolerance)
+            at = None if lock.uses("inputs", name) else host.find_site(self._root)
+            lock.inputs(batch, name, at, tolerance)
         return batch
 
     @_fails_test
@@ -109,7 +114,7 @@ class EvaluationLock:
         """
         lock = self._opened("preprocessing", name)
         if lock is not None:
-            lock.preprocessing(transform, name, self._site())
+            lock.preprocessing(transform, name, host.find_site(self._root))
         return transform
 
     @_fails_test
@@ -140,7 +145,8 @@ class EvaluationLock:
             raise LockError(f"evalmode_lock.outputs(): again must be a function of the inputs, not {again!r:.80}")
         lock = self._opened("outputs", name)
         if lock is not None:
-            lock.outputs(outputs, name, self._site(), tolerance, again)
+            at = None if lock.uses("outputs", name) else host.find_site(self._root)
+            lock.outputs(outputs, name, at, tolerance, again)
         return outputs
 
     def finish(self, outcome: Result[object]) -> None:
@@ -148,30 +154,32 @@ class EvaluationLock:
         self._closed = True
         if self._lock is None:
             return
-        from pytest_evalmode.session.guarded_test import phases
+        lock, errors = self._lock, list[str]()
 
-        own_failure = phases.failure_of(self._item, outcome)
-        message = ""
+        def close(finished: bool, pause_guard: Callable[[], AbstractContextManager[None]] | None) -> list[LockChange]:
+            try:
+                changes = lock.close(finished=finished, pause_guard=pause_guard, current_tests=self._current_tests)
+                host.attach_record(self._item, lock.record())
+            except LockError as error:
+                errors.append(str(error))
+                return []
+            return changes
+
+        own_failure = None
         try:
-            guard = phases.guard_at_end(self._item)
-            with guard.window.safely():
-                try:
-                    # Do not compute metrics again after violations: a model in training mode would change further.
-                    pause_guard = None if guard.violations else guard.paused
-                    changes = self._lock.close(finished=own_failure is None, pause_guard=pause_guard)
-                    guard.window.add_lock_changes(changes)
-                    self._record(self._lock)
-                except LockError as error:
-                    message = str(error)
+            own_failure = host.report_changes(self._item, outcome, close)
         except pytest.fail.Exception as error:  # from the user hooks that configure the guard
-            message = str(error)
-        if message and own_failure is None:
-            outcome.force_exception(pytest.fail.Exception(message, pytrace=False))
+            errors.append(str(error))
+        if errors and own_failure is None:
+            outcome.force_exception(pytest.fail.Exception(errors[0], pytrace=False))
 
-    def _record(self, lock: RunningLock) -> None:
-        """Attach the record of the lock to the test's report, and replace the record of an earlier run."""
-        remove_records(self._item, LOCK_PROPERTY)
-        self._item.user_properties.append((LOCK_PROPERTY, lock.record()))
+    @property
+    def _root(self) -> Path:
+        return host.settings_of(self._item.config).root
+
+    def _current_tests(self) -> set[Path]:
+        """Return the lock files of this run's tests."""
+        return {lock_path(item.path, _test_of(item)) for item in self._item.session.items}
 
     def _opened(self, method: str, name: object) -> RunningLock | None:
         """Return the lock of this test; None with `--evalmode=off`."""
@@ -179,10 +187,10 @@ class EvaluationLock:
             raise LockError(f"evalmode_lock.{method}(): name must be a non-empty string, not {name!r}")
         if self._closed:
             raise LockError(f"evalmode_lock.{method}() was called after the test ended; call it during the test")
-        settings = self._item.config.stash[SETTINGS]
-        if settings.mode == "off":
-            return None
         if self._lock is None:
+            settings = host.settings_of(self._item.config)
+            if settings.mode == "off":
+                return None
             try:
                 # Otherwise safetensors is only imported with the first samples, too late for this message.
                 import_module("safetensors")
@@ -190,24 +198,13 @@ class EvaluationLock:
             except ImportError as error:
                 install = "run pip install 'pytest-evalmode[lock]'"
                 raise LockError(f"evalmode_lock requires numpy and safetensors ({error}): {install}") from None
-            test = self._item.nodeid.partition("::")[2] or self._item.name
-            self._lock = RunningLock(lock_path(self._item.path), test, update=settings.update_lock)
+            self._lock = RunningLock(self._item.path, _test_of(self._item), update=settings.update_lock)
         return self._lock
 
-    def _name_of(self, model: nn.Module) -> str:
-        from pytest_evalmode.observe.models.discovery import find_models
-        from pytest_evalmode.observe.modules import type_name
 
-        for name, value, *_ in fixtures.values_passed_to(self._item):
-            for path, each in find_models(value, name):
-                if each is model:
-                    return path
-        return type_name(model)
-
-    def _site(self) -> Site | None:
-        from pytest_evalmode.observe.source.user_lines import UserLines
-
-        return UserLines(self._item.config.stash[SETTINGS].root).find_line(sys._getframe())
+def _test_of(item: pytest.Item) -> str:
+    """Return the node id of a test without the file."""
+    return item.nodeid.partition("::")[2] or item.name
 
 
 def _tolerance(method: str, rtol: float | None, atol: float | None) -> dict[str, float | None]:

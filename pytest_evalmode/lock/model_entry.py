@@ -1,7 +1,7 @@
-"""The lock entry of a model: a record of each parameter and persistent buffer, and a few of their values.
+"""The lock entry of a model: its architecture, a record of each parameter and persistent buffer, and a few values.
 
 A digest covers the elements in their logical order, independent of their layout in memory. One digest over all records
-shows that a model still matches; the records and values are only needed for a diagnosis.
+shows that the tensors still match; the records and values are only needed for a diagnosis.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from xxhash import xxh3_128_hexdigest
 
+from pytest_evalmode.lock.architecture import describe_architecture, expand, find_module_changes
 from pytest_evalmode.lock.lock_file import Entry, LockError
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.state import snapshot
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
 
 MAX_SAMPLE_BYTES = 1 << 18
 _GRIDS = (24, 16, 12, 8, 4, 2, 1)
-_RECORD = re.compile(r"(\w+) \(((?:\d+(?:, ?)?)*),?\) ([0-9a-f]{32})(?: ([0-9a-f]{32}))?")
+_RECORD = re.compile(r"(\w+) \(((?:\d+(?:, ?)?)*),?\) ([0-9a-f]{16})(?: ([0-9a-f]{16}))?")
+_REMEDY = "delete it and run pytest --evalmode-update-lock"
 _CPU = torch.device("cpu")
+_DIGEST_LENGTH = 16
+"""Hexadecimal digits of a tensor's digest. The digest of the whole model has twice as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,10 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class ModelContents:
-    """The tensors of a live model by qualified name, with a record of each."""
+    """The tensors of a live model by qualified name, with a record of each, and its architecture."""
 
     type: str
+    architecture: Mapping[str, str]
     records: Mapping[str, TensorRecord]
     tensors: Mapping[str, Tensor]
     digest: str
@@ -75,7 +80,7 @@ def read_contents(model: nn.Module, fingerprints: Mapping[str, Fingerprint] | No
     with undisturbed():
         records = {name: _record(name, tensor, fingerprints[name]) for name, tensor in tensors.items()}
     lines = {name: f"{record.dtype} {record.shape} {record.digest}" for name, record in records.items()}
-    return ModelContents(modules.type_name(model), records, tensors, _digest_of(lines))
+    return ModelContents(modules.type_name(model), describe_architecture(model), records, tensors, _digest_of(lines))
 
 
 def build_entry(contents: ModelContents) -> Entry:
@@ -85,25 +90,49 @@ def build_entry(contents: ModelContents) -> Entry:
         for name, record in contents.records.items():
             unordered = compute_unordered_digest(contents.tensors[name])
             tensors[name] = str(TensorRecord(record.dtype, record.shape, record.digest, unordered))
-    return {"type": contents.type, "digest": contents.digest, "tensors": tensors}
+    return {
+        "type": contents.type,
+        "digest": contents.digest,
+        "architecture": dict(contents.architecture),
+        "tensors": tensors,
+    }
 
 
 def parse_records(entry: Entry, where: str) -> dict[str, TensorRecord]:
     """Return the tensor records of an entry; raise LockError, naming the entry by `where`, if one is invalid."""
     tensors = entry.get("tensors")
     if not isinstance(tensors, dict):
-        raise LockError(f"{where} has no tensors; delete it and run pytest --evalmode-update-lock")
+        raise LockError(f"{where} has no tensors; {_REMEDY}")
     return {name: _parse_record(name, line, where) for name, line in tensors.items()}
 
 
+def parse_architecture(entry: Entry, where: str) -> dict[str, str]:
+    """Return the architecture of an entry; raise LockError, naming the entry by `where`, if it is invalid."""
+    lines = entry.get("architecture")
+    try:
+        if isinstance(lines, dict) and all(isinstance(line, str) for line in lines.values()):
+            expand(lines)
+            return lines
+    except ValueError:  # too many modules
+        pass
+    raise LockError(f"{where} has no valid architecture; {_REMEDY}")
+
+
 def matches(entry: Entry, contents: ModelContents) -> bool:
-    """Return whether a model still has the locked contents."""
-    return bool(entry.get("digest") == contents.digest)
+    """Return whether a model still has the locked tensors and architecture."""
+    return bool(entry.get("digest") == contents.digest) and _has_architecture(entry, contents.architecture)
 
 
-def is_known_to_match(entry: Entry, fingerprints: Mapping[str, Fingerprint]) -> bool:
+def _has_architecture(entry: Entry, now: Mapping[str, str]) -> bool:
+    was = entry.get("architecture")
+    return was == now or not find_module_changes(parse_architecture(entry, "the model"), now)
+
+
+def is_known_to_match(entry: Entry, model: nn.Module, fingerprints: Mapping[str, Fingerprint]) -> bool:
     """Return whether fingerprints alone prove that a model matches; its tensors are not read again."""
     if not all(map(_is_in_order, fingerprints.values())):
+        return False
+    if entry.get("architecture") != describe_architecture(modules.unwrap(model)):
         return False
     lines = {name: f"{_dtype_name(read[1])} {tuple(read[0])} {_hex(read)}" for name, read in fingerprints.items()}
     return bool(entry.get("digest") == _digest_of(lines))
@@ -136,7 +165,7 @@ def sample_grid(tensor: Tensor, rows: int, columns: int) -> Array | None:
                 return None
             dtype = torch.float32 if plain.is_floating_point() else torch.int64
             matrix = plain.reshape(plain.shape[0] if plain.dim() > 1 else 1, -1)
-            picked = matrix[_spaced(matrix.shape[0], rows)][:, _spaced(matrix.shape[1], columns)]
+            picked = matrix[spaced(matrix.shape[0], rows)][:, spaced(matrix.shape[1], columns)]
             array: Array = picked.to(_CPU, dtype).numpy()
             return array
         except (RuntimeError, NotImplementedError, TypeError, AttributeError):  # a subclass without readable values
@@ -148,14 +177,14 @@ def _grid_size(tensor: Tensor, side: int) -> tuple[int, int]:
 
 
 def compute_unordered_digest(tensor: Tensor) -> str:
-    """Return two sums over the bits of the elements, which are the same in every order; empty if unreadable."""
+    """Return a sum over the mixed bits of the elements, which is the same in every order; empty if unreadable."""
     try:
-        bits = _bits(tensor)
+        bits = _bits(tensor) + 1
         mixed = (bits ^ (bits >> 13)) * -0x61C8864680B583EB
-        sums = (int(bits.sum()) & _WORD, int((mixed ^ (mixed >> 29)).sum()) & _WORD)
+        mixed = (mixed ^ (mixed >> 29)) * -0x40A7B892E31B1A47
+        return f"{int((mixed ^ (mixed >> 32)).sum()) & _WORD:016x}"
     except (RuntimeError, NotImplementedError, TypeError):
         return ""
-    return f"{sums[0]:016x}{sums[1]:016x}"
 
 
 _WORD = (1 << 64) - 1
@@ -164,12 +193,27 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def _bits(tensor: Tensor) -> Tensor:
     flat = tensor.detach().to(_CPU).contiguous().reshape(-1)
+    flat = flat + 0 if _has_negative_zero(flat) else flat
     return flat.view(_INTEGERS[flat.element_size()]).to(torch.int64)
 
 
 def compute_digest(tensor: Tensor) -> str:
-    """Return the digest of a tensor's elements, as in its record; call it under `undisturbed()`."""
-    return _hex(fingerprint_of(tensor.detach().to(_CPU).contiguous()))
+    """Return the digest of a tensor's elements, as in its record; call it under `undisturbed()`.
+
+    -0.0 has the digest of 0.0.
+    """
+    plain = tensor.detach().to(_CPU).contiguous()
+    return _hex(fingerprint_of(plain + 0 if _has_negative_zero(plain) else plain))
+
+
+def _has_negative_zero(tensor: Tensor) -> bool:
+    if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16) or tensor.is_sparse:
+        return False
+    try:
+        bits = tensor.detach().view(_INTEGERS[tensor.element_size()])
+        return bool((bits == torch.iinfo(bits.dtype).min).any())
+    except (RuntimeError, NotImplementedError, TypeError):  # a subclass without readable values
+        return False
 
 
 @cache
@@ -180,7 +224,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def _record(name: str, tensor: Tensor, read: Fingerprint) -> TensorRecord:
     if not read.initialized:
         raise LockError(f"{name} is not initialized (a lazy module): run the model once before locking it")
-    digest = _hex(read) if _is_in_order(read) else compute_digest(tensor)
+    digest = _hex(read) if _is_in_order(read) and not _has_negative_zero(tensor) else compute_digest(tensor)
     return TensorRecord(_dtype_name(read.dtype), tuple(read.shape), digest)
 
 
@@ -190,7 +234,7 @@ def _is_in_order(read: Fingerprint) -> bool:
 
 
 def _hex(read: Fingerprint) -> str:
-    return xxh3_128_hexdigest(read.bits) if read.has_values else read.bits.hex()
+    return (xxh3_128_hexdigest(read.bits) if read.has_values else read.bits.hex())[:_DIGEST_LENGTH]
 
 
 def _digest_of(lines: Mapping[str, str]) -> str:
@@ -200,14 +244,14 @@ def _digest_of(lines: Mapping[str, str]) -> str:
 def _parse_record(name: str, line: object, where: str) -> TensorRecord:
     match = _RECORD.fullmatch(line) if isinstance(line, str) else None
     if match is None:
-        remedy = "delete it and run pytest --evalmode-update-lock"
-        raise LockError(f"{where}: {name}: invalid tensor record {line!r:.80}; {remedy}")
+        raise LockError(f"{where}: {name}: invalid tensor record {line!r:.80}; {_REMEDY}")
     dtype, shape, digest, unordered_digest = match.groups()
     sizes = tuple(int(size) for size in re.findall(r"\d{1,18}", shape))
     return TensorRecord(dtype, sizes, digest, unordered_digest or "")
 
 
-def _spaced(size: int, most: int) -> list[int]:
+def spaced(size: int, most: int) -> list[int]:
+    """Return at most `most` positions of `size`, evenly spaced from the first to the last."""
     if size <= most:
         return list(range(size))
     return [i * (size - 1) // (most - 1) if most > 1 else 0 for i in range(most)]

@@ -8,17 +8,21 @@ from __future__ import annotations
 import json
 from base64 import b64decode
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_evalmode.lock.lock_file import LockError, LockFile, StoredLock, lock_path, read_lock_file, write_lock_file
-from pytest_evalmode.session.record.collected_tests import CollectedTests
-from pytest_evalmode.session.settings import SETTINGS, is_whole_suite
-from pytest_evalmode.session.stash import LOCK_PROPERTY
+from pytest_evalmode.lock import host
+from pytest_evalmode.lock.lock_file import FOLDER, MODELS, Entry, LockError, escape, lock_path, read_lock
+from pytest_evalmode.lock.lock_folder import NewLock, exclusive, find_ignored, remove_leftovers, write_lock
+
+if TYPE_CHECKING:
+    from pytest_evalmode.session.record.collected_tests import CollectedTests
 
 _MAX_NAMES = 10
+_MAX_LINES = 20
 
 
 class LockSession:
@@ -27,8 +31,10 @@ class LockSession:
     def __init__(self, config: pytest.Config, collected: CollectedTests) -> None:
         self._config = config
         self._collected = collected
-        self._records: dict[str, str | None] = {}
+        self._records: dict[str, dict[str, Any] | None] = {}
         """The lock record of each test that passed; None if it did not use the lock."""
+        self._models: dict[str, tuple[Entry, bytes | None]] = {}
+        """The records of models by digest, which many tests may share."""
         self._not_passed: set[str] = set()
         """Tests that used the lock and did not pass."""
         self._lines: list[tuple[str, bool]] = []
@@ -36,39 +42,40 @@ class LockSession:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        record = dict(report.user_properties).get(LOCK_PROPERTY)
-        # Other plugins (JUnit) would write this megabyte of samples into their reports.
-        report.user_properties = [each for each in report.user_properties if each[0] != LOCK_PROPERTY]
+        text = host.detach_record(report)  # JUnit would write this megabyte of samples
         if report.when != "call":
             return
         self._records.pop(report.nodeid, None)
         self._not_passed.discard(report.nodeid)
         if report.passed:
-            self._records[report.nodeid] = None if record is None else str(record)
-        elif record is not None:
+            record = self._records[report.nodeid] = None if text is None else json.loads(text)
+            models = record.pop("models", {}) if record is not None else {}
+            self._models |= {key: (entry, _to_bytes(data)) for key, (entry, data) in models.items()}
+        elif text is not None:
             self._not_passed.add(report.nodeid)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-        whole_suite = finished and is_whole_suite(self._config)
-        update = self._config.stash[SETTINGS].update_lock
-        updated, unused = 0, []
-        for name in sorted({nodeid.partition("::")[0] for nodeid in (*self._records, *self._not_passed)}):
+        whole_suite = finished and host.is_whole_suite(self._config)
+        update = host.settings_of(self._config).update_lock
+        unused: list[str] = []
+        for folder in sorted({self._path(nodeid).parents[1] for nodeid in (*self._records, *self._not_passed)}):
             try:
-                file = read_lock_file(lock_path(self._config.rootpath / name))
-                entries = list(self._unused_entries(file, name, whole_suite))
-                unused += [f"{name}::{test} {kind} {entry!r}" for test, kind, entry in entries]
-                if update:
-                    updated += self._update(file, name, entries if whole_suite else [])
+                records = {self._path(nodeid): (nodeid, each) for nodeid, each in self._records.items() if each}
+                records = {path: each for path, each in records.items() if update and path.parents[1] == folder}
+                with exclusive(folder) if records or (update and folder.exists()) else nullcontext():
+                    stale = dict(self._find_unused(folder, whole_suite))
+                    unused += [f"{self._nodeid(path)} {kind} {name!r}" for path in stale for kind, name in stale[path]]
+                    if update:
+                        self._update(folder, records, stale if whole_suite else {})
+                        if folder.exists():
+                            remove_leftovers(folder, old_format=whole_suite)
+                            self._warn_of_ignored(find_ignored(folder))
             except (LockError, OSError) as error:
                 self._lines.append((str(error), True))
                 session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
         if update:
-            locks = f"the locks of {updated} tests" if updated != 1 else "the lock of 1 test"
-            self._lines.append((f"updated {locks}", False))
-            if self._not_passed:
-                names = ", ".join(sorted(self._not_passed))
-                self._lines.append((f"not updated because they did not pass: {names}", False))
+            self._summarize_update()
         if unused:
             more = f" and {len(unused) - _MAX_NAMES} more" if len(unused) > _MAX_NAMES else ""
             state = "removed unused entries" if update and whole_suite else "unused entries"
@@ -80,42 +87,78 @@ class LockSession:
         if self._lines:
             terminalreporter.section("evalmode lock")
         for line, is_error in self._lines:
-            terminalreporter.write_line(line, red=is_error)
+            terminalreporter.write_line(escape(line), red=is_error)
 
-    def _unused_entries(self, file: LockFile, name: str, whole_suite: bool) -> Iterator[tuple[str, str, str]]:
-        """Yield the test, kind and name of each entry whose test passed without using it, or no longer exists."""
-        for test, lock in file.tests.items():
-            nodeid = f"{name}::{test}"
-            gone = whole_suite and self._collected.is_gone(nodeid)
-            if not gone and nodeid not in self._records:
-                continue
-            record = self._records.get(nodeid)
-            used = {tuple(each) for each in json.loads(record)["used"]} if record else set()
-            for kind, entries in lock.entries.items():
-                yield from ((test, kind, entry) for entry in entries if (kind, entry) not in used)
+    def _path(self, nodeid: str) -> Path:
+        name, _, test = nodeid.partition("::")
+        return lock_path(self._config.rootpath / name, test)
 
-    def _update(self, file: LockFile, name: str, unused: list[tuple[str, str, str]]) -> int:
-        """Write the new entries of a file's tests, keeping all others; return how many tests were updated."""
-        tests = dict(file.tests)
-        samples: dict[str, bytes | None] = {}
-        for nodeid, record in self._records.items():
-            path, _, test = nodeid.partition("::")
-            if path != name or record is None:
+    def _nodeid(self, path: Path, test: str | None = None) -> str:
+        """Return the node id of the test that a lock file belongs to."""
+        if test is None:
+            stored = read_lock(path)
+            test = stored.test if stored is not None else path.name
+        file = path.parents[2] / f"{path.parent.name}.py"
+        return f"{file.relative_to(self._config.rootpath).as_posix()}::{test}"
+
+    def _find_unused(self, folder: Path, whole_suite: bool) -> Iterator[tuple[Path, set[tuple[str, str]]]]:
+        """Yield the entries of each lock file that its test passed without, or whose test no longer exists."""
+        passed = {self._path(nodeid): record for nodeid, record in self._records.items()}
+        for path in sorted(folder.glob("*/*.lock.json")):
+            if path.parent.name == MODELS or path.parent.is_symlink() or not (whole_suite or path in passed):
                 continue
-            content = json.loads(record)
-            if not content.get("entries"):
+            try:
+                stored = read_lock(path)
+            except LockError as error:
+                if path not in passed:  # its own test reports it, or the update replaces it
+                    self._lines.append((str(error), True))
                 continue
-            stored = tests.get(test, StoredLock())
-            kinds = {*stored.entries, *content["entries"]}
-            entries = {kind: {**stored.entries.get(kind, {}), **content["entries"].get(kind, {})} for kind in kinds}
-            tests[test] = replace(stored, entries=entries)
-            samples[test] = b64decode(content["samples"]) if content["samples"] else None
-        for test, kind, entry in unused:
-            lock = tests[test]
-            remaining = {name: value for name, value in lock.entries[kind].items() if name != entry}
-            tests[test] = replace(lock, entries={**lock.entries, kind: remaining})
-        tests = {test: lock for test, lock in tests.items() if any(lock.entries.values())}
-        new = LockFile(file.path, tests)
-        if new != file or samples:
-            write_lock_file(new, {test: data for test, data in samples.items() if test in tests})
-        return len(samples)
+            if stored is None or (path not in passed and not self._collected.is_gone(self._nodeid(path, stored.test))):
+                continue
+            record = passed.get(path)
+            used = {tuple(each) for each in record["used"]} if record else set()
+            unused = {(kind, name) for kind, entries in stored.entries.items() for name in entries} - used
+            if unused:
+                yield path, unused
+
+    def _update(
+        self,
+        folder: Path,
+        records: dict[Path, tuple[str, dict[str, Any]]],
+        stale: dict[Path, set[tuple[str, str]]],
+    ) -> None:
+        """Write the new entries of tests, and remove the stale ones."""
+        for path, (nodeid, record) in records.items():
+            models = {
+                key: self._models[key]
+                for entry in record["entries"].get("model", {}).values()
+                if (key := entry["record"]) in self._models
+            }
+            new = NewLock(nodeid.partition("::")[2], record["entries"], _to_bytes(record["samples"]), models)
+            write_lock(path, new, stale.get(path, ()))
+        for path in stale.keys() - records.keys():
+            write_lock(path, NewLock("", {}), stale[path])
+
+    def _summarize_update(self) -> None:
+        """Say which entries of which tests are new or changed, and which tests were not updated."""
+        records = {nodeid: record for nodeid, record in self._records.items() if record and record.get("entries")}
+        changed = {nodeid: record["changes"] for nodeid, record in sorted(records.items()) if record["changes"]}
+        for nodeid, changes in list(changed.items())[:_MAX_LINES]:
+            self._lines.append((f"{nodeid}: {'; '.join(changes)}", False))
+        if len(changed) > _MAX_LINES:
+            self._lines.append((f"and changes in {len(changed) - _MAX_LINES} more tests", False))
+        locks = f"the locks of {len(records)} tests" if len(records) != 1 else "the lock of 1 test"
+        self._lines.append((f"updated {locks}", False))
+        if self._not_passed:
+            names = ", ".join(sorted(self._not_passed))
+            self._lines.append((f"not updated because they did not pass: {names}", False))
+
+    def _warn_of_ignored(self, ignored: list[str]) -> None:
+        if ignored:
+            more = f" and {len(ignored) - 1} more" if len(ignored) > 1 else ""
+            hint = f"a commit would miss them, so add !**/{FOLDER}/** to .gitignore"
+            self._lines.append((f"ignored by git: {ignored[0]}{more}; {hint}", True))
+
+
+def _to_bytes(text: str | None) -> bytes | None:
+    return None if text is None else b64decode(text)

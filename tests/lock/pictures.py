@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter
 from sklearn.datasets import load_digits, load_sample_images  # type: ignore[import-untyped]
 
 Array = npt.NDArray[Any]
+__all__ = ["ImageEnhance", "ImageFilter"]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -53,15 +54,21 @@ def resize_without_antialiasing(images: Array, size: int = 224) -> Array:
     return np.asarray(floats.round(), np.uint8)
 
 
-def jpeg(images: Array, quality: int = 75) -> Array:
+def jpeg(images: Array, quality: int = 75, subsampling: int = 2) -> Array:
     """Encode and decode images as JPEG."""
 
     def recompress(image: Image.Image) -> Image.Image:
         file = io.BytesIO()
-        image.save(file, "JPEG", quality=quality)
+        image.save(file, "JPEG", quality=quality, subsampling=subsampling)
         return Image.open(file)
 
     return map_images(images, recompress)
+
+
+def webp(image: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=60)
+    return Image.open(file)
 
 
 def normalize(images: Array, statistics: Any = IMAGENET, divisor: float = 255) -> Array:

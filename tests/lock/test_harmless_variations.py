@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pytest_evalmode.lock.lock_file import LockFile, StoredLock, read_lock_file, write_lock_file
+from pytest_evalmode.lock.lock_file import LockError, lock_path
+from pytest_evalmode.lock.lock_folder import NewLock, exclusive, write_lock
 from pytest_evalmode.lock.running_lock import RunningLock
 from pytest_evalmode.trace import LockChange
 from tests.lock import pictures
@@ -24,6 +25,9 @@ Use = Callable[[RunningLock], None]
 LOOSE = {"rtol": 1e-4, "atol": 1e-5}
 EXACT = {"rtol": None, "atol": None}
 X = torch.from_numpy(pictures.normalize(pictures.digits(200)))
+
+
+MANY = X.repeat(15, 1, 1, 1)
 
 
 def net() -> nn.Module:
@@ -38,8 +42,9 @@ def changes(path: Path, was: Use, now: Use) -> list[LockChange]:
     assert lock.close(finished=True) == []
     record = json.loads(lock.record())
     samples = b64decode(record["samples"]) if record["samples"] else None
-    write_lock_file(LockFile(path, {"test": StoredLock(record["entries"])}), {"test": samples})
-    assert read_lock_file(path).tests
+    models = {key: (entry, b64decode(data)) for key, (entry, data) in record["models"].items()}
+    with exclusive(lock_path(path, "test").parents[1]):
+        write_lock(lock_path(path, "test"), NewLock("test", record["entries"], samples, models))
     lock = RunningLock(path, "test", update=False)
     now(lock)
     return lock.close(finished=True)
@@ -128,14 +133,13 @@ VARIATIONS: dict[str, Callable[[Path], tuple[Use, Use]]] = {
         inputs(threaded(2), tolerance=LOOSE),
     ),
     "one thread or two, outputs": lambda _: (outputs(threaded(1)), outputs(threaded(2))),
-    "noise in more outputs than are stored": lambda _: (
-        outputs(X.repeat(60, 1, 1, 1)),
-        outputs(*parts(X.repeat(60, 1, 1, 1) * (1 + 1e-6), 999)),
+    "noise in many outputs": lambda _: (outputs(MANY), outputs(*parts(MANY * (1 + 1e-6), 999))),
+    "noise within a tolerance in many inputs": lambda _: (
+        inputs(MANY, tolerance=LOOSE),
+        inputs(*parts(MANY * (1 + 1e-5), 999), tolerance=LOOSE),
     ),
-    "noise within a tolerance in more inputs than are stored": lambda _: (
-        inputs(X.repeat(60, 1, 1, 1), tolerance=LOOSE),
-        inputs(*parts(X.repeat(60, 1, 1, 1) * (1 + 1e-5), 999), tolerance=LOOSE),
-    ),
+    "negative zeros": lambda _: (inputs(MANY * 0), inputs(MANY * -0.0)),
+    "another NaN": lambda _: (inputs(-(X / X.relu())), inputs(X / -X.relu())),
     "the model from its checkpoint": lambda folder: (model(net()), model(loaded(folder))),
     "a checkpoint mapped into memory": lambda folder: (model(net()), model(loaded(folder, mmap=True))),
     "weights channels last": lambda _: (model(net()), model(channels_last(net()))),
@@ -144,35 +148,43 @@ VARIATIONS: dict[str, Callable[[Path], tuple[Use, Use]]] = {
 
 @pytest.mark.parametrize("variation", VARIATIONS.values(), ids=VARIATIONS)
 def test_a_harmless_variation_is_not_reported(tmp_path: Path, variation: Callable[[Path], tuple[Use, Use]]) -> None:
-    assert changes(tmp_path / "it.lock.json", *variation(tmp_path)) == []
+    assert changes(tmp_path / "test_it.py", *variation(tmp_path)) == []
 
 
 LATER = X.repeat(60, 1, 1, 1)
 SWAPPED = torch.cat([LATER[:-2], LATER[-1:], LATER[-2:-1]])
+ONE = torch.cat([MANY[:-1], MANY[-1:] + torch.eye(8) * 1e-3])
 
 
 @pytest.mark.parametrize(
     ("was", "now", "words"),
     [
         (inputs(X), inputs(X * (1 + 1e-6)), ""),
-        (inputs(X, tolerance=LOOSE), inputs(X * 1.01, tolerance=LOOSE), "scaled by 1.01"),
-        (inputs(LATER, tolerance=LOOSE), inputs(SWAPPED, tolerance=LOOSE), "values differ after the first 64 samples"),
-        (inputs(X), inputs(X.flip(0), tolerance=LOOSE), "differ"),
+        (inputs(X, tolerance=LOOSE), inputs(X * 1.01, tolerance=LOOSE), "1.01"),
+        (inputs(LATER), inputs(SWAPPED), "values differ"),
+        (inputs(MANY, tolerance=LOOSE), inputs(ONE, tolerance=LOOSE), ""),
+        (outputs(MANY), outputs(ONE), "8 of 192000 values differ, by up to 0.001"),
+        (inputs(X), inputs(X.flip(0), tolerance=LOOSE), ""),
         (inputs(LATER), inputs(LATER * (1 + 1e-5), tolerance=LOOSE), "differ"),
         (
             inputs(X.bfloat16(), tolerance=LOOSE),
             inputs(X.bfloat16().float(), tolerance=LOOSE),
-            "dtype bfloat16 -> float32",
+            "float32",
         ),
         (
             inputs({"a": X, "b": -X}),
             inputs({"a": -X, "b": X}),
             "a: has the values locked for b; b: has the values locked for a",
         ),
-        (outputs(LATER), outputs(SWAPPED), "samples 11968 or later of 12000 differ"),
         (outputs(X.bfloat16()), outputs(X.bfloat16().float()), "dtype bfloat16 -> float32"),
     ],
 )
 def test_a_similar_change_is_reported(tmp_path: Path, was: Use, now: Use, words: str) -> None:
-    (change,) = changes(tmp_path / "it.lock.json", was, now)
+    (change,) = changes(tmp_path / "test_it.py", was, now)
     assert words in change.headline
+
+
+@pytest.mark.parametrize("use", [outputs(LATER), inputs(LATER, tolerance=LOOSE)])
+def test_values_that_are_too_many_to_compare_within_a_tolerance_are_refused(tmp_path: Path, use: Use) -> None:
+    with pytest.raises(LockError, match=r"too many to store.*Lock less.*or pass rtol=0, atol=0 to compare bit by bit"):
+        changes(tmp_path / "test_it.py", use, use)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_evalmode.lock.inputs import diagnose, first_samples, vocabulary_of
+from pytest_evalmode.lock.inputs import arrays, diagnose, vocabulary_of
 from tests.lock.texts import encode, sentences, tokenizer
 
 CASED: dict[str, Any] = {"vocabulary": False, "lower": False}
@@ -59,10 +59,10 @@ def test_a_fault_gets_its_diagnosis(fault: str, cased: bool, with_vocabularies: 
     vocabulary = CASED if cased else {}
     was, now = encode(tokenizer(**vocabulary)), encode(tokenizer(**vocabulary, **arguments), **call)
     vocabularies = (vocabulary_of(was), vocabulary_of(now)) if with_vocabularies else None
-    diagnosis = diagnose(first_samples(was)["input_ids"], first_samples(now)["input_ids"], vocabularies=vocabularies)
+    diagnosis = diagnose(arrays(was)["input_ids"], arrays(now)["input_ids"], vocabularies=vocabularies)
     assert diagnosis is not None
     assert set(diagnosis.kinds) == ids, diagnosis.headline
-    diagnosis = diagnose(first_samples(was)["attention_mask"], first_samples(now)["attention_mask"])
+    diagnosis = diagnose(arrays(was)["attention_mask"], arrays(now)["attention_mask"])
     assert (set(diagnosis.kinds) if diagnosis else set()) == mask
 
 
@@ -72,22 +72,21 @@ def test_casing_is_recognized_with_vocabularies() -> None:
         (cased, lower, "tokens were lowercased"),
         (lower, cased, "tokens were not lowercased"),
     ):
-        old, new = first_samples(was)["input_ids"], first_samples(now)["input_ids"]
+        old, new = arrays(was)["input_ids"], arrays(now)["input_ids"]
         diagnosis = diagnose(old, new, vocabularies=(vocabulary_of(was), vocabulary_of(now)))
         assert diagnosis is not None
         assert diagnosis.headline == headline
         diagnosis = diagnose(old, new)
         assert diagnosis is not None
-        assert diagnosis.kinds == ("spelling",)
-        assert "another casing or normalization" in diagnosis.headline
+        assert diagnosis.kinds == ()
 
 
 def test_casing_is_recognized_together_with_other_changes() -> None:
     was = encode(tokenizer(**CASED))
     now = encode(tokenizer(vocabulary=False, lower=True, ends=None, padding_side="left"), length=24)
     diagnosis = diagnose(
-        first_samples(was)["input_ids"],
-        first_samples(now)["input_ids"],
+        arrays(was)["input_ids"],
+        arrays(now)["input_ids"],
         vocabularies=(vocabulary_of(was), vocabulary_of(now)),
     )
     assert diagnosis is not None
@@ -96,13 +95,13 @@ def test_casing_is_recognized_together_with_other_changes() -> None:
 
 def test_capitals_that_the_vocabulary_lacks_are_unknown_tokens() -> None:
     was, now = encode(tokenizer()), encode(tokenizer(lower=False))
-    diagnosis = diagnose(first_samples(was)["input_ids"], first_samples(now)["input_ids"])
+    diagnosis = diagnose(arrays(was)["input_ids"], arrays(now)["input_ids"])
     assert diagnosis is not None
     assert diagnosis.kinds == ("unknown tokens",)
 
 
 def test_another_vocabulary_is_recognized() -> None:
-    was = first_samples(encode(tokenizer()))["input_ids"]
+    was = arrays(encode(tokenizer()))["input_ids"]
     names = np.r_[0, 1 + np.random.default_rng(0).permutation(was.max())]
     diagnosis = diagnose(was, names[was])
     assert diagnosis is not None
@@ -111,21 +110,21 @@ def test_another_vocabulary_is_recognized() -> None:
 
 def test_a_prompt_before_every_text_is_recognized() -> None:
     was, now = encode(tokenizer()), encode(tokenizer(), [f"query: {line}" for line in sentences()[:12]])
-    diagnosis = diagnose(first_samples(was)["input_ids"], first_samples(now)["input_ids"])
+    diagnosis = diagnose(arrays(was)["input_ids"], arrays(now)["input_ids"])
     assert diagnosis is not None
     assert diagnosis.kinds == ("prompt",)
     assert "4 more tokens at the start of every text" in diagnosis.headline
 
 
 def test_a_doubled_special_token_is_recognized() -> None:
-    was = first_samples(encode(tokenizer()))["input_ids"]
+    was = arrays(encode(tokenizer()))["input_ids"]
     diagnosis = diagnose(was, np.c_[was[:, :1], was])
     assert diagnosis is not None
     assert diagnosis.headline == f"tokens were given with id {was[0, 0]} added at the start"
 
 
 def test_an_inverted_mask_is_recognized() -> None:
-    was = first_samples(encode(tokenizer()))["attention_mask"]
+    was = arrays(encode(tokenizer()))["attention_mask"]
     diagnosis = diagnose(was, 1 - was)
     assert diagnosis is not None
     assert diagnosis.kinds == ("inverted",)
@@ -134,15 +133,13 @@ def test_an_inverted_mask_is_recognized() -> None:
 def test_other_texts_are_not_recognized() -> None:
     was, now = encode(tokenizer()), encode(tokenizer(), sentences()[40:52])
     for vocabularies in (None, (vocabulary_of(was), vocabulary_of(now))):
-        diagnosis = diagnose(
-            first_samples(was)["input_ids"], first_samples(now)["input_ids"], vocabularies=vocabularies
-        )
+        diagnosis = diagnose(arrays(was)["input_ids"], arrays(now)["input_ids"], vocabularies=vocabularies)
         assert diagnosis is not None
         assert diagnosis.kinds == ()
 
 
 def test_one_changed_token_is_not_recognized() -> None:
-    was = first_samples(encode(tokenizer()))["input_ids"]
+    was = arrays(encode(tokenizer()))["input_ids"]
     now = was.copy()
     now[2, 5] += 1
     diagnosis = diagnose(was, now)

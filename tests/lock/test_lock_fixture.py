@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ for _name in ("numpy", "safetensors.numpy", "torch.distributed.tensor", "pytest_
     import_module(_name)
 
 UPDATE = "--evalmode-update-lock"
+KINDS_OF_FILES = ("lock.json", "safetensors")
 
 # CHANGED names the part that differs; the lock is updated without it.
 LOCKS = """
@@ -57,14 +61,15 @@ def change(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 def lock(pytester: pytest.Pytester, name: str = "test_it") -> dict[str, Any]:
-    """Return the tests in the lock file of the inner suite."""
-    path = pytester.path / "__evalmode__" / f"{name}.lock.json"
-    tests: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["tests"]
-    return tests
+    """Return the contents of the lock files of one file of the inner suite, by test."""
+    paths = (pytester.path / "__evalmode__" / name).glob("*.lock.json")
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return {content["test"]: content for content in contents}
 
 
 def files(pytester: pytest.Pytester) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((pytester.path / "__evalmode__").glob("*"))}
+    root = pytester.path / "__evalmode__"
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.glob("*/*"))}
 
 
 def update(pytester: pytest.Pytester, source: str = LOCKS, *args: str) -> None:
@@ -99,7 +104,9 @@ def test_an_unchanged_run_passes(pytester: pytest.Pytester, args: list[str]) -> 
     update(pytester, LOCKS, *args)
     assert lock(pytester).keys() == {"test_guarded", "test_unguarded"}
     before = files(pytester)
-    assert len(before) == 3
+    names = [f"test_it/{test}.{kind}" for test in ("test_guarded", "test_unguarded") for kind in KINDS_OF_FILES]
+    assert sorted(name for name in before if not name.startswith("models/")) == names
+    assert len(before) == len(names) + 2, "the model of both tests is stored once"
     result = suites.run(pytester, "-p", "no:cacheprovider")
     result.assert_outcomes(passed=2)
     assert "evalmode lock" not in result.stdout.str()
@@ -115,8 +122,8 @@ def test_a_second_update_changes_no_file(pytester: pytest.Pytester) -> None:
 
 DIFFERENCES = {
     "model": (
-        {"model-changed": "1 of 2 tensors changed: fc.weight, by up to 1", "outputs-changed": "values differ"},
-        {"model-changed": "1 of 2 tensors changed: fc.weight, by up to 1", "outputs-changed": " -> "},
+        {"model-changed": "fc.weight was shifted by 1", "outputs-changed": "values differ"},
+        {"model-changed": "fc.weight was shifted by 1", "outputs-changed": " -> "},
     ),
     "inputs": (
         {"inputs-changed": "multiplied by 0.5", "outputs-changed": "values differ"},
@@ -149,7 +156,7 @@ def test_the_failure_shows_the_line_and_the_parts_that_still_match(
     result = suites.run(pytester, "-k", "unguarded")
     result.stdout.fnmatch_lines(
         [
-            "*model-changed: the net (Net): 1 of 2 tensors changed: fc.weight, by up to 1 (+1 more)",
+            "*model-changed: the net (Net): fc.weight was shifted by 1 (+1 more)",
             '*test_it.py:*evalmode_lock.model(net, "the net")',
             "*run pytest --evalmode-update-lock and review the diff",
             "*outputs-changed*mean: * -> *; the model changed too, the inputs still match",
@@ -247,7 +254,7 @@ class TestIt:
 def test_each_test_has_its_own_lock(pytester: pytest.Pytester, args: list[str]) -> None:
     update(pytester, PARAMETRIZED, *args)
     assert lock(pytester).keys() == {*(f"test_it[{n}]" for n in range(6)), "TestIt::test_it"}
-    assert len(files(pytester)) == 8
+    assert len(files(pytester)) == 14
     suites.run(pytester, *args).assert_outcomes(passed=7)
 
 
@@ -296,36 +303,179 @@ def pytest_collection_modifyitems(items):
 
 BROKEN = {
     "cut off": lambda text: text[:-30],
-    "conflict": lambda text: text.replace(' "tests"', '<<<<<<< ours\n "tests"'),
-    "newer": lambda text: text.replace('"schema": 1', '"schema": 9'),
+    "conflict": lambda text: text.replace(' "test"', '<<<<<<< ours\n "test"'),
+    "of another test": lambda text: text.replace('"test_guarded"', '"test_other"'),
+    "newer": lambda text: text.replace('"schema": 2', '"schema": 9'),
 }
 
 
-@pytest.mark.parametrize("args", [[], [UPDATE], [UPDATE, "-n2"]], ids=["run", "update", "xdist"])
-@pytest.mark.parametrize("how", BROKEN.values(), ids=BROKEN)
-def test_a_broken_file_is_reported_without_a_traceback_and_not_changed(
-    pytester: pytest.Pytester, how: Callable[[str], str], args: list[str]
+@pytest.mark.parametrize("args", [[], ["-n2"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_file_is_reported_without_a_traceback_and_an_update_replaces_it(
+    pytester: pytest.Pytester, how: str, args: list[str]
 ) -> None:
     update(pytester)
-    path = pytester.path / "__evalmode__" / "test_it.lock.json"
-    path.write_text(how(path.read_text(encoding="utf-8")), encoding="utf-8")
+    good = files(pytester)
+    path = pytester.path / "__evalmode__" / "test_it" / "test_guarded.lock.json"
+    path.write_text(BROKEN[how](path.read_text(encoding="utf-8")), encoding="utf-8")
     before = files(pytester)
     result = suites.run(pytester, *args)
-    result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["*test_it.lock.json*"])
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*test_guarded.lock.json*"])
     assert not suites.plugin_lines(result)
     assert files(pytester) == before
+    result = suites.run(pytester, UPDATE, *args)
+    assert files(pytester) == (before if how == "newer" else good)
+    assert not suites.plugin_lines(result)
 
 
-def test_missing_samples_are_reported(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
+SAMPLES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda path: path.unlink(), "the samples are missing: commit *test_guarded.safetensors*"),
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "are cut off, changed or from another commit"),
+    "a pointer": (
+        lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+        "the samples are a pointer of Git LFS: run git lfs pull",
+    ),
+    "a folder": (
+        lambda path: path.rename(path.with_name("aside")).with_name(path.name).mkdir(),
+        "is not a regular file",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SAMPLES)
+def test_samples_that_cannot_be_used_are_reported_with_the_difference(
+    pytester: pytest.Pytester, change: Callable[[str], None], how: str
+) -> None:
     update(pytester)
-    for path in (pytester.path / "__evalmode__").glob("*.safetensors"):
-        path.unlink()
+    spoil, words = SAMPLES[how]
+    spoil(pytester.path / "__evalmode__" / "test_it" / "test_guarded.safetensors")
     suites.run(pytester).assert_outcomes(passed=2)  # samples are only needed for differences
     change("inputs")
-    suites.run(pytester, "-k", "test_guarded").stdout.fnmatch_lines(
-        ["*safetensors: the samples of test_guarded are missing*"]
-    )
+    result = suites.run(pytester, "-k", "test_guarded")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"*inputs-changed*values differ*{words}*"])
+    assert not suites.plugin_lines(result)
+
+
+@pytest.mark.parametrize("how", ["missing", "changed"])
+def test_a_record_of_a_model_that_cannot_be_used_is_reported_with_the_difference(
+    pytester: pytest.Pytester, change: Callable[[str], None], how: str
+) -> None:
+    update(pytester)
+    (path,) = (pytester.path / "__evalmode__" / "models").glob("*.lock.json")
+    path.unlink() if how == "missing" else path.write_text(path.read_text().replace("float32", "float16"))
+    suites.run(pytester).assert_outcomes(passed=2)
+    change("model")
+    result = suites.run(pytester, "-k", "test_guarded")
+    result.stdout.fnmatch_lines([f"*net (Net) changed; its record cannot be read*{path.name}*{how}*"])
+    assert not suites.plugin_lines(result)
+
+
+def test_a_renamed_test_is_recognized_by_its_values(pytester: pytest.Pytester) -> None:
+    update(pytester)
+    suites.write(pytester, LOCKS.replace("def test_guarded", "def test_renamed"))
+    result = suites.run(pytester)
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*its values are those of test_guarded in test_it/test_guarded.lock.json: was the*"])
+    suites.write(pytester, LOCKS + LOCKS.split("@pytest.mark.inference")[1].replace("test_guarded", "test_new"))
+    assert "was the test renamed" not in suites.run(pytester).stdout.str()
+
+
+def test_an_update_says_what_changed(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
+    suites.write(pytester, LOCKS)
+    first = suites.run(pytester, UPDATE).stdout
+    first.fnmatch_lines(["test_it.py::test_guarded: new: model 'net', inputs 'data', outputs 'logits'", "updated the*"])
+    assert "test_it.py::test_guarded:" not in suites.run(pytester, UPDATE).stdout.str()
+    change("model")
+    second = suites.run(pytester, UPDATE).stdout
+    second.fnmatch_lines(["test_it.py::test_guarded: changed model 'net': *fc.weight*; changed outputs 'logits': *"])
+
+
+def test_files_of_the_earlier_version_are_replaced_by_an_update_of_the_whole_suite(pytester: pytest.Pytester) -> None:
+    folder = pytester.path / "__evalmode__"
+    folder.mkdir()
+    (folder / "test_it.lock.json").write_text('{"schema": 1, "tests": {}}')
+    (folder / "test_it.0.safetensors").write_bytes(b"")
+    suites.write(pytester, LOCKS)
+    suites.run(pytester).stdout.fnmatch_lines(["*test_it.lock.json has the format of an earlier version: run pytest *"])
+    update(pytester)
+    assert all(path.is_dir() for path in folder.iterdir())
+    suites.run(pytester).assert_outcomes(passed=2)
+
+
+def test_an_update_warns_of_files_that_git_ignores(pytester: pytest.Pytester) -> None:
+    pytester.run("git", "init", "-q")
+    (pytester.path / ".gitignore").write_text("*.safetensors\n")
+    suites.write(pytester, LOCKS)
+    suites.run(pytester, UPDATE).stdout.fnmatch_lines(["ignored by git: __evalmode__/*.safetensors and 2 more; *"])
+    (pytester.path / ".gitignore").write_text("*.safetensors\n!**/__evalmode__/**\n")
+    assert "ignored by git" not in suites.run(pytester, UPDATE).stdout.str()
+
+
+def test_threads_share_one_lock(pytester: pytest.Pytester, change: Callable[[str], None]) -> None:
+    source = """
+import os
+from concurrent.futures import ThreadPoolExecutor
+def test_it(evalmode_lock):
+    by = 0.5 if os.environ.get("CHANGED") else 0.0
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: evalmode_lock.inputs(torch.full((2, 2), i + by), f"x{i}"), range(8)))
+"""
+    update(pytester, source)
+    assert len(lock(pytester)["test_it"]["inputs"]) == 8
+    change("1")
+    assert len(violations(pytester)["test_it"]) == 8
+
+
+def test_outputs_that_cannot_be_compared_in_full_are_refused(pytester: pytest.Pytester) -> None:
+    source = """
+def test_it(evalmode_lock):
+    evalmode_lock.outputs(torch.zeros(600, 1000), "logits")
+def test_exact(evalmode_lock):
+    evalmode_lock.outputs(torch.zeros(600, 1000), "logits", rtol=0, atol=0)
+    evalmode_lock.outputs(torch.zeros(600, 1000).argmax(1), "classes")
+"""
+    suites.write(pytester, source)
+    result = suites.run(pytester, UPDATE)
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*outputs(): 'logits' (batch) has 600 samples of shape (1000,): too many to store*"])
+    suites.run(pytester, "-k", "test_exact").assert_outcomes(passed=1)
+    suites.write(pytester, source.replace('zeros(600, 1000), "logits", rtol', 'ones(600, 1000), "logits", rtol'))
+    suites.run(pytester, "-k", "test_exact").stdout.fnmatch_lines(["*outputs-changed*600 of 600 samples differ*"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+def test_two_processes_that_update_at_once_lose_nothing(pytester: pytest.Pytester) -> None:
+    suites.write(pytester, PARAMETRIZED)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", UPDATE]
+    runs = [subprocess.Popen([*command, "-k", which], cwd=pytester.path) for which in ("not TestIt", "TestIt")]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert len(lock(pytester)) == 7
+
+
+def test_names_from_a_file_cannot_change_the_terminal(pytester: pytest.Pytester) -> None:
+    update(pytester)
+    path = pytester.path / "__evalmode__" / "test_it" / "test_guarded.lock.json"
+    path.write_text(path.read_text().replace('"net": {', '"\\u001b[2Jnet": {}, "net": {'))
+    result = suites.run(pytester)
+    result.stdout.fnmatch_lines(["unused entries: test_it.py::test_guarded model '*2Jnet'"])
+    assert "\x1b[2J" not in result.stdout.str()
+
+
+@pytest.mark.parametrize("folder", ["__evalmode__", "__evalmode__/test_it"])
+@pytest.mark.parametrize("args", [[], [UPDATE]], ids=["run", "update"])
+def test_a_symlinked_folder_is_not_followed(
+    pytester: pytest.Pytester, tmp_path: Path, folder: str, args: list[str]
+) -> None:
+    update(pytester)
+    (pytester.path / folder).rename(tmp_path / "other")
+    (pytester.path / folder).symlink_to(tmp_path / "other")
+    before = sorted(tmp_path.rglob("*"))
+    result = suites.run(pytester, *args)
+    result.stdout.fnmatch_lines(["*is a symlink, which is not followed*"])
+    assert result.ret != 0
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 BOTH = "pass both rtol and atol, or neither"
@@ -376,7 +526,7 @@ def test_a_test_that_fails_on_its_own_gets_the_difference_as_a_note(
     update(pytester, source)
     change("model")
     result = suites.run(pytester, "-k", "test_guarded")
-    result.stdout.fnmatch_lines(["*AssertionError: too low", "*model-changed: net (Net): 1 of 2 tensors changed*"])
+    result.stdout.fnmatch_lines(["*AssertionError: too low", "*model-changed: net (Net): fc.weight was shifted by 1*"])
 
 
 def test_a_test_that_ends_early_is_not_missing_samples(
@@ -494,7 +644,7 @@ def test_a_metric_is_recomputed_from_the_locked_inputs(
     ((message,),) = [[v["message"] for v in test["violations"] if v["rule"] == "outputs-changed"]]
     was, now = (float(number) for number in message.removeprefix("mean: ").split(" -> "))
     both = f"mean: {was:.6g} with the locked inputs, {now:.6g} with this run's; the inputs explain all of the change"
-    result.stdout.fnmatch_lines([f"*recomputed on the first 8 samples: {both}*"])
+    result.stdout.fnmatch_lines([f"*recomputed on 8 samples: {both}*"])
     assert test["forwards"] == 2
     change("model")
     suites.run(pytester).stdout.no_fnmatch_line("*recomputed on*")
@@ -515,4 +665,4 @@ def test_an_again_function_that_fails_is_reported(pytester: pytest.Pytester, cha
     update(pytester, AGAIN)
     suites.write(pytester, AGAIN.replace("CALLS.append(", "assert not CALLS, 'again'\n        CALLS.append("))
     change("inputs")
-    suites.run(pytester).stdout.fnmatch_lines(["*again= failed on the first 8 samples: AssertionError: again*"])
+    suites.run(pytester).stdout.fnmatch_lines(["*again= failed on 8 samples: AssertionError: again*"])

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_evalmode.lock.preprocessing import assert_same_normalization, describe, find_differences
+from pytest_evalmode.lock.preprocessing import describe, find_differences
 from pytest_evalmode.lock.preprocessing.output_probe import probe
 from tests.lock.texts import tokenizer
 
@@ -293,36 +293,3 @@ def test_a_pipeline_that_contains_itself_is_described() -> None:
     outer = Compose(ToTensor())
     outer.transforms.append(outer)
     assert json.dumps(describe(outer))
-
-
-def augmented(*last: object) -> Compose:
-    return Compose(RandomHorizontalFlip(), *last)
-
-
-@pytest.mark.parametrize(
-    ("train", "eval_"),
-    [
-        (augmented(ToTensor(), Normalize(*IMAGENET)), Compose(Resize(224), ToTensor(), Normalize(*IMAGENET))),
-        (augmented(ToImage(), ToDtype(torch.float32, True), Normalize(*HALF)), Compose(ToTensor(), Normalize(*HALF))),
-        (augmented(ToTensor(), Normalize(*HALF, inplace=True)), Compose(ToTensor(), Normalize(*HALF))),
-        ({"mean": HALF[0], "std": HALF[1], "crop_pct": 1.0}, {"mean": HALF[0], "std": HALF[1], "crop_pct": 0.9}),
-        (Wav2Vec2FeatureExtractor(), Wav2Vec2FeatureExtractor(padding_side="left")),
-    ],
-)
-def test_pipelines_with_the_same_normalization_pass(train: object, eval_: object) -> None:
-    assert_same_normalization(train, eval_)
-
-
-@pytest.mark.parametrize(
-    ("train", "eval_", "words"),
-    [
-        (augmented(ToTensor(), Normalize(*IMAGENET)), Compose(ToTensor(), Normalize(*HALF)), "Normalize.mean"),
-        (augmented(ToTensor(), Normalize(*IMAGENET)), Compose(ToTensor()), r"Normalize.* -> \(absent\)"),
-        (augmented(ToTensor()), Compose(Resize(224)), r"scaled to 0..1.* -> \(absent\)"),
-        (augmented(Normalize(*HALF), ToTensor()), Compose(ToTensor(), Normalize(*HALF)), "reordered"),
-        (Wav2Vec2FeatureExtractor(), Wav2Vec2FeatureExtractor(do_normalize=False), "do_normalize: True -> False"),
-    ],
-)
-def test_pipelines_with_different_normalization_fail(train: object, eval_: object, words: str) -> None:
-    with pytest.raises(AssertionError, match=words):
-        assert_same_normalization(train, eval_)

@@ -34,7 +34,7 @@ def test_a_model_that_a_guard_has_read_is_not_read_again(reads: list[int]) -> No
         reads.clear()
         fingerprints = g.window.last_fingerprints(net)
         assert fingerprints is not None
-        assert model_entry.is_known_to_match(entry, fingerprints)
+        assert model_entry.is_known_to_match(entry, net, fingerprints)
         assert model_entry.matches(entry, model_entry.read_contents(net, fingerprints))
         assert reads == []
 
@@ -48,7 +48,7 @@ def test_a_submodule_of_a_watched_model_is_not_read_again(reads: list[int], part
         reads.clear()
         fingerprints = g.window.last_fingerprints(inner)
         assert fingerprints is not None
-        assert model_entry.is_known_to_match(entry, fingerprints)
+        assert model_entry.is_known_to_match(entry, inner, fingerprints)
         assert reads == []
 
 
@@ -58,7 +58,7 @@ def test_fingerprints_distinguish_two_models() -> None:
     with guard(net) as g:
         fingerprints = g.window.last_fingerprints(net)
         assert fingerprints is not None
-        assert not model_entry.is_known_to_match(entry, fingerprints)
+        assert not model_entry.is_known_to_match(entry, net, fingerprints)
 
 
 def test_fingerprints_are_not_reused_if_changes_are_allowed() -> None:
@@ -82,7 +82,7 @@ def test_fingerprints_after_a_pause_are_new() -> None:
             net.body.weight.add_(1)
         fingerprints = g.window.last_fingerprints(net)
         assert fingerprints is not None
-        assert not model_entry.is_known_to_match(entry, fingerprints)
+        assert not model_entry.is_known_to_match(entry, net, fingerprints)
 
 
 def test_a_model_in_another_memory_format_is_read_again_and_matches() -> None:
@@ -92,7 +92,7 @@ def test_a_model_in_another_memory_format_is_read_again_and_matches() -> None:
     with guard(net) as g:
         fingerprints = g.window.last_fingerprints(net)
         assert fingerprints is not None
-        assert not model_entry.is_known_to_match(entry, fingerprints)
+        assert not model_entry.is_known_to_match(entry, net, fingerprints)
         assert model_entry.matches(entry, model_entry.read_contents(net, fingerprints))
 
 

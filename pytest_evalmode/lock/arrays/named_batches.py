@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pytest_evalmode.lock.arrays.stream import Stream, extend_streams
-from pytest_evalmode.lock.arrays.tolerance import Tolerance
-from pytest_evalmode.lock.lock_file import Entry
-from pytest_evalmode.trace import Site
+from pytest_evalmode.lock.arrays.stream import Budget, Stream, kept_indices
+from pytest_evalmode.lock.inputs.batch_arrays import named_arrays
+from pytest_evalmode.lock.lock_file import Entry, LockError
 
+if TYPE_CHECKING:
+    from pytest_evalmode.trace import Site
+
+Tolerance = Mapping[str, float | None]
 MetricFunction = Callable[[Any], object]
 """The type of `again=`: computes metrics from a batch of inputs."""
+
+_SMALL = 1 << 16  # bytes up to which all samples of exact inputs are stored
+_MAX_SAMPLES = 64
+_DTYPES = "bool float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 complex64 complex128".split()
 
 
 @dataclass(slots=True)
@@ -25,17 +32,71 @@ class NamedBatches:
     at: Site | None
     tolerance: Tolerance
     first_batch: object
+    budget: Budget
+    """What the test may store."""
+    locked: Mapping[str, Entry] = field(default_factory=dict)
+    """The locked arrays, of which the same samples are selected."""
+    select_anew: bool = False
+    """Whether other samples may be selected than the locked ones."""
     again: MetricFunction | None = None
     streams: dict[str, Stream] = field(default_factory=dict)
 
-    def add(self, batch: object, tolerance: Tolerance, max_bytes: Mapping[str, int] | int, bytes_left: int) -> int:
-        """Add a batch, and return how many bytes of it are stored; arguments as in `extend_streams`."""
-        is_input = self.kind == "inputs"
-        is_exact = is_input and tolerance["rtol"] is None
-        return extend_streams(self.streams, batch, max_bytes, bytes_left, few_samples=is_input, exact=is_exact)
+    def add(self, batch: object) -> None:
+        """Add a batch: arrays and tensors of any shape, nested in any way; raise LockError for anything else."""
+        try:
+            arrays = named_arrays(batch)
+        except TypeError as error:
+            raise LockError(f"evalmode_lock.{self.kind}(): {error}") from None
+        if not arrays.keys() <= self.streams.keys():
+            self._start({path: each for path, each in arrays.items() if path not in self.streams})
+        for path, (array, _) in arrays.items():
+            self.streams[path].add(array if array.ndim else array[None])
+
+    def _start(self, arrays: Mapping[str, Any]) -> None:
+        """Create the streams of new arrays, the smallest first: the larger ones can use what these leave.
+
+        Exact inputs reserve half of what the test may still store.
+        """
+        to_share = self.budget.left // 2
+        for n, (path, (array, dtype)) in enumerate(sorted(arrays.items(), key=lambda item: item[1][0].nbytes)):
+            if array.dtype.name not in _DTYPES and array.dtype.kind not in "USM":
+                raise LockError(
+                    f"evalmode_lock.{self.kind}(): {path} has dtype {array.dtype}, which cannot be stored; convert it"
+                )
+            shape = array.shape[1:] if array.ndim else ()
+            size = array.itemsize
+            for side in shape:
+                size *= side
+            is_exact = self._is_exact(array.dtype.kind)
+            locked = None if self.select_anew else self.locked.get(path)
+            room = min(to_share // (len(arrays) - n), max(size * _MAX_SAMPLES, _SMALL))
+            budget = self.budget
+            if locked is not None:
+                room = locked["room"]
+            elif is_exact and self.kind == "inputs":
+                self.budget.take(room)
+            if is_exact and self.kind == "inputs":
+                budget = Budget(min(room, _SMALL))
+            to_share -= room
+            indices = None if locked is None else kept_indices(locked)
+            self.streams[path] = Stream(dtype, shape, array.ndim == 0, is_exact, room, budget, indices)
+
+    def _is_exact(self, kind: str) -> bool:
+        """Return whether an array is compared bit by bit: the default of `assert_close` for anything but floats."""
+        limits = [self.tolerance.get(name) for name in ("rtol", "atol")]
+        if None in limits:
+            return self.kind == "inputs" or kind not in "fc"
+        return not any(limits) or kind not in "biufc"
 
     def entry(self) -> Entry:
-        """Return the lock entry."""
+        """Return the lock entry; raise LockError if values do not fit that must be compared within a tolerance."""
+        for path, stream in self.streams.items():
+            if not stream.is_exact and not stream.is_complete:
+                raise LockError(
+                    f"evalmode_lock.{self.kind}(): {self.name!r} ({path}) has {stream.count} samples of shape "
+                    f"{stream.shape}: too many to store, so they cannot be compared within a tolerance. Lock less (a "
+                    "metric, `logits.argmax(-1)` or `logits[:100]`), or pass rtol=0, atol=0 to compare bit by bit"
+                )
         return {"arrays": {path: stream.entry() for path, stream in self.streams.items()}}
 
     def has_all_samples(self, locked: Mapping[str, Entry]) -> bool:

@@ -15,15 +15,14 @@ if TYPE_CHECKING:
 
 
 def pack_streams(streams: Mapping[str, Stream]) -> dict[str, Array]:
-    """Return the arrays to store for streams: their samples, and the digests or sketches of samples not stored."""
+    """Return the arrays to store for streams: their samples, and the digests of all if not all are stored."""
     arrays: dict[str, Array] = {}
     for name, stream in streams.items():
-        if stream.stored_parts:
-            arrays[name] = _convert(stream.stored_values())
-        if not stream.is_complete and stream.digests:
+        values, indices = stream.stored()
+        if values.size:
+            arrays[name] = _convert(values)
+        if indices is not None and stream.digests:
             arrays[f"{name}#digests"] = np.asarray(stream.digests, np.uint64)
-        if not stream.is_complete and stream.sketch.count:
-            arrays[f"{name}#sketch"] = stream.sketch.sums
     return arrays
 
 

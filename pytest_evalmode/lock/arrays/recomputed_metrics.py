@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_evalmode.lock.arrays.comparison import Pair
 from pytest_evalmode.lock.arrays.named_batches import MetricFunction, NamedBatches
-from pytest_evalmode.lock.arrays.packing import restore_values
 from pytest_evalmode.lock.inputs.batch_arrays import arrays, rebuild_batch
 from pytest_evalmode.lock.lock_file import Entry
 
@@ -50,20 +50,25 @@ def describe_recomputed_metrics(
 
 
 def _common_samples(inputs: NamedBatches, locked: Mapping[str, Entry], samples: Arrays) -> tuple[Arrays, Arrays] | None:
-    """Return the first samples as locked and as they are now; None if they are not stored in full."""
-    streams = inputs.streams
-    old = {path: restore_values(samples[path], locked[path]["dtype"]) for path in locked if path in samples}
-    new = {path: stream.stored_values() for path, stream in streams.items()}
-    if old.keys() != new.keys() or old.keys() != locked.keys():
+    """Return the same samples as locked and as they are now; None if they are not stored in full."""
+    if locked.keys() != inputs.streams.keys():
+        return None
+    pairs = {path: Pair(locked[path], stream, samples.get(path), None) for path, stream in inputs.streams.items()}
+    common = {path: pair.common for path, pair in pairs.items() if pair.common is not None}
+    which = {None if indices is None else tuple(indices) for _, _, indices in common.values()}
+    if len(common) < len(pairs) or len(which) != 1 or any(pair.stream.is_scalar for pair in pairs.values()):
         return None
     # A sample that was too large was cropped, and is not an input of the model.
     are_whole = all(
-        str(old[path].shape[1:]) == locked[path]["shape"] and new[path].shape[1:] == streams[path].shape for path in old
+        str(old.shape[1:]) == locked[path]["shape"] and new.shape[1:] == pairs[path].stream.shape
+        for path, (old, new, _) in common.items()
     )
-    n = min((len(values) for values in (*old.values(), *new.values())), default=0)
-    if not n or not are_whole or any(stream.is_scalar for stream in streams.values()):
+    n = min(len(values) for pair in common.values() for values in pair[:2])
+    if not n or not are_whole:
         return None
-    return {path: values[:n] for path, values in old.items()}, {path: values[:n] for path, values in new.items()}
+    return {path: old[:n] for path, (old, _, _) in common.items()}, {
+        path: new[:n] for path, (_, new, _) in common.items()
+    }
 
 
 def _describe(again: MetricFunction, batch: object, old: Arrays, new: Arrays, metrics: Mapping[str, Entry]) -> str:
@@ -72,7 +77,7 @@ def _describe(again: MetricFunction, batch: object, old: Arrays, new: Arrays, me
         with torch.random.fork_rng(), torch.no_grad():
             with_old, with_new = (arrays(again(rebuild_batch(batch, values))) for values in (old, new))
     except Exception as error:  # the user's function may not accept so few samples
-        return f"again= failed on the first {n} samples: {type(error).__name__}: {error}"
+        return f"again= failed on {n} samples: {type(error).__name__}: {error}"
     names = [name for name, value in with_old.items() if value.size == 1 and name in with_new]
     descriptions = []
     for name in names:
@@ -83,4 +88,4 @@ def _describe(again: MetricFunction, batch: object, old: Arrays, new: Arrays, me
         if change != 0 and 0 <= (share := (old_metric - new_metric) / change) <= 1.005:
             words += f"; the inputs explain {'all' if share > 0.995 else f'{share:.0%}'} of the change"
         descriptions.append(words if len(with_old) == 1 else f"{name}: {words}")
-    return f"recomputed on the first {n} samples: {'; '.join(descriptions)}" if descriptions else ""
+    return f"recomputed on {n} samples: {'; '.join(descriptions)}" if descriptions else ""

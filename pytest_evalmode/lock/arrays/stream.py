@@ -1,28 +1,43 @@
-"""One array of inputs or outputs over all batches: its digest, and the first samples, which are stored.
+"""One array of inputs or outputs over all batches: its digest, and the samples that are stored.
 
-The digest covers the samples in order, so the batch size does not matter.
+The digest covers the samples in order, so the batch size does not matter. `-0.0` and `0.0` have the same digest, and so
+do all NaN.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from xxhash import xxh3_64_intdigest, xxh3_128
+from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128
 
-from pytest_evalmode.lock.arrays.sketches import Sketch
-from pytest_evalmode.lock.inputs.batch_arrays import named_arrays, trim_samples
+from pytest_evalmode.lock.inputs import Selection
 from pytest_evalmode.lock.lock_file import Entry, LockError
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 _MAX_DIGESTS = 4096
-_MAX_SAMPLES = 64
+_BLOCK_BYTES = 1 << 20
+_PENDING_BYTES = 1 << 16
+_MAX_PENDING = 256
+_FIELDS = {"dtype": str, "shape": str, "samples": int, "digest": str, "room": int}
+
+
+@dataclass(slots=True)
+class Budget:
+    """How many bytes may still be stored."""
+
+    left: int
+
+    def take(self, size: int) -> bool:
+        """Take some bytes; return whether there were enough."""
+        enough = size <= self.left
+        self.left -= size if enough else 0
+        return enough
 
 
 @dataclass(slots=True)
@@ -32,145 +47,170 @@ class Stream:
     dtype: str
     shape: tuple[int, ...]
     """The shape of one sample; of the first, if they vary."""
-    max_bytes: int
-    """How many bytes of samples may be stored."""
     is_scalar: bool
     """Whether this is a single number, not an array of samples."""
-    few_samples: bool
-    """Whether a few stored samples suffice; if not even one fits, the center of the first is stored."""
-    exact: bool
-    """Whether samples are compared bit for bit, by a digest of each; otherwise within a tolerance, by sketches."""
+    is_exact: bool
+    """Whether samples are compared bit by bit, by digests; otherwise all are stored, to compare within a tolerance."""
+    room: int
+    """How many bytes a selection of samples may have, if not all are stored."""
+    budget: Budget
+    """From which all samples are stored, as long as they fit."""
+    indices: Sequence[int] | None = None
+    """The samples to select; None to choose them."""
     count: int = 0
-    stored_parts: list[Array] = field(default_factory=list)
     digests: list[int] = field(default_factory=list)
-    sketch: Sketch = field(default_factory=Sketch)
-    is_complete: bool = True
-    """Whether all samples are stored."""
+    """Of the first samples."""
+    _parts: list[Array] | None = field(default_factory=list)
+    _part_bytes: int = 0
+    _selection: Selection | None = None
     _digest: Any = field(default_factory=xxh3_128)
-    _sum: float = 0.0
-    _sum_of_squares: float = 0.0
-    _value_count: int = 0
+    _form: tuple[object, ...] | None = None
+    _pending: list[Array] = field(default_factory=list)
+    _pending_bytes: int = 0
 
-    def add(self, samples: Array, bytes_left: int) -> int:
-        """Add samples.
-
-        Args:
-            samples: An array of shape (samples, ...).
-            bytes_left: How many bytes the test may still store.
-
-        Returns:
-            How many bytes were stored.
-        """
-        if samples.shape[1:] != self.shape:
-            self._digest.update(str(samples.shape[1:]).encode())
-        rows = [_bytes(row) for row in samples] if samples.dtype.kind in "US" else None
-        self._digest.update(b"".join(rows) if rows is not None else _bytes(samples))
-        if self.exact:
-            first = samples[: _MAX_DIGESTS - len(self.digests)]
-            self.digests += [xxh3_64_intdigest(_bytes(row)) for row in first]
-        elif samples.dtype.kind in "biufc":
-            self.sketch.add(samples)
-        if samples.dtype.kind in "biuf" and samples.size:
-            wide = samples.astype(np.float64)
-            self._sum += float(wide.sum())
-            self._sum_of_squares += float((wide * wide).sum())
-            self._value_count += samples.size
-        stored_bytes = self._store(samples, bytes_left) if self.is_complete else 0
+    def add(self, samples: Array) -> None:
+        """Add samples: an array of shape (samples, ...). Small batches are gathered first, which is faster."""
         self.count += len(samples)
-        return stored_bytes
+        form = (samples.shape[1:], samples.dtype if samples.dtype.kind not in "US" else "text")
+        if form != self._form or samples.nbytes > _PENDING_BYTES:
+            self.flush()
+        if form != self._form:
+            if self._form is not None or form[0] != self.shape:
+                self._digest.update(str(form).encode())
+            self._form = form
+        if samples.nbytes > _PENDING_BYTES:
+            self._add(samples)
+            return
+        self._pending.append(samples.copy())
+        self._pending_bytes += samples.nbytes
+        if len(self._pending) >= _MAX_PENDING or self._pending_bytes > _PENDING_BYTES:
+            self.flush()
 
-    def _store(self, samples: Array, bytes_left: int) -> int:
-        bytes_left = min(bytes_left, self.max_bytes - sum(each.nbytes for each in self.stored_parts))
-        if samples.shape[1:] != self.shape:
-            part = samples[:0]
-        elif self.few_samples and not self.stored_parts:
-            part = trim_samples(samples, bytes_left)
+    def flush(self) -> None:
+        """Process the batches that were gathered."""
+        if self._pending:
+            pending, self._pending, self._pending_bytes = self._pending, [], 0
+            self._add(pending[0] if len(pending) == 1 else np.concatenate(pending))
+
+    def _add(self, samples: Array) -> None:
+        for rows in _blocks(samples):
+            self._hash(rows)
+        self._store(samples)
+        if self.is_exact:
+            if self._selection is None:
+                self._selection = Selection(self.room, self.indices)
+            self._selection.add(samples)
+
+    def _hash(self, rows: Array) -> None:
+        wanted = self.is_exact and len(self.digests) < _MAX_DIGESTS
+        if rows.dtype.kind in "US":
+            texts = [json.dumps(row.tolist()).encode() for row in rows]
+            self._digest.update(b"".join(texts))
+            if wanted:
+                self.digests += map(xxh3_64_intdigest, texts[: _MAX_DIGESTS - len(self.digests)])
+            return
+        if len(rows) == 1 and rows.nbytes > _BLOCK_BYTES:
+            one = xxh3_64()
+            for values in _blocks(rows.reshape(-1)):  # a copy, if the row is not contiguous
+                data = _canonical(values)
+                self._digest.update(data)
+                one.update(data)
+            self.digests += [one.intdigest()] if wanted else []
+            return
+        data = _canonical(rows)
+        self._digest.update(data)
+        if wanted:
+            first = data[: _MAX_DIGESTS - len(self.digests)]
+            flat: Any = first.reshape(len(first), -1) if first.size else np.zeros((len(first), 0), np.uint8)
+            self.digests += [xxh3_64_intdigest(row) for row in (flat.view(np.uint8) if flat.size else flat)]
+
+    def _store(self, samples: Array) -> None:
+        if self._parts is None:
+            return
+        same_shape = samples.shape[1:] == self.shape
+        if same_shape and self.budget.take(samples.nbytes):
+            self._parts.append(samples.copy())
+            self._part_bytes += samples.nbytes
         else:
-            size = samples[:1].nbytes
-            n = max(0, bytes_left // size if size else len(samples))
-            part = samples[: min(n, _MAX_SAMPLES - self.count) if self.few_samples else n]
-        self.is_complete = part.shape == samples.shape
-        if part.size:
-            self.stored_parts.append(part.copy())
-        return part.nbytes
-
-    def stored_values(self) -> Array:
-        """Return the stored samples, of shape (samples, ...)."""
-        return np.concatenate(self.stored_parts) if self.stored_parts else np.zeros((0,), np.float32)
+            self.budget.left += self._part_bytes
+            self._parts = None
 
     @property
-    def mean(self) -> float:
-        return self._sum / max(self._value_count, 1)
+    def is_complete(self) -> bool:
+        """Whether all samples are stored."""
+        self.flush()
+        return self._parts is not None
 
-    @property
-    def rms(self) -> float:
-        return math.sqrt(self._sum_of_squares / max(self._value_count, 1))
+    def stored(self) -> tuple[Array, list[int] | None]:
+        """Return the stored samples, of shape (samples, ...), and which of all samples they are; None for all."""
+        self.flush()
+        if self._parts is not None:
+            return (np.concatenate(self._parts) if self._parts else np.zeros((0,), np.float32)), None
+        if self._selection is None:
+            return np.zeros((0,), np.float32), []
+        return self._selection.values, self._selection.indices
 
     def entry(self) -> Entry:
         """Return the lock entry of this array."""
+        values, indices = self.stored()
         entry: Entry = {
             "dtype": self.dtype,
             "shape": str(self.shape),
             "samples": self.count,
             "digest": self._digest.hexdigest(),
-            "room": self.max_bytes,
+            "room": self.room,
         }
-        if not self.few_samples and self._value_count:
-            entry |= {"mean": self.mean, "rms": self.rms}
-        if self.is_scalar and self.count == 1 and self.stored_parts and self.stored_parts[0].dtype.kind in "biuf":
-            entry["value"] = self.stored_parts[0].reshape(-1)[0].item()
+        if indices is not None:
+            entry["kept"] = ",".join(map(str, indices))
+        if self.is_scalar and self.count == 1 and values.dtype.kind in "biuf" and values.size == 1:
+            entry["value"] = values.reshape(-1)[0].item()
         return entry
 
 
-def extend_streams(
-    streams: dict[str, Stream],
-    batch: object,
-    max_bytes: Mapping[str, int] | int,
-    bytes_left: int,
-    *,
-    few_samples: bool = True,
-    exact: bool = True,
-) -> int:
-    """Add a batch to the streams of its arrays.
+def parse_arrays(entry: Entry, where: str) -> dict[str, Entry]:
+    """Return the arrays of an entry, by path; raise LockError, naming the entry by `where`, if one is invalid."""
+    arrays = entry.get("arrays")
+    is_valid = isinstance(arrays, dict) and all(
+        isinstance(array, dict)
+        and all(type(array.get(name)) is kind for name, kind in _FIELDS.items())
+        and (array.get("kept") is None or _kept(array) is not None)
+        for array in arrays.values()
+    )
+    if not isinstance(arrays, dict) or not is_valid:
+        raise LockError(f"{where} has no valid arrays; run pytest --evalmode-update-lock")
+    return arrays
 
-    Args:
-        streams: The streams by path; extended in place.
-        batch: Arrays and tensors of any shape, nested in any way.
-        max_bytes: How many bytes may be stored of each array, or of all new arrays together.
-        bytes_left: How many bytes the test may still store.
-        few_samples: `Stream.few_samples` of new streams.
-        exact: `Stream.exact` of new streams.
 
-    Returns:
-        How many bytes were stored.
+def kept_indices(locked: Entry) -> list[int] | None:
+    """Return which samples of a locked array are stored; None for all."""
+    return None if locked.get("kept") is None else _kept(locked)
 
-    Raises:
-        LockError: If the batch contains anything but arrays.
-    """
+
+def matches(locked: Entry, entry: Entry) -> bool:
+    """Return whether two entries are of the same values, bit for bit."""
+    return all(locked[name] == entry[name] for name in ("dtype", "shape", "samples", "digest"))
+
+
+def _kept(entry: Entry) -> list[int] | None:
     try:
-        batch_arrays = named_arrays(batch)
-    except TypeError as error:
-        raise LockError(f"evalmode_lock: {error}") from None
-    to_share = max_bytes if isinstance(max_bytes, int) else 0
-    stored_bytes = 0
-    # Smallest first: the rest of their share goes to the larger arrays.
-    for i, name in enumerate(sorted(batch_arrays, key=lambda name: batch_arrays[name].array.nbytes)):
-        array, dtype = batch_arrays[name]
-        samples = array if array.ndim else array[None]
-        stream = streams.get(name)
-        if stream is None:
-            n = len(batch_arrays) - i
-            share = max_bytes.get(name, 0) if isinstance(max_bytes, Mapping) else to_share // n
-            stream = Stream(dtype, samples.shape[1:], share, array.ndim == 0, few_samples, exact)
-            streams[name] = stream
-        added = stream.add(samples, bytes_left - stored_bytes)
-        stored_bytes += added
-        to_share -= added
-    return stored_bytes
+        return [int(each) for each in str(entry["kept"]).split(",") if each]
+    except ValueError:
+        return None
 
 
-def _bytes(array: Array) -> bytes:
-    """Return the elements in order; strings as JSON, so that the width of the array's dtype does not matter."""
-    if array.dtype.kind in "US":
-        return json.dumps(array.tolist()).encode()
-    return np.ascontiguousarray(array).tobytes()
+def _blocks(samples: Array) -> Iterator[Array]:
+    """Yield the samples in blocks that fit the processor's cache; one sample may be larger."""
+    size = max(1, samples.nbytes // max(1, len(samples)))
+    step = max(1, _BLOCK_BYTES // size)
+    yield from (samples[i : i + step] for i in range(0, len(samples), step))
+
+
+def _canonical(values: Array) -> Any:
+    """Return values as a contiguous array in which equal numbers have the same bytes."""
+    values = np.ascontiguousarray(values)
+    if values.dtype.kind in "fc":
+        values = values + values.dtype.type(0)  # -0.0 becomes 0.0
+        missing = np.isnan(values)
+        if missing.any():
+            values[missing] = np.nan
+    return values.view(np.int64) if values.dtype.kind == "M" else values

@@ -1,7 +1,7 @@
-"""Diagnosis of a model that differs from its lock entry: loading, precision, renames, pruning and similar causes.
+"""Diagnosis of a model that differs from its lock entry: architecture, loading, precision, names, order and more.
 
 There is one module per family of causes. Each check sees the tensors that no earlier check has explained, and marks
-those that it explains.
+those that it explains. A cause is named only if it reproduces all that is known of the locked tensor.
 """
 
 from __future__ import annotations
@@ -9,16 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_evalmode.lock.checkpoint import (
-    factors,
-    loading,
-    merging,
-    precision,
-    quantization,
-    renamed_tensors,
-    reordered_values,
-)
-from pytest_evalmode.lock.checkpoint.unexplained import Cause, Unexplained
+from pytest_evalmode.lock.checkpoint import adapters, equal_tensors, loading, pairing, quantization, tensor_causes
+from pytest_evalmode.lock.checkpoint.architecture_changes import TensorOwners, find_architecture_changes
+from pytest_evalmode.lock.checkpoint.differences import Cause, Differences
 from pytest_evalmode.lock.model_entry import ModelContents, TensorRecord
 from pytest_evalmode.observe.state.fingerprint import undisturbed
 
@@ -30,43 +23,49 @@ if TYPE_CHECKING:
 __all__ = ["Cause", "describe_causes", "diagnose"]
 
 _MAX_NAMES = 10
-# The order matters: a specific cause comes before a more general one that would also fit.
-_CHECKS: tuple[Callable[[Unexplained], Cause | None], ...] = (
-    renamed_tensors.find_renamed,
+# The order matters: what all values prove comes first, and what needs fewer parameters before what needs more.
+_CHECKS: tuple[Callable[[Differences], Cause | list[Cause] | None], ...] = (
     quantization.find_quantized,
-    merging.find_folded_norms,
-    merging.find_adapter,
-    precision.find_dtype_change,
-    precision.find_rounding,
-    factors.find_pruning,
-    factors.find_scaling,
-    reordered_values.find_exchanged,
-    reordered_values.find_rearranged,
-    loading.find_updated_statistics,
-    quantization.find_fake_quantized,
-    merging.find_merged_adapter,
+    adapters.find_folded_norms,
+    adapters.find_adapter,
+    loading.find_not_finite,
+    equal_tensors.find_copied,
+    equal_tensors.find_rearranged,
+    loading.find_resized,
     loading.find_not_loaded,
+    tensor_causes.find_dtype_change,
+    loading.find_updated_statistics,
+    tensor_causes.find_causes,
+    adapters.find_merged_adapter,
     loading.find_changed_values,
-    renamed_tensors.find_missing_and_added,
+    pairing.find_missing_and_added,
 )
 
 
-def diagnose(locked: Mapping[str, TensorRecord], current: ModelContents, samples: Mapping[str, Array]) -> list[Cause]:
+def diagnose(
+    locked: Mapping[str, TensorRecord],
+    current: ModelContents,
+    samples: Mapping[str, Array],
+    architecture: Mapping[str, str] | None = None,
+) -> list[Cause]:
     """Return the causes that together explain how a model differs from its lock entry.
 
     Args:
         locked: The locked tensors, by qualified name.
         current: The contents of the model in this run.
         samples: The locked sample values: 2-D arrays of float32 or int64, as `sample_grid` returns them, by name.
+        architecture: The locked architecture; it is not compared if it is empty or None.
     """
-    diff = Unexplained(locked, current, samples)
+    diff = Differences(locked, current, samples)
     causes: list[Cause] = []
     with undisturbed():
+        renamed = pairing.find_renamed(diff)
+        owners = TensorOwners(diff)
         for check in _CHECKS:
-            cause = check(diff)
-            if cause is not None:
-                causes.append(cause)
-    return causes
+            found = check(diff)
+            causes += [found] if isinstance(found, Cause) else found or []
+    other = find_architecture_changes(owners, architecture or {}, current.architecture)
+    return [cause for cause in (renamed, other, *causes) if cause is not None]
 
 
 def describe_causes(title: str, causes: list[Cause]) -> tuple[str, str, dict[str, object]]:

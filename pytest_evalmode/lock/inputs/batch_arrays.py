@@ -1,4 +1,4 @@
-"""The arrays of a nested batch, by name, and the few samples of them that a diagnosis needs."""
+"""The arrays of a nested batch, by name."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs import image_layout
 from pytest_evalmode.lock.inputs.diagnosis import Array
 
 _SINGLE = "batch"  # name of the array of a batch that is just one array
-_MAX_SAMPLES = 64
-_STEP = 16  # images are cropped by multiples of this, so that the blocks of a JPEG stay aligned
 
 
 class BatchArray(NamedTuple):
@@ -44,59 +41,6 @@ def named_arrays(batch: object) -> dict[str, BatchArray]:
 def arrays(batch: object) -> dict[str, Array]:
     """Return every array of a batch by its path, without the original dtypes; see `named_arrays`."""
     return {path: named.array for path, named in named_arrays(batch).items()}
-
-
-def first_samples(batch: object, limit: int = 1_000_000) -> dict[str, Array]:
-    """Return the first samples of each array of a batch; an image that is too large is cropped to its center.
-
-    Args:
-        batch: A batch as `named_arrays` takes it.
-        limit: The maximum number of bytes of all samples together.
-    """
-    whole = arrays(batch)
-    samples: dict[str, Array] = {}
-    left, size = limit, len(whole)
-    # The smallest arrays come first, so that the large ones can use what these leave of their share.
-    for i, name in enumerate(sorted(whole, key=lambda name: whole[name].nbytes)):
-        samples[name] = trim_samples(whole[name], left // (size - i))
-        left -= samples[name].nbytes
-    return {name: samples[name] for name in whole}
-
-
-def trim_samples(array: Array, limit: int) -> Array:
-    """Return the first samples of an array that fit in a number of bytes, or the center of the first image.
-
-    Args:
-        array: An array of any dtype, of shape (samples, ...), a single image, or a scalar.
-        limit: The maximum number of bytes.
-
-    Returns:
-        The first samples, at most 64, unchanged. If not even one image fits, its center. If nothing fits, an array
-        with no samples.
-    """
-    if array.nbytes <= limit and (array.ndim == 0 or len(array) <= _MAX_SAMPLES):
-        return array
-    if array.ndim == 0:
-        return array[None][:0]
-    images = image_layout.read_as_images(array)
-    single = bool(images) and images[0].layout in ("CHW", "HWC", "HW")
-    if not single:
-        n = min(_MAX_SAMPLES, int(limit // max(1, array[:1].nbytes)))
-        if n or not images:
-            return array[:n]
-        array = array[:1]
-    return _center(array, images[0].layout, limit)
-
-
-def _center(array: Array, axes: str, limit: int) -> Array:
-    """Crop both sides equally, so that a flipped image still has the same content."""
-    rows, columns = axes.index("H"), axes.index("W")
-    while array.nbytes > limit:
-        axis = rows if array.shape[rows] >= array.shape[columns] else columns
-        if array.shape[axis] <= 2 * _STEP:
-            return array[(slice(0, 0),)]
-        array = np.take(array, range(_STEP // 2, array.shape[axis] - _STEP // 2), axis)
-    return array
 
 
 def rebuild_batch(batch: object, values: Mapping[str, Array]) -> Any:
@@ -165,7 +109,13 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, BatchArray]]:
 
 
 def _walk_sequence(value: Sequence[Any], path: str) -> Iterator[tuple[str, BatchArray]]:
-    """Stack elements of one shape and dtype to one array; name others by their index."""
+    """Stack elements of one shape and dtype to one array; name others by their index.
+
+    Lists of token ids of unequal lengths become texts, such as "1 11 12".
+    """
+    if _is_ragged_ids(value):
+        yield path, BatchArray(np.asarray([" ".join(map(str, row)) for row in value]), "text")
+        return
     parts = [list(_walk(each, "")) for each in value]
     if parts and all(len(part) == 1 and part[0][0] == "" for part in parts):
         elements = [part[0][1] for part in parts]
@@ -175,6 +125,11 @@ def _walk_sequence(value: Sequence[Any], path: str) -> Iterator[tuple[str, Batch
     for i, part in enumerate(parts):
         for name, each in part:
             yield f"{path}[{i}]" + (name if name.startswith("[") or not name else f".{name}"), each
+
+
+def _is_ragged_ids(value: Sequence[Any]) -> bool:
+    rows = all(isinstance(row, (list, tuple)) and not hasattr(row, "_fields") for row in value)
+    return rows and len({len(row) for row in value}) > 1 and all(type(each) is int for row in value for each in row)
 
 
 def _array(value: Any) -> Array | None:

@@ -1,8 +1,8 @@
-"""Diagnoses of changed inputs, and their wording."""
+"""Diagnoses of changed inputs, their wording, and what a known cause is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-_MIN_PSNR_VALUES = 64  # with fewer values, a PSNR is meaningless
 NOT_BEFORE = "; they were not before"  # at the end of a step's words, it moves to the end of the headline
+RANDOM = "a random augmentation left on?"
 
 
 @dataclass(frozen=True)
@@ -32,77 +32,112 @@ class Diagnosis:
     details: Mapping[str, object]
 
 
-def diagnosis_of_steps(noun: str, steps: Sequence[Step], **details: object) -> Diagnosis:
+@dataclass(frozen=True)
+class Cause:
+    """A known cause of a difference: `recognize` proposes parameters, and `apply` must reproduce the current values.
+
+    Attributes:
+        recognize: Returns the parameters worth trying for the locked and the current array, the likeliest first.
+        apply: Returns the locked array after the cause, as the current array should be.
+        describe: Returns the step for the locked array, the current array and the parameters.
+        fitted: Returns how many numbers the parameters take from the current array.
+        is_confirmed: Whether `recognize` itself makes sure that enough values confirm the parameters.
+        residual: The error that may remain, as a share of the range of the current values, beside float rounding.
+    """
+
+    recognize: Callable[[Array, Array], Iterable[Any]]
+    apply: Callable[[Array, Any], Array]
+    describe: Callable[[Array, Array, Any], Step]
+    fitted: Callable[[Any], int] = lambda _: 0
+    is_confirmed: bool = False
+    residual: float = 0.0
+
+
+def diagnosis_of_steps(noun: str, steps: Sequence[Step], suffix: str = "") -> Diagnosis:
     """Join the steps to one diagnosis, in order: "images were flipped left to right and normalized twice"."""
     words = [step.words.removesuffix(NOT_BEFORE) for step in steps]
     listed = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
     merged = {key: value for step in steps for key, value in step.details.items()}
     if any(step.words.endswith(NOT_BEFORE) for step in steps):
-        headline = f"{noun} are now {listed}{NOT_BEFORE}"
+        headline = f"{noun} are now {listed}{suffix}{NOT_BEFORE}"
     else:
-        headline = f"{noun} were {listed}"
-    return Diagnosis(headline, tuple(step.kind for step in steps), {**merged, **details})
+        headline = f"{noun} were {listed}{suffix}"
+    return Diagnosis(headline, tuple(step.kind for step in steps), merged)
 
 
-def unrecognized_difference(noun: str, was: Array, now: Array) -> Diagnosis:
+def difference(was: Array, now: Array) -> Array:
+    """Return the absolute difference of two arrays of one shape; infinite where only one of them is finite or NaN."""
+    wide = np.complex128 if "c" in (was.dtype.kind, now.dtype.kind) else np.float64
+    a, b = np.asarray(was, wide), np.asarray(now, wide)
+    with np.errstate(invalid="ignore"):
+        change = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(b - a))
+    return np.where(np.isnan(change), np.inf, change)
+
+
+def unrecognized_difference(
+    noun: str, was: Array, now: Array, scope: str = "", *, is_tokens: bool = False
+) -> Diagnosis:
     """Describe what differs, where and by how much, if no known cause explains it.
 
     Args:
         noun: The plural noun that starts the headline, such as "images".
         was: The locked array, of any shape and dtype.
         now: The current array, of any shape and dtype.
+        scope: How many of all samples differ, such as "in 3 of 8 samples"; empty if all do.
+        is_tokens: Whether the values are token ids, whose distances mean nothing.
     """
+    start = f"{noun} differ, cause not recognized: "
     if was.shape != now.shape:
-        headline = f"{noun} differ, cause not recognized: shape {now.shape}, not {was.shape}"
-        return Diagnosis(headline, (), {"was": was.shape, "now": now.shape})
-    if was.dtype.kind not in "biufc" or now.dtype.kind not in "biufc":
-        differ = np.asarray(was != now)
-        where = tuple(int(i) for i in np.argwhere(differ)[0])
-        share = float(differ.mean())
-        shown = ""
+        return Diagnosis(f"{start}shape {now.shape}, not {was.shape}", (), {"was": was.shape, "now": now.shape})
+    if not was.size:
+        return Diagnosis(f"{noun} are empty and have dtype {now.dtype}, not {was.dtype}", (), {"was": was.shape})
+    is_text = was.dtype.kind not in "biufc" or now.dtype.kind not in "biufc"
+    change = np.asarray(was != now, float) if is_text else difference(was, now)
+    where = tuple(int(i) for i in np.unravel_index(int(change.argmax()), change.shape))
+    share, most = float((change > 0).mean()), float(change.max())
+    details: dict[str, object] = {"share": share, "max": most, "where": where}
+    if change.ndim:
+        details["samples"] = tuple(np.flatnonzero((change > 0).reshape(len(change), -1).any(1))[:32].tolist())
+    if is_text:
+        words = f"{_percent(share)} of them, first at {where}"
         if was.dtype.kind in "US" and now.dtype.kind in "US":
             old, new = str(was[where]), str(now[where])
             same = next((i for i, (x, y) in enumerate(zip(old, new, strict=False)) if x != y), min(len(old), len(new)))
-            start = max(0, same - 10)
-            shown = f": {new[start : start + 40]!r}, not {old[start : start + 40]!r}"
-        headline = f"{noun} differ, cause not recognized: {share:.0%} of them, first at {where}{shown}"
-        return Diagnosis(headline, (), {"share": share, "first": where})
-    if not was.size:
-        return Diagnosis(f"{noun} are empty and have dtype {now.dtype}, not {was.dtype}", (), {"was": was.shape})
-    complex_ = was.dtype.kind == "c" or now.dtype.kind == "c"
-    a, b = (np.asarray(each, np.complex128 if complex_ else np.float64) for each in (was, now))
-    one_finite = np.isfinite(a) != np.isfinite(b)
-    with np.errstate(invalid="ignore"):
-        change = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(b - a))
-    # An infinite change wins argmax below, so that a NaN is what the headline locates.
-    change = np.where(np.isnan(change), np.inf, change)
-    where = tuple(int(i) for i in np.unravel_index(int(change.argmax()), change.shape))
-    share, most = float((change > 0).mean()), float(change.max())
-    details: dict[str, object] = {"share": share, "max": most, "where": where, "was": a[where], "now": b[where]}
-    words = f"{_percent(share)} of the values, by at most {most:.3g} at {where}"
-    if one_finite.any():
-        details["not finite"] = int(one_finite.sum())
-        finite = f"{int(one_finite.sum())} of them NaN or infinite only before or only now"
-        words = f"{_percent(share)} of the values, {finite}, first at {where}"
-    elif not complex_ and a.size >= _MIN_PSNR_VALUES:
-        details["psnr"] = psnr(a, b)
-        words += f" (PSNR {details['psnr']:.1f} dB)"
-    if a.ndim and len(a) > 1:
-        differing = [i for i, row in enumerate(change) if np.any(row > 0)]
-        details["samples"] = tuple(differing[:32])
-        words += f", in {len(differing)} of {len(a)} samples" if len(differing) < len(a) else ""
-    return Diagnosis(f"{noun} differ, cause not recognized: {words}", (), details)
+            shown = slice(max(0, same - 10), max(0, same - 10) + 40)
+            words += f": {new[shown]!r}, not {old[shown]!r}"
+    else:
+        details |= {"was": was[where].item(), "now": now[where].item()}
+        words = f"{_percent(share)} of the values"
+        not_finite = int((np.isfinite(was) != np.isfinite(now)).sum())
+        if not_finite:
+            details["not finite"] = not_finite
+            words += f", {not_finite} of them NaN or infinite only before or only now, first at {where}"
+        elif is_tokens:
+            words += f", first at {tuple(np.argwhere(change > 0)[0].tolist())}"
+        else:
+            words += f", by at most {most:.3g} at {where}{_psnr(was, change)}"
+        words += _region(change)
+    return Diagnosis(f"{start}{words}{f', {scope}' if scope else ''}", (), details)
 
 
-def psnr(a: Array, b: Array) -> float:
-    """Return the peak signal-to-noise ratio of two arrays in dB.
+def _psnr(was: Array, change: Array) -> str:
+    """Return the peak signal-to-noise ratio in words; empty if there are too few values."""
+    peak, noise = float(np.ptp(np.abs(was))) if was.dtype.kind == "c" else float(np.ptp(was.astype(float))), 0.0
+    noise = float(np.mean(change**2))
+    return f" (PSNR {10 * np.log10(peak**2 / noise):.1f} dB)" if was.size >= 64 and peak and noise else ""
 
-    Args:
-        a: The reference: a float array of any shape and range. Its range (max - min) is the peak.
-        b: A float array of the same shape.
-    """
-    peak, noise = float(a.max() - a.min()), float(np.mean((a - b) ** 2))
-    return float(10 * np.log10(peak**2 / noise)) if noise and peak else float("inf") if not noise else 0.0
+
+def _region(change: Array) -> str:
+    """Return the range of each of the last two axes to which the differing values are limited, if it is small."""
+    if change.ndim < 3:
+        return ""
+    parts = []
+    for axis, name in ((-2, "rows"), (-1, "columns")):
+        other = tuple(i for i in range(change.ndim) if i != change.ndim + axis)
+        at = np.flatnonzero((change > 0).any(other))
+        if at[-1] - at[0] + 1 <= 0.5 * change.shape[axis]:
+            parts.append(f"{name} {at[0]} to {at[-1]}")
+    return f", all in {' and '.join(parts)}" if parts else ""
 
 
 def format_numbers(values: npt.ArrayLike) -> str:
@@ -112,6 +147,11 @@ def format_numbers(values: npt.ArrayLike) -> str:
         return f"{flat[0]:.4g}"
     shown = [f"{each:.4g}" for each in flat[:4]] + ["..."] * (len(flat) > 4)
     return f"({', '.join(shown)})"
+
+
+def format_indices(indices: Sequence[int]) -> str:
+    """Format the first few indices: `0, 3, 6, ...`."""
+    return ", ".join(map(str, indices[:5])) + (", ..." if len(indices) > 5 else "")
 
 
 def _percent(share: float) -> str:

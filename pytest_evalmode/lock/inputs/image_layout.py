@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import permutations
 from typing import NamedTuple
 
@@ -78,32 +78,35 @@ def find_reshape(was: Array, now: Array) -> Step | None:
     return Step("shape", words, {"shape": (was.shape, now.shape)})
 
 
-def try_channel_changes(a: Array, b: Array) -> Iterator[tuple[list[Step], Array]]:
-    """Yield the possible changes of the channels, each with the images after it.
+def try_channel_changes(a: Array, b: Array) -> Iterator[tuple[list[Step], Callable[[Array], Array]]]:
+    """Yield the possible changes of the channels, each with the function that applies it to images.
 
     Args:
         a: The locked images: shape (samples, channels, rows, columns), any range and dtype.
-        b: The current images: shape (samples, channels, rows, columns); alpha channels are copied from them.
+        b: The current images: shape (samples, channels, rows, columns).
 
     Yields:
-        The steps (none at first) and `a` with the channels of `b`. A reordering has its order in the step's details.
+        The steps (none at first) and the function. A reordering has its order in the step's details.
     """
     old, new = a.shape[1], b.shape[1]
     if old == new:
-        yield [], a
-    if old == new == 3:
-        for order in list(permutations(range(3)))[1:]:
+        yield [], lambda x: x
+    if old == new and old in (3, 4):
+        orders = list(permutations(range(3)))[1:] if old == 3 else [(2, 1, 0, 3), (3, 0, 1, 2), (1, 2, 3, 0)]
+        for order in orders:
             swap = "red and blue swapped: BGR instead of RGB or the reverse"
-            how = swap if order == (2, 1, 0) else f"{order} instead of (0, 1, 2)"
+            how = swap if order == (2, 1, 0) else f"{order} instead of {tuple(range(old))}"
             step = Step("channels", f"given with the channels in another order ({how})", {"channels": order})
-            yield [step], a[:, list(order)]
-    if old == new == 4:
-        for order in ((2, 1, 0, 3), (3, 0, 1, 2), (1, 2, 3, 0)):
-            words = f"given with the channels in another order ({order} instead of (0, 1, 2, 3))"
-            yield [Step("channels", words, {"channels": order})], a[:, list(order)]
+            yield [step], lambda x, order=order: x[:, list(order)]  # type: ignore[misc]
     if (old, new) == (4, 3):
-        yield [Step("channels", "given without the alpha channel")], a[:, :3]
-    if (old, new) == (3, 4):
-        yield [Step("channels", "given with a fourth channel (alpha)")], np.concatenate([a, b[:, 3:]], axis=1)
-    if old == 1 and new == 3:
-        yield [Step("channels", "given with three equal channels instead of one")], np.repeat(a, 3, axis=1)
+        yield [Step("channels", "given without the alpha channel")], lambda x: x[:, :3]
+    if (old, new) == (3, 4) and np.ptp(b[:, 3]) == 0:
+        words = f"given with a fourth channel (alpha, {b[0, 3, 0, 0]:.4g} everywhere)"
+        yield [Step("channels", words)], lambda x: np.insert(x, 3, b[0, 3, 0, 0], axis=1)
+    if (old, new) == (1, 3):
+        yield [Step("channels", "given with three equal channels instead of one")], lambda x: np.repeat(x, 3, axis=1)
+    if (old, new) == (3, 1):
+        gray = np.array([0.299, 0.587, 0.114])[:, None, None]
+        words = "converted to grayscale, with one channel instead of three"
+        yield [Step("grey", words)], lambda x: (x * gray).sum(1, keepdims=True)
+        yield [Step("channels", "given with one channel instead of three")], lambda x: x[:, :1]

@@ -1,4 +1,4 @@
-"""Samples that were reordered, dropped or repeated."""
+"""Samples that were reordered, dropped, repeated or added."""
 
 from __future__ import annotations
 
@@ -7,28 +7,41 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, diagnosis_of_steps
+from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, diagnosis_of_steps, format_indices
 
 
 def compare_order(was: Sequence[Hashable], now: Sequence[Hashable]) -> Diagnosis | None:
-    """Return a diagnosis if samples were reordered, dropped or repeated, but none is new.
+    """Return a diagnosis if samples were reordered, dropped, repeated or added, and nothing else changed.
 
     Args:
         was: A key for each locked sample, such as its digest.
         now: A key for each current sample.
     """
     index = match_samples(was, now)
-    return None if index is None else diagnosis_of_steps("samples", order_steps(len(was), index))
+    if index is not None:
+        return diagnosis_of_steps("samples", order_steps(len(was), index))
+    n, m = len(was), len(now)
+    if n < m and n and list(now[:n]) == list(was):
+        return diagnosis_of_steps("samples", [Step("added", f"added ({m - n} new, at the end)", {"added": m - n})])
+    if n < m and n and list(now[m - n :]) == list(was):
+        return diagnosis_of_steps("samples", [Step("added", f"added ({m - n} new, at the start)", {"added": m - n})])
+    return None
 
 
 def match_samples(was: Sequence[Hashable], now: Sequence[Hashable]) -> list[int] | None:
     """Return the locked index of each current sample; None if that is uncertain or the order is unchanged.
 
-    Keys that recur, such as labels, are matched only if all are present in another order, or if some were dropped.
+    Keys that recur, such as labels, are matched if all are present in another order, or if some were dropped, or
+    repeated at the end.
     """
     old, new = Counter(was), Counter(now)
+    n = len(was)
     if not was or not now or new.keys() - old.keys() or list(was) == list(now):
         return None
+    if list(now) == list(was)[::-1]:
+        return list(range(n))[::-1]
+    if n < len(now) and list(now[:n]) == list(was):
+        return _match_padding(was, now)
     if max(old.values()) > 1 and old != new:
         return _match_in_order(was, now) if len(old) > 1 else None
     places: dict[Hashable, list[int]] = {}
@@ -42,22 +55,37 @@ def match_samples(was: Sequence[Hashable], now: Sequence[Hashable]) -> list[int]
     return index
 
 
+def _match_padding(was: Sequence[Hashable], now: Sequence[Hashable]) -> list[int] | None:
+    """Return the index if the samples that follow repeat the first ones, or the last one."""
+    n, m = len(was), len(now)
+    first, last = [*range(n), *(i % n for i in range(m - n))], [*range(n), *[n - 1] * (m - n)]
+    for index in (first, last):
+        if [was[i] for i in index] == list(now):
+            return index
+    if len(set(was)) < n:
+        return None
+    places = {key: i for i, key in enumerate(was)}
+    return [places[key] for key in now]
+
+
 def _match_in_order(was: Sequence[Hashable], now: Sequence[Hashable]) -> list[int] | None:
     """Return the locked index of each current sample if only samples were dropped."""
+    n, m = len(was), len(now)
+    for start in (0, n - m):
+        if 0 < m < n and list(was[start : start + m]) == list(now):
+            return list(range(start, start + m))
+    if m < n - 1 and len(set(was)) < 0.5 * n:
+        return None  # few classes: many ways to drop some labels fit
     index = []
     at = 0
     for key in now:
-        while at < len(was) and was[at] != key:
+        while at < n and was[at] != key:
             at += 1
-        if at == len(was):
+        if at == n:
             return None
         index.append(at)
         at += 1
     return index
-
-
-def _sample_bytes(array: Array) -> list[bytes]:
-    return [np.ascontiguousarray(row).tobytes() for row in array]
 
 
 def match_identical(was: Array, now: Array) -> list[int] | None:
@@ -69,7 +97,11 @@ def match_identical(was: Array, now: Array) -> list[int] | None:
     """
     if not was.ndim or not now.ndim or was.shape[1:] != now.shape[1:]:
         return None
-    return match_samples(_sample_bytes(was), _sample_bytes(now))
+    return match_samples(sample_bytes(was), sample_bytes(now))
+
+
+def sample_bytes(array: Array) -> list[bytes]:
+    return [np.ascontiguousarray(row).tobytes() for row in array]
 
 
 def match_similar(a: Array, b: Array) -> list[int] | None:
@@ -101,14 +133,25 @@ def order_steps(n: int, index: Sequence[int]) -> list[Step]:
     repeated = [i for i in counts if counts[i] > 1]
     steps = []
     if dropped:
-        words = f"dropped ({len(dropped)} of {n}, first: sample {dropped[0]})"
+        words = f"dropped ({len(dropped)} of {n}, {_where(dropped, n)})"
         steps.append(Step("dropped", words, {"dropped": tuple(dropped[:32])}))
     if repeated:
         more = sum(counts[i] - 1 for i in repeated)
-        words = f"repeated ({more} extra, first: sample {repeated[0]})"
-        steps.append(Step("repeated", words, {"repeated": tuple(repeated[:32])}))
+        at_end = not dropped and list(index[:n]) == list(range(n))
+        where = "at the end" if at_end else f"first: sample {repeated[0]}"
+        steps.append(Step("repeated", f"repeated ({more} extra, {where})", {"repeated": tuple(repeated[:32])}))
+        index = list(range(n)) if at_end else index
     if list(index) != sorted(index):
         reverse = list(index) == list(range(n))[::-1]
-        words = "given in reverse order" if reverse else "reordered"
+        moved = [i for i, each in enumerate(index) if i != each]
+        few = f" (samples {format_indices(moved)})" if not dropped and not repeated and len(moved) < 0.1 * n else ""
+        words = "given in reverse order" if reverse else f"reordered{few}"
         steps.append(Step("reordered", words, {"order": tuple(index[:32])}))
     return steps
+
+
+def _where(dropped: list[int], n: int) -> str:
+    is_run = dropped[-1] - dropped[0] + 1 == len(dropped)
+    if is_run and dropped[-1] == n - 1 and dropped[0] > 0:
+        return "at the end"
+    return f"first: sample {dropped[0]}"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pytest_evalmode.lock.preprocessing import function_code, libraries
+from pytest_evalmode.lock.preprocessing import libraries, user_code
 from pytest_evalmode.lock.preprocessing.output_probe import probe
 
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
@@ -57,6 +57,7 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
         return [_describe(each, above) for each in value]
     if isinstance(value, (set, frozenset)):
         return sorted((_describe(each, above) for each in value), key=str)
+    value = user_code.unwrap(value)
     if isinstance(value, functools.partial):
         bound: dict[Any, Any] = {**dict(enumerate(value.args)), **value.keywords}
         return {"partial": _describe(value.func, above), **_mapping(bound, above)}
@@ -64,10 +65,11 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
     if inspect.isroutine(value) and owner is not None and not isinstance(owner, (type, ModuleType)):
         return {"method": value.__name__, "of": _describe(owner, above)}
     if inspect.isfunction(value):
-        variables = _mapping(function_code.bound_variables(value), above)
-        return {"function": function_code.qualified_name(value), "code": function_code.code_digest(value), **variables}
+        code = user_code.Code()
+        code.add(value)
+        return {"function": user_code.qualified_name(value), **code.description(), **_mapping(code.variables, above)}
     if inspect.isroutine(value) or isinstance(value, (type, np.ufunc)):
-        return function_code.qualified_name(value)
+        return user_code.qualified_name(value)
     return _object(value, above)
 
 
@@ -87,7 +89,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return _plain(value.item()) if not isinstance(value.item(), np.generic) else str(value)
     if isinstance(value, bytes):
-        return {"bytes": function_code.digest(value)}
+        return {"bytes": user_code.digest(value)}
     if isinstance(value, PurePath):
         return value.name
     if isinstance(value, re.Pattern):
@@ -97,7 +99,7 @@ def _plain(value: Any) -> Any:
     array = _array(value)
     if array is not None:
         if array.size > 64:
-            return {"shape": list(array.shape), "digest": function_code.digest(array.tobytes())}
+            return {"shape": list(array.shape), "digest": user_code.digest(array.tobytes())}
         return (array.astype(str).astype(float) if array.dtype == np.float32 else array).tolist()
     if type(value).__module__ == "torch" and type(value).__name__ in _NAMED:
         return str(value)
@@ -123,21 +125,23 @@ def _step(value: Any, fields: Mapping[str, Any], above: tuple[int, ...]) -> dict
 
 
 def _object(value: Any, above: tuple[int, ...]) -> Any:
+    kind = type(value)
+    code = user_code.Code()
+    code.add(kind)
     fields = libraries.read_parameters(value)
     if fields is None and dataclasses.is_dataclass(value):
         fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
     if fields is None:
         fields = _fields(value)
-    if fields:
-        return _step(value, fields, above)
+    state = user_code.changed_attributes(kind)
+    fields = {name: each for name, each in (code.variables | fields).items() if name not in state}
+    if fields or code.digests:
+        return {**_step(value, fields, above), **code.description()}
     if not _ADDRESS.search(repr(value)):
-        return {"step": type(value).__name__, "repr": repr(value)}
-    call = getattr(type(value), "__call__", None)  # noqa: B004  # the function is needed
-    if inspect.isfunction(call):
-        return {"step": type(value).__name__, "code": function_code.code_digest(call)}
+        return {"step": kind.__name__, "repr": repr(value)}
     if not callable(value) and len(above) > 1:
-        return {"step": type(value).__name__}  # for example a generator or a lock, which have no parameters
-    return {"step": type(value).__name__, "probe": probe(value)}
+        return {"step": kind.__name__}  # for example a generator or a lock, which have no parameters
+    return {"step": kind.__name__, "probe": probe(value)}
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -17,6 +17,20 @@ _PRESET = {"step", "antialias", "crop_size", "interpolation", "mean", "resize_si
 _DEFAULTS = {"Lambda": {"types": ["builtins.object"]}}  # fields that only torchvision's v2 has
 
 
+def canonical_forms(old: Any, new: Any) -> tuple[Any, Any]:
+    """Return the canonical forms of two descriptions; a container of one step is that step if the other has none."""
+    a, b = canonical_form(old), canonical_form(new)
+    return (a, _unwrapped(b)) if not _is_container(a) else (_unwrapped(a), b) if not _is_container(b) else (a, b)
+
+
+def _unwrapped(value: Any) -> Any:
+    return value["transforms"][0] if _is_container(value) and len(value["transforms"]) == 1 else value
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, dict) and _is_plain_container(value) and isinstance(value["transforms"], list)
+
+
 def canonical_form(value: Any) -> Any:
     """Return the canonical form of a description: the same for equivalent pipelines."""
     if isinstance(value, list):
@@ -26,8 +40,7 @@ def canonical_form(value: Any) -> Any:
     fields = {key: _field(key, each) for key, each in value.items() if not _is_default(value, key, each)}
     if value.get("step") == "ImageClassification" and fields.keys() == _PRESET:  # torchvision's `weights.transforms()`
         return _container(_classification(fields))
-    steps = fields.get("transforms")
-    return _container(steps) if _is_plain_container(fields) and isinstance(steps, list) else fields
+    return _container(fields["transforms"]) if _is_container(fields) else fields
 
 
 def _field(key: str, value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pytest_evalmode.lock.preprocessing.function_code import digest
+from pytest_evalmode.lock.preprocessing.user_code import digest
 
 _PROCESSORS = {"ImageProcessingMixin", "BaseImageProcessor", "FeatureExtractionMixin", "ProcessorMixin"}
 # Attributes of an albumentations composition that are its working state, not parameters.

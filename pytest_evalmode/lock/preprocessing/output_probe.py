@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pytest_evalmode.lock.inputs import arrays
-from pytest_evalmode.lock.preprocessing.function_code import digest
+from pytest_evalmode.lock.preprocessing.user_code import digest
 
 _REMEDY = "add a __repr__ that shows its parameters, or pass its parameters as a dict"
 

@@ -1,4 +1,4 @@
-"""Comparison of two descriptions of a pipeline, field by field."""
+"""Compares two descriptions of a pipeline, field by field."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 from typing import Any
 
-from pytest_evalmode.lock.preprocessing.equivalent_steps import canonical_form
+from pytest_evalmode.lock.preprocessing.equivalent_steps import canonical_forms
 
 _ABSENT = object()
 
@@ -19,7 +19,7 @@ def find_differences(old: object, new: object) -> list[str]:
     if that gives a shorter result.
     """
     as_written = list(_differences(old, new, ""))
-    canonical = list(_differences(canonical_form(old), canonical_form(new), ""))
+    canonical = list(_differences(*canonical_forms(old, new), ""))
     return min(as_written, canonical, key=lambda lines: sum(map(len, lines)))
 
 
@@ -31,7 +31,8 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
             return
         step_path = _join_step(path, a) if a else path
         for key in dict.fromkeys((*old, *new)):
-            if key == "code" and not _has_comparable_code(old, new):
+            if key == "code":
+                yield from _code_differences(old, new, path)
                 continue
             key_path = _join_key(step_path, key)
             if key in old and key in new:
@@ -44,15 +45,20 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
         yield f"{path or 'value'}: {_format(old)} -> {_format(new)}"
 
 
-def _has_comparable_code(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Return whether the code digests of two steps are of the same function and the same version of Python.
+def _code_differences(old: dict[str, Any], new: dict[str, Any], path: str) -> Iterator[str]:
+    """Yield which functions of a step changed; digests are only compared within one version of Python.
 
-    A different function is reported by its name, and each version of Python compiles a function differently.
+    A step that is another function is reported by its name.
     """
-    if old.get("function") != new.get("function"):
-        return False
     a, b = old.get("code"), new.get("code")
-    return not (isinstance(a, dict) and isinstance(b, dict)) or bool(a.keys() & b.keys())
+    if old.get("function") != new.get("function") or not (isinstance(a, dict) and isinstance(b, dict)):
+        return
+    versions = [each for each in a if isinstance(a[each], dict) and isinstance(b.get(each), dict)]
+    for version in versions:
+        both = {**a[version], **b[version]}
+        changed = [name for name in both if a[version].get(name) != b[version].get(name)]
+        if changed:
+            yield f"{path or step_name(old)}: its code changed ({', '.join(changed)})"
 
 
 def _join_step(path: str, step: str) -> str:

@@ -97,6 +97,6 @@ def remove_plugin_frames(error: BaseException) -> None:
         if not traceback.tb_frame.f_code.co_filename.startswith(_PACKAGE):
             entries.append(traceback)
         traceback = traceback.tb_next
-    for entry, following in zip(entries, [*entries[1:], None], strict=True):
+    for entry, following in zip(entries, [*entries[1:], None], strict=False):
         entry.tb_next = following
     error.__traceback__ = entries[0] if entries else None

@@ -1,4 +1,4 @@
-"""Changes of pixel values: a scale and shift per channel, normalization, mixed channels, curves."""
+"""Changes of pixel values: a scale and shift per channel, and normalization."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def try_recodings(
             scale = new.scale / old.scale
             exact = Fit(scale, new.shift - scale * old.shift)
             is_near = np.all(np.abs(exact.scale - fitted.scale) <= tolerance * np.abs(exact.scale))
-            if is_near and (same or _is_known(old, new)):
+            if is_near and (same or is_known(old, new)):
                 near.append((float(np.abs(exact(a) - b).max()), old, new, exact))
     near.sort(key=lambda each: round(each[0], 3))  # stable: of equally near codings, the simplest is first
     for _, old, new, exact in near:
         same = (old.family, old.name) == (new.family, new.name)
-        yield [] if same else [_known_step(old, new, fitted)], exact, new
+        yield [] if same else [known_step(old, new, fitted)], exact, new
     if np.all(fitted.scale != 0):
         yield [_fitted_step(a, b, fitted, channel_order)], fitted, None
 
@@ -102,8 +102,8 @@ def _locked_codings(a: Array, channel_order: Sequence[int] | None) -> list[Codin
     return [each for each in plausible if has_8bit_levels(each, a)] or plausible
 
 
-def _is_known(old: Coding, new: Coding) -> bool:
-    """Return whether `_known_step` can describe this change."""
+def is_known(old: Coding, new: Coding) -> bool:
+    """Return whether `known_step` has words for this change."""
     a, b = old.family, new.family
     if a in ("unit", "bytes"):
         if b.startswith("inverted"):
@@ -112,8 +112,11 @@ def _is_known(old: Coding, new: Coding) -> bool:
     return a == "normalized" and (b in ("unit", "bytes", "normalized") or old.name == new.name)
 
 
-def _known_step(old: Coding, new: Coding, fitted: Fit) -> Step:
-    details = {"scale": _tuple(fitted.scale), "shift": _tuple(fitted.shift), "statistics": new.name or old.name}
+def known_step(old: Coding, new: Coding, fitted: Fit | None = None) -> Step:
+    """Return the step for a known change of the coding."""
+    details: dict[str, object] = {"statistics": new.name or old.name}
+    if fitted is not None:
+        details |= {"scale": _tuple(fitted.scale), "shift": _tuple(fitted.shift)}
     statistics = f"{new.name or old.name} mean and std"
     match (old.family, new.family):
         case ("bytes", "unit"):
@@ -157,6 +160,9 @@ def _fitted_step(a: Array, b: Array, fitted: Fit, channel_order: Sequence[int] |
         words += f" and shifted by {format_numbers(fitted.shift)}"
     if np.all(fitted.scale < 0):
         return Step("inverted", f"inverted: {words}", details)
+    dimmed = _find_dimmed(fitted, old)
+    if dimmed is not None:
+        return dimmed
     if old is not None and old.family in ("unit", "bytes") and b.min() < -0.12 * b.max():
         mean, std = _mean_and_std(fitted, old)
         details |= {"mean": _tuple(mean), "std": _tuple(std)}
@@ -181,8 +187,25 @@ def _fitted_step(a: Array, b: Array, fitted: Fit, channel_order: Sequence[int] |
     return Step("scale", words, details)
 
 
+def _find_dimmed(fitted: Fit, old: Coding | None) -> Step | None:
+    """Find images whose pixels were multiplied, or put into the limited video range, before normalization."""
+    if old is None or old.family != "normalized":
+        return None
+    # A pixel p becomes scale * p + shift, and is then normalized: this is what it does to normalized values.
+    scale, shift = fitted.scale, (fitted.shift + (fitted.scale - 1) * old.shift) / old.scale
+    details: dict[str, object] = {"factor": float(scale[0])}
+    if np.ptp(scale) > 1e-4 or np.ptp(shift) > 1e-4 * np.abs(scale).max():
+        return None
+    if abs(float(shift[0])) < 1e-4:
+        word = "darkened" if scale[0] < 1 else "brightened"
+        return Step("brightness", f"{word}: pixels multiplied by {scale[0]:.4g} before normalization", details)
+    if np.allclose(scale, _VIDEO[0], atol=1e-3) and np.allclose(shift, _VIDEO[1], atol=1e-3):
+        return Step("range", "given in the limited video range (16..235)", details)
+    return None
+
+
 def _mean_and_std(fitted: Fit, old: Coding) -> tuple[Array, Array]:
-    """Return the mean and std, for pixels in 0..1, if the fit maps values in the coding `old` to normalized values."""
+    """Return the mean and std, for pixels in 0..1, of a fit from values in the coding `old` to normalized values."""
     scale = fitted.scale * old.scale
     return -(fitted.shift + fitted.scale * old.shift) / scale, 1 / scale
 
@@ -205,92 +228,3 @@ def _per_channel(values: Array) -> Array:
 
 def _tuple(values: Array) -> tuple[float, ...]:
     return tuple(float(f"{each:.6g}") for each in np.ravel(values))
-
-
-def find_channel_scale(
-    a: Array, b: Array, tolerance: float, channel_order: Sequence[int] | None = None
-) -> tuple[Step, float] | None:
-    """Find a scale and shift per channel, up to rounding to levels, or a channel that became constant.
-
-    Args:
-        a: The locked images: float64, shape (samples, channels, rows, columns), any range.
-        b: The current images, likewise.
-        tolerance: The largest absolute difference in values of `b` that may remain.
-        channel_order: The order of the channels if they were swapped after coding.
-
-    Returns:
-        The step and the largest absolute difference that remains, or None.
-    """
-    fitted = fit(a, b)
-    residual, axes = float(np.abs(fitted(a) - b).max()), (0, 2, 3)
-    if residual > tolerance or np.abs(a - b).max() <= 2 * tolerance:
-        return None
-    lost = [int(i) for i in np.flatnonzero((np.ptp(b, axes) == 0) & (np.ptp(a, axes) > 0))]
-    if not lost:
-        return _fitted_step(a, b, fitted, channel_order), residual
-    if len(lost) == b.shape[1] or np.delete(np.abs(a - b), lost, 1).max() > tolerance:
-        return None
-    values = format_numbers(b[0, lost, 0, 0])
-    words = f"given with channel {', '.join(map(str, lost))} replaced by one constant value ({values})"
-    return Step("channels", words, {"lost": tuple(lost)}), residual
-
-
-def find_color_matrix(a: Array, b: Array, tolerance: float) -> tuple[Step, float] | None:
-    """Find colors that were mixed by one matrix: converted to grayscale or to another color space.
-
-    Args:
-        a: The locked images: float64, shape (samples, channels, rows, columns), any range.
-        b: The current images, likewise, with one or three channels.
-        tolerance: The largest absolute difference in values of `b` that may remain.
-
-    Returns:
-        The step and the largest absolute difference that remains, or None.
-    """
-    if a.shape[1] != 3 or b.shape[1] not in (1, 3):
-        return None
-    terms = np.c_[np.moveaxis(a, 1, -1).reshape(-1, 3), np.ones(a.size // 3)]
-    target = np.moveaxis(b, 1, -1).reshape(len(terms), -1)
-    matrix, *_ = np.linalg.lstsq(terms, target, rcond=None)
-    residual = float(np.abs(terms @ matrix - target).max())
-    if residual > tolerance:
-        return None
-    details: dict[str, object] = {"matrix": np.round(matrix.T, 5).tolist(), "unexplained": residual}
-    if np.linalg.matrix_rank(target - target.mean(0), tol=2 * tolerance * len(target) ** 0.5) <= 1:
-        return Step("grey", "converted to grayscale", details), residual
-    return Step("colours", "given in another color space (one matrix explains all pixels)", details), residual
-
-
-def find_value_curve(a: Array, b: Array, tolerance: float) -> tuple[Step, float] | None:
-    """Find a mapping from each value to one other value: clipping, a gamma, another curve.
-
-    Args:
-        a: The locked images: float64, shape (samples, channels, rows, columns), any range.
-        b: The current images, likewise.
-        tolerance: The largest absolute difference in values of `b` that may remain.
-
-    Returns:
-        The step and the largest absolute difference that remains, or None.
-    """
-    if np.abs(a - b).max() <= 2 * tolerance:
-        return None
-    clipped = np.abs(np.clip(a, b.min(), b.max()) - b).max()
-    if clipped <= tolerance:
-        words = f"clipped to {b.min():.4g}..{b.max():.4g}"
-        return Step("clipped", words, {"low": float(b.min()), "high": float(b.max())}), float(clipped)
-    values, at = np.unique(a, return_inverse=True)
-    if len(values) < 8 or len(values) * 8 > a.size:
-        return None  # too few pixels per value to distinguish a curve from chance
-    at = at.ravel()
-    means = np.bincount(at, b.ravel()) / np.bincount(at)
-    residual = float(np.abs(means[at] - b.ravel()).max())
-    if residual > tolerance:
-        return None
-    for top in (1.0, 255.0):
-        inner = (values > 0.02 * top) & (values < 0.98 * top) & (means > 0)
-        if values[0] >= 0 and inner.sum() > 4 and max(values[-1], means.max()) <= top * 1.001:
-            gammas = np.log(means[inner] / top) / np.log(values[inner] / top)
-            gamma = float(np.median(gammas))
-            if np.abs((values[inner] / top) ** gamma * top - means[inner]).max() < max(0.6 * top / 255, tolerance):
-                words = f"given with another gamma (raised to the power of {gamma:.3g})"
-                return Step("curve", words, {"gamma": gamma}), residual
-    return Step("curve", "passed through a nonlinear curve (each value maps to one other value)"), residual

@@ -1,205 +1,260 @@
 """Search for the fewest steps that turn the locked images into the current ones.
 
-First changes of the layout, the order of samples, the geometry and the channels are combined. On each combination that
-makes the images similar, changes of the values are tried: exact ones first, then lossy ones.
+Changes of the layout, the order of samples, the geometry and the channels are combined. On each combination that makes
+the images similar, changes of the values are tried, and must reproduce the current images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs import image_layout, sample_order
-from pytest_evalmode.lock.inputs.diagnosis import Array, Diagnosis, Step, diagnosis_of_steps
-from pytest_evalmode.lock.inputs.images import augmentation, compression, geometry, normalization, resampling, rounding
-from pytest_evalmode.lock.inputs.images.pixel_codings import Coding, coding_of
+from pytest_evalmode.lock.inputs import image_layout, numbers, proof, sample_order
+from pytest_evalmode.lock.inputs.diagnosis import RANDOM, Array, Step
+from pytest_evalmode.lock.inputs.images import geometry, levels, normalization
+from pytest_evalmode.lock.inputs.images.pixel_codings import Coding, has_8bit_levels, is_plausible, known_codings
+from pytest_evalmode.lock.inputs.proof import Pair, Proof
 
-Dtype = np.dtype[Any]
 _EXACT = 0.999  # correlation from which an exact change of the values is possible
-_SIMILAR = 0.7  # correlation from which a lossy change is possible
+_SIMILAR = 0.7  # correlation from which a change of the levels is possible
 _MAX_PIXELS = 4096  # per channel, to compute the correlation
+_MAX_SINGLE = 12  # images that are explained one by one
+_MAX_KINDS = 3  # of steps that explain images one by one
+_MARGIN = 16  # pixels at the borders of a cropped image, which depend on pixels that are not stored
 
 
 class Candidate(NamedTuple):
-    """Some steps, and the locked and the current images after these steps."""
+    """Changes of all but the values, and both sets of images after them."""
 
     steps: list[Step]
-    a: Array  # the locked images after the steps: float64, shape (samples, channels, rows, columns)
-    b: Array  # the part of the current images to compare with: same dtype and shape
+    apply: Callable[[Array], Array]  # from the locked images to the part that `b` shows
+    a: Array  # the locked images after `apply`: shape (samples, channels, rows, columns)
+    b: Array  # the part of the current images to compare with: same shape
     correlation: float
 
 
-class Explanation(NamedTuple):
-    """Steps that explain a difference, and the error that remains after them."""
-
-    steps: list[Step]
-    residual: float
-
-
-def explain_images(was: Array, now: Array) -> Diagnosis | None:
-    """Return the diagnosis of images, if a known cause explains the difference.
+def explain_images(was: Array, now: Array, *, is_cropped: bool = False) -> tuple[str, list[Step]] | None:
+    """Return the noun and the steps that reproduce the current images; None if no known cause does.
 
     Args:
         was: The locked images: numeric, finite, in any layout that `read_as_images` knows, any range and dtype.
         now: The current images, likewise; layout, shape and dtype may differ.
+        is_cropped: Whether these are only the centers of the images.
+    """
+    for layout_steps, old, new in image_layout.pair_layouts(was, now):
+        noun = "images" if old.is_certain or new.is_certain else "inputs"
+        steps = _explain(old.images, new.images, is_cropped)
+        if steps is not None:
+            return noun, [*layout_steps, *steps]
+        if len(old.images) == len(new.images) > 1 and not layout_steps:
+            steps = _explain_each(old.images, new.images, is_cropped)
+            if steps is not None:
+                return noun, steps
+    return None
+
+
+def _explain(a: Array, b: Array, is_cropped: bool, *, each: bool = False) -> list[Step] | None:
+    """Return the fewest steps that turn images of shape (samples, channels, rows, columns) into others.
+
+    Args:
+        a: The locked images.
+        b: The current images.
+        is_cropped: Whether these are only the centers of the images.
+        each: Whether this is one image of several: causes that take long are not tried.
     """
     candidates: list[Candidate] = []
-    noun = "images"
-    for steps, old, new in image_layout.pair_layouts(was, now):
-        noun = "images" if old.is_certain or new.is_certain else "inputs"
-        a, b = (np.asarray(each.images, np.float64) for each in (old, new))
-        for group in (list(_try_channels(steps, a, b)), list(_try_structures(steps, a, b))):
-            exact = _explain_exactly(group, was.dtype, now.dtype)
-            if exact is not None:
-                return diagnosis_of_steps(noun, exact.steps, residual=exact.residual, **_dtypes(was, now))
-            candidates += group
-        placements = None if steps else augmentation.find_placement_per_image(a, b)
-        if placements is not None:
-            return diagnosis_of_steps(noun, placements, **_dtypes(was, now))
-    lossy = _explain_lossily(candidates)
-    if lossy is None:
+    for group in (_try_channels([], lambda x: x, a, b), _try_structures(a, b)):
+        found = sorted(group, key=lambda candidate: len(candidate.steps))
+        for candidate in found:
+            if candidate.correlation >= _EXACT:
+                steps = proof.simplest(_prove_values(candidate))
+                if steps is not None:
+                    levelled = proof.simplest(_prove_levels(candidate, a, is_cropped)) if len(steps) > 1 else None
+                    return candidate.steps + min(filter(None, [levelled, steps]), key=len, default=steps)
+        candidates += found
+    if a.shape == b.shape:
+        steps = proof.simplest(proof.prove((*numbers.POINTWISE, *numbers.STATISTICS), Pair(a, b)))
+        if steps is not None and steps[0].kind != "unit":
+            return steps
+    best = max((candidate.correlation for candidate in candidates), default=0.0)
+    near = [candidate for candidate in candidates if 1 - candidate.correlation < 1.5 * (1 - best) + 1e-9]
+    for candidate in sorted(near, key=lambda candidate: (len(candidate.steps), -candidate.correlation))[:3]:
+        steps = proof.simplest(_prove_levels(candidate, a, is_cropped, local=not each))
+        if steps is not None:
+            return candidate.steps + steps
+    return None
+
+
+def _explain_each(a: Array, b: Array, is_cropped: bool) -> list[Step] | None:
+    """Explain each image by steps of its own."""
+    words_by_kind: dict[str, list[str]] = {}
+    indices = range(len(a))[:: -(-len(a) // _MAX_SINGLE)]
+    for i in indices:
+        one, other = a[i : i + 1], b[i : i + 1]
+        steps = [] if np.array_equal(one, other) else _explain(one, other, is_cropped, each=True)
+        if steps is None:
+            return None
+        for step in steps:
+            words_by_kind.setdefault(step.kind, []).append(step.words)
+    if not 0 < len(words_by_kind) <= _MAX_KINDS:
         return None
-    return diagnosis_of_steps(noun, lossy.steps, residual=lossy.residual, **_dtypes(was, now))
+    scope = f"{len(indices)} samples" if len(indices) == len(a) else f"{len(indices)} samples that were compared"
+    steps = []
+    for kind, words in words_by_kind.items():
+        verb = words[0].split(" ")[0].removesuffix(":")
+        how = words[0] if len(set(words)) == 1 else f"{verb} differently per sample"
+        steps.append(Step(kind, f"{how} (in {len(words)} of {scope})", {"augmented": True}))
+    last = steps[-1]
+    return [*steps[:-1], Step(last.kind, f"{last.words}: {RANDOM}", last.details)]
 
 
-def _dtypes(was: Array, now: Array) -> dict[str, object]:
-    return {} if was.dtype == now.dtype else {"dtype": (str(was.dtype), str(now.dtype))}
+def _try_channels(steps: list[Step], apply: Callable[[Array], Array], a: Array, b: Array) -> Iterator[Candidate]:
+    """Yield a candidate for each change of the channels that makes the images similar.
 
-
-def _try_channels(steps: list[Step], a: Array, b: Array) -> Iterator[Candidate]:
-    """Yield a candidate for each change of the channels that makes the images similar."""
-    for channel_steps, x in image_layout.try_channel_changes(a, b):
+    Args:
+        steps: The steps so far.
+        apply: The function that made `a` from the locked images.
+        a: The locked images after the steps.
+        b: The part of the current images to compare with.
+    """
+    for channel_steps, change in image_layout.try_channel_changes(a, b):
+        x = change(a)
         if x.shape == b.shape:
             correlation = normalization.channel_correlation(*_thin_out(x, b))
             if correlation > _SIMILAR:
-                yield Candidate([*steps, *channel_steps], x, b, correlation)
+                yield Candidate([*steps, *channel_steps], lambda y, c=change: c(apply(y)), x, b, correlation)  # type: ignore[misc]
 
 
-def _try_structures(steps: list[Step], a: Array, b: Array) -> Iterator[Candidate]:
+def _try_structures(a: Array, b: Array) -> Iterator[Candidate]:
     """Yield a candidate for each combination of sample order, geometry and channels that makes the images similar."""
-    for order_steps, x in _try_orders(a, b):
-        for turn_steps, y in geometry.try_turns(x):
-            for shift_steps, u, v in geometry.try_shifts(y, b):
-                structure = [*steps, *order_steps, *turn_steps, *shift_steps]
-                if len(structure) > len(steps):
-                    yield from _try_channels(structure, u, v)
+    for order_steps, index in _try_orders(a, b):
+        for turn_steps, turn in geometry.try_turns(a):
+            x = turn(a[index])
+            for place in geometry.try_placements(x, b):
+                steps = [*order_steps, *turn_steps, *place.steps]
+                part = b[place.new]
+                if not steps or (place.steps and not geometry.is_varied(part)):
+                    continue
+
+                def apply(
+                    y: Array,
+                    index: list[int] = index,
+                    turn: Callable[[Array], Array] = turn,
+                    old: tuple[slice, ...] = place.old,
+                ) -> Array:
+                    return turn(y[index])[old]
+
+                yield from _try_channels(steps, apply, x[place.old], part)
 
 
-def _try_orders(a: Array, b: Array) -> Iterator[tuple[list[Step], Array]]:
+def _try_orders(a: Array, b: Array) -> Iterator[tuple[list[Step], list[int]]]:
     if len(a) == len(b):
-        yield [], a
+        yield [], list(range(len(a)))
     index = sample_order.match_similar(a, b)
     if index is not None:
-        yield sample_order.order_steps(len(a), index), a[index]
+        yield sample_order.order_steps(len(a), index), index
 
 
 def _thin_out(a: Array, b: Array) -> tuple[Array, Array]:
-    """Return the same evenly spaced subset of the pixels of both."""
+    """Return an evenly spaced subset of the pixels, the same of both, as float64."""
     pixels = a.shape[0] * a.shape[2] * a.shape[3]
-    if pixels <= _MAX_PIXELS:
-        return a, b
-    stride = int(np.ceil((pixels / _MAX_PIXELS) ** 0.5))
-    return a[:, :, ::stride, ::stride], b[:, :, ::stride, ::stride]
+    stride = int(np.ceil((pixels / _MAX_PIXELS) ** 0.5)) if pixels > _MAX_PIXELS else 1
+    return a[:, :, ::stride, ::stride].astype(float), b[:, :, ::stride, ::stride].astype(float)
 
 
-def _explain_exactly(candidates: list[Candidate], was: Dtype, now: Dtype) -> Explanation | None:
-    """Return the fewest steps after which a recoding and a rounding reproduce the current images."""
-    for candidate in sorted(candidates, key=lambda each: len(each.steps)):
-        if candidate.correlation >= _EXACT:
-            values = _explain_values(candidate, was, now)
-            if values is not None:
-                return Explanation(candidate.steps + values.steps, values.residual)
+def _prove_values(candidate: Candidate) -> list[Proof]:
+    """Prove that the values are equal, rounded, or recoded by a scale and a shift per channel."""
+    pair = Pair(candidate.a, candidate.b)
+    if np.array_equal(pair.a, pair.b) or not np.any(np.abs(pair.a - pair.b) > pair.error(lambda x: x)):
+        return [Proof([], 0)]
+    rounded = proof.explain_rounding(candidate.a, candidate.b)
+    if rounded is not None and "rounded" in rounded.details:
+        return [Proof([rounded], 0)]
+    proofs = []
+    order = next((step.details["channels"] for step in candidate.steps if "channels" in step.details), None)
+    recodings = list(normalization.try_recodings(pair.a, pair.b, 0.02, order))  # type: ignore[arg-type]
+    identity = normalization.Fit(np.ones(pair.a.shape[1]), np.zeros(pair.a.shape[1]))
+    for steps, fit, coding in [([], identity, None), *recodings]:
+        fitted = 0 if coding is not None or fit is identity else 2 * len(fit.scale)
+        roundings = proof.reproduces(pair, fit.__call__, fitted=fitted) if fit is not identity else None
+        if roundings is None and not fitted:
+            step = _find_level_rounding(pair, fit, coding)
+            roundings = None if step is None else [step]
+        if roundings is not None:
+            proofs.append(Proof([*steps, *roundings], fitted))
+    return proofs
+
+
+def _find_level_rounding(pair: Pair, fit: normalization.Fit, coding: Coding | None) -> Step | None:
+    """Find values that lie between 8-bit levels after a recoding, and are rounded to them now."""
+    codings = _level_codings(pair.b) if coding is None else [coding] * has_8bit_levels(coding, pair.b)
+    for each in codings:
+        old, new = (each.to_pixels(values) * 255 for values in (fit(pair.a), pair.b))
+        off = np.clip(old, 0, 255) - np.round(new)
+        if np.abs(off).max() > 1.001 or float(np.mean(np.abs(old - np.round(old)) > 0.01)) < 0.5:
+            continue
+        for words, low, high in (("rounded", -0.501, 0.501), ("rounded down", -0.001, 1.001)):
+            if off.min() >= low and off.max() <= high:
+                return Step("rounding", f"{words} to 8-bit levels (uint8)", {"rounded": "8-bit levels"})
     return None
 
 
-def _explain_values(candidate: Candidate, was: Dtype, now: Dtype) -> Explanation | None:
-    """Find out whether a rounding, a recoding, both or neither explain the values of a candidate."""
-    a, b = candidate.a, candidate.b
-    if np.array_equal(a, b):
-        return Explanation([], 0.0)
-    for step, residual in rounding.try_roundings(a, b, 0.0, coding_of(b)):
-        return Explanation([step], residual)
-    then_rounded: list[Explanation] = []
-    for steps, fit, coding in normalization.try_recodings(a, b, 0.02, _channel_order(candidate)):
-        recoded = fit(a)
-        error = _rounding_error(a, b, fit, was, now)
-        residual = float(np.abs(recoded - b).max())
-        if residual <= error:
-            narrow = now == np.float16 and was != now
-            step = Step("rounding", "rounded to float16", {"rounded": "float16"})
-            return Explanation([*steps, step] if narrow else steps, residual)
-        # A recoding without rounding, found later, has fewer steps than one with rounding.
-        if coding is not None:
-            then_rounded += [
-                Explanation([*steps, step], left) for step, left in rounding.try_roundings(recoded, b, error, coding)
+def _level_codings(values: Array) -> list[Coding]:
+    """Return the codings in which values are 8-bit levels."""
+    simple = [each for each in known_codings(values.shape[1]) if each.family in ("unit", "bytes", "normalized")]
+    return [each for each in simple if is_plausible(each, values) and has_8bit_levels(each, values)]
+
+
+def _prove_levels(candidate: Candidate, a: Array, is_cropped: bool, *, local: bool = True) -> list[Proof]:
+    """Prove causes that act on 8-bit levels: applied to the locked levels, they give exactly the current ones."""
+    a, b = np.asarray(a, float), np.asarray(candidate.b, float)
+    margin = _MARGIN if is_cropped and min(a.shape[2:]) > 3 * _MARGIN else 0
+    for old in _level_codings(a):
+        before = np.round(old.to_pixels(a) * 255)
+        for new in sorted(_level_codings(b), key=lambda each: (each.family, each.name) != (old.family, old.name)):
+            same = (old.family, old.name) == (new.family, new.name)
+            if not same and not normalization.is_known(old, new):
+                continue
+            recoding = [] if same else [normalization.known_step(old, new)]
+            after = np.round(new.to_pixels(b) * 255)
+            proofs = [
+                Proof([step, *recoding], fitted)
+                for step, fitted in _prove_level_causes(candidate, before, after, margin, local)
             ]
-    return then_rounded[0] if then_rounded else None
+            if proofs:
+                return proofs
+    return []
 
 
-def _channel_order(candidate: Candidate) -> tuple[int, ...] | None:
-    """Return the new order of the channels if a step swaps them."""
-    orders = (step.details["channels"] for step in candidate.steps if "channels" in step.details)
-    return next(orders, None)  # type: ignore[return-value]
+def _prove_level_causes(
+    candidate: Candidate, before: Array, after: Array, margin: int, local: bool
+) -> Iterator[tuple[Step, int]]:
+    """Yield the causes that turn the locked levels into the current ones, and how many numbers they are fitted with."""
+    moved = candidate.apply(before)
+    pairs = [(levels.POINTWISE, moved, after, 0)]
+    undone = _undo(candidate, before, after) if local else None
+    if undone is not None:  # a filter or a compression came first
+        pairs.append((levels.LOCAL, before, undone, margin))
+    for causes, x, y, border in pairs:
+        change = float(np.mean((x - y) ** 2)) if x.shape == y.shape else 0.0
+        for cause in causes if change else ():
+            for parameters in cause.recognize(x, y):
+                predicted = np.round(np.clip(cause.apply(x, parameters), 0, 255))
+                if predicted.shape != y.shape or np.unique(y).size <= cause.fitted(parameters):
+                    continue
+                off = np.abs(predicted - y)[:, :, border : -border or None, border : -border or None]
+                if off.max() <= cause.residual and float(np.mean(off**2)) <= 0.01 * change:
+                    yield cause.describe(x, y, parameters), cause.fitted(parameters)
+                    break
 
 
-def _rounding_error(a: Array, b: Array, fit: normalization.Fit, was: Dtype, now: Dtype) -> float:
-    """Return the error that rounding in both dtypes may cause: a few units in the last place."""
-    scale, shift = float(np.abs(fit.scale).max()), float(np.abs(fit.shift).max())
-    largest = float(np.abs(b).max()) + shift
-    return 8 * (_epsilon(now) * largest + scale * _epsilon(was) * (float(np.abs(a).max()) + shift / scale))
-
-
-def _epsilon(dtype: Dtype) -> float:
-    return float(np.finfo(dtype).eps) / 2 if dtype.kind == "f" else 1e-12
-
-
-def _explain_lossily(candidates: list[Candidate]) -> Explanation | None:
-    """Explain the most similar candidates by a curve, a compression or a resampling."""
-    if not candidates:
+def _undo(candidate: Candidate, before: Array, after: Array) -> Array | None:
+    """Return the current levels in the places that they had before they were moved; None if some are not known."""
+    places = candidate.apply(np.arange(before.size).reshape(before.shape))
+    if places.size != before.size or places.dtype.kind != "i" or np.unique(places).size != before.size:
         return None
-    best = max(each.correlation for each in candidates)
-    near = [each for each in candidates if 1 - each.correlation < 1.5 * (1 - best) + 1e-9]
-    for candidate in sorted(near, key=lambda each: (len(each.steps), -each.correlation))[:3]:
-        lossy = _explain_loss(candidate)
-        if lossy is not None:
-            return Explanation(candidate.steps + lossy.steps, lossy.residual)
-    return None
-
-
-def _explain_loss(candidate: Candidate) -> Explanation | None:
-    a, b, channel_order = candidate.a, candidate.b, _channel_order(candidate)
-    coding = coding_of(a, channel_order)
-    tolerance = 0.6 / 255 * (coding.scale.max() if coding is not None else np.ptp(b))
-    explained = normalization.find_channel_scale(a, b, tolerance, channel_order)
-    for find_pointwise_change in (
-        rounding.find_fewer_levels,
-        augmentation.find_scale_per_image,
-        normalization.find_color_matrix,
-        normalization.find_value_curve,
-    ):
-        explained = explained or find_pointwise_change(a, b, tolerance)
-    if explained is not None:
-        return Explanation([explained[0]], explained[1])
-    # Compression and resampling act on pixels: undo the most likely recoding first.
-    tries: list[tuple[float, list[Step], Array]] = [(1.0, [], b)]
-    for steps, fit, new in normalization.try_recodings(a, b, 0.15, channel_order):
-        inverse = normalization.Fit(1 / fit.scale, -fit.shift / fit.scale)
-        # A known recoding must reduce the difference by this factor to be reported, a fitted one by a larger factor.
-        tries.append((4.0 if new is not None and steps else 8.0 if steps else 1.0, steps, inverse(b)))
-    _, steps, b = min(tries, key=lambda each: float(np.mean((each[2] - a) ** 2)) * each[0])
-    x, y = (_to_levels(each, a, coding) for each in (a, b))
-    jpeg = compression.find_jpeg(x, y)
-    if jpeg is not None:
-        return Explanation([*steps, jpeg[0]], float(np.sqrt(np.mean((jpeg[1] - y) ** 2))))
-    detail = resampling.find_resampling(x, y)
-    return None if detail is None else Explanation([*steps, detail], float(np.sqrt(np.mean((x - y) ** 2))))
-
-
-def _to_levels(values: Array, a: Array, coding: Coding | None) -> Array:
-    """Scale values to levels in 0..255, by the range of the locked images if their coding is unknown."""
-    if coding is not None:
-        return np.asarray(coding.to_pixels(values) * 255)
-    low, high = float(a.min()), float(a.max())
-    return np.asarray((values - low) / (high - low or 1) * 255)
+    undone = np.empty(before.size)
+    undone[places.ravel()] = after.ravel()
+    return undone.reshape(before.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,12 +22,11 @@ from pytest_evalmode.lock.inputs.text.spelling import compare_spelling, find_cas
 from pytest_evalmode.lock.inputs.text.truncation import find_truncation
 from pytest_evalmode.lock.inputs.text.vocabulary import (
     find_id_mapping,
-    find_other_splits,
     find_other_vocabulary,
     find_unknown_tokens,
 )
 
-__all__ = ["explain_texts", "explain_tokens", "find_id_mapping", "is_tokens"]
+__all__ = ["explain_ragged", "explain_texts", "explain_tokens", "find_id_mapping", "is_tokens", "read_ragged"]
 
 
 def explain_tokens(was: Array, now: Array, vocabularies: Vocabularies | None = None) -> Diagnosis | None:
@@ -39,9 +39,51 @@ def explain_tokens(was: Array, now: Array, vocabularies: Vocabularies | None = N
     """
     if all(np.isin(each, (0, 1)).all() for each in (was, now)):
         return explain_masks(was, now)
-    steps: list[Step] = []
     padding_ids = find_padding_id(was), find_padding_id(now)
     old, new = (strip_padding(each, id_) for each, id_ in zip((was, now), share_padding_id(*padding_ids), strict=True))
+    steps = _explain_rows(old, new, vocabularies)
+    padding_steps = None if steps is None else find_padding_changes(was, now, padding_ids, bool(steps))
+    if steps is None or padding_steps is None:
+        return None
+    return diagnosis_of_steps("tokens", steps + padding_steps) if steps or padding_steps else None
+
+
+def explain_ragged(old: list[Row], new: list[Row], vocabularies: Vocabularies | None = None) -> Diagnosis:
+    """Return the diagnosis of rows of token ids of unequal lengths, which are not padded."""
+    steps = _explain_rows(old, new, vocabularies)
+    if steps:
+        return diagnosis_of_steps("tokens", steps)
+    differ = [i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b]
+    count = f"{len(new)} texts, not {len(old)}" if len(old) != len(new) else f"{len(differ)} of {len(old)} texts"
+    return Diagnosis(
+        f"tokens differ, cause not recognized: {count}, first: text {differ[0] if differ else 0}",
+        (),
+        {"samples": tuple(differ[:32])},
+    )
+
+
+def read_ragged(was: Array, now: Array) -> tuple[list[Row], list[Row]] | None:
+    """Return both arrays as rows of token ids, if one holds ids of unequal lengths as texts, such as "1 11 12"."""
+    if "U" not in (was.dtype.kind, now.dtype.kind):
+        return None
+    sides = []
+    for each in (was, now):
+        if (
+            each.dtype.kind == "U"
+            and each.ndim == 1
+            and all(re.fullmatch(r"(-?\d+( -?\d+)*)?", text) for text in each.tolist())
+        ):
+            sides.append([tuple(map(int, text.split())) for text in each.tolist()])
+        elif each.dtype.kind in "iu" and each.ndim == 2:
+            sides.append([tuple(row) for row in each.tolist()])
+        else:
+            return None
+    return sides[0], sides[1]
+
+
+def _explain_rows(old: list[Row], new: list[Row], vocabularies: Vocabularies | None) -> list[Step] | None:
+    """Return the steps that explain rows of token ids without padding; None if no known cause does."""
+    steps: list[Step] = []
     if len(old) != len(new) or old != new:
         index = sample_order.match_samples(old, new)
         if index is not None and index != list(range(len(old))):
@@ -54,8 +96,7 @@ def explain_tokens(was: Array, now: Array, vocabularies: Vocabularies | None = N
         if text_steps is None:
             return None
         steps += text_steps
-    padding_steps = find_padding_changes(was, now, padding_ids, bool(steps))
-    return diagnosis_of_steps("tokens", steps + padding_steps) if steps or padding_steps else None
+    return steps
 
 
 def _try_text_changes(old: list[Row], new: list[Row], vocabularies: Vocabularies | None) -> Iterator[list[Step]]:
@@ -82,7 +123,7 @@ def _try_text_changes(old: list[Row], new: list[Row], vocabularies: Vocabularies
             spelling_steps = compare_spelling(a, b, vocabularies, longest)
             if spelling_steps:
                 yield [*steps, *spelling_steps]
-    for step in (find_other_vocabulary(old, new), find_unknown_tokens(old, new), find_other_splits(old, new)):
+    for step in (find_other_vocabulary(old, new), find_unknown_tokens(old, new)):
         if step is not None:
             yield [step]
 

@@ -19,6 +19,9 @@ def explain_masks(was: Array, now: Array) -> Diagnosis | None:
     """
     if was.shape == now.shape and np.array_equal(was, 1 - now):
         return diagnosis_of_steps("tokens", [Step("inverted", "marked the opposite way (padding instead of text)")])
+    holes = _find_holes(now)
+    if holes or _find_holes(was):
+        return _explain_holes(was, now, holes)
     steps: list[Step] = []
     old, new = (each.sum(1).tolist() for each in (was, now))
     if len(old) != len(new) or (old != new and sorted(old) == sorted(new)):
@@ -37,5 +40,27 @@ def explain_masks(was: Array, now: Array) -> Diagnosis | None:
             steps.append(Step("length", words, {"tokens": shift}))
         if cut:
             steps.append(truncation_step(f"cut to {most} tokens", "according to the mask", cut, len(old), most))
-    steps += find_padding_changes(was, now, (0, 0), bool(steps))
-    return diagnosis_of_steps("tokens", steps) if steps else None
+    padding_steps = find_padding_changes(was, now, (0, 0), bool(steps))
+    if padding_steps is None:
+        return None
+    return diagnosis_of_steps("tokens", steps + padding_steps) if steps or padding_steps else None
+
+
+def _find_holes(mask: Array) -> list[tuple[int, int]]:
+    """Return the text and token of each 0 that has a 1 on both sides."""
+    before, after = np.maximum.accumulate(mask, 1), np.maximum.accumulate(mask[:, ::-1], 1)[:, ::-1]
+    return [(int(i), int(j)) for i, j in np.argwhere((mask == 0) & (before == 1) & (after == 1))]
+
+
+def _explain_holes(was: Array, now: Array, holes: list[tuple[int, int]]) -> Diagnosis | None:
+    """Recognize tokens inside texts that are masked now; other texts must be as before, or masked in other places."""
+    if was.shape != now.shape or np.any(now > was) or not holes:
+        return None
+    masked = np.argwhere(was > now).tolist()
+    inside = [hole for hole in holes if list(hole) in masked]
+    if not inside:
+        return None
+    more = f", {len(masked) - len(inside)} at an end" if len(masked) > len(inside) else ""
+    first = f"first: text {inside[0][0]}, token {inside[0][1]}"
+    words = f"masked in {len(masked)} more place{'s' * (len(masked) > 1)}: {len(inside)} inside a text ({first}){more}"
+    return diagnosis_of_steps("tokens", [Step("hole", words, {"holes": tuple(inside[:32])})])

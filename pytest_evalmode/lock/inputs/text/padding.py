@@ -49,8 +49,8 @@ def _strip(row: list[int], padding_id: int | None) -> Row:
 
 def find_padding_changes(
     was: Array, now: Array, padding_ids: tuple[int | None, int | None], changed: bool
-) -> list[Step]:
-    """Return a step if the padding id, side or length changed, else no step.
+) -> list[Step] | None:
+    """Return a step if the padding id, side or length changed, else no step; None if rows are padded on both sides.
 
     Args:
         was: The locked token ids or mask: an integer array of shape (texts, tokens).
@@ -60,6 +60,8 @@ def find_padding_changes(
     """
     a, b = padding_ids
     old, new = _side(was, a), _side(now, b)
+    if "both" in (old, new):
+        return None
     words: list[str] = []
     details: dict[str, object] = {}
     if a is not None and b is not None and a != b:
@@ -78,4 +80,4 @@ def _side(ids: Array, padding_id: int | None) -> str:
     if padding_id is None:
         return ""
     left, right = ((ids[:, i] == padding_id).any() for i in (0, -1))
-    return "left" if left and not right else "right" if right and not left else ""
+    return "both" if left and right else "left" if left else "right" if right else ""

@@ -21,7 +21,7 @@ def find_other_vocabulary(old: list[Row], new: list[Row]) -> Step | None:
         return None
     shifts = {new - old for old, new in pairs.items()}
     how = f"all shifted by {shifts.pop()}" if len(shifts) == 1 else "mapped one to one"
-    words = f"tokenized with another vocabulary ({len(pairs)} ids differ, {how})"
+    words = f"given in another vocabulary ({len(pairs)} ids differ, {how})"
     return Step("vocabulary", words, {"replaced": dict(list(pairs.items())[:32])})
 
 
@@ -38,31 +38,16 @@ def find_id_mapping(old: list[Row], new: list[Row]) -> dict[int, int] | None:
 
 def find_unknown_tokens(old: list[Row], new: list[Row]) -> Step | None:
     """Find stretches of ids that all became one id, or the reverse: the id of the unknown token."""
-    for a, b, preposition in (
-        (old, new, "with"),
-        (new, old, "without"),
+    for a, b, words in (
+        (old, new, "unknown (id {}) that were known before"),
+        (new, old, "known that were unknown (id {}) before"),
     ):
         changes = _changes(a, b)
         ids = {id_ for _, stretch in changes for id_ in stretch}
         if len(ids) == 1 and len(changes) > 1 and not any(ids & set(row) for row in a):
-            reason = "another casing, normalization or vocabulary"
-            unknown = f"given {preposition} the unknown token (id {min(ids)}) in {len(changes)} places ({reason})"
+            unknown = f"given with {len(changes)} words {words.format(*ids)}"
             return Step("unknown tokens", unknown, {"unknown": (*ids,), "words": len(changes)})
     return None
-
-
-def find_other_splits(old: list[Row], new: list[Row]) -> Step | None:
-    """Find texts that are split into other tokens: few stretches changed, each always in the same way."""
-    changes = _changes(old, new)
-    total = sum(map(len, old))
-    changed = sum(max(len(a), len(b)) for a, b in changes)
-    if not changes or changed > 0.5 * total or any(not a or not b for a, b in changes):
-        return None
-    if len(dict(changes)) != len(set(changes)) or len(changes) < 2:
-        return None
-    reason = "another casing or normalization of the text"
-    words = f"split differently in {len(changes)} places, always in the same way ({reason})"
-    return Step("spelling", words, {"places": len(changes), "tokens": changed / total})
 
 
 def _changes(old: list[Row], new: list[Row]) -> list[tuple[Row, Row]]:

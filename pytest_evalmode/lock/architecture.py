@@ -1,0 +1,189 @@
+"""The architecture of a model: the type and the settings of each module, one line for repeated layers.
+
+Settings are the plain public attributes of a module, and what its `extra_repr()` prints besides. An attribute that the
+forward assigns is state, such as a counter or a cache, and not a setting.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from itertools import product
+from math import prod
+from numbers import Real
+from weakref import WeakKeyDictionary
+
+from torch import nn
+from torch.fx import GraphModule
+from torch.jit import ScriptModule
+
+from pytest_evalmode.observe import modules
+
+_MAX_MODULES = 1 << 17
+_NOT_SETTINGS = frozenset("training inplace name_or_path gradient_checkpointing dtype".split())
+_POSITION = re.compile(r"(layer|block|stage|depth)_?(idx|id|index|number)?")
+"""Attributes that count the layers of a stack; they would make each layer differ from the next."""
+_TEXT = re.compile(r"[\w .+-]{0,40}")
+_RANGE = re.compile(r"(\d{1,9})-(\d{1,9})")
+_LINE = re.compile(r"([^()]*)\((.*)\)", re.DOTALL)
+_SETTING = re.compile(r"(\w+)=((?:[^,()]|\([^()]*(?:\([^()]*\)[^()]*)*\))*)(?:, |$)")
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleChange:
+    """One difference between two architectures.
+
+    `setting` is the name of a setting, or "" if the type changed; `was` or `now` is None if it is on one side only.
+    """
+
+    path: str
+    type: str
+    setting: str
+    was: str | None
+    now: str | None
+
+
+def describe_architecture(model: nn.Module) -> dict[str, str]:
+    """Return the type and settings of each module, by path: `{"layer.0-11.norm": "LayerNorm(eps=1e-12)"}`.
+
+    Consecutive equal layers share a line. The result is empty for a scripted, traced or exported model: its modules are
+    not those that the user wrote.
+    """
+    if isinstance(model, ScriptModule | GraphModule):
+        return {}
+    lines = {path: _describe(part) for path, part in modules.walk(model)}
+    children: dict[str, list[str]] = {path: [] for path in lines}
+    for path in lines:
+        parent, _, name = path.rpartition(".")
+        if path and parent in children:
+            children[parent].append(name)
+    folded: dict[str, dict[str, str]] = {}
+    for path in reversed(lines):  # a module comes before its submodules
+        parts = [(name, folded.pop(f"{path}.{name}" if path else name)) for name in children[path]]
+        folded[path] = {"": lines[path], **_fold(parts)}
+    return folded[""]
+
+
+def _fold(parts: list[tuple[str, dict[str, str]]]) -> dict[str, str]:
+    """Return the lines of the submodules of one module; those of consecutive equal ones only once."""
+    runs: list[tuple[str, str, dict[str, str]]] = []
+    for name, lines in parts:
+        if runs and runs[-1][2] == lines and runs[-1][1].isdecimal() and name == str(int(runs[-1][1]) + 1):
+            runs[-1] = (runs[-1][0], name, lines)
+        else:
+            runs.append((name, name, lines))
+    folded: dict[str, str] = {}
+    for first, last, lines in runs:
+        name = first if first == last else f"{first}-{last}"
+        folded |= {f"{name}.{inner}" if inner else name: line for inner, line in lines.items()}
+    return folded
+
+
+def expand(lines: Mapping[str, str]) -> dict[str, str]:
+    """Return the lines of an architecture with one path per module; raise ValueError if there are far too many."""
+    expanded: dict[str, str] = {}
+    for path, line in lines.items():
+        ranges = [_RANGE.fullmatch(name) or name for name in path.split(".")]
+        names = [[each] if isinstance(each, str) else range(int(each[1]), int(each[2]) + 1) for each in ranges]
+        if prod(map(len, names)) + len(expanded) > _MAX_MODULES:
+            raise ValueError(path)
+        expanded |= {".".join(map(str, parts)): line for parts in product(*names)}
+    return expanded
+
+
+def find_module_changes(was: Mapping[str, str], now: Mapping[str, str]) -> list[ModuleChange]:
+    """Return how two architectures differ; nothing if one is empty, that is unknown."""
+    if not was or not now or was == now:
+        return []
+    old, new = expand(was), expand(now)
+    changes = []
+    for path in [*old, *(path for path in new if path not in old)]:
+        if path not in new or path not in old:
+            name, _ = _parse(old.get(path) or new[path])
+            changes.append(ModuleChange(path, name, "", *(name if path in side else None for side in (old, new))))
+        elif old[path] != new[path]:
+            changes.extend(_compare(path, old[path], new[path]))
+    return changes
+
+
+def _compare(path: str, was: str, now: str) -> Iterator[ModuleChange]:
+    (old_type, old), (new_type, new) = _parse(was), _parse(now)
+    if old_type != new_type:
+        yield ModuleChange(path, old_type, "", old_type, new_type)
+        return
+    # A version of torch may add or remove a setting of its own modules.
+    both = old.keys() & new.keys() if hasattr(nn, new_type) or not old or not new else old.keys() | new.keys()
+    for setting in sorted(both):
+        if old.get(setting) != new.get(setting):
+            yield ModuleChange(path, new_type, setting, old.get(setting), new.get(setting))
+
+
+def _parse(line: str) -> tuple[str, dict[str, str]]:
+    match = _LINE.fullmatch(line)
+    return (line, {}) if match is None else (match[1], dict(_SETTING.findall(match[2])))
+
+
+def _describe(module: nn.Module) -> str:
+    name = modules.type_name(module)
+    if isinstance(module, ScriptModule | GraphModule):
+        return name
+    settings = _read_settings(vars(module), _find_assigned_by_forward(type(module)))
+    if not modules.python_module(type(module).extra_repr).startswith("torch."):  # torch prints attributes only
+        with suppress(Exception):  # the user's own code
+            settings = dict(_SETTING.findall(module.extra_repr())) | settings
+    return f"{name}({', '.join(f'{setting}={value}' for setting, value in sorted(settings.items()))})"
+
+
+def _read_settings(attributes: Mapping[str, object], skip: frozenset[str]) -> dict[str, str]:
+    names = [name for name in attributes if not name.startswith("_") and name not in _NOT_SETTINGS and name not in skip]
+    shown = {name: _show(attributes[name]) for name in names if not _POSITION.fullmatch(name)}
+    return {name: value for name, value in shown.items() if value is not None}
+
+
+def _show(value: object) -> str | None:
+    """Return a setting as text; None if the value is not a setting, for example a tensor or a path."""
+    if value is None or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, Real):
+        return f"{value:.6g}" if not isinstance(value, int) else str(value)
+    if isinstance(value, str):
+        return repr(value) if _TEXT.fullmatch(value) and os.sep not in value else None
+    if isinstance(value, list | tuple):
+        parts = [_show(each) for each in value[:17]]
+        return (
+            None if len(parts) > 16 or None in parts else f"({', '.join(filter(None, parts))}{',' * (len(parts) == 1)})"
+        )
+    if isinstance(value, partial):
+        return f"{_show(value.func)}{_show([*value.args, *sorted(value.keywords.items())])}"
+    name = getattr(value, "__name__", None) if callable(value) else None
+    return name if isinstance(name, str) and name.isidentifier() else None
+
+
+_assigned_by_forward: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
+
+
+def _find_assigned_by_forward(cls: type) -> frozenset[str]:
+    """Return the attributes that the forward of a class assigns, itself or in the methods that it calls."""
+    if modules.python_module(cls).startswith("torch.nn."):
+        return frozenset()
+    if cls not in _assigned_by_forward:
+        methods, assigned = ["forward"], set()
+        for method in methods:
+            code = getattr(inspect.unwrap(getattr(cls, method)), "__code__", None)
+            for step in dis.get_instructions(code) if code is not None else ():
+                if step.opname == "STORE_ATTR":
+                    assigned.add(str(step.argval))
+                elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval not in methods:
+                    is_own = not hasattr(nn.Module, step.argval) and inspect.isfunction(getattr(cls, step.argval, None))
+                    methods += [step.argval] * is_own
+        _assigned_by_forward[cls] = frozenset(assigned)
+    return _assigned_by_forward[cls]

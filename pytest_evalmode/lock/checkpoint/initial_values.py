@@ -1,0 +1,95 @@
+"""Initial values: constants, and the distributions from which torch's modules and common models draw their weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MIN_VALUES, MIN_NORMAL_VALUES = 64, 384  # needed to recognize a distribution
+_MAX_VALUES = 1 << 16
+_RECURRENT = re.compile(r"(?:weight|bias)_[ih]h_l\d+(?:_reverse)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A distribution of initial values; `scale` is the bound of a uniform one, or the standard deviation.
+
+    A normal distribution has no bounds to recognize it by, so that it needs more values (`MIN_NORMAL_VALUES`).
+    """
+
+    words: str
+    is_uniform: bool
+    scale: float
+
+    def fits(self, values: Tensor, slack: float = 1.0) -> bool:
+        """Return whether a Kolmogorov-Smirnov test accepts that values were drawn from it; values are flat, in float64.
+
+        A uniform distribution must also contain all of them, and they must reach its bounds. `slack` widens the limits.
+        """
+        count = len(values)
+        if self.is_uniform:
+            reached = float(values.abs().max()) / self.scale
+            if not 1 - 8 / count <= reached <= 1.005:  # a cast to bfloat16 moves the bound by up to 0.4%
+                return False
+            expected = (values / self.scale).clamp(-1, 1) / 2 + 0.5
+        else:
+            std, kurtosis = float(values.std()), float((values - values.mean()).pow(4).mean() / values.var() ** 2)
+            if abs(std / self.scale - 1) > slack * 3 / (2 * count) ** 0.5 + 0.01:
+                return False
+            if abs(kurtosis - 3) > slack * 15 / count**0.5 + 0.05:
+                return False
+            expected = torch.special.ndtr(values / self.scale)
+        expected = expected.sort().values
+        steps = torch.arange(count + 1, dtype=torch.float64) / count
+        distance = torch.maximum((steps[1:] - expected).max(), (expected - steps[:-1]).max())
+        return bool(distance < slack * 1.95 / count**0.5)
+
+
+def find_constant(values: Tensor) -> float | None:
+    """Return the value that all elements of a flat tensor have, or None."""
+    return float(values[0]) if len(values) and bool((values == values[0]).all()) else None
+
+
+def find_distribution(
+    name: str, shape: tuple[int, ...], weight: tuple[int, ...], values: Tensor, known: Collection[Distribution] = ()
+) -> Distribution | None:
+    """Return the distribution of initial values that a tensor's values fit, or None.
+
+    Args:
+        name: The last part of the tensor's name.
+        shape: Its shape.
+        weight: The shape of the weight of the same module, which sets the scale of a bias.
+        values: All its values, flat.
+        known: The only ones to try, if there are any, with wider limits: larger tensors of the model fit them.
+    """
+    if len(values) < MIN_VALUES or not bool(values.isfinite().all()):
+        return None
+    picked = values[:: max(1, len(values) // _MAX_VALUES)].double()
+    if not bool(picked.std() > 0):
+        return None
+    possible = [each for each in candidates(name, shape, weight) if not known or each in known]
+    return next((each for each in possible if each.fits(picked, 1.5 if known else 1)), None)
+
+
+def candidates(name: str, shape: tuple[int, ...], weight: tuple[int, ...]) -> Iterator[Distribution]:
+    default = "torch's default uniform for a layer of this size"
+    if _RECURRENT.fullmatch(name):
+        for gates in (4, 3, 1):  # LSTM, GRU, RNN
+            yield Distribution(default, True, 1 / math.sqrt(shape[0] / gates))
+    if len(weight) > 1 and 0 not in weight:
+        fan_in, fan_out = (weight[i] * math.prod(weight[2:]) for i in (1, 0))
+        yield Distribution(default, True, 1 / math.sqrt(fan_in))
+        if len(shape) > 1:
+            yield Distribution("Xavier uniform", True, math.sqrt(6 / (fan_in + fan_out)))
+            yield Distribution("Xavier normal", False, math.sqrt(2 / (fan_in + fan_out)))
+            for fan in (fan_in, fan_out):
+                yield Distribution("Kaiming uniform", True, math.sqrt(6 / fan))
+                yield Distribution("Kaiming normal", False, math.sqrt(2 / fan))
+    if len(shape) > 1:
+        for std in (1.0, 0.02, 0.01):
+            yield Distribution(f"normal, std {std:g}", False, std)

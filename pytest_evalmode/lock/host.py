@@ -1,0 +1,111 @@
+"""The lock's interface to the rest of the package: settings, records of tests, fingerprints, sites and violations.
+
+It imports when it is called: pytest's side must not import torch, and the lock of a model must not import pytest.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+    from typing import Any
+
+    import pytest
+    from pluggy import Result
+    from torch import nn
+
+    from pytest_evalmode.observe.state.fingerprint import Fingerprint
+    from pytest_evalmode.session.settings import Settings
+    from pytest_evalmode.trace import LockChange, Site
+
+    Close = Callable[[bool, Callable[[], AbstractContextManager[None]] | None], list[LockChange]]
+
+
+def settings_of(config: pytest.Config) -> Settings:
+    from pytest_evalmode.session.settings import SETTINGS
+
+    return config.stash[SETTINGS]
+
+
+def is_whole_suite(config: pytest.Config) -> bool:
+    """Return whether this run was asked to run every test."""
+    from pytest_evalmode.session import settings
+
+    return settings.is_whole_suite(config)
+
+
+def attach_record(item: pytest.Item, record: str) -> None:
+    """Attach the record of a test's lock to its report, in place of an earlier run's."""
+    from pytest_evalmode.session.stash import LOCK_PROPERTY, remove_records
+
+    remove_records(item, LOCK_PROPERTY)
+    item.user_properties.append((LOCK_PROPERTY, record))
+
+
+def detach_record(report: pytest.TestReport) -> str | None:
+    """Remove the record of a test's lock from its report, and return it."""
+    from pytest_evalmode.session.stash import LOCK_PROPERTY
+
+    record = dict(report.user_properties).get(LOCK_PROPERTY)
+    report.user_properties = [each for each in report.user_properties if each[0] != LOCK_PROPERTY]
+    return None if record is None else str(record)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file as a whole, under its name only once it is on the disk."""
+    from pytest_evalmode import file_writing
+
+    file_writing.replace_file(path, data)
+
+
+def find_site(root: Path) -> Site | None:
+    """Return the innermost line of the user on the stack."""
+    from pytest_evalmode.observe.source.user_lines import UserLines
+
+    return UserLines(root).find_line(sys._getframe())
+
+
+def name_of(model: nn.Module, item: pytest.Item) -> str:
+    """Return the path of a model in the test's fixtures, else its type."""
+    from pytest_evalmode.observe.models.discovery import find_models
+    from pytest_evalmode.observe.modules import type_name
+    from pytest_evalmode.session import fixtures
+
+    for name, value, *_ in fixtures.values_passed_to(item):
+        for path, each in find_models(value, name):
+            if each is model:
+                return path
+    return type_name(model)
+
+
+def last_fingerprints(model: nn.Module, item: pytest.Item) -> Mapping[str, Fingerprint] | None:
+    """Return the fingerprints of a model that the test's guard has read, if it cannot have changed since."""
+    from pytest_evalmode.session.stash import GUARD
+
+    guard = item.stash.get(GUARD, None)
+    return None if guard is None else guard.window.last_fingerprints(model)
+
+
+def report_changes(item: pytest.Item, outcome: Result[Any], close: Close) -> BaseException | None:
+    """Pass the changes that `close` returns to the test's guard, which is created if needed.
+
+    Args:
+        item: The test, whose call phase has ended.
+        outcome: The outcome of its call.
+        close: Called with whether the test ran to its end, and the context manager for calls of the user's functions:
+            None after violations, because a model in training mode would change further.
+
+    Returns:
+        The test's own failure, if it failed.
+    """
+    from pytest_evalmode.session.guarded_test import phases
+
+    own_failure = phases.failure_of(item, outcome)
+    guard = phases.guard_at_end(item)
+    with guard.window.safely():
+        guard.window.add_lock_changes(close(own_failure is None, None if guard.violations else guard.paused))
+    return own_failure

@@ -115,7 +115,7 @@ def _is_opaque(method: object) -> bool:
     return not isinstance(method, FunctionType) or hasattr(method, "mock")
 
 
-def _reaches(method: object, function: Method) -> bool:
+def _reaches(method: object, function: object) -> bool:
     """Return whether a method is a function or wraps it: by `__wrapped__`, a closure or a global that it names."""
     pending, seen = [method], set[int]()
     while pending:

@@ -34,7 +34,9 @@ def pause_in_setup_methods(guard: Guard, item: pytest.Item) -> None:
     # unittest's own method has no public way to tell whether there are cleanups, and a pause is not free.
     do_cleanups = instance.doCleanups
     run_cleanups = _paused_around(guard, do_cleanups)
-    instance.doCleanups = lambda: run_cleanups() if getattr(instance, "_cleanups", True) else do_cleanups()
+    instance.doCleanups = (  # type: ignore[method-assign]
+        lambda: run_cleanups() if getattr(instance, "_cleanups", True) else do_cleanups()
+    )
 
 
 _UNITTEST = ("unittest.case", "unittest.async_case")

@@ -131,6 +131,34 @@ def test_a_class_defined_inside_the_window_is_observed() -> None:
     assert not hasattr(Late.__call__, "__wrapped__")
 
 
+@pytest.mark.parametrize("calls_super", [False, True])
+def test_a_class_is_observed_if_the_init_subclass_of_its_base_calls_no_other(calls_super: bool) -> None:
+    names: list[str] = []
+
+    class Base(Diffuser):
+        def __init_subclass__(cls, **kwargs: Any) -> None:
+            names.append(cls.__name__)
+
+    class Polite(Diffuser):
+        def __init_subclass__(cls, **kwargs: Any) -> None:
+            super().__init_subclass__(**kwargs)
+            names.append(cls.__name__)
+
+    before = [vars(kind)["__init_subclass__"] for kind in (Base, Polite)]
+    with watching() as g:
+
+        class Late(Polite if calls_super else Base):  # type: ignore[misc]
+            def __call__(self, x: Tensor) -> Tensor:
+                return torch.rand_like(x)
+
+        assert vars(Polite)["__init_subclass__"] is before[1]
+        Late().eval()(batch())
+    assert rules(g) == {"random-forward"}
+    assert names == ["Late"]
+    assert [vars(kind)["__init_subclass__"] for kind in (Base, Polite)] == before
+    assert not hasattr(Late.__call__, "__wrapped__")
+
+
 def test_classes_are_defined_as_usual_inside_a_window() -> None:
     class Registered(nn.Module):
         names: ClassVar[list[str]] = []
@@ -147,7 +175,7 @@ def test_classes_are_defined_as_usual_inside_a_window() -> None:
 
         with pytest.raises(TypeError, match="takes no keyword arguments"):
 
-            class _Wrong(nn.Module, key="wrong"):
+            class _Wrong(nn.Module, key="wrong"):  # type: ignore[call-arg]
                 pass
 
     assert Registered.names == ["typed"]

@@ -10,15 +10,13 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from torch.jit import ScriptModule
-from torch.nn.parameter import is_lazy
+
+from pytest_evalmode.observe.private_api import ScriptModule, is_lazy, save_to_state_dict
 
 # Names under which a wrapper stores the module that it wraps: torch.compile, FSDP1, activation checkpointing. DDP and
 # DataParallel use `module`, which other classes use too: it counts if the wrapper holds nothing else.
 _WRAPPED_NAMES = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _LINK_NAMES = _WRAPPED_NAMES | {"module"}
-
-_SAVE_TO_STATE_DICT = nn.Module._save_to_state_dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +173,8 @@ def packed_weights(part: nn.Module | ModuleTables) -> Mapping[str, Any]:
     """Return the weights of one of torch's quantized modules, which are saved although they are not tensors."""
     if isinstance(part, ModuleTables):
         return part.packed_weights
-    saves = type(part)._save_to_state_dict
-    if saves is _SAVE_TO_STATE_DICT or not python_module(saves).startswith("torch.ao."):
+    saves = getattr(type(part), "_save_to_state_dict", None)
+    if saves is save_to_state_dict or not python_module(saves).startswith("torch.ao."):
         return {}
     return {name: value for name, value in vars(part).items() if isinstance(value, torch.ScriptObject)}
 
@@ -195,4 +193,6 @@ def is_model(parts: NamedModules) -> bool:
 
 def is_opaque(module: nn.Module) -> bool:
     """Return whether the forwards of a module's submodules cannot be observed, because they are compiled into one."""
-    return isinstance(module, ScriptModule) or "_orig_mod" in module._modules or module._compiled_call_impl is not None
+    if isinstance(module, ScriptModule) or "_orig_mod" in module._modules:
+        return True
+    return getattr(module, "_compiled_call_impl", None) is not None

@@ -46,7 +46,7 @@ class Patch:
         self.level = level
         self.observers: tuple[Any, ...] = ()
         self._owner = _find(owner) if isinstance(owner, str) else owner
-        self.is_available = hasattr(self._owner, name)
+        self.is_available = self._owner is not None and hasattr(self._owner, name)
         self.original: Method = getattr(self._owner, name, _missing)
         self._replacement: object = self.original
         self.is_inherited = False

@@ -15,14 +15,13 @@ from types import FrameType
 from typing import Any
 
 from torch import nn
-from torch.export import ExportedProgram, export
-from torch.jit import ScriptModule, trace_module
 
 from pytest_evalmode.observe import modules, patches
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Observer
+from pytest_evalmode.observe.private_api import EXPORT_CODE, TRACE_MODULE_CODE, ExportedProgram, ScriptModule
 from pytest_evalmode.observe.source import callers, model_graphs
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation
@@ -75,7 +74,7 @@ class ModelExports(Observer):
     def add_program(self, program: ExportedProgram, frame: FrameType | None) -> None:
         """Record a program that was created in a frame, if `torch.export.export` makes it."""
         with self.errors:
-            while frame is not None and frame.f_code is not export.__code__:
+            while frame is not None and frame.f_code is not EXPORT_CODE:
                 frame = frame.f_back
             if frame is not None:  # the first argument of export() is the model
                 self.add_export(callers.module_of_frame(frame), frame.f_back, program)
@@ -124,7 +123,7 @@ def _observed_module(self: ExportedProgram, *args: Any, **kwargs: Any) -> Any:
 def _observed_trace(mod: nn.Module, *args: Any, **kwargs: Any) -> Any:
     frame = sys._getframe(1)
     # It is also called for each submodule.
-    observers = patches.jit_trace.observers if frame.f_code is trace_module.__code__ else ()
+    observers = patches.jit_trace.observers if frame.f_code is TRACE_MODULE_CODE else ()
     calls = [observer.add_export(mod, frame.f_back) for observer in observers]
     graph = patches.jit_trace.original(mod, *args, **kwargs)
     for observer, call in zip(observers, calls, strict=True):

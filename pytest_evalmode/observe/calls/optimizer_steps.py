@@ -6,11 +6,11 @@ import sys
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Observer
+from pytest_evalmode.observe.private_api import register_optimizer_step_post_hook
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import ModelOperation
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from torch import is_grad_enabled, nn
 from torch.compiler import is_compiling
-from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from pytest_evalmode.observe import forks, modules
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
@@ -36,6 +35,7 @@ from pytest_evalmode.observe.forwards.context import RAISED, CheckContext, Forwa
 from pytest_evalmode.observe.forwards.tree_cache import TreeCache
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Observer, Patch, module_call
+from pytest_evalmode.observe.private_api import is_tracing
 from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import ForwardCall
@@ -211,7 +211,7 @@ class ForwardObserver(Observer):
     ) -> ForwardContext | None:
         """Create the context of an outermost forward; None if torch runs it to build something, such as a graph."""
         watch, user_lines = self._context.watch, self._context.user_lines
-        if is_tracing():  # type: ignore[no-untyped-call]
+        if is_tracing():
             return None
         owner, owner_frame = callers.find_calling_model(module, frame, user_lines)
         caller = user_lines.find_caller(owner_frame.f_back)

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.private_api import BatchNorm, ScriptModule
 from pytest_evalmode.observe.source import forward_code
 
-GRAPH_TYPES = (torch.jit.ScriptModule, torch.fx.GraphModule)
+GRAPH_TYPES = (ScriptModule, torch.fx.GraphModule)
 
 _MAX_TREES = 256
 
@@ -90,13 +89,13 @@ def _inspect(parts: list[nn.Module]) -> TreeInfo:
         if draws:
             may_draw.add(id(part))
         is_original = not hooked and "forward" not in vars(part) and _is_cacheable(cls)
-        if is_original and (not draws or modules.python_module(cls) == _DropoutNd.__module__):
+        if is_original and (not draws or modules.python_module(cls) == nn.Dropout.__module__):
             skippable.add(id(part))
     return TreeInfo(
         module_ids=frozenset(map(id, parts)),
         may_draw=frozenset(may_draw),
         skippable=frozenset(skippable),
-        batch_norms=[i for i, part in enumerate(parts) if isinstance(part, _BatchNorm)],
+        batch_norms=[i for i, part in enumerate(parts) if isinstance(part, BatchNorm)],
         opaque=[i for i, part in enumerate(parts) if modules.is_opaque(part)],
         graphs=[i for i, part in enumerate(parts) if isinstance(part, GRAPH_TYPES)],
         training=frozenset(id(part) for part in parts if modules.training_flag(part)),
@@ -121,5 +120,5 @@ def _signature(parts: list[nn.Module]) -> list[object] | None:
             *map(is_not, map(_COMPILED, parts), repeat(None)),
             *map(contains, dicts, repeat("forward")),
         ]
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         return None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.jit import ScriptModule
 
 from pytest_evalmode.observe.modules import NamedModules
+from pytest_evalmode.observe.private_api import ScriptModule
 from pytest_evalmode.observe.source import forward_code, model_graphs
 
 

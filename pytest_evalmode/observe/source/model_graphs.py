@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
-from torch.jit import ScriptModule
 
+from pytest_evalmode.observe.private_api import OpOverload, ScriptModule
 from pytest_evalmode.observe.source.draw_calls import DRAWING_FUNCTIONS
 
 _BATCH_NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
@@ -27,7 +26,7 @@ def is_exported(module: nn.Module) -> bool:
     """
     graph = module.graph if isinstance(module, GraphModule) else vars(module).get("graph")
     return isinstance(graph, Graph) and any(
-        isinstance(node.target, torch._ops.OpOverload) for node in graph.nodes if node.op == "call_function"
+        isinstance(node.target, OpOverload) for node in graph.nodes if node.op == "call_function"
     )
 
 
@@ -55,7 +54,7 @@ def may_draw(module: nn.Module) -> bool:
 
 def _fx_batch_stats(module: GraphModule) -> Iterator[str]:
     for node in module.graph.nodes:
-        name = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else ""
+        name = str(node.target) if isinstance(node.target, OpOverload) else ""
         if "batch_norm" not in name and node.target is not F.batch_norm:
             continue
         normalized = node.normalized_arguments(module, normalize_to_only_use_kwargs=True)

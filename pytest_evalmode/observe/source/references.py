@@ -12,9 +12,9 @@ from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor
-from torch._C import _storage_Use_Count
 
 from pytest_evalmode.observe.modules import python_module
+from pytest_evalmode.observe.private_api import storage_use_count
 from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
 
@@ -22,13 +22,13 @@ _MAX_STEPS = 12
 _NAMED = (ModuleType, FunctionType, type)
 _OWN_PACKAGE = __name__.partition(".")[0]
 _ONE_TENSOR = 2
-"""Use count of a storage with a single tensor: the tensor's use and that of the caller of `_storage_Use_Count`."""
+"""Use count of a storage with a single tensor: the tensor's use and that of the caller of `storage_use_count`."""
 
 
 def has_shared_memory(tensor: Tensor) -> bool:
     """Return whether another tensor uses the same storage, for example the base of a view."""
     try:
-        return int(_storage_Use_Count(tensor.untyped_storage()._cdata)) > _ONE_TENSOR
+        return storage_use_count(tensor.untyped_storage()._cdata) > _ONE_TENSOR
     except (RuntimeError, NotImplementedError):  # the tensor has no storage
         return False
 

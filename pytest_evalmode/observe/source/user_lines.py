@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import linecache
-import sys
 from pathlib import Path, PurePath
 from threading import get_ident
 from types import CodeType, FrameType
 from typing import NamedTuple
 
+from pytest_evalmode.observe.private_api import current_frames
 from pytest_evalmode.observe.source import thread_pools
 from pytest_evalmode.observe.source.thread_pools import FramePosition
 from pytest_evalmode.observe.source.user_code import user_path
@@ -79,7 +79,7 @@ class UserLines:
         submission = thread_pools.submission_position()
         if submission is not None and self._file(submission.f_code):
             return Caller(submission, by_functional_call=by_functional_call)
-        opener = self._user_frame(sys._current_frames().get(self._thread))
+        opener = self._user_frame(current_frames().get(self._thread))
         return Caller(opener, self._test_frame(opener), by_functional_call=by_functional_call)
 
     def _test_frame(self, caller: FrameType | None) -> FrameType | None:
@@ -124,7 +124,7 @@ class UserLines:
 
     def has_other_active_threads(self) -> bool:
         """Return whether another thread runs user code, or has run a model and still exists."""
-        stacks = sys._current_frames()
+        stacks = current_frames()
         stacks.pop(get_ident(), None)
         return any(t in self._worker_threads or self._user_frame(frame) for t, frame in stacks.items())
 

@@ -16,15 +16,12 @@ from itertools import starmap
 from typing import Any
 
 from torch import Tensor
-from torch.multiprocessing import reductions
 
 from pytest_evalmode.observe import forks
+from pytest_evalmode.observe.private_api import StorageWeakRef
 from pytest_evalmode.observe.state import devices, write_tracking
 from pytest_evalmode.observe.state.memory_mappings import PAGE, Span
 from pytest_evalmode.observe.state.write_tracking import WriteTracker
-
-# Torch has no type hints for it.
-StorageWeakRef: Any = reductions.StorageWeakRef
 
 Range = tuple[int, int]
 """An address and a size in bytes."""

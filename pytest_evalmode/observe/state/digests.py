@@ -13,9 +13,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, get_num_threads
-from torch.nn.parameter import is_lazy
 from xxhash import xxh3_128_digest
 
+from pytest_evalmode.observe.private_api import is_lazy
 from pytest_evalmode.observe.state import devices, digest_cache
 from pytest_evalmode.observe.state.memory_layout import (
     as_dense_block,

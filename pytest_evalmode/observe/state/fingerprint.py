@@ -12,12 +12,16 @@ from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, empty, empty_strided, frombuffer, is_grad_enabled
-from torch._C import DisableTorchFunction, _set_grad_enabled
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
-from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import _disable_current_modes
 from xxhash import xxh3_128, xxh3_128_digest
 
+from pytest_evalmode.observe.private_api import (
+    disable_dispatch_modes,
+    disable_torch_function,
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+    is_lazy,
+    set_grad_enabled,
+)
 from pytest_evalmode.observe.state import devices
 from pytest_evalmode.observe.state.digests import block_type, digest
 from pytest_evalmode.observe.state.memory_layout import (
@@ -64,13 +68,13 @@ def is_tensor(value: object) -> TypeGuard[Tensor]:
 def undisturbed() -> Iterator[None]:
     """Hide reads from user modes and autograd."""
     recording = is_grad_enabled()
-    # `DisableTorchFunction` is documented in "Extending PyTorch"; it covers modes and subclasses.
-    with _disable_current_modes(), DisableTorchFunction():
-        _set_grad_enabled(False)  # `no_grad` calls functions of torch that a test may have patched
+    # `torch._C.DisableTorchFunction` is documented in "Extending PyTorch"; it covers modes and subclasses.
+    with disable_dispatch_modes(), disable_torch_function():
+        set_grad_enabled(False)  # `no_grad` calls functions of torch that a test may have patched
         try:
             yield
         finally:
-            _set_grad_enabled(recording)
+            set_grad_enabled(recording)
 
 
 def fingerprint_of(tensor: Tensor, store_values: bool = True, known: bytes | None = None) -> Fingerprint:

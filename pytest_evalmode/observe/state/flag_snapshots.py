@@ -13,10 +13,9 @@ import torch
 from torch import nn
 from torch.backends import cudnn
 from torch.backends.cuda import matmul
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
 from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.private_api import DeviceContext, function_modes
 from pytest_evalmode.trace import FlagValue, Hooks, Leak
 
 _HOOKS = (
@@ -32,7 +31,6 @@ _HOOKS = (
 
 _ALL_HOOKS: Callable[[nn.Module], Iterable[Mapping[int, object]]] = attrgetter(*_HOOKS)
 _CPU = torch.device("cpu")
-_function_modes: Callable[[], list[object]] = _get_current_function_mode_stack
 
 Flags = dict[str, FlagValue]
 """Values by name."""
@@ -165,7 +163,7 @@ def _read(flag: Callable[[], object]) -> FlagValue:
 
 def _default_device() -> object:
     """Return what `torch.get_default_device` does, without looking up `torch.device`, which a test may have patched."""
-    return next((mode.device for mode in _function_modes() if isinstance(mode, DeviceContext)), _CPU)
+    return next((mode.device for mode in function_modes() if isinstance(mode, DeviceContext)), _CPU)
 
 
 _GLOBALS: dict[str, Callable[[], object]] = {

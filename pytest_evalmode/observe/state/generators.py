@@ -10,8 +10,8 @@ from random import getstate
 from types import ModuleType
 
 from torch import Generator, Tensor, default_generator
-from torch._C import DisableTorchFunction
 
+from pytest_evalmode.observe.private_api import disable_torch_function
 from pytest_evalmode.observe.source.draw_calls import NUMPY, PYTHON
 from pytest_evalmode.observe.state import devices
 
@@ -25,7 +25,7 @@ def state() -> State:
 
     Dispatches no operator and no torch function, so user modes do not see it.
     """
-    with DisableTorchFunction():
+    with disable_torch_function():
         cpu = _bytes(default_generator.get_state())
         accelerator = devices.accelerator_in_use()
         return [cpu] if accelerator is None else [cpu, *_states(accelerator)]

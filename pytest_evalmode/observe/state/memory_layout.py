@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
+
+from pytest_evalmode.observe.private_api import is_fake
 
 _STRIDED = torch.strided
 _TYPES = (nn.Parameter, Tensor)

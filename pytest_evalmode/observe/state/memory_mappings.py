@@ -8,6 +8,8 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from pytest_evalmode.observe.private_api import MAPS, MAX_MAP_COUNT
+
 PAGE = mmap.PAGESIZE
 
 _MAX_GAP = 16 * PAGE
@@ -26,7 +28,7 @@ class Mappings:
 
     def __init__(self) -> None:
         self._mappings: list[Span] = []
-        with open("/proc/self/maps", "rb") as file:
+        with open(MAPS, "rb") as file:
             lines = file.read().splitlines()
         self._count = len(lines)
         for line in lines:
@@ -50,7 +52,7 @@ class Mappings:
 
     def registrations_left(self) -> int:
         """Return how many registrations are allowed before this must be called again."""
-        with open("/proc/sys/vm/max_map_count", "rb") as file:
+        with open(MAX_MAP_COUNT, "rb") as file:
             limit = int(file.read())
         return min(256, (limit // 2 - self._count) // 2)
 

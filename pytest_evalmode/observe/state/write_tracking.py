@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import mmap
 import os
 import platform
@@ -27,6 +26,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 import torch
 
 from pytest_evalmode.observe import forks
+from pytest_evalmode.observe.private_api import PAGEMAP, fcntl
 from pytest_evalmode.observe.state.memory_mappings import PAGE, Mappings, Span, group_spans
 
 _NR_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
@@ -62,7 +62,7 @@ class WriteTracker:
         self._pagemap = -1
         self._registrations_left = 0
         number = _NR_USERFAULTFD.get(platform.machine())
-        if sys.platform != "linux" or number is None or sys.maxsize < 1 << 32:
+        if fcntl is None or sys.platform != "linux" or number is None or sys.maxsize < 1 << 32:
             raise OSError(errno.ENOSYS, "writes are not tracked on this platform")
         libc = ctypes.CDLL(None, use_errno=True)
         self._uffd = libc.syscall(ctypes.c_long(number), ctypes.c_long(UFFD_USER_MODE_ONLY | os.O_CLOEXEC))
@@ -71,7 +71,7 @@ class WriteTracker:
         try:
             features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED
             fcntl.ioctl(self._uffd, UFFDIO_API, _words(UFFD_API, features, 0))
-            self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            self._pagemap = os.open(PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
             self._self_test()
         except BaseException:
             self.close()

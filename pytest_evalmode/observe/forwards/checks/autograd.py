@@ -8,14 +8,18 @@ from operator import attrgetter, methodcaller
 from types import FrameType
 
 from torch import Tensor, is_grad_enabled, nn
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch.autograd.graph import Node
-from torch.utils._pytree import tree_leaves
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.calls import gradients
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.context import RAISED
+from pytest_evalmode.observe.private_api import (
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+    peek_interpreter_stack,
+    tree_leaves,
+)
 from pytest_evalmode.observe.source import forward_code
 from pytest_evalmode.observe.state.fingerprint import is_tensor
 from pytest_evalmode.trace import Observation

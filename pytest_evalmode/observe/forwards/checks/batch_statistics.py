@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from types import FrameType
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.tree_cache import GRAPH_TYPES
 from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
+from pytest_evalmode.observe.private_api import BatchNorm
 from pytest_evalmode.observe.source import model_graphs
 from pytest_evalmode.trace import Observation, Site
 
@@ -35,7 +35,7 @@ class BatchStatisticsCheck(ForwardCheck):
         self._read_graphs(part for part in arrival.parts if isinstance(part, GRAPH_TYPES))
 
     def enter(self, module: nn.Module, frame: FrameType) -> None:
-        if not isinstance(module, _BatchNorm) or modules.training_flag(module) or id(module) in self.observations:
+        if not isinstance(module, BatchNorm) or modules.training_flag(module) or id(module) in self.observations:
             return
         if _uses_batch_statistics(module):
             self._note(module, self.window.user_lines.find_line_inside(frame.f_back, self.forward.frame))

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from pytest_evalmode.lock import host
 from pytest_evalmode.lock.lock_file import FOLDER, MODELS, Entry, LockError, escape, lock_path, read_lock
 from pytest_evalmode.lock.lock_folder import NewLock, exclusive, find_ignored, remove_leftovers, write_lock
-
-if TYPE_CHECKING:
-    from pytest_evalmode.session.record.collected_tests import CollectedTests
 
 _MAX_NAMES = 10
 _MAX_LINES = 20
@@ -28,9 +25,10 @@ _MAX_LINES = 20
 class LockSession:
     """Gathers the lock records of a session's tests and updates the lock files; the last report of a test counts."""
 
-    def __init__(self, config: pytest.Config, collected: CollectedTests) -> None:
+    def __init__(self, config: pytest.Config, is_gone: Callable[[str], bool]) -> None:
+        """Create the plugin; `is_gone` returns whether the test with a node id no longer exists."""
         self._config = config
-        self._collected = collected
+        self._is_gone = is_gone
         self._records: dict[str, dict[str, Any] | None] = {}
         """The lock record of each test that passed; None if it did not use the lock."""
         self._models: dict[str, tuple[Entry, bytes | None]] = {}
@@ -113,7 +111,7 @@ class LockSession:
                 if path not in passed:  # its own test reports it, or the update replaces it
                     self._lines.append((str(error), True))
                 continue
-            if stored is None or (path not in passed and not self._collected.is_gone(self._nodeid(path, stored.test))):
+            if stored is None or (path not in passed and not self._is_gone(self._nodeid(path, stored.test))):
                 continue
             record = passed.get(path)
             used = {tuple(each) for each in record["used"]} if record else set()

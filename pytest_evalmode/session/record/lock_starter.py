@@ -46,7 +46,7 @@ class LockStarter:
         """Replace this plugin by `LockSession`, and pass it the reports so far."""
         from pytest_evalmode.lock.session_locks import LockSession
 
-        locks = LockSession(self._config, self._collected)
+        locks = LockSession(self._config, self._collected.is_gone)
         for report in self._reports:
             locks.pytest_runtest_logreport(report)
         self._config.pluginmanager.unregister(self)

@@ -20,11 +20,12 @@ VIOLATION = Violation(rule="train-mode", model="net", subjects=("net (Net)",), m
 
 
 def exceptions() -> list[type[BaseException]]:
-    """Return all exception classes that the package defines."""
+    """Return all exception classes of the package that users can see."""
     found = set[type[BaseException]]()
     for name in set(modules()) - NEEDS_TRITON:
         tree = ast.parse(inspect.getsource(import_module(f"pytest_evalmode.{name}")))
-        classes = (node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+        nodes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+        classes = (node.name for node in nodes if not node.name.startswith("_"))  # the others never leave their module
         values = [getattr(import_module(f"pytest_evalmode.{name}"), each, None) for each in classes]
         found |= {each for each in values if inspect.isclass(each) and issubclass(each, BaseException)}
     return sorted(found, key=lambda each: each.__name__)

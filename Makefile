@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint style types examples bench device docs matrix clean
+.PHONY: demo test test-all check lint style types examples bench device docs matrix clean
 
 demo: .venv/ready
 	@$(BIN)/python examples/digits/demo.py
@@ -10,9 +10,13 @@ demo: .venv/ready
 test: lint
 	$(BIN)/python -m pytest -n 2
 
+# Also repeat the tests of xdist with workers that are started as in a user's run: `make test` forks them.
+test-all: test
+	$(BIN)/python -m pytest -n 2 --new-processes -k "xdist or -n1 or -n2 or -n3" tests/lock tests/report tests/session tests/observe/models
+
 # The fast tests of the core: those that start no suite, process or compiler.
 check: style types
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/rules tests/report tests/observe/source tests/observe/calls tests/observe/forwards \
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/rules tests/report tests/observe/source tests/observe/model_code tests/observe/calls tests/observe/forwards \
 		tests/test_guards.py tests/test_evaluation.py tests/test_strict.py tests/test_subpackages.py tests/test_policy.py
 
 lint: style types examples

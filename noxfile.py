@@ -20,6 +20,7 @@ TESTS = [
     "tests/session",
     "tests/report",
     "tests/observe/source",
+    "tests/observe/model_code",
     "tests/observe/calls",
     "tests/observe/forwards",
     "tests/ecosystem/test_torchvision.py",

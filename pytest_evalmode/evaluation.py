@@ -11,7 +11,7 @@ from torch import nn, no_grad
 from pytest_evalmode.guards import Guard, require_module
 from pytest_evalmode.guards.config import GuardConfig
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.source.model_graphs import is_exported
+from pytest_evalmode.observe.model_code.model_graphs import exported_ids
 from pytest_evalmode.policy import Policy
 
 
@@ -43,9 +43,7 @@ class Inference(Guard):
         modes = [
             (part, mode) for part in modules.all_modules(model) if (mode := modules.training_flag(part)) is not None
         ]
-        exported = {
-            id(p) for part in modules.all_modules(model) if is_exported(part) for p in modules.all_modules(part)
-        }
+        exported = exported_ids(modules.all_modules(model))
         with ExitStack() as undo:
             undo.callback(_set_modes, modes)
             if not exported:

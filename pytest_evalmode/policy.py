@@ -13,6 +13,8 @@ ARGUMENTS = ("allow", "train", "mutable", "reason")
 class PolicyError(ValueError):
     """Raised for an invalid argument of the marker or of `guard()`, or an invalid value of an ini key."""
 
+    __module__ = "pytest_evalmode"
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -35,9 +37,9 @@ class Policy:
     exemptions: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "allow", frozenset(_read_strings("Policy()", "allow", self.allow)))
+        object.__setattr__(self, "allow", frozenset(read_strings("Policy()", "allow", self.allow)))
         for name in ("train", "mutable", "reasons"):
-            object.__setattr__(self, name, _read_strings("Policy()", name, getattr(self, name)))
+            object.__setattr__(self, name, read_strings("Policy()", name, getattr(self, name)))
 
     def __or__(self, other: Policy) -> Policy:
         return Policy(
@@ -63,7 +65,7 @@ def read_policy(where: str, arguments: Mapping[str, object], rules: Collection[s
     for name in arguments:
         if name not in ARGUMENTS:
             raise PolicyError(f"{where}: unknown argument {name!r} ({suggest_choices(name, ARGUMENTS)})")
-    allow = _read_strings(where, "allow", arguments.get("allow", ()))
+    allow = read_strings(where, "allow", arguments.get("allow", ()))
     for rule in allow:
         if rule not in rules:
             raise PolicyError(f"{where}: unknown rule in allow={rule!r} ({suggest_choices(rule, rules)})")
@@ -72,14 +74,14 @@ def read_policy(where: str, arguments: Mapping[str, object], rules: Collection[s
         raise PolicyError(f"{where}: reason must be a string, not {reason!r}")
     if reason is not None and reason.strip() in ("...", "…"):
         raise PolicyError(f"{where}: replace the placeholder reason={reason!r} with the reason")
-    train = _read_strings(where, "train", arguments.get("train", ()))
-    mutable = _read_strings(where, "mutable", arguments.get("mutable", ()))
+    train = read_strings(where, "train", arguments.get("train", ()))
+    mutable = read_strings(where, "mutable", arguments.get("mutable", ()))
     given = (("allow", allow), ("train", train), ("mutable", mutable))
     exemptions = tuple((name, value) for name, values in given for value in values)
     return Policy(frozenset(allow), train, mutable, (reason,) if reason else (), exemptions)
 
 
-def _read_strings(where: str, name: str, value: object) -> tuple[str, ...]:
+def read_strings(where: str, name: str, value: object) -> tuple[str, ...]:
     strings = (value,) if isinstance(value, str) else value
     if isinstance(strings, list | tuple | set | frozenset) and all(isinstance(item, str) and item for item in strings):
         return tuple(strings)

@@ -32,10 +32,20 @@ class ModuleInfo:
     type: str
     mode_dependent: bool = False
     """Whether the module's forward behaves differently in training mode."""
+    changes_result: bool = False
+    """Whether it is a norm with running statistics or a dropout with p > 0: training mode changes its result."""
+
+    code: str = ""
+    """The path as Python code, if that is not `.path`: `[2].conv`."""
 
     @property
     def name(self) -> str:
         return f"{self.model}.{self.path}" if self.path else self.model
+
+    @property
+    def suffix(self) -> str:
+        """The code to append to an expression for the model: `.conv`, `[2].conv`, or nothing for the model itself."""
+        return self.code or (f".{self.path}" if self.path else "")
 
     def __str__(self) -> str:
         return f"{self.name} ({self.type})"
@@ -51,12 +61,18 @@ class Observation:
     why: str = ""
     enabled_by_forward: bool = False
     """Autograd only: whether the forward enabled grad mode itself."""
+    recorded: bool = True
+    """Autograd only: whether anything was recorded; otherwise grad mode was only on."""
     training: bool = False
     """Random draws only: whether the module was in training mode."""
     is_graph: bool = False
     """Whether the module is an exported or traced graph, which keeps the modes it was created with."""
     since: Site | None = None
-    """The line that switched the module to training mode, if it ran in the window."""
+    """The line that switched the module to training mode, if it is known."""
+    switched_in_window: bool = False
+    """Whether that line ran in the window."""
+    switched_in_forward: bool = False
+    """Whether the module was in eval mode, or did not exist, when the forward began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +103,18 @@ class ForwardCall:
     """The innermost line of user code outside the model, if that is not `at`."""
     by: ModuleInfo | None = None
     """The submodule that ran, if a method of the model other than `__call__` called it (`model.encode(x)`)."""
+    expression: str = ""
+    """Python code for what ran, at the user's line: `net.encoder`.  Empty if it is unknown."""
     exported: bool = False
     """Whether torch ran the forward to create a graph, which keeps the modes of its modules."""
     graphs: frozenset[str] = frozenset()
     """Names of the created graphs that later ran as models."""
     training: tuple[Observation, ...] = ()
-    """Modules in training mode that depend on the mode or hold parameters."""
+    """Modules in training mode that depend on the mode or train parameters."""
     all_training: bool = False
     """Whether the model itself was in training mode: `eval()` was not called on it, or was undone."""
+    returned_losses: bool = False
+    """Whether a model in training mode that reads its mode returned only single numbers, as detectors do."""
     autograd: Observation | None = None
     batch_stats: tuple[Observation, ...] = ()
     """Batch norms in eval mode that used the batch's own statistics."""
@@ -122,10 +142,19 @@ class TensorChange:
     max_abs: float | None = None
     last_forward: Site | None = None
     """The model's last forward before the change was first seen."""
+    first_forward: Site | None = None
+    written: Literal["", "before", "inside", "after"] = ""
+    """Whether it changed before, inside or after the model's first forward; empty if that is unknown."""
+    written_at: Site | None = None
+    """The line in the model's forward that writes to it, if the change happened there."""
+    seen_late: bool = False
+    """Whether the model was not watched before its first forward, so that a change before that is unknown."""
     persistent: bool = True
     """Whether `state_dict()` saves it."""
     buffer: bool = False
     """Whether it is a buffer, which a forward in training mode may change."""
+    frozen: bool = False
+    """Whether it changed during a pause, in a module that `paused(frozen=...)` names."""
     before_and_after: str = ""
     """The shapes, dtypes or devices: `(4,) -> (8,)`."""
 
@@ -179,6 +208,8 @@ class Leak:
     after: FlagValue
     at: Site | None = None
     """The line that made the change, if known."""
+    suspended: bool = False
+    """Whether that line is a `with` around a `yield` at which a generator is suspended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +332,7 @@ class Trace:
     writes: tuple[ModelOperation, ...] = field(default=(), metadata={"join": _join_unique})
     """Methods that set or convert all tensors of a module: `load_state_dict()`, `half()`."""
     gradients: tuple[ModelOperation, ...] = field(default=(), metadata={"join": _join_unique})
-    """Calls that computed gradients from a recorded graph: `backward()`."""
+    """Calls that computed gradients from a graph: for each model the first `backward()` and `autograd.grad()`."""
     names: frozenset[tuple[str, str]] = field(default=frozenset(), metadata={"join": _join_sets})
     """Model and path of every module and tensor, if an exemption names some."""
     loads: tuple[Load, ...] = ()

@@ -5,13 +5,24 @@ torch is imported here because it cannot be imported twice, as each in-process p
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import torch
+
+from tests import forked
 
 pytest_plugins = ["pytester"]
 
 # Two xdist workers that use all cores each would slow each other down.
 torch.set_num_threads(1)
+
+# On a busy machine, any example may take long.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--new-processes", action="store_true", help="start xdist workers anew instead of forking them")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,8 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """Remove the variables of CI, which change pytest's summary and make the plugin write a step summary."""
+def pytester(
+    request: pytest.FixtureRequest, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> pytest.Pytester:
+    """Fork xdist workers; remove the variables of CI, which change pytest's summary and make the plugin write one."""
+    if not (request.config.getoption("--new-processes") or request.node.get_closest_marker("new_processes")):
+        monkeypatch.setattr("execnet.gateway_io.Popen2IOMaster", forked.Worker)
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("BUILD_NUMBER", raising=False)
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)

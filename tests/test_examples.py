@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests import forked
+
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits"
 
@@ -30,8 +32,7 @@ def run(suite: str, folder: Path, *options: str) -> Run:
     """Run a suite of the example without the configuration of this repository."""
     report = folder / "report.json"
     alone = ["-c", os.devnull, f"--rootdir={DIGITS}", "-pno:randomly", "-pno:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", *alone, f"--evalmode-report={report}", *options, suite]
-    done = subprocess.run(command, cwd=DIGITS, capture_output=True, text=True, check=False)
+    done = forked.run_pytest(DIGITS, *alone, f"--evalmode-report={report}", *options, suite)
     content = json.loads(report.read_text(encoding="utf-8"))
     tests = {test["nodeid"].partition("::")[2]: test for test in content["tests"]}
     return Run(done.stdout, tests, content["totals"])
@@ -175,6 +176,5 @@ def test_lost_accuracies_pass_without_the_plugin(tmp_path: Path) -> None:
 
 
 def test_clean_suite_runs_from_the_root_of_the_repository() -> None:
-    command = [sys.executable, "-m", "pytest", "-pno:cacheprovider", "examples/digits/test_clean.py"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = forked.run_pytest(ROOT, "-pno:cacheprovider", "examples/digits/test_clean.py")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -6,13 +6,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import forked
 from tests.pages import ROOT, Block, blocks
 
 PREAMBLE = """
@@ -69,8 +68,7 @@ def suite(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *args: str) -> str:
-    command = [sys.executable, "-m", "pytest", "-pno:randomly", "-pno:cacheprovider", *args]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
+    return forked.run_pytest(folder, "-pno:randomly", "-pno:cacheprovider", *args).stdout
 
 
 def test_readme_code_breaks_the_documented_rules(suite: Path) -> None:

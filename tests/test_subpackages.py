@@ -31,13 +31,17 @@ DIRECTIONS = {
     "rules": {"trace", "policy"},
     "report": {"trace", "rules", "policy", "file_writing"},
     "observe": {"trace"},
+    "observe.model_code": {"trace", "observe"},
     "observe.source": {"trace", "observe"},
-    "observe.state": {"trace", "observe", "observe.source"},
-    "observe.models": {"trace", "observe", "observe.source", "observe.state"},
-    "observe.calls": {"trace", "observe", "observe.source", "observe.state", "observe.models"},
-    "observe.forwards": {"trace", "observe", "observe.source", "observe.state", "observe.models", "observe.calls"},
-    "lock.inputs": {"rules"},
-    "lock.arrays": {"trace", "lock.lock_file", "lock.inputs", "lock.outputs"},
+    "observe.state": {"trace", "observe", "observe.model_code", "observe.source"},
+    "observe.models": {"trace", "observe", "observe.model_code", "observe.source", "observe.state"},
+    "observe.calls": {"trace", "observe", "observe.model_code", "observe.source", "observe.state", "observe.models"},
+    "observe.forwards": {
+        *("trace", "observe", "observe.model_code", "observe.source", "observe.state", "observe.models"),
+        "observe.calls",
+    },
+    "lock.causes": set(),
+    "lock.arrays": {"trace", "lock.lock_file", "lock.causes"},
 }
 
 

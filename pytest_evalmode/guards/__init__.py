@@ -11,7 +11,7 @@ from torch import nn
 from pytest_evalmode.errors import GuardError
 from pytest_evalmode.guards.config import GuardConfig
 from pytest_evalmode.guards.window import Window
-from pytest_evalmode.policy import Globs, Policy, read_policy
+from pytest_evalmode.policy import Globs, Policy, read_policy, read_strings
 from pytest_evalmode.reporter import Reporter
 from pytest_evalmode.rules import RULE_NAMES, Violation
 
@@ -72,9 +72,17 @@ class Guard:
         return model
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Pause the guard for code that may train; later changes are compared with the models' new state."""
-        with self.window.segment(None):
+    def paused(self, frozen: Globs = ()) -> Iterator[None]:
+        """Pause the guard for code that may train; later changes are compared with the models' new state.
+
+        Args:
+            frozen: globs of qualified names of modules whose parameters and buffers must not change even here, such
+                as a frozen backbone whose batch norms follow `train()`.
+
+        Raises:
+            PolicyError: `frozen` is invalid, or names no module.
+        """
+        with self.window.pause(read_strings("evalmode.paused()", "frozen", frozen)):
             yield
 
     @contextmanager

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from types import FrameType
 
 from torch import nn
 
 from pytest_evalmode.guards.config import GuardConfig
 from pytest_evalmode.observe.calls import leak_lines
+from pytest_evalmode.observe.calls.attribute_writes import AttributeWrites
 from pytest_evalmode.observe.calls.exports import ModelExports
 from pytest_evalmode.observe.calls.global_state_calls import GlobalStateCalls
 from pytest_evalmode.observe.calls.gradients import GradientCalls
@@ -19,6 +21,7 @@ from pytest_evalmode.observe.calls.state_dict_loads import StateDictLoads
 from pytest_evalmode.observe.calls.timeline import Timeline
 from pytest_evalmode.observe.forwards.call_overrides import CallOverrides
 from pytest_evalmode.observe.forwards.observer import ForwardObserver
+from pytest_evalmode.observe.forwards.paused_models import PausedModels
 from pytest_evalmode.observe.models.session_history import SessionHistory
 from pytest_evalmode.observe.models.shared_models import SharedModels
 from pytest_evalmode.observe.models.watch import Watch
@@ -27,6 +30,7 @@ from pytest_evalmode.observe.source.thread_pools import ThreadPools
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import flag_snapshots
 from pytest_evalmode.observe.state.flag_snapshots import FlagTracker
+from pytest_evalmode.rules.exemptions import is_inside
 from pytest_evalmode.trace import Leak, Site, Trace
 
 
@@ -48,6 +52,7 @@ class Observers:
         self._optimizers = OptimizerSteps(self.watch, self._user_lines)
         self._gradients = GradientCalls(self._user_lines)
         self._global_state_calls = GlobalStateCalls(self._user_lines)
+        self._attribute_writes = AttributeWrites(self.watch, self._user_lines)
         self._global_flags = FlagTracker({}, {})
         self._observers: tuple[Observer, ...] = (
             self.forwards,
@@ -55,24 +60,22 @@ class Observers:
             self._mode_changes,
             self._exports,
             self._gradients,
-            ThreadPools(self._user_lines),
+            ThreadPools(self._user_lines.is_user_code),
             self._optimizers,
             self._loads,
             self._conversions,
             self._global_state_calls,
+            self._attribute_writes,
         )
+        self._paused_models = PausedModels(self.watch, self._user_lines)
         self._running = ExitStack()
 
     @property
     def errors(self) -> tuple[Exception, ...]:
         """The errors of all observers."""
         earlier = () if self._earlier_mode_changes is None else (self._earlier_mode_changes,)
-        return tuple(error for observer in (self.watch, *self._observers, *earlier) for error in observer.errors)
-
-    @property
-    def seconds(self) -> float:
-        """Time spent observing forwards, at least."""
-        return self.forwards.seconds
+        observers = self.watch, self._paused_models, *self._observers, *earlier
+        return tuple(error for observer in observers for error in observer.errors)
 
     def watch_shared(self, model: nn.Module, history: SessionHistory | None) -> None:
         """Watch a model that outlives the window."""
@@ -95,7 +98,20 @@ class Observers:
         self._mode_changes.reset()
         if self._strict:
             self.shared.reset_baseline()
+            self._attribute_writes.reset()
             self._global_flags.latest = flag_snapshots.read_global_flags()
+
+    def watch_frozen(self) -> None:
+        """Watch during a pause what must not change even then, from now on or from a model's first forward."""
+        self.watch.reset_baseline()
+        self._paused_models.start()
+
+    def collect_frozen(self, frozen: tuple[str, ...], frame: FrameType | None) -> Trace:
+        """Return the changes since `watch_frozen()` of the modules that globs name; the frame's line is the pause."""
+        self._paused_models.stop()
+        at = self._user_lines.find_line(frame)
+        changes = [change for change in self.watch.compare() if is_inside(change.model, change.path, frozen)]
+        return Trace(changes=tuple(replace(change, last_forward=at, frozen=True) for change in changes))
 
     def start(self) -> None:
         """Start all observers, or none if one of them fails."""
@@ -133,8 +149,17 @@ class Observers:
         global_leaks = self._global_flags.find_leaks(None, flag_snapshots.read_global_flags())
         return (
             *(replace(leak, at=self._leak_line(leak)) for leak in self.shared.find_leaks()),
-            *(replace(leak, at=self._global_state_calls.line_of(leak.name, leak.after)) for leak in global_leaks),
+            *self._attribute_writes.pop_leaks(),
+            *map(self._with_line, global_leaks),
         )
+
+    def _with_line(self, leak: Leak) -> Leak:
+        """Return a leak of a global flag with the line that changed it."""
+        line = self._global_state_calls.line_of(leak.name, leak.after)
+        if line is None and leak.name in ("grad_mode", "inference_mode"):
+            line = leak_lines.find_suspended_context(self._user_lines)
+            return replace(leak, at=line, suspended=line is not None)
+        return replace(leak, at=line)
 
     def _leak_line(self, leak: Leak) -> Site | None:
         model = self.watch.registry.living_models().get(leak.model or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -17,8 +18,9 @@ from pytest_evalmode.observe import forks
 from pytest_evalmode.observe.models import discovery
 from pytest_evalmode.observe.observer_errors import ObserverErrors
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
-from pytest_evalmode.policy import Policy
+from pytest_evalmode.policy import Policy, PolicyError, suggest_choices
 from pytest_evalmode.rules import Violation, add_fixture
+from pytest_evalmode.rules.exemptions import is_inside
 from pytest_evalmode.trace import LockChange, Site, Trace, WatchedModel
 
 
@@ -42,7 +44,7 @@ class Window:
         self._strict = config.strict
         self._history = config.history
         self._failures = ObserverErrors()
-        self._fixtures: dict[str, tuple[str, Site]] = {}
+        self.fixtures: dict[str, tuple[str, Site]] = {}
         """The fixture that provided a model, as (name, line of its definition), by the model's name."""
 
     @property
@@ -52,8 +54,8 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        """Time spent in the guard so far."""
-        return self._seconds + self.observers.seconds
+        """Time spent in the guard so far, at least."""
+        return self._seconds + self.observers.forwards.seconds
 
     @property
     def combined_policy(self) -> Policy:
@@ -78,7 +80,7 @@ class Window:
         for path, model in discovery.find_models(value, name):
             self.observers.watch.registry.set_name(model, path)
             if defined_at is not None:
-                self._fixtures.setdefault(path, (name, defined_at))
+                self.fixtures.setdefault(path, (name, defined_at))
             if shared:
                 self.observers.watch_shared(model, self._history)
 
@@ -142,7 +144,7 @@ class Window:
     def violations(self) -> list[Violation]:
         """Apply the rules to the facts so far.  After `close`, unused exemptions count as well."""
         violations = self.segments.violations(finished=self._finished)
-        return [add_fixture(violation, self._fixtures) for violation in violations]
+        return [add_fixture(violation, self.fixtures) for violation in violations]
 
     @contextmanager
     def segment(self, policy: Policy | None) -> Iterator[None]:
@@ -157,6 +159,31 @@ class Window:
         finally:
             if self.is_open:  # the context may be left after the window has closed
                 self._switch(*before)
+
+    @contextmanager
+    def pause(self, frozen: tuple[str, ...] = ()) -> Iterator[None]:
+        """Run a part of the window unobserved, but for the modules that `frozen` names, whose tensors must not change.
+
+        Raises:
+            PolicyError: a glob in `frozen` matches nothing.
+        """
+        with self.segment(None):
+            if not (self.is_open and frozen):
+                yield
+                return
+            frame = sys._getframe(3)  # after those of the two context managers
+            with self.safely():
+                self.observers.watch_frozen()
+            try:
+                yield
+            finally:
+                with self.safely():
+                    self.segments.append(self.observers.collect_frozen(frozen, frame), self.policy)
+            names = set(self.observers.watch.registry.paths())
+            unknown = [glob for glob in frozen if not any(is_inside(*name, [glob]) for name in names)]
+            if unknown:
+                hint = suggest_choices(unknown[0], sorted({path for _, path in names if path})[:_MAX_CHOICES])
+                raise PolicyError(f"evalmode.paused(): frozen={unknown[0]!r} matches no module that ran ({hint})")
 
     @contextmanager
     def safely(self) -> Iterator[None]:
@@ -206,6 +233,8 @@ class Window:
         if self._history is not None:
             self.observers.shared.save_to(self._history, name, include_drifted=report_drift)
 
+
+_MAX_CHOICES = 10
 
 _open_windows: WeakSet[Window] = WeakSet()
 

@@ -44,6 +44,8 @@ class LockError(ValueError):
 class NewerVersionError(LockError):
     """Raised if a newer version wrote a file, which an update must therefore not replace."""
 
+    __module__ = "pytest_evalmode"
+
 
 @dataclass(frozen=True, slots=True)
 class StoredLock:
@@ -136,10 +138,10 @@ def read_model(path: Path) -> Entry:
     return entry
 
 
-def read_samples(path: Path, digest: str | None) -> bytes | None:
+def read_samples(path: Path, digest: str) -> bytes | None:
     """Return the samples that belong to a lock file; None if the digest is empty, because it has none.
 
-    An interrupted update may have left them under their temporary name. Those of a model have no digest.
+    An interrupted update may have left them under their temporary name.
 
     Raises:
         LockError: If they are missing, or not those of this file.
@@ -149,17 +151,13 @@ def read_samples(path: Path, digest: str | None) -> bytes | None:
     path = sample_path(path)
     data = read_file(path, MAX_SAMPLE_BYTES)
     for each in (data, read_file(temporary_path(path), MAX_SAMPLE_BYTES)):
-        if each is not None and (digest_of(each) == digest or (digest is None and not _is_pointer(each))):
+        if each is not None and digest_of(each) == digest:
             return each
     if data is None:
         raise LockError(f"the samples are missing: commit {path}, and check that git does not ignore it")
-    if _is_pointer(data):
+    if data.startswith(b"version https://git-lfs"):
         raise LockError(f"the samples are a pointer of Git LFS: run git lfs pull ({path})")
     raise LockError(f"the samples in {path} are cut off, changed or from another commit; {_REMEDY}")
-
-
-def _is_pointer(data: bytes) -> bool:
-    return data.startswith(b"version https://git-lfs")
 
 
 def temporary_path(path: Path) -> Path:

@@ -89,10 +89,6 @@ class RunningLock:
         if stored is not None:
             self._stored, self._digest = stored.entries, stored.samples
 
-    def uses(self, kind: str, name: str) -> bool:
-        """Return whether the test has used a name before."""
-        return (kind, name) in self._used
-
     def model(
         self, module: nn.Module, name: str, fingerprints: Mapping[str, Fingerprint] | None, at: Site | None
     ) -> None:
@@ -107,15 +103,26 @@ class RunningLock:
             self._add_entry("model", name, entry)
             self._models[entry["record"]] = record
 
-    def inputs(self, batch: object, name: str, at: Site | None, tolerance: Tolerance) -> None:
-        """Add a batch to the inputs of this name; they are compared when the test ends."""
-        self._add_batch("inputs", name, batch, at, tolerance)
-
-    def outputs(
-        self, value: object, name: str, at: Site | None, tolerance: Tolerance, again: MetricFunction | None = None
+    def add(
+        self,
+        kind: str,
+        name: str,
+        batch: object,
+        tolerance: Tolerance,
+        find_site: Callable[[], Site | None],
+        again: MetricFunction | None = None,
     ) -> None:
-        """Add outputs to those of this name; they are compared when the test ends."""
-        self._add_batch("outputs", name, value, at, tolerance).again = again
+        """Add a batch to the inputs or outputs of a name; they are compared when the test ends."""
+        batches = self._batches.get((kind, name))
+        if batches is None:
+            entry, locked = self._stored.get(kind, {}).get(name), {}
+            with self._lenient():
+                locked = {} if entry is None else parse_arrays(entry, f"{self._path}: {kind} {name!r}")
+            batches = NamedBatches(kind, name, find_site(), tolerance, batch, self._budget, locked, self._update)
+            self._batches[kind, name] = batches
+            self._used.setdefault((kind, name), "matches")
+        batches.again = again
+        batches.add(batch)
 
     def preprocessing(self, transform: object, name: str, at: Site | None) -> None:
         """Compare the steps of a transform and their parameters, or build their entry."""
@@ -185,18 +192,6 @@ class RunningLock:
             changes = [f"changed {each.kind} {each.name!r}: {each.headline}" for each in self._changes]
             content["changes"] = [escape(each) for each in (*([f"new: {', '.join(new)}"] if new else []), *changes)]
         return json.dumps(content)
-
-    def _add_batch(self, kind: str, name: str, batch: object, at: Site | None, tolerance: Tolerance) -> NamedBatches:
-        batches = self._batches.get((kind, name))
-        if batches is None:
-            entry, locked = self._stored.get(kind, {}).get(name), {}
-            with self._lenient():
-                locked = {} if entry is None else parse_arrays(entry, f"{self._path}: {kind} {name!r}")
-            batches = NamedBatches(kind, name, at, tolerance, batch, self._budget, locked, select_anew=self._update)
-            self._batches[kind, name] = batches
-            self._used.setdefault((kind, name), "matches")
-        batches.add(batch)
-        return batches
 
     def _recompute(self, name: str, pause_guard: Callable[[], AbstractContextManager[None]]) -> str:
         """Describe how a metric follows from inputs that changed; empty without `again=` or with several inputs."""

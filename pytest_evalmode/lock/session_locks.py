@@ -1,14 +1,14 @@
-"""Plugins of the session that write the lock files and report unused entries.
+"""The plugin of the session that writes the lock files and reports unused entries.
 
-They work from the test reports, which under xdist arrive in the controller.
+It works from the test reports, which under xdist arrive in the controller.
 """
 
 from __future__ import annotations
 
 import json
 from base64 import b64decode
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +18,26 @@ from pytest_evalmode.lock import host
 from pytest_evalmode.lock.lock_file import FOLDER, MODELS, Entry, LockError, escape, lock_path, read_lock
 from pytest_evalmode.lock.lock_folder import NewLock, exclusive, find_ignored, remove_leftovers, write_lock
 
-_COLLECTED = "evalmode_collected"
 _MAX_NAMES = 10
 _MAX_LINES = 20
-
-
-class CollectedTests:
-    """Records which tests exist, including deselected ones; an xdist worker sends them to the controller."""
-
-    def __init__(self) -> None:
-        self.tests: set[str] = set()
-        self.uncollected: set[str] = set()
-        """Node ids of files and folders whose tests are unknown, because collecting them failed or was skipped."""
-
-    def pytest_itemcollected(self, item: pytest.Item) -> None:
-        self.tests.add(item.nodeid)
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if not report.passed:
-            self.uncollected.add(report.nodeid)
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        output = getattr(session.config, "workeroutput", None)
-        if output is not None:
-            output[_COLLECTED] = sorted(self.tests)
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        self.tests.update(getattr(node, "workeroutput", {}).get(_COLLECTED, ()))
-
-    def is_gone(self, nodeid: str) -> bool:
-        """Return whether a test no longer exists; only meaningful in a run of the whole suite."""
-        return (
-            bool(self.tests)
-            and nodeid not in self.tests
-            and not any(nodeid.startswith(each) for each in self.uncollected)
-        )
 
 
 class LockSession:
     """Gathers the lock records of a session's tests and updates the lock files; the last report of a test counts."""
 
-    def __init__(self, config: pytest.Config, collected: CollectedTests) -> None:
+    def __init__(self, config: pytest.Config, is_gone: Callable[[str], bool]) -> None:
+        """Create the plugin; `is_gone` returns whether the test with a node id no longer exists."""
         self._config = config
-        self._collected = collected
+        self._is_gone = is_gone
         self._records: dict[str, dict[str, Any] | None] = {}
         """The lock record of each test that passed; None if it did not use the lock."""
         self._models: dict[str, tuple[Entry, bytes | None]] = {}
         """The records of models by digest, which many tests may share."""
         self._not_passed: set[str] = set()
         """Tests that used the lock and did not pass."""
+        self._failed: set[str] = set()
+        """Tests whose lock could not be written."""
+        self._errors: dict[str, None] = {}
         self._lines: list[tuple[str, bool]] = []
         """Lines of the terminal summary, and whether each is an error."""
 
@@ -91,20 +61,22 @@ class LockSession:
         update = host.settings_of(self._config).update_lock
         unused: list[str] = []
         for folder in sorted({self._path(nodeid).parents[1] for nodeid in (*self._records, *self._not_passed)}):
-            try:
-                records = {self._path(nodeid): (nodeid, each) for nodeid, each in self._records.items() if each}
-                records = {path: each for path, each in records.items() if update and path.parents[1] == folder}
-                with exclusive(folder) if records or (update and folder.exists()) else nullcontext():
-                    stale = dict(self._find_unused(folder, whole_suite))
-                    unused += [f"{self._nodeid(path)} {kind} {name!r}" for path in stale for kind, name in stale[path]]
-                    if update:
-                        self._update(folder, records, stale if whole_suite else {})
-                        if folder.exists():
-                            remove_leftovers(folder, old_format=whole_suite)
-                            self._warn_of_ignored(find_ignored(folder))
-            except (LockError, OSError) as error:
-                self._lines.append((str(error), True))
-                session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+            records = {self._path(nodeid): (nodeid, each) for nodeid, each in self._records.items() if each and update}
+            records = {path: each for path, each in records.items() if path.parents[1] == folder}
+            lock = exclusive(folder) if records or (update and folder.exists()) else nullcontext()
+            with self._reporting_errors({nodeid for nodeid, _ in records.values()}), lock:
+                stale = dict(self._find_unused(folder, whole_suite))
+                unused += [f"{self._nodeid(path)} {kind} {name!r}" for path in stale for kind, name in stale[path]]
+                if update:
+                    self._update(records, stale if whole_suite else {})
+                    if folder.exists():
+                        remove_leftovers(folder, old_format=whole_suite)
+                        self._warn_of_ignored(find_ignored(folder))
+        if self._errors:
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+            self._lines += [(line, True) for line in list(self._errors)[:_MAX_LINES]]
+            if len(self._errors) > _MAX_LINES:
+                self._lines.append((f"and {len(self._errors) - _MAX_LINES} more errors", True))
         if update:
             self._summarize_update()
         if unused:
@@ -144,7 +116,7 @@ class LockSession:
                 if path not in passed:  # its own test reports it, or the update replaces it
                     self._lines.append((str(error), True))
                 continue
-            if stored is None or (path not in passed and not self._collected.is_gone(self._nodeid(path, stored.test))):
+            if stored is None or (path not in passed and not self._is_gone(self._nodeid(path, stored.test))):
                 continue
             record = passed.get(path)
             used = {tuple(each) for each in record["used"]} if record else set()
@@ -152,12 +124,17 @@ class LockSession:
             if unused:
                 yield path, unused
 
-    def _update(
-        self,
-        folder: Path,
-        records: dict[Path, tuple[str, dict[str, Any]]],
-        stale: dict[Path, set[tuple[str, str]]],
-    ) -> None:
+    @contextmanager
+    def _reporting_errors(self, nodeids: set[str]) -> Iterator[None]:
+        """Report an error in the terminal summary; tests whose locks it concerns are then not updated."""
+        try:
+            yield
+        except (LockError, OSError) as error:
+            where = f"{next(iter(nodeids))}: not updated: " if len(nodeids) == 1 else ""
+            self._errors[f"{where}{error}"] = None
+            self._failed |= nodeids
+
+    def _update(self, records: dict[Path, tuple[str, dict[str, Any]]], stale: dict[Path, set[tuple[str, str]]]) -> None:
         """Write the new entries of tests, and remove the stale ones."""
         for path, (nodeid, record) in records.items():
             models = {
@@ -166,13 +143,15 @@ class LockSession:
                 if (key := entry["record"]) in self._models
             }
             new = NewLock(nodeid.partition("::")[2], record["entries"], _to_bytes(record["samples"]), models)
-            write_lock(path, new, stale.get(path, ()))
+            with self._reporting_errors({nodeid}):
+                write_lock(path, new, stale.get(path, ()))
         for path in stale.keys() - records.keys():
             write_lock(path, NewLock("", {}), stale[path])
 
     def _summarize_update(self) -> None:
         """Say which entries of which tests are new or changed, and which tests were not updated."""
-        records = {nodeid: record for nodeid, record in self._records.items() if record and record.get("entries")}
+        records = {nodeid: each for nodeid, each in self._records.items() if each and each.get("entries")}
+        records = {nodeid: each for nodeid, each in records.items() if nodeid not in self._failed}
         changed = {nodeid: record["changes"] for nodeid, record in sorted(records.items()) if record["changes"]}
         for nodeid, changes in list(changed.items())[:_MAX_LINES]:
             self._lines.append((f"{nodeid}: {'; '.join(changes)}", False))

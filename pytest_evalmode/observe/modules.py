@@ -18,6 +18,10 @@ from pytest_evalmode.observe.private_api import ScriptModule, is_lazy, save_to_s
 _WRAPPED_NAMES = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _LINK_NAMES = _WRAPPED_NAMES | {"module"}
 
+TORCH_ATTRIBUTES = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
+"""Attributes that torch sets in every module."""
+DROPOUTS = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleTables:
@@ -96,6 +100,23 @@ def walk(module: nn.Module | ModuleTables, skip: Container[int] = ()) -> NamedMo
     return list(result.values())
 
 
+def path_as_code(root: nn.Module, path: str) -> str:
+    """Return the path of a submodule as Python code after its root: `[2].conv` for `2.conv` in a `nn.Sequential`."""
+    code, part = "", root
+    for step in path.split("."):
+        if step not in part._modules:
+            part = unwrap(part)
+        if step.isidentifier():
+            code += f".{step}"
+        elif isinstance(part, nn.ModuleDict):
+            code += f'["{step}"]'
+        else:
+            code += f"[{step}]" if hasattr(type(part), "__getitem__") else f'.get_submodule("{step}")'
+        child = dict(part._modules.items()).get(step)  # a ScriptModule's table has no get()
+        part = part if child is None else child
+    return code
+
+
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the model inside the wrappers of `torch.compile`, DDP and others that hold nothing of their own."""
     while len(module._modules) == 1:
@@ -157,11 +178,6 @@ def has_lazy_tensors(module: nn.Module) -> bool:
     return any(
         tensor is not None and is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())
     )
-
-
-def is_layer_with_weights(module: nn.Module) -> bool:
-    """Return whether a module itself has parameters and can run; a bare `nn.Module`, as fx makes them, cannot."""
-    return type(module) is not nn.Module and has_own_parameters(module)
 
 
 def has_own_tensors(module: nn.Module) -> bool:

@@ -138,34 +138,32 @@ MAX_MAP_COUNT = "/proc/sys/vm/max_map_count"
 KERNEL = dict.fromkeys((MAPS, PAGEMAP, MAX_MAP_COUNT), OPTIONAL["fcntl"])
 """What is lost without each file of the kernel."""
 
+HOOK_TABLES = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
 ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
     "torch.nn:Module": {
-        "_parameters": "the guard",
-        "_buffers": "the guard",
-        "_modules": "the guard",
-        "_non_persistent_buffers_set": "the guard",
-        "_forward_hooks": "the guard",
-        "_forward_pre_hooks": "the guard",
-        "_backward_hooks": "that a test left such a hook on a shared model",
-        "_backward_pre_hooks": "that a test left such a hook on a shared model",
-        "_state_dict_hooks": "that a test left such a hook on a shared model",
-        "_state_dict_pre_hooks": "that a test left such a hook on a shared model",
-        "_load_state_dict_pre_hooks": "that a test left such a hook on a shared model",
-        "_load_state_dict_post_hooks": "that a test left such a hook on a shared model",
+        **dict.fromkeys(("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"), "the guard"),
+        **dict.fromkeys(HOOK_TABLES, "that a test left such a hook on a shared model"),
         "_compiled_call_impl": "batch statistics in models that are compiled in place",
     },
     "torch:Tensor": {
         "_version": "changes of gradients, and of tensors that cannot be read",
-        "_indices": "the content of sparse tensors",
-        "_values": "the content of sparse tensors",
+        **dict.fromkeys(("_indices", "_values"), "the content of sparse tensors"),
         "_nested_tensor_size": "the content of nested tensors",
     },
     "torch:UntypedStorage": {"_cdata": "which tensors share their memory"},
-    "torch.nested._internal.nested_tensor:NestedTensor": {
-        "_values": "the content of jagged tensors",
-        "_offsets": "the content of jagged tensors",
-        "_lengths": "the content of jagged tensors",
-    },
+    "torch.nested._internal.nested_tensor:NestedTensor": dict.fromkeys(
+        ("_values", "_offsets", "_lengths"), "the content of jagged tensors"
+    ),
     "torch.distributed.tensor:DTensor": {"_local_tensor": "the content of sharded tensors"},
     "sys": {"_getframe": "the guard"},
 }

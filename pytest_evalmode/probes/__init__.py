@@ -6,6 +6,7 @@ and the generators stay as they were.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.models import mode_dependence
+from pytest_evalmode.probes.functions import assert_function_repeatable
 from pytest_evalmode.probes.nested_tensors import (
     PADDING,
     add_padding,
@@ -31,31 +33,45 @@ from pytest_evalmode.probes.probe_runs import copied, copied_for_inference, run_
 from pytest_evalmode.rules.wording import first_and_more
 
 
-def assert_repeatable(model: nn.Module, *inputs: Any, **named: Any) -> None:
-    """Assert that a model returns the same output again, bit by bit.
+def assert_repeatable(
+    evaluate: Callable[..., Any], *args: Any, rtol: float | None = None, atol: float | None = None, **named: Any
+) -> None:
+    """Assert that a model or a function returns the same result again.
 
-    The model runs twice with the same inputs, then with other inputs, and once more with the first inputs.  This
-    detects, for example, random draws in eval mode and caches that keep values of earlier inputs.
+    A model runs twice with the same inputs, then with other inputs, and once more with the first inputs.  This detects,
+    for example, random draws in eval mode and caches that keep values of earlier inputs.
+
+    A function, such as a whole evaluation, runs twice under different global seeds of torch, Python and NumPy.  This
+    detects, for example, random data, and metrics that depend on a random order.  The models among its arguments are
+    copied.
 
     Args:
-        model: The model.  A copy of it runs in eval mode.
-        *inputs: Positional arguments of its forward: tensors, or mappings and sequences of them.
-        **named: Keyword arguments of its forward.
+        evaluate: The model, of which a copy runs in eval mode, or the function.
+        *args: Its positional arguments; for a model, tensors or mappings and sequences of them.
+        rtol: Relative tolerance.  By default, the results must be the same bit by bit.
+        atol: Absolute tolerance.
+        **named: Its keyword arguments.
 
     Raises:
-        AssertionError: An output differs.  The message names the first module that differs.
+        AssertionError: A result differs.  The message names the first module that differs or, for a function, the path
+            in the result and the lines that drew random numbers.
         HygieneError: The inference was not clean.
-        TypeError: `model` is not a module, or cannot be copied.
+        TypeError: `evaluate` cannot be called, or a model cannot be copied.
 
     Example:
         >>> assert_repeatable(model, torch.ones(8, 3, 32, 32))
+        >>> assert_repeatable(accuracy, model, loader, atol=1e-6)
     """
-    with copied_for_inference(model, "assert_repeatable") as run:
-        first = run(*inputs, **named)
-        assert_same_outputs(first, run(*inputs, **named), "in a second run")
-        other_inputs, other_named = map_tensors((inputs, named), different_tensor)
-        run(*other_inputs, **other_named)
-        assert_same_outputs(first, run(*inputs, **named), "after a run with other inputs")
+    tolerance = None if rtol is None and atol is None else Tolerance(rtol or 0.0, atol or 0.0)
+    if not isinstance(evaluate, nn.Module) and callable(evaluate):
+        assert_function_repeatable(evaluate, args, named, tolerance)
+        return
+    with copied_for_inference(evaluate, "assert_repeatable") as run:
+        first = run(*args, **named)
+        assert_same_outputs(first, run(*args, **named), "in a second run", tolerance)
+        other_args, other_named = map_tensors((args, named), different_tensor)
+        run(*other_args, **other_named)
+        assert_same_outputs(first, run(*args, **named), "after a run with other inputs", tolerance)
 
 
 def assert_batch_independent(

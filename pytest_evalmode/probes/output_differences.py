@@ -11,47 +11,6 @@ from torch import Tensor
 from pytest_evalmode.probes.probe_runs import Run
 
 
-def first_difference(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> str | None:
-    """Describe the first difference between two outputs, compared bit by bit; None if they are the same.
-
-    NaN equals NaN.
-    """
-    if before.keys() != after.keys():
-        return "different structure"
-    for path, old in before.items():
-        new = after[path]
-        if old.shape != new.shape or old.dtype != new.dtype:
-            return f"{old.dtype} {tuple(old.shape)} -> {new.dtype} {tuple(new.shape)}"
-        if not torch.equal(torch.nan_to_num(old), torch.nan_to_num(new)) or not torch.equal(old.isnan(), new.isnan()):
-            distance = (new.double() - old.double()).abs() if not old.is_complex() else (new - old).abs()
-            has_samples = distance.dim() > 1 and len(distance) > 1
-            sample = f", first in sample {_first_sample(distance)}" if has_samples else ""
-            return f"by up to {float(distance.max()):.3g}{sample}"
-    return None
-
-
-def _first_sample(distance: Tensor) -> int:
-    return int((distance.flatten(1) > 0).any(1).nonzero()[0])
-
-
-def assert_same_outputs(first: Run, second: Run, when: str) -> None:
-    """Assert that two runs returned the same output, bit by bit, and name the first module that differs."""
-    difference = first_difference(first.output, second.output)
-    if difference is None:
-        return
-    for (path, old), (_, new) in zip(first.modules, second.modules, strict=False):
-        inner = first_difference(old, new)
-        if inner is not None:
-            raise AssertionError(
-                f"the output differs {when}: {difference}; first module that differs: {_module_name(path)} ({inner})"
-            )
-    raise AssertionError(f"the output differs {when}: {difference}")
-
-
-def _module_name(path: str) -> str:
-    return path or "the model itself"
-
-
 @dataclass(frozen=True, slots=True)
 class Tolerance:
     """The tolerance for comparing two tensors.
@@ -72,6 +31,51 @@ class Tolerance:
         finite = before[before.isfinite()].abs()
         scale = float(finite.max()) if finite.numel() else 0.0
         return ~torch.isclose(after, before, rtol=loose, atol=loose * scale, equal_nan=True)
+
+
+def first_difference(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], tolerance: Tolerance | None = None
+) -> str | None:
+    """Describe the first difference between two outputs; None if they are the same, bit by bit or within a tolerance.
+
+    NaN equals NaN.
+    """
+    if before.keys() != after.keys():
+        return "different structure"
+    for path, old in before.items():
+        new = after[path]
+        if old.shape != new.shape or old.dtype != new.dtype:
+            return f"{old.dtype} {tuple(old.shape)} -> {new.dtype} {tuple(new.shape)}"
+        if tolerance is not None and not bool(tolerance.exceeded(old, new).any()):
+            continue
+        if not torch.equal(torch.nan_to_num(old), torch.nan_to_num(new)) or not torch.equal(old.isnan(), new.isnan()):
+            distance = (new.double() - old.double()).abs() if not old.is_complex() else (new - old).abs()
+            has_samples = distance.dim() > 1 and len(distance) > 1
+            sample = f", first in sample {_first_sample(distance)}" if has_samples else ""
+            return f"by up to {float(distance.max()):.3g}{sample}"
+    return None
+
+
+def _first_sample(distance: Tensor) -> int:
+    return int((distance.flatten(1) > 0).any(1).nonzero()[0])
+
+
+def assert_same_outputs(first: Run, second: Run, when: str, tolerance: Tolerance | None = None) -> None:
+    """Assert that two runs returned the same output, and name the first module that differs."""
+    difference = first_difference(first.output, second.output, tolerance)
+    if difference is None:
+        return
+    for (path, old), (_, new) in zip(first.modules, second.modules, strict=False):
+        inner = first_difference(old, new, tolerance)
+        if inner is not None:
+            raise AssertionError(
+                f"the output differs {when}: {difference}; first module that differs: {_module_name(path)} ({inner})"
+            )
+    raise AssertionError(f"the output differs {when}: {difference}")
+
+
+def _module_name(path: str) -> str:
+    return path or "the model itself"
 
 
 def assert_same_samples(whole: Run, part: Run, rows: list[int], size: int, tolerance: Tolerance, when: str) -> None:

@@ -102,7 +102,7 @@ def summarize_causes(tests: Iterable[TestRecord]) -> list[CauseSummary]:
         for violation in test["violations"]:
             entries.setdefault(_root_of(violation), []).append((test, violation))
     causes = [_summarize(root, group) for root, group in entries.items()]
-    return sorted(causes, key=lambda cause: (-len(cause.tests), _rule_order(cause.rules[0])))
+    return sorted(causes, key=lambda cause: (-len(cause.tests), rule_order(cause.rules[0])))
 
 
 def group_by_cause(violations: Iterable[ViolationRecord]) -> list[tuple[ViolationRecord, list[ViolationRecord]]]:
@@ -130,12 +130,12 @@ def _summarize(root: RootCause, entries: list[tuple[TestRecord, ViolationRecord]
         at=root.at,
         message=violation["message"],
         remedy=violation["remedy"],
-        rules=tuple(sorted({violation["rule"] for _, violation in entries}, key=_rule_order)),
+        rules=tuple(sorted({violation["rule"] for _, violation in entries}, key=rule_order)),
         tests=tuple(dict.fromkeys(test["nodeid"] for test, _ in entries)),
         test=test["nodeid"],
     )
 
 
-def _rule_order(rule: str) -> tuple[int, str]:
+def rule_order(rule: str) -> tuple[int, str]:
     """Sort the rules as they are reported, user rules last."""
     return RULE_NAMES.index(rule) if rule in RULE_NAMES else len(RULE_NAMES), rule

@@ -17,6 +17,7 @@ from pytest_evalmode.rules import Violation
 from pytest_evalmode.trace import WatchedModel
 
 SCHEMA = 1
+_PAGE_ONLY = ("root", "finding", "since")
 _NOT_REPORTED = ("exemptions", "unjudged", "guarded", "finished", "dropped", "timed", "read", "unread", "shown")
 
 Record = dict[str, Any]
@@ -101,12 +102,14 @@ def _violation_record(violation: Violation, root: RootCause) -> Record:
         "count": violation.count,
         "details": dict(violation.details),
         "root": list(root),
+        "finding": violation.finding,
+        "since": str(violation.since) if violation.since else None,
     }
 
 
 def _reported(test: Record) -> Record:
     """Return a record without the keys that only the summary and the HTML report use."""
-    violations = [{k: v for k, v in violation.items() if k != "root"} for violation in test["violations"]]
+    violations = [{k: v for k, v in violation.items() if k not in _PAGE_ONLY} for violation in test["violations"]]
     return {**{k: v for k, v in test.items() if k not in _NOT_REPORTED}, "violations": violations}
 
 
@@ -134,8 +137,7 @@ class Ledger:
         }
 
     def write(self, path: Path, mode: str, strict: bool) -> None:
-        """Write the JSON report and create missing folders."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the JSON report."""
         report = {
             "schema": SCHEMA,
             "evalmode": __version__,

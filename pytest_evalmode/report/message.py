@@ -22,9 +22,10 @@ def failure_text(violations: Sequence[Violation], marker: str | None = None) -> 
     first = violations[0]
     lines = [f"{first.rule}: {first.message}{more}", ""]
     width = max(len(violation.rule) for violation in violations)
-    for entry in _entries(violations):
+    entries = _entries(violations)
+    for entry in entries:
         lines += [f"  {rule:{width}}  {text}" for rule, text in entry.rows()]
-    suggested = suggest_exemption(violations, marker)
+    suggested = _exemption(entries, marker)
     if suggested:
         lines += ["", f"  intended? {suggested}"]
     return "\n".join(lines)
@@ -32,8 +33,12 @@ def failure_text(violations: Sequence[Violation], marker: str | None = None) -> 
 
 def suggest_exemption(violations: Sequence[Violation], marker: str | None = None) -> str:
     """Return the narrowest exemption for the violations that may be intended, or an empty string."""
-    entries = [entry for entry in _entries(violations) if not entry.cause.never_intended]
-    arguments = _exemption_arguments([violation for entry in entries for violation in entry.all()])
+    return _exemption(_entries(violations), marker)
+
+
+def _exemption(entries: Sequence[_Entry], marker: str | None) -> str:
+    intended = [entry for entry in entries if not entry.cause.never_intended]
+    arguments = _exemption_arguments([violation for entry in intended for violation in entry.all()])
     if not arguments:
         return ""
     return f'@pytest.mark.{marker}({arguments}, reason="...")' if marker else f"guard({arguments})"
@@ -88,10 +93,13 @@ def _places(violation: Violation) -> list[str]:
     places = []
     if violation.fixture and violation.fixture_at:
         places.append(f"from fixture {violation.fixture}: {_line(violation.fixture_at)}")
-    if violation.mutable:  # `at` is not at fault, only the last forward before the change was seen
+    if violation.mutable:  # `at` is not at fault, only a forward before or after the change
         if violation.since:
             return [*places, f"since {_line(violation.since)}"]
-        return [*places, f"first seen after the model's last forward: {violation.at}"] if violation.at else places
+        when = violation.details.get("when", "first seen after the model's last forward")
+        if violation.at:
+            places.append(f"{when}: {violation.at}")
+        return [*places, f"in the model: {_line(violation.cause)}"] if violation.cause else places
     if violation.since and violation.since != violation.at:
         places.append(f"since {_line(violation.since)}")
     if violation.at:

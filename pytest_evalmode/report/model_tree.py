@@ -161,36 +161,23 @@ def _group_row(group: Sequence[_Node], expanded: set[str]) -> dict[str, Any]:
 
 def _groups(node: _Node) -> list[list[_Node]]:
     """Group the children: clean neighbors; if there are many, also similar ones, and the rest beyond MAX_ROWS."""
-    groups = _group_neighbors(node.children, lambda child: None if child.marked else ())
+    groups = list(_group_neighbors(node.children, min_run=len(node.children) + 1))
     if len(groups) > _MAX_EXPANDED:
-        similar = _group_neighbors(node.children, lambda child: (child.type, *{kind for kind, _ in child.all_marks()}))
-        groups = [
-            each for group in similar for each in ([group] if len(group) >= _MIN_RUN else [[child] for child in group])
-        ]
-        groups = _merge_clean(groups)
+        groups = list(_group_neighbors(node.children, _MIN_RUN))
     if len(groups) > MAX_ROWS:
         groups = [*groups[: MAX_ROWS - 1], [child for group in groups[MAX_ROWS - 1 :] for child in group]]
     return groups
 
 
-def _merge_clean(groups: list[list[_Node]]) -> list[list[_Node]]:
-    merged: list[list[_Node]] = []
-    for group in groups:
-        clean = not any(node.marked for node in group)
-        if clean and merged and not any(node.marked for node in merged[-1]):
-            merged[-1] = [*merged[-1], *group]
-        else:
-            merged.append(group)
-    return merged
+def _group_neighbors(children: Sequence[_Node], min_run: int) -> Iterator[list[_Node]]:
+    """Group clean neighbors, and at least `min_run` neighbors of the same type with the same kinds of marks."""
 
+    def key(child: _Node) -> object:
+        return (child.type, {kind for kind, _ in child.all_marks()}) if child.marked else ()
 
-def _group_neighbors(children: Sequence[_Node], key: Any) -> list[list[_Node]]:
-    """Group neighbors with the same key; a child whose key is None forms a group of its own."""
-    return [
-        each
-        for value, group in groupby(children, key)
-        for each in ([list(group)] if value is not None else [[child] for child in group])
-    ]
+    for _, neighbors in groupby(children, key):
+        group = list(neighbors)
+        yield from [group] if not group[0].marked or len(group) >= min_run else [[child] for child in group]
 
 
 def _summarize(marks: Iterable[Mark]) -> list[Mark]:

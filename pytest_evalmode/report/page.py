@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_evalmode import __version__
 from pytest_evalmode.report.baseline import KnownViolations, is_known
-from pytest_evalmode.report.causes import CauseSummary, group_by_cause, summarize_causes
+from pytest_evalmode.report.causes import CauseSummary, group_by_cause, rule_order, summarize_causes
 from pytest_evalmode.report.ledger import torch_version
 from pytest_evalmode.report.suggest import UnmarkedTest
 from pytest_evalmode.rules import RULE_NAMES
@@ -83,15 +83,14 @@ def render_page(
 
 def render_panel(test: Test) -> str:
     """Return the part of the report about one test, with its style, to be included in another page."""
-    return _templates().get_template("panel.html.j2").render(test=_test(_with_findings(test), "t0"))
+    return _templates().get_template("panel.html.j2").render(test=_test(test, "t0"))
 
 
 def split_known(tests: Iterable[Test], known: KnownViolations | None) -> tuple[list[Test], list[Test]]:
     """Return the tests with their new violations, and the tests with their known ones; a test may be in both."""
     new: list[Test] = []
     old: list[Test] = []
-    for record in tests:
-        test = _with_findings(record)
+    for test in tests:
         listed = [violation for violation in test["violations"] if is_known(test, violation, known)]
         unlisted = [violation for violation in test["violations"] if violation not in listed]
         if unlisted:
@@ -141,25 +140,13 @@ def _may_hide_violations(tests: Iterable[Test]) -> bool:
     return any(test["unjudged"] or test["dropped"] for test in tests)
 
 
-def _with_findings(test: Test) -> Test:
-    """Return a test with each violation's `finding` and `since`, which the record stores separately."""
-    page_data = test["shown"]
-    findings = page_data.get("findings") or [violation["message"] for violation in test["violations"]]
-    since = page_data.get("since") or [None] * len(findings)
-    violations = [
-        {**violation, "finding": finding, "since": line}
-        for violation, finding, line in zip(test["violations"], findings, since, strict=True)
-    ]
-    return {**test, "violations": violations}
-
-
 def _part(tests: Sequence[Test], by_name: Mapping[str, Test], prefix: str) -> dict[str, Any]:
     """Return the data of one section: root causes and the grid of tests.  Anchors begin with `prefix`."""
     shown = [_test(test, f"{prefix}{n}") for n, test in enumerate(sorted(tests, key=_natural_order))]
     anchors = {test["nodeid"]: test["anchor"] for test in shown}
     causes = [_cause(cause, by_name[cause.test], anchors) for cause in summarize_causes(tests)]
     counts = Counter(rule for test in shown for rule in test["rules"])
-    rules = sorted(counts.items(), key=lambda item: _rule_order(item[0]))
+    rules = sorted(counts.items(), key=lambda item: rule_order(item[0]))
     return {
         "causes": causes[:_TOP_CAUSES],
         "more_causes": causes[_TOP_CAUSES:],
@@ -225,10 +212,6 @@ def _code(test: Test, at: str | None) -> list[dict[str, Any]]:
     first, lines = test["shown"].get("lines", {}).get(at) or (1, [])
     fault = int(at.rpartition(":")[2]) if at and lines else 0
     return [{"number": n, "text": text, "at_fault": n == fault} for n, text in enumerate(lines, first)]
-
-
-def _rule_order(rule: str) -> tuple[int, str]:
-    return RULE_NAMES.index(rule) if rule in RULE_NAMES else len(RULE_NAMES), rule
 
 
 @cache

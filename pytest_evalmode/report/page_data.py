@@ -33,13 +33,10 @@ def collect_page_data(
     events = [[event.what, event.model, str(event.at) if event.at else None, event.count] for event in trace.events]
     lines = [line for v in violations for line in (v.since, v.at, v.cause) if line is not None]
     return {
-        "findings": [v.finding for v in violations],
-        "since": [str(v.since) if v.since else None for v in violations],
         "exemption": suggest_exemption(violations, marker),
         "pictures": {change.name: change.pictures for change in trace.locks if change.pictures},
         "trees": trees,
         "events": [*provided, *events],
-        "fixtures": {name: str(site) for name, site in fixtures.items()},
         "lines": {
             **{str(line): code for line in lines if (code := _context(root, line))},
             **{str(site): code for site in fixtures.values() if (code := _fixture_code(root, site))},

@@ -38,6 +38,13 @@ def unique_by_module(observations: Iterable[Observation]) -> list[Observation]:
     return list(unique.values())
 
 
+def most_telling_first(observations: list[Observation]) -> list[Observation]:
+    """Return observations sorted: modules whose result surely changes in training mode, inner ones, containers."""
+    paths = (observation.module.path.split(".") for observation in observations if observation.module.path)
+    containers = {"", *(".".join(steps[:n]) for steps in paths for n in range(1, len(steps)))}
+    return sorted(observations, key=lambda each: (not each.module.changes_result, each.module.path in containers))
+
+
 def count_runs(calls: Iterable[ForwardCall]) -> int:
     """Return how often models ran.
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from pytest_evalmode.policy import Policy
 from pytest_evalmode.rules.rule import Rule, Violation, rule
-from pytest_evalmode.trace import ForwardCall, Trace
+from pytest_evalmode.trace import ForwardCall, Observation, Trace
 
 PolicySegments = Sequence[tuple[Trace, Policy]]
 """The traces of a window in order, each with its policy."""
@@ -56,7 +56,10 @@ def is_needed(exemption: Exemption, segments: PolicySegments, rules: Iterable[Ru
     kind, value = exemption
     segments = [(trace, policy) for trace, policy in segments if exemption in policy.exemptions] or segments
     if kind == "train":
-        modules = [observation.module for trace, _ in segments for call in trace.calls for observation in call.training]
+        calls = (call for trace, _ in segments for call in trace.calls)
+        modules = [
+            o.module for call in calls for o in (*call.training, *(draw for draw in call.draws if draw.training))
+        ]
         return any(matches(module.model, module.path, [value]) for module in modules)
     if kind == "mutable":
         return any(matches(change.model, change.path, [value]) for trace, _ in segments for change in trace.changes)
@@ -101,8 +104,20 @@ def format_exemption(exemption: Exemption) -> str:
 
 
 def _remove_exempted_modules(call: ForwardCall, policy: Policy) -> ForwardCall:
-    training = tuple(f for f in call.training if not matches(f.module.model, f.module.path, policy.train))
-    return replace(call, training=training)
+    """Return a forward without the modules that may be in training mode, and without what they drew in that mode."""
+
+    def is_exempted(observation: Observation) -> bool:
+        return matches(observation.module.model, observation.module.path, policy.train)
+
+    training = tuple(each for each in call.training if not is_exempted(each))
+    draws = tuple(each for each in call.draws if not (each.training and is_exempted(each)))
+    return replace(call, training=training, draws=draws)
+
+
+def is_inside(model: str, path: str, globs: Iterable[str]) -> bool:
+    """Whether a glob matches this module or tensor, or a module around it; the model's name matches all of it."""
+    steps = path.split(".") if path else []
+    return any(matches(model, ".".join(steps[:count]), globs) for count in range(len(steps) + 1))
 
 
 def matches(model: str, path: str, globs: Iterable[str]) -> bool:

@@ -9,6 +9,7 @@ from pytest_evalmode.rules.call_groups import (
     count_runs,
     model_names,
     module_names,
+    most_telling_first,
     observations_by_model,
     unique_by_module,
     violation_of_modules,
@@ -18,6 +19,8 @@ from pytest_evalmode.rules.training_calls import (
     first_backward,
     first_optimizer_step,
     format_operation,
+    gradient_remedy,
+    mode_remedy,
     operation_details,
     pause_remedy,
 )
@@ -37,22 +40,25 @@ def train_mode(trace: Trace) -> Iterator[Violation]:
         model = calls[0].ran.model
         calls.sort(key=lambda call: model not in call.graphs)  # the export of a graph before the runs of the graph
         training = unique_by_module(observation for call in calls for observation in call.training)
-        # Batch norm and dropout are more relevant than containers and linear layers in the same mode.
         relevant = [observation for observation in training if observation.module.mode_dependent] or training
+        relevant = most_telling_first(relevant)
         why = f": {relevant[0].why}" if relevant[0].why else ""
         since = _common_switch(relevant)
         of = f" of {plural(calls[0].modules, 'module')}" if len(relevant) > 1 else ""
         were = "was" if len(relevant) == 1 else "were"
-        step = first_optimizer_step(trace, model)
+        step, backward = first_optimizer_step(trace, model), first_backward(trace, model)
         yield violation_of_modules(
             calls,
             relevant,
             message=f"{model_names(calls)} {_ran_or_exported(calls)} in training mode",
             finding=f"{module_names(relevant)}{of} {were} in training mode{why}",
-            remedy=_register_remedy(relevant[0]) or (pause_remedy(step) if step else _eval_remedy(calls, training)),
+            remedy=_train_mode_remedy(trace, calls, relevant, training),
             since=since,
-            details={**({"since": str(since)} if since else {}), **operation_details(trained=step)},
-            never_intended=bool(step or relevant[0].why) or any(call.all_training for call in calls),
+            details={
+                **({"since": str(since)} if since else {}),
+                **operation_details(trained=step, used=None if step else backward),
+            },
+            never_intended=bool(step or backward or relevant[0].why) or any(call.all_training for call in calls),
             train=tuple(observation.module.path for observation in training),
         )
 
@@ -67,16 +73,26 @@ def grad_mode(trace: Trace) -> Iterator[Violation]:
     for calls, recorded in observations_by_model(trace, lambda call: (call.autograd,) if call.autograd else ()):
         model = calls[0].ran.model
         step, backward = first_optimizer_step(trace, model), first_backward(trace, model)
+        recorded = sorted(recorded, key=lambda observation: not observation.recorded)
+        is_recorded = recorded[0].recorded
         used_graph = f"; {backward.name} used the graph" if backward else ""
         yield violation_of_modules(
             calls,
             recorded,
-            message=f"{model_names(calls)} ran {times(count_runs(calls))} with autograd recording{used_graph}",
-            finding=f"{title(recorded[0].module)} recorded autograd: {recorded[0].why}"
+            message=f"{model_names(calls)} ran {times(count_runs(calls))} with "
+            + (f"autograd recording{used_graph}" if is_recorded else "grad mode on"),
+            finding=f"{title(recorded[0].module)} {'recorded autograd' if is_recorded else 'ran with grad mode on'}: "
+            + recorded[0].why
             + (f"; the graph was used by {format_operation(backward)}" if backward else ""),
-            remedy=(pause_remedy(step) if step else _GRADIENT_REMEDY if backward else _enable_grad_remedy(recorded[0])),
+            remedy=(
+                pause_remedy(step)
+                if step
+                else gradient_remedy(backward)
+                if backward
+                else _enable_grad_remedy(recorded[0])
+            ),
             details=operation_details(trained=step, used=backward),
-            because=("train-mode",) if step else (),
+            because=("train-mode",) if step or backward else (),
             never_intended=bool(step),
         )
 
@@ -168,10 +184,6 @@ def no_forward(trace: Trace) -> Iterator[Violation]:
 _EXPORT = "call eval() before exporting the model: a graph keeps the mode that its modules had; "
 _EXPORT_RANDOM = f"{_EXPORT}if it still draws random numbers, make that depend on self.training"
 _EXPORT_BATCH_STATS = f"{_EXPORT}if it still uses batch statistics, set track_running_stats=True"
-_GRADIENT_REMEDY = (
-    "if the test needs gradients (saliency, an attack), pass allow=['grad-mode']; "
-    "otherwise call the model under torch.inference_mode() or torch.no_grad()"
-)
 
 
 def _export_site(trace: Trace, calls: list[ForwardCall]) -> Site | None:
@@ -191,22 +203,32 @@ def _common_switch(observations: list[Observation]) -> Site | None:
     return lines.pop() if len(lines) == 1 else None
 
 
-def _register_remedy(observation: Observation) -> str:
-    """Return the remedy for a module that `model.eval()` does not reach, or an empty string."""
-    return _REGISTER if observation.why else ""
-
-
 def _enable_grad_remedy(observation: Observation) -> str:
     """Return the remedy for a forward that enables grad mode itself, or an empty string."""
     return "do not enable grad mode in the forward (torch.enable_grad())" if observation.enabled_by_forward else ""
 
 
-def _eval_remedy(calls: list[ForwardCall], training: list[Observation]) -> str:
-    """Return the `eval()` call to add: on the only module in training mode, or else on the model that ran."""
+def _train_mode_remedy(
+    trace: Trace, calls: list[ForwardCall], relevant: list[Observation], training: list[Observation]
+) -> str:
+    """Return the remedy for modules in training mode; `relevant` are those that the violation names."""
+    step = first_optimizer_step(trace, calls[0].ran.model)
+    if relevant[0].why:  # `model.eval()` does not reach it
+        return _REGISTER
+    if step:
+        return pause_remedy(step)
     if all(call.exported for call in calls) or calls[0].graphs:
         return "call eval() before exporting the model: the graph keeps the mode, and calling eval() on it is too late"
-    ran = {call.ran.name for call in calls}
-    # If several submodules of the model ran, call eval() on the model.
-    target = training[0].module.name if len(training) == 1 else ran.pop() if len(ran) == 1 else calls[0].ran.model
-    # A name that starts with a capital letter is a type, not a variable of the user.
-    return f"call {target if target[0].islower() else 'model'}.eval() before the first forward"
+    return mode_remedy(trace, calls, relevant, _eval_target(calls, training))
+
+
+def _eval_target(calls: list[ForwardCall], training: list[Observation]) -> str:
+    """Return an expression for the module on which to call `eval()`: the only one in that mode, or what ran."""
+    ran = calls[0].ran
+    if not calls[0].expression:
+        return "model"
+    if len(training) == 1 and training[0].module.suffix.startswith(ran.suffix):
+        return calls[0].expression + training[0].module.suffix[len(ran.suffix) :]
+    if len({call.ran.name for call in calls}) > 1:  # several submodules ran: call eval() on the model
+        return calls[0].expression.removesuffix(ran.suffix)
+    return calls[0].expression

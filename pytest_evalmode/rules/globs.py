@@ -19,7 +19,15 @@ def narrowest_globs(paths: Sequence[str]) -> list[str]:
         globs = _merged(globs, lambda path: re.sub(r"\d+(?=\.|$)", "*", path))
     if len(globs) > MAX_GLOBS:
         globs = _merged(globs, lambda path: f"*.{path.rpartition('.')[2]}" if "." in path else path)
+    if len(globs) > MAX_GLOBS:
+        globs = _by_prefix(paths)
     return globs if len(globs) <= MAX_GLOBS else ["*"]
+
+
+def _by_prefix(paths: Sequence[str]) -> list[str]:
+    """Return a glob for each prefix that several paths share: `key.*` for the tensors of a part, `queue*` for names."""
+    parts = _merged(paths, lambda path: f"{path.partition('.')[0]}.*" if "." in path else path)
+    return _merged(parts, lambda path: path if "." in path else f"{path.partition('_')[0]}*")
 
 
 def _merged(paths: Iterable[str], generalize: Callable[[str], str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from pytest_evalmode.rules.rule import Violation, rule
 from pytest_evalmode.rules.wording import first_and_more, plural
@@ -33,7 +34,14 @@ def model_leaked(trace: Trace) -> Iterator[Violation]:
 def global_leaked(trace: Trace) -> Iterator[Violation]:
     leaks = [leak for leak in trace.leaks if leak.model is None]
     if leaks:
-        yield _leak_violation(None, [f"torch {leak.name}" for leak in leaks], leaks, [leak.at for leak in leaks])
+        violation = _leak_violation(None, [f"torch {leak.name}" for leak in leaks], leaks, [leak.at for leak in leaks])
+        yield replace(violation, remedy=_SUSPENDED) if all(leak.suspended for leak in leaks) else violation
+
+
+_SUSPENDED = (
+    "do not yield inside this `with`, as the generator leaves it only when it ends: enter it around the call of the "
+    "model; or close() the generator"
+)
 
 
 def _leak_violation(

@@ -34,30 +34,36 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
         for name in (call.ran.model, *(observation.module.model for observation in call.training))
     }
     graphs = {call.ran.model for call in trace.calls if any(o.is_graph for o in (*call.draws, *call.batch_stats))}
-    weights = {change.model for change in trace.changes if change.persistent and not change.buffer}
-    for violation in _mutations(change for change in trace.changes if change.persistent):
-        model = violation.model
+    for violation in _mutations(change for change in trace.changes if change.persistent and change.frozen):
+        yield replace(violation, remedy=_FROZEN_REMEDY, never_intended=True)
+    changes = [change for change in trace.changes if change.persistent and not change.frozen]
+    for model in dict.fromkeys(change.model for change in changes):
         step, backward = first_optimizer_step(trace, model), first_backward(trace, model)
-        write = _find_write(trace, [change for change in trace.changes if change.persistent and change.model == model])
-        if model in training:
-            violation = replace(violation, at=training[model] or violation.at)
-        # The most specific explanation comes first.  Training mode and graphs change buffers, but never weights.
-        if step:
-            details = {**violation.details, **operation_details(trained=step)}
-            because = ("train-mode", "grad-mode")
-            yield replace(violation, remedy=pause_remedy(step), details=details, because=because, never_intended=True)
-        elif model in weights and backward:
-            yield replace(violation, remedy=_backward_remedy(backward))
-        elif model in weights and write and write.at:
-            details = {**violation.details, **operation_details(written=write)}
-            remedy = _WRITE_REMEDY.format(write.name)
-            yield replace(violation, at=write.at, since=write.at, remedy=remedy, details=details)
-        elif model in weights or not (model in training or model in graphs):
-            yield replace(violation, remedy=_UNKNOWN_WRITE_REMEDY)
-        elif model in graphs:
-            yield replace(violation, because=("train-mode", "batch-stats", "random-forward"))
-        else:
-            yield _explain_by_training(violation, trace)
+        of_model = [change for change in changes if change.model == model]
+        writes = [] if step or backward else [write for write in trace.writes if write.at and model in write.models]
+        for write, group in _group_by_write(of_model, writes):
+            violation = next(_mutations(group))
+            has_weights = any(not change.buffer for change in group)
+            if model in training:
+                violation = replace(violation, at=training[model] or violation.at)
+            # The most specific explanation comes first.  Training mode and graphs change buffers, but never weights.
+            if step:
+                details = {**violation.details, **operation_details(trained=step)}
+                because = ("train-mode", "grad-mode")
+                remedy = pause_remedy(step)
+                yield replace(violation, remedy=remedy, details=details, because=because, never_intended=True)
+            elif has_weights and backward:
+                yield replace(violation, remedy=_backward_remedy(backward))
+            elif write:
+                details = {**violation.details, **operation_details(written=write)}
+                remedy = _WRITE_REMEDY.format(write.name)
+                yield replace(violation, at=write.at, since=write.at, remedy=remedy, details=details)
+            elif has_weights or not (model in training or model in graphs):
+                yield _date(violation, group)
+            elif model in graphs:
+                yield replace(violation, because=("train-mode", "batch-stats", "random-forward"))
+            else:
+                yield _explain_by_training(violation, trace)
 
 
 @rule(
@@ -171,6 +177,10 @@ def state_drifted(trace: Trace) -> Iterator[Violation]:
         )
 
 
+_FROZEN_REMEDY = (
+    "`evalmode.paused(frozen=...)` says that it does not train: after train(), call eval() on that module, and pass "
+    "the optimizer only the parameters that train"
+)
 _UNKNOWN_WRITE_REMEDY = (
     "find the code that wrote to it: the model's own forward, or code outside it (an optimizer, `.data`, a load); "
     "or list it in mutable=[...]"
@@ -181,15 +191,57 @@ _WRITE_REMEDY = (
 )
 
 
-def _find_write(trace: Trace, changes: Sequence[TensorChange]) -> ModelOperation | None:
-    """Return the first call that can explain all changes: a load for values, a conversion for dtypes and devices."""
-    loaded = all(change.what == "values" for change in changes)
-    converted = all(change.what in ("dtype", "device") for change in changes)
-    for write in trace.writes:
-        explains = loaded if write.name == "load_state_dict()" else converted and write.name != "requires_grad_()"
-        if explains and any(change.model in write.models for change in changes):
-            return write
-    return None
+def _group_by_write(
+    changes: list[TensorChange], writes: Sequence[ModelOperation]
+) -> list[tuple[ModelOperation | None, list[TensorChange]]]:
+    """Return changes grouped by the first call that explains them, if it explains that of a weight."""
+    groups: dict[ModelOperation | None, list[TensorChange]] = {}
+    for change in changes:
+        groups.setdefault(next((write for write in writes if _explains(write, change)), None), []).append(change)
+    unexplained = [w for w, group in groups.items() if w is not None and all(change.buffer for change in group)]
+    for write in unexplained:
+        groups.setdefault(None, []).extend(groups.pop(write))
+    return list(groups.items())
+
+
+def _explains(write: ModelOperation, change: TensorChange) -> bool:
+    """Return whether a call can explain a change: a load explains values, a conversion dtypes and devices."""
+    if write.name == "load_state_dict()":
+        return change.what == "values"
+    return change.what in ("dtype", "device") and write.name != "requires_grad_()"
+
+
+def _date(violation: Violation, changes: list[TensorChange]) -> Violation:
+    """Return a violation whose writer is unknown with when the tensors changed, and a remedy that fits."""
+    dated = {change.written: change for change in reversed(changes)}
+    details, at, first = violation.details, violation.at, changes[0].first_forward
+    if "before" in dated:
+        return replace(
+            violation, at=first, details={**details, "when": "before the model's first forward"}, remedy=_EARLY
+        )
+    if "inside" in dated:
+        line = next((change.written_at for change in changes if change.written_at), None)
+        when = {**details, "when": "in the model's first forward"}
+        return replace(
+            violation, at=first, cause=line, details=when, remedy=_INSIDE.format(f" ({line})" if line else "")
+        )
+    remedy = _UNKNOWN_WRITE_REMEDY
+    if changes[0].seen_late and not any(change.buffer or change.what != "values" for change in changes):
+        remedy += _SWAP
+    if "after" in dated and first:
+        at, details = first, {**details, "when": "after the model's first forward"}
+    return replace(violation, at=at, details=details, remedy=remedy)
+
+
+_EARLY = (
+    "find the code that wrote to it between the start of the test and that forward, and let it use a copy of the model "
+    "(copy.deepcopy); or list it in mutable=[...]"
+)
+_INSIDE = "let the forward write to it only under `if self.training:`{}; or list it in mutable=[...]"
+_SWAP = (
+    "; if other weights were swapped in for the forward (an average, a reparametrization), call evalmode.watch(model) "
+    "before the swap"
+)
 
 
 def _drift_violation(

@@ -8,7 +8,7 @@ from functools import cache
 from inspect import isasyncgenfunction, isgeneratorfunction, unwrap
 from linecache import getline
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -156,21 +156,6 @@ def values_passed_to(item: pytest.Item) -> Iterator[tuple[str, object, bool, Sit
     instance = getattr(item, "instance", None)
     if instance is not None:
         yield from ((f"self.{name}", value, False, None) for name, value in getattr(instance, "__dict__", {}).items())
-        for cls in type(instance).__mro__:
-            yield from ((f"self.{name}", value, True, None) for name, value in vars(cls).items())
-
-
-def fixtures_providing(models: Iterable[str], item: pytest.Item) -> list[str]:
-    """Return the fixtures that passed these models to a test: a model's name starts with that of its fixture."""
-    return [
-        fixture
-        for fixture in getattr(item, "funcargs", {})
-        if any(name == fixture or name.startswith((f"{fixture}.", f"{fixture}[")) for name in models)
-    ]
-
-
-def fixture_line(fixture: str, item: pytest.Item) -> Site | None:
-    """Return the line that defines a fixture of a test, if it is in user code."""
-    info = getattr(item, "_fixtureinfo", None)
-    fixturedefs = info.name2fixturedefs.get(fixture) if info is not None else None
-    return _definition_line(fixturedefs[-1], item.config) if fixturedefs else None
+        for cls in type(instance).__mro__[:-1]:  # a TestCase has hundreds of methods, and `object` has more
+            values = ((name, value) for name, value in vars(cls).items() if type(value) is not FunctionType)
+            yield from ((f"self.{name}", value, True, None) for name, value in values)

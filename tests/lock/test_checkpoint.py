@@ -299,7 +299,7 @@ FAULTS: list[tuple[Fault, tuple[str, ...], list[str], str]] = [
     (one_tensor, BOTH, ["values"], "1 of .* tensors changed: .*, by up to"),
     (multiplied, BOTH, ["scaled"], "more were multiplied by 2"),
     (negated, BOTH, ["scaled"], "was multiplied by -1"),
-    (pruned, BOTH, ["pruned"], "pruned: .*50% of the values of .* are 0"),
+    (pruned, BOTH, ["pruned"], "were pruned: 50% of the values are 0"),
     (through_float8, BOTH, ["rounded"], "were rounded to float8_e4m3fn"),
     (layers_swapped, BOTH, ["exchanged"], r"layer1?.0 and .*layer1?.1 were exchanged \(\d+ tensors\)"),
     (averaged, BOTH, ["values"], "cause not recognized"),

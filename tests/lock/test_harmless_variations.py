@@ -53,7 +53,7 @@ def changes(path: Path, was: Use, now: Use) -> list[LockChange]:
 def inputs(*batches: Any, tolerance: Any = EXACT) -> Use:
     def use(lock: RunningLock) -> None:
         for batch in batches:
-            lock.inputs(batch, "x", None, tolerance)
+            lock.add("inputs", "x", batch, tolerance, lambda: None)
 
     return use
 
@@ -61,7 +61,7 @@ def inputs(*batches: Any, tolerance: Any = EXACT) -> Use:
 def outputs(*values: Any) -> Use:
     def use(lock: RunningLock) -> None:
         for value in values:
-            lock.outputs(value, "y", None, EXACT)
+            lock.add("outputs", "y", value, EXACT, lambda: None)
 
     return use
 

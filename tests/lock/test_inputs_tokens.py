@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_evalmode.lock.inputs import arrays, diagnose, vocabulary_of
+from pytest_evalmode.lock.arrays.batch_arrays import arrays
+from pytest_evalmode.lock.causes import diagnose
 from tests.lock.texts import encode, sentences, tokenizer
 
 CASED: dict[str, Any] = {"vocabulary": False, "lower": False}
@@ -51,46 +52,17 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("with_vocabularies", [True, False], ids=["vocabularies", "only ids"])
 @pytest.mark.parametrize("cased", [False, True], ids=["uncased", "cased"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_gets_its_diagnosis(fault: str, cased: bool, with_vocabularies: bool) -> None:
+def test_a_fault_gets_its_diagnosis(fault: str, cased: bool) -> None:
     arguments, call, ids, mask = FAULTS[fault]
     vocabulary = CASED if cased else {}
     was, now = encode(tokenizer(**vocabulary)), encode(tokenizer(**vocabulary, **arguments), **call)
-    vocabularies = (vocabulary_of(was), vocabulary_of(now)) if with_vocabularies else None
-    diagnosis = diagnose(arrays(was)["input_ids"], arrays(now)["input_ids"], vocabularies=vocabularies)
+    diagnosis = diagnose(arrays(was)["input_ids"], arrays(now)["input_ids"])
     assert diagnosis is not None
     assert set(diagnosis.kinds) == ids, diagnosis.headline
     diagnosis = diagnose(arrays(was)["attention_mask"], arrays(now)["attention_mask"])
     assert (set(diagnosis.kinds) if diagnosis else set()) == mask
-
-
-def test_casing_is_recognized_with_vocabularies() -> None:
-    cased, lower = (encode(tokenizer(vocabulary=False, lower=lower)) for lower in (False, True))
-    for was, now, headline in (
-        (cased, lower, "tokens were lowercased"),
-        (lower, cased, "tokens were not lowercased"),
-    ):
-        old, new = arrays(was)["input_ids"], arrays(now)["input_ids"]
-        diagnosis = diagnose(old, new, vocabularies=(vocabulary_of(was), vocabulary_of(now)))
-        assert diagnosis is not None
-        assert diagnosis.headline == headline
-        diagnosis = diagnose(old, new)
-        assert diagnosis is not None
-        assert diagnosis.kinds == ()
-
-
-def test_casing_is_recognized_together_with_other_changes() -> None:
-    was = encode(tokenizer(**CASED))
-    now = encode(tokenizer(vocabulary=False, lower=True, ends=None, padding_side="left"), length=24)
-    diagnosis = diagnose(
-        arrays(was)["input_ids"],
-        arrays(now)["input_ids"],
-        vocabularies=(vocabulary_of(was), vocabulary_of(now)),
-    )
-    assert diagnosis is not None
-    assert set(diagnosis.kinds) == {"special tokens", "casing", "truncation", "padding"}
 
 
 def test_capitals_that_the_vocabulary_lacks_are_unknown_tokens() -> None:
@@ -132,10 +104,9 @@ def test_an_inverted_mask_is_recognized() -> None:
 
 def test_other_texts_are_not_recognized() -> None:
     was, now = encode(tokenizer()), encode(tokenizer(), sentences()[40:52])
-    for vocabularies in (None, (vocabulary_of(was), vocabulary_of(now))):
-        diagnosis = diagnose(arrays(was)["input_ids"], arrays(now)["input_ids"], vocabularies=vocabularies)
-        assert diagnosis is not None
-        assert diagnosis.kinds == ()
+    diagnosis = diagnose(arrays(was)["input_ids"], arrays(now)["input_ids"])
+    assert diagnosis is not None
+    assert diagnosis.kinds == ()
 
 
 def test_one_changed_token_is_not_recognized() -> None:

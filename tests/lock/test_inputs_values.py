@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits, load_iris  # type: ignore[import-untyped]
 
-from pytest_evalmode.lock.inputs import arrays, choose_samples, diagnose
-from pytest_evalmode.lock.inputs.sample_order import compare_order
+from pytest_evalmode.lock.arrays.batch_arrays import arrays
+from pytest_evalmode.lock.arrays.samples import Selection
+from pytest_evalmode.lock.causes import diagnose
+from pytest_evalmode.lock.causes.order import compare_order
 from tests.lock import pictures
 from tests.lock.pictures import Array, normalize
 
@@ -214,10 +216,16 @@ def test_an_unsupported_batch_is_a_type_error(batch: object) -> None:
 
 def test_a_flip_and_a_jpeg_are_recognized_in_a_cropped_image() -> None:
     images = pictures.photographs()[:1]
-    was = choose_samples(images, 200_000)[0]
+
+    def center(whole: Array) -> Array:
+        selection = Selection(200_000)
+        selection.add(whole)
+        return selection.values
+
+    was = center(images)
     assert was.nbytes <= 200_000
     for now, kind in ((images[:, :, ::-1], "flip"), (pictures.jpeg(images), "jpeg")):
-        diagnosis = diagnose(was, choose_samples(now, 200_000)[0], shape_was=images.shape[1:])
+        diagnosis = diagnose(was, center(now), shape_was=images.shape[1:])
         assert diagnosis is not None
         assert diagnosis.kinds == (kind,)
 

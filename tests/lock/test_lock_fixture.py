@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import suites
+from pytest_evalmode.lock.lock_folder import write_lock
+from tests import forked, suites
 
 # An inner run drops its imports afterwards, but torch and numpy cannot be imported twice.
 for _name in ("numpy", "safetensors.numpy", "torch.distributed.tensor", "pytest_evalmode.lock.running_lock"):
@@ -448,9 +449,10 @@ def test_exact(evalmode_lock):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
 def test_two_processes_that_update_at_once_lose_nothing(pytester: pytest.Pytester) -> None:
     suites.write(pytester, PARAMETRIZED)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", UPDATE]
-    runs = [subprocess.Popen([*command, "-k", which], cwd=pytester.path) for which in ("not TestIt", "TestIt")]
-    assert [run.wait() for run in runs] == [0, 0]
+    command = ("-q", "-p", "no:cacheprovider", UPDATE, "-k")
+    with ThreadPoolExecutor() as pool:
+        runs = pool.map(lambda which: forked.run_pytest(pytester.path, *command, which), ("not TestIt", "TestIt"))
+    assert [run.returncode for run in runs] == [0, 0]
     assert len(lock(pytester)) == 7
 
 
@@ -666,3 +668,22 @@ def test_an_again_function_that_fails_is_reported(pytester: pytest.Pytester, cha
     suites.write(pytester, AGAIN.replace("CALLS.append(", "assert not CALLS, 'again'\n        CALLS.append("))
     change("inputs")
     suites.run(pytester).stdout.fnmatch_lines(["*again= failed on 8 samples: AssertionError: again*"])
+
+
+def test_a_lock_that_cannot_be_written_does_not_stop_the_others(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *args: Any) -> None:
+        if path.name.startswith("test_guarded"):
+            raise OSError(28, "No space left on device", str(path))
+        write_lock(path, *args)
+
+    monkeypatch.setattr("pytest_evalmode.lock.session_locks.write_lock", full)
+    suites.write(pytester, LOCKS)
+    result = suites.run(pytester, UPDATE, "-p", "no:randomly")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["*::test_guarded: not updated: *No space left on device*", "updated the lock of 1 test"]
+    )
+    assert list(lock(pytester)) == ["test_unguarded"]
+    assert not suites.plugin_lines(result)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pytest_evalmode.lock.outputs import describe_change
+from pytest_evalmode.lock.causes import describe_change
 
 
 def logits(seed: int = 0, samples: int = 16, classes: int = 3) -> Tensor:
@@ -25,31 +25,31 @@ def sequence() -> Tensor:
 Change = Callable[[Tensor], Tensor]
 NAMED: dict[str, tuple[Change, str]] = {
     "multiplied": (lambda x: x * 2, "multiplied by 2"),
-    "temperature": (lambda x: x / 1.7, "multiplied by 0.5882"),
-    "negated": (lambda x: -x, "negated"),
-    "percent": (lambda x: x * 100, "percent for fractions: multiplied by 100"),
+    "temperature": (lambda x: x / 1.7, "multiplied by 0.588235"),
+    "negated": (lambda x: -x, r"multiplied by -1 \(the sign changed\)"),
+    "percent": (lambda x: x * 100, r"multiplied by 100 \(percent"),
     "shifted": (lambda x: x + 1.5, "shifted by 1.5"),
-    "not inverted": (lambda x: (x - 2.1) / 3.7, "multiplied by 0.2703 and shifted by -0.5676"),
+    "not inverted": (lambda x: (x - 2.1) / 3.7, "multiplied by 0.27027 and shifted by -0.567568"),
     "per column": (
         lambda x: x * torch.arange(1.0, x.shape[-1] + 1) + torch.arange(float(x.shape[-1])),
-        r"multiplied by 1 to \d and shifted by .* to \d per column",
+        ".*(column|channel) 1 multiplied by 2 and shifted by 1; .* 2 multiplied by 3",
     ),
     "softmax": (lambda x: x.softmax(-1), r"probabilities \(softmax\) for logits"),
-    "sigmoid": (lambda x: x.sigmoid(), r"probabilities \(sigmoid\) for logits"),
+    "sigmoid": (lambda x: x.sigmoid(), r"passed through the sigmoid \(probabilities for logits\)"),
     "log-softmax": (lambda x: x.log_softmax(-1), "log-probabilities for logits"),
     "argmax": (lambda x: x.argmax(-1), "class indices"),
     "classes permuted": (
         lambda x: x.roll(1, -1)[..., [1, 0, *range(2, x.shape[-1])]],
-        "classes or columns in another order",
+        "(classes or columns in another order|given with the columns in another order)",
     ),
-    "classes reversed": (lambda x: x.flip(-1), "classes or columns in reverse order"),
+    "classes reversed": (lambda x: x.flip(-1), "reversed along (the last axis|axis 2)"),
     "samples shuffled": (
         lambda x: x[torch.randperm(len(x), generator=torch.Generator().manual_seed(5))],
         "samples in another order",
     ),
-    "samples off by one": (lambda x: x.roll(1, 0), "samples shifted by 1"),
-    "absolute": (lambda x: x.abs(), "absolute values"),
-    "clipped": (lambda x: x.relu(), "clipped at 0"),
+    "samples off by one": (lambda x: x.roll(1, 0), "samples in another order"),
+    "absolute": (lambda x: x.abs(), "passed through the absolute value"),
+    "clipped": (lambda x: x.relu(), r"clipped to 0\.\."),
     "normalized": (lambda x: F.normalize(x, dim=-1), "normalized to length 1"),
     "half": (lambda x: x.half().float(), "rounded to float16"),
     "bfloat16": (lambda x: x.bfloat16().float(), "rounded to bfloat16"),
@@ -58,11 +58,10 @@ NAMED: dict[str, tuple[Change, str]] = {
 }
 REVERSED: dict[str, tuple[Change, str]] = {
     "softmax": (lambda x: x.softmax(-1), r"logits for probabilities \(softmax\)"),
-    "sigmoid": (lambda x: x.sigmoid(), r"logits for probabilities \(sigmoid\)"),
+    "sigmoid": (lambda x: x.sigmoid(), "no longer passed through the sigmoid"),
     "log-softmax": (lambda x: x.log_softmax(-1), "logits for log-probabilities"),
-    "clipped": (lambda x: x.relu(), "no longer clipped at 0"),
     "normalized": (lambda x: F.normalize(x, dim=-1), "no longer normalized"),
-    "absolute": (lambda x: x.abs(), "values for their absolute values"),
+    "absolute": (lambda x: x.abs(), "no longer passed through the absolute value"),
 }
 
 
@@ -84,8 +83,8 @@ def test_a_function_that_is_left_out_is_named(name: str) -> None:
 
 
 def test_a_metric_in_percent_is_named() -> None:
-    assert describe_change(0.992, 99.2) == "percent for a fraction: multiplied by 100"
-    assert describe_change(87.5, 0.875) == "a fraction for percent: divided by 100"
+    assert describe_change(0.992, 99.2) == "multiplied by 100 (percent, or centi)"
+    assert describe_change(87.5, 0.875) == "multiplied by 1/100 (percent, or centi)"
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_an_observer_of_the_session_can_start_again_in_a_child() -> None:
         running = observer.is_running
         observer.start()
         model.train()
-        line = observer.line_of_training(model)
+        line, _ = observer.line_of_training(model)
         observer.stop()
         return running, line is not None, patched()
 

@@ -17,6 +17,8 @@ def violation(rule: str = "train-mode", **facts: Any) -> dict[str, Any]:
         "count": 1,
         "details": {},
         "root": [rule, "", facts.get("at", "test_it.py:9")],
+        "finding": f"{rule}, the headline",
+        "since": None,
         **facts,
     }
 

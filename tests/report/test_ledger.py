@@ -128,6 +128,7 @@ def test_the_seconds_of_the_tests_add_up(suite: pytest.Pytester) -> None:
     assert report["totals"]["seconds"] == pytest.approx(sum(seconds), abs=1e-5)
 
 
+@pytest.mark.new_processes
 @pytest.mark.parametrize("how", ["--reruns=1", "-n2 --reruns=1"])
 def test_the_report_is_the_same_with_reruns_and_xdist(suite: pytest.Pytester, how: str) -> None:
     alone = in_order(suites.json_report(suite))

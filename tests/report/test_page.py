@@ -18,8 +18,6 @@ from tests.report.records import totals, violation
 
 NASTY = "<script>alert('&')</script>"
 PAGE_DATA = {
-    "findings": ["net.bn (BatchNorm1d) was in training mode"],
-    "since": ["test_it.py:7"],
     "exemption": '@pytest.mark.inference(train=["bn"], reason="...")',
     "trees": {
         "net": {
@@ -40,10 +38,14 @@ PAGE_DATA = {
         ["train()", "net", "test_it.py:7", 1],
         ["forward", "net", "test_it.py:9", 40],
     ],
-    "fixtures": {"net": "conftest.py:3"},
     "lines": {"test_it.py:7": [5, ["five", "six", "net.train()", "eight", "nine"]], "test_it.py:9": [9, ["net(x)"]]},
 }
-FAULT = violation(details={"since": "test_it.py:7"}, root=["train-mode", "", "test_it.py:7"])
+FAULT = violation(
+    details={"since": "test_it.py:7"},
+    root=["train-mode", "", "test_it.py:7"],
+    finding="net.bn (BatchNorm1d) was in training mode",
+    since="test_it.py:7",
+)
 
 
 class Text(HTMLParser):
@@ -208,15 +210,13 @@ def test_tests_that_were_not_watched_are_counted_with_a_hint_to_evalmode_suggest
 
 
 def test_names_are_escaped() -> None:
-    nasty = violation(NASTY, model=NASTY, subjects=[NASTY, NASTY], message=NASTY, remedy=NASTY, cause=f"{NASTY}:3")
+    texts = dict.fromkeys(("model", "message", "remedy", "finding"), NASTY)
+    nasty = violation(NASTY, subjects=[NASTY, NASTY], cause=f"{NASTY}:3", since=f"{NASTY}:1", **texts)
     row = {"name": NASTY, "type": NASTY, "modules": 1, "marks": [[NASTY, NASTY]], "rows": []}
     facts = {
-        "findings": [NASTY],
-        "since": [f"{NASTY}:1"],
         "exemption": NASTY,
         "trees": {"net": row},
         "events": [["forward", NASTY, f"{NASTY}:1", 1]],
-        "fixtures": {},
         "lines": {f"{NASTY}:3": [3, [NASTY]]},
     }
     tests = [guarded(NASTY, nasty, shown=facts, reason=NASTY), guarded(NASTY + "2", exemptions=[NASTY], reason=NASTY)]

@@ -20,7 +20,10 @@ def observed(
 
 def call(model: str = "model", kind: str = "Net", /, **facts: Any) -> ForwardCall:
     """Return a forward of a model of seven modules, called on the line `HERE`."""
-    return ForwardCall(**{"ran": ModuleInfo(model, "", kind), "at": HERE, "modules": 7, **facts})
+    expression = model if model[0].islower() else ""  # a type is not a name that the user can write
+    return ForwardCall(
+        **{"ran": ModuleInfo(model, "", kind), "at": HERE, "modules": 7, "expression": expression, **facts}
+    )
 
 
 def changed(path: str, model: str = "model", **facts: Any) -> TensorChange:

@@ -24,6 +24,12 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
             ["*.running_*", "*.num_batches_tracked"],
         ),
         (["a", "b", "c", "d"], ["*"]),
+        (
+            ["queue", "queue_ptr", *(f"key.{i}.{n}" for i in (0, 2) for n in ("weight", "bias"))],
+            ["queue*", "key.*"],
+        ),
+        ([f"key.{n}" for n in "abcd"], ["key.*"]),
+        ([f"{part}.{n}" for part in "klmn" for n in "abcd"], ["*"]),
         (["fc.weight", "fc.bias"], ["fc.weight", "fc.bias"]),
     ],
 )
@@ -35,3 +41,8 @@ def test_narrowest_globs_match_all_paths(paths: list[str], globs: list[str]) -> 
 def test_the_globs_do_not_match_tensors_that_did_not_change() -> None:
     globs = narrowest_globs([f"bn{i}.{n}" for i in (1, 2) for n in STATISTICS])
     assert not any(matches("model", path, globs) for path in ("bn1.weight", "bn2.bias", "fc.weight"))
+
+
+def test_a_prefix_does_not_match_the_part_beside_it() -> None:
+    globs = narrowest_globs(["queue", "queue_ptr", *(f"key.{i}.{n}" for i in (0, 2) for n in ("weight", "bias"))])
+    assert not any(matches("model", path, globs) for path in ("query.0.weight", "keys", "key_proj.weight"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -17,9 +17,7 @@ def run(example: str, *options: str) -> list[str]:
     folder = EXAMPLES / example
     config = folder / "pytest.ini"
     alone = ["-c", str(config if config.exists() else os.devnull), f"--rootdir={folder}"]
-    command = [sys.executable, "-m", "pytest", "-pno:randomly", "-pno:cacheprovider", *alone, *options]
-    environment = {**os.environ, "COLUMNS": "200"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+    done = forked.run_pytest(folder, "-pno:randomly", "-pno:cacheprovider", *alone, *options, env={"COLUMNS": "200"})
     return done.stdout.splitlines()
 
 
@@ -82,7 +80,7 @@ def test_an_unclean_fixture_fails_with_the_message_of_a_test(predictions: list[s
         "Sequential.1 (BatchNorm1d)",
         f"test_predictions.py:{line}  logits: Tensor = model.train()(batch)",
         "state-mutated",
-        "fix: call model.eval()",
+        f"call eval() where test_predictions.py:{line} calls train()",
     )
     assert has(predictions, "2 passed, 1 error")
     assert not [text for text in predictions if "pytest_evalmode/" in text]

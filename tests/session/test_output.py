@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from pytest_evalmode.observe.state import write_tracking
-from tests import suites
+from tests import forked, suites
 
 SUITE = """
 @pytest.mark.inference
@@ -116,10 +115,9 @@ def test_it(n):
     infer(Net())
 """,
     )
-    command = (sys.executable, "-m", "pytest", *suites.PLAIN, "--pdb", "test_it.py")
     commands = b"p n\np violations[0].rule\np type(model).__name__\nq\n"
-    result = pytester.run(*command, stdin=commands)
-    result.stdout.fnmatch_lines(
+    result = forked.run_pytest(pytester.path, *suites.PLAIN, "--pdb", "test_it.py", stdin=commands)
+    pytest.LineMatcher(result.stdout.splitlines()).fnmatch_lines(
         ["> *test_it.py(6)*", "-> infer(Net())", "(Pdb) 7", "(Pdb) 'train-mode'", "(Pdb) 'Net'"]
     )
 

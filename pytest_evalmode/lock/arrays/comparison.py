@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pytest_evalmode.lock import outputs
 from pytest_evalmode.lock.arrays.named_batches import NamedBatches
 from pytest_evalmode.lock.arrays.packing import restore_values
 from pytest_evalmode.lock.arrays.pictures import draw_pictures
 from pytest_evalmode.lock.arrays.stream import Stream, kept_indices, matches
 from pytest_evalmode.lock.arrays.tolerance import find_difference
-from pytest_evalmode.lock.inputs import diagnose, is_tokens
+from pytest_evalmode.lock.causes import describe_change, diagnose, is_tokens
 from pytest_evalmode.lock.lock_file import Entry
 from pytest_evalmode.trace import LockChange
 
@@ -186,7 +185,7 @@ def _describe_change(pair: Pair) -> str:
     """Say what the values turned into, such as logits into probabilities; empty if that is not recognized."""
     old, new = pair.all_values
     try:
-        words = None if old is None or new is None else outputs.describe_change(old, new)
+        words = None if old is None or new is None else describe_change(old, new)
     except Exception as error:  # the difference itself is known
         return f"; the change cannot be described: {type(error).__name__}: {error}"
     return "" if words is None else f": {words}"

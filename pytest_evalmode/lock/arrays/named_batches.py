@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
+from pytest_evalmode.lock.arrays.batch_arrays import named_arrays
 from pytest_evalmode.lock.arrays.stream import Budget, Stream, kept_indices
-from pytest_evalmode.lock.inputs.batch_arrays import named_arrays
 from pytest_evalmode.lock.lock_file import Entry, LockError
 
 if TYPE_CHECKING:
@@ -40,9 +44,18 @@ class NamedBatches:
     """Whether other samples may be selected than the locked ones."""
     again: MetricFunction | None = None
     streams: dict[str, Stream] = field(default_factory=dict)
+    _plain: tuple[torch.dtype, Stream] | None = None
+    """The dtype and the stream of batches that are one tensor, which are then added without a search for arrays."""
 
     def add(self, batch: object) -> None:
         """Add a batch: arrays and tensors of any shape, nested in any way; raise LockError for anything else."""
+        if self._plain is not None and type(batch) is Tensor and batch.dtype is self._plain[0]:
+            plain = None
+            with suppress(TypeError, RuntimeError):  # on a device, sparse, with gradients: not as plain as the first
+                plain = batch.numpy()
+            if plain is not None and plain.ndim:
+                self._plain[1].add(plain)
+                return
         try:
             arrays = named_arrays(batch)
         except TypeError as error:
@@ -51,6 +64,8 @@ class NamedBatches:
             self._start({path: each for path, each in arrays.items() if path not in self.streams})
         for path, (array, _) in arrays.items():
             self.streams[path].add(array if array.ndim else array[None])
+        if type(batch) is Tensor and batch.ndim and str(batch.dtype) == f"torch.{array.dtype.name}":
+            self._plain = batch.dtype, self.streams[path]
 
     def _start(self, arrays: Mapping[str, Any]) -> None:
         """Create the streams of new arrays, the smallest first: the larger ones can use what these leave.

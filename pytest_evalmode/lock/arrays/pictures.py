@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs import image_layout
+from pytest_evalmode.lock.causes.images import layout
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -37,7 +37,7 @@ def draw_pictures(locked: Array, current: Array) -> dict[str, Any] | None:
     histogram = _histogram(locked, current)
     if histogram is not None:
         drawn["histogram"] = histogram
-    old, new = (next(iter(image_layout.read_as_images(each)), None) for each in (locked, current))
+    old, new = (next(iter(layout.read_as_images(each)), None) for each in (locked, current))
     if old is not None and new is not None and (old.is_certain or new.is_certain or locked.dtype.kind == "f"):
         drawn |= _images(old.images, new.images)
     return drawn or None

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_evalmode.lock.arrays.batch_arrays import arrays, rebuild_batch
 from pytest_evalmode.lock.arrays.comparison import Pair
 from pytest_evalmode.lock.arrays.named_batches import MetricFunction, NamedBatches
-from pytest_evalmode.lock.inputs.batch_arrays import arrays, rebuild_batch
 from pytest_evalmode.lock.lock_file import Entry
 
 if TYPE_CHECKING:

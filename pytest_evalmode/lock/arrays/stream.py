@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128
 
-from pytest_evalmode.lock.inputs import Selection
+from pytest_evalmode.lock.arrays.samples import Selection
 from pytest_evalmode.lock.lock_file import Entry, LockError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _MAX_DIGESTS = 4096
 _BLOCK_BYTES = 1 << 20
 _PENDING_BYTES = 1 << 16
-_MAX_PENDING = 256
+_MAX_PENDING = 512
 _FIELDS = {"dtype": str, "shape": str, "samples": int, "digest": str, "room": int}
 
 
@@ -64,26 +64,28 @@ class Stream:
     _part_bytes: int = 0
     _selection: Selection | None = None
     _digest: Any = field(default_factory=xxh3_128)
-    _form: tuple[object, ...] | None = None
+    _shape: tuple[int, ...] | None = None
+    _dtype: np.dtype[Any] | None = None
     _pending: list[Array] = field(default_factory=list)
     _pending_bytes: int = 0
 
     def add(self, samples: Array) -> None:
         """Add samples: an array of shape (samples, ...). Small batches are gathered first, which is faster."""
         self.count += len(samples)
-        form = (samples.shape[1:], samples.dtype if samples.dtype.kind not in "US" else "text")
-        if form != self._form or samples.nbytes > _PENDING_BYTES:
+        shape, dtype, size = samples.shape[1:], samples.dtype, samples.nbytes
+        if shape != self._shape or (dtype is not self._dtype and dtype != self._dtype and dtype.kind not in "US"):
             self.flush()
-        if form != self._form:
-            if self._form is not None or form[0] != self.shape:
+            form = (shape, dtype if dtype.kind not in "US" else "text")
+            if self._dtype is not None or shape != self.shape:
                 self._digest.update(str(form).encode())
-            self._form = form
-        if samples.nbytes > _PENDING_BYTES:
+            self._shape, self._dtype = shape, dtype
+        if size > _PENDING_BYTES:
+            self.flush()
             self._add(samples)
             return
         self._pending.append(samples.copy())
-        self._pending_bytes += samples.nbytes
-        if len(self._pending) >= _MAX_PENDING or self._pending_bytes > _PENDING_BYTES:
+        self._pending_bytes += size + _PENDING_BYTES // _MAX_PENDING  # many empty samples are many, too
+        if self._pending_bytes > _PENDING_BYTES:
             self.flush()
 
     def flush(self) -> None:

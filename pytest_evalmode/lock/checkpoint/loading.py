@@ -117,7 +117,9 @@ def _weight_shape(diff: Differences, tensor: ChangedTensor) -> tuple[int, ...]:
 def _is_unrelated(tensor: ChangedTensor) -> bool:
     """Return whether a tensor has nothing in common with the locked one; trained or scaled weights still correlate."""
     both = tensor.values
-    return both is None or both[0].size < _MIN_VALUES or abs(_correlation(*both)) < 5 / both[0].size ** 0.5
+    if both is None:
+        return tensor.was.dtype == tensor.now.dtype  # otherwise the cast may be the only change
+    return both[0].size < _MIN_VALUES or abs(_correlation(*both)) < 5 / both[0].size ** 0.5
 
 
 def _correlation(was: Array, now: Array) -> float:

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 def build_entry(module: nn.Module, fingerprints: Fingerprints) -> tuple[Entry, tuple[Entry, bytes | None]]:
     """Return the lock entry of a model, and its record with a few values as the contents of a safetensors file."""
     contents = model_entry.read_contents(module, fingerprints)
-    record = model_entry.build_entry(contents)
+    samples = pack(model_entry.sample_values(contents, model_entry.MAX_SAMPLE_BYTES))
+    record = {**model_entry.build_entry(contents), "samples": digest_of(samples) if samples else ""}
     entry = {"type": contents.type, "record": digest_of(encode(record)), "tensors": len(contents.records)}
-    return entry, (record, pack(model_entry.sample_values(contents, model_entry.MAX_SAMPLE_BYTES)))
+    return entry, (record, samples)
 
 
 def find_change(
@@ -53,7 +54,7 @@ def find_change(
     samples: Arrays = {}
     problem = ""
     try:
-        samples = unpack(read_samples(path, None))
+        samples = unpack(read_samples(path, str(record.get("samples", ""))))
     except LockError as error:
         problem = f"; {error}"
     where = f"{path}: model {name!r}"

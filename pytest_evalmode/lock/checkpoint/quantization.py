@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,11 +104,6 @@ def quantize(was: Array, found: Levels) -> Array:
     nearest = found.offset + found.scale * found.levels[np.abs(places[..., None] - found.levels).argmin(-1)]
     as_near: Array = np.abs(was - found.now) <= 1.3 * np.abs(was - nearest) + 1e-6 * np.abs(found.scale)
     return np.where(as_near, found.now, nearest)
-
-
-def describe(names: Sequence[str], found: Sequence[Levels]) -> str:
-    schemes = " or ".join(dict.fromkeys(each.words for each in found))
-    return f"quantized and dequantized: {plural(len(names), 'weight')} ({schemes})"
 
 
 def _groupings(count: int, width: int) -> Iterator[tuple[str, int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pytest_evalmode.lock.inputs import arrays
+from pytest_evalmode.lock.arrays.batch_arrays import arrays
 from pytest_evalmode.lock.preprocessing.user_code import digest
 
 _REMEDY = "add a __repr__ that shows its parameters, or pass its parameters as a dict"

@@ -18,11 +18,12 @@ from torch import nn
 
 from pytest_evalmode.observe import modules, patches
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
+from pytest_evalmode.observe.model_code import model_graphs
 from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Observer
 from pytest_evalmode.observe.private_api import EXPORT_CODE, TRACE_MODULE_CODE, ExportedProgram, ScriptModule
-from pytest_evalmode.observe.source import callers, model_graphs
+from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation
 
@@ -55,10 +56,10 @@ class ModelExports(Observer):
                 return None
             parts = modules.walk(module)
             # An exported graph always reports training=True.
-            exempt = {id(p) for _, part in parts if model_graphs.is_exported(part) for p in modules.all_modules(part)}
+            exempt = model_graphs.exported_ids(part for _, part in parts)
             root = self._describe(module)
             training = tuple(
-                Observation(_describe_part(root, path, part), since=self._mode_changes.line_of_training(part))
+                Observation(_describe_part(root, path, part), since=self._mode_changes.line_of_training(part)[0])
                 for path, part in parts
                 if modules.training_flag(part) and id(part) not in exempt and mode_dependence.is_mode_dependent(part)
             )
@@ -101,7 +102,8 @@ class ModelExports(Observer):
 def _describe_part(root: ModuleInfo, path: str, module: nn.Module) -> ModuleInfo:
     """Describe a mode-dependent submodule of an exported model."""
     full_path = ".".join(filter(None, (root.path, path)))
-    return ModuleInfo(root.model, full_path, modules.type_name(module), mode_dependent=True)
+    changes_result = mode_dependence.changes_result(module)
+    return ModuleInfo(root.model, full_path, modules.type_name(module), True, changes_result)
 
 
 @patches.program_init.replace_with

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import torch
+from torch.compiler import is_compiling
 
 from pytest_evalmode.observe import patches
 from pytest_evalmode.observe.patches import Observer, Patch
@@ -67,9 +67,6 @@ class GlobalStateCalls(Observer):
                     changes.append(FlagChange(leak.before, leak.after, self._user_lines.find_line(frame)))
 
 
-_is_compiling = torch.compiler.is_compiling
-
-
 def _is_internal_to_torch(frame: FrameType) -> bool:
     """Return whether torch itself makes a call; `torch` and `torch.backends` only forward calls of the user."""
     name = str(frame.f_globals.get("__name__"))
@@ -81,7 +78,7 @@ def _define_replacement(patch: Patch, flags: tuple[str, ...]) -> None:
     def _observed_setter(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         frame = sys._getframe(1)
-        if not patch.observers or _is_compiling() or _is_internal_to_torch(frame):
+        if not patch.observers or is_compiling() or _is_internal_to_torch(frame):
             return patch.original(*args, **kwargs)
         before = patch.observers[0].read_flags(flags)
         result = patch.original(*args, **kwargs)

@@ -11,8 +11,8 @@ import weakref
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
-import torch
 from torch import nn
+from torch.compiler import is_compiling
 
 from pytest_evalmode.observe import modules, patches
 from pytest_evalmode.observe.calls.timeline import Timeline
@@ -38,12 +38,13 @@ class ModeChanges(Observer):
         self._lines: dict[int, tuple[weakref.ref[nn.Module], Site, bool]] = {}
         """By `id`: the module, the line that switched it last and its mode since then."""
 
-    def line_of_training(self, module: nn.Module) -> Site | None:
-        """Return the line that switched a module to training mode, in the window or before it."""
+    def line_of_training(self, module: nn.Module) -> tuple[Site | None, bool]:
+        """Return the line that switched a module to training mode, and whether it ran in the window or before it."""
         known, *_ = self._lines.get(id(module), (None,))
         if self._earlier is None or (known is not None and known() is module):
-            return self.line_of_mode(module)
-        return self._earlier.line_of_mode(module)
+            line = self.line_of_mode(module)
+            return line, line is not None
+        return self._earlier.line_of_mode(module), False
 
     def line_of_mode(self, module: nn.Module, *, training: bool = True) -> Site | None:
         """Return the line in the window that switched a module to training mode, or to eval mode.
@@ -58,13 +59,10 @@ class ModeChanges(Observer):
         self.change_count += 1
         self._lines.clear()
 
-    def add_change(self, module: nn.Module) -> None:
-        """Record a `train()` that has ended in the calling frame."""
+    def add_change(self, module: nn.Module, caller: FrameType) -> None:
+        """Record a `train()` that has ended."""
         self.change_count += 1
         with self.errors:
-            caller = sys._getframe(2)
-            if caller.f_code is _TRAIN_CODE:
-                return  # train() of a parent calls train() of each child
             line = self._find_line(module, caller)
             if self._timeline is not None:
                 self._timeline.add_mode_change(module, line)
@@ -98,14 +96,15 @@ def _override_codes(module_type: type[nn.Module]) -> set[CodeType]:
 
 
 _TRAIN_CODE = getattr(patches.module_train.original, "__code__", None)
-_is_compiling = torch.compiler.is_compiling
 
 
 @patches.module_train.replace_with
 def _observed_train(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
     result = patches.module_train.original(self, *args, **kwargs)
-    if not _is_compiling():
-        for observer in patches.module_train.observers:
-            observer.add_change(self)
+    if not is_compiling():
+        caller = sys._getframe(1)
+        if caller.f_code is not _TRAIN_CODE:  # train() of a parent calls train() of each child
+            for observer in patches.module_train.observers:
+                observer.add_change(self, caller)
     return result

@@ -9,8 +9,8 @@ import sys
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import nn
+from torch.compiler import is_compiling
 
 from pytest_evalmode.observe import modules, patches
 from pytest_evalmode.observe.models.watch import Watch
@@ -47,14 +47,13 @@ class ModelConversions(Observer):
 
 
 _APPLY_CODE = getattr(patches.module_apply.original, "__code__", None)
-_is_compiling = torch.compiler.is_compiling
 
 
 @patches.module_apply.replace_with
 def _observed_apply(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
     result = patches.module_apply.original(self, *args, **kwargs)
-    if not _is_compiling():
+    if not is_compiling():
         frame = _conversion_frame(sys._getframe(1))
         if frame is not None:
             for observer in patches.module_apply.observers:
@@ -78,7 +77,7 @@ def _conversion_frame(frame: FrameType | None) -> FrameType | None:
 def _observed_requires_grad(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
     result = patches.requires_grad.original(self, *args, **kwargs)
-    if not _is_compiling():
+    if not is_compiling():
         for observer in patches.requires_grad.observers:
             observer.add_call(self, "requires_grad_", sys._getframe(1))
     return result

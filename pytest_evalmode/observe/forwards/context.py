@@ -54,6 +54,8 @@ class ForwardContext(NamedTuple):
     """The module whose `__call__` ran: the owner itself, or the part of it that `encode` called."""
     frame: FrameType
     """The frame of the patched `__call__` of `root`."""
+    owner_frame: FrameType
+    """The frame of the owner's method that ran `root`; `frame` if there is none."""
     call_line: tuple[CodeType, int] | None
     """Code object and number of the user's line that called the owner: the line in the test's file if there is one."""
     innermost_line: tuple[CodeType, int] | None
@@ -71,7 +73,7 @@ class ForwardContext(NamedTuple):
     """Modules that initialize their parameters in this forward, at random."""
     late_modules: dict[int, LateModule]
     training: dict[int, Observation]
-    """Modules in training mode that depend on the mode or hold parameters; they explain what other checks see."""
+    """Modules in training mode that depend on the mode or train parameters; they explain what other checks see."""
 
     @property
     def is_model(self) -> bool:

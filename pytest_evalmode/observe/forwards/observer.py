@@ -21,7 +21,7 @@ from torch.compiler import is_compiling
 from pytest_evalmode.observe import forks, modules
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.calls.timeline import Timeline
-from pytest_evalmode.observe.forwards import unregistered_modules
+from pytest_evalmode.observe.forwards import model_expressions, unregistered_modules
 from pytest_evalmode.observe.forwards.checks.attribute_changes import AttributeChangeCheck
 from pytest_evalmode.observe.forwards.checks.autograd import AutogradCheck
 from pytest_evalmode.observe.forwards.checks.batch_statistics import BatchStatisticsCheck
@@ -38,7 +38,7 @@ from pytest_evalmode.observe.patches import Observer, Patch, module_call
 from pytest_evalmode.observe.private_api import is_tracing
 from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
-from pytest_evalmode.trace import ForwardCall
+from pytest_evalmode.trace import ForwardCall, ModuleInfo
 
 DEFAULT_CHECKS: tuple[type[ForwardCheck], ...] = (
     TrainingModeCheck,
@@ -85,9 +85,12 @@ class _Running:
 
 
 class _ThreadState(threading.local):
-    """The innermost forward that is in progress on the current thread."""
+    """What is in progress on the current thread."""
 
     running: _Running | None = None
+    """The innermost forward."""
+    is_ignoring = False
+    """Whether torch runs a module to build something: neither that nor what it runs is a forward."""
 
 
 class ForwardObserver(Observer):
@@ -142,12 +145,12 @@ class ForwardObserver(Observer):
                 checks = _DRAW_ONLY
             else:
                 is_new = not forward.includes(key)
-        if is_new and not modules.is_initialized(module):
+        if is_new and (self._thread.is_ignoring or not modules.is_initialized(module)):
             return False
         frame, start = sys._getframe(1), perf_counter() if is_new else 0.0
         try:
             if is_new and not self._add(module, args, kwargs, frame):
-                return False
+                return self._thread.is_ignoring
             running = self._thread.running
             assert running is not None
             for i in checks:
@@ -162,7 +165,9 @@ class ForwardObserver(Observer):
     def leave(self, module: nn.Module, output: object) -> None:
         """Note that a forward ends in the calling frame; `output` is `RAISED` if it raised an exception."""
         running, frame = self._thread.running, sys._getframe(1)
-        assert running is not None
+        if running is None:  # the module that `enter` began to ignore
+            self._thread.is_ignoring = False
+            return
         is_root = frame is running.forward.frame
         start = perf_counter() if is_root else 0.0
         try:
@@ -181,7 +186,8 @@ class ForwardObserver(Observer):
     def _add(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType) -> bool:
         """Start to observe an outermost forward, or a module that was not a submodule when that started.
 
-        Return False if torch runs the module to build something, such as a graph, or to initialize another.
+        Return False if torch runs the module to build something, such as a graph or a parametrized weight, or to
+        initialize another.
         """
         running = self._thread.running
         if callers.is_inside_init(frame):
@@ -190,6 +196,7 @@ class ForwardObserver(Observer):
         if running is None or _is_model_argument(running.forward, module):
             forward = self._open(module, args, kwargs, frame)
             if forward is None:
+                self._thread.is_ignoring = running is None
                 return False
             for check in running.checks if running is not None else ():
                 check.interrupt(frame)
@@ -209,17 +216,21 @@ class ForwardObserver(Observer):
     def _open(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType
     ) -> ForwardContext | None:
-        """Create the context of an outermost forward; None if torch runs it to build something, such as a graph."""
+        """Create the context of an outermost forward; None if torch runs it to build something."""
         watch, user_lines = self._context.watch, self._context.user_lines
         if is_tracing():
             return None
         owner, owner_frame = callers.find_calling_model(module, frame, user_lines)
         caller = user_lines.find_caller(owner_frame.f_back)
-        if caller.by_tracer:
+        if caller.by_tracer or (owner is not module and user_lines.find_caller(frame.f_back).by_tracer):
             return None
         model = watch.add(owner, read=False)
+        seen_late = model.snapshot is None
         if not caller.by_functional_call:  # during that, the model's tensors are replaced by others
             watch.read(model)
+            if model.first_forward == "pending":
+                model.seen_late, model.first_call = seen_late, caller.line
+                watch.date_changes(model)
         model.last_call = caller.line or model.last_call
         if self._timeline is not None:
             self._timeline.add_forward(model)
@@ -234,6 +245,7 @@ class ForwardObserver(Observer):
             owner=owner,
             root=module,
             frame=frame,
+            owner_frame=owner_frame,
             call_line=model.last_call,
             innermost_line=(caller.frame.f_code, caller.frame.f_lineno) if caller.frame and caller.test_frame else None,
             cause=user_lines.find_line_inside(frame.f_back, owner_frame.f_back) if owner is not module else None,
@@ -254,6 +266,8 @@ class ForwardObserver(Observer):
             for name, value in check.end(output).items():
                 fields[name] = fields[name] + value if fields.get(name) and value else fields.get(name) or value
         self._context.watch.read_initialized(forward.model)
+        if forward.model.first_forward == "running":
+            self._context.watch.date_changes(forward.model)
         if any(fields.values()):
             owner, root, lines = forward.owner, forward.root, (forward.call_line, forward.innermost_line)
             parts = forward.parts if owner is root else modules.all_modules(owner)
@@ -266,11 +280,18 @@ class ForwardObserver(Observer):
                 calls, *last, count = forward.tree.caches.get(ForwardObserver, (None, None))
                 if calls is not self._calls or last != [lines, fields]:
                     at, through = (self._context.user_lines.site(*line) if line else None for line in lines)
-                    count = self._calls.setdefault(ForwardCall(at=at, through=through, **fields), [0])
+                    expression = self._expression_of(forward, fields["ran"]) if fields["training"] else ""
+                    call = ForwardCall(at=at, through=through, expression=expression, **fields)
+                    count = self._calls.setdefault(call, [0])
                     forward.tree.caches[ForwardObserver] = self._calls, lines, fields, count
                 count[0] += 1
         for check in running.enclosing.checks if running.enclosing is not None else ():
             check.resume()
+
+    def _expression_of(self, forward: ForwardContext, ran: ModuleInfo) -> str:
+        """Return Python code for the module that ran, at the user's line that called it."""
+        caller = self._context.user_lines.find_caller(forward.owner_frame.f_back)
+        return model_expressions.find_expression(forward.owner, forward.model, ran.suffix, caller)
 
 
 def _overriding(check_types: tuple[type[ForwardCheck], ...], name: str) -> tuple[int, ...]:

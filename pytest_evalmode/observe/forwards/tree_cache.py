@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.model_code import forward_code
 from pytest_evalmode.observe.private_api import BatchNorm, ScriptModule
-from pytest_evalmode.observe.source import forward_code
 
 GRAPH_TYPES = (ScriptModule, torch.fx.GraphModule)
 

@@ -95,7 +95,11 @@ class Registry:
         owner = self.find_model(modules.unwrap(module))
         if owner is None:
             return None
-        info = ModuleInfo(owner[0].name, owner[1], modules.type_name(module))
+        model, path = owner
+        root = (model.parent or model).module()
+        is_code = not path or all(step.isidentifier() for step in path.split("."))
+        code = "" if is_code or root is None else modules.path_as_code(root, path)
+        info = ModuleInfo(model.name, path, modules.type_name(module), code=code)
         self._infos[id(module)] = weakref.ref(module), type(module), self.name_version, info
         return info
 

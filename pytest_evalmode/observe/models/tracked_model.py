@@ -6,15 +6,15 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import CodeType
+from typing import Literal
 
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.modules import NamedModules
 from pytest_evalmode.observe.state import flag_snapshots
 from pytest_evalmode.observe.state.snapshot import Snapshot
-from pytest_evalmode.trace import Drift, WatchedModel
+from pytest_evalmode.trace import Drift, Site, WatchedModel
 
 OnDeath = Callable[["TrackedModel"], None]
 """Called when a model is garbage-collected."""
@@ -38,7 +38,7 @@ class TrackedModel:
         self.is_named = named
         self.type = modules.type_name(module)
         self.is_model = modules.is_model(parts)
-        self.checks_unsaved_state = self.is_model or mode_dependence.has_mode_dependent_part(parts)
+        self.checks_unsaved_state = self.is_model or not modules.is_metric(module)
         """Whether to report changes of state that `state_dict()` does not save.  False for a metric: it must change."""
         self.submodels: dict[int, tuple[str, TrackedModel]] = {}
         """The submodules that are tracked as models of their own, by `id`, with their paths in this one."""
@@ -56,6 +56,15 @@ class TrackedModel:
         self.drift: Drift | None = None
         self.last_call: tuple[CodeType, int] | None = None
         """The code and line that called the model last."""
+        self.dates: dict[str, Literal["", "before", "inside", "after"]] = {}
+        """When some small tensors changed, relative to the first forward; "after" if they had not until it ended."""
+        self.write_lines: dict[str, Site | None] = {}
+        """The lines in the model's code that wrote to the tensors that changed inside the first forward."""
+        self.seen_late = False
+        """Whether its state was first read when its first forward began."""
+        self.first_forward: Literal["pending", "running", "ended"] = "pending"
+        self.first_call: tuple[CodeType, int] | None = None
+        """The code and line that called the model first."""
         self.tables: modules.ModuleTables | None = modules.tables_of(module)
 
         def die(_: object) -> None:

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import CodeType
-from typing import Protocol
 
 import torch
 from torch import nn
 
 from pytest_evalmode.observe import forks, modules, patches
+from pytest_evalmode.observe.model_code import tensor_writes
 from pytest_evalmode.observe.models.registry import Registry
 from pytest_evalmode.observe.models.surviving_submodules import find_surviving_submodules
 from pytest_evalmode.observe.models.tracked_model import TrackedModel
 from pytest_evalmode.observe.patches import Observer
 from pytest_evalmode.observe.state import devices, snapshot
-from pytest_evalmode.observe.state.fingerprint import Fingerprint
+from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_of, is_unchanged, undisturbed
 from pytest_evalmode.observe.state.snapshot import Snapshot
 from pytest_evalmode.trace import Site, TensorChange
 
-
-class SiteLookup(Protocol):
-    """Returns the site of a line in user code, or None for other code."""
-
-    def __call__(self, code: CodeType, line: int) -> Site | None: ...
+_SAMPLE = 16
+"""Number of small tensors that are compared around a model's first forward."""
 
 
 class Watch(Observer):
@@ -33,7 +30,7 @@ class Watch(Observer):
 
     patched = (patches.capture_end,)
 
-    def __init__(self, find_site: SiteLookup, *, strict: bool = False) -> None:
+    def __init__(self, find_site: Callable[[CodeType, int], Site | None], *, strict: bool = False) -> None:
         super().__init__()
         self.registry = Registry(self.on_model_death)
         self.own_hooks: set[int] = set()
@@ -80,6 +77,30 @@ class Watch(Observer):
                 return
             with self._exclusively():
                 model.set_snapshot(self._take_snapshot(model))
+
+    def date_changes(self, model: TrackedModel) -> None:
+        """Compare some tensors when a model's first forward begins and ends, so that their changes can be dated.
+
+        Few are read, as every window pays for it.
+        """
+        root, before, begins = model.module(), model.snapshot, model.first_forward == "pending"
+        model.first_forward = "running" if begins else "ended"
+        if root is None or before is None or devices.accelerator_in_use() is not None:
+            return
+        if begins:
+            names = [name for name, fingerprint in before.fingerprints.items() if fingerprint.has_values]
+            own = [name for name in names if "." not in name][: _SAMPLE // 2]
+            model.dates = dict.fromkeys((*own, *names[:: len(names) // (_SAMPLE - len(own)) + 1]), "after")
+        if begins and model.seen_late:
+            return
+        with undisturbed():
+            for name in [name for name, date in model.dates.items() if date == "after"]:
+                old, tensor = before.fingerprints[name], snapshot.find_tensor(root, name)
+                if tensor is not None and not is_unchanged(old, fingerprint_of(tensor, old.has_values), tensor):
+                    model.dates[name] = "before" if begins else "inside"
+                    if not begins:
+                        sites = (self._find_site(*write) for write in tensor_writes.find_writes(root, name))
+                        model.write_lines[name] = next((site for site in sites if site is not None), None)
 
     def read_pending(self) -> None:
         """Read the models that first ran during a graph capture that has ended, before a replay can change them."""
@@ -202,7 +223,17 @@ class Watch(Observer):
             # A module that two models share is reported once.
             is_reported = self.registry.is_in_other_model(modules_by_path.get(_owner(change.path)), model)
             if (change.persistent or model.checks_unsaved_state) and not is_reported:
-                self._changes.append(replace(change, path=model.path_of(change.path)))
+                self._changes.append(
+                    replace(
+                        change,
+                        path=model.path_of(change.path),
+                        first_forward=self._find_site(*model.first_call) if model.first_call else None,
+                        written=model.dates.get(change.path, ""),
+                        written_at=model.write_lines.get(change.path),
+                        seen_late=model.seen_late,
+                    )
+                )
+        model.dates, model.write_lines = {}, {}
         model.set_snapshot(now)
 
     def _take_snapshot(self, model: TrackedModel, previous: Snapshot | None = None) -> Snapshot:

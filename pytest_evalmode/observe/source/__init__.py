@@ -1,1 +1,1 @@
-"""What source code, graphs and the call stack reveal about a forward."""
+"""The lines of user code on the call stack, and what that code still holds."""

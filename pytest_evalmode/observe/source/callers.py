@@ -18,6 +18,7 @@ from torch import nn
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.source.user_lines import UserLines
 
+_OBSERVER = "pytest_evalmode.observe.forwards.observer"
 _LOCALS = ".<locals>"
 # The walk outwards ends at pytest's own functions: beyond them there is no code of the test.
 _INIT_OR_PYTEST = frozenset({"__init__", "pytest_pyfunc_call", "pytest_runtest_call"})
@@ -62,6 +63,18 @@ def is_inside_init(frame: FrameType) -> bool:
                 return True
         caller = caller.f_back
     return False
+
+
+def is_in_module_method(frame: FrameType) -> bool:
+    """Return whether a frame runs a method of a module class."""
+    return _is_module_method(_method_name(frame.f_code), frame.f_globals.get("__name__", ""))
+
+
+def is_inside_forward(frame: FrameType | None) -> bool:
+    """Return whether a forward that is observed is on the stack."""
+    while frame is not None and frame.f_globals.get("__name__") != _OBSERVER:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _contains(instance: object, module: nn.Module) -> TypeGuard[nn.Module]:

@@ -27,10 +27,23 @@ _ONE_TENSOR = 2
 
 def has_shared_memory(tensor: Tensor) -> bool:
     """Return whether another tensor uses the same storage, for example the base of a view."""
+    storage = _storage_of(tensor)
+    return storage is not None and storage_use_count(storage) > _ONE_TENSOR
+
+
+def tensors_sharing_memory(tensor: Tensor) -> list[Tensor]:
+    """Return the other tensors that use the same storage and that code can reach."""
+    storage = _storage_of(tensor)
+    tensors = (each for each in gc.get_objects() if issubclass(type(each), Tensor))
+    return [each for each in tensors if each is not tensor and _storage_of(each) == storage]
+
+
+def _storage_of(tensor: Tensor) -> int | None:
+    """Return what identifies the storage of a tensor; None if it has none."""
     try:
-        return storage_use_count(tensor.untyped_storage()._cdata) > _ONE_TENSOR
-    except (RuntimeError, NotImplementedError):  # the tensor has no storage
-        return False
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):
+        return None
 
 
 def is_referenced(tensor: Tensor, frame: FrameType | None, user_lines: UserLines, ignored_ids: Container[int]) -> bool:

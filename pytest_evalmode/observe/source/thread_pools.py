@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_evalmode.observe import patches
 from pytest_evalmode.observe.patches import Observer
@@ -25,12 +26,6 @@ class FramePosition(NamedTuple):
     f_lineno: int
 
 
-class UserCodeFilter(Protocol):
-    """Recognizes user code."""
-
-    def is_user_code(self, code: CodeType) -> bool: ...
-
-
 class _CurrentWork(threading.local):
     position: FramePosition | None = None
 
@@ -44,14 +39,14 @@ class ThreadPools(Observer):
 
     patched = patches.work_item_init, patches.work_item_run
 
-    def __init__(self, user_code: UserCodeFilter) -> None:
+    def __init__(self, is_user_code: Callable[[CodeType], bool]) -> None:
         super().__init__()
-        self._user_code = user_code
+        self._is_user_code = is_user_code
 
     def add_work(self, work: _WorkItem[Any], frame: FrameType | None) -> None:
         """Record which user code has submitted work, in a frame or outside of it."""
         with self.errors:
-            while frame is not None and not self._user_code.is_user_code(frame.f_code):
+            while frame is not None and not self._is_user_code(frame.f_code):
                 frame = frame.f_back
             if frame is not None:
                 _positions.setdefault(work, FramePosition(frame.f_code, frame.f_lineno))

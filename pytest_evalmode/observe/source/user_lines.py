@@ -21,6 +21,8 @@ _TRACERS = ("torch.jit._trace", "torch.onnx.", "torch.export.", "torch._export."
 _PARAMETRIZERS = ("torch.nn.utils.parametrize",)
 # Runs a forward with other tensors in place of the model's own: functional_call().
 _FUNCTIONAL_CALLERS = ("torch.nn.utils.stateless",)
+# Runs a forward again in backward(), to compute what it did not keep.
+_CHECKPOINTS, _BACKWARD = "torch.utils.checkpoint", "torch.autograd"
 
 
 class Caller(NamedTuple):
@@ -31,7 +33,7 @@ class Caller(NamedTuple):
     test_frame: FrameType | None = None
     """The innermost frame in a test file, if `frame` is in another file, such as a library in the same repository."""
     by_tracer: bool = False
-    """Torch made the call to compute something else: a graph, or a parametrized weight."""
+    """Torch made the call to compute something else: a graph, a parametrized weight, or a forward in `backward()`."""
     by_functional_call: bool = False
     """`functional_call` made it, with other tensors in place of the model's own."""
 
@@ -65,7 +67,7 @@ class UserLines:
         """
         if self.is_worker_thread():
             self._worker_threads.add(get_ident())
-        by_functional_call = False
+        by_functional_call = by_checkpoint = False
         while frame is not None:
             if self._file(frame.f_code):
                 return Caller(frame, self._test_frame(frame), by_functional_call=by_functional_call)
@@ -73,7 +75,12 @@ class UserLines:
             if name.startswith(_TRACERS) or name in _PARAMETRIZERS:
                 return Caller(None, by_tracer=True)
             by_functional_call |= name in _FUNCTIONAL_CALLERS
+            by_checkpoint |= name == _CHECKPOINTS
+            if by_checkpoint and name == _BACKWARD:  # a part of a forward that was observed already
+                return Caller(None, by_tracer=True)
             frame = frame.f_back
+        if by_checkpoint and self.is_worker_thread():  # autograd runs backward() on a device in a thread of its own
+            return Caller(None, by_tracer=True)
         if not self.is_worker_thread():
             return Caller(None, by_functional_call=by_functional_call)
         submission = thread_pools.submission_position()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -13,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, get_num_threads
-from xxhash import xxh3_128_digest
+from xxhash import xxh3_128, xxh3_128_digest
 
 from pytest_evalmode.observe.private_api import is_lazy
 from pytest_evalmode.observe.state import devices, digest_cache
@@ -58,16 +59,17 @@ def compute_digests(tensors: Mapping[int, Tensor], *, untracked: bool = False) -
         A dict that has the digest of each tensor, by its key, when the `with` statement ends.
     """
     ranges = {key: (tensor.data_ptr(), tensor.nbytes) for key, tensor in tensors.items()}
+    widths = {range_: signed_zero_width(*range_, tensors[key].dtype) for key, range_ in ranges.items()}
     known = digest_cache.find_digests(dict.fromkeys(ranges.values()))
     unknown = {range_: tensors[key] for key, range_ in ranges.items() if range_ not in known}
     digest_cache.byte_counts.read += sum(size for _, size in unknown)
     digest_cache.byte_counts.skipped += sum(size for _, size in known)
     tracked = [] if untracked else digest_cache.track(unknown)  # before any of it is read
-    pieces = {range_: _pieces(*range_) for range_ in unknown}
+    pieces = {range_: _pieces(*range_, widths[range_]) for range_ in unknown}
     # The largest first, so that the threads finish at about the same time.
     queue = sorted(set(chain.from_iterable(pieces.values())), key=itemgetter(1), reverse=True)
-    helper_count = min(get_num_threads() - 1, sum(size for _, size in queue) // _PIECE_BYTES)
-    hashed: dict[tuple[int, int], bytes] = {}
+    helper_count = min(get_num_threads() - 1, sum(size for _, size, _ in queue) // _PIECE_BYTES)
+    hashed: dict[_Piece, bytes] = {}
     shared_queue = iter(queue)
 
     def read() -> None:
@@ -128,16 +130,57 @@ def wait_for_devices(tensors: Iterable[Tensor]) -> None:
     devices.synchronize(pending)
 
 
-def digest(address: int, size: int) -> bytes:
-    """Return the xxh3 digest of a block of memory.  For a large block it is the digest of its pieces' digests."""
+def signed_zero_width(address: int, size: int, dtype: torch.dtype) -> int:
+    """Return the size of an element if a block of memory contains `-0.0` near its start, as pruned weights do; else 0.
+
+    The rest is not searched: that would take as long as hashing it.
+    """
+    negative_zero = _NEGATIVE_ZEROS.get(dtype, b"")
+    if not negative_zero or negative_zero not in ctypes.string_at(address, min(size, _SAMPLE_BYTES)):
+        return 0
+    return len(negative_zero)
+
+
+def digest(address: int, size: int, width: int = 0) -> bytes:
+    """Return the xxh3 digest of a block of memory.  For a large block it is the digest of its pieces' digests.
+
+    With a `width`, the block holds floating point numbers of so many bytes, and each `-0.0` is hashed as `0.0`.
+    """
     if size > _PIECE_BYTES:
-        return _join([digest(*piece) for piece in _pieces(address, size)])
-    return xxh3_128_digest(block_type(size).from_address(address))
+        return _join([digest(*piece) for piece in _pieces(address, size, width)])
+    if not width:
+        return xxh3_128_digest(block_type(size).from_address(address))
+    result, dtype = xxh3_128(), _INTEGERS[width]
+    for start in range(0, size, _CHUNK_BYTES):
+        chunk = block_type(min(_CHUNK_BYTES, size - start)).from_address(address + start)
+        numbers = torch.frombuffer(chunk, dtype=dtype)
+        numbers = numbers.masked_fill(numbers == torch.iinfo(dtype).min, 0)
+        result.update(block_type(numbers.nbytes).from_address(numbers.data_ptr()))
+    return result.digest()
 
 
-def _pieces(address: int, size: int) -> list[tuple[int, int]]:
+_Piece = tuple[int, int, int]
+"""Address and size of a block of memory, and the width of its numbers as `digest` takes it."""
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers by their size.  The bits of `-0.0` are those of the smallest integer of its size."""
+_NEGATIVE_ZEROS = {
+    dtype: (1 << (8 * width - 1)).to_bytes(width, sys.byteorder)
+    for width, *dtypes in (
+        (2, torch.float16, torch.bfloat16),
+        (4, torch.float32, torch.complex64),
+        (8, torch.float64, torch.complex128),
+    )
+    for dtype in dtypes
+}
+_SAMPLE_BYTES = 1 << 12
+_CHUNK_BYTES = 1 << 15
+"""So few numbers that torch uses no second thread for them."""
+
+
+def _pieces(address: int, size: int, width: int) -> list[_Piece]:
     """Split a block of memory into pieces that several threads can hash."""
-    return [(address + start, min(_PIECE_BYTES, size - start)) for start in range(0, size, _PIECE_BYTES)]
+    starts = range(0, size, _PIECE_BYTES)
+    return [(address + start, min(_PIECE_BYTES, size - start), width) for start in starts]
 
 
 def _join(digests: list[bytes]) -> bytes:

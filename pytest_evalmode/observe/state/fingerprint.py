@@ -23,7 +23,7 @@ from pytest_evalmode.observe.private_api import (
     set_grad_enabled,
 )
 from pytest_evalmode.observe.state import devices
-from pytest_evalmode.observe.state.digests import block_type, digest
+from pytest_evalmode.observe.state.digests import block_type, digest, signed_zero_width
 from pytest_evalmode.observe.state.memory_layout import (
     as_dense_block,
     components,
@@ -91,13 +91,13 @@ def fingerprint_of(tensor: Tensor, store_values: bool = True, known: bytes | Non
         return _unusual(tensor, store_values, known)
     size = tensor.nbytes
     has_values = store_values and size <= MAX_VALUE_BYTES
-    bits = known or (block_type(size).from_address(address).raw if has_values else digest(address, size))
+    bits = known or _read_block(address, size, dtype, has_values)
     # Thousands are made: the constructor of the named tuple would take a third of the time.
     return _new_tuple(Fingerprint, (tensor.shape, dtype, _CPU, None, bits, has_values, size, True, False))
 
 
 def is_unchanged(before: Fingerprint, now: Fingerprint, tensor: Tensor) -> bool:
-    """Return whether a tensor has the same content as before.  Its layout in memory does not count.
+    """Return whether a tensor has the same content as before.  Its layout in memory and signs of zeros do not count.
 
     Args:
         before: its earlier fingerprint.
@@ -108,12 +108,31 @@ def is_unchanged(before: Fingerprint, now: Fingerprint, tensor: Tensor) -> bool:
         return False
     if before.sharded != now.sharded and before.size != now.size:
         return True  # FSDP has gathered or released it: a shard cannot be compared with the whole
-    if before.strides == now.strides:
-        return before.bits == now.bits
-    rearranged = empty(before.shape, dtype=before.dtype, device=before.device)
-    if before.strides is not None:
-        rearranged = empty_strided(before.shape, before.strides, dtype=before.dtype, device=before.device)
-    return fingerprint_of(rearranged.copy_(tensor), before.has_values).bits == before.bits
+    if before.strides != now.strides:
+        rearranged = empty(before.shape, dtype=before.dtype, device=before.device)
+        if before.strides is not None:
+            rearranged = empty_strided(before.shape, before.strides, dtype=before.dtype, device=before.device)
+        now = fingerprint_of(rearranged.copy_(tensor), before.has_values)
+    if before.bits == now.bits:
+        return True
+    old_values, new_values = stored_values(before), stored_values(now)
+    return old_values is not None and new_values is not None and not bool(differences(old_values, new_values).any())
+
+
+def differences(old: Tensor, new: Tensor) -> Tensor:
+    """Return which elements of two flat tensors of one dtype differ: by their bits, but `-0.0` equals `0.0`."""
+    size = old.element_size()
+    changed = (old.view(torch.uint8) != new.view(torch.uint8)).view(-1, size).any(1)
+    if not changed.any() or not (old.is_floating_point() or old.is_complex()):
+        return changed
+    try:
+        return changed & ~(_numbers(old) == _numbers(new)).view(len(old), -1).all(1)
+    except (RuntimeError, NotImplementedError):  # a dtype without conversions
+        return changed
+
+
+def _numbers(values: Tensor) -> Tensor:
+    return torch.view_as_real(values.to(torch.complex128)) if values.is_complex() else values.to(torch.float64)
 
 
 def stored_values(fingerprint: Fingerprint) -> Tensor | None:
@@ -121,6 +140,12 @@ def stored_values(fingerprint: Fingerprint) -> Tensor | None:
     if not fingerprint.has_values or not fingerprint.bits:
         return None
     return frombuffer(bytearray(fingerprint.bits), dtype=fingerprint.dtype)
+
+
+def _read_block(address: int, size: int, dtype: torch.dtype, has_values: bool) -> bytes:
+    if has_values:
+        return bytes(block_type(size).from_address(address).raw)
+    return digest(address, size, signed_zero_width(address, size, dtype))
 
 
 def _unusual(tensor: Tensor, store_values: bool, known: bytes | None) -> Fingerprint:
@@ -156,7 +181,7 @@ def _strided(tensor: Tensor, store_values: bool, known: bytes | None) -> Fingerp
     else:
         block = as_dense_block(tensor)
         address = block.data_ptr()
-        bits = block_type(size).from_address(address).raw if has_values else digest(address, size)
+        bits = _read_block(address, size, tensor.dtype, has_values)
     strides = None if tensor.is_contiguous() or not is_dense(tensor) else tensor.stride()
     shape, dtype, device = tensor.shape, tensor.dtype, tensor.device
     return _new_tuple(Fingerprint, (shape, dtype, device, strides, bits, has_values, size, True, False))

@@ -15,21 +15,10 @@ from torch.backends import cudnn
 from torch.backends.cuda import matmul
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.private_api import DeviceContext, function_modes
+from pytest_evalmode.observe.private_api import HOOK_TABLES, DeviceContext, function_modes
 from pytest_evalmode.trace import FlagValue, Hooks, Leak
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
-
-_ALL_HOOKS: Callable[[nn.Module], Iterable[Mapping[int, object]]] = attrgetter(*_HOOKS)
+_ALL_HOOKS: Callable[[nn.Module], Iterable[Mapping[int, object]]] = attrgetter(*HOOK_TABLES)
 _CPU = torch.device("cpu")
 
 Flags = dict[str, FlagValue]
@@ -75,7 +64,7 @@ def read_model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:
         training = modules.training_flag(part)
         if training is not None:
             flags[f"{prefix}training"] = bool(training)
-        for hooks, table in zip(_HOOKS, _tables(part), strict=True):
+        for hooks, table in zip(HOOK_TABLES, _tables(part), strict=True):
             names = ((key, getattr(hook, "__qualname__", type(hook).__name__)) for key, hook in (table or {}).items())
             flags[f"{prefix}{hooks.lstrip('_')}"] = Hooks(names)
         for name, parameter in part._parameters.items():
@@ -133,7 +122,7 @@ def _tables(part: nn.Module) -> Iterable[Mapping[int, object]]:
     try:
         return _ALL_HOOKS(part)
     except AttributeError:  # scripted, or made by another version of torch
-        return [getattr(part, name, None) or {} for name in _HOOKS]
+        return [getattr(part, name, None) or {} for name in HOOK_TABLES]
 
 
 def _without(own_hooks: Container[int], flags: Flags) -> Flags:

@@ -11,8 +11,8 @@ from types import ModuleType
 
 from torch import Generator, Tensor, default_generator
 
+from pytest_evalmode.observe.model_code.draw_calls import NUMPY, PYTHON
 from pytest_evalmode.observe.private_api import disable_torch_function
-from pytest_evalmode.observe.source.draw_calls import NUMPY, PYTHON
 from pytest_evalmode.observe.state import devices
 
 State = list[object]

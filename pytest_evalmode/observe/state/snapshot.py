@@ -18,6 +18,7 @@ from pytest_evalmode.observe.state import devices, digest_cache, read_plan, writ
 from pytest_evalmode.observe.state.digests import compute_digests, find_large, read_device_tensors, wait_for_devices
 from pytest_evalmode.observe.state.fingerprint import (
     Fingerprint,
+    differences,
     fingerprint_of,
     is_unchanged,
     stored_values,
@@ -214,6 +215,20 @@ def named_tensors(parts: NamedModules) -> tuple[list[NamedTensor], list[NamedTen
     return saved, not_saved
 
 
+def find_tensor(root: nn.Module, path: str) -> Tensor | None:
+    """Return a parameter or buffer by the name that `take_snapshot()` gives it."""
+    part = root
+    *steps, name = path.split(".")
+    for step in steps:
+        part = part if step in part._modules else modules.unwrap(part)
+        if step not in part._modules or (child := part._modules[step]) is None:
+            return None
+        part = child
+    # The tables of a ScriptModule have no `get()`.
+    tables = (table for each in (part, modules.unwrap(part)) for table in (each._parameters, each._buffers))
+    return next((table[name] for table in tables if name in table), None)
+
+
 def _unpack(value: object) -> Iterator[Tensor]:
     """Yield the tensors in a packed weight: the weight, its scales and its bias, of each layer for an LSTM."""
     if isinstance(value, Tensor):
@@ -240,11 +255,9 @@ def _describe_change(model: str, path: str, before: Fingerprint, now: Fingerprin
 
 def _extent(old: Tensor, new: Tensor) -> tuple[int, int, float | None]:
     """Return the number of changed elements, of all elements, and the largest absolute difference (None if NaN)."""
-    size = old.element_size()
-    changed = (old.view(torch.uint8) != new.view(torch.uint8)).view(-1, size).any(1)
     wide = torch.complex128 if old.is_complex() else torch.float64
     try:
         max_abs = float((new.to(wide) - old.to(wide)).abs().max())
     except (RuntimeError, NotImplementedError):
         max_abs = float("nan")
-    return int(changed.sum()), old.numel(), max_abs if max_abs == max_abs else None
+    return int(differences(old, new).sum()), old.numel(), max_abs if max_abs == max_abs else None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_evalmode.policy import Policy, PolicyError
+from pytest_evalmode.policy import ARGUMENTS, Policy, PolicyError, read_policy
 from pytest_evalmode.rules import RULE_NAMES, Rule
 from pytest_evalmode.session import fixtures, user_hooks
 from pytest_evalmode.session.guarded_test.item_reporter import ItemReporter
-from pytest_evalmode.session.marks import policy_of
-from pytest_evalmode.session.settings import SETTINGS
+from pytest_evalmode.session.settings import SETTINGS, Settings
 from pytest_evalmode.session.stash import MODE_CHANGES
 
 if TYPE_CHECKING:
@@ -24,11 +25,27 @@ def policy_and_rules_of(item: pytest.Item) -> tuple[Policy, tuple[Rule, ...]]:
     try:
         custom_rules = user_hooks.collect_custom_rules(item.ihook)
         names = (*RULE_NAMES, *(rule.name for rule in custom_rules))
-        policy = policy_of(item, item.config.stash[SETTINGS], names)
+        policy = _policy_of(item, item.config.stash[SETTINGS], names)
         return user_hooks.apply_policy_hook(item, policy, names), custom_rules
     except (PolicyError, user_hooks.HookError) as error:
         message = str(error)
     pytest.fail(message, pytrace=False)  # outside the except clause: no "during handling of the above exception"
+
+
+def _policy_of(item: pytest.Item, settings: Settings, rules: Collection[str]) -> Policy:
+    """Return the policy of a test: the exemptions of the ini and of all its marks, combined.
+
+    Raises:
+        PolicyError: a mark has an invalid argument.
+    """
+    policy = replace(settings.policy, exemptions=())  # whether the ini's are used is checked over the whole suite
+    where = f"@pytest.mark.{settings.marker}"
+    for mark in reversed(list(item.iter_markers(settings.marker))):
+        if mark.args:
+            names = ", ".join(f"{name}=" for name in ARGUMENTS)
+            raise PolicyError(f"{where} takes keyword arguments only ({names}), got {mark.args[0]!r}")
+        policy |= read_policy(where, mark.kwargs, rules)
+    return policy
 
 
 def new_guard(item: pytest.Item, policy: Policy, custom_rules: tuple[Rule, ...]) -> Guard:

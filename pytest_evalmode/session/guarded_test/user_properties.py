@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_evalmode.report.ledger import serialize_record, short_record
-from pytest_evalmode.session import fixtures
 from pytest_evalmode.session.settings import Settings
 from pytest_evalmode.session.stash import (
     BYTES_AT_START,
@@ -49,7 +48,7 @@ def add_record(item: pytest.Item, guard: Guard, settings: Settings, *, finished:
         timed="benchmark" in getattr(item, "fixturenames", ()) and item.config.pluginmanager.hasplugin("benchmark"),
         bytes_read=read - read_before,
         bytes_skipped=skipped - skipped_before,
-        page_data=_page_data(item, guard, settings) if settings.record_details else None,
+        page_data=_page_data(guard, settings) if settings.record_details else None,
     )
     remove_records(item)
     item.user_properties.append((RECORD_PROPERTY, record))
@@ -57,15 +56,12 @@ def add_record(item: pytest.Item, guard: Guard, settings: Settings, *, finished:
     item.user_properties.extend(zip(SHORT_PROPERTIES, values, strict=True))
 
 
-def _page_data(item: pytest.Item, guard: Guard, settings: Settings) -> dict[str, Any]:
+def _page_data(guard: Guard, settings: Settings) -> dict[str, Any]:
     from pytest_evalmode.report.page_data import collect_page_data
 
-    names = [model.name for model in guard.window.models]
-    lines = {name: fixtures.fixture_line(name, item) for name in fixtures.fixtures_providing(names, item)}
-    user_fixtures = {name: line for name, line in lines.items() if line is not None}
-    return collect_page_data(
-        guard.window.trace, guard.violations, fixtures=user_fixtures, marker=settings.marker, root=settings.root
-    )
+    window, marker = guard.window, settings.marker
+    lines = dict(window.fixtures[model.name] for model in window.models if model.name in window.fixtures)
+    return collect_page_data(window.trace, guard.violations, fixtures=lines, marker=marker, root=settings.root)
 
 
 def add_suggestion(item: pytest.Item, guard: Guard) -> None:

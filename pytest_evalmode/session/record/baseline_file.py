@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,6 +29,7 @@ def update(
 
     Entries of tests that no longer exist are removed only if the whole suite ran to its end.
     """
+    from pytest_evalmode.file_writing import replace_file
     from pytest_evalmode.report.baseline import format_baseline, merge_observed
 
     settings = config.stash[SETTINGS]
@@ -40,19 +40,11 @@ def update(
     whole_suite = finished and is_whole_suite(config)
     observed = _observed_violations(results)
     known = merge_observed(settings.known or {}, observed, lambda test: whole_suite and is_gone(test))
-    text = format_baseline(known)
-    error = write_or_report("--evalmode-update-baseline", path, lambda path: _write(path, text))
+    data = format_baseline(known).encode("utf-8")
+    error = write_or_report("--evalmode-update-baseline", path, lambda path: replace_file(path, data))
     violations = sum(map(len, known.values()))
     summary = f"{violations} known violations in {len(known)} tests" if violations else "no known violation"
     return error or FileMessage(f"evalmode baseline: {path}: {summary}")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the file atomically; missing folders are created."""
-    from pytest_evalmode.file_writing import replace_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, text.encode("utf-8"))
 
 
 def _observed_violations(results: SessionResults) -> dict[str, ObservedViolations]:

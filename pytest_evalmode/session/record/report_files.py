@@ -40,11 +40,12 @@ def write_files(results: SessionResults, config: pytest.Config) -> Iterator[File
 
 
 def write_or_report(option: str, path: Path, write: Callable[[Path], object]) -> FileMessage | None:
-    """Write a file; return a message if that failed.
+    """Write a file, and create missing folders; return a message if that failed.
 
     Nothing is raised, because pytest has yet to report how the tests ended.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
     except OSError as error:
         return FileMessage(f"{option}: {path} could not be written: {error.strerror}", is_error=True, fails_run=True)
@@ -56,7 +57,6 @@ def _write_report(results: SessionResults, settings: Settings, path: Path) -> No
 
 
 def _write_page(results: SessionResults, settings: Settings, path: Path, *, toml: bool) -> None:
-    """Write the HTML report; missing folders are created."""
     from pytest_evalmode.report import suggest
     from pytest_evalmode.report.page import render_page
 
@@ -72,7 +72,6 @@ def _write_page(results: SessionResults, settings: Settings, path: Path, *, toml
         failed=suggest.failed_guards(results.suggestions),
         unguarded=0 if settings.suggest else len(results.unguarded),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -245,3 +245,40 @@ def test_a_load_before_the_first_forward_is_not_a_change() -> None:
         model.float()
         model(batch())
     assert g.violations == []
+
+
+def _stream(model: nn.Module) -> Generator[Tensor, None, None]:
+    with torch.no_grad():
+        for _ in range(3):
+            yield model(torch.ones(1, 4))
+
+
+def _stream_outside(model: nn.Module) -> Generator[Tensor, None, None]:
+    for _ in range(3):
+        with torch.no_grad():
+            out = model(torch.ones(1, 4))
+        yield out
+
+
+def test_a_context_around_a_yield_is_named_with_its_line() -> None:
+    model, stream = nn.Linear(4, 2).eval(), None
+    try:
+        with watching(strict=True) as g:
+            stream = _stream(model)
+            next(stream)
+        violation = only(g, "global-leaked")
+        assert violation.at is not None
+        assert violation.at.source == "with torch.no_grad():"
+        assert "yield" in violation.remedy
+    finally:
+        assert stream is not None
+        stream.close()
+        torch.set_grad_enabled(True)
+
+
+def test_a_context_that_ends_before_the_yield_is_clean() -> None:
+    stream = _stream_outside(nn.Linear(4, 2).eval())
+    with watching(strict=True) as g:
+        next(stream)
+    assert g.violations == []
+    stream.close()

@@ -175,7 +175,7 @@ def test_a_class_that_aliases_the_call_of_torch_is_observed() -> None:
 
 @torch.no_grad()
 def test_calls_from_all_threads_are_counted() -> None:
-    model, interval = nn.Dropout(0.0), sys.getswitchinterval()
+    model, interval = nn.Dropout(0.1), sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with watching() as g, ThreadPoolExecutor(4) as pool:

@@ -426,7 +426,7 @@ MODE_DEPENDENT: tuple[nn.Module, ...] = (
     nn.BatchNorm3d(2),
     nn.SyncBatchNorm(2),
     nn.LazyBatchNorm1d(),
-    nn.InstanceNorm1d(2),
+    nn.InstanceNorm1d(2, track_running_stats=True),
     nn.InstanceNorm2d(2, track_running_stats=True),
     nn.Dropout(),
     nn.Dropout1d(),
@@ -435,10 +435,10 @@ MODE_DEPENDENT: tuple[nn.Module, ...] = (
     nn.AlphaDropout(),
     nn.FeatureAlphaDropout(),
     nn.RReLU(),
-    nn.RNN(2, 2),
-    nn.LSTM(2, 2),
-    nn.GRU(2, 2),
-    nn.MultiheadAttention(2, 1),
+    nn.RNN(2, 2, 2, dropout=0.1),
+    nn.LSTM(2, 2, 2, dropout=0.1),
+    nn.GRU(2, 2, 2, dropout=0.1),
+    nn.MultiheadAttention(2, 1, dropout=0.1),
     *(
         kind()
         for kind in (Gated, InHelper, InProperty, InClosure, ByName, Inherited, CallsSuper, Decorated, InFunction)

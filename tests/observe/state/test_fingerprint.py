@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 from collections.abc import Callable
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -26,6 +25,7 @@ from pytest_evalmode.observe.state.fingerprint import (
     stored_values,
     undisturbed,
 )
+from tests import forked
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Sparse", "ignore:torch.quantize", "ignore:The PyTorch API of nested tensors", "ignore:ComplexHalf"
@@ -119,10 +119,37 @@ def test_the_same_bits_in_another_shape_dtype_or_device_differ(other: Tensor) ->
     assert not equal(other, torch.zeros(4))
 
 
-@pytest.mark.parametrize(("before", "now"), [(0.0, -0.0), (1.0, float("nan")), (float("inf"), float("-inf"))])
-def test_signed_zeros_nans_and_infinities_are_compared_by_bits(before: float, now: float) -> None:
+@pytest.mark.parametrize(("before", "now"), [(1.0, float("nan")), (float("inf"), float("-inf")), (0.0, 1e-45)])
+def test_nans_and_infinities_are_compared_by_bits(before: float, now: float) -> None:
     assert not equal(torch.full((3,), before), torch.full((3,), now))
     assert equal(torch.full((3,), now), torch.full((3,), now))
+
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("size", [4, 5000, 40_000, 3_000_000])
+def test_the_sign_of_a_zero_does_not_count(dtype: torch.dtype, size: int) -> None:
+    positive = torch.arange(size).remainder(3).sub(1).relu().to(dtype)
+    negative = torch.where(positive == 0, torch.tensor(-0.0, dtype=dtype), positive)
+    assert equal(positive, negative)
+    assert equal(negative, positive)
+    other = negative.clone()
+    other[-1] += 1
+    assert not equal(negative, other)
+    assert not equal(other, positive)
+
+
+def test_a_layout_may_change_with_the_sign_of_a_zero() -> None:
+    tensor = torch.tensor([[-0.0, 1.0], [2.0, -0.0]])
+    assert equal(tensor, (tensor + 0.0).T.contiguous().T)
+    assert not equal(tensor, (tensor + 0.0).T)
+
+
+def test_integers_have_no_signed_zero() -> None:
+    smallest = torch.full((5000,), torch.iinfo(torch.int32).min, dtype=torch.int32)
+    assert not equal(smallest, torch.zeros(5000, dtype=torch.int32))
 
 
 # --- layouts
@@ -414,9 +441,11 @@ with guard(model):
 
 
 @pytest.mark.slow
-def test_a_tensor_with_released_memory_can_be_read() -> None:
+def test_a_tensor_with_released_memory_can_be_read(tmp_path: Path) -> None:
     """FSDP releases memory between forwards.  Runs in a process of its own, since a read from there would crash."""
-    run = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True, check=False)
+    script = tmp_path / "released.py"
+    script.write_text(RELEASED, encoding="utf-8")
+    run = forked.run_script(script)
     assert (run.returncode, run.stderr) == (0, "")
 
 

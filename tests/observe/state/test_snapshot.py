@@ -98,7 +98,7 @@ def test_these_acts_are_not_a_change(net: Net, act: Act) -> None:
     [
         ([1.0, 2.0, 3.0], [1.0, 2.5, 3.0], (1, 3, 0.5)),
         ([1.0, 2.0], [3.0, -2.0], (2, 2, 4.0)),
-        ([0.0], [-0.0], (1, 1, 0.0)),
+        ([0.0, 1.0], [-0.0, 2.0], (1, 2, 1.0)),
         ([1.0, 1.0], [float("nan"), 1.0], (1, 2, None)),
         ([True, False], [True, True], (1, 2, 1.0)),
         ([1, 2], [1, 9], (1, 2, 7.0)),
@@ -112,6 +112,15 @@ def test_a_change_has_its_extent(
     holder.register_buffer("table", torch.tensor(before))
     (change,) = changes(holder, lambda: holder.get_buffer("table").copy_(torch.tensor(now)))
     assert (change.elements, change.numel, change.max_abs) == extent
+
+
+@pytest.mark.parametrize("size", [4, 300])
+def test_weights_that_come_back_without_the_sign_of_a_zero_are_unchanged(size: int) -> None:
+    """As weights do that a merged adapter or an exponential average replaced for a while."""
+    weights = nn.Linear(size, size).requires_grad_(False)
+    weights.weight.copy_(torch.eye(size)).neg_()
+    assert changes(weights, lambda: weights.weight.add_(1).sub_(1)) == []
+    assert paths(changes(weights, lambda: weights.weight.add_(1))) == ["weight"]
 
 
 def test_changes_with_an_extent_come_first() -> None:

@@ -295,7 +295,7 @@ def shared(_: Path) -> nn.Module:
 
 
 def double_elsewhere(tensor: Tensor) -> None:
-    process = torch.multiprocessing.get_context("spawn").Process(target=double, args=(tensor,))
+    process = torch.multiprocessing.get_context("fork").Process(target=double, args=(tensor,))
     process.start()
     process.join()
     assert process.exitcode == 0

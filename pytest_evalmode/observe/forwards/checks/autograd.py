@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from operator import attrgetter, methodcaller
 from types import FrameType
 
@@ -14,13 +14,13 @@ from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.calls import gradients
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.context import RAISED
+from pytest_evalmode.observe.model_code import forward_code
 from pytest_evalmode.observe.private_api import (
     get_unwrapped,
     is_functorch_wrapped_tensor,
     peek_interpreter_stack,
     tree_leaves,
 )
-from pytest_evalmode.observe.source import forward_code
 from pytest_evalmode.observe.state.fingerprint import is_tensor
 from pytest_evalmode.trace import Observation
 
@@ -87,10 +87,10 @@ class AutogradCheck(ForwardCheck):
             reason = "its output requires grad"
         if not reason and not self.window.strict:
             return replace(inner, why="grad mode was on and its parameters require grad") if inner else None
-        why = f"grad mode was on and {reason}" if reason else "grad mode was on"
+        why = f"grad mode was on and {reason}" if reason else "nothing requires grad"
         if self.window.user_lines.is_worker_thread():
             why += " (in a worker thread: no_grad() only affects the thread that enters it)"
-        return Observation(forward.module_info(forward.root), None, why)
+        return Observation(forward.module_info(forward.root), None, why, recorded=bool(reason))
 
     def _grad_reason(self) -> str:
         """Return a phrase that says which parameters or whether an input requires grad; empty if none does."""
@@ -140,7 +140,9 @@ def _tensors(value: object) -> list[Tensor]:
     if is_tensor(value):
         return [value]
     try:
-        return [leaf for leaf in tree_leaves(value) if is_tensor(leaf)]
+        leaves = tree_leaves(value)
+        fields = [vars(leaf) for leaf in leaves if is_dataclass(leaf) and hasattr(leaf, "__dict__")]
+        return [leaf for leaf in (*leaves, *(tree_leaves(fields) if fields else ())) if is_tensor(leaf)]
     except RecursionError:  # a list that contains itself
         return []
 

@@ -1,4 +1,4 @@
-"""Check for batch norms in eval mode that normalized with the batch's own statistics."""
+"""Check for batch norms that normalize with the batch's own statistics whatever their mode."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.tree_cache import GRAPH_TYPES
 from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
+from pytest_evalmode.observe.model_code import model_graphs
 from pytest_evalmode.observe.private_api import BatchNorm
-from pytest_evalmode.observe.source import model_graphs
 from pytest_evalmode.trace import Observation, Site
 
 
@@ -26,7 +26,7 @@ class BatchStatisticsCheck(ForwardCheck):
         # The forwards of compiled batch norms are not observed: note these now.
         unobserved = {id(p) for i in tree.opaque for p in modules.all_modules(parts[i])} if norms else ()
         for norm in norms:
-            if id(norm) in unobserved and not modules.training_flag(norm):
+            if id(norm) in unobserved and not self._is_explained(norm):
                 self._note(norm, None)
         self._read_graphs(parts[i] for i in tree.graphs)
         self.unskippable = set(map(id, norms))
@@ -35,7 +35,7 @@ class BatchStatisticsCheck(ForwardCheck):
         self._read_graphs(part for part in arrival.parts if isinstance(part, GRAPH_TYPES))
 
     def enter(self, module: nn.Module, frame: FrameType) -> None:
-        if not isinstance(module, BatchNorm) or modules.training_flag(module) or id(module) in self.observations:
+        if not isinstance(module, BatchNorm) or self._is_explained(module) or id(module) in self.observations:
             return
         if _uses_batch_statistics(module):
             self._note(module, self.window.user_lines.find_line_inside(frame.f_back, self.forward.frame))
@@ -52,6 +52,10 @@ class BatchStatisticsCheck(ForwardCheck):
                     for why in model_graphs.describe_batch_stats(part):
                         observation = Observation(self.forward.module_info(part), None, why, is_graph=True)
                         self.observations.setdefault(id(part), observation)
+
+    def _is_explained(self, norm: nn.Module) -> bool:
+        """Return whether a norm is in training mode and `train-mode` is reported anyway."""
+        return bool(self.forward.training and modules.training_flag(norm))
 
     def _note(self, norm: nn.Module, cause: Site | None) -> None:
         why = f"it has no running statistics ({model_graphs.missing_statistics_reason(norm)})"

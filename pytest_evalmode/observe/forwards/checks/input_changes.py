@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.source import references
 from pytest_evalmode.observe.state import devices
@@ -23,6 +24,7 @@ class InputChangeCheck(ForwardCheck):
     """Strict check that compares the arguments of a forward before and after it.
 
     A changed argument counts only if something else still references it: a temporary, `model(x.clone())`, may change.
+    If a method such as `model.encode(x)` runs the forward, the variables of that method do not count.
     """
 
     def begin(self) -> None:
@@ -35,15 +37,20 @@ class InputChangeCheck(ForwardCheck):
         with undisturbed():
             return {"inputs": find_changes(self.before, partial(self._is_referenced, output))}
 
-    def _is_referenced(self, output: object, name: str, tensor: Tensor) -> bool:
+    def _is_referenced(self, output: object, name: str, tensor: Tensor, is_shared: bool) -> bool:
         """Return whether something else references an argument; searched once for each line and argument."""
         forward = self.forward
+        if is_shared and forward.owner is forward.root:
+            return True
         referenced: dict[object, bool] = forward.tree.caches.setdefault(InputChangeCheck, {})
-        key = forward.innermost_line or forward.call_line, name, getrefcount(tensor)
+        key = forward.innermost_line or forward.call_line, name, getrefcount(tensor), is_shared
         if key not in referenced:
-            ignored_ids = {id(output), *forward.tree.module_ids, *forward.late_modules}
-            referenced[key] = references.is_referenced(
-                tensor, forward.frame.f_back, self.window.user_lines, ignored_ids
+            own = map(id, modules.all_modules(forward.owner))
+            ignored_ids = {id(output), *forward.tree.module_ids, *forward.late_modules, *own}
+            others = references.tensors_sharing_memory(tensor) if is_shared else []
+            referenced[key] = any(
+                references.is_referenced(each, forward.owner_frame.f_back, self.window.user_lines, ignored_ids)
+                for each in (tensor, *(other for other in others if other is not output))
             )
         return referenced[key]
 
@@ -65,13 +72,16 @@ def contains_module(args: tuple[Any, ...], kwargs: Mapping[str, Any], module: nn
     return any(value is module for _, value in _leaves(args, kwargs))
 
 
-def find_changes(before: Inputs, is_referenced: Callable[[str, Tensor], bool]) -> tuple[str, ...]:
-    """Return the names of the arguments that changed and are referenced elsewhere; call it inside `undisturbed()`."""
+def find_changes(before: Inputs, is_referenced: Callable[[str, Tensor, bool], bool]) -> tuple[str, ...]:
+    """Return the names of the arguments that changed and are referenced elsewhere; call it inside `undisturbed()`.
+
+    `is_referenced` gets the name, the tensor, and whether another tensor shares its memory.
+    """
     return tuple(
         name
         for name, tensor, was, is_shared in before
         if not is_unchanged(was, fingerprint_of(tensor, was.has_values), tensor)
-        and (is_shared or is_referenced(name, tensor))
+        and is_referenced(name, tensor, is_shared)
     )
 
 

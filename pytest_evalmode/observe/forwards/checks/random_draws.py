@@ -15,8 +15,9 @@ from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.checks.training_mode import observe_training
 from pytest_evalmode.observe.forwards.tree_cache import GRAPH_TYPES
-from pytest_evalmode.observe.source import callers, forward_code, model_graphs
-from pytest_evalmode.observe.source.draw_calls import DrawCall
+from pytest_evalmode.observe.model_code import forward_code, model_graphs
+from pytest_evalmode.observe.model_code.draw_calls import DrawCall
+from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import generators
 from pytest_evalmode.trace import Observation, Site
@@ -69,7 +70,7 @@ class RandomDrawCheck(ForwardCheck):
         moved = generators.moved_generators(self.host_start) if self.host_start is not None else ()
         root, user_lines = self.forward.root, self.window.user_lines
         if moved and not (self.forward.training or self.training):
-            drawer, calls = find_likely_drawer(root, hosts=moved)
+            drawer, calls = find_likely_drawer(root, moved)
             if not may_be_other_thread(root, calls, user_lines):
                 why = f"it used the generator of {' and '.join(moved)}"
                 yield self._observe(drawer, first_user_line(calls, user_lines), why)
@@ -94,16 +95,19 @@ class RandomDrawCheck(ForwardCheck):
         hooked = module._forward_pre_hooks or module._forward_hooks  # a draw of a hook is blamed on the module
         if key not in tree.module_ids and (hooked or forward_code.module_traits(module).may_draw):
             return True
-        observation = self.forward.training.get(key)
-        depends_on_mode = observation is not None and observation.module.mode_dependent
-        return depends_on_mode or self._has_compiled_training_module(module)
+        return self._depends_on_mode(module) or self._has_compiled_training_module(module)
 
     def _is_explained(self, module: nn.Module) -> bool:
-        """Return whether draws are expected: the module initializes itself, or train-mode already reports it."""
+        """Return whether draws are expected: the module initializes itself, or train-mode reports that it may draw."""
         key = id(module)
-        if key in self.forward.training or key in self.training or key in self.forward.lazy:
+        if key in self.training or key in self.forward.lazy or self._depends_on_mode(module):
             return True
         return self._has_compiled_training_module(module)
+
+    def _depends_on_mode(self, module: nn.Module) -> bool:
+        """Return whether train-mode reports a module whose code reads its mode."""
+        observation = self.forward.training.get(id(module))
+        return observation is not None and observation.module.mode_dependent
 
     def _has_compiled_training_module(self, module: nn.Module) -> bool:
         """Return whether a module in training mode is compiled into this one, so that its forward is not observed."""
@@ -121,20 +125,23 @@ class RandomDrawCheck(ForwardCheck):
         """
         forward, user_lines = self.forward, self.window.user_lines
         while not self._is_explained(module := callers.module_of_frame(start)):
-            drawer, calls = find_likely_drawer(module, observed=self.observed)
-            if calls or start is forward.frame:
+            drawer, calls = self._find_drawer(module)
+            # The generator was read when the outermost forward or a module that may draw began: it drew since then.
+            if calls or start is forward.frame or id(module) in self.observed:
                 break
             # The module cannot draw, so the draw happened before it started, in the module that runs it.
             start = callers.enclosing_forward_frame(start)
         else:
             return
-        if may_be_other_thread(module, calls, user_lines):
+        if may_be_other_thread(module, calls, user_lines) or self._depends_on_mode(drawer):
             return
-        if modules.training_flag(drawer) and forward.is_model and not model_graphs.is_exported(drawer):
+        always_draws = bool(calls) and not (calls[0].gated or calls[0].optional)
+        in_training = modules.training_flag(drawer) and forward.is_model and not model_graphs.is_exported(drawer)
+        if in_training and not always_draws:
             if id(drawer) not in forward.training:  # it has drawn, so it depends on the mode
                 self.training[id(drawer)] = observe_training(forward, drawer, mode_dependent=True)
             return
-        if drawer is not module or not calls or calls[0].gated:
+        if drawer is not module or not always_draws:
             self.training_inside[id(drawer)] = {
                 id(part)
                 for part in modules.all_modules(module)[1:]
@@ -142,22 +149,47 @@ class RandomDrawCheck(ForwardCheck):
             }
         cause = first_user_line(calls, user_lines)
         if cause is None and module is not forward.root:
-            cause = user_lines.find_line_inside(frame.f_back, forward.frame)
+            cause = user_lines.find_line_inside(start.f_back, forward.frame)
         why = f"{calls[0].text}(...)" if calls else ""
         observation = self._observe(drawer, cause, why, is_graph=isinstance(drawer, GRAPH_TYPES))
         self.observations.setdefault(id(drawer), observation)
 
+    def _find_drawer(self, module: nn.Module) -> tuple[nn.Module, list[DrawCall]]:
+        """Return the module that has drawn while `module` ran, and the calls in its code that may have.
 
-def find_likely_drawer(
-    module: nn.Module, *, observed: Container[int] = (), hosts: Container[str] = ("",)
-) -> tuple[nn.Module, list[DrawCall]]:
-    """Return which of a module and its submodules most likely drew, and the calls in its code that may have.
+        It is the module itself, or a part of it whose code ran unobserved: compiled, or called as `part.forward(x)`.
+        """
+        own = [call for call in forward_code.find_draw_calls(module) if not call.host]
+        if own and not (own[0].gated or own[0].optional):
+            return module, own
+        likely: list[tuple[nn.Module, list[DrawCall]]] = [(module, own)] if own else []
+        for part, method in self._find_unobserved(module):
+            calls = [call for call in forward_code.find_draw_calls(part, method) if not call.host]
+            if calls and not (calls[0].gated or calls[0].optional):
+                return part, calls
+            if calls and (modules.training_flag(part) or not calls[0].gated):
+                likely.append((part, calls))
+        return likely[0] if likely else (module, [])
 
-    Submodules that were `observed` (by `id`) come last, as each was checked by itself.  `hosts` are the libraries whose
-    generators were used: torch by default (the empty string), else Python or NumPy.
-    """
-    first, *submodules = modules.all_modules(module)
-    for part in (first, *sorted(submodules, key=lambda part: id(part) in observed)):
+    def _find_unobserved(self, module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+        """Yield the parts of a module whose code may have run without their forward being observed, with the method."""
+        seen = set[tuple[int, str]]()
+        for part in modules.all_modules(module):
+            if part is not module and self._is_boundary(part):
+                continue  # it was observed, if it ran
+            if modules.is_opaque(part):
+                found = [(inner, "forward") for inner in modules.all_modules(part)[1:]]
+            else:
+                found = forward_code.find_method_calls(part)
+            for inner, method in found:
+                if (id(inner), method) not in seen and not (method == "forward" and id(inner) in self.observed):
+                    seen.add((id(inner), method))
+                    yield inner, method
+
+
+def find_likely_drawer(module: nn.Module, hosts: Container[str]) -> tuple[nn.Module, list[DrawCall]]:
+    """Return which of a module and its submodules most likely used the generators of some libraries, and the calls."""
+    for part in modules.all_modules(module):
         calls = [call for call in forward_code.find_draw_calls(part) if call.host in hosts]
         if calls and (part is module or not calls[0].gated):
             return part, calls
@@ -168,7 +200,7 @@ def may_be_other_thread(module: nn.Module, calls: list[DrawCall], user_lines: Us
     """Return whether another thread may have drawn: one is active, and every call in `calls` depends on the mode."""
     if not user_lines.has_other_active_threads() or model_graphs.may_draw(module):
         return False
-    return all(call.gated for call in calls)
+    return all(call.gated or call.optional for call in calls)
 
 
 def first_user_line(calls: list[DrawCall], user_lines: UserLines) -> Site | None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from operator import is_
+from operator import attrgetter, is_
 from types import FrameType
 
 from torch import nn
 
 from pytest_evalmode.observe import modules
+from pytest_evalmode.observe.forwards.checks.autograd import is_trainable
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.context import ForwardContext
 from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
+from pytest_evalmode.observe.model_code import model_graphs
 from pytest_evalmode.observe.models import mode_dependence
-from pytest_evalmode.observe.source import model_graphs
+from pytest_evalmode.observe.state.fingerprint import is_tensor
 from pytest_evalmode.trace import Observation, Site
+
+_FLAG = attrgetter("requires_grad")
 
 
 class _HashedOnce(tuple[Observation, ...]):
@@ -43,7 +47,7 @@ class _Cache:
 
 
 class TrainingModeCheck(ForwardCheck):
-    """Check for modules in training mode that depend on the mode or hold parameters."""
+    """Check for modules in training mode that depend on the mode or train parameters."""
 
     settled: frozenset[int] = frozenset()
     """Modules of which nothing new is expected; once autograd is known to record, only their draws matter."""
@@ -56,6 +60,7 @@ class TrainingModeCheck(ForwardCheck):
             self.window.watch.registry.name_version,
             self.window.mode_changes.change_count,
             forward.cause,
+            _settings(forward.parts) if tree.training else None,
         )
         cache = tree.caches.get(TrainingModeCheck)
         if cache is None or cache.key != key:
@@ -68,7 +73,7 @@ class TrainingModeCheck(ForwardCheck):
             self.unskippable = {id(forward.parts[i]) for i in tree.opaque}
 
     def add_modules(self, arrival: Arrival) -> None:
-        self._add(arrival.parts, arrival.cause, arrival.why)
+        self._add(arrival.parts, arrival.cause, arrival.why)  # fresh modules are in training mode
 
     def enter(self, module: nn.Module, frame: FrameType) -> None:
         key, training, cache = id(module), self.forward.training, self.cache
@@ -103,38 +108,55 @@ class TrainingModeCheck(ForwardCheck):
                 or not (observation.cause or key in cache.traced)
             }
             cache.settled = tree.training - (tree.may_draw - dropouts) - unsettled
-        return {"training": cache.result}
+        root = self.forward.training.get(id(self.forward.root))
+        returned_losses = root is not None and root.module.mode_dependent and _are_single_numbers(output)
+        return {"training": cache.result, "returned_losses": returned_losses}
 
     def _add(self, parts: list[nn.Module], cause: Site | None = None, why: str = "") -> None:
         training = self.forward.training
-        training.update(find_training_modules(self.forward, parts, cause, why) | training)
+        added = find_training_modules(self.forward, parts, cause, why)
+        training.update({key: replace(each, switched_in_forward=True) for key, each in added.items()} | training)
+
+
+def _settings(parts: list[nn.Module]) -> list[object]:
+    """Return what may change between two forwards and decides whether the mode of these modules matters."""
+    parameters = (each for part in parts for each in part._parameters.values() if each is not None)
+    return [*map(_FLAG, parameters), *(vars(part).get("p") for part in parts if isinstance(part, modules.DROPOUTS))]
 
 
 def find_training_modules(
     forward: ForwardContext, parts: list[nn.Module], cause: Site | None = None, why: str = ""
 ) -> dict[int, Observation]:
-    """Return the modules in training mode, by `id`, that depend on the mode or hold parameters.
+    """Return the modules in training mode, by `id`, that depend on the mode or train parameters.
 
     `cause` is the line in the model that ran them, `why` the reason why `eval()` does not reach them.
     """
     in_training = [part for part in parts if modules.training_flag(part)]
     # An exported graph always says `training=True`: that means nothing.
-    exported = {
-        id(p) for part in parts if in_training and model_graphs.is_exported(part) for p in modules.all_modules(part)
-    }
+    exported = model_graphs.exported_ids(parts) if in_training else set()
     observations: dict[int, Observation] = {}
     for part in in_training:
         if id(part) not in exported:
             depends, late = mode_dependence.is_mode_dependent(part), forward.late_modules.get(id(part))
             is_registered_late = late is not None and late.path is None
-            if depends or (modules.is_layer_with_weights(part) and not is_registered_late):
+            # A bare `nn.Module`, as fx makes them, cannot run.
+            trains = type(part) is not nn.Module and not is_registered_late and is_trainable(part)
+            if depends or trains:
                 observations[id(part)] = observe_training(forward, part, cause, why, mode_dependent=depends)
     return observations
+
+
+def _are_single_numbers(output: object) -> bool:
+    """Return whether an output is a tensor of one element, or a dict, list or tuple of such tensors."""
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else [output]
+    return bool(values) and all(is_tensor(value) and value.dim() == 0 for value in values)
 
 
 def observe_training(
     forward: ForwardContext, module: nn.Module, cause: Site | None = None, why: str = "", *, mode_dependent: bool
 ) -> Observation:
     """Return the observation that a module is in training mode, with the line that switched it."""
-    info = replace(forward.module_info(module), mode_dependent=mode_dependent)
-    return Observation(info, cause, why, since=forward.window.mode_changes.line_of_training(module))
+    changes_result = mode_dependent and mode_dependence.changes_result(module)
+    info = replace(forward.module_info(module), mode_dependent=mode_dependent, changes_result=changes_result)
+    since, in_window = forward.window.mode_changes.line_of_training(module)
+    return Observation(info, cause, why, since=since, switched_in_window=in_window)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
+from pytest_evalmode.observe.model_code import model_graphs
 from pytest_evalmode.observe.models import mode_dependence
-from pytest_evalmode.observe.source import model_graphs
 from pytest_evalmode.trace import Observation
 
 

@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 
 from pytest_evalmode.observe.forwards.checks import attribute_changes
 from pytest_evalmode.trace import ModuleInfo
+from tests.nets import rules, watching
 
 
 class Color(enum.IntEnum):
@@ -36,6 +37,11 @@ class Module(nn.Module):
         self.tensor = torch.zeros(3)
         self.items = [1]
         self.by_name = {"a": 1}
+        self.sizes = (3, 3)
+        self.unset: list[Any] = [None, 2]
+        self.hidden = (torch.zeros(3), {"c": torch.zeros(3)})
+        self.looped: list[Any] = []
+        self.looped.append(self.looped)
         self.opaque = object()
 
 
@@ -58,7 +64,6 @@ CHANGES: dict[str, tuple[Callable[[Module], object], tuple[str, str, str]]] = {
     "to NaN": (setting("ratio", float("nan")), ("ratio", "0.5", "nan")),
     "string": (setting("text", "b"), ("text", "'a'", "'b'")),
     "bool": (setting("flag", True), ("flag", "False", "True")),
-    "from None": (setting("nothing", 3), ("nothing", "None", "3")),
     "a long string": (setting("text", "b" * 500), ("text", "'a'", "'" + "b" * 119 + "...")),
     "to None": (setting("text", None), ("text", "'a'", "None")),
     "another type": (setting("number", 1.0), ("number", "1", "1.0")),
@@ -74,7 +79,23 @@ CHANGES: dict[str, tuple[Callable[[Module], object], tuple[str, str, str]]] = {
         ("tensor", "tensor of shape (3,)", "tensor of shape (3,) with different values"),
     ),
     "tensor to None": (setting("tensor", None), ("tensor", "tensor of shape (3,)", "None")),
-    "None to tensor": (setting("nothing", torch.ones(1)), ("nothing", "None", "tensor of shape (1,)")),
+    "an item of a list": (lambda module: module.items.__setitem__(0, 2), ("items[0]", "1", "2")),
+    "a longer list": (lambda module: module.items.append(2), ("items[1]", "(absent)", "2")),
+    "a shorter list": (setting("items", []), ("items[0]", "1", "(absent)")),
+    "another tuple": (setting("sizes", (3, 4)), ("sizes[1]", "3", "4")),
+    "a value of a dict": (lambda module: module.by_name.update(a=2), ("by_name['a']", "1", "2")),
+    "a key that is gone": (lambda module: module.by_name.clear(), ("by_name['a']", "1", "(absent)")),
+    "a tensor in a tuple": (
+        lambda module: module.hidden[1]["c"].add_(1),
+        ("hidden[1]['c']", "tensor of shape (3,)", "tensor of shape (3,) with different values"),
+    ),
+    "a tuple of other tensors": (
+        setting("hidden", (torch.zeros(2), {"c": torch.zeros(3)})),
+        ("hidden[0]", "tensor of shape (3,)", "tensor of shape (2,)"),
+    ),
+    "a list to a number": (setting("items", 5), ("items", "list of 1", "5")),
+    "a number to a list": (setting("number", [1]), ("number", "1", "list of 1")),
+    "a tuple to None": (setting("sizes", None), ("sizes", "tuple of 2", "None")),
 }
 SAME: dict[str, Callable[[Module], object]] = {
     "nothing": lambda module: None,
@@ -84,9 +105,15 @@ SAME: dict[str, Callable[[Module], object]] = {
     "an equal tensor": setting("tensor", torch.zeros(3)),
     "a tensor written with its own values": lambda module: module.tensor.zero_(),
     "changed and restored": lambda module: [setattr(module, "number", n) for n in (2, 1)],  # type: ignore[func-returns-value]
-    "a list": lambda module: module.items.append(2),
-    "another list": setting("items", []),
-    "a dict": lambda module: module.by_name.update(b=2),
+    "from None": setting("nothing", 3),
+    "None to tensor": setting("nothing", torch.ones(1)),
+    "an equal list": setting("items", [1]),
+    "an equal tuple": setting("sizes", (3, 3)),
+    "equal tensors": setting("hidden", (torch.zeros(3), {"c": torch.zeros(3)})),
+    "a new key": lambda module: module.by_name.update(b=2),
+    "None in a list": lambda module: module.unset.__setitem__(0, 1),
+    "a list that contains itself": lambda module: module.looped[0] is module.looped,
+    "an object for a list": setting("items", object()),
     "another object": setting("opaque", object()),
     "an object for None": setting("nothing", [1]),
     "an array": setting("opaque", np.zeros(3)),
@@ -112,10 +139,10 @@ def test_no_change_is_reported(act: Callable[[Module], object]) -> None:
 
 def test_a_removed_attribute_is_reported_if_another_gets_its_value() -> None:
     module = nn.Module()
-    setattr(module, "old", None)  # noqa: B010
+    setattr(module, "old", 1)  # noqa: B010
     before = attribute_changes.read_attributes([module])
     del module.old
-    setattr(module, "new", None)  # noqa: B010
+    setattr(module, "new", 1)  # noqa: B010
     changes = attribute_changes.find_changes(before, lambda part: ModuleInfo("model", "", "Module"))
     assert [c.name for c in changes] == ["model.old"]
 
@@ -177,3 +204,159 @@ def test_a_weight_that_torch_computes_before_each_forward_is_ignored(norm: Calla
     assert [c.attribute for c in attribute_changes.find_changes(before, lambda part: ModuleInfo("model", "", ""))] == [
         "calls"
     ]
+
+
+# --- state that one forward stores and the next reads
+
+
+class Recurrent(nn.Module):
+    """Keeps its hidden state from forward to forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.hidden = nn.LSTM(4, 4), (torch.zeros(1, 4), torch.zeros(1, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, self.hidden = self.lstm(x, self.hidden)
+        out: torch.Tensor = y
+        return out
+
+
+class Scaler(nn.Module):
+    """Scales by the statistics of a batch, which it stores, and back (RevIN)."""
+
+    mean: torch.Tensor
+
+    def forward(self, x: torch.Tensor, mode: str) -> torch.Tensor:
+        if mode == "norm":
+            self.mean = x.mean(0).detach()
+            return x - self.mean
+        return x + self.mean
+
+
+class Forecast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaler, self.layer = Scaler(), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.scaler(self.layer(self.scaler(x, "norm")), "denorm")
+        return y
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.scaler(self.layer(self.scaler(x, "norm")), "denorm")
+        return y
+
+
+class Maps(nn.Module):
+    """Keeps its attention for a plot, a loss and the size of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.attention, self.loss, self.size = nn.Linear(4, 4), torch.zeros(1), 0.0, 0
+        self.all: dict[str, torch.Tensor] = {"first": torch.zeros(1)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layer(x)
+        self.attention, self.loss, self.size = y, float(y.mean()), len(x)
+        self.all["first"] = y
+        return y
+
+
+class Cached(nn.Module):
+    """Computes once what every later forward uses."""
+
+    def __init__(self, *, pair: bool = False) -> None:
+        super().__init__()
+        self.layer, self.pair = nn.Linear(4, 4), pair
+        self.cache: Any = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.cache is None:
+            self.cache = (x.mean(), x.std()) if self.pair else x.mean()
+        y: torch.Tensor = self.layer(x)
+        return y
+
+
+class Centers(nn.Module):
+    """Stores the mean of a batch, but not that of a batch of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.mean = nn.Linear(4, 4), torch.zeros(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 1:
+            self.mean = x.mean(0)
+        y: torch.Tensor = self.layer(x - self.mean)
+        return y
+
+
+class Membrane(nn.Module):
+    """A spiking neuron without parameters, whose potential is a buffer that is not saved."""
+
+    potential: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("potential", torch.zeros(4), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.potential = 0.9 * self.potential + x.mean(0)
+        spikes: torch.Tensor = self.potential > 1
+        return spikes
+
+
+class Steps(nn.Module):
+    """A transform without parameters that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        return x / self.count
+
+
+def run_twice(model: Any, method: str = "__call__", sizes: tuple[int, ...] = (3, 5)) -> set[str]:
+    model.eval()
+    with watching(model, strict=True) as g, torch.no_grad():
+        for size in sizes:
+            getattr(model, method)(torch.randn(size, 4))
+    return rules(g)
+
+
+FRESH: dict[str, Callable[[], set[str]]] = {
+    "statistics": lambda: run_twice(Forecast()),
+    "statistics, in a method": lambda: run_twice(Forecast(), "predict"),
+    "maps": lambda: run_twice(Maps()),
+    "a cache": lambda: run_twice(Cached()),
+    "a cache of two": lambda: run_twice(Cached(pair=True)),
+    "statistics of every batch": lambda: run_twice(Centers()),
+}
+STATE: dict[str, tuple[Callable[[], set[str]], str]] = {
+    "hidden state": (lambda: run_twice(Recurrent()), "attribute-mutated"),
+    "hidden state beside others": (lambda: run_twice(nn.Sequential(nn.Linear(4, 4), Recurrent())), "attribute-mutated"),
+    "statistics of another batch": (lambda: run_twice(Centers(), sizes=(3, 1)), "attribute-mutated"),
+    "membrane": (lambda: run_twice(Membrane()), "buffer-mutated"),
+    "membrane beside a layer": (lambda: run_twice(nn.Sequential(nn.Linear(4, 4), Membrane())), "buffer-mutated"),
+    "steps": (lambda: run_twice(Steps()), "attribute-mutated"),
+    "steps beside a layer": (lambda: run_twice(nn.Sequential(nn.Linear(4, 4), Steps())), "attribute-mutated"),
+}
+
+
+@pytest.mark.parametrize("run", FRESH.values(), ids=FRESH)
+def test_what_every_forward_writes_first_is_clean(run: Callable[[], set[str]]) -> None:
+    assert run() == set()
+
+
+@pytest.mark.parametrize(("run", "rule"), STATE.values(), ids=STATE)
+def test_state_that_the_next_forward_reads_is_reported(run: Callable[[], set[str]], rule: str) -> None:
+    assert run() == {rule}
+
+
+def test_a_module_that_runs_without_being_handed_over_is_checked() -> None:
+    with watching(strict=True) as g, torch.no_grad():
+        Steps().eval()(torch.ones(2, 4))
+    assert rules(g) == {"attribute-mutated"}

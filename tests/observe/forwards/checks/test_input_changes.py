@@ -167,3 +167,84 @@ def test_an_input_changed_by_the_caller_is_clean() -> None:
         model(x)
         x.add_(1)
         model(x)
+
+
+# --- methods of a model: their variables are the model's own
+
+
+class Features(nn.Module):
+    """A model whose method runs an in-place activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.act = nn.Linear(4, 4), nn.ReLU(inplace=True)
+        self.last: Any = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.features(x)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        x = self.act(x)
+        return x  # noqa: RET504 - the variable holds the input of the activation
+
+    def views(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.body(x)
+        part: torch.Tensor = self.act(hidden[:, :2])
+        return part
+
+    def collects(self, x: torch.Tensor) -> list[torch.Tensor]:
+        maps = [self.body(x)]
+        maps.append(self.act(maps[0]))
+        return maps
+
+    def keeps(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = self.body(x)
+        y: torch.Tensor = self.act(self.last)
+        return y
+
+    def first_activates(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.body(self.act(x))
+        return y
+
+    def first_activates_a_view(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.view(-1, 4)
+        y: torch.Tensor = self.act(x)
+        return y
+
+
+GLOBAL = -torch.ones(8, 4)
+
+INTERMEDIATE: dict[str, Callable[[Features, torch.Tensor], object]] = {
+    "a variable": lambda model, x: model.features(x),
+    "a view of a variable": lambda model, x: model.views(x),
+    "in a list": lambda model, x: model.collects(x),
+    "in an attribute": lambda model, x: model.keeps(x),
+    "a temporary": lambda model, x: model.first_activates(x.clone()),
+    "a view of a temporary": lambda model, x: model.first_activates_a_view(x.clone()),
+}
+OF_THE_USER: dict[str, Callable[[Features, torch.Tensor], object]] = {
+    "a variable": lambda model, x: model.first_activates(x),
+    "a view of a variable": lambda model, x: model.first_activates_a_view(x),
+    "in a list": lambda model, x: [x.clone(), *map(model.first_activates, [x])],
+    "a global": lambda model, _: model.first_activates(GLOBAL.sub_(9)),
+    "a view of a global": lambda model, _: model.first_activates_a_view(GLOBAL.sub_(9)),
+    "an attribute of an object": lambda model, x: model.first_activates_a_view(boxed(x)),
+}
+
+
+@parametrize_cases(INTERMEDIATE)
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
+def test_a_method_may_change_its_own_tensors(case: Any, grad: Callable[[], Any]) -> None:
+    model, x = Features().eval(), batch()
+    with watching(strict=True) as g, grad():
+        case(model, x)
+    assert g.violations == []
+
+
+@parametrize_cases(OF_THE_USER)
+def test_a_method_may_not_change_an_input_of_the_user(case: Any) -> None:
+    model, x = Features().eval(), -torch.rand(8, 4) - 1
+    with watching(strict=True) as g, torch.no_grad():
+        case(model, x)
+    assert only(g, "input-mutated").subjects == ("Features.act (ReLU)",)

@@ -181,6 +181,267 @@ def test_a_mixin_in_eval_mode_is_clean() -> None:
     assert g.violations == []
 
 
+# --- the module whose own code drew, and only code that can draw in this mode
+
+
+class Attention(nn.Module):
+    """Draws nothing while `p` is 0."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        self.qkv, self.p = nn.Linear(4, 4), p
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.qkv(x).unsqueeze(0)
+        y: Tensor = F.scaled_dot_product_attention(q, q, q, dropout_p=self.p)[0]
+        return y
+
+
+class Draws(nn.Module):
+    """Draws in a method of its own, before an attention that draws nothing."""
+
+    def __init__(self, *after: nn.Module) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(*(after or [Attention()]))
+        self.noise: object = torch.distributions.Normal(0.0, 1.0)
+
+    def disturb(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.attention(self.disturb(x))
+        return y
+
+
+class DrawsByAnObject(Draws):
+    def disturb(self, x: Tensor) -> Tensor:
+        noise: Tensor = getattr(self.noise, "sam" + "ple")(x.shape)
+        return x + noise
+
+
+class Vae(nn.Module):
+    """Draws itself, between its encoder and its decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), Attention(), nn.Dropout())
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.encoder(x)
+        y: Tensor = self.decoder(mean + torch.randn_like(mean))
+        return y
+
+
+class Given(nn.Module):
+    """Draws from a generator that may be None."""
+
+    def __init__(self, own: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.own = own
+        self.body = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if self.own is not None:
+            return x + torch.randn(x.shape, generator=self.own)
+        y: Tensor = self.body(x) + torch.randn(x.shape, generator=generator)
+        return y
+
+
+class GivenNone(nn.Module):
+    """Draws from the global generator, as its own is None."""
+
+    own: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn(x.shape, generator=self.own)
+
+
+class Part(nn.Module):
+    """Has a method that draws, and a forward that does not."""
+
+    def disturb(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class CallsAMethod(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin, self.part, self.last = nn.Linear(4, 4), Part(), Attention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.part.disturb(self.lin(x)))
+        return y
+
+
+class Loop(nn.Module):
+    """Its code does not show whose forward it calls."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part.forward(x)
+        return x
+
+
+class Builds(nn.Module):
+    """Creates a layer in its first forward; its dropout is off in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(4, 4)
+        self.is_built = False
+
+    def build(self) -> None:
+        if not self.is_built:
+            self.lin = nn.Linear(4, 4)
+            self.is_built = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.build()
+        y: Tensor = self.lin(F.dropout(x, 0.1, training=self.training))
+        return y
+
+
+class GatedBySettings(Draws):
+    """Its own calls cannot draw: what draws is hidden."""
+
+    rate = 0.0
+
+    def disturb(self, x: Tensor) -> Tensor:
+        x = F.dropout(F.dropout(x, 0.1, self.training), self.rate)
+        if self.training and self.rate > 0:
+            x = x + torch.randn_like(x)
+        if not self.training:
+            x += getattr(torch, "rand" + "n")(x.shape)
+            return x
+        return torch.bernoulli(x)
+
+
+STRICT = pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
+
+
+@STRICT
+@pytest.mark.parametrize("is_part", [False, True], ids=["alone", "in a model"])
+@pytest.mark.parametrize(
+    ("make", "path", "source"),
+    [
+        (lambda: Draws(), "", "torch.randn_like(x)"),
+        (lambda: Draws(nn.Sequential(Attention())), "", "torch.randn_like(x)"),
+        (lambda: Vae(), "", "torch.randn_like(mean)"),
+        (lambda: Given(), "", "generator=generator"),
+        (lambda: Block(Given()), ".part", "generator=generator"),
+        (lambda: Block(GivenNone()), ".part", "generator=self.own"),
+        (lambda: CallsAMethod(), ".part", "torch.randn_like(x)"),
+        (lambda: Loop(nn.Linear(4, 4), Attention(), DropPath(), UngatedPath()), ".parts.3", "bernoulli_"),
+        (lambda: Builds(), "", "nn.Linear(4, 4)"),
+        # Look-alikes: an attention that draws is blamed itself.
+        (lambda: nn.Sequential(nn.Linear(4, 4), Attention(0.1)), ".1", "scaled_dot_product_attention"),
+        (lambda: Loop(nn.Linear(4, 4), Attention(0.1)), ".parts.1", "scaled_dot_product_attention"),
+    ],
+)
+def test_the_module_whose_code_drew_is_blamed(
+    make: Callable[[], nn.Module], path: str, source: str, is_part: bool, strict: bool
+) -> None:
+    model = make()
+    if is_part:
+        model, path = nn.Sequential(nn.Linear(4, 4), model, Attention(), nn.Dropout()), f".1{path}"
+    with watching(strict=strict) as g:
+        model.eval()(batch())
+    (violation,) = (each for each in g.violations if each.rule == "random-forward")
+    assert violation.subjects[0].partition(" ")[0] == f"{type(model).__name__}{path}"
+    assert violation.cause is not None
+    assert source in violation.cause.source
+
+
+@STRICT
+@pytest.mark.parametrize("kind", [DrawsByAnObject, GatedBySettings])
+def test_a_draw_that_the_code_hides_is_blamed_on_no_other_module(kind: type[Draws], strict: bool) -> None:
+    with watching(strict=strict) as g:
+        kind().eval()(batch())
+    violation = only(g, "random-forward")
+    assert violation.subjects == (f"{kind.__name__} ({kind.__name__})",)
+    assert "dropout" not in violation.finding + str(violation.cause)
+    assert "attention" not in violation.finding
+
+
+@STRICT
+def test_a_generator_of_the_module_is_clean(strict: bool) -> None:
+    with watching(strict=strict) as g:
+        Given(torch.Generator()).eval()(batch())
+        Given().eval()(batch(), torch.Generator())
+    assert g.violations == []
+
+
+# --- a module that draws whatever its mode
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+class NoisyLinear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + torch.randn(4)
+
+
+class Diffusion(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.noise = nn.Linear(4, 4), Noise()
+
+    def distort(self, x: Tensor) -> Tensor:
+        y: Tensor = self.noise(x)
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(self.distort(x))
+        return y
+
+
+@STRICT
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_a_module_that_always_draws_is_not_fixed_by_eval(training: bool, strict: bool) -> None:
+    with watching(strict=strict) as g:
+        Diffusion().train(training).distort(batch())
+    violation = only(g, "random-forward")
+    assert violation.subjects == ("Diffusion.noise (Noise)",)
+    assert "randn_like" in violation.finding
+    assert ("eval mode" in violation.finding) is not training
+    assert "eval()" not in violation.remedy
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_a_layer_with_weights_that_always_draws_is_reported_in_either_mode(training: bool) -> None:
+    """Its training mode is reported too, as that of any layer with weights."""
+    with watching() as g:
+        nn.Sequential(NoisyLinear(4, 4)).train(training)(batch())
+    assert rules(g) == ({"train-mode", "random-forward"} if training else {"random-forward"})
+
+
+def test_a_module_without_weights_that_draws_is_a_transform() -> None:
+    with watching() as g:
+        Noise()(batch())
+    assert g.violations == []
+    with watching(strict=True) as g:
+        Noise()(batch())
+    assert only(g, "random-forward").subjects == ("Noise (Noise)",)
+
+
+def test_a_module_that_always_draws_may_be_exempted_with_its_mode() -> None:
+    with watching(train=["noise"], strict=True) as g:
+        model = Diffusion().eval()
+        model.noise.train()
+        model(batch())
+    assert g.violations == []
+
+
 # --- generators of Python and NumPy
 
 

@@ -1,0 +1,192 @@
+"""How pixels become values: ranges, and normalization with the mean and std of well-known datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from pytest_evalmode.lock.causes.cause import NOT_BEFORE, Array, Cause, Step, format_numbers
+
+_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CLIP": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "Inception (0.5/0.5)": ((0.5,), (0.5,)),
+    "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "CIFAR-10 (std 0.2023)": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "CIFAR-100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "MNIST": ((0.1307,), (0.3081,)),
+    "Caffe (BGR)": ((103.939 / 255, 116.779 / 255, 123.68 / 255), (1 / 255,)),
+}
+_OVERSHOOT = 0.12  # by which pixels may leave their range, for example after a resampling filter
+_NEAR = 0.02  # relative difference between the fitted scale and that of a known coding
+
+
+class Coding(NamedTuple):
+    """How a pixel in 0..1 becomes a value: `scale * pixel + shift`, per channel of shape (1, channels, 1, 1)."""
+
+    family: str  # what was done to the pixels: unit (nothing), bytes, normalized, ...
+    name: str  # of the statistics, such as "ImageNet"; empty if there are none
+    scale: Array
+    shift: Array
+
+    def to_levels(self, values: Array) -> Array:
+        """Decode images of shape (samples, channels, rows, columns) to levels in 0..255."""
+        return np.asarray((values - self.shift) / self.scale * 255)
+
+    def from_levels(self, levels: Array) -> Array:
+        return np.asarray(levels / 255 * self.scale + self.shift)
+
+
+@cache
+def known_codings(channels: int) -> tuple[Coding, ...]:
+    """Return the codings of images with this number of channels, the simplest first."""
+    ones = np.ones((1, channels, 1, 1))
+    codings = [
+        Coding("unit", "", ones, 0 * ones),
+        Coding("bytes", "", 255 * ones, 0 * ones),
+        Coding("divided", "", ones / 255, 0 * ones),
+        Coding("inverted", "", -ones, ones),
+        Coding("inverted bytes", "", -255 * ones, 255 * ones),
+    ]
+    for name, statistics in _STATISTICS.items():
+        if len(statistics[0]) in (1, channels):
+            mean, std = (np.reshape(each, (1, -1, 1, 1)) * ones for each in statistics)
+            codings += [
+                Coding("normalized", name, 1 / std, -mean / std),
+                Coding("normalized twice", name, 1 / std**2, -mean / std**2 - mean / std),
+                Coding("not divided", name, 255 / std, -mean / std),
+                Coding("divided twice", name, 1 / (255 * std), -mean / std),
+            ]
+    return tuple(codings)
+
+
+def has_levels(coding: Coding, values: Array) -> bool:
+    """Return whether values are 8-bit levels in this coding."""
+    for part in (values[:1, :, ::8, ::8], values):  # few values suffice to exclude most codings
+        levels = coding.to_levels(part)
+        if np.abs(levels - np.round(levels)).max() >= 2e-3 or levels.min() <= -0.5 or levels.max() >= 255.5:
+            return False
+    return True
+
+
+def codings_of(values: Array) -> list[Coding]:
+    """Return the codings that give images 8-bit levels, or else those that fit their range."""
+    ends = np.stack([values.min((0, 2, 3)), values.max((0, 2, 3))])[:, :, None, None].astype(float)
+    plausible = []
+    for coding in known_codings(values.shape[1]):
+        if coding.family in ("unit", "bytes", "normalized"):
+            pixels = coding.to_levels(ends) / 255
+            low, high = float(pixels.min()), float(pixels.max())
+            if low >= -_OVERSHOOT * max(high, 0) and high <= 1 + _OVERSHOOT and (high > 1.5 / 255 or high == low):
+                plausible.append(coding)
+    return [each for each in plausible if has_levels(each, values)] or plausible
+
+
+# How the coding changed: the families before and now, the kind and the words.
+_CHANGES: tuple[tuple[str, str, str, str], ...] = (
+    ("bytes", "unit", "range", "given in 0..1, not 0..255"),
+    ("unit", "bytes", "range", "given in 0..255, not 0..1"),
+    ("unit", "inverted", "inverted", "inverted (dark and bright swapped)"),
+    ("bytes", "inverted bytes", "inverted", "inverted (dark and bright swapped)"),
+    ("unit bytes", "divided", "range", "divided by 255 once more"),
+    ("unit bytes", "normalized", "normalised", "normalized ({} mean and std)" + NOT_BEFORE),
+    ("normalized", "unit", "not normalised", "not normalized ({} mean and std)"),
+    (
+        "normalized",
+        "bytes",
+        "not normalised",
+        "neither normalized ({} mean and std) nor scaled from 0..255 to 0..1",
+    ),
+    ("normalized", "normalized twice", "normalised twice", "normalized twice ({} mean and std)"),
+    ("normalized", "normalized", "other statistics", "normalized with other statistics ({} mean and std, not {})"),
+    ("normalized unit bytes", "not divided", "range", "normalized ({} mean and std) without division by 255"),
+    (
+        "normalized unit bytes",
+        "divided twice",
+        "range",
+        "divided by 255 twice before normalization ({} mean and std)",
+    ),
+)
+
+
+def change_of_coding(old: Coding, new: Coding) -> Step | None:
+    """Return the step that turns one coding into another; None if nobody makes that change, or if they are equal."""
+    for before, after, kind, words in _CHANGES:
+        if old.family in before.split() and new.family == after:
+            differs = old.name != new.name
+            if differs == (old.family == new.family) or not (old.name and new.name):
+                names = (new.name or old.name, old.name)
+                return Step(kind, words.format(*names), {"statistics": names if differs and old.name else names[0]})
+    return None
+
+
+def _recodings(a: Array, b: Array) -> Iterator[tuple[Coding | None, Coding | None, Array, Array]]:
+    """Yield the known changes that are near the fitted scale and shift, the nearest first, and then the fitted one."""
+    if a.shape != b.shape or a.ndim != 4:
+        return
+    axes = (0, 2, 3)
+    mean_a, mean_b = a.mean(axes, keepdims=True), b.mean(axes, keepdims=True)
+    spread = ((a - mean_a) ** 2).sum(axes, keepdims=True)
+    product = ((a - mean_a) * (b - mean_b)).sum(axes, keepdims=True)
+    fitted = np.where(spread > 0, product / np.where(spread > 0, spread, 1), 1.0)
+    near = []
+    for old in codings_of(a):
+        for new in known_codings(a.shape[1]):
+            scale = new.scale / old.scale
+            if np.all(np.abs(scale - fitted) <= _NEAR * np.abs(scale)) and change_of_coding(old, new) is not None:
+                shift = new.shift - scale * old.shift
+                near.append((round(float(np.abs(a * scale + shift - b).max()), 3), old, new, scale, shift))
+    yield from (each[1:] for each in sorted(near, key=lambda each: each[0]))
+    if np.all(fitted > 0):
+        yield None, None, fitted, mean_b - fitted * mean_a
+
+
+def _describe_recoding(a: Array, b: Array, recoding: tuple[Coding | None, Coding | None, Array, Array]) -> Step:
+    """Describe a change of the coding; a fitted one as a mean and std if the coding before or now is known."""
+    old, new, scale, shift = recoding
+    details: dict[str, object] = {"scale": _tuple(scale), "shift": _tuple(shift)}
+    if old is not None and new is not None and (step := change_of_coding(old, new)) is not None:
+        return Step(step.kind, step.words, {**step.details, **details})
+    before, after = (next(iter(codings_of(each)), None) for each in (a, b))
+    words = f"scaled by {format_numbers(scale)}"
+    if np.abs(shift).max() > 1e-6 * np.abs(b).max():
+        words += f" and shifted by {format_numbers(shift)}"
+    if before is not None and before.family != "normalized" and _is_centered(b):
+        statistics, details = _mean_and_std(scale * before.scale, shift + scale * before.shift, details)
+        return Step("normalised", f"normalized ({statistics}){NOT_BEFORE}", details)
+    if after is not None and after.family != "normalized" and _is_centered(a) and not _is_centered(b):
+        statistics, details = _mean_and_std(after.scale / scale, (after.shift - shift) / scale, details)
+        return Step("not normalised", f"not normalized ({statistics})", details)
+    if before is not None and before.family == "normalized" and has_levels(before, a):
+        statistics, details = _mean_and_std(scale * before.scale, shift + scale * before.shift, details)
+        words = f"normalized with other statistics ({statistics}, not {before.name})"
+        return Step("other statistics", words, details)
+    if _is_centered(a) and _is_centered(b):
+        return Step("other statistics", f"normalized with other statistics: {words} per channel", details)
+    return Step("scale", words, details)
+
+
+def _mean_and_std(scale: Array, shift: Array, details: dict[str, object]) -> tuple[str, dict[str, object]]:
+    """Return the mean and std, for pixels in 0..1, that give a scale and shift of pixels."""
+    mean, std = -shift / scale, 1 / scale
+    more = {"mean": _tuple(mean), "std": _tuple(std)}
+    return f"mean {format_numbers(mean.ravel())}, std {format_numbers(std.ravel())}", {**details, **more}
+
+
+def _is_centered(values: Array) -> bool:
+    return bool(values.min() < -_OVERSHOOT * values.max())
+
+
+def _tuple(values: Array) -> tuple[float, ...]:
+    return tuple(float(f"{each:.6g}") for each in np.ravel(values))
+
+
+RECODED = Cause(
+    _recodings,
+    lambda a, p: a * p[2] + p[3],
+    _describe_recoding,
+    lambda p: 0 if p[0] is not None else 2 * int(p[2].size),
+)

@@ -1,0 +1,120 @@
+"""Causes of changed padding and attention masks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from pytest_evalmode.lock.causes.cause import Array, Diagnosis, Step, join_steps
+from pytest_evalmode.lock.causes.order import match_samples, order_steps
+
+
+def find_padding_id(ids: Array) -> int | None:
+    """Return the padding id of token ids: one that occurs only at the ends of rows, in runs of different lengths."""
+    runs: dict[int, list[int]] = {}
+    for row in ids.tolist():
+        for end in (row, row[::-1]):
+            length = next((i for i, each in enumerate(end) if each != end[0]), len(end))
+            runs.setdefault(end[0], []).append(length)
+    counts = Counter(ids.ravel().tolist())
+    candidates = [
+        id_
+        for id_, lengths in runs.items()
+        if max(lengths) > 1 and sum(lengths) >= counts[id_] and set(lengths) != {ids.shape[1]}
+    ]
+    return max(candidates, key=lambda id_: counts[id_], default=None)
+
+
+def strip_padding(ids: Array, padding_id: int | None) -> list[tuple[int, ...]]:
+    """Return the rows of token ids without padding at either end."""
+    rows = []
+    for row in ids.tolist():
+        text = [i for i, each in enumerate(row) if each != padding_id]
+        rows.append(tuple(row[text[0] : text[-1] + 1]) if text else ())
+    return rows
+
+
+def describe_padding(was: Array, now: Array, ids: tuple[int | None, int | None], *, changed: bool) -> list[Step] | None:
+    """Return a step if the padding id, side or length changed, else no step; None if rows are padded on both sides.
+
+    Args:
+        was: The locked token ids or mask, of shape (texts, tokens).
+        now: The current ones; both sizes may differ.
+        ids: The locked and the current padding id, as far as known.
+        changed: Whether the texts changed too; a different length is then not reported.
+    """
+    a, b = ids
+    old, new = _side(was, a), _side(now, b)
+    if "both" in (old, new):
+        return None
+    words: list[str] = []
+    details: dict[str, object] = {}
+    if a is not None and b is not None and a != b:
+        words.append(f"padded with id {b}, not {a}")
+        details["filler"] = (a, b)
+    if old and new and old != new:
+        words.append(f"padded on the {new}, not on the {old}")
+        details["side"] = (old, new)
+    if was.shape[1] != now.shape[1] and not changed:
+        words.append(f"padded to {now.shape[1]} tokens, not {was.shape[1]}")
+        details["width"] = (was.shape[1], now.shape[1])
+    return [Step("padding", " and ".join(words), details)] if words else []
+
+
+def _side(ids: Array, padding_id: int | None) -> str:
+    left, right = (padding_id is not None and bool((ids[:, i] == padding_id).any()) for i in (0, -1))
+    return "both" if left and right else "left" if left else "right" if right else ""
+
+
+def describe_truncation(words: str, side: str, cut: list[int], n: int, length: int) -> Step:
+    details = {"length": length, "side": side, "texts": tuple(cut[:32])}
+    return Step("truncation", f"{words} {side} ({len(cut)} of {n} texts)", details)
+
+
+def explain_masks(was: Array, now: Array) -> Diagnosis | None:
+    """Return the diagnosis of attention masks (1 for text, 0 for padding); None without a known cause."""
+    if was.shape == now.shape and np.array_equal(was, 1 - now):
+        return join_steps("tokens", [Step("inverted", "marked the opposite way (padding instead of text)")])
+    if _is_inside(now).any() or _is_inside(was).any():
+        return _explain_holes(was, now)
+    old, new = (each.sum(1).tolist() for each in (was, now))
+    steps: list[Step] = []
+    if len(old) != len(new) or (old != new and sorted(old) == sorted(new)):
+        index = match_samples(old, new)
+        if index is None:
+            return None
+        steps += order_steps(len(old), index)
+    elif old != new:
+        most = max(new)
+        shift = next((b - a for a, b in zip(old, new, strict=True) if b < most), new[0] - old[0])
+        cut = [i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a + shift != b]
+        if any(new[i] != most or old[i] + shift < most for i in cut):
+            return None
+        if shift:
+            words = f"{abs(shift)} {'more' if shift > 0 else 'fewer'} per text according to the mask"
+            steps.append(Step("length", words, {"tokens": shift}))
+        if cut:
+            steps.append(describe_truncation(f"cut to {most} tokens", "according to the mask", cut, len(old), most))
+    padded = describe_padding(was, now, (0, 0), changed=bool(steps))
+    return None if padded is None or not (steps or padded) else join_steps("tokens", [*steps, *padded])
+
+
+def _is_inside(mask: Array) -> Array:
+    """Return where a 0 has a 1 on both sides."""
+    before, after = np.maximum.accumulate(mask, 1), np.maximum.accumulate(mask[:, ::-1], 1)[:, ::-1]
+    return np.asarray((mask == 0) & (before == 1) & (after == 1))
+
+
+def _explain_holes(was: Array, now: Array) -> Diagnosis | None:
+    """Recognize tokens inside texts that are masked now; other texts must be as before, or masked in other places."""
+    if was.shape != now.shape or np.any(now > was):
+        return None
+    inside = np.argwhere(_is_inside(now) & (was > now)).tolist()
+    masked = int((was > now).sum())
+    if not inside:
+        return None
+    more = f", {masked - len(inside)} at an end" if masked > len(inside) else ""
+    first = f"first: text {inside[0][0]}, token {inside[0][1]}"
+    words = f"masked in {masked} more place{'s' * (masked > 1)}: {len(inside)} inside a text ({first}){more}"
+    return join_steps("tokens", [Step("hole", words, {"holes": tuple(map(tuple, inside[:32]))})])

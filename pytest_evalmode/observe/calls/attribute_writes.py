@@ -1,0 +1,109 @@
+"""Attributes that code outside of any forward set on a module."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from torch import nn
+from torch.compiler import is_compiling
+
+from pytest_evalmode.observe import modules, patches
+from pytest_evalmode.observe.models.watch import Watch
+from pytest_evalmode.observe.patches import Observer
+from pytest_evalmode.observe.source import callers
+from pytest_evalmode.observe.source.user_lines import UserLines
+from pytest_evalmode.trace import Leak, Site
+
+_ABSENT = object()
+_MAX_LENGTH = 120
+
+
+@dataclass(slots=True)
+class _Write:
+    """An attribute that code outside of any forward has set."""
+
+    module: weakref.ref[nn.Module]
+    name: str
+    before: object
+    at: Site | None
+
+
+class AttributeWrites(Observer):
+    """Strict observer of what is set on a module outside its forwards: a submodule, a `forward`, a plain attribute."""
+
+    patched = (patches.module_setattr,)
+
+    def __init__(self, watch: Watch, user_lines: UserLines) -> None:
+        super().__init__()
+        self._watch = watch
+        self._user_lines = user_lines
+        self._writes: dict[tuple[int, str], _Write] = {}
+
+    def add_write(self, module: nn.Module, name: str, value: object, frame: FrameType) -> None:
+        """Record that the code of a frame is about to set an attribute."""
+        with self.errors:
+            if frame.f_code.co_name == "__init__" or name in modules.TORCH_ATTRIBUTES:
+                return
+            is_part = name == "forward" or isinstance(value, nn.Module)
+            if not is_part and not (value is None or isinstance(value, bool | int | float | complex | str | tuple)):
+                return
+            # A library may replace a part or a forward; a plain attribute counts if the test's own code sets it.
+            is_users = self._user_lines.is_user_code(frame.f_code) and not callers.is_in_module_method(frame)
+            if (is_part or is_users) and not callers.is_inside_forward(frame):
+                at, key = self._user_lines.find_line(frame), (id(module), name)
+                known = self._writes.get(key)
+                if known is not None and known.module() is module:
+                    known.at = at
+                else:
+                    self._writes[key] = _Write(weakref.ref(module), name, _value(module, name), at)
+
+    def pop_leaks(self) -> Iterator[Leak]:
+        """Yield what was set on shared models since the last call and has another value now."""
+        writes, self._writes = self._writes, {}
+        for write in writes.values():
+            module = write.module()
+            owner = None if module is None else self._watch.registry.find_model(module)
+            if module is None or owner is None or owner[0].flags is None:
+                continue
+            now = _value(module, write.name)
+            if now is not write.before and (type(now) is not type(write.before) or not _is_equal(now, write.before)):
+                path = ".".join(filter(None, (owner[1], write.name)))
+                yield Leak(owner[0].name, path, _describe(write.before), _describe(now), write.at)
+
+    def reset(self) -> None:
+        """Forget what was set so far."""
+        self._writes.clear()
+
+
+def _value(module: nn.Module, name: str) -> object:
+    """Return what is stored on a module itself under a name; the class is not asked."""
+    return vars(module).get(name, module._modules.get(name, _ABSENT))
+
+
+def _is_equal(one: object, other: object) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # tensors in a tuple
+        return False
+
+
+def _describe(value: object) -> str:
+    if value is _ABSENT:
+        return "(absent)"
+    if isinstance(value, nn.Module):
+        return modules.type_name(value)
+    text = getattr(value, "__qualname__", None)
+    return text if isinstance(text, str) else repr(value)[:_MAX_LENGTH]
+
+
+@patches.module_setattr.replace_with
+def _observed_setattr(self: nn.Module, name: str, value: Any) -> None:
+    if not is_compiling():
+        for observer in patches.module_setattr.observers:
+            observer.add_write(self, name, value, sys._getframe(1))
+    patches.module_setattr.original(self, name, value)

@@ -1,0 +1,226 @@
+"""How forwards use an attribute: whether one can read what an earlier one stored, judging by the source.
+
+The code is walked in the order in which it runs, with all branches, and into the methods that it names.  What counts is
+the first access on each path: a forward that writes an attribute before it reads it depends on no earlier forward.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterable
+from types import FunctionType
+from typing import Any, Literal
+
+from torch import nn
+
+from pytest_evalmode.observe.model_code.draw_calls import definitions_of
+
+States = frozenset[str]
+"""The accesses on the paths so far: "" none, "r" read, "w" written first, "e" an element written first, and "x": what
+was there before was read, and it was written."""
+
+_NONE: States = frozenset({""})
+_NEXT = {
+    "read": {"": "r", "r": "r", "w": "w", "e": "x", "x": "x"},
+    "write": {"": "w", "r": "x", "w": "w", "e": "w", "x": "x"},
+    "element": {"": "e", "r": "x", "w": "w", "e": "e", "x": "x"},
+}
+_CONTEXTS = {ast.Load: "read", ast.Store: "write", ast.Del: "write"}
+_HARMLESS_CALLS = frozenset({"super", "isinstance", "type", "len", "id", "print"})
+
+
+class _UnclearError(Exception):
+    """The code uses the attribute in a way that cannot be followed."""
+
+
+Use = Literal["fresh", "conditional", "carried"]
+"""How an attribute is used.  "fresh": every forward that reads it has written it.  "conditional": some forwards write
+it, others only read it.  "carried": a forward may read what an earlier one has stored, and writes it."""
+
+
+def attribute_use(module: nn.Module, attribute: str, others: Iterable[nn.Module]) -> Use:
+    """Return how forwards use an attribute of a module.
+
+    `others` are the other modules of the model: their code may set the attribute too.
+    """
+    own, states = _NONE, _NONE
+    try:
+        for start in (*_starts(module), *module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            if (function := _plain(start)) is None:
+                return "carried"
+            own |= _Walk(type(module), attribute).function(_NONE, function)
+        starts = (start for other in {type(other): other for other in others}.values() for start in _starts(other))
+        for function in filter(None, map(_plain, starts)):
+            states |= _Walk(None, attribute).function(_NONE, function)
+    except (_UnclearError, RecursionError):
+        return "carried"
+    states |= own
+    if "x" in states or states.isdisjoint("we"):
+        return "carried"
+    return "fresh" if own.isdisjoint("we") or "r" not in own else "conditional"
+
+
+def _starts(module: nn.Module) -> list[Any]:
+    """Return the functions with which a forward of a module begins."""
+    return [vars(module)["forward"]] if "forward" in vars(module) else [inspect.getattr_static(type(module), "forward")]
+
+
+class _Walk:
+    """A walk through the code that a forward runs, for one attribute."""
+
+    def __init__(self, owner: type | None, attribute: str) -> None:
+        self._owner = owner
+        """None if the code is another module's: then an attribute of any object but itself counts."""
+        self._attribute = attribute
+        self._stack: list[tuple[FunctionType, str]] = []
+        """The functions that are being walked, each with the name of its first parameter."""
+        self._returned: list[States] = []
+
+    def function(self, states: States, function: FunctionType) -> States:
+        """Return the states after a call of a function."""
+        if any(function is outer for outer, _ in self._stack):
+            return states
+        definitions = definitions_of(function)
+        if len(definitions) != 1:
+            if self._owner is None:
+                return states
+            raise _UnclearError
+        parameters = function.__code__.co_varnames[: function.__code__.co_argcount]
+        self._stack.append((function, parameters[0] if parameters else ""))
+        self._returned.append(frozenset())
+        node: Any = definitions[0]
+        states = self._visit(states, node.body)
+        self._stack.pop()
+        return states | self._returned.pop()
+
+    def _visit(self, states: States, *nodes: Any) -> States:
+        for node in nodes:
+            if isinstance(node, list):
+                states = self._visit(states, *node)
+            elif isinstance(node, ast.AST) and states:
+                states = self._visit_node(states, node)
+        return states
+
+    def _visit_node(self, states: States, node: Any) -> States:
+        match node:
+            case ast.Return():
+                self._returned[-1] |= self._visit(states, node.value)
+                return frozenset()
+            case ast.Raise():
+                return frozenset()
+            case ast.Assign():
+                return self._visit(states, node.value, node.targets)
+            case ast.AnnAssign() | ast.NamedExpr():
+                return self._visit(states, node.value, node.target) if node.value else states
+            case ast.AugAssign():
+                target: Any = node.target
+                is_element = isinstance(target, ast.Subscript)
+                read = target.value if is_element else target
+                states = self._access(states, "read") if self._is_attribute(read) else states
+                return self._visit(states, node.value, target)
+            case ast.If() | ast.IfExp():
+                states = self._visit(states, node.test)
+                return self._visit(states, node.body) | self._visit(states, node.orelse)
+            case ast.BoolOp():
+                return self._maybe_each(self._visit(states, node.values[0]), node.values[1:])
+            case ast.Match():
+                states = self._visit(states, node.subject)
+                return states.union(*(self._visit(states, case.guard, case.body) for case in node.cases))
+            case ast.Try():
+                tried = self._visit(states, node.body)
+                after = self._visit(tried, node.orelse)
+                after = after.union(*(self._visit(states | tried, handler.body) for handler in node.handlers))
+                return self._visit(after, node.finalbody)
+            case ast.For() | ast.AsyncFor() | ast.While():
+                states = self._visit(states, getattr(node, "iter", None) or getattr(node, "test", None))
+                target = getattr(node, "target", None)
+                return self._visit(self._maybe_each(states, [[target, node.body]] * 2), node.orelse)
+            case ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
+                first, *_ = node.generators
+                items = [getattr(node, name, None) for name in ("elt", "key", "value")]
+                return self._maybe_each(self._visit(states, first.iter), [[*node.generators, *items]] * 2)
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+                self._returned.append(frozenset())
+                after = self._visit(states, node.body)
+                return states | after | self._returned.pop()
+            case ast.Attribute():
+                return self._visit_attribute(states, node)
+            case ast.Subscript() if not isinstance(node.ctx, ast.Load) and self._is_attribute(node.value):
+                return self._access(self._visit(states, node.slice), "element")
+            case ast.Call():
+                return self._visit_call(states, node)
+            case ast.Name() if node.id == self._stack[-1][1] and self._owner is not None:
+                raise _UnclearError  # the module itself is passed on
+            case _:
+                return self._visit(states, *(value for _, value in ast.iter_fields(node)))
+
+    def _maybe_each(self, states: States, parts: list[Any]) -> States:
+        """Return the states if these parts run in turn and each may be the last."""
+        after = states
+        for part in parts:
+            after = self._visit(after, part)
+            states |= after
+        return states
+
+    def _visit_attribute(self, states: States, node: ast.Attribute) -> States:
+        if self._is_attribute(node):
+            return self._access(states, _CONTEXTS[type(node.ctx)])
+        if not self._is_self(node.value):
+            return self._visit(states, node.value)
+        method = self._method(node.attr, self._owner.__mro__ if self._owner is not None else ())
+        return self.function(states, method) if method is not None else states
+
+    def _visit_call(self, states: States, node: ast.Call) -> States:
+        called, arguments = node.func, [*node.args, *(keyword.value for keyword in node.keywords)]
+        name = called.id if isinstance(called, ast.Name) else ""
+        if name in _HARMLESS_CALLS:
+            return self._visit(states, *(each for each in arguments if not self._is_self(each)))
+        if name in ("getattr", "setattr", "hasattr", "delattr") and len(arguments) > 1 and self._is_self(arguments[0]):
+            if not isinstance(arguments[1], ast.Constant):
+                raise _UnclearError
+            states = self._visit(states, *arguments[2:])
+            access = "write" if name == "setattr" else "read"
+            return self._access(states, access) if arguments[1].value == self._attribute else states
+        if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Call) and self._owner is not None:
+            inner = called.value.func
+            if isinstance(inner, ast.Name) and inner.id == "super":
+                method = self._method(called.attr, self._bases_after_current())
+                states = self._visit(states, *arguments)
+                return self.function(states, method) if method is not None else states
+        return self._visit(states, *arguments, called)
+
+    def _access(self, states: States, access: str) -> States:
+        return frozenset(_NEXT[access][state] for state in states)
+
+    def _is_attribute(self, node: ast.AST) -> bool:
+        """Return whether a node is the attribute."""
+        if not isinstance(node, ast.Attribute) or node.attr != self._attribute:
+            return False
+        return self._is_self(node.value) == (self._owner is not None)
+
+    def _is_self(self, node: ast.AST) -> bool:
+        return isinstance(node, ast.Name) and node.id == self._stack[-1][1]
+
+    def _bases_after_current(self) -> tuple[type, ...]:
+        """Return the bases after the one that defines the current function."""
+        assert self._owner is not None
+        code = self._stack[-1][0].__code__
+        for i, base in enumerate(self._owner.__mro__):
+            if any(getattr(_plain(value), "__code__", None) is code for value in vars(base).values()):
+                return self._owner.__mro__[i + 1 :]
+        raise _UnclearError
+
+    def _method(self, name: str, bases: Iterable[type]) -> FunctionType | None:
+        """Return the plain function of a method or property of the user's classes."""
+        for base in bases:
+            if name in vars(base) and base is not nn.Module and base is not object:
+                return _plain(vars(base)[name])
+        return None
+
+
+def _plain(value: Any) -> FunctionType | None:
+    """Return the function inside a property, a method or a decorated function."""
+    value = getattr(value, "fget", None) or getattr(value, "__func__", value)
+    value = inspect.unwrap(value) if isinstance(value, FunctionType) else value
+    return value if isinstance(value, FunctionType) else None

@@ -1,0 +1,137 @@
+"""Processes that are forked from this one instead of started anew, so that they need not import torch."""
+
+from __future__ import annotations
+
+import gc
+import os
+import runpy
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from subprocess import CompletedProcess
+from tempfile import TemporaryFile
+from typing import BinaryIO
+from weakref import WeakSet
+
+import pytest
+from execnet.gateway_base import ExecModel, Popen2IO
+from execnet.gateway_io import popen_bootstrapline
+
+_pipes: WeakSet[BinaryIO] = WeakSet()
+"""Open ends of pipes. A child closes them, so that a pipe ends with the process that uses it."""
+
+
+def fork(action: Callable[[], object], stdin: int, stdout: int, stderr: int) -> int:
+    """Call a function in a forked process with these streams; return its process id.
+
+    Its exit status is 0, or that of a `SystemExit`, or 1 after another exception.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # this process has threads
+        pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        _use_streams(stdin, stdout, stderr)
+        warnings.resetwarnings()
+        gc.freeze()  # collections of the child skip the objects of its parent
+        action()
+        status = 0
+    except SystemExit as exit_:
+        status = int(exit_.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _use_streams(*streams: int) -> None:
+    for fd, stream in enumerate(streams):
+        os.dup2(stream, fd)
+    for pipe in _pipes:
+        if not pipe.closed:
+            os.close(pipe.fileno())  # not close(), which would also write what is buffered
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _forget_modules_below(folder: Path) -> None:
+    """Remove the modules of an inner suite, which a new process would not have imported."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is not None and Path(file).is_relative_to(folder):
+            del sys.modules[name]
+
+
+class Worker(Popen2IO):
+    """The process of an xdist worker. Replaces `execnet.gateway_io.Popen2IOMaster`."""
+
+    def __init__(self, args: Sequence[str], execmodel: ExecModel) -> None:
+        (stdin, to_worker), (from_worker, stdout) = os.pipe(), os.pipe()
+        files = open(to_worker, "wb"), open(from_worker, "rb")  # noqa: SIM115
+        _pipes.update(files)
+        self._pid = fork(self._work, stdin, stdout, 2)
+        os.close(stdin)
+        os.close(stdout)
+        super().__init__(*files, execmodel=execmodel)
+
+    def _work(self) -> None:
+        _forget_modules_below(Path.cwd())
+        exec(popen_bootstrapline, {"__name__": "__main__"})
+
+    def wait(self) -> int | None:
+        with suppress(ChildProcessError):
+            return os.waitpid(self._pid, 0)[1]
+        return None
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+
+
+def run_pytest(
+    folder: Path, *args: str | Path, stdin: bytes = b"", env: dict[str, str] | None = None
+) -> CompletedProcess[str]:
+    """Run `python -m pytest` in a folder."""
+
+    def action() -> None:
+        sys.argv[:] = [pytest.__file__, *map(str, args)]
+        raise SystemExit(pytest.main(list(map(str, args))))
+
+    return _run(action, folder, stdin, env or {})
+
+
+def run_script(script: Path) -> CompletedProcess[str]:
+    """Run a Python script in its folder."""
+
+    def action() -> None:
+        sys.argv[:] = [str(script)]
+        runpy.run_path(str(script), run_name="__main__")
+
+    return _run(action, script.parent, b"", {})
+
+
+def _run(action: Callable[[], object], folder: Path, stdin: bytes, env: dict[str, str]) -> CompletedProcess[str]:
+    def prepared() -> None:
+        os.chdir(folder)
+        os.environ.update(env)
+        sys.path.insert(0, str(folder))
+        _forget_modules_below(folder)
+        action()
+
+    with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
+        given.write(stdin)
+        given.seek(0)
+        pid = fork(prepared, given.fileno(), out.fileno(), err.fileno())
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        out.seek(0)
+        err.seek(0)
+        return CompletedProcess([], code, out.read().decode(), err.read().decode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from operator import attrgetter, is_
+from operator import attrgetter, is_, methodcaller
 from types import FrameType
 
 from torch import nn
@@ -19,7 +19,8 @@ from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.state.fingerprint import is_tensor
 from pytest_evalmode.trace import Observation, Site
 
-_FLAG = attrgetter("requires_grad")
+_PARAMETERS = attrgetter("_parameters")
+_VALUES = methodcaller("values")
 
 
 class _HashedOnce(tuple[Observation, ...]):
@@ -120,8 +121,11 @@ class TrainingModeCheck(ForwardCheck):
 
 def _settings(parts: list[nn.Module]) -> list[object]:
     """Return what may change between two forwards and decides whether the mode of these modules matters."""
-    parameters = (each for part in parts for each in part._parameters.values() if each is not None)
-    return [*map(_FLAG, parameters), *(vars(part).get("p") for part in parts if isinstance(part, modules.DROPOUTS))]
+    tables = map(_VALUES, map(_PARAMETERS, parts))
+    flags = [parameter.requires_grad for table in tables for parameter in table if parameter is not None]
+    # Modules are many and their types few.
+    dropouts = {kind for kind in set(map(type, parts)) if issubclass(kind, modules.DROPOUTS)}
+    return [flags, [vars(part).get("p") for part in parts if type(part) in dropouts] if dropouts else []]
 
 
 def find_training_modules(

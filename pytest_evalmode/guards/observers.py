@@ -82,6 +82,8 @@ class Observers:
         self.watch.add(model)
         if self._strict:
             self.shared.add(model, history)
+            if self.forwards.is_running:
+                self._attribute_writes.start(strict=True)
 
     def read_baselines(self, history: SessionHistory | None) -> None:
         """Record the state of the models and of torch at the start of the window."""

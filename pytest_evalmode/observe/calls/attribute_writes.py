@@ -44,6 +44,11 @@ class AttributeWrites(Observer):
         self._user_lines = user_lines
         self._writes: dict[tuple[int, str], _Write] = {}
 
+    def start(self, *, strict: bool = False) -> None:
+        """Start if a model is shared, as patching `__setattr__` updates every subclass; call it again once one is."""
+        if not self.is_running and any(model.flags is not None for model in self._watch.registry.models):
+            super().start(strict=strict)
+
     def add_write(self, module: nn.Module, name: str, value: object, frame: FrameType) -> None:
         """Record that the code of a frame is about to set an attribute."""
         with self.errors:

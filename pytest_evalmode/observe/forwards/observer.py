@@ -255,6 +255,7 @@ class ForwardObserver(Observer):
             grad_enabled=is_grad_enabled(),
             lazy=frozenset(id(part) for part in parts if modules.has_lazy_tensors(part)) if is_lazy else frozenset(),
             late_modules={},
+            grad_flags=[],
             training={},
         )
 

@@ -25,7 +25,7 @@ def model_leaked(trace: Trace) -> Iterator[Violation]:
         yield replace(violation, remedy=_EVAL_IN_FIXTURE) if all(map(_is_eval, leaks)) else violation
 
 
-_EVAL_IN_FIXTURE = "call eval() where the shared model is created (its fixture), so that every test gets it in eval mode"
+_EVAL_IN_FIXTURE = "call eval() where the shared model is created (its fixture): then every test gets it in eval mode"
 
 
 def _is_eval(leak: Leak) -> bool:

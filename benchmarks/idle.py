@@ -30,7 +30,7 @@ def run() -> Iterator[Row]:
         with_plugin = _python(folder, "-m", "pytest", "-p", "no:cacheprovider", "-p", "pytest_evalmode.plugin")
         without = _python(folder, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:evalmode")
         times = interleaved({"with": with_plugin, "without": without}, seconds=20)
-        yield Row("100 unmarked tests", 1e3 * times.extra("with", "without"), "ms", bar=15, aim=5)
+        yield Row("100 unmarked tests", 1e3 * times.extra("with", "without"), "ms", bar=10, aim=5)
 
         plugin = _python(folder, "-c", "import pytest, pytest_evalmode.plugin")
         times = interleaved({"plugin": plugin, "pytest": _python(folder, "-c", "import pytest")}, seconds=20)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import time
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
 import pytest
+import torch
 from torch import nn
 
 from benchmarks.models import bert, linears, resnet50
@@ -43,21 +46,62 @@ def test_inference(model, i):
 """
 
 
+NO_MODEL = """
+import unittest, torch
+
+class TestScheduler(unittest.TestCase):
+    def step(self):
+        x = torch.ones(4, 3, 8, 8)
+        for t in range(2000):
+            x = x - 0.01 * (x.sin() + torch.full_like(x, t))
+        assert x.isfinite().all()
+"""
+NO_MODEL += "".join(f"    def test_{i}(self): self.step()\n" for i in range(50))
+
+TINY_FORWARDS = """
+import pytest, torch
+from torch import nn
+
+@pytest.mark.parametrize("i", range(20))
+def test_flow(i):
+    model = nn.Sequential(nn.Linear(4, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 4)).eval()
+    for _ in range(50):
+        x = torch.randn(512, 4, requires_grad=True)
+        y = torch.distributions.Normal(model(x), torch.ones(4)).log_prob(x)
+        torch.autograd.grad(y.sum(), x)
+"""
+
+FAILING_MODELS = """
+import unittest, torch
+from torch import nn
+
+class TestModel(unittest.TestCase):
+    def run_model(self):
+        layers = [nn.TransformerEncoderLayer(32, 4, 64, batch_first=True) for _ in range(4)]
+        model = nn.Sequential(nn.Embedding(100, 32), *layers, nn.Linear(32, 100))
+        for _ in range(3):
+            assert model(torch.zeros(8, 128, dtype=torch.long)).shape == (8, 128, 100)
+"""
+FAILING_MODELS += "".join(f"    def test_{i}(self): self.run_model()\n" for i in range(50))
+
+
 class Clock:
-    """A plugin that times the tests without start-up and reporting, which take the same time in every mode."""
+    """A plugin that measures the processor time of the tests, without start-up and reporting."""
 
     seconds = 0.0
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Generator[None, object, object]:
-        start = time.perf_counter()
+        start = time.process_time()
         result = yield
-        self.seconds = time.perf_counter() - start
+        self.seconds = time.process_time() - start
         return result
 
 
 def run() -> Iterator[Row]:
     yield from small_model()
+    yield from kinds_of_suites()
+    yield from many_classes()
     yield from shared_models()
 
 
@@ -112,12 +156,54 @@ def small_model() -> Iterator[Row]:
                 yield Row(f"{TESTS} tests {what}, {rules}: each", 1e3 * times.extra(rules, "off") / TESTS, "ms")
 
 
-def _tests(suite: Path, option: str) -> Measure:
+def kinds_of_suites() -> Iterator[Row]:
+    """Guard suites like those of schedulers, normalizing flows and transformers, where most tests have violations."""
+    no_other_plugins = mock.patch.dict(os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    with TemporaryDirectory() as folder, no_other_plugins, one_thread():
+        for name, source, what, bar in (
+            ("test_no_model", NO_MODEL, "TestCases that run no model", 5),
+            ("test_tiny", TINY_FORWARDS, "tiny forwards, each with autograd.grad()", 15),
+            ("test_failing", FAILING_MODELS, "models of TestCases, all with violations", 10),
+        ):
+            suite = Path(folder, f"{name}.py")
+            suite.write_text(source, encoding="utf-8")
+            guarded = _tests(suite, "--evalmode=warn", "--evalmode-all")
+            times = interleaved({"off": _tests(suite, "--evalmode=off"), "guarded": guarded}, seconds=20)
+            yield Row(what, 100 * (times.ratio("guarded", "off") - 1), "%", bar)
+
+
+def many_classes() -> Iterator[Row]:
+    """Compare the window of a small model with one among 1 500 more module classes."""
+    model = nn.Linear(4, 4).eval()
+
+    def window(number: int) -> float:
+        classes = [type(f"Module{i}", (nn.Module,), {}) for i in range(number)]
+        run = partial(guard, model, partial(torch.inference_mode()(model), torch.zeros(1, 4)))
+        seconds = min(warm(run) for _ in range(20))
+        del classes
+        gc.collect()
+        return seconds
+
+    times = interleaved({"few": lambda: window(0), "many": lambda: window(1500)})
+    yield Row("a window among 1 500 more module classes", times.ratio("many", "few"), "x", 1.5)
+
+
+def _tests(suite: Path, *options: str) -> Measure:
     def run() -> float:
         clock = Clock()
-        options = ["-c", os.devnull, "-p", "no:cacheprovider", "-p", "pytest_evalmode.plugin", option]
+        arguments = [
+            "-c",
+            os.devnull,
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "pytest_evalmode.plugin",
+            "-W",
+            "ignore",
+            *options,
+        ]
         with contextlib.redirect_stdout(io.StringIO()) as output:
-            assert pytest.main([*options, str(suite)], plugins=[clock]) == 0, output.getvalue()
+            assert pytest.main([*arguments, str(suite)], plugins=[clock]) == 0, output.getvalue()
         return clock.seconds
 
     return run

@@ -12,20 +12,28 @@ if TYPE_CHECKING:
     from pytest_evalmode.errors import EvalModeWarning, GuardError, HygieneError
     from pytest_evalmode.evaluation import inference
     from pytest_evalmode.guards import Guard, guard
+    from pytest_evalmode.lock.lock_file import LockError, NewerVersionError
     from pytest_evalmode.policy import Policy, PolicyError
-    from pytest_evalmode.rules import Rule, Violation, rule
+    from pytest_evalmode.report.baseline import BaselineError
+    from pytest_evalmode.rules import Rule, RuleError, Violation, rule
     from pytest_evalmode.session.guarded_test.failure import HygieneViolation
+    from pytest_evalmode.session.user_hooks import HookError
     from pytest_evalmode.trace import Trace
 
 __all__ = [
+    "BaselineError",
     "EvalModeWarning",
     "Guard",
     "GuardError",
+    "HookError",
     "HygieneError",
     "HygieneViolation",
+    "LockError",
+    "NewerVersionError",
     "Policy",
     "PolicyError",
     "Rule",
+    "RuleError",
     "Trace",
     "Violation",
     "guard",
@@ -38,14 +46,19 @@ __version__ = "0.2.0"
 # a guarded test must not import torch.  The module is named `guards` because importing a module named `guard` would
 # replace the function of that name.
 _HOMES = {
+    "BaselineError": "report.baseline",
     "EvalModeWarning": "errors",
     "Guard": "guards",
     "GuardError": "errors",
+    "HookError": "session.user_hooks",
     "HygieneError": "errors",
     "HygieneViolation": "session.guarded_test.failure",
+    "LockError": "lock.lock_file",
+    "NewerVersionError": "lock.lock_file",
     "Policy": "policy",
     "PolicyError": "policy",
     "Rule": "rules",
+    "RuleError": "rules",
     "Trace": "trace",
     "Violation": "rules",
     "guard": "guards",

@@ -6,6 +6,7 @@ Their `__module__` is the package, from which users import them; this also keeps
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pytest_evalmode.report.message import failure_text
 from pytest_evalmode.rules import Violation
@@ -24,8 +25,8 @@ class HygieneError(AssertionError):
         super().__init__(failure_text(violations))
         self.violations = tuple(violations)
 
-    def __reduce__(self) -> tuple[type[HygieneError], tuple[tuple[Violation, ...]]]:
-        return type(self), (self.violations,)  # so that a worker process can send it to its parent
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.violations,), self.__dict__  # so that a worker process can send it to its parent
 
 
 class GuardError(RuntimeError):

@@ -1,6 +1,7 @@
 """The plugin's pytest hooks, in the order of their calls.
 
-Modules that import torch are imported when the first guarded test needs them, not before.
+Modules that import torch are imported when the first guarded test needs them, not before.  In the same way, nothing of
+`lock/` and `report/` is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ from typing import Any
 import pytest
 from pluggy import Result
 
-from pytest_evalmode.lock.lock_fixture import LOCK, evalmode_lock
-from pytest_evalmode.lock.session_locks import CollectedTests, LockSession
 from pytest_evalmode.session import hookspecs
-from pytest_evalmode.session.evalmode_fixture import evalmode
+from pytest_evalmode.session.evalmode_fixture import LOCK, evalmode, evalmode_lock
 from pytest_evalmode.session.fixtures import (
     begin_test,
     end_test,
@@ -26,7 +25,8 @@ from pytest_evalmode.session.fixtures import (
     record_fixture_value,
 )
 from pytest_evalmode.session.options import add_options, read_settings
-from pytest_evalmode.session.record.pytest_html import Panels
+from pytest_evalmode.session.record.collected_tests import CollectedTests
+from pytest_evalmode.session.record.lock_starter import LockStarter
 from pytest_evalmode.session.record.recorder import Recorder
 from pytest_evalmode.session.settings import SETTINGS, is_worker
 from pytest_evalmode.session.stash import GUARD, RUNNING_ITEM, remove_records
@@ -63,8 +63,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(collected, "evalmode-collected")
     if not is_worker(config):  # xdist workers send their reports to the controller
         config.pluginmanager.register(Recorder(config, collected), "evalmode-recorder")
-        config.pluginmanager.register(LockSession(config, collected), "evalmode-locks")
+        config.pluginmanager.register(LockStarter(config, collected), "evalmode-lock-starter")
         if config.pluginmanager.hasplugin("html"):
+            from pytest_evalmode.session.record.pytest_html import Panels
+
             config.pluginmanager.register(Panels(), "evalmode-panels")
     config.addinivalue_line(
         "markers",

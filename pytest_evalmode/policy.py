@@ -13,6 +13,8 @@ ARGUMENTS = ("allow", "train", "mutable", "reason")
 class PolicyError(ValueError):
     """Raised for an invalid argument of the marker or of `guard()`, or an invalid value of an ini key."""
 
+    __module__ = "pytest_evalmode"
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:

@@ -336,7 +336,7 @@ class Trace:
     writes: tuple[ModelOperation, ...] = field(default=(), metadata={"join": _join_unique})
     """Methods that set or convert all tensors of a module: `load_state_dict()`, `half()`."""
     gradients: tuple[ModelOperation, ...] = field(default=(), metadata={"join": _join_unique})
-    """Calls that computed gradients from a recorded graph: `backward()`."""
+    """Calls that computed gradients from a graph: for each model the first `backward()` and `autograd.grad()`."""
     names: frozenset[tuple[str, str]] = field(default=frozenset(), metadata={"join": _join_sets})
     """Model and path of every module and tensor, if an exemption names some."""
     loads: tuple[Load, ...] = ()

@@ -20,7 +20,11 @@ SESSION |= {
     for name in ("failure", "guard_setup", "item_reporter", "outcome", "phases", "unittest_cases", "user_properties")
 }
 SESSION |= {
-    f"record.{name}" for name in ("baseline_file", "pytest_html", "recorder", "report_files", "results", "terminal")
+    f"record.{name}"
+    for name in (
+        *("baseline_file", "collected_tests", "lock_starter", "pytest_html"),
+        *("recorder", "report_files", "results", "terminal"),
+    )
 }
 PYTEST_SIDE = {"plugin", "policy", "file_writing", *(f"session.{name}" for name in SESSION)}
 PYTEST_SIDE |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}
@@ -78,9 +82,12 @@ def test_imported_by_detects_imports(tmp_path: Path) -> None:
     assert imported_by(["plugin"], "pytest", tmp_path) == {"plugin"}
 
 
-def test_the_plugin_alone_imports_neither_facts_nor_rules(tmp_path: Path) -> None:
-    """Creating the dataclasses of facts takes longer than everything else that the plugin imports."""
-    for what in ("trace", "rules"):
+LAZY = ("guards", "lock", "observe", "report", "rules", "trace")
+"""What a run imports only when it is needed: creating its dataclasses takes longer than everything else."""
+
+
+def test_the_plugin_alone_imports_nothing_that_is_needed_later(tmp_path: Path) -> None:
+    for what in LAZY:
         assert imported_by(["plugin"], f"pytest_evalmode.{what}", tmp_path) == set()
 
 
@@ -125,11 +132,12 @@ def test_the_package_exports_the_names_in_all(tmp_path: Path) -> None:
 
 
 # Other plugins may import torch, so only ours is loaded.
-CONFTEST = """
+CONFTEST = f"""
 import sys
 
 def pytest_unconfigure():
     print("\\ntorch was", "imported" if "torch" in sys.modules else "not imported")
+    print("of the plugin:", *[name for name in {LAZY} if f"pytest_evalmode.{{name}}" in sys.modules])
 """
 
 
@@ -156,6 +164,29 @@ def test_a_run_without_a_guarded_test_never_imports_torch(
     result = pytester.runpytest_subprocess("-s", "-p", "pytest_evalmode.plugin", *args)
     assert result.ret in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
     result.stdout.fnmatch_lines([f"torch was {torch}"])
+
+
+@pytest.mark.parametrize(
+    ("source", "args", "imported"),
+    [
+        ("def test_it(): pass", [], ""),
+        ("def test_it(): assert 0", ["-ra", "--junitxml=junit.xml"], ""),
+        ("import unittest\nclass TestIt(unittest.TestCase):\n    def test_it(self): pass", [], ""),
+        ("def test_it(): pass", ["--evalmode=off", "--evalmode-all"], ""),
+        ("def test_it(): pass", ["--evalmode-update-lock"], "lock"),
+        ("def test_it(evalmode_lock): pass", [], "lock"),
+        ("def test_it(): pass", ["--evalmode-report=report.json"], "report rules trace"),
+        ("def test_it(evalmode): pass", [], "guards observe report rules trace"),
+    ],
+)
+def test_a_run_imports_only_what_it_needs(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, source: str, args: list[str], imported: str
+) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(test_it=source)
+    result = pytester.runpytest_subprocess("-s", "-p", "pytest_evalmode.plugin", *args)
+    result.stdout.fnmatch_lines([f"of the plugin: {imported}".rstrip()])
 
 
 def test_guarding_needs_no_other_plugin(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

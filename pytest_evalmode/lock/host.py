@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
+    from threading import RLock
     from typing import Any
 
     import pytest
@@ -29,6 +30,13 @@ def settings_of(config: pytest.Config) -> Settings:
     from pytest_evalmode.session.settings import SETTINGS
 
     return config.stash[SETTINGS]
+
+
+def new_lock(owner: object) -> RLock:
+    """Return a lock for the `_lock` attribute of an object; a forked child gets a new one."""
+    from pytest_evalmode.observe import forks
+
+    return forks.new_lock(owner)
 
 
 def is_whole_suite(config: pytest.Config) -> bool:

@@ -44,6 +44,8 @@ class LockError(ValueError):
 class NewerVersionError(LockError):
     """Raised if a newer version wrote a file, which an update must therefore not replace."""
 
+    __module__ = "pytest_evalmode"
+
 
 @dataclass(frozen=True, slots=True)
 class StoredLock:

@@ -1,10 +1,9 @@
-"""The fixture `evalmode_lock`, which connects the lock of a test to pytest."""
+"""The value of the fixture `evalmode_lock`, which connects the lock of a test to pytest."""
 
 from __future__ import annotations
 
 from functools import wraps
 from importlib import import_module
-from threading import RLock
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import pytest
@@ -37,7 +36,7 @@ def _fails_test(
     def wrapper(self: EvaluationLock, *args: P.args, **kwargs: P.kwargs) -> T:
         __tracebackhide__ = True
         try:
-            with self._mutex:
+            with self._lock:
                 return method(self, *args, **kwargs)
         except LockError as error:
             message = str(error)
@@ -55,9 +54,9 @@ class EvaluationLock:
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
-        self._lock: RunningLock | None = None
+        self._running: RunningLock | None = None
         self._closed = False
-        self._mutex = RLock()
+        self._lock = host.new_lock(self)
 
     @_fails_test
     def model(self, model: M, name: str | None = None) -> M:
@@ -150,9 +149,9 @@ class EvaluationLock:
     def finish(self, outcome: Result[object]) -> None:
         """Compare when the call phase ends, and pass the differences to the test's guard, creating one if needed."""
         self._closed = True
-        if self._lock is None:
+        if self._running is None:
             return
-        lock, errors = self._lock, list[str]()
+        lock, errors = self._running, list[str]()
 
         def close(finished: bool, pause_guard: Callable[[], AbstractContextManager[None]] | None) -> list[LockChange]:
             try:
@@ -184,7 +183,7 @@ class EvaluationLock:
             raise LockError(f"evalmode_lock.{method}(): name must be a non-empty string, not {name!r}")
         if self._closed:
             raise LockError(f"evalmode_lock.{method}() was called after the test ended; call it during the test")
-        if self._lock is None:
+        if self._running is None:
             settings = host.settings_of(self._item.config)
             if settings.mode == "off":
                 return None
@@ -195,8 +194,8 @@ class EvaluationLock:
             except ImportError as error:
                 install = "run pip install 'pytest-evalmode[lock]'"
                 raise LockError(f"evalmode_lock requires numpy and safetensors ({error}): {install}") from None
-            self._lock = RunningLock(self._item.path, _test_of(self._item), update=settings.update_lock)
-        return self._lock
+            self._running = RunningLock(self._item.path, _test_of(self._item), update=settings.update_lock)
+        return self._running
 
 
 def _test_of(item: pytest.Item) -> str:
@@ -209,18 +208,3 @@ def _tolerance(method: str, rtol: float | None, atol: float | None) -> dict[str,
         got = f"got rtol={rtol!r}, atol={atol!r}"
         raise LockError(f"evalmode_lock.{method}(): pass both rtol and atol, or neither ({got})")
     return {"rtol": rtol, "atol": atol}
-
-
-LOCK: pytest.StashKey[EvaluationLock] = pytest.StashKey()
-"""The lock of a test that requested `evalmode_lock`."""
-
-
-@pytest.fixture
-def evalmode_lock(request: pytest.FixtureRequest) -> EvaluationLock:
-    """Compare a model, inputs, preprocessing and outputs with the validated ones in a lock file.
-
-    Methods: `model`, `inputs`, `preprocessing` and `outputs`; each returns its first argument.
-    `pytest --evalmode-update-lock` updates the lock files.
-    """
-    lock = request.node.stash[LOCK] = EvaluationLock(request.node)
-    return lock

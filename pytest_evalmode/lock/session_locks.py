@@ -1,13 +1,13 @@
-"""Plugins of the session that write the lock files and report unused entries.
+"""The plugin of the session that writes the lock files and reports unused entries.
 
-They work from the test reports, which under xdist arrive in the controller.
+It works from the test reports, which under xdist arrive in the controller.
 """
 
 from __future__ import annotations
 
 import json
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,50 +18,17 @@ from pytest_evalmode.lock import host
 from pytest_evalmode.lock.lock_file import FOLDER, MODELS, Entry, LockError, escape, lock_path, read_lock
 from pytest_evalmode.lock.lock_folder import NewLock, exclusive, find_ignored, remove_leftovers, write_lock
 
-_COLLECTED = "evalmode_collected"
 _MAX_NAMES = 10
 _MAX_LINES = 20
-
-
-class CollectedTests:
-    """Records which tests exist, including deselected ones; an xdist worker sends them to the controller."""
-
-    def __init__(self) -> None:
-        self.tests: set[str] = set()
-        self.uncollected: set[str] = set()
-        """Node ids of files and folders whose tests are unknown, because collecting them failed or was skipped."""
-
-    def pytest_itemcollected(self, item: pytest.Item) -> None:
-        self.tests.add(item.nodeid)
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if not report.passed:
-            self.uncollected.add(report.nodeid)
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        output = getattr(session.config, "workeroutput", None)
-        if output is not None:
-            output[_COLLECTED] = sorted(self.tests)
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        self.tests.update(getattr(node, "workeroutput", {}).get(_COLLECTED, ()))
-
-    def is_gone(self, nodeid: str) -> bool:
-        """Return whether a test no longer exists; only meaningful in a run of the whole suite."""
-        return (
-            bool(self.tests)
-            and nodeid not in self.tests
-            and not any(nodeid.startswith(each) for each in self.uncollected)
-        )
 
 
 class LockSession:
     """Gathers the lock records of a session's tests and updates the lock files; the last report of a test counts."""
 
-    def __init__(self, config: pytest.Config, collected: CollectedTests) -> None:
+    def __init__(self, config: pytest.Config, is_gone: Callable[[str], bool]) -> None:
+        """Create the plugin; `is_gone` returns whether the test with a node id no longer exists."""
         self._config = config
-        self._collected = collected
+        self._is_gone = is_gone
         self._records: dict[str, dict[str, Any] | None] = {}
         """The lock record of each test that passed; None if it did not use the lock."""
         self._models: dict[str, tuple[Entry, bytes | None]] = {}
@@ -149,7 +116,7 @@ class LockSession:
                 if path not in passed:  # its own test reports it, or the update replaces it
                     self._lines.append((str(error), True))
                 continue
-            if stored is None or (path not in passed and not self._collected.is_gone(self._nodeid(path, stored.test))):
+            if stored is None or (path not in passed and not self._is_gone(self._nodeid(path, stored.test))):
                 continue
             record = passed.get(path)
             used = {tuple(each) for each in record["used"]} if record else set()

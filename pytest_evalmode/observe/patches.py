@@ -48,15 +48,18 @@ class Patch:
         self._owner = _find(owner) if isinstance(owner, str) else owner
         self.is_available = self._owner is not None and hasattr(self._owner, name)
         self.original: Method = getattr(self._owner, name, _missing)
-        self._replacement: Method = self.original
-        self._is_inherited = False
+        self._replacement: object = self.original
+        self.is_inherited = False
+        """Whether the owner itself does not define the function."""
         self._opaque_wrapper: Method | None = None
         """Another wrapper around the replacement that hides what it calls, such as a mock."""
 
     def replace_with(self, function: Method) -> Method:
         """Set the replacement, which calls `original`. Usable as a decorator."""
-        self._replacement = wraps(self.original)(function)
-        return self._replacement
+        replacement = wraps(self.original)(function)
+        # `type` does the same to an `__init_subclass__` that a class body defines.
+        self._replacement = classmethod(replacement) if self.name == "__init_subclass__" else replacement
+        return replacement
 
     def start(self, observer: object) -> None:
         """Add an observer, and install the replacement unless the function in place already calls it."""
@@ -69,7 +72,7 @@ class Patch:
             self.observers = (*self.observers, observer)
             if is_original or (current is not self._opaque_wrapper and not _reaches(current, self._replacement)):
                 self.original = current
-                self._is_inherited = self.name not in vars(self._owner)
+                self.is_inherited = self.name not in vars(self._owner)
                 setattr(self._owner, self.name, self._replacement)
 
     def stop(self, observer: object) -> None:
@@ -83,14 +86,15 @@ class Patch:
             current = self._current()
             self.observers = tuple(other for other in self.observers if other is not observer)
             if not self.observers and current is self._replacement:
-                if self._is_inherited:
+                if self.is_inherited:
                     delattr(self._owner, self.name)
                 else:
                     setattr(self._owner, self.name, self.original)
 
     def _current(self) -> Method:
         """Return the function that is in place now, and note if it is a mock that wraps the replacement."""
-        current: Method = getattr(self._owner, self.name)
+        attributes = vars(self._owner)  # much faster than getattr() on a class with many subclasses that just changed
+        current: Method = attributes[self.name] if self.name in attributes else getattr(self._owner, self.name)
         if self.observers and current is not self.original and _is_opaque(current):
             self._opaque_wrapper = current
         return current
@@ -111,7 +115,7 @@ def _is_opaque(method: object) -> bool:
     return not isinstance(method, FunctionType) or hasattr(method, "mock")
 
 
-def _reaches(method: object, function: Method) -> bool:
+def _reaches(method: object, function: object) -> bool:
     """Return whether a method is a function or wraps it: by `__wrapped__`, a closure or a global that it names."""
     pending, seen = [method], set[int]()
     while pending:
@@ -136,7 +140,7 @@ def _content(cell: CellType) -> object:
 # --- the table. Functions that torch offers under several names are replaced where all of these arrive.
 
 module_call = Patch("torch.nn:Module", "__call__", "forwards: which models run, and all rules about a forward")
-module_init = Patch("torch.nn:Module", "__init__", "forwards of classes with their own `__call__`, defined in a window")
+init_subclass = Patch("torch.nn:Module", "__init_subclass__", "classes with their own `__call__` defined in a window")
 module_setattr = Patch("torch.nn:Module", "__setattr__", "what the test set on a shared model", "strict")
 module_train = Patch("torch.nn:Module", "train", "the line that switched a module to training mode")
 load_state_dict = Patch("torch.nn:Module", "load_state_dict", "incomplete loads, and that a load wrote to a model")

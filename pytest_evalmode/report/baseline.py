@@ -18,6 +18,8 @@ KnownViolations = Mapping[str, frozenset[ViolationKey]]
 class BaselineError(ValueError):
     """A file is not a valid baseline."""
 
+    __module__ = "pytest_evalmode"
+
 
 @dataclass(frozen=True, slots=True)
 class ObservedViolations:

@@ -22,9 +22,10 @@ def failure_text(violations: Sequence[Violation], marker: str | None = None) -> 
     first = violations[0]
     lines = [f"{first.rule}: {first.message}{more}", ""]
     width = max(len(violation.rule) for violation in violations)
-    for entry in _entries(violations):
+    entries = _entries(violations)
+    for entry in entries:
         lines += [f"  {rule:{width}}  {text}" for rule, text in entry.rows()]
-    suggested = suggest_exemption(violations, marker)
+    suggested = _exemption(entries, marker)
     if suggested:
         lines += ["", f"  intended? {suggested}"]
     return "\n".join(lines)
@@ -32,8 +33,12 @@ def failure_text(violations: Sequence[Violation], marker: str | None = None) -> 
 
 def suggest_exemption(violations: Sequence[Violation], marker: str | None = None) -> str:
     """Return the narrowest exemption for the violations that may be intended, or an empty string."""
-    entries = [entry for entry in _entries(violations) if not entry.cause.never_intended]
-    arguments = _exemption_arguments([violation for entry in entries for violation in entry.all()])
+    return _exemption(_entries(violations), marker)
+
+
+def _exemption(entries: Sequence[_Entry], marker: str | None) -> str:
+    intended = [entry for entry in entries if not entry.cause.never_intended]
+    arguments = _exemption_arguments([violation for entry in intended for violation in entry.all()])
     if not arguments:
         return ""
     return f'@pytest.mark.{marker}({arguments}, reason="...")' if marker else f"guard({arguments})"

@@ -65,6 +65,8 @@ Check = Callable[[Trace], Iterable[Violation]]
 class RuleError(RuntimeError):
     """A rule raised an exception, or yielded something that is not a Violation."""
 
+    __module__ = "pytest_evalmode"
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:

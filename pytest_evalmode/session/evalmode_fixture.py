@@ -1,4 +1,4 @@
-"""The `evalmode` fixture."""
+"""The fixtures `evalmode` and `evalmode_lock`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard
+    from pytest_evalmode.lock.lock_fixture import EvaluationLock
+
+LOCK: pytest.StashKey[EvaluationLock] = pytest.StashKey()
+"""The lock of a test that requested `evalmode_lock`."""
 
 
 @pytest.fixture
@@ -21,3 +25,16 @@ def evalmode(request: pytest.FixtureRequest) -> Guard:
     from pytest_evalmode.session.guarded_test import phases
 
     return phases.guard_of(request.node)
+
+
+@pytest.fixture
+def evalmode_lock(request: pytest.FixtureRequest) -> EvaluationLock:
+    """Compare a model, inputs, preprocessing and outputs with the validated ones in a lock file.
+
+    Methods: `model`, `inputs`, `preprocessing` and `outputs`; each returns its first argument.
+    `pytest --evalmode-update-lock` updates the lock files.
+    """
+    from pytest_evalmode.lock.lock_fixture import EvaluationLock
+
+    lock = request.node.stash[LOCK] = EvaluationLock(request.node)
+    return lock

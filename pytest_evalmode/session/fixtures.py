@@ -8,7 +8,7 @@ from functools import cache
 from inspect import isasyncgenfunction, isgeneratorfunction, unwrap
 from linecache import getline
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -156,5 +156,6 @@ def values_passed_to(item: pytest.Item) -> Iterator[tuple[str, object, bool, Sit
     instance = getattr(item, "instance", None)
     if instance is not None:
         yield from ((f"self.{name}", value, False, None) for name, value in getattr(instance, "__dict__", {}).items())
-        for cls in type(instance).__mro__:
-            yield from ((f"self.{name}", value, True, None) for name, value in vars(cls).items())
+        for cls in type(instance).__mro__[:-1]:  # a TestCase has hundreds of methods, and `object` has more
+            values = ((name, value) for name, value in vars(cls).items() if type(value) is not FunctionType)
+            yield from ((f"self.{name}", value, True, None) for name, value in values)

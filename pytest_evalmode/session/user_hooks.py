@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class HookError(ValueError):
     """Raised when a user's hook returns an invalid value."""
 
+    __module__ = "pytest_evalmode"
+
 
 def check_ini_rules(exemptions: Mapping[str, tuple[str, ...]], config: pytest.Config) -> None:
     """Raise UsageError if the ini allows a rule that neither the plugin nor a user hook defines."""

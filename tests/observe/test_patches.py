@@ -230,14 +230,6 @@ NOT_AT_START = {patches.capture_end}
 """Installed during a graph capture only."""
 
 
-@pytest.fixture(autouse=True)
-def unwrapped_init() -> Iterator[None]:
-    """`torch.compile` wraps `Module.__init__` for good; in a window of an earlier test it wrapped the replacement."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.Module, "__init__", patches.module_init.original)
-        yield
-
-
 def in_place() -> set[Patch]:
     """Return the patches of the table whose function is replaced."""
     return {patch for patch in patches.TABLE if patch._current() is patch._replacement}

@@ -80,7 +80,7 @@ def test_an_unclean_fixture_fails_with_the_message_of_a_test(predictions: list[s
         "Sequential.1 (BatchNorm1d)",
         f"test_predictions.py:{line}  logits: Tensor = model.train()(batch)",
         "state-mutated",
-        "fix: call model.eval()",
+        f"call eval() where test_predictions.py:{line} calls train()",
     )
     assert has(predictions, "2 passed, 1 error")
     assert not [text for text in predictions if "pytest_evalmode/" in text]

@@ -164,6 +164,54 @@ class TestFailsLater(TestIt):
     assert outcomes == {"TestIt": "passed", "TestSkips": "skipped", "TestFails": "failed", "TestFailsLater": "failed"}
 
 
+def test_the_guard_is_only_paused_in_methods_that_a_testcase_defines(pytester: pytest.Pytester) -> None:
+    suites.write(
+        pytester,
+        """
+import unittest
+from contextlib import contextmanager
+from pytest_evalmode import Guard
+
+@pytest.fixture(autouse=True)
+def _pauses(request, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(Guard, "paused", contextmanager(lambda self: (yield pauses.append(0))))
+    yield
+    assert len(pauses) == request.cls.pauses
+
+@pytest.mark.inference
+class TestEmpty(unittest.TestCase):
+    pauses = 0
+
+    def test_it(self):
+        pass
+
+class TestEmptyAsync(unittest.IsolatedAsyncioTestCase):
+    pauses = 0
+
+    @pytest.mark.inference
+    async def test_it(self):
+        pass
+
+class TestCleans(TestEmpty):
+    pauses = 1
+
+    def test_it(self):
+        self.addCleanup(print)
+
+class TestSetsUp(TestEmpty):
+    pauses = 2
+
+    def setUp(self):
+        pass
+
+    def tearDown(self):
+        pass
+""",
+    )
+    suites.run(pytester).assert_outcomes(passed=4)
+
+
 def test_a_testcase_is_torn_down_under_pdb(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester,

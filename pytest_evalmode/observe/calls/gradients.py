@@ -30,6 +30,8 @@ def mark_nodes(nodes: Iterable[Node], model: str) -> None:
     """
     for node in nodes:
         node_metadata(node)[_KEY] = model
+        for observer in patches.run_backward.observers:
+            observer.add_model(model)
 
 
 def node_metadata(node: Node) -> dict[str, str]:
@@ -38,41 +40,52 @@ def node_metadata(node: Node) -> dict[str, str]:
 
 
 class GradientCalls(Observer):
-    """The calls of a window that computed gradients through a watched model."""
+    """The first call of each kind in a window that computed gradients through a watched model.
+
+    A graph may be large, and used in a loop. So it is searched only for models that are not found yet.
+    """
 
     patched = (patches.run_backward,)
 
     def __init__(self, user_lines: UserLines) -> None:
         super().__init__()
         self._user_lines = user_lines
-        self._operations: dict[ModelOperation, None] = {}
+        self._marked: set[str] = set()
+        """The models with a marked node."""
+        self._operations: list[ModelOperation] = []
+
+    def add_model(self, name: str) -> None:
+        """Add a model with a marked node, to be searched for in the graphs of later calls."""
+        self._marked.add(name)
 
     def pop_operations(self) -> tuple[ModelOperation, ...]:
         """Return the calls recorded so far and forget them."""
-        recorded, self._operations = tuple(self._operations), {}
+        recorded, self._operations = tuple(self._operations), []
         return recorded
 
     def add_call(self, outputs: Iterable[Tensor], *, accumulate: bool, frame: FrameType) -> None:
-        """Record a call that computes gradients of `outputs`; `accumulate` says whether it adds them to `.grad`."""
+        """Record a call that computes gradients of `outputs`; `accumulate` if it adds them to `.grad`."""
         with self.errors:
-            models = _find_models(outputs)
+            name = "backward()" if accumulate else "autograd.grad()"
+            found = (model for call in self._operations if call.name == name for model in call.models)
+            models = _find_models(outputs, self._marked.difference(found))
             if models:
-                name = "backward()" if accumulate else "autograd.grad()"
-                self._operations[ModelOperation(models, name, self._user_lines.find_line(frame))] = None
+                self._operations.append(ModelOperation(models, name, self._user_lines.find_line(frame)))
 
 
-def _find_models(outputs: Iterable[Any]) -> tuple[str, ...]:
-    """Return the models whose outputs are in the autograd graph of some tensors."""
+def _find_models(outputs: Iterable[Any], wanted: set[str]) -> tuple[str, ...]:
+    """Return those of some models whose outputs are in the autograd graph of some tensors."""
     models: dict[str, None] = {}
     pending = [output.grad_fn for output in outputs if is_tensor(output)]
     seen = set()
-    while pending:
+    while pending and len(models) < len(wanted):
         node = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if _KEY in node_metadata(node):
-            models[node_metadata(node)[_KEY]] = None
+        model = node_metadata(node).get(_KEY)
+        if model in wanted:
+            models[model] = None
         pending.extend(following for following, _ in node.next_functions)
     return tuple(models)
 

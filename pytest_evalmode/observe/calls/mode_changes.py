@@ -59,13 +59,10 @@ class ModeChanges(Observer):
         self.change_count += 1
         self._lines.clear()
 
-    def add_change(self, module: nn.Module) -> None:
-        """Record a `train()` that has ended in the calling frame."""
+    def add_change(self, module: nn.Module, caller: FrameType) -> None:
+        """Record a `train()` that has ended."""
         self.change_count += 1
         with self.errors:
-            caller = sys._getframe(2)
-            if caller.f_code is _TRAIN_CODE:
-                return  # train() of a parent calls train() of each child
             line = self._find_line(module, caller)
             if self._timeline is not None:
                 self._timeline.add_mode_change(module, line)
@@ -106,6 +103,8 @@ def _observed_train(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
     result = patches.module_train.original(self, *args, **kwargs)
     if not is_compiling():
-        for observer in patches.module_train.observers:
-            observer.add_change(self)
+        caller = sys._getframe(1)
+        if caller.f_code is not _TRAIN_CODE:  # train() of a parent calls train() of each child
+            for observer in patches.module_train.observers:
+                observer.add_change(self, caller)
     return result

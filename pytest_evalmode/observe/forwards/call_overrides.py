@@ -1,18 +1,17 @@
 """Observation of classes that override `nn.Module.__call__`.
 
 Their calls are forwards too, but do not reach the patched method. Such a class is found when a window opens, or when
-one of its modules is initialized, and gets a patch of its own until the last window closes. Only classes of modules
+it is defined in a window, and gets a patch of its own until the last window closes. Only classes of modules
 are patched: one that inherits its `__call__` from a mixin gets an attribute, and the mixin stays as it is.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import FunctionType
 from typing import Any
-from weakref import WeakSet
 
 from torch import nn
 
@@ -21,79 +20,99 @@ from pytest_evalmode.observe.forwards.observer import observe_calls
 from pytest_evalmode.observe.model_code import forward_code
 from pytest_evalmode.observe.patches import Observer, Patch
 
-_NAME = "__call__"
-_patches: dict[type, Patch] = {}
-"""The patches of classes that are in place, shared by all windows."""
+_CALL, _INIT_SUBCLASS = "__call__", "__init_subclass__"
+_patches: dict[tuple[type, str], Patch] = {}
+"""The patches of classes that are in place, by class and name, shared by all windows."""
 _lock = forks.new_lock(sys.modules[__name__])
 
 
 class CallOverrides(Observer):
     """The classes with their own `__call__` whose modules may run in a window."""
 
-    patched = (patches.module_init,)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._initialized: WeakSet[type] = WeakSet()
-        """Classes of which a module was initialized in the window; weak, as a test may define and drop them."""
+    patched = (patches.init_subclass,)
 
     def start(self, *, strict: bool = False) -> None:
         super().start(strict=strict)
-        classes: list[Any] = [nn.Module]
-        for cls in classes:
-            classes += type.__subclasses__(cls)  # hundreds, for each window: keep this fast
-        usual = nn.Module.__call__
-        overrides = [c for c in classes if _NAME in c.__dict__ or (len(c.__bases__) > 1 and c.__call__ is not usual)]
-        self._patch(overrides)
+        self._patch(_find_overrides())
 
     def add_class(self, cls: type[nn.Module]) -> None:
-        """Patch a class of which a module is being initialized, and its bases, where that is needed."""
-        if cls not in self._initialized:
-            with self.errors:
-                self._initialized.add(cls)
-                self._patch(base for base in cls.__mro__ if issubclass(base, nn.Module))
+        """Patch a class that was just defined, if that is needed."""
+        with self.errors:
+            self._patch([cls])
 
     def stop(self) -> None:
         super().stop()
         with _lock:
-            for cls, patch in list(_patches.items()):
+            for key, patch in list(_patches.items()):
                 with self.errors:
                     patch.stop(self)
                 if not patch.observers:
-                    del _patches[cls]
+                    del _patches[key]
 
     def _patch(self, classes: Iterable[type]) -> None:
         with _lock:
             for cls in classes:
-                patch = _patches.get(cls)
-                if patch is None and _needs_patch(cls):
-                    patch = Patch(cls, _NAME)
-                    observe_calls(patch)
-                if patch is not None and self not in patch.observers:
-                    with suppress(Exception):  # a class may refuse attributes
-                        patch.start(self)
-                        _patches[cls] = patch
+                for name, needs_patch, observe in _OVERRIDES:
+                    patch = _patches.get((cls, name))
+                    if patch is None and needs_patch(cls):
+                        observe(patch := Patch(cls, name))
+                    if patch is not None and self not in patch.observers:
+                        with suppress(Exception):  # a class may refuse attributes
+                            patch.start(self)
+                            _patches[cls, name] = patch
 
 
-def _needs_patch(cls: type) -> bool:
+def _find_overrides() -> list[type]:
+    """Return the classes of modules with a `__call__` or `__init_subclass__` of their own, and a few others.
+
+    Each window walks all classes, often more than a thousand. So this is written for speed.
+    """
+    usual, subclasses = nn.Module.__call__, type.__subclasses__
+    classes: list[Any] = [nn.Module]
+    overrides = []
+    for cls in classes:
+        if found := subclasses(cls):
+            classes += found
+        own = cls.__dict__
+        if _CALL in own or _INIT_SUBCLASS in own or (len(cls.__bases__) > 1 and cls.__call__ is not usual):
+            overrides.append(cls)
+    return overrides
+
+
+def _bypasses_call(cls: type) -> bool:
     """Return whether the modules of a class have a `__call__` that does not call that of `nn.Module`.
 
     That of a base that is a class of modules too is patched there.
     """
-    definer = next(base for base in cls.__mro__ if _NAME in base.__dict__)
+    definer = next(base for base in cls.__mro__ if _CALL in base.__dict__)
     if cls is nn.Module or (definer is not cls and issubclass(definer, nn.Module)):
         return False
     if any(modules.python_module(each).startswith("torch.") for each in (cls, definer)):
         return False
-    call = definer.__dict__[_NAME]
+    call = definer.__dict__[_CALL]
     if type(call) is not FunctionType:
         return False
     # A class may also name torch's own method: `__call__ = nn.Module.__call__` refers to the unpatched one.
     return call is patches.module_call.original or forward_code.bypasses_module_call(call)
 
 
-@patches.module_init.replace_with
-def _observed(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-    for observer in patches.module_init.observers:
-        observer.add_class(type(self))
-    patches.module_init.original(self, *args, **kwargs)
+def _bypasses_init_subclass(cls: type) -> bool:
+    """Return whether a class has an `__init_subclass__` that does not call that of its bases."""
+    code = getattr(getattr(cls.__dict__.get(_INIT_SUBCLASS), "__func__", None), "__code__", None)
+    return cls is not nn.Module and code is not None and not {"super", _INIT_SUBCLASS} & {*code.co_names}
+
+
+def _observe_subclasses(patch: Patch) -> None:
+    @patch.replace_with
+    def _observed(cls: type[nn.Module], **kwargs: Any) -> None:
+        original = super(nn.Module, cls).__init_subclass__ if patch.is_inherited else patch.original.__get__(None, cls)
+        original(**kwargs)
+        for observer in patch.observers:
+            observer.add_class(cls)
+
+
+_observe_subclasses(patches.init_subclass)
+_OVERRIDES: tuple[tuple[str, Callable[[type], bool], Callable[[Patch], None]], ...] = (
+    (_CALL, _bypasses_call, observe_calls),
+    (_INIT_SUBCLASS, _bypasses_init_subclass, _observe_subclasses),
+)

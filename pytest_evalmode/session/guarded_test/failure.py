@@ -32,6 +32,14 @@ class HygieneViolation(pytest.fail.Exception):  # type: ignore[name-defined, mis
     def __init__(self, violations: Sequence[Violation], marker: str = "inference") -> None:
         super().__init__(failure_text(violations, marker), pytrace=False)
         self.violations = tuple(violations)
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _new_violation, (self.violations, self._marker), self.__dict__  # pickle would search `builtins`
+
+
+def _new_violation(violations: Sequence[Violation], marker: str) -> HygieneViolation:
+    return HygieneViolation(violations, marker)
 
 
 def shorten_report(report: pytest.TestReport, error: BaseException, style: str, root: Path) -> None:

@@ -27,10 +27,20 @@ def pause_in_setup_methods(guard: Guard, item: pytest.Item) -> None:
     instance = getattr(item, "instance", None)
     if not isinstance(instance, TestCase):
         return
-    for name in ("setUp", "tearDown", "asyncSetUp", "asyncTearDown", "doCleanups"):
+    for name in ("setUp", "tearDown", "asyncSetUp", "asyncTearDown"):
         original = getattr(instance, name, None)
-        if original is not None:
+        if original is not None and getattr(original, "__module__", None) not in _UNITTEST:
             setattr(instance, name, _paused_around(guard, original))
+    # unittest's own method has no public way to tell whether there are cleanups, and a pause is not free.
+    do_cleanups = instance.doCleanups
+    run_cleanups = _paused_around(guard, do_cleanups)
+    instance.doCleanups = (  # type: ignore[method-assign]
+        lambda: run_cleanups() if getattr(instance, "_cleanups", True) else do_cleanups()
+    )
+
+
+_UNITTEST = ("unittest.case", "unittest.async_case")
+"""The modules whose own setUp and tearDown are empty."""
 
 
 def _paused_around(guard: Guard, function: Callable[[], Any]) -> Callable[[], Any]:

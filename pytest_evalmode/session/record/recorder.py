@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pytest_evalmode.lock.session_locks import CollectedTests
 from pytest_evalmode.session.record import baseline_file, report_files, terminal
+from pytest_evalmode.session.record.collected_tests import CollectedTests
 from pytest_evalmode.session.record.results import SessionResults
 from pytest_evalmode.session.settings import BASELINE_INPUT, SETTINGS, plain_nodeid
 from pytest_evalmode.session.stash import RECORD_PROPERTY, SUGGESTION_PROPERTY

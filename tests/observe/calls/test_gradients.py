@@ -12,6 +12,7 @@ from torch.autograd import grad  # by its name, as many import it
 from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.checkpoint import checkpoint
 
+from pytest_evalmode.observe.calls import gradients
 from pytest_evalmode.rules import Violation
 from tests.nets import Net, batch, watching
 
@@ -83,6 +84,44 @@ def test_an_unused_graph_is_not_reported(run: Any) -> None:
     assert violation.remedy == "call the model under torch.inference_mode() or torch.no_grad()"
 
 
+def test_a_graph_is_searched_until_its_models_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, images = Net().eval(), nn.Linear(4, 1), batch().requires_grad_()
+    visited: list[object] = []
+
+    def node_metadata(node: Any) -> Any:
+        visited.append(node)
+        return node.metadata
+
+    with watching(first, second) as g:
+        output = first(images).sum()
+        monkeypatch.setattr(gradients, "node_metadata", node_metadata)
+        for _ in range(3):
+            grad(output, images, retain_graph=True)
+        assert len(visited) == 2  # the sum and the output
+        output.backward(retain_graph=True)
+        grad(output + second(images).sum(), images)
+        grad(second(images).sum(), images)
+    calls = [(call.name, call.models) for call in g.window.trace.gradients]
+    assert calls == [("autograd.grad()", ("Net",)), ("backward()", ("Net",)), ("autograd.grad()", ("Linear",))]
+
+
+def test_a_graph_without_models_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "node_metadata", None)
+    images = batch().requires_grad_()
+    with watching(Net()) as g:
+        grad(images.square().sum(), images)
+    assert g.violations == []
+
+
+def test_each_part_of_a_window_has_its_first_call() -> None:
+    with watching(model := Net().eval()) as g:
+        with g.allow("grad-mode"):
+            attack(model)
+        attack(model)
+    (violation,) = g.violations
+    assert violation.details["used"].startswith("autograd.grad() at ")
+
+
 def test_training_in_a_pause_is_not_reported() -> None:
     model = Net().eval()
     with watching(model) as g:
@@ -106,12 +145,12 @@ def test_the_patch_and_the_hook_are_removed_after_the_window() -> None:
 def test_gradients_are_the_same_with_a_guard() -> None:
     model, images = Net().eval(), batch()
 
-    def gradients() -> list[Tensor]:
+    def compute() -> list[Tensor]:
         return list(grad(model(images).sum(), list(model.parameters())))
 
-    expected = gradients()
+    expected = compute()
     with watching(model):
-        guarded = gradients()
+        guarded = compute()
     assert all(map(torch.equal, expected, guarded))
 
 

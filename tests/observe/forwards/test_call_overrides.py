@@ -6,6 +6,7 @@ import collections.abc
 import gc
 import weakref
 from contextlib import suppress
+from typing import Any, ClassVar, Generic, TypeVar
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from pytest_evalmode import GuardError, guard
 from tests.nets import batch, only, rules, watching
+
+T = TypeVar("T")
 
 
 class Diffuser(nn.Module):
@@ -126,6 +129,80 @@ def test_a_class_defined_inside_the_window_is_observed() -> None:
         model.w.add_(1)
     assert only(g, "state-mutated").subjects == ("Late.w",)
     assert not hasattr(Late.__call__, "__wrapped__")
+
+
+@pytest.mark.parametrize("calls_super", [False, True])
+def test_a_class_is_observed_if_the_init_subclass_of_its_base_calls_no_other(calls_super: bool) -> None:
+    names: list[str] = []
+
+    class Base(Diffuser):
+        def __init_subclass__(cls, **kwargs: Any) -> None:
+            names.append(cls.__name__)
+
+    class Polite(Diffuser):
+        def __init_subclass__(cls, **kwargs: Any) -> None:
+            super().__init_subclass__(**kwargs)
+            names.append(cls.__name__)
+
+    before = [vars(kind)["__init_subclass__"] for kind in (Base, Polite)]
+    with watching() as g:
+
+        class Late(Polite if calls_super else Base):  # type: ignore[misc]
+            def __call__(self, x: Tensor) -> Tensor:
+                return torch.rand_like(x)
+
+        assert vars(Polite)["__init_subclass__"] is before[1]
+        Late().eval()(batch())
+    assert rules(g) == {"random-forward"}
+    assert names == ["Late"]
+    assert [vars(kind)["__init_subclass__"] for kind in (Base, Polite)] == before
+    assert not hasattr(Late.__call__, "__wrapped__")
+
+
+def test_classes_are_defined_as_usual_inside_a_window() -> None:
+    class Registered(nn.Module):
+        names: ClassVar[list[str]] = []
+
+        def __init_subclass__(cls, *, key: str, **kwargs: Any) -> None:
+            super().__init_subclass__(**kwargs)
+            cls.names.append(key)
+
+    before = dict(vars(nn.Module))
+    with watching() as g:
+
+        class Typed(Registered, Generic[T], key="typed"):
+            """Has two bases that define `__init_subclass__`."""
+
+        with pytest.raises(TypeError, match="takes no keyword arguments"):
+
+            class _Wrong(nn.Module, key="wrong"):  # type: ignore[call-arg]
+                pass
+
+    assert Registered.names == ["typed"]
+    assert Typed.__parameters__ == (T,)  # type: ignore[attr-defined]
+    assert dict(vars(nn.Module)) == before
+    assert g.violations == []
+
+
+def test_an_init_subclass_that_other_code_set_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    defined: list[type] = []
+    monkeypatch.setattr(nn.Module, "__init_subclass__", classmethod(defined.append), raising=False)
+    with watching():
+        late = type("Late", (nn.Module,), {})
+    assert defined == [late]
+    assert vars(nn.Module)["__init_subclass__"].__func__ == defined.append
+
+
+def test_a_call_assigned_before_the_window_is_observed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(self: Diffuser, x: Tensor) -> Tensor:
+        return torch.rand_like(x)
+
+    with watching():
+        Diffuser()
+    monkeypatch.setattr(Diffuser, "__call__", call)
+    with watching() as g:
+        Diffuser().eval()(batch())
+    assert rules(g) == {"random-forward"}
 
 
 def test_nested_windows_share_the_wrapper() -> None:

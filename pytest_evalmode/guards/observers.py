@@ -149,9 +149,11 @@ class Observers:
         if not self._strict:
             return ()
         global_leaks = self._global_flags.find_leaks(None, flag_snapshots.read_global_flags())
+        writes = tuple(self._attribute_writes.pop_leaks())
+        flags = (leak for leak in self.shared.find_leaks() if not any(leak.is_inside(write) for write in writes))
         return (
-            *(replace(leak, at=self._leak_line(leak)) for leak in self.shared.find_leaks()),
-            *self._attribute_writes.pop_leaks(),
+            *(replace(leak, at=self._leak_line(leak)) for leak in flags),
+            *writes,
             *map(self._with_line, global_leaks),
         )
 

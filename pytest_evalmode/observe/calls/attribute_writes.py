@@ -21,6 +21,8 @@ from pytest_evalmode.trace import Leak, Site
 
 _ABSENT = object()
 _MAX_LENGTH = 120
+_RESTORED_BY = "_pytest.monkeypatch"
+"""The module of pytest that restores what it sets, after the window."""
 
 
 @dataclass(slots=True)
@@ -53,6 +55,8 @@ class AttributeWrites(Observer):
         """Record that the code of a frame is about to set an attribute."""
         with self.errors:
             if frame.f_code.co_name == "__init__" or name in modules.TORCH_ATTRIBUTES:
+                return
+            if frame.f_globals.get("__name__") == _RESTORED_BY:
                 return
             is_part = name == "forward" or isinstance(value, nn.Module)
             if not is_part and not (value is None or isinstance(value, bool | int | float | complex | str | tuple)):

@@ -10,11 +10,11 @@ from weakref import WeakSet
 
 from torch import nn
 
+from pytest_evalmode import forks
 from pytest_evalmode.errors import GuardError
 from pytest_evalmode.guards.config import GuardConfig
 from pytest_evalmode.guards.observers import Observers
 from pytest_evalmode.guards.segments import Segments
-from pytest_evalmode.observe import forks
 from pytest_evalmode.observe.models import discovery
 from pytest_evalmode.observe.observer_errors import ObserverErrors
 from pytest_evalmode.observe.state.fingerprint import Fingerprint

@@ -18,7 +18,8 @@ from typing import Any
 from torch import is_grad_enabled, nn
 from torch.compiler import is_compiling
 
-from pytest_evalmode.observe import forks, modules
+from pytest_evalmode import forks
+from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.calls.timeline import Timeline
 from pytest_evalmode.observe.forwards import model_expressions, unregistered_modules

@@ -67,10 +67,10 @@ def _use_streams(*streams: int) -> None:
 
 
 def _forget_modules_below(folder: Path) -> None:
-    """Remove the modules of an inner suite, which a new process would not have imported."""
+    """Remove the modules of an inner suite, not of an environment: a new process would not have imported them."""
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if file is not None and Path(file).is_relative_to(folder):
+        if file and Path(file).is_relative_to(folder) and not Path(file).is_relative_to(sys.prefix):
             del sys.modules[name]
 
 

@@ -211,6 +211,10 @@ class Leak:
     suspended: bool = False
     """Whether that line is a `with` around a `yield` at which a generator is suspended."""
 
+    def is_inside(self, other: Leak) -> bool:
+        """Return whether this is a flag of a module that the other leak replaced."""
+        return self.model == other.model and self.name.startswith(f"{other.name}.")
+
 
 @dataclass(frozen=True, slots=True)
 class Drift:

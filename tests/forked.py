@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryFile
+from threading import Timer
 from typing import BinaryIO
 from weakref import WeakSet
 
@@ -20,6 +21,8 @@ import pytest
 from execnet.gateway_base import ExecModel, Popen2IO
 from execnet.gateway_io import popen_bootstrapline
 
+SECONDS = 600
+"""After which a forked process is killed: it can hang, if a thread of its parent held a lock of C code."""
 _pipes: WeakSet[BinaryIO] = WeakSet()
 """Open ends of pipes. A child closes them, so that a pipe ends with the process that uses it."""
 
@@ -64,10 +67,10 @@ def _use_streams(*streams: int) -> None:
 
 
 def _forget_modules_below(folder: Path) -> None:
-    """Remove the modules of an inner suite, which a new process would not have imported."""
+    """Remove the modules of an inner suite, not of an environment: a new process would not have imported them."""
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if file is not None and Path(file).is_relative_to(folder):
+        if file and Path(file).is_relative_to(folder) and not Path(file).is_relative_to(sys.prefix):
             del sys.modules[name]
 
 
@@ -131,7 +134,12 @@ def _run(action: Callable[[], object], folder: Path, stdin: bytes, env: dict[str
         given.write(stdin)
         given.seek(0)
         pid = fork(prepared, given.fileno(), out.fileno(), err.fileno())
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        limit = Timer(SECONDS, os.kill, (pid, signal.SIGKILL))
+        limit.start()
+        try:
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        finally:
+            limit.cancel()
         out.seek(0)
         err.seek(0)
         return CompletedProcess([], code, out.read().decode(), err.read().decode())

@@ -28,16 +28,9 @@ BY_DESIGN = {
 }
 # These break a strict rule only, or a rule in the first forward only.
 STRICT_BY_DESIGN = {
-    "funnel": ("attribute-mutated", "its attention stores the progress and masks of the pooling on the module"),
-    "ibert": (
-        "state-mutated attribute-mutated",
-        "in the first forward, it widens the ranges of its quantized activations and stores the roots of dimensions",
-    ),
-    "mimi": ("attribute-mutated", "its codebooks store the embeddings that they compute in the first forward"),
+    "ibert": ("state-mutated", "in the first forward, it widens the ranges of its quantized activations"),
     "musicgen": ("random-forward", "its decoder draws from Python's generator for layer drop, in eval mode too"),
     "nllb-moe": ("attribute-mutated", "its routers store the capacity of each expert for the last batch"),
-    "qwen2_vl": ("attribute-mutated", "it stores the offsets of the positions on the module for the next forward"),
-    "recurrent_gemma": ("attribute-mutated", "it stores the recurrent and convolutional states on the module"),
     "rwkv": ("attribute-mutated", "it rescales its layers in the first forward in eval mode, and stores that it did"),
 }
 

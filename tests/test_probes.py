@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from pytest_evalmode import HygieneError
+from pytest_evalmode import HygieneError, guard
 from pytest_evalmode.probes import assert_batch_independent, assert_eval_matters, assert_repeatable
-from tests.nets import Net, batch
+from tests.nets import Net, batch, watching
 
 
 class Sticky(nn.Module):
@@ -195,6 +195,23 @@ def test_probe_leaves_model_inputs_and_generators_unchanged(probe: Callable[...,
     assert torch.equal(torch.get_rng_state(), rng_state)
     assert torch.is_grad_enabled() is grad
     assert not torch.nn.modules.module._global_forward_hooks
+
+
+@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
+@pytest.mark.parametrize("strict", [False, True])
+def test_probe_is_clean_in_a_guarded_test(probe: Callable[..., None], strict: bool) -> None:
+    net = Net().eval()
+    with guard(net, strict=strict):
+        probe(net, batch())
+
+
+def test_a_forward_in_training_mode_beside_a_probe_is_reported() -> None:
+    net = Net()
+    with watching(net) as g, torch.no_grad():
+        assert_eval_matters(net, batch())
+        net(batch())
+    (violation,) = (each for each in g.violations if each.rule == "train-mode")
+    assert violation.count == 1
 
 
 @pytest.mark.parametrize("probe", [assert_batch_independent, assert_eval_matters])

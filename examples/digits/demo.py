@@ -63,6 +63,12 @@ def main() -> int:
         for name, expected in (MISTAKES | LOST).items()
         if rules(reported.get(name, [])) != expected
     ]
+    wrong += [
+        f"{name} should name a cause: {violation['message']}"
+        for name in LOST
+        for violation in reported.get(name, [])
+        if "cause not recognized" in violation["message"]
+    ]
     show(
         "\n".join(wrong)
         or f"All {len(clean)} clean tests passed, all {len(MISTAKES)} mistakes were reported, "

@@ -118,7 +118,7 @@ def test_accuracy(evaluation: Evaluation, evalmode_lock: EvaluationLock) -> None
     evalmode_lock.preprocessing(evaluation.normalize, "preprocessing")
     images = evalmode_lock.inputs(evaluation.normalize(evaluation.pixels), "images")
     with torch.no_grad():
-        digits = torch.cat([evaluation.model(batch).argmax(dim=1) for batch in images.split(8)])
+        digits = torch.cat([evaluation.model(batch).argmax(dim=1) for batch in images.split(8)])  # type: ignore[no-untyped-call]
     accuracy = (digits == evaluation.labels).float().mean().item()
     evalmode_lock.outputs(accuracy, "accuracy", rtol=0.0, atol=0.001)
     assert accuracy > 0.5

@@ -82,6 +82,8 @@ class Observers:
         self.watch.add(model)
         if self._strict:
             self.shared.add(model, history)
+            if self.forwards.is_running:
+                self._attribute_writes.start(strict=True)
 
     def read_baselines(self, history: SessionHistory | None) -> None:
         """Record the state of the models and of torch at the start of the window."""
@@ -147,9 +149,11 @@ class Observers:
         if not self._strict:
             return ()
         global_leaks = self._global_flags.find_leaks(None, flag_snapshots.read_global_flags())
+        writes = tuple(self._attribute_writes.pop_leaks())
+        flags = (leak for leak in self.shared.find_leaks() if not any(leak.is_inside(write) for write in writes))
         return (
-            *(replace(leak, at=self._leak_line(leak)) for leak in self.shared.find_leaks()),
-            *self._attribute_writes.pop_leaks(),
+            *(replace(leak, at=self._leak_line(leak)) for leak in flags),
+            *writes,
             *map(self._with_line, global_leaks),
         )
 

@@ -10,11 +10,11 @@ from weakref import WeakSet
 
 from torch import nn
 
+from pytest_evalmode import forks
 from pytest_evalmode.errors import GuardError
 from pytest_evalmode.guards.config import GuardConfig
 from pytest_evalmode.guards.observers import Observers
 from pytest_evalmode.guards.segments import Segments
-from pytest_evalmode.observe import forks
 from pytest_evalmode.observe.models import discovery
 from pytest_evalmode.observe.observer_errors import ObserverErrors
 from pytest_evalmode.observe.state.fingerprint import Fingerprint
@@ -179,10 +179,12 @@ class Window:
             finally:
                 with self.safely():
                     self.segments.append(self.observers.collect_frozen(frozen, frame), self.policy)
-            names = set(self.observers.watch.registry.paths())
+            registry = self.observers.watch.registry
+            names = set(registry.paths())
             unknown = [glob for glob in frozen if not any(is_inside(*name, [glob]) for name in names)]
             if unknown:
-                hint = suggest_choices(unknown[0], sorted({path for _, path in names if path})[:_MAX_CHOICES])
+                parts = {model.path_of(path) for model in registry.models for path, _ in model.parts()} - {""}
+                hint = suggest_choices(unknown[0], sorted(parts)[:_MAX_CHOICES])
                 raise PolicyError(f"evalmode.paused(): frozen={unknown[0]!r} matches no module that ran ({hint})")
 
     @contextmanager

@@ -34,7 +34,7 @@ def settings_of(config: pytest.Config) -> Settings:
 
 def new_lock(owner: object) -> RLock:
     """Return a lock for the `_lock` attribute of an object; a forked child gets a new one."""
-    from pytest_evalmode.observe import forks
+    from pytest_evalmode import forks
 
     return forks.new_lock(owner)
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from pytest_evalmode.observe import forks
+from pytest_evalmode import forks
 from pytest_evalmode.observe.observer_errors import ObserverErrors
 
 Method = Callable[..., Any]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from pytest_evalmode.observe import modules
@@ -30,6 +29,7 @@ from pytest_evalmode.probes.output_differences import (
     first_difference,
 )
 from pytest_evalmode.probes.probe_runs import copied, copied_for_inference, run_batch
+from pytest_evalmode.probes.training_run import run_in_training_mode
 from pytest_evalmode.rules.wording import first_and_more
 
 
@@ -138,9 +138,8 @@ def assert_eval_matters(model: nn.Module, *inputs: Any, **named: Any) -> None:
     """
     with copied_for_inference(model, "assert_eval_matters") as run:
         evaluated = run(*inputs, **named)
-    with copied(model, "assert_eval_matters") as (trained_model, run), torch.no_grad():
-        trained_model.train()
-        trained = run(*inputs, **named)
+    with copied(model, "assert_eval_matters") as (trained_model, run):
+        trained = run_in_training_mode(trained_model, run, inputs, named)
     if first_difference(evaluated.output, trained.output) is not None:
         return
     mode_dependent = [

@@ -21,7 +21,15 @@ def model_leaked(trace: Trace) -> Iterator[Violation]:
     for model in dict.fromkeys(leak.model for leak in trace.leaks if leak.model is not None):
         leaks = [leak for leak in trace.leaks if leak.model == model]
         subjects = [f"{model}.{leak.name}" for leak in leaks]
-        yield _leak_violation(model, subjects, leaks, [_line_of(leak, trace) for leak in leaks])
+        violation = _leak_violation(model, subjects, leaks, [_line_of(leak, trace) for leak in leaks])
+        yield replace(violation, remedy=_EVAL_IN_FIXTURE) if all(map(_is_eval, leaks)) else violation
+
+
+_EVAL_IN_FIXTURE = "call eval() where the shared model is created (its fixture): then every test gets it in eval mode"
+
+
+def _is_eval(leak: Leak) -> bool:
+    return leak.name.rpartition(".")[2] == "training" and leak.after is False
 
 
 @rule(
@@ -29,7 +37,7 @@ def model_leaked(trace: Trace) -> Iterator[Violation]:
     level="strict",
     fires_when="the test left torch's global state different: grad mode, default dtype and device, deterministic and "
     "cuDNN/TF32 flags, autocast, thread count. Restoring what it was when the session began is not a leak",
-    remedy="set it in a context manager, or restore it in a fixture's teardown",
+    remedy="set it in a context manager, or in a fixture that restores it",
 )
 def global_leaked(trace: Trace) -> Iterator[Violation]:
     leaks = [leak for leak in trace.leaks if leak.model is None]

@@ -172,7 +172,7 @@ def state_drifted(trace: Trace) -> Iterator[Violation]:
             model=None,
             finding=f"{first} after {global_drift.last_seen_by} ended{_and_more(names)}; "
             + _run_since(global_drift.between, global_drift.changed_by),
-            remedy="set it in a context manager, or restore it in a fixture's teardown",
+            remedy="set it in a context manager, or in a fixture that restores it",
             details={"changed_by": list(global_drift.changed_by), "changes": changes},
         )
 

@@ -12,7 +12,18 @@ from PIL import Image, ImageFilter
 
 from pytest_evalmode.lock.causes import diagnose
 from tests.lock import pictures
-from tests.lock.pictures import CLIP, HALF, IMAGENET, Array, jpeg, normalize, normalize_pixels, resize, to_unit_range
+from tests.lock.pictures import (
+    CLIP,
+    HALF,
+    IMAGENET,
+    OWN,
+    Array,
+    jpeg,
+    normalize,
+    normalize_pixels,
+    resize,
+    to_unit_range,
+)
 
 MNIST = ((0.1307,), (0.3081,))
 SIZE = 160
@@ -115,6 +126,10 @@ FAULTS: dict[str, Fault] = {
     "rotated": ({"rotation"}, lambda s: (s.normalized(), np.rot90(s.normalized(), 1, (2, 3)))),
     "cropped": ({"crop"}, lambda s: (s.normalized(), s.normalized()[:, :, 1:-1, 1:-2])),
     "JPEG": ({"jpeg"}, lambda s: (s.normalized(), s.normalized(jpeg(s.images)))),
+    "JPEG, statistics of the user's own": (
+        {"jpeg"},
+        lambda s: (normalize(s.images, OWN), normalize(jpeg(s.images), OWN)),
+    ),
     "JPEG of high quality": ({"jpeg"}, lambda s: (s.images, jpeg(s.images, 95))),
     "JPEG of low quality": ({"jpeg"}, lambda s: (s.images, jpeg(s.images, 30))),
     "video range": ({"range"}, lambda s: (s.images, (16 + s.images * (219 / 255)).round().astype(np.uint8))),
@@ -265,6 +280,7 @@ UNEXPLAINED: dict[str, Callable[[Source], tuple[Array, Array]]] = {
     "less than a level": lambda s: (to_unit_range(s.images), noise(to_unit_range(s.images), 0.0005)),
     "one flipped, one with spots": lambda s: (s.images, spoil_first(change_some(s.images, lambda x: x[:, :, ::-1]))),
     "spots": lambda s: (s.images, spots(s.images)),
+    "spots, own statistics": lambda s: (normalize(s.images, OWN), normalize(spots(s.images), OWN)),
     "one pixel": lambda s: (s.images, np.where(np.arange(s.images.size).reshape(s.images.shape) == 99, 7, s.images)),
     "pixels shuffled": lambda s: (
         s.images,

@@ -19,8 +19,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.data import DataLoader, Dataset
 
 import pytest_evalmode
-from pytest_evalmode import GuardError, guard
-from pytest_evalmode.observe import forks, patches
+from pytest_evalmode import GuardError, forks, guard
+from pytest_evalmode.observe import patches
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.forwards import call_overrides
 from pytest_evalmode.observe.source.user_lines import UserLines

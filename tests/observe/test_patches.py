@@ -226,8 +226,8 @@ def test_an_exception_passes_and_the_next_load_is_observed() -> None:
 
 TABLE = {f"{patch.level}-{getattr(patch._owner, '__name__', None)}.{patch.name}": patch for patch in patches.TABLE}
 OBSERVERS = [OptimizerSteps, CallOverrides, ForwardObserver, GlobalStateCalls]
-NOT_AT_START = {patches.capture_end}
-"""Installed during a graph capture only."""
+NOT_AT_START = {patches.capture_end, patches.module_setattr}
+"""Installed during a graph capture only, and once a model is shared."""
 
 
 def in_place() -> set[Patch]:
@@ -251,6 +251,27 @@ def test_windows_install_the_patches_of_their_level() -> None:
         assert in_place() == set(patches.TABLE) - NOT_AT_START
     with guard():
         assert in_place() == {patch for patch in patches.TABLE if patch.level == "default"} - NOT_AT_START
+    assert in_place() == set()
+
+
+def test_attributes_are_watched_once_a_model_is_shared() -> None:
+    with guard(strict=True) as g:
+        g.window.watch_fixture_value(Net(), "own", shared=False)
+        assert patches.module_setattr not in in_place()
+        g.window.watch_fixture_value(Net(), "shared", shared=True)
+        assert patches.module_setattr in in_place()
+        with g.paused():
+            assert patches.module_setattr not in in_place()
+        assert patches.module_setattr in in_place()
+    assert in_place() == set()
+
+
+def test_a_failure_to_watch_attributes_is_a_failure_of_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patches.module_setattr, "start", fail)
+    with suppress(GuardError), guard(strict=True) as g, g.window.safely():
+        g.window.watch_fixture_value(Net(), "shared", shared=True)
+    with pytest.raises(GuardError, match="internal error"):
+        g.check()
     assert in_place() == set()
 
 

@@ -100,7 +100,8 @@ def test_the_report_has_the_values_of_a_known_fault(suite: pytest.Pytester) -> N
         "model": "net",
         "subjects": ["net.drop (Dropout)"],
         "message": "net (Net) ran 3 times in training mode",
-        "remedy": "call net.eval() before the first forward",
+        "remedy": "if the test needs training mode, wrap that part in `with evalmode.paused():`; "
+        f"otherwise call net.eval() after test_it.py:{switch}",
         "at": f"test_it.py:{call}",
         "cause": "nets.py:15",
         "count": 3,

@@ -204,6 +204,14 @@ def test_leaks_of_models_and_of_torch_are_reported_separately() -> None:
     assert violation.details == {"leaks": {"torch default_dtype": "float32 -> float64"}}
 
 
+def test_a_shared_model_that_the_test_put_in_eval_mode_is_put_there_by_its_fixture() -> None:
+    """To restore it would undo the fix of train-mode."""
+    to_eval = Leak("model", "drop.training", True, False)
+    assert only(model_leaked, leaks(to_eval)).remedy.startswith("call eval() where the shared model is created")
+    for other in (MODEL_LEAK, Leak("model", "fc.weight.requires_grad", True, False)):
+        assert "eval()" not in only(model_leaked, leaks(to_eval, other)).remedy
+
+
 # --- partial-load: common prefixes of the keys
 
 PREFIXED = "module.0.weight module.0.bias"

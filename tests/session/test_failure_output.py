@@ -100,7 +100,7 @@ class TestIt(unittest.TestCase):
     output = result.stdout.str()
     assert "AssertionError: 1 != 2 : own" in output
     if style != "line":
-        assert output.count("fix: call model.eval()") == 2
+        assert output.count("fix: call net.eval()") == 2
     assert suites.plugin_lines(result) == []
 
 

@@ -354,7 +354,7 @@ def test_an_error_of_check_is_printed_like_that_of_the_end(pytester: pytest.Pyte
     suites.write(pytester, "def test_it(evalmode):\n    infer(Net())\n    evalmode.check()\n")
     result = suites.run(pytester)
     assert suites.plugin_lines(result) == []
-    assert result.stdout.str().count("fix: call model.eval()") == 1
+    assert result.stdout.str().count("fix: call net.eval()") == 1
 
 
 def test_the_fixture_does_nothing_when_guarding_is_off(pytester: pytest.Pytester) -> None:

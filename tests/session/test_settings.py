@@ -70,7 +70,7 @@ def test_a_warning_has_the_text_of_the_failure(pytester: pytest.Pytester) -> Non
         [
             "*warnings summary*",
             "*test_it.py:*: EvalModeWarning: train-mode: Net ran once in training mode*",
-            "*fix: call model.eval() before the first forward*",
+            "*fix: call net.eval() before the first forward*",
         ]
     )
 
@@ -81,7 +81,7 @@ def test_a_warning_turned_into_an_error_fails_the_test(pytester: pytest.Pytester
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*EvalModeWarning: train-mode: Net ran once in training mode*"])
     assert suites.plugin_lines(result) == []
-    assert result.stdout.str().count("fix: call model.eval()") == 1
+    assert result.stdout.str().count("fix: call net.eval()") == 1
 
 
 def test_check_does_not_raise_under_warn_but_the_end_warns(pytester: pytest.Pytester) -> None:

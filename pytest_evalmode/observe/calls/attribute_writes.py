@@ -21,6 +21,8 @@ from pytest_evalmode.trace import Leak, Site
 
 _ABSENT = object()
 _MAX_LENGTH = 120
+_RESTORED_BY = "_pytest.monkeypatch"
+"""The module of pytest that restores what it sets, after the window."""
 
 
 @dataclass(slots=True)
@@ -44,10 +46,17 @@ class AttributeWrites(Observer):
         self._user_lines = user_lines
         self._writes: dict[tuple[int, str], _Write] = {}
 
+    def start(self, *, strict: bool = False) -> None:
+        """Start if a model is shared, as patching `__setattr__` updates every subclass; call it again once one is."""
+        if not self.is_running and any(model.flags is not None for model in self._watch.registry.models):
+            super().start(strict=strict)
+
     def add_write(self, module: nn.Module, name: str, value: object, frame: FrameType) -> None:
         """Record that the code of a frame is about to set an attribute."""
         with self.errors:
             if frame.f_code.co_name == "__init__" or name in modules.TORCH_ATTRIBUTES:
+                return
+            if frame.f_globals.get("__name__") == _RESTORED_BY:
                 return
             is_part = name == "forward" or isinstance(value, nn.Module)
             if not is_part and not (value is None or isinstance(value, bool | int | float | complex | str | tuple)):

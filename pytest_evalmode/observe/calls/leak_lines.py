@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import gc
 from collections.abc import Iterator
+from gc import get_objects
 from itertools import chain
 from types import AsyncGeneratorType, FrameType, GeneratorType
 from typing import Any
@@ -48,7 +48,7 @@ def find_suspended_context(user_lines: UserLines) -> Site | None:
     is for a grad mode that did change.
     """
     # isinstance() would run code of objects with a `__class__` of their own.
-    frames = [_frame_of(each) for each in gc.get_objects() if type(each) in (GeneratorType, AsyncGeneratorType)]
+    frames = [_frame_of(each) for each in get_objects() if type(each) in (GeneratorType, AsyncGeneratorType)]
     for frame in frames:
         if frame is not None and user_lines.is_user_code(frame.f_code):
             line = max(_grad_contexts(frame), default=None)

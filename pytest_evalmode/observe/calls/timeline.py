@@ -6,7 +6,8 @@ from types import CodeType
 
 from torch import nn
 
-from pytest_evalmode.observe import forks, modules
+from pytest_evalmode import forks
+from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.models.tracked_model import TrackedModel
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.source.user_lines import UserLines

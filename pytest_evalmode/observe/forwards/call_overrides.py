@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from pytest_evalmode.observe import forks, modules, patches
+from pytest_evalmode import forks
+from pytest_evalmode.observe import modules, patches
 from pytest_evalmode.observe.forwards.observer import observe_calls
 from pytest_evalmode.observe.model_code import forward_code
 from pytest_evalmode.observe.patches import Observer, Patch

@@ -72,6 +72,8 @@ class ForwardContext(NamedTuple):
     lazy: frozenset[int]
     """Modules that initialize their parameters in this forward, at random."""
     late_modules: dict[int, LateModule]
+    grad_flags: list[bool]
+    """Whether each parameter requires grad; filled by the check that needs it first."""
     training: dict[int, Observation]
     """Modules in training mode that depend on the mode or train parameters; they explain what other checks see."""
 

@@ -18,7 +18,8 @@ from typing import Any
 from torch import is_grad_enabled, nn
 from torch.compiler import is_compiling
 
-from pytest_evalmode.observe import forks, modules
+from pytest_evalmode import forks
+from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.calls.timeline import Timeline
 from pytest_evalmode.observe.forwards import model_expressions, unregistered_modules
@@ -255,6 +256,7 @@ class ForwardObserver(Observer):
             grad_enabled=is_grad_enabled(),
             lazy=frozenset(id(part) for part in parts if modules.has_lazy_tensors(part)) if is_lazy else frozenset(),
             late_modules={},
+            grad_flags=[],
             training={},
         )
 

@@ -14,7 +14,7 @@ from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleT
 
 from torch import nn
 
-from pytest_evalmode.observe import forks
+from pytest_evalmode import forks
 from pytest_evalmode.observe.model_code.static_values import UNKNOWN, value_of
 
 # Operators that torch tags as `nondeterministic_seeded`, and functions that call them, by the names that code uses.

@@ -10,7 +10,8 @@ from types import CodeType
 import torch
 from torch import nn
 
-from pytest_evalmode.observe import forks, modules, patches
+from pytest_evalmode import forks
+from pytest_evalmode.observe import modules, patches
 from pytest_evalmode.observe.model_code import tensor_writes
 from pytest_evalmode.observe.models.registry import Registry
 from pytest_evalmode.observe.models.surviving_submodules import find_surviving_submodules

@@ -112,7 +112,7 @@ def is_debugged(frame: FrameType) -> bool:
 
 
 def locals_of(frame: FrameType) -> dict[str, object]:
-    """Return a copy of the local variables of a frame.
+    """Return a copy of the local variables of a frame, without those that pytest adds to an `assert`.
 
     Before Python 3.13, `f_locals` is a dict that the frame of a function keeps, so objects would outlive a `del` in the
     function.  The dict is therefore cleared, unless the code has called `locals()` and shares it.
@@ -122,6 +122,9 @@ def locals_of(frame: FrameType) -> dict[str, object]:
     is_function = frame.f_code.co_flags & CO_OPTIMIZED
     if sys.version_info < (3, 13) and is_function and sys.getrefcount(variables) <= _UNSHARED:
         variables.clear()
+    for name in frame.f_code.co_varnames:
+        if name.startswith("@"):  # an intermediate value, `@py_assert1`: no code of the user can read it
+            values.pop(name, None)
     return values
 
 

@@ -6,8 +6,8 @@ slow, so it is only run for inputs that have changed.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Container, Iterator
+from gc import get_objects, get_referrers
 from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
@@ -34,7 +34,7 @@ def has_shared_memory(tensor: Tensor) -> bool:
 def tensors_sharing_memory(tensor: Tensor) -> list[Tensor]:
     """Return the other tensors that use the same storage and that code can reach."""
     storage = _storage_of(tensor)
-    tensors = (each for each in gc.get_objects() if issubclass(type(each), Tensor))
+    tensors = (each for each in get_objects() if issubclass(type(each), Tensor))
     return [each for each in tensors if each is not tensor and _storage_of(each) == storage]
 
 
@@ -59,7 +59,7 @@ def is_referenced(tensor: Tensor, frame: FrameType | None, user_lines: UserLines
     for _ in range(_MAX_STEPS):
         if not variables.isdisjoint(map(id, pending)):
             return True
-        referrers = gc.get_referrers(*pending)
+        referrers = get_referrers(*pending)
         pending = tuple(each for each in referrers if id(each) not in ignored_ids and _may_refer(each, seen))
         if not pending:
             return False

@@ -17,6 +17,8 @@ from pytest_evalmode.trace import Site
 # Python modules of torch that run a forward to make another model of it. jit.trace runs it again to check the result,
 # when torch.jit.is_tracing() is false.
 _TRACERS = ("torch.jit._trace", "torch.onnx.", "torch.export.", "torch._export.", "torch.ao.quantization.")
+# Runs a copy in training mode on purpose, to compare the outputs.
+_TRAINING_RUNS = ("pytest_evalmode.probes.training_run",)
 # Runs a parametrization when it is registered and whenever the weight is read.
 _PARAMETRIZERS = ("torch.nn.utils.parametrize",)
 # Runs a forward with other tensors in place of the model's own: functional_call().
@@ -33,7 +35,8 @@ class Caller(NamedTuple):
     test_frame: FrameType | None = None
     """The innermost frame in a test file, if `frame` is in another file, such as a library in the same repository."""
     by_tracer: bool = False
-    """Torch made the call to compute something else: a graph, a parametrized weight, or a forward in `backward()`."""
+    """The call computes something else: a graph, a parametrized weight, a forward in `backward()`, a probe's training
+    run."""
     by_functional_call: bool = False
     """`functional_call` made it, with other tensors in place of the model's own."""
 
@@ -72,7 +75,7 @@ class UserLines:
             if self._file(frame.f_code):
                 return Caller(frame, self._test_frame(frame), by_functional_call=by_functional_call)
             name = frame.f_globals.get("__name__", "")
-            if name.startswith(_TRACERS) or name in _PARAMETRIZERS:
+            if name.startswith(_TRACERS) or name in _PARAMETRIZERS or name in _TRAINING_RUNS:
                 return Caller(None, by_tracer=True)
             by_functional_call |= name in _FUNCTIONAL_CALLERS
             by_checkpoint |= name == _CHECKPOINTS

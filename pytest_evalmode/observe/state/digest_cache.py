@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pytest_evalmode.observe import forks
+from pytest_evalmode import forks
 from pytest_evalmode.observe.private_api import StorageWeakRef
 from pytest_evalmode.observe.state import devices, write_tracking
 from pytest_evalmode.observe.state.memory_mappings import PAGE, Span

@@ -59,13 +59,12 @@ def compute_digests(tensors: Mapping[int, Tensor], *, untracked: bool = False) -
         A dict that has the digest of each tensor, by its key, when the `with` statement ends.
     """
     ranges = {key: (tensor.data_ptr(), tensor.nbytes) for key, tensor in tensors.items()}
-    widths = {range_: signed_zero_width(*range_, tensors[key].dtype) for key, range_ in ranges.items()}
     known = digest_cache.find_digests(dict.fromkeys(ranges.values()))
     unknown = {range_: tensors[key] for key, range_ in ranges.items() if range_ not in known}
     digest_cache.byte_counts.read += sum(size for _, size in unknown)
     digest_cache.byte_counts.skipped += sum(size for _, size in known)
     tracked = [] if untracked else digest_cache.track(unknown)  # before any of it is read
-    pieces = {range_: _pieces(*range_, widths[range_]) for range_ in unknown}
+    pieces = {range_: _pieces(*range_, signed_zero_width(*range_, each.dtype)) for range_, each in unknown.items()}
     # The largest first, so that the threads finish at about the same time.
     queue = sorted(set(chain.from_iterable(pieces.values())), key=itemgetter(1), reverse=True)
     helper_count = min(get_num_threads() - 1, sum(size for _, size, _ in queue) // _PIECE_BYTES)

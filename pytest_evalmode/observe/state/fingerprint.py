@@ -91,8 +91,8 @@ def fingerprint_of(tensor: Tensor, store_values: bool = True, known: bytes | Non
         return _unusual(tensor, store_values, known)
     size = tensor.nbytes
     has_values = store_values and size <= MAX_VALUE_BYTES
-    bits = known or _read_block(address, size, dtype, has_values)
-    # Thousands are made: the constructor of the named tuple would take a third of the time.
+    # Thousands are made: no function is called for small ones, nor the constructor of the named tuple.
+    bits = known or (block_type(size).from_address(address).raw if has_values else _digest(address, size, dtype))
     return _new_tuple(Fingerprint, (tensor.shape, dtype, _CPU, None, bits, has_values, size, True, False))
 
 
@@ -142,9 +142,7 @@ def stored_values(fingerprint: Fingerprint) -> Tensor | None:
     return frombuffer(bytearray(fingerprint.bits), dtype=fingerprint.dtype)
 
 
-def _read_block(address: int, size: int, dtype: torch.dtype, has_values: bool) -> bytes:
-    if has_values:
-        return bytes(block_type(size).from_address(address).raw)
+def _digest(address: int, size: int, dtype: torch.dtype) -> bytes:
     return digest(address, size, signed_zero_width(address, size, dtype))
 
 
@@ -181,7 +179,7 @@ def _strided(tensor: Tensor, store_values: bool, known: bytes | None) -> Fingerp
     else:
         block = as_dense_block(tensor)
         address = block.data_ptr()
-        bits = _read_block(address, size, tensor.dtype, has_values)
+        bits = block_type(size).from_address(address).raw if has_values else _digest(address, size, tensor.dtype)
     strides = None if tensor.is_contiguous() or not is_dense(tensor) else tensor.stride()
     shape, dtype, device = tensor.shape, tensor.dtype, tensor.device
     return _new_tuple(Fingerprint, (shape, dtype, device, strides, bits, has_values, size, True, False))

@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 import torch
 
-from pytest_evalmode.observe import forks
+from pytest_evalmode import forks
 from pytest_evalmode.observe.private_api import PAGEMAP, fcntl
 from pytest_evalmode.observe.state.memory_mappings import PAGE, Mappings, Span, group_spans
 

@@ -51,6 +51,10 @@ def replaces_submodule(model: Any, _: Guard) -> None:
     model.layers[1] = nn.GELU().eval()
 
 
+def replaces_submodule_by_one_in_training_mode(model: Any, _: Guard) -> None:
+    model.layers[1] = nn.GELU()
+
+
 def sets_probability(model: Any, _: Guard) -> None:
     model.drop.p = 0.1
 
@@ -66,6 +70,7 @@ def sets_existing_attribute(model: Any, _: Guard) -> None:
 LEAKS: dict[Callable[[Any, Guard], object], str] = {
     replaces_forward: "Model.layers.0.forward changed from (absent) to replaces_forward.<locals>.<lambda>",
     replaces_submodule: "Model.layers.1 changed from ReLU to GELU",
+    replaces_submodule_by_one_in_training_mode: "Model.layers.1 changed from ReLU to GELU",
     sets_probability: "Model.drop.p changed from 0.5 to 0.1",
     sets_new_attribute: "Model.temperature changed from (absent) to 2.0",
     sets_existing_attribute: "Model.scale changed from 1.0 to 2.0",
@@ -116,6 +121,13 @@ CLEAN = [restores, restores_a_submodule, sets_an_equal_value, sets_in_pause, run
 @pytest.mark.parametrize("change", CLEAN)
 def test_these_are_not_a_leak(change: Callable[[Any, Guard], object]) -> None:
     assert run(change).violations == []
+
+
+def test_a_forward_that_monkeypatch_restores_after_the_window_is_not_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(model: Any, _: Guard) -> None:
+        monkeypatch.setattr(model.layers[0], "forward", lambda x: x)
+
+    assert run(replace).violations == []
 
 
 def test_a_value_may_be_restored_in_another_part() -> None:

@@ -112,6 +112,11 @@ def test_a_wrong_name_is_an_error(frozen: Any) -> None:
         run(frozen)
 
 
+def test_only_modules_are_suggested() -> None:
+    with pytest.raises(PolicyError, match=r"\(choose from backbone, backbone\.0, backbone\.1, head\)"):
+        run("nothing_like_it")
+
+
 def test_an_exception_in_the_pause_comes_first() -> None:
     def fail(g: Guard) -> None:
         with g.paused(frozen="no_such_module"):

@@ -8,6 +8,7 @@ import pdb
 import sys
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from unittest import TestCase
 
@@ -86,6 +87,15 @@ def test_the_cause_is_the_line_in_the_method_that_called_the_submodule() -> None
     cause = violations_of(lambda model: model.encode(batch()))["train-mode"].cause
     assert cause is not None
     assert cause.source == "return self.drop(self.net(x))"
+
+
+def test_the_fix_for_a_model_in_an_assert_is_python() -> None:
+    """Pytest rewrites an `assert` so that hidden variables hold its intermediate values."""
+    holder = SimpleNamespace(model=Coder())
+    with watching() as g, torch.no_grad():
+        assert holder.model(batch()) is not None
+    (violation,) = g.violations
+    assert violation.remedy == "call holder.model.eval() before the first forward"
 
 
 def test_submodules_that_the_test_calls_are_reported_as_submodules() -> None:

@@ -85,6 +85,37 @@ def codings_of(values: Array) -> list[Coding]:
     return [each for each in plausible if has_levels(each, values)] or plausible
 
 
+def fitted_codings(was: Array, now: Array) -> Iterator[Coding]:
+    """Yield codings with unknown statistics, such as those of the user's own data, in which images have 8-bit levels.
+
+    The step between two levels follows from the values; which level the darkest has does not. It is taken as 0, and
+    then the brightest as 255.
+    """
+    channels = [np.unique(np.stack([was, now])[:, :, channel]) for channel in range(was.shape[1])]
+    steps = [_step_between_levels(values) for values in channels]
+    if all(steps):
+        low, high, step = (
+            np.reshape(each, (1, -1, 1, 1))
+            for each in ([values[0] for values in channels], [values[-1] for values in channels], steps)
+        )
+        yield Coding("normalized", "", 255 * step, low)
+        yield Coding("normalized", "", 255 * step, high - 255 * step)
+
+
+def _step_between_levels(values: Array) -> float:
+    """Return the greatest number that divides the distances between sorted values; 0 if it gives over 256 levels."""
+    span = float(values[-1] - values[0])
+    smallest, noise = span / 256, span / 256 / 50
+    step = 0.0
+    for distance in np.unique(np.diff(values)):
+        rest = float(distance)
+        while rest > noise:
+            step, rest = rest, abs(step - rest * round(step / rest))
+        if 0 < step < smallest:
+            return 0.0
+    return span / round(span / step) if step else 0.0
+
+
 # How the coding changed: the families before and now, the kind and the words.
 _CHANGES: tuple[tuple[str, str, str, str], ...] = (
     ("bytes", "unit", "range", "given in 0..1, not 0..255"),

@@ -133,6 +133,11 @@ def _prove_levels(moved: Moved, *, is_cropped: bool, with_jpeg: bool) -> Iterato
             recoding = () if is_same or step is None else (step,)
             for each in _prove_coded(moved, old, new, is_cropped, with_jpeg):
                 yield Proof((*each.steps, *recoding), each.fitted)
+    if moved.was.shape == moved.now.shape and not any(
+        codings.has_levels(each, moved.was) for each in codings.codings_of(moved.was)
+    ):
+        for own in codings.fitted_codings(moved.was, moved.now):
+            yield from _prove_coded(moved, own, own, is_cropped, with_jpeg)
 
 
 def _prove_coded(moved: Moved, old: Coding, new: Coding, is_cropped: bool, with_jpeg: bool) -> Iterator[Proof]:

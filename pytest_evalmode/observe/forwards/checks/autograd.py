@@ -13,7 +13,7 @@ from torch.autograd.graph import Node
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.calls import gradients
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
-from pytest_evalmode.observe.forwards.context import RAISED
+from pytest_evalmode.observe.forwards.context import RAISED, ForwardContext
 from pytest_evalmode.observe.model_code import forward_code
 from pytest_evalmode.observe.private_api import (
     get_unwrapped,
@@ -94,10 +94,7 @@ class AutogradCheck(ForwardCheck):
 
     def _grad_reason(self) -> str:
         """Return a phrase that says which parameters or whether an input requires grad; empty if none does."""
-        tables = map(_VALUES, map(_PARAMETERS, self.forward.parts))
-        parameters = [parameter for table in tables for parameter in table if parameter is not None]
-        # Outside of `vmap` and the like no parameter is wrapped, and the plain attribute is much faster.
-        flags = list(map(_FLAG if peek_interpreter_stack() is None else requires_grad, parameters))
+        flags = grad_flags(self.forward)
         known_flags, reason = self.forward.tree.caches.get(AutogradCheck, (None, ""))
         if flags != known_flags:
             reason = _describe_parameters(self.forward.root)
@@ -105,6 +102,16 @@ class AutogradCheck(ForwardCheck):
         if not reason and any(map(requires_grad, _input_tensors(self.forward.inputs))):
             return "an input requires grad"
         return str(reason)
+
+
+def grad_flags(forward: ForwardContext) -> list[bool]:
+    """Return whether each parameter of a forward's modules requires grad; they are read once, as they are many."""
+    if not forward.grad_flags:
+        tables = map(_VALUES, map(_PARAMETERS, forward.parts))
+        parameters = [parameter for table in tables for parameter in table if parameter is not None]
+        # Outside of `vmap` and the like no parameter is wrapped, and the plain attribute is much faster.
+        forward.grad_flags.extend(map(_FLAG if peek_interpreter_stack() is None else requires_grad, parameters))
+    return forward.grad_flags
 
 
 def _describe_parameters(model: nn.Module) -> str:

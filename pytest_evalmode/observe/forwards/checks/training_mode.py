@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from operator import attrgetter, is_
+from operator import is_
 from types import FrameType
 
 from torch import nn
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.forwards.checks.autograd import is_trainable
+from pytest_evalmode.observe.forwards.checks.autograd import grad_flags, is_trainable
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.context import ForwardContext
 from pytest_evalmode.observe.forwards.unregistered_modules import Arrival
@@ -18,8 +18,6 @@ from pytest_evalmode.observe.model_code import model_graphs
 from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.state.fingerprint import is_tensor
 from pytest_evalmode.trace import Observation, Site
-
-_FLAG = attrgetter("requires_grad")
 
 
 class _HashedOnce(tuple[Observation, ...]):
@@ -60,7 +58,8 @@ class TrainingModeCheck(ForwardCheck):
             self.window.watch.registry.name_version,
             self.window.mode_changes.change_count,
             forward.cause,
-            _settings(forward.parts) if tree.training else None,
+            # Whether the mode matters depends on these.
+            (grad_flags(forward), _dropout_rates(forward.parts)) if tree.training else None,
         )
         cache = tree.caches.get(TrainingModeCheck)
         if cache is None or cache.key != key:
@@ -118,10 +117,10 @@ class TrainingModeCheck(ForwardCheck):
         training.update({key: replace(each, switched_in_forward=True) for key, each in added.items()} | training)
 
 
-def _settings(parts: list[nn.Module]) -> list[object]:
-    """Return what may change between two forwards and decides whether the mode of these modules matters."""
-    parameters = (each for part in parts for each in part._parameters.values() if each is not None)
-    return [*map(_FLAG, parameters), *(vars(part).get("p") for part in parts if isinstance(part, modules.DROPOUTS))]
+def _dropout_rates(parts: list[nn.Module]) -> list[object]:
+    """Return the rates of all dropouts; modules are many and their types few."""
+    dropouts = {kind for kind in set(map(type, parts)) if issubclass(kind, modules.DROPOUTS)}
+    return [vars(part).get("p") for part in parts if type(part) in dropouts] if dropouts else []
 
 
 def find_training_modules(

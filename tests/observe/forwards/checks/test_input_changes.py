@@ -118,6 +118,20 @@ def test_a_temporary_may_be_changed(case: Call, grad: Callable[[], Any]) -> None
         case(Overwrites(), x)
 
 
+def test_a_temporary_in_an_assert_may_be_changed() -> None:
+    """Pytest rewrites an `assert` so that hidden variables hold its intermediate values."""
+    x, model = batch(), Overwrites()
+    with guard(strict=True), torch.no_grad():
+        assert model(x.clone()).keys() == model(-x).keys()
+
+
+def test_a_referenced_input_in_an_assert_may_not_be_changed() -> None:
+    x, model = batch(), Overwrites()
+    with watching(strict=True) as g, torch.no_grad():
+        assert model(x).keys() == {"same"}
+    assert "input-mutated" in rules(g)
+
+
 @parametrize_cases(REFERENCED)
 @pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
 def test_a_referenced_input_may_not_be_changed(case: Call, grad: Callable[[], Any]) -> None:

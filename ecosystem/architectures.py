@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -11,12 +12,11 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
 from pytest_evalmode import Guard, HygieneError, guard
-
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Run:
-    """What one call left behind."""
+    """What one call left behind; `error` is the text of the exception that it raised."""
 
     outputs: str
+    error: str
     generator: str
     state: str
     state_before: str
@@ -53,7 +54,7 @@ class Run:
     @property
     def effects(self) -> tuple[str, str, str]:
         """What a change of the mode would change."""
-        return self.outputs, self.generator, self.state
+        return self.outputs + self.error, self.generator, self.state
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Subject:
 
     @cached_property
     def _model(self) -> nn.Module:
-        torch.manual_seed(SEED)
+        seed()
         return self._architecture.build()
 
     @property
@@ -106,7 +107,7 @@ class Subject:
         try:
             return copy.deepcopy(self._model)
         except Exception:
-            torch.manual_seed(SEED)
+            seed()
             return self._architecture.build()
 
     def run(self, *, training: bool = False, recording: bool = False, guarded: dict[str, Any] | None = None) -> Run:
@@ -121,15 +122,19 @@ class Subject:
         with suppress(NotImplementedError):  # an exported graph has no mode
             model.train(training)
         state_before = fingerprint(model.state_dict())
-        torch.manual_seed(SEED)
+        seed()
         generator_before = fingerprint(torch.get_rng_state())
         observer: AbstractContextManager[Guard | None] = nullcontext() if guarded is None else guard(**guarded)
-        g, start = None, time.process_time()
-        with suppress(HygieneError), observer as g, torch.set_grad_enabled(recording):
-            outputs = self._architecture.call(model, **inputs)
+        g, outputs, text, start = None, None, "", time.process_time()
+        try:
+            with suppress(HygieneError), observer as g, torch.set_grad_enabled(recording):
+                outputs = self._architecture.call(model, **inputs)
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
         seconds = time.process_time() - start
         return Run(
             outputs=fingerprint(outputs),
+            error=text,
             generator=fingerprint(torch.get_rng_state()),
             state=fingerprint(model.state_dict()),
             state_before=state_before,
@@ -141,10 +146,23 @@ class Subject:
         )
 
 
+class CannotRun(Exception):
+    """An architecture that cannot be built or called here, with or without the guard."""
+
+
 def check(architecture: Architecture) -> Result:
-    """Run an architecture with and without the guard, carefully and carelessly."""
-    subject = Subject(architecture)
-    subject.run()  # the first call may fill caches of the process
+    """Run an architecture with and without the guard, carefully and carelessly.
+
+    Raises:
+        CannotRun: The plain call failed.
+    """
+    try:
+        subject = Subject(architecture)
+        first = subject.run()  # may fill caches of the process
+    except Exception as error:
+        raise CannotRun(f"{type(error).__name__}: {error}") from error
+    if first.error:
+        raise CannotRun(first.error)
     plain, guarded = subject.run(), subject.run(guarded={})
     strict = subject.run(guarded={"strict": True})
     training, guarded_training = subject.run(training=True), subject.run(training=True, guarded={})
@@ -160,14 +178,21 @@ def check(architecture: Architecture) -> Result:
         *(f"{rule} without a cause" for rule in sorted(guarded.rules - expected)),
         *(f"{rule} is missed" for rule in sorted(expected - guarded.rules)),
     ]
-    if training.effects != plain.effects and "train-mode" not in guarded_training.rules:
+    if not training.error and training.effects != plain.effects and "train-mode" not in guarded_training.rules:
         deviations.append("a forgotten eval() is missed")
-    if recording.requires_grad != ("grad-mode" in guarded_recording.rules):
+    if not recording.error and recording.requires_grad != ("grad-mode" in guarded_recording.rules):
         deviations.append("a forgotten no_grad() is " + ("missed" if recording.requires_grad else "reported falsely"))
     if again.effects == plain.effects:  # else the architecture itself is not deterministic
-        pairs = {"guard": guarded, "strict guard": strict}
+        pairs = {
+            "": (plain, guarded),
+            "under strict": (plain, strict),
+            "in training mode": (training, guarded_training),
+            "with autograd": (recording, guarded_recording),
+        }
         deviations += [
-            f"another result under the {name}" for name, run in pairs.items() if run.effects != plain.effects
+            f"the guard changes the result {name}".rstrip()
+            for name, (without, with_guard) in pairs.items()
+            if without.effects != with_guard.effects
         ]
     if {run.functions for run in (guarded, strict, guarded_training, guarded_recording)} != {plain.functions}:
         deviations.append("a patched function was left behind")
@@ -181,6 +206,13 @@ def check(architecture: Architecture) -> Result:
         plain_seconds=round(plain.seconds + training.seconds + recording.seconds, 4),
         guarded_seconds=round(guarded.seconds + guarded_training.seconds + guarded_recording.seconds, 4),
     )
+
+
+def seed() -> None:
+    """Seed the generators of torch, Python and NumPy."""
+    torch.manual_seed(0)
+    random.seed(0)
+    numpy.random.seed(0)
 
 
 def tensors(value: object, depth: int = 8) -> Iterator[Tensor]:
@@ -203,6 +235,8 @@ def fingerprint(value: object) -> str:
     """Return a digest of all tensors of a value, bit for bit."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors(value):
+        if nn.parameter.is_lazy(tensor):
+            continue
         dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
         if dense.is_quantized:
             dense = dense.int_repr()

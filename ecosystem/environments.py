@@ -1,4 +1,4 @@
-"""One virtual environment for each library or project, with pinned packages, under `.ecosystem/environments`."""
+"""One virtual environment for each pinned torch, under `.ecosystem/environments`."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / ".ecosystem"
+TOOLS = ("pytest==9.1.1", "pytest-timeout==2.4.0", "numpy==2.4.6")
 
 
-def python(name: str, requirements: tuple[str, ...]) -> Path:
-    """Return the interpreter of an environment, which is made if its requirements have changed.
+def python(requirements: tuple[str, ...]) -> Path:
+    """Return the interpreter of an environment that has these packages, and install those that it lacks.
 
     The package under test is installed editable, so that a later run always has the last code.
 
     Args:
-        name: A folder name.
-        requirements: What `pip install` gets, all pinned.
+        requirements: Pinned packages, torch first: those with the same torch share an environment.
 
     Raises:
         subprocess.CalledProcessError: pip failed.
     """
-    folder = WORK / "environments" / name
-    interpreter, done = folder / "bin" / "python", folder / "requirements.txt"
-    wanted = "\n".join(requirements)
-    if not done.exists() or done.read_text() != wanted:
+    folder = WORK / "environments" / requirements[0].replace("==", "-")
+    interpreter, record = folder / "bin" / "python", folder / "requirements.txt"
+    if not record.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        record.touch()
+    installed = record.read_text().split()
+    missing = [name for name in (*requirements, *TOOLS) if name not in installed]
+    if missing:
         pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, *requirements], check=True)
+        subprocess.run([*pip, *missing], check=True)
         subprocess.run([*pip, "--editable", ROOT], check=True)
-        done.write_text(wanted)
+        record.write_text("\n".join(installed + missing))
     return interpreter
 
 

@@ -19,7 +19,6 @@ from xml.etree import ElementTree
 from ecosystem.environments import ROOT, WORK, python, variables
 
 MODES = ("off", "warn", "enforce")
-TOOLS = ("pytest==9.1.1", "pytest-timeout==2.4.0")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def check(project: Project, results: Path) -> None:
         project: The project.
         results: The folder for the results; each mode leaves its files there.
     """
-    interpreter = python(project.name, (f"{project.name}=={project.version}", *project.requirements, *TOOLS))
+    interpreter = python((*project.requirements, f"{project.name}=={project.version}"))
     source = _source(project, interpreter)
     results.mkdir(parents=True, exist_ok=True)
     for mode in MODES:

@@ -25,7 +25,7 @@ def main(library: str, results: Path, shard: tuple[int, int]) -> None:
         results: JSON lines, appended to.
         shard: The number of this shard, from 1, and how many there are.
     """
-    from ecosystem.architectures import check
+    from ecosystem.architectures import CannotRun, check
 
     warnings.simplefilter("ignore")
     known = {json.loads(line)["name"] for line in results.read_text().splitlines()} if results.exists() else set()
@@ -34,13 +34,15 @@ def main(library: str, results: Path, shard: tuple[int, int]) -> None:
         for index, architecture in enumerate(import_module(f"ecosystem.libraries.{library}").architectures()):
             if index % count != number - 1 or architecture.name in known:
                 continue
-            print(json.dumps({"name": architecture.name, "error": "crashed"}), file=file)
+            print(json.dumps({"name": architecture.name, "deviations": ["the process crashed"]}), file=file)
             signal.signal(signal.SIGALRM, _too_long)
             signal.alarm(SECONDS)
             try:
                 row: dict[str, Any] = check(architecture).as_row()
-            except Exception as error:
-                row = {"name": architecture.name, "error": f"{type(error).__name__}: {error}"[:200].replace("\n", " ")}
+            except CannotRun as error:
+                row = {"name": architecture.name, "skipped": str(error)[:200].replace("\n", " ")}
+            except TimeoutError as error:
+                row = {"name": architecture.name, "skipped": str(error)}
             finally:
                 signal.alarm(0)
             print(json.dumps(row), file=file)

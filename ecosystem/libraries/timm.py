@@ -8,7 +8,7 @@ from typing import Any
 
 from ecosystem.architectures import Architecture
 
-REQUIREMENTS = ("torch==2.14.1", "torchvision==0.29.1", "numpy==2.4.6", "timm==1.0.31")
+REQUIREMENTS = ("torch==2.14.1", "torchvision==0.29.1", "timm==1.0.31")
 MAX_PARAMETERS = 10_000_000
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ecosystem.architectures import Architecture
 
-REQUIREMENTS = ("torch==2.13.0", "numpy==2.4.6", "torch_geometric==2.8.1")
+REQUIREMENTS = ("torch==2.13.0", "torch_geometric==2.8.1")
 SIZES = {"in_channels": 8, "out_channels": 8, "hidden_channels": 8, "channels": 8, "num_layers": 2, "dropout": 0.5}
 SIZES |= {"heads": 2, "num_relations": 3, "num_nodes": 6, "edge_dim": 4, "dim": 2, "kernel_size": 3, "K": 2, "k": 2}
 

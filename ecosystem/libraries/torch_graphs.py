@@ -8,7 +8,7 @@ from typing import Any
 
 from ecosystem.architectures import Architecture
 
-REQUIREMENTS = ("torch==2.13.0", "numpy==2.4.6")
+REQUIREMENTS = ("torch==2.13.0",)
 
 
 def architectures() -> Iterator[Architecture]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ecosystem.architectures import Architecture
 
-REQUIREMENTS = ("torch==2.14.1", "torchvision==0.29.1", "numpy==2.4.6")
+REQUIREMENTS = ("torch==2.14.1", "torchvision==0.29.1")
 MAX_PARAMETERS = 45_000_000
 
 

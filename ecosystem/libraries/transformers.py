@@ -9,7 +9,7 @@ from typing import Any
 
 from ecosystem.architectures import Architecture
 
-REQUIREMENTS = ("torch==2.13.0", "numpy==2.4.6", "transformers==5.24.0", "sentencepiece==0.2.1", "scipy==1.16.3")
+REQUIREMENTS = ("torch==2.13.0", "transformers==5.24.0", "sentencepiece==0.2.1")
 MAX_PARAMETERS = 3_000_000
 SMALL = {
     **dict.fromkeys(("vocab_size", "decoder_vocab_size", "text_vocab_size"), 99),

@@ -8,7 +8,7 @@ from typing import Any
 
 from ecosystem.architectures import Architecture
 
-REQUIREMENTS = ("torch==2.13.0", "numpy==2.4.6", "x-transformers==2.31.10")
+REQUIREMENTS = ("torch==2.13.0", "x-transformers==2.31.10")
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "dropout": {"attn_dropout": 0.1, "ff_dropout": 0.1},

@@ -8,7 +8,7 @@ from typing import Any
 
 from ecosystem.architectures import Architecture
 
-REQUIREMENTS = ("torch==2.13.0", "numpy==2.4.6", "zuko==1.6.0")
+REQUIREMENTS = ("torch==2.13.0", "zuko==1.6.0")
 FLOWS = ("NICE", "MAF", "NSF", "SOSPF", "NAF", "UNAF", "CNF", "GF", "BPF", "GMM", "NCSF", "RealNVP", "AffineFlow")
 
 

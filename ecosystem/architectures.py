@@ -218,7 +218,11 @@ def seed() -> None:
 def tensors(value: object, depth: int = 8) -> Iterator[Tensor]:
     """Yield the tensors of nested outputs: containers, data classes and plain objects."""
     if isinstance(value, Tensor):
-        yield value
+        if hasattr(value, "__tensor_flatten__"):  # a quantized tensor that is made of others
+            names, _ = value.__tensor_flatten__()
+            yield from tensors([getattr(value, name) for name in names], depth)
+        else:
+            yield value
     elif depth and not isinstance(value, nn.Module):
         parts: Any = ()
         if isinstance(value, Mapping):
@@ -240,7 +244,7 @@ def fingerprint(value: object) -> str:
         dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
         if dense.is_quantized:
             dense = dense.int_repr()
-        dense = dense.resolve_conj().resolve_neg().cpu().contiguous()
+        dense = dense.resolve_conj().resolve_neg().cpu().clone(memory_format=torch.contiguous_format)
         digest.update(f"{dense.dtype}{tuple(dense.shape)}".encode())
         digest.update(dense.reshape(-1).view(torch.uint8).numpy().tobytes() if dense.numel() else b"")
     return digest.hexdigest()

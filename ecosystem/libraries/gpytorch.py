@@ -34,12 +34,12 @@ STRATEGIES = ("VariationalStrategy", "UnwhitenedVariationalStrategy", "CiqVariat
 def architectures() -> Iterator[Architecture]:
     """Yield models whose forward returns a distribution."""
     for name, settings in KERNELS.items():
-        yield Architecture(f"exact-{name}", partial(_exact, name.partition("-")[0], settings), _inputs)
+        yield Architecture(f"exact-{name}", partial(_exact, name.partition("-")[0], settings), _inputs, _call)
         yield Architecture(f"prior-{name}", partial(_kernel, name.partition("-")[0], settings), _inputs, _covariance)
     for name in LIKELIHOODS:
         yield Architecture(name, partial(_likelihood, name), _inputs, _predict)
     for name in STRATEGIES:
-        yield Architecture(name, partial(_variational, name), _inputs)
+        yield Architecture(name, partial(_variational, name), _inputs, _call)
 
 
 def _kernel(name: str, settings: dict[str, Any]) -> Any:
@@ -87,6 +87,10 @@ def _likelihood(name: str) -> Any:
 
 def _inputs() -> dict[str, Any]:
     return {"x": rand(5, 2) + 2}
+
+
+def _call(model: Any, x: Tensor) -> object:
+    return model(x)
 
 
 def _covariance(model: Any, x: Tensor) -> object:

@@ -23,9 +23,12 @@ LABELS = {"x": IMAGE, "seg": rand(2, 3, 64, 64)}
 TIMES = {"x": IMAGE, "timesteps": tokens(2)}
 
 NETWORKS: dict[str, tuple[dict[str, Any], Tensor | dict[str, Tensor]]] = {
-    "AHNet": ({"layers": (1, 1, 1, 1), "spatial_dims": 2, "upsample_mode": "bilinear"}, IMAGE),
+    "AHNet": (
+        {"layers": (1, 1, 1, 1), "spatial_dims": 2, "upsample_mode": "bilinear", "psp_block_num": 0},
+        rand(1, 1, 128, 128),
+    ),
     "AttentionUnet": (PLANAR | STEPS | {"dropout": 0.1}, IMAGE),
-    "AutoEncoder": (PLANAR | STEPS | {"dropout": 0.1}, IMAGE),
+    "AutoEncoder": (PLANAR | STEPS | {"channels": (8, 16)} | {"dropout": 0.1}, IMAGE),
     "AutoencoderKL": (PLANAR | SMALL_BLOCKS, IMAGE),
     "BasicUNet": (PLANAR | {"features": (8, 8, 16, 16, 16, 8), "dropout": 0.1}, IMAGE),
     "BasicUNetPlusPlus": (PLANAR | {"features": (8, 8, 16, 16, 16, 8)}, IMAGE),

@@ -46,6 +46,8 @@ class Traits:
     """It names a function that draws random numbers."""
     disables_grad: bool
     """It disables autograd itself."""
+    sets_attributes: bool
+    """It sets attributes, of itself or of another object."""
 
 
 _traits: WeakKeyDictionary[type[nn.Module], tuple[ref[FunctionType] | None, Traits]] = WeakKeyDictionary()
@@ -162,10 +164,11 @@ def _forwards(module: nn.Module) -> list[Any]:
 
 def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
     names: set[str] = set()
-    may_draw = disables_grad = False
+    may_draw = disables_grad = sets_attributes = False
     for function in chain.from_iterable(_reachable(owner, forward) for forward in forwards):
         names |= _names(function.__code__)
         may_draw |= mentions_draw(function.__code__) or _builds_module(function)
+        sets_attributes |= any(_stored_attributes(function.__code__))
         # A context manager used as a decorator runs in a wrapper defined in torch/utils/_contextlib.py.
         disables_grad |= function.__code__.co_filename.endswith("_contextlib.py")
     return Traits(
@@ -174,6 +177,7 @@ def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
         # Torch's own layers use no_grad() only to initialize their weights.
         disables_grad=not python_module(owner).startswith("torch.nn.")
         and (disables_grad or not names.isdisjoint(_NO_GRAD)),
+        sets_attributes=sets_attributes,
     )
 
 

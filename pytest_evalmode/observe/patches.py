@@ -142,6 +142,7 @@ def _content(cell: CellType) -> object:
 module_call = Patch("torch.nn:Module", "__call__", "forwards: which models run, and all rules about a forward")
 init_subclass = Patch("torch.nn:Module", "__init_subclass__", "classes with their own `__call__` defined in a window")
 module_setattr = Patch("torch.nn:Module", "__setattr__", "what the test set on a shared model", "strict")
+add_module = Patch("torch.nn:Module", "add_module", "submodules that the test replaced in a ModuleDict", "strict")
 module_train = Patch("torch.nn:Module", "train", "the line that switched a module to training mode")
 load_state_dict = Patch("torch.nn:Module", "load_state_dict", "incomplete loads, and that a load wrote to a model")
 module_apply = Patch("torch.nn:Module", "_apply", "that half(), to() or another conversion wrote to a model")

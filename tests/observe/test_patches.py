@@ -226,7 +226,7 @@ def test_an_exception_passes_and_the_next_load_is_observed() -> None:
 
 TABLE = {f"{patch.level}-{getattr(patch._owner, '__name__', None)}.{patch.name}": patch for patch in patches.TABLE}
 OBSERVERS = [OptimizerSteps, CallOverrides, ForwardObserver, GlobalStateCalls]
-NOT_AT_START = {patches.capture_end, patches.module_setattr}
+NOT_AT_START = {patches.capture_end, patches.module_setattr, patches.add_module}
 """Installed during a graph capture only, and once a model is shared."""
 
 

@@ -39,7 +39,7 @@ class _Write:
 class AttributeWrites(Observer):
     """Strict observer of what is set on a module outside its forwards: a submodule, a `forward`, a plain attribute."""
 
-    patched = (patches.module_setattr,)
+    patched = (patches.module_setattr, patches.add_module)
 
     def __init__(self, watch: Watch, user_lines: UserLines) -> None:
         super().__init__()
@@ -123,3 +123,11 @@ def _observed_setattr(self: nn.Module, name: str, value: Any) -> None:
         for observer in patches.module_setattr.observers:
             observer.add_write(self, name, value, sys._getframe(1))
     patches.module_setattr.original(self, name, value)
+
+
+@patches.add_module.replace_with
+def _observed_add_module(self: nn.Module, name: str, module: nn.Module | None) -> None:
+    if not is_compiling():
+        for observer in patches.add_module.observers:
+            observer.add_write(self, name, module, sys._getframe(1))
+    patches.add_module.original(self, name, module)

@@ -20,6 +20,7 @@ class Model(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
         self.drop, self.scale = nn.Dropout(0.5), 1.0
+        self.heads = nn.ModuleDict({"a": nn.ReLU()})
         self.kind: Any = None
         self.seen = 0
 
@@ -57,6 +58,14 @@ def replaces_submodule_by_one_in_training_mode(model: Any, _: Guard) -> None:
     model.layers[1] = nn.GELU()
 
 
+def replaces_part_of_a_dict(model: Any, _: Guard) -> None:
+    model.heads["a"] = nn.GELU().eval()
+
+
+def replaces_by_add_module(model: Any, _: Guard) -> None:
+    model.layers.add_module("1", nn.GELU().eval())
+
+
 def sets_probability(model: Any, _: Guard) -> None:
     model.drop.p = 0.1
 
@@ -73,6 +82,8 @@ LEAKS: dict[Callable[[Any, Guard], object], str] = {
     replaces_forward: "Model.layers.0.forward changed from (absent) to replaces_forward.<locals>.<lambda>",
     replaces_submodule: "Model.layers.1 changed from ReLU to GELU",
     replaces_submodule_by_one_in_training_mode: "Model.layers.1 changed from ReLU to GELU",
+    replaces_part_of_a_dict: "Model.heads.a changed from ReLU to GELU",
+    replaces_by_add_module: "Model.layers.1 changed from ReLU to GELU",
     sets_probability: "Model.drop.p changed from 0.5 to 0.1",
     sets_new_attribute: "Model.temperature changed from (absent) to 2.0",
     sets_existing_attribute: "Model.scale changed from 1.0 to 2.0",
@@ -113,6 +124,11 @@ def restores_a_submodule(model: Any, _: Guard) -> None:
     model.layers[1] = old
 
 
+def restores_part_of_a_dict(model: Any, _: Guard) -> None:
+    model.heads["a"], old = nn.GELU(), model.heads["a"]
+    model.heads["a"] = old
+
+
 def sets_an_equal_value(model: Any, _: Guard) -> None:
     model.scale = 1.0
 
@@ -138,6 +154,7 @@ CLEAN = [
     restores_a_forward,
     restores_the_value_of_the_class,
     restores_a_submodule,
+    restores_part_of_a_dict,
     sets_an_equal_value,
     sets_in_pause,
     runs_a_method,

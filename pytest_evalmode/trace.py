@@ -194,8 +194,19 @@ class Hooks(dict[int, str]):
         return ", ".join(f"{name} #{key}" for key, name in self.items()) or "none"
 
 
-FlagValue = bool | str | Hooks | None
-"""Whether something is on, a value of any other type as text, the hooks in a table, or None for no gradient."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A submodule; one that replaces another of the same type differs from it."""
+
+    key: int
+    type_name: str
+
+    def __str__(self) -> str:
+        return self.type_name
+
+
+FlagValue = bool | str | Hooks | Part | None
+"""Whether something is on, a value of any other type as text, hooks, a submodule, or None for no gradient."""
 
 
 @dataclass(frozen=True, slots=True)

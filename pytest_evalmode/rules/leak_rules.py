@@ -115,7 +115,8 @@ def _templates(leak: Leak, owner: str) -> Iterator[tuple[str, str]]:
 
 
 def _changed(leak: Leak) -> str:
-    return f"changed from {leak.before} to {leak.after}"
+    another = "another " if str(leak.before) == str(leak.after) else ""
+    return f"changed from {leak.before} to {another}{leak.after}"
 
 
 def _fill(template: str, names: list[str]) -> str:

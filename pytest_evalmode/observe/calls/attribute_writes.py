@@ -18,7 +18,7 @@ from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Observer
 from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
-from pytest_evalmode.trace import Leak, Site
+from pytest_evalmode.trace import FlagValue, Leak, Part, Site
 
 _ABSENT = object()
 _MAX_LENGTH = 120
@@ -108,11 +108,11 @@ def _is_equal(one: object, other: object) -> bool:
         return False
 
 
-def _describe(value: object) -> str:
+def _describe(value: object) -> FlagValue:
     if value is _ABSENT:
         return "(absent)"
     if isinstance(value, nn.Module):
-        return modules.type_name(value)
+        return Part(id(value), modules.type_name(value))
     text = getattr(value, "__qualname__", None)
     return text if isinstance(text, str) else repr(value)[:_MAX_LENGTH]
 

@@ -62,6 +62,10 @@ def replaces_part_of_a_dict(model: Any, _: Guard) -> None:
     model.heads["a"] = nn.GELU().eval()
 
 
+def replaces_by_one_of_the_same_type(model: Any, _: Guard) -> None:
+    model.drop = nn.Dropout(0.9).eval()
+
+
 def replaces_by_add_module(model: Any, _: Guard) -> None:
     model.layers.add_module("1", nn.GELU().eval())
 
@@ -83,6 +87,7 @@ LEAKS: dict[Callable[[Any, Guard], object], str] = {
     replaces_submodule: "Model.layers.1 changed from ReLU to GELU",
     replaces_submodule_by_one_in_training_mode: "Model.layers.1 changed from ReLU to GELU",
     replaces_part_of_a_dict: "Model.heads.a changed from ReLU to GELU",
+    replaces_by_one_of_the_same_type: "Model.drop changed from Dropout to another Dropout",
     replaces_by_add_module: "Model.layers.1 changed from ReLU to GELU",
     sets_probability: "Model.drop.p changed from 0.5 to 0.1",
     sets_new_attribute: "Model.temperature changed from (absent) to 2.0",
@@ -144,9 +149,11 @@ def runs_a_method(model: Any, _: Guard) -> None:
 
 def restores_in_another_part(model: Any, g: Guard) -> None:
     model.scale = 2.0
+    model.drop, old = nn.Dropout(0.9).eval(), model.drop
     with g.allow(train="no_such_module"):
         pass
     model.scale = 1.0
+    model.drop = old
 
 
 CLEAN = [

@@ -5,6 +5,9 @@ torch is imported here because it cannot be imported twice, as each in-process p
 
 from __future__ import annotations
 
+from functools import cached_property
+from importlib.metadata import PathDistribution, distributions
+
 import hypothesis
 import pytest
 import torch
@@ -32,11 +35,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
+class Distribution(PathDistribution):
+    """An installed distribution whose files are read once: each inner run looks for plugins in all of them."""
+
+    metadata = cached_property(PathDistribution.metadata.fget)
+    entry_points = cached_property(PathDistribution.entry_points.fget)
+    files = cached_property(PathDistribution.files.fget)
+
+
+@pytest.fixture(scope="session")
+def plugins() -> list[Distribution]:
+    """The installed distributions that have a plugin of pytest."""
+    found = [Distribution(each._path) for each in distributions()]
+    return [each for each in found if each.entry_points.select(group="pytest11")]
+
+
 @pytest.fixture
 def pytester(
-    request: pytest.FixtureRequest, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    plugins: list[Distribution],
 ) -> pytest.Pytester:
     """Fork xdist workers; remove the variables of CI, which change pytest's summary and make the plugin write one."""
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: plugins)
     if not (request.config.getoption("--new-processes") or request.node.get_closest_marker("new_processes")):
         monkeypatch.setattr("execnet.gateway_io.Popen2IOMaster", forked.Worker)
     monkeypatch.delenv("CI", raising=False)

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,6 @@ import pytest
 
 from pytest_evalmode.lock.lock_folder import write_lock
 from tests import forked, suites
-
-# An inner run drops its imports afterwards, but torch and numpy cannot be imported twice.
-for _name in ("numpy", "safetensors.numpy", "torch.distributed.tensor", "pytest_evalmode.lock.running_lock"):
-    import_module(_name)
 
 UPDATE = "--evalmode-update-lock"
 KINDS_OF_FILES = ("lock.json", "safetensors")

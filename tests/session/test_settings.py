@@ -336,7 +336,7 @@ def test_a_worker_does_not_need_the_files_of_its_controller(pytester: pytest.Pyt
 def test_no_file_is_written_without_evalmode_report(pytester: pytest.Pytester) -> None:
     suites.write(pytester, VIOLATION)
     before = set(pytester.path.iterdir())
-    suites.run(pytester, "-p", "no:cacheprovider", "-p", "no:benchmark")
+    suites.run(pytester, "-p", "no:cacheprovider")
     assert {path.name for path in set(pytester.path.iterdir()) - before} <= {"__pycache__"}
 
 

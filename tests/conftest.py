@@ -5,8 +5,8 @@ torch is imported here because it cannot be imported twice, as each in-process p
 
 from __future__ import annotations
 
-from functools import cached_property
-from importlib.metadata import PathDistribution, distributions
+from importlib.metadata import distributions
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
@@ -35,19 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
-class Distribution(PathDistribution):
-    """An installed distribution whose files are read once: each inner run looks for plugins in all of them."""
-
-    metadata = cached_property(PathDistribution.metadata.fget)
-    entry_points = cached_property(PathDistribution.entry_points.fget)
-    files = cached_property(PathDistribution.files.fget)
-
-
 @pytest.fixture(scope="session")
-def plugins() -> list[Distribution]:
-    """The installed distributions that have a plugin of pytest."""
-    found = [Distribution(each._path) for each in distributions()]
-    return [each for each in found if each.entry_points.select(group="pytest11")]
+def plugins() -> list[SimpleNamespace]:
+    """The installed distributions that have a plugin of pytest, read once: each inner run would read all of them."""
+    parts = ("metadata", "version", "entry_points", "files")
+    found = [each for each in distributions() if each.entry_points.select(group="pytest11")]
+    return [SimpleNamespace(**{part: getattr(each, part) for part in parts}) for each in found]
 
 
 @pytest.fixture
@@ -55,7 +48,7 @@ def pytester(
     request: pytest.FixtureRequest,
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
-    plugins: list[Distribution],
+    plugins: list[SimpleNamespace],
 ) -> pytest.Pytester:
     """Fork xdist workers; remove the variables of CI, which change pytest's summary and make the plugin write one."""
     monkeypatch.setattr("importlib.metadata.distributions", lambda: plugins)

@@ -52,7 +52,7 @@ def pytester(
 ) -> pytest.Pytester:
     """Fork xdist workers; remove the variables of CI, which change pytest's summary and make the plugin write one."""
     monkeypatch.setattr("importlib.metadata.distributions", lambda: plugins)
-    if not (request.config.getoption("--new-processes") or request.node.get_closest_marker("new_processes")):
+    if not request.config.getoption("--new-processes"):
         monkeypatch.setattr("execnet.gateway_io.Popen2IOMaster", forked.Worker)
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("BUILD_NUMBER", raising=False)

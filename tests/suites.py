@@ -22,7 +22,7 @@ SCHEMA = json.loads((Path(pytest_evalmode.__file__).parent / "report" / "report.
 # Modules that an inner run imports are dropped when it ends, so those that runs need are imported here once.
 _OTHERS = "hypothesis numpy.typing PIL.Image safetensors.numpy torch._dynamo torch.distributed.tensor"
 _MODULES = [module.name for module in pkgutil.walk_packages(pytest_evalmode.__path__, "pytest_evalmode.")]
-for _name in (*_OTHERS.split(), *_MODULES):
+for _name in (*_OTHERS.split(), "tests.serialized", *_MODULES):
     with suppress(ImportError):  # of an optional package
         import_module(_name)
 
@@ -80,6 +80,13 @@ PLAIN = (
     *(f"-pno:{name}" for name in ("randomly", *_RARE.split())),
     *("-o", "asyncio_default_fixture_loop_scope=function", "-W", "default"),
 )
+
+# Ways to run an inner suite.  The plugin gets little but reports from xdist workers, so most tests serialize the reports
+# in one process, and only `make test-all` repeats them with workers.
+SERIALIZED = pytest.param(("-p", "tests.serialized"), id="serialized")
+XDIST = pytest.param(("-n2",), id="xdist", marks=pytest.mark.xdist)
+XDIST_AGAIN = pytest.param(("-n2",), id="xdist", marks=[pytest.mark.xdist, pytest.mark.repetition])
+WORKERS = pytest.mark.parametrize("workers", [SERIALIZED, XDIST_AGAIN])
 
 
 def write(pytester: pytest.Pytester, source: str = "", /, **files: str) -> None:

@@ -78,7 +78,7 @@ TESTS = ("plain", "asyncio", "anyio", "hypothesis", "benchmark", "torch", "flaky
 COVERED = "-ppytest_cov", "--cov=nets", "--cov-report=json"
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+@suites.WORKERS
 def test_all_plugins_together(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     suites.write(pytester, SUITE)
     quick = "--benchmark-max-time=0.01", "--benchmark-min-rounds=2", "--benchmark-warmup=off"

@@ -24,7 +24,7 @@ def test_own():
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+@suites.WORKERS
 def test_github_annotations_point_at_the_line_at_fault(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: tuple[str, ...]
 ) -> None:

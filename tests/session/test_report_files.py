@@ -44,9 +44,9 @@ def page(suite: pytest.Pytester, *args: str) -> str:
     return made.replace("<wbr>", "")  # allowed line breaks in long names
 
 
-@pytest.mark.parametrize("how", [[], ["-n2"]])
-def test_the_page_shows_events_lines_and_exemptions(suite: pytest.Pytester, how: list[str]) -> None:
-    made = page(suite, *how)
+@suites.WORKERS
+def test_the_page_shows_events_lines_and_exemptions(suite: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    made = page(suite, *workers)
     for part in (
         "1 of 3 tests was not clean",
         "test_it.py::test_fault",

@@ -81,7 +81,7 @@ PLAIN = (
     *("-o", "asyncio_default_fixture_loop_scope=function", "-W", "default"),
 )
 
-# Ways to run an inner suite.  The plugin gets little but reports from xdist workers, so most tests serialize the reports
+# Ways to run an inner suite.  The plugin gets little but reports from xdist workers, so most tests serialize these
 # in one process, and only `make test-all` repeats them with workers.
 SERIALIZED = pytest.param(("-p", "tests.serialized"), id="serialized")
 XDIST = pytest.param(("-n2",), id="xdist", marks=pytest.mark.xdist)

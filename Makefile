@@ -12,7 +12,7 @@ test: lint
 
 # All tests, and those of xdist once more with workers that are started as in a user's run, not forked.
 test-all: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile=many
 	$(BIN)/python -m pytest -n 2 --new-processes -m xdist
 
 # The fast tests of the core: those that start no suite, process or compiler.

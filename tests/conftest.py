@@ -5,6 +5,7 @@ torch is imported here because it cannot be imported twice, as each in-process p
 
 from __future__ import annotations
 
+import gc
 from importlib.metadata import distributions
 from types import SimpleNamespace
 
@@ -19,9 +20,10 @@ pytest_plugins = ["pytester"]
 # Two xdist workers that use all cores each would slow each other down.
 torch.set_num_threads(1)
 
-# On a busy machine, any example may take long.
-hypothesis.settings.register_profile("no deadline", deadline=None)
-hypothesis.settings.load_profile("no deadline")
+# Without a deadline: on a busy machine, any example may take long.  `make test-all` uses the second profile.
+hypothesis.settings.register_profile("few", deadline=None, max_examples=20)
+hypothesis.settings.register_profile("many", deadline=None, max_examples=100)
+hypothesis.settings.load_profile("few")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,6 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "pytester" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """Let collections of garbage skip what exists before the first test, mostly modules: many tests collect it."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from tests import forked, suites
 RANDOM = pytest.param(("-prandomly",), id="random")
 
 
-def suite(pytester: pytest.Pytester, dirty: Collection[int], *, tests: int = 60) -> None:
+def suite(pytester: pytest.Pytester, dirty: Collection[int], *, tests: int = 30) -> None:
     """Write files of ten tests; the `dirty` ones break a rule, every other one with the model of a session fixture."""
     for file in range(tests // 10):
         body = "".join(_test(10 * file + n, dirty) for n in range(10))
@@ -44,20 +44,20 @@ COMMANDS = ("--evalmode-baseline=known.json", "--evalmode-update-baseline")
 def test_two_commands_turn_a_suite_green(pytester: pytest.Pytester, how: tuple[str, ...]) -> None:
     suite(pytester, range(15))
     first = suites.run(pytester, *COMMANDS, *how)
-    first.assert_outcomes(passed=60)
+    first.assert_outcomes(passed=30)
     assert first.ret == pytest.ExitCode.OK
     table = known(pytester.path / "known.json")
     assert table.keys() == {f"test_{n // 10}.py::test_{n}" for n in range(15)}
     assert table["test_0.py::test_1"] == {"train-mode": ["net"]}
     assert table["test_0.py::test_0"] == {"train-mode": ["Net"]}
     second = suites.run(pytester, COMMANDS[0], "--evalmode-strict", *how)
-    second.assert_outcomes(passed=60)
+    second.assert_outcomes(passed=30)
     assert second.ret == pytest.ExitCode.OK
-    second.stdout.fnmatch_lines(["60 tests guarded, *: 15 violations in 15 tests, 15 known, 0 new *"])
+    second.stdout.fnmatch_lines(["30 tests guarded, *: 15 violations in 15 tests, 15 known, 0 new *"])
 
     suite(pytester, range(1, 16))  # the first is fixed, and a sixteenth is new
     third = suites.run(pytester, COMMANDS[0], *how)
-    third.assert_outcomes(failed=1, passed=59)
+    third.assert_outcomes(failed=1, passed=29)
     third.stdout.fnmatch_lines(
         [
             "*14 known, 1 new*",

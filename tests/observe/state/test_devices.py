@@ -32,6 +32,7 @@ SEGMENT = 64  # bytes of a segment: eight words
 @contextmanager
 def simulated_device(small: int = 15) -> Iterator[None]:
     """Treat all tensors as tensors on an accelerator, with segments so small that a test has several."""
+    devices._is_exact(CPU)  # checked once, with large segments
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "accelerator_in_use", lambda: torch.cpu)
         patch.setattr(devices, "is_on_device", lambda tensor: True)

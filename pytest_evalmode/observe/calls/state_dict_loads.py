@@ -1,4 +1,4 @@
-"""Observer of `load_state_dict()`: which loads wrote to a model, and (strict) which were incomplete.
+"""Strict observer of `load_state_dict()`: which loads were incomplete.
 
 `nn.Module.load_state_dict` is patched while a window is open, because torch has no global hook for it.
 """
@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 
 from pytest_evalmode.observe import patches
-from pytest_evalmode.observe.calls.model_conversions import ModelConversions
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.modules import type_name
 from pytest_evalmode.observe.patches import Observer
@@ -34,10 +33,8 @@ class StateDictLoads(Observer):
 
     patched = (patches.load_state_dict,)
 
-    def __init__(self, watch: Watch, user_lines: UserLines, conversions: ModelConversions, *, strict: bool) -> None:
+    def __init__(self, watch: Watch, user_lines: UserLines) -> None:
         super().__init__()
-        self._conversions = conversions
-        self._strict = strict
         self._loads: list[tuple[Load, dict[str, TensorSlot]]] = []
         self._filled: set[TensorSlot] = set()
         self._watch = watch
@@ -57,9 +54,6 @@ class StateDictLoads(Observer):
 
     def add_load(self, module: nn.Module, given_keys: Iterable[str], result: Any) -> None:
         """Record a load that has ended in the calling frame; its `result` is None if an override returned nothing."""
-        self._conversions.add_call(module, "load_state_dict", sys._getframe(2))
-        if not self._strict:
-            return
         with self.errors:
             missing, unexpected = (result.missing_keys, result.unexpected_keys) if result is not None else ([], [])
             matched = set(given_keys).difference(unexpected)

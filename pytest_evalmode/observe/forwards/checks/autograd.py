@@ -11,7 +11,7 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.autograd.graph import Node
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.calls import gradients
+from pytest_evalmode.observe.calls import model_operations
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.context import RAISED, ForwardContext
 from pytest_evalmode.observe.model_code import forward_code
@@ -64,7 +64,7 @@ class AutogradCheck(ForwardCheck):
         nodes = output_nodes(output, self.forward.inputs)
         observation = self._observe(output, has_graph=bool(nodes))
         if observation is not None:
-            gradients.mark_nodes(nodes, self.forward.model.name)
+            model_operations.mark_nodes(nodes, self.forward.model.name)
         return {"autograd": observation}
 
     def _has_recordable_parameters(self, module: nn.Module) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
-from pkgutil import resolve_name
 from types import CellType, FunctionType
 from typing import Any, ClassVar, Literal
 
@@ -16,11 +15,13 @@ from torch import nn
 
 from pytest_evalmode import forks
 from pytest_evalmode.observe.observer_errors import ObserverErrors
+from pytest_evalmode.observe.private_api import resolve
 
 Method = Callable[..., Any]
 Level = Literal["default", "strict"]
 
 _TORCH_GLOBALS = vars(sys.modules[nn.Module.__module__])
+_EMPTY = CellType()
 _lock = forks.new_lock(sys.modules[__name__])
 
 
@@ -45,7 +46,7 @@ class Patch:
         self.lost = lost
         self.level = level
         self.observers: tuple[Any, ...] = ()
-        self._owner = _find(owner) if isinstance(owner, str) else owner
+        self._owner = resolve(owner) if isinstance(owner, str) else owner
         self.is_available = self._owner is not None and hasattr(self._owner, name)
         self.original: Method = getattr(self._owner, name, _missing)
         self._replacement: object = self.original
@@ -100,13 +101,6 @@ class Patch:
         return current
 
 
-def _find(name: str) -> object:
-    try:
-        return resolve_name(name)
-    except (ImportError, AttributeError):
-        return None
-
-
 def _missing(*args: object, **kwargs: object) -> None: ...
 
 
@@ -125,16 +119,9 @@ def _reaches(method: object, function: object) -> bool:
         if type(value) is FunctionType and id(value) not in seen and value.__globals__ is not _TORCH_GLOBALS:
             seen.add(id(value))
             pending.append(getattr(value, "__wrapped__", None))
-            pending.extend(map(_content, value.__closure__ or ()))
+            pending.extend(cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY)
             pending.extend(value.__globals__.get(name) for name in value.__code__.co_names)
     return False
-
-
-def _content(cell: CellType) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # the cell is still empty
-        return None
 
 
 # --- the table. Functions that torch offers under several names are replaced where all of these arrive.

@@ -21,12 +21,17 @@ OPTIONAL: dict[str, str] = {}
 """What is lost without each name that is imported here."""
 
 
-def _find(name: str, lost: str, fallback: object) -> Any:
-    OPTIONAL[name] = lost
+def resolve(name: str, fallback: object = None) -> Any:
+    """Return the object of a name such as `"torch.nn:Module.train"`, or the fallback if it does not exist."""
     try:
         return resolve_name(name)
     except (ImportError, AttributeError):
         return fallback
+
+
+def _find(name: str, lost: str, fallback: object) -> Any:
+    OPTIONAL[name] = lost
+    return resolve(name, fallback)
 
 
 class _NoType:

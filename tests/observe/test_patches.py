@@ -370,7 +370,7 @@ def test_an_error_in_an_observer_is_collected(strict: bool, monkeypatch: pytest.
     """Whatever an observer asks for raises: the code under test gets its results nevertheless."""
     model, results = nn.Sequential(nn.Linear(4, 4), nn.Dropout()), list[Any]()
     with suppress(GuardError), guard(strict=strict) as g:
-        for name in ("find_line", "find_caller", "find_line_inside", "is_user_code", "site", "is_worker_thread"):
+        for name in ("find_line", "find_caller", "is_user_code", "site", "is_worker_thread"):
             monkeypatch.setattr(UserLines, name, fail)
         results.append(model.train())
         results.append(model.load_state_dict({}, strict=False))

@@ -87,7 +87,7 @@ class ModeChanges(Observer):
         frame: FrameType | None = caller
         while frame is not None and frame.f_code in overrides:
             frame = frame.f_back
-        return self._user_lines.find_line_inside(frame, None)
+        return self._user_lines.find_line(frame)
 
 
 def _override_codes(module_type: type[nn.Module]) -> set[CodeType]:

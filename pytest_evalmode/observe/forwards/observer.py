@@ -240,7 +240,7 @@ class ForwardObserver(Observer):
             owner_frame=owner_frame,
             call_line=model.last_call,
             innermost_line=(caller.frame.f_code, caller.frame.f_lineno) if caller.frame and caller.test_frame else None,
-            cause=user_lines.find_line_inside(frame.f_back, owner_frame.f_back) if owner is not module else None,
+            cause=user_lines.find_line(frame.f_back, owner_frame.f_back) if owner is not module else None,
             parts=parts,
             tree=tree,
             inputs=(args, kwargs),

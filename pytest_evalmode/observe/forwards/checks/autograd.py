@@ -55,7 +55,7 @@ class AutogradCheck(ForwardCheck):
         elif is_tensor(output) and requires_grad(output):
             # If the caller had left grad mode on, the fault is the caller's, not that of a line in the model.
             user_lines = self.window.user_lines
-            cause = None if forward.grad_enabled else user_lines.find_line_inside(frame.f_back, forward.frame)
+            cause = None if forward.grad_enabled else user_lines.find_line(frame.f_back, forward.frame)
             self.inner = Observation(forward.module_info(module), cause, "its output requires grad")
 
     def end(self, output: object) -> Mapping[str, object]:

@@ -149,7 +149,7 @@ class RandomDrawCheck(ForwardCheck):
             }
         cause = first_user_line(calls, user_lines)
         if cause is None and module is not forward.root:
-            cause = user_lines.find_line_inside(start.f_back, forward.frame)
+            cause = user_lines.find_line(start.f_back, forward.frame)
         why = f"{calls[0].text}(...)" if calls else ""
         observation = self._observe(drawer, cause, why, is_graph=isinstance(drawer, GRAPH_TYPES))
         self.observations.setdefault(id(drawer), observation)

@@ -71,7 +71,7 @@ class TrainingModeCheck(ForwardCheck):
         else:
             self._add([module])
         if key in training and training[key].cause is None and module is not self.forward.root:
-            cause = self.window.user_lines.find_line_inside(frame.f_back, self.forward.frame)
+            cause = self.window.user_lines.find_line(frame.f_back, self.forward.frame)
             training[key] = replace(training[key], cause=cause)
             if key in cache.observations:
                 cache.observations[key] = training[key]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -45,7 +44,11 @@ class ModelExports(Observer):
     def pop_calls(self) -> tuple[ForwardCall, ...]:
         """Return the exports recorded so far and forget them."""
         recorded, self._calls = self._calls, {}
-        return tuple(replace(call, graphs=frozenset(self._names(graphs))) for call, graphs in recorded.items())
+        find = self._watch.registry.find_model
+        return tuple(
+            replace(call, graphs=frozenset(owner[0].name for graph in graphs if (owner := find(modules.unwrap(graph)))))
+            for call, graphs in recorded.items()
+        )
 
     def add_export(
         self, module: nn.Module, frame: FrameType | None, program: ExportedProgram | None = None
@@ -57,9 +60,10 @@ class ModelExports(Observer):
             parts = modules.walk(module)
             # An exported graph always reports training=True.
             exempt = model_graphs.exported_ids(part for _, part in parts)
-            root = self._describe(module)
+            name, root_path = self._watch.registry.locate(modules.unwrap(module))
+            root = ModuleInfo(name, root_path, modules.type_name(module))
             training = tuple(
-                Observation(_describe_part(root, path, part), since=self._mode_changes.line_of_training(part)[0])
+                self._observe(root, path, part)
                 for path, part in parts
                 if modules.training_flag(part) and id(part) not in exempt and mode_dependence.is_mode_dependent(part)
             )
@@ -87,23 +91,12 @@ class ModelExports(Observer):
             if call in self._calls:
                 self._calls[call].append(graph)
 
-    def _names(self, graphs: list[nn.Module]) -> Iterator[str]:
-        """Yield the model names of those graphs that have run."""
-        for graph in graphs:
-            owner = self._watch.registry.find_model(modules.unwrap(graph))
-            if owner is not None:
-                yield owner[0].name
-
-    def _describe(self, module: nn.Module) -> ModuleInfo:
-        name, path = self._watch.registry.locate(modules.unwrap(module))
-        return ModuleInfo(name, path, modules.type_name(module))
-
-
-def _describe_part(root: ModuleInfo, path: str, module: nn.Module) -> ModuleInfo:
-    """Describe a mode-dependent submodule of an exported model."""
-    full_path = ".".join(filter(None, (root.path, path)))
-    changes_result = mode_dependence.changes_result(module)
-    return ModuleInfo(root.model, full_path, modules.type_name(module), True, changes_result)
+    def _observe(self, root: ModuleInfo, path: str, module: nn.Module) -> Observation:
+        """Describe a mode-dependent submodule of an exported model."""
+        full_path = ".".join(filter(None, (root.path, path)))
+        changes_result = mode_dependence.changes_result(module)
+        info = ModuleInfo(root.model, full_path, modules.type_name(module), True, changes_result)
+        return Observation(info, since=self._mode_changes.line_of_training(module)[0])
 
 
 @patches.program_init.replace_with

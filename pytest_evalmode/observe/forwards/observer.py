@@ -39,7 +39,7 @@ from pytest_evalmode.observe.patches import Observer, Patch, module_call
 from pytest_evalmode.observe.private_api import is_tracing
 from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
-from pytest_evalmode.trace import ForwardCall, ModuleInfo
+from pytest_evalmode.trace import ForwardCall
 
 DEFAULT_CHECKS: tuple[type[ForwardCheck], ...] = (
     TrainingModeCheck,

@@ -50,6 +50,11 @@ class DrawCall:
     host: str = ""
     """The library whose global generator it uses, if that is not torch: `Python's random` or `NumPy`."""
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether it draws whenever it runs."""
+        return not (self.gated or self.optional)
+
 
 def mentions_draw(code: CodeType) -> bool:
     """Return whether a function names a drawing function.

@@ -28,19 +28,14 @@ _lock = forks.new_lock(sys.modules[__name__])
 class Patch:
     """Replaces a function when the first observer starts, and restores it when the last one stops.
 
-    The replacement is always the same function, without a closure over anything that changes: torch.compile guards on
-    closures, so a new one would cause a recompilation.
+    The replacement is always the same function, and that of `nn.Module.__call__` has no closure: torch.compile guards
+    on both, so a new one would cause a recompilation.
     """
 
     def __init__(self, owner: object, name: str, lost: str = "", level: Level = "default") -> None:
-        """Describe a patch of the function `name` of `owner`, a class or a Python module.
+        """Describe a patch of the function `name` of `owner`: a class or a Python module, or the name of one.
 
-        Args:
-            owner: the object itself, or its name as in `"torch.nn:Module"`. If that does not exist, the patch does
-                nothing.
-            name: the attribute that holds the function.
-            lost: what is not observed without the patch.
-            level: whether every window needs it or only a strict one.
+        If it does not exist, the patch does nothing; `lost` says what is not observed then.
         """
         self.name = name
         self.lost = lost

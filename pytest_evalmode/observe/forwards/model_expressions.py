@@ -17,14 +17,7 @@ _MAX_VARIABLES = 200
 
 
 def find_expression(owner: nn.Module, model: TrackedModel, code: str, caller: Caller) -> str:
-    """Return an expression for the module that ran, or an empty string.
-
-    Args:
-        owner: the module.
-        model: the model that it belongs to, which may have the name of a fixture.
-        code: the path of the module in the model, as Python code.
-        caller: the code that called the module.
-    """
+    """Return an expression for the module that ran, or an empty string; `code` is its path in the model."""
     if (model.parent or model).is_named and _is_dotted(model.name):
         return model.name + code
     root = (model.parent or model).module()

@@ -22,10 +22,6 @@ def find_writes(model: nn.Module, path: str) -> Iterator[Line]:
     """Yield the lines that write to a tensor, in the forward of the module that owns it, then of those around it.
 
     A module in training mode is left out: it may write.
-
-    Args:
-        model: the model.
-        path: the path of the tensor.
     """
     parts = dict(modules.walk(model))
     by_iteration: list[Line] = []

@@ -124,11 +124,14 @@ class Observers:
 
         `with_names` adds the qualified names of all modules and tensors, which globs of exemptions are matched against.
         """
+        operations = self._operations.pop_operations()
         return Trace(
             models=self.watch.registry.watched_models(),
             calls=(*self.forwards.pop_calls(), *self._exports.pop_calls()),
             changes=self.watch.compare(),
-            **self._operations.pop_operations(),
+            steps=operations["steps"],
+            writes=operations["writes"],
+            gradients=operations["gradients"],
             names=frozenset(self.watch.registry.paths()) if with_names else frozenset(),
             loads=self._loads.pop_loads(),
             events=self._timeline.pop_events() if self._timeline is not None else (),

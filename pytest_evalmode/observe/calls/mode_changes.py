@@ -59,18 +59,19 @@ class ModeChanges(Observer):
         self.change_count += 1
         self._lines.clear()
 
-    def add_change(self, module: nn.Module, caller: FrameType) -> None:
-        """Record a `train()` that has ended."""
+    def add_change(self, module: nn.Module, frame: FrameType) -> None:
+        """Record a call of `train()`, which `eval()` calls too."""
+        if frame.f_code is _TRAIN_CODE:  # train() of a parent calls train() of each child
+            return
         self.change_count += 1
-        with self.errors:
-            line = self._find_line(module, caller)
-            if self._timeline is not None:
-                self._timeline.add_mode_change(module, line)
-            for part in modules.all_modules(module):
-                if line is not None:
-                    self._store(part, line)
-                else:
-                    self._lines.pop(id(part), None)
+        line = self._find_line(module, frame)
+        if self._timeline is not None:
+            self._timeline.add_mode_change(module, line)
+        for part in modules.all_modules(module):
+            if line is not None:
+                self._store(part, line)
+            else:
+                self._lines.pop(id(part), None)
 
     def _store(self, module: nn.Module, line: Site) -> None:
         lines, key = self._lines, id(module)
@@ -103,8 +104,7 @@ def _observed_train(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
     result = patches.module_train.original(self, *args, **kwargs)
     if not is_compiling():
-        caller = sys._getframe(1)
-        if caller.f_code is not _TRAIN_CODE:  # train() of a parent calls train() of each child
-            for observer in patches.module_train.observers:
-                observer.add_change(self, caller)
+        for observer in patches.module_train.observers:
+            with observer.errors:
+                observer.add_change(self, sys._getframe(1))
     return result

@@ -7,19 +7,18 @@ cannot be observed; only the change is found afterwards.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.compiler import is_compiling
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from pytest_evalmode.observe import modules, patches
 from pytest_evalmode.observe.models.watch import Watch
-from pytest_evalmode.observe.patches import Observer
+from pytest_evalmode.observe.patches import Call, Observer
 from pytest_evalmode.observe.private_api import register_optimizer_step_post_hook
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state.fingerprint import is_tensor
@@ -28,6 +27,7 @@ from pytest_evalmode.trace import ModelOperation
 Kind = Literal["steps", "writes", "gradients"]
 
 _KEY = "pytest-evalmode"
+_APPLY_CODE = getattr(patches.module_apply.original, "__code__", None)
 
 
 def mark_nodes(nodes: Iterable[Node], model: str) -> None:
@@ -75,28 +75,32 @@ class ModelOperations(Observer):
         kinds: tuple[Kind, ...] = ("steps", "writes", "gradients")
         return {kind: tuple(operation for each, operation in recorded if each == kind) for kind in kinds}
 
-    def add_write(self, module: nn.Module, method: str, frame: FrameType) -> None:
-        """Record that a method, called in a frame, has set or converted all tensors of a module."""
-        with self.errors:
-            parameters = (p for part in modules.all_modules(module) for p in part._parameters.values())
-            self._add("writes", f"{method}()", parameters, frame)
+    def add_load(self, call: Call) -> None:
+        self._add("writes", "load_state_dict()", _parameters(call.args[0]), call.frame)
 
-    def add_load(self, module: nn.Module, given_keys: Iterable[str], result: object) -> None:
-        """Record a load that has ended in the calling frame."""
-        self.add_write(module, "load_state_dict", sys._getframe(2))
+    def add_requires_grad(self, call: Call) -> None:
+        self._add("writes", "requires_grad_()", _parameters(call.args[0]), call.frame)
 
-    def add_gradients(self, outputs: Iterable[Tensor], *, accumulate: bool, frame: FrameType) -> None:
-        """Record a call that computes gradients of `outputs`; `accumulate` if it adds them to `.grad`.
+    def add_conversion(self, call: Call) -> None:
+        """Record the call of `half()` or `to()` that led to this call of `_apply()`."""
+        frame: FrameType | None = call.frame
+        while frame is not None and frame.f_code.co_name == "_apply":
+            if frame.f_code is _APPLY_CODE:  # that of a parent, which converts its children
+                return
+            frame = frame.f_back
+        if frame is not None:
+            self._add("writes", f"{frame.f_code.co_name}()", _parameters(call.args[0]), frame)
+
+    def add_gradients(self, call: Call) -> None:
+        """Record a call of `backward()` or `autograd.grad()`.
 
         A graph may be large, and used in a loop. So it is searched only for models that are not found yet.
         """
-        with self.errors:
-            name = "backward()" if accumulate else "autograd.grad()"
-            found = (model for _, call in self._operations if call.name == name for model in call.models)
-            models = _find_models(outputs, self.marked.difference(found))
-            if models:
-                operation = ModelOperation(models, name, self._user_lines.find_line(frame))
-                self._operations["gradients", operation] = None
+        name = "backward()" if call.kwargs.get("accumulate_grad", True) else "autograd.grad()"
+        found = (model for _, known in self._operations if known.name == name for model in known.models)
+        models = _find_models(call.args[0], self.marked.difference(found))
+        if models:
+            self._operations["gradients", ModelOperation(models, name, self._user_lines.find_line(call.frame))] = None
 
     def _add_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with self.errors:
@@ -108,6 +112,10 @@ class ModelOperations(Observer):
         models = self._watch.registry.find_owners({id(each) for each in parameters if each is not None})
         if models:
             self._operations[kind, ModelOperation(models, name, self._user_lines.find_line(frame))] = None
+
+
+def _parameters(module: nn.Module) -> Iterator[Tensor | None]:
+    return (parameter for part in modules.all_modules(module) for parameter in part._parameters.values())
 
 
 def _find_models(outputs: Iterable[Any], wanted: set[str]) -> tuple[str, ...]:
@@ -125,47 +133,3 @@ def _find_models(outputs: Iterable[Any], wanted: set[str]) -> tuple[str, ...]:
             models[model] = None
         pending.extend(following for following, _ in node.next_functions)
     return tuple(models)
-
-
-@patches.run_backward.replace_with
-def _observed_run_backward(outputs: Iterable[Tensor], *args: Any, **kwargs: Any) -> Any:
-    for observer in patches.run_backward.observers:
-        observer.add_gradients(outputs, accumulate=kwargs.get("accumulate_grad", True), frame=sys._getframe(1))
-    return patches.run_backward.original(outputs, *args, **kwargs)
-
-
-@patches.requires_grad.replace_with
-def _observed_requires_grad(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    __tracebackhide__ = True
-    result = patches.requires_grad.original(self, *args, **kwargs)
-    if not is_compiling():
-        for observer in patches.requires_grad.observers:
-            observer.add_write(self, "requires_grad_", sys._getframe(1))
-    return result
-
-
-_APPLY_CODE = getattr(patches.module_apply.original, "__code__", None)
-
-
-@patches.module_apply.replace_with
-def _observed_apply(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    __tracebackhide__ = True
-    result = patches.module_apply.original(self, *args, **kwargs)
-    if not is_compiling():
-        frame = _conversion_frame(sys._getframe(1))
-        if frame is not None:
-            for observer in patches.module_apply.observers:
-                observer.add_write(self, frame.f_code.co_name, frame)
-    return result
-
-
-def _conversion_frame(frame: FrameType | None) -> FrameType | None:
-    """Return the frame of `half()` or `to()`, outside overrides of `_apply`.
-
-    None if `_apply` of a parent is converting its children: the parent's call is the one to record.
-    """
-    while frame is not None and frame.f_code.co_name == "_apply":
-        if frame.f_code is _APPLY_CODE:
-            return None
-        frame = frame.f_back
-    return frame

@@ -6,7 +6,6 @@ functions that are replaced while a window is open are in the table of `patches.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pkgutil import resolve_name
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn.parameter import is_lazy as is_lazy
 
 OPTIONAL: dict[str, str] = {}
 """What is lost without each name that is imported here."""
@@ -53,11 +52,9 @@ class _UnknownStorage:
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload as OpOverload
-    from torch.export import ExportedProgram as ExportedProgram
     from torch.jit import ScriptModule as ScriptModule
 else:
     OpOverload = _find("torch._ops:OpOverload", "exported graphs are judged by their training flag", _NoType)
-    ExportedProgram = _find("torch.export:ExportedProgram", "which exported graph has run", _NoType)
     ScriptModule = _find("torch.jit:ScriptModule", "what the graphs of scripted models do", _NoType)
 
 EXPORT_CODE: object = _find("torch.export:export.__code__", "exports in training mode", None)
@@ -66,25 +63,15 @@ is_tracing: Callable[[], bool] = _find(
     "torch.jit:is_tracing", "that a forward only makes a TorchScript graph, if no frame of torch shows it", bool
 )
 
-# --- torch: modules and optimizers
+# --- torch: modules
 
 BatchNorm: type[nn.modules.batchnorm._BatchNorm] = _find(
     "torch.nn.modules.batchnorm:_BatchNorm",
     "batch statistics of batch norms that derive from none of torch's public classes",
     (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
 )
-is_lazy: Callable[[object], bool] = _find(
-    "torch.nn.parameter:is_lazy",
-    "nothing but speed",
-    lambda value: isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer),
-)
 save_to_state_dict: object = _find(
     "torch.nn:Module._save_to_state_dict", "the weights of quantized modules that are not tensors", None
-)
-register_optimizer_step_post_hook: Callable[[Callable[..., None]], RemovableHandle] = _find(
-    "torch.optim.optimizer:register_optimizer_step_post_hook",
-    "that a test trains on purpose, which its fix depends on",
-    lambda hook: RemovableHandle(OrderedDict()),
 )
 
 # --- torch: autograd and modes

@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import FrameType
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from pytest_evalmode.observe import modules, patches
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
@@ -19,7 +20,7 @@ from pytest_evalmode.observe.model_code import model_graphs
 from pytest_evalmode.observe.models import mode_dependence
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Call, Observer
-from pytest_evalmode.observe.private_api import EXPORT_CODE, TRACE_MODULE_CODE, ExportedProgram, ScriptModule
+from pytest_evalmode.observe.private_api import EXPORT_CODE, TRACE_MODULE_CODE, ScriptModule
 from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation

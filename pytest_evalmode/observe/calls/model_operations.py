@@ -13,13 +13,12 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.optim import Optimizer
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from pytest_evalmode.observe import modules, patches
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Call, Observer
-from pytest_evalmode.observe.private_api import register_optimizer_step_post_hook
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state.fingerprint import is_tensor
 from pytest_evalmode.trace import ModelOperation

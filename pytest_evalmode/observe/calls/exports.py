@@ -1,8 +1,6 @@
 """Observer of exports: models that torch traced or exported while they were in training mode.
 
-The functions that make the graph are patched, so an exporter is observed under each of its names, and a failed export
-is not reported: `torch.jit.trace` when it receives the model, `torch.export.export` (which `torch.onnx.export` calls)
-when it creates the program, and the older `torch.onnx.export` when it has traced the model.
+The functions that make the graph are patched, so an exporter is observed under each of its names.
 """
 
 from __future__ import annotations

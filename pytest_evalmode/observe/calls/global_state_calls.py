@@ -1,8 +1,4 @@
-"""Observer of calls that set torch's global state: the user's line that changed a flag.
-
-Torch offers each setter under several names. The functions that all of these call are patched while a strict window is
-open. Calls that torch makes for its own purposes are ignored.
-"""
+"""Observer of calls that set torch's global state: the user's line that changed a flag."""
 
 from __future__ import annotations
 

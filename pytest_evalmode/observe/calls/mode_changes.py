@@ -1,7 +1,6 @@
 """Observer of `train()` and `eval()`: the user's line that switched a module to training mode or to eval mode.
 
-`nn.Module.train` is patched while a window is open; `eval()` calls it, too. In a pytest session it stays patched from
-the first window to the end, because a fixture or another test may have switched the model.
+In a pytest session it runs from the first window to the end, because a fixture or another test may switch the model.
 """
 
 from __future__ import annotations

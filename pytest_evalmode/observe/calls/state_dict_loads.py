@@ -1,7 +1,4 @@
-"""Strict observer of `load_state_dict()`: which loads were incomplete.
-
-`nn.Module.load_state_dict` is patched while a window is open, because torch has no global hook for it.
-"""
+"""Strict observer of `load_state_dict()`: which loads were incomplete."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Observer of every forward of an `nn.Module`, on any thread.
-
-It patches `nn.Module.__call__` while a window is open.  Torch's global forward hooks are not used: they miss forwards
-that end in a BaseException, and they interfere with `torch.compile` and `torch.export`.
-"""
+"""Observer of every forward of an `nn.Module`, on any thread: `nn.Module.__call__` is patched."""
 
 from __future__ import annotations
 

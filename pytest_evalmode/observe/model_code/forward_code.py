@@ -1,8 +1,4 @@
-"""Properties of a forward, read from its code: depends on the mode, may draw random numbers, disables autograd.
-
-The code is never run. It covers every function that a forward can reach: methods of the module's class and its bases
-other than `nn.Module`, and the plain functions that these name.
-"""
+"""Properties of a forward, read from its code: depends on the mode, may draw random numbers, disables autograd."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Checks for forwards that drew random numbers from a global generator.
 
-A generator does not record which module drew.  So its state is read wherever a module that may draw starts or ends,
-and a change is blamed on the module that ran in between.
+The generator's state is read wherever a module that may draw starts or ends: the module in between made the change.
 """
 
 from __future__ import annotations

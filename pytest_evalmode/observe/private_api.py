@@ -6,7 +6,7 @@ functions that are replaced while a window is open are in the table of `patches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pkgutil import resolve_name
 from types import FrameType
@@ -127,8 +127,6 @@ fcntl: Any = _find("fcntl", "speed: writes to memory are not tracked, so every t
 MAPS = "/proc/self/maps"
 PAGEMAP = "/proc/self/pagemap"
 MAX_MAP_COUNT = "/proc/sys/vm/max_map_count"
-KERNEL = dict.fromkeys((MAPS, PAGEMAP, MAX_MAP_COUNT), OPTIONAL["fcntl"])
-"""What is lost without each file of the kernel."""
 
 HOOK_TABLES = (
     "_forward_hooks",
@@ -140,23 +138,3 @@ HOOK_TABLES = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-
-ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
-    "torch.nn:Module": {
-        **dict.fromkeys(("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"), "the guard"),
-        **dict.fromkeys(HOOK_TABLES, "that a test left such a hook on a shared model"),
-        "_compiled_call_impl": "batch statistics in models that are compiled in place",
-    },
-    "torch:Tensor": {
-        "_version": "changes of gradients, and of tensors that cannot be read",
-        **dict.fromkeys(("_indices", "_values"), "the content of sparse tensors"),
-        "_nested_tensor_size": "the content of nested tensors",
-    },
-    "torch:UntypedStorage": {"_cdata": "which tensors share their memory"},
-    "torch.nested._internal.nested_tensor:NestedTensor": dict.fromkeys(
-        ("_values", "_offsets", "_lengths"), "the content of jagged tensors"
-    ),
-    "torch.distributed.tensor:DTensor": {"_local_tensor": "the content of sharded tensors"},
-    "sys": {"_getframe": "the guard"},
-}
-"""What is lost without each attribute. Such a loss is an error of the guard: state that is not read is not clean."""

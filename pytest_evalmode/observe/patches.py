@@ -117,17 +117,13 @@ class Patch:
         """Return the function that is in place now, and note if it is a mock that wraps the replacement."""
         attributes = vars(self._owner)  # much faster than getattr() on a class with many subclasses that just changed
         current: Method = attributes[self.name] if self.name in attributes else getattr(self._owner, self.name)
-        if self.observers and current is not self.original and _is_opaque(current):
+        hides_calls = not isinstance(current, FunctionType) or hasattr(current, "mock")
+        if self.observers and current is not self.original and hides_calls:
             self._opaque_wrapper = current
         return current
 
 
 def _missing(*args: object, **kwargs: object) -> None: ...
-
-
-def _is_opaque(method: object) -> bool:
-    """Return whether a method hides what it calls, as a mock does and a plain function does not."""
-    return not isinstance(method, FunctionType) or hasattr(method, "mock")
 
 
 def _reaches(method: object, function: object) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from types import CodeType, FrameType, FunctionType
+from types import FrameType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -35,12 +35,11 @@ class ModeChanges(Observer):
         self._timeline = timeline
         self._earlier = earlier
         self._lines: dict[int, tuple[weakref.ref[nn.Module], Site, bool]] = {}
-        """By `id`: the module, the line that switched it last and its mode since then."""
+        """By `id`: the module, which removes its entry when it dies, the line that switched it last, and its mode."""
 
     def line_of_training(self, module: nn.Module) -> tuple[Site | None, bool]:
         """Return the line that switched a module to training mode, and whether it ran in the window or before it."""
-        known, *_ = self._lines.get(id(module), (None,))
-        if self._earlier is None or (known is not None and known() is module):
+        if self._earlier is None or id(module) in self._lines:
             line = self.line_of_mode(module)
             return line, line is not None
         return self._earlier.line_of_mode(module), False
@@ -50,8 +49,8 @@ class ModeChanges(Observer):
 
         None if the last change was to the other mode.
         """
-        known, line, mode = self._lines.get(id(module), (None, None, None))
-        return line if known is not None and known() is module and mode is training else None
+        _, line, mode = self._lines.get(id(module), (None, None, None))
+        return line if mode is training else None
 
     def reset(self) -> None:
         """Forget all lines."""
@@ -83,16 +82,12 @@ class ModeChanges(Observer):
 
     def _find_line(self, module: nn.Module, caller: FrameType) -> Site | None:
         """Return the user's line that called `train()`, outside the overrides of the module's class."""
-        overrides = _override_codes(type(module))
+        methods = (vars(base).get(name) for base in type(module).__mro__ for name in ("train", "eval"))
+        overrides = {method.__code__ for method in methods if isinstance(method, FunctionType)}
         frame: FrameType | None = caller
         while frame is not None and frame.f_code in overrides:
             frame = frame.f_back
         return self._user_lines.find_line(frame)
-
-
-def _override_codes(module_type: type[nn.Module]) -> set[CodeType]:
-    methods = (vars(base).get(name) for base in module_type.__mro__ for name in ("train", "eval"))
-    return {method.__code__ for method in methods if isinstance(method, FunctionType)}
 
 
 _TRAIN_CODE = getattr(patches.module_train.original, "__code__", None)

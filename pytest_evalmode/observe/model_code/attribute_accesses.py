@@ -78,7 +78,7 @@ class _Walk:
         """Return the states after a call of a function."""
         if any(function is outer for outer, _ in self._stack):
             return states
-        definitions = definitions_of(function)
+        definitions = definitions_of(function.__code__)
         if len(definitions) != 1:
             if self._owner is None:
                 return states

@@ -75,7 +75,7 @@ def mentions_draw(code: CodeType) -> bool:
 def draw_calls_in(function: FunctionType, attributes: Mapping[str, object]) -> Iterator[DrawCall]:
     """Yield the calls in the source of a function that may draw, given the attributes of `self`."""
     code = function.__code__
-    for definition in definitions_of(function):
+    for definition in definitions_of(code):
         for node, gated in _calls(definition, attributes, gated=False):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             called = _resolve(node.func, function)
@@ -92,12 +92,7 @@ def draw_calls_in(function: FunctionType, attributes: Mapping[str, object]) -> I
                 yield DrawCall(code, node.func.end_lineno or node.lineno, text, gated, optional, host)
 
 
-def definitions_of(function: FunctionType) -> list[ast.AST]:
-    """Return the source of a function, parsed; several definitions if these begin on the same line."""
-    return definitions_at(function.__code__)
-
-
-def definitions_at(code: CodeType) -> list[ast.AST]:
+def definitions_of(code: CodeType) -> list[ast.AST]:
     """Return the source of a code object, parsed; several definitions if these begin on the same line."""
     return _definitions_by_line(code.co_filename).get(code.co_firstlineno, [])
 

@@ -6,6 +6,7 @@ import ast
 import dis
 import inspect
 import os
+import re
 from collections import ChainMap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -85,18 +86,14 @@ def find_draw_calls(module: nn.Module, method: str = "") -> list[DrawCall]:
     """
     functions = functions_of(module, method)
     attributes = dict(ChainMap(vars(module), *(dict(vars(base)) for base in type(module).__mro__)))
-    for name in chain.from_iterable(_stored_attributes(function.__code__) for function in functions):
-        attributes.pop(name, None)  # when the call ran, it may have had another value
+    for step in chain.from_iterable(dis.get_instructions(function.__code__) for function in functions):
+        if step.opname == "STORE_ATTR":
+            attributes.pop(step.argval, None)  # when the call ran, it may have had another value
     draws = dict.fromkeys(draw for function in functions for draw in draw_calls_in(function, attributes))
     if not any("training" in _names(function.__code__) for function in functions):
         # The module never reads its mode, so the `training` argument of a helper does not depend on it.
         draws = {replace(draw, gated=False): None for draw in draws}
     return sorted(draws, key=lambda draw: (draw.gated, draw.optional))
-
-
-def _stored_attributes(code: CodeType) -> Iterator[str]:
-    """Yield the names of the attributes that a function sets."""
-    return (step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
 
 
 def find_method_calls(module: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -108,25 +105,21 @@ def find_method_calls(module: nn.Module) -> list[tuple[nn.Module, str]]:
     for function in functions_of(module):
         if function.__code__.co_filename.startswith(_TORCH):
             continue
-        for node in chain.from_iterable(map(ast.walk, definitions_of(function))):
+        for node in chain.from_iterable(map(ast.walk, definitions_of(function.__code__))):
             if isinstance(node, ast.Attribute):
                 owner, method = node.value, node.attr
                 name = owner.attr if isinstance(owner, ast.Attribute) and ast.unparse(owner.value) == "self" else ""
                 part = module._modules.get(name)
                 if part is not None and method not in _MODULE_ATTRIBUTES and definitions_in(type(part).__mro__, method):
                     calls[part, method] = None
-                elif part is None and method == "forward" and not _is_own_forward(owner):
+                elif part is None and method == "forward" and not _SELF.fullmatch(ast.unparse(owner)):
                     calls.update({(inner, method): None for inner in all_modules(module)[1:]})
     return list(calls)
 
 
 _TORCH = os.path.dirname(os.path.dirname(nn.__file__)) + os.sep
 _MODULE_ATTRIBUTES = frozenset(dir(nn.Module)) - {"forward"}
-
-
-def _is_own_forward(owner: ast.expr) -> bool:
-    """Return whether the owner of a `forward` is `super()` or `self`."""
-    return ast.unparse(owner) == "self" or (isinstance(owner, ast.Call) and ast.unparse(owner.func) == "super")
+_SELF = re.compile(r"self|super\([^()]*\)")
 
 
 def functions_of(module: nn.Module, method: str = "") -> list[FunctionType]:

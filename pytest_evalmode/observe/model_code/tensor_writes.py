@@ -30,7 +30,7 @@ def find_writes(model: nn.Module, path: str) -> Iterator[Line]:
         module = parts.get(owner)
         for function in forward_code.functions_of(module) if module and not modules.training_flag(module) else ():
             iterates = not _ITERATIONS.isdisjoint(function.__code__.co_names)
-            for node in chain.from_iterable(map(ast.walk, definitions_of(function))):
+            for node in chain.from_iterable(map(ast.walk, definitions_of(function.__code__))):
                 for target in _targets(node):
                     line = function.__code__, getattr(node, "lineno", 0)
                     root, has_data = _root_of(target)

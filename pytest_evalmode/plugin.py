@@ -64,10 +64,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if not is_worker(config):  # xdist workers send their reports to the controller
         config.pluginmanager.register(Recorder(config, collected), "evalmode-recorder")
         config.pluginmanager.register(LockStarter(config, collected), "evalmode-lock-starter")
-        if config.pluginmanager.hasplugin("html"):
-            from pytest_evalmode.session.record.pytest_html import Panels
-
-            config.pluginmanager.register(Panels(), "evalmode-panels")
     config.addinivalue_line(
         "markers",
         f"{settings.marker}(*, allow=(), train=(), mutable=(), reason=None): fail the test if its PyTorch inference "

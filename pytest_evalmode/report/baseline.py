@@ -30,6 +30,17 @@ class ObservedViolations:
     """Whether the test ran to its end.  If not, a known violation that is missing may still be there."""
 
 
+def observed_violations(tests: Iterable[Mapping[str, Any]]) -> dict[str, ObservedViolations]:
+    """Return the violations in the records of tests, without those that an xfail mark expects."""
+    return {
+        test["nodeid"]: ObservedViolations(
+            frozenset((v["rule"], v["model"]) for v in test["violations"] if test["outcome"] != "xfailed"),
+            finished=test["finished"] and not test["unjudged"],
+        )
+        for test in tests
+    }
+
+
 def is_known(test: Mapping[str, Any], violation: Mapping[str, Any], known: KnownViolations | None) -> bool:
     """Whether the baseline lists a violation, or the xfail mark of its test expects it."""
     listed = known.get(test["nodeid"], ()) if known else ()

@@ -40,11 +40,7 @@ LOCK_PROPERTY = "evalmode-lock"
 """The key of the lock entries that a test used."""
 
 
-SHORT_PROPERTIES = tuple(f"evalmode_{name}" for name in ("violations", "rules", "models", "forwards", "seconds"))
-"""The keys of single values of the record, for readers of JUnit's XML."""
-
-
 def remove_records(item: pytest.Item, *names: str) -> None:
     """Remove what an earlier run of a test recorded: the properties with these names or, without names, its record."""
-    removed = names or (RECORD_PROPERTY, SUGGESTION_PROPERTY, *SHORT_PROPERTIES)
+    removed = names or (RECORD_PROPERTY, SUGGESTION_PROPERTY)
     item.user_properties[:] = [entry for entry in item.user_properties if entry[0] not in removed]

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_evalmode.report.ledger import serialize_record, short_record
+from pytest_evalmode.report.ledger import serialize_record
 from pytest_evalmode.session.settings import Settings
 from pytest_evalmode.session.stash import (
     BYTES_AT_START,
     DROPPED_COUNT,
     RECORD_PROPERTY,
-    SHORT_PROPERTIES,
     SUGGESTION_PROPERTY,
     remove_records,
 )
@@ -34,26 +33,23 @@ def add_record(item: pytest.Item, guard: Guard, settings: Settings, *, finished:
     # BYTES_AT_START is not set if the window was never open.
     read_before, skipped_before = item.stash.get(BYTES_AT_START, (read, skipped))
     window = guard.window
-    policy, models = window.combined_policy, window.models
+    policy = window.combined_policy
     record = serialize_record(
-        policy=policy,
-        models=models,
-        violations=guard.violations,
-        seconds=window.seconds,
+        guard.violations,
+        window.models,
+        policy,
+        window.seconds,
         exemptions=window.segments.used_exemptions((*policy.exemptions, *settings.policy.exemptions)),
-        guard_failed=bool(window.failures),
+        unjudged=bool(window.failures),
         guarded=window.was_opened,
         finished=finished,
         dropped=item.stash.get(DROPPED_COUNT, 0),
-        timed="benchmark" in getattr(item, "fixturenames", ()) and item.config.pluginmanager.hasplugin("benchmark"),
-        bytes_read=read - read_before,
-        bytes_skipped=skipped - skipped_before,
-        page_data=_page_data(guard, settings) if settings.record_details else None,
+        read=read - read_before,
+        unread=skipped - skipped_before,
+        shown=_page_data(guard, settings) if settings.record_details else {},
     )
     remove_records(item)
     item.user_properties.append((RECORD_PROPERTY, record))
-    values = short_record(models, guard.violations, window.seconds)
-    item.user_properties.extend(zip(SHORT_PROPERTIES, values, strict=True))
 
 
 def _page_data(guard: Guard, settings: Settings) -> dict[str, Any]:

@@ -62,14 +62,9 @@ def tensor_difference(old: Tensor, new: Tensor, tolerance: Tolerance = EXACT) ->
 def first_different_sample(
     whole: Tensors, part: Tensors, rows: list[int], size: int, tolerance: Tolerance
 ) -> Difference | None:
-    """Return the first sample that has another output in another batch than in the whole batch.
+    """Return the first sample that has a different output in another batch than in the whole batch of `size` samples.
 
-    Args:
-        whole: The output for the whole batch.
-        part: The output for the other batch.
-        rows: The index in the whole batch of each sample of the other batch.
-        size: The number of samples of the whole batch.  Tensors without that many rows are ignored.
-        tolerance: How much the outputs may differ.
+    `rows` are the indices in the whole batch.  Tensors that do not have one row per sample are ignored.
     """
     for path, old in whole.items():
         if old.dim() == 0 or len(old) != size:
@@ -93,7 +88,7 @@ def _first_row(exceeded: Tensor) -> int:
 
 
 def _distance(old: Tensor, new: Tensor) -> float:
-    return float((new.cdouble() - old.cdouble()).abs().max())
+    return float((new.to(torch.complex128) - old.to(torch.complex128)).abs().max())
 
 
 def assert_same(

@@ -17,15 +17,14 @@ from pytest_evalmode.trace import WatchedModel
 
 SCHEMA = 1
 _PAGE_ONLY = ("root", "finding", "since")
-_NOT_REPORTED = ("exemptions", "unjudged", "guarded", "finished", "dropped", "read", "unread", "shown")
+_NOT_REPORTED = ("exemptions", "unjudged", "guarded", "finished", "dropped", "shown")
 
 Record = Mapping[str, Any]
 """The record of a test: the keys of the JSON report, and others for the summary, the baseline and the HTML report.
 
 The others are `exemptions`, those that suppressed a violation; `unjudged`, whether the guard failed; `guarded`, False
-for a test that only uses `evalmode_lock`; `finished`, whether the test ran to its end; `dropped`, the number of violations
-that a hook dropped; `read` and `unread`, the bytes of large tensors that were read or that the kernel reports as
-unmodified; `shown`, the data of `page_data.py`.
+for a test that only uses `evalmode_lock`; `finished`, whether the test ran to its end; `dropped`, the number of
+violations that a hook dropped; `shown`, the data of `page_data.py`.
 """
 
 

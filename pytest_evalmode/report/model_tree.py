@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_evalmode.rules.state_rules import describe_change
 from pytest_evalmode.rules.wording import plural
-from pytest_evalmode.trace import ForwardCall, Trace, WatchedModel
+from pytest_evalmode.trace import Trace, WatchedModel
 
 MAX_ROWS = 30
 """Maximum number of rows of a tree: one screen."""
@@ -43,35 +43,24 @@ class _Node:
 
 def model_trees(trace: Trace) -> dict[str, dict[str, Any]]:
     """Return the models with marks as nested rows with the keys `name`, `type`, `marks`, `rows` and `modules`."""
-    marks = _marks(trace)
+    marks: dict[str, dict[str, list[Mark]]] = {}
+    for model, path, mark in dict.fromkeys(_marks(trace)):
+        marks.setdefault(model, {}).setdefault(path, []).append(mark)
     observed = [o.module for call in trace.calls for o in (*call.training, *call.draws, *call.unregistered)]
-    return {
-        model.name: _tree(
-            model, marks[model.name], {module.path: module.type for module in observed if module.model == model.name}
-        )
-        for model in trace.models
-        if model.name in marks
-    }
+    types = {(module.model, module.path): module.type for module in observed}
+    return {model.name: _tree(model, marks[model.name], types) for model in trace.models if model.name in marks}
 
 
-def _marks(trace: Trace) -> dict[str, dict[str, list[Mark]]]:
-    """Return the marks by model and module path, without duplicates."""
-    unique: dict[str, dict[str, dict[Mark, None]]] = {}
-    for model, path, mark in (*_call_marks(trace.calls), *_change_marks(trace)):
-        unique.setdefault(model, {}).setdefault(path, {})[mark] = None
-    return {model: {path: list(marks) for path, marks in paths.items()} for model, paths in unique.items()}
-
-
-def _call_marks(calls: Sequence[ForwardCall]) -> Iterator[tuple[str, str, Mark]]:
-    switches = {observation.since for call in calls for observation in call.training}
-    for call in calls:
+def _marks(trace: Trace) -> Iterator[tuple[str, str, Mark]]:
+    """Yield the marks of a window, each with its model and the path of its module."""
+    switches = {observation.since for call in trace.calls for observation in call.training}
+    for call in trace.calls:
         for observation in call.training:
             # A line that switched all modules is shown with the violation, not with each module.
             since = f"since {observation.since}" if observation.since and len(switches) > 1 else ""
             yield observation.module.model, observation.module.path, ("training", since)
-        if call.autograd:
-            yield call.autograd.module.model, call.autograd.module.path, ("recorded autograd", call.autograd.why)
         for kind, observations in (
+            ("recorded autograd", (call.autograd,) if call.autograd else ()),
             ("used batch statistics", call.batch_stats),
             ("drew random numbers", call.draws),
             ("unregistered", call.unregistered),
@@ -81,65 +70,55 @@ def _call_marks(calls: Sequence[ForwardCall]) -> Iterator[tuple[str, str, Mark]]
         for change in call.attributes:
             text = f"{change.attribute}: {change.before} -> {change.after}"
             yield change.module.model, change.module.path, ("changed", text)
+    for tensor in trace.changes:
+        owner, _, name = tensor.path.rpartition(".")
+        yield tensor.model, owner, ("changed", f"{name}  {describe_change(tensor)}".strip())
 
 
-def _change_marks(trace: Trace) -> Iterator[tuple[str, str, Mark]]:
-    for change in trace.changes:
-        owner, _, tensor = change.path.rpartition(".")
-        yield change.model, owner, ("changed", f"{tensor}  {describe_change(change)}".strip())
-
-
-def _tree(model: WatchedModel, marks: dict[str, list[Mark]], observed_types: dict[str, str]) -> dict[str, Any]:
+def _tree(
+    model: WatchedModel, marks: dict[str, list[Mark]], observed_types: dict[tuple[str, str], str]
+) -> dict[str, Any]:
     """Return the rows of a model, down to the depth at which they fit one screen."""
-    types = {**observed_types, **dict(model.modules)}
+    types = dict(model.modules)
     nodes = {"": _Node(model.name, model.type, marks.get("", []))}
 
     def add(path: str) -> _Node:
         """Return the node of a path; create it and its parents if they are missing."""
         if path not in nodes:
             parent, _, name = path.rpartition(".")
-            nodes[path] = _Node(name, types.get(path, ""), marks.get(path, []))
+            kind = types.get(path) or observed_types.get((model.name, path), "")
+            nodes[path] = _Node(name, kind, marks.get(path, []))
             add(parent).children.append(nodes[path])
         return nodes[path]
 
     # The paths of unregistered modules are only in `marks`; they come last.
-    for path in [*(path for path, _ in model.modules), *marks]:
+    for path in [*types, *marks]:
         add(path)
     depth = 1 + max(path.count(".") for path in nodes)
-    row = _row(nodes[""], depth)
+    row = _row([nodes[""]], depth)
     while _count_rows(row) > MAX_ROWS + 1 and depth > 1:
         depth -= 1
-        row = _row(nodes[""], depth)
+        row = _row([nodes[""]], depth)
     return row
 
 
-def _row(node: _Node, depth: int) -> dict[str, Any]:
-    """Return the row of a module, with rows for the modules below it down to a depth."""
-    is_summary = node.children and not depth
-    marks = _summarize(node.all_marks()) if is_summary else node.marks
-    rows = [] if is_summary else [_group_row(group, depth - 1) for group in _groups(node)]
-    return {"name": node.name, "type": node.type, "modules": len(list(node.branch())), "marks": marks, "rows": rows}
+def _row(group: Sequence[_Node], depth: int) -> dict[str, Any]:
+    """Return the row of a module, with rows for those below it down to a depth, or one row for similar branches."""
+    node, marks = group[0], [mark for node in group for mark in node.all_marks()]
+    is_expanded = len(group) == 1 and bool(marks) and (depth > 0 or not node.children)
+    types = {node.type for node in group}
+    return {
+        "name": node.name if len(group) == 1 else f"{node.name} … {group[-1].name}",
+        "type": types.pop() if len(types) == 1 else "",
+        "times": len(group),
+        "modules": sum(len(list(node.branch())) for node in group),
+        "marks": node.marks if is_expanded else _summarize(marks),
+        "rows": [_row(group, depth - 1) for group in _groups(node)] if is_expanded else [],
+    }
 
 
 def _count_rows(row: dict[str, Any]) -> int:
     return 1 + sum(map(_count_rows, row["rows"]))
-
-
-def _group_row(group: Sequence[_Node], depth: int) -> dict[str, Any]:
-    """Return one row for a group of branches."""
-    marks = [mark for node in group for mark in node.all_marks()]
-    if len(group) == 1 and marks:
-        return _row(group[0], depth)
-    names = [node.name for node in group]
-    types = {node.type for node in group}
-    return {
-        "name": names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}",
-        "type": types.pop() if len(types) == 1 else "",
-        "times": len(group),
-        "modules": sum(len(list(node.branch())) for node in group),
-        "marks": _summarize(marks),
-        "rows": [],
-    }
 
 
 def _groups(node: _Node) -> list[list[_Node]]:

@@ -5,7 +5,6 @@ The page is one file: it fetches nothing, and it is readable without JavaScript.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -38,17 +37,9 @@ def render_page(
     failed: Sequence[tuple[str, str]] = (),
     unguarded: int = 0,
 ) -> str:
-    """Return the HTML report of a session.
+    """Return the HTML report of a session, from the records of its guarded tests and the unguarded tests that passed.
 
-    Args:
-        tests: The records of the guarded tests.
-        mode: `enforce`, `warn` or `off`.
-        strict: Whether the strict rules were applied.
-        known: The baseline.
-        unmarked: Unmarked tests that should be guarded.
-        advice: Lines that say how to guard them.
-        failed: Unmarked tests in which the guard failed, each with its error.
-        unguarded: Number of tests that passed without a guard.
+    For `--evalmode-suggest` it shows unmarked tests, advice on how to guard them, and those in which the guard failed.
     """
     by_name = {test["nodeid"]: test for test in tests}
     new, old = split_known(tests, known)
@@ -84,7 +75,7 @@ def render_panel(test: Record) -> str:
 
 def _part(tests: Sequence[Record], by_name: Mapping[str, Record], prefix: str) -> dict[str, Any]:
     """Return the data of one section: root causes and the grid of tests.  Anchors begin with `prefix`."""
-    shown = [_test(test, f"{prefix}{n}") for n, test in enumerate(sorted(tests, key=_natural_order))]
+    shown = [_test(test, f"{prefix}{n}") for n, test in enumerate(tests)]
     anchors = {test["nodeid"]: test["anchor"] for test in shown}
     causes = [_cause(cause, by_name[cause.test], anchors) for cause in summarize_causes(tests)]
     counts = Counter(rule for test in shown for rule in test["rules"])
@@ -98,11 +89,6 @@ def _part(tests: Sequence[Record], by_name: Mapping[str, Record], prefix: str) -
         "tests": shown,
         "violations": sum(len(test["violations"]) for test in tests),
     }
-
-
-def _natural_order(test: Record) -> list[tuple[int, str]]:
-    """Sort node ids by the numbers in them: `test_it[2]` before `test_it[10]`."""
-    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", test["nodeid"])]
 
 
 def _cause(cause: CauseSummary, test: Record, anchors: Mapping[str, str]) -> dict[str, Any]:

@@ -43,19 +43,7 @@ def headline(tests: Sequence[Record], known: KnownViolations | None) -> Line:
         f"{plural(total['forwards'], 'forward')}"
     )
     color = "red" if violations > known_count else "yellow" if violations or incomplete else "green"
-    return Line(f"{counts}: {result} ({_cost(tests, total['seconds'])})", color)
-
-
-def _cost(tests: Sequence[Record], seconds: float) -> str:
-    read, skipped = (sum(test[key] for test in tests) for key in ("read", "unread"))
-    took = f"guarding took at least {seconds:.2f} s"
-    if skipped:
-        return f"{took}; read {_size(read)}, skipped {_size(skipped)} that the kernel reports as unmodified"
-    return f"{took}; read {_size(read)} in full" if read else took
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+    return Line(f"{counts}: {result} (guarding took at least {total['seconds']:.2f} s)", color)
 
 
 def split_known(tests: Iterable[Record], known: KnownViolations | None) -> tuple[list[Record], list[Record]]:
@@ -112,7 +100,7 @@ def may_hide_violations(tests: Iterable[Record]) -> bool:
     return any(test["unjudged"] or test["dropped"] for test in tests)
 
 
-def detail_lines(tests: Sequence[Record], known: KnownViolations | None, *, verbose: bool = False) -> Iterator[Line]:
+def detail_lines(tests: Sequence[Record]) -> Iterator[Line]:
     """Yield the lines below the first: violations by rule and by cause, dropped violations, exemptions in use."""
     failed_guards = sum(test["unjudged"] for test in tests)
     if failed_guards:
@@ -120,15 +108,10 @@ def detail_lines(tests: Sequence[Record], known: KnownViolations | None, *, verb
     rules = Counter(violation["rule"] for test in tests for violation in test["violations"])
     if rules:
         yield Line("by rule: " + ", ".join(f"{rule} {number}" for rule, number in rules.most_common()))
-        yield from _by_cause(tests, limit=None if verbose else _MAX_CAUSES)
+        yield from _by_cause(tests)
         explained = next((rule for rule, _ in rules.most_common() if rule in RULE_NAMES), None)
         if explained:
             yield Line(f"to explain a rule, run: pytest --evalmode-rules {explained}")
-    if verbose:
-        for test in tests:
-            for violation in test["violations"]:
-                if is_known(test, violation, known):
-                    yield Line(f"known: {test['nodeid']}  {violation['rule']}: {violation['message']}")
     dropped = [test["dropped"] for test in tests if test["dropped"]]
     if dropped:
         text = f"dropped by a hook: {plural(sum(dropped), 'violation')} in {plural(len(dropped), 'test')}"
@@ -138,25 +121,24 @@ def detail_lines(tests: Sequence[Record], known: KnownViolations | None, *, verb
         yield Line(f"exempted in {plural(len(used['tests']), 'test')}: {used['what']}{reason}")
 
 
-def _by_cause(tests: Sequence[Record], limit: int | None) -> Iterator[Line]:
+def _by_cause(tests: Sequence[Record]) -> Iterator[Line]:
     """Yield the root causes that explain several tests; the failure of a single test already shows its own."""
     shared = [cause for cause in summarize_causes(tests) if len(cause.tests) > 1 and (cause.name or cause.at)]
     if shared:
         yield Line("by cause:")
-    for cause in shared[:limit]:
+    for cause in shared[:_MAX_CAUSES]:
         place = ", ".join(filter(None, (cause.name, cause.at)))
         yield Line(f"  {place}  {', '.join(cause.rules)} in {plural(len(cause.tests), 'test')}")
-    if limit and len(shared) > limit:
-        yield Line(f"  and {len(shared) - limit} more causes (-v shows all)")
+    if len(shared) > _MAX_CAUSES:
+        yield Line(f"  and {len(shared) - _MAX_CAUSES} more causes")
 
 
-def stale_entries(entries: list[tuple[str, str]], file: str, *, verbose: bool = False) -> Iterator[Line]:
+def stale_entries(entries: list[tuple[str, str]], file: str) -> Iterator[Line]:
     """Yield the stale entries of the baseline, and the command that removes them."""
-    shown = entries if verbose else entries[:_MAX_STALE]
-    for nodeid, broken in shown:
+    for nodeid, broken in entries[:_MAX_STALE]:
         yield Line(f"stale: {nodeid} no longer breaks {broken}", "yellow")
-    if len(entries) > len(shown):
-        yield Line(f"stale: and {len(entries) - len(shown)} more (-v shows all)", "yellow")
+    if len(entries) > _MAX_STALE:
+        yield Line(f"stale: and {len(entries) - _MAX_STALE} more", "yellow")
     if entries:
         yield Line(f"to remove stale entries from {file}, run: pytest --evalmode-update-baseline", "yellow")
 

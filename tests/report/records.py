@@ -32,8 +32,6 @@ def test(name: str, *violations: dict[str, Any], **facts: Any) -> dict[str, Any]
         "unjudged": False,
         "dropped": 0,
         "guarded": True,
-        "read": 0,
-        "unread": 0,
         "forwards": 1,
         "seconds": 0.001,
         "models": [{"name": "net", "type": "Net", "tensors": 2, "bytes": 8, "forwards": 1}],

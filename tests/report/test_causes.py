@@ -180,7 +180,7 @@ PROVIDED: dict[str, Any] = {
 )
 def test_all_summaries_show_the_same_cause(violations: list[Violation], expected: str) -> None:
     tests = [record(name, violations) for name in ("test_a", "test_b")]
-    lines = [line.text for line in detail_lines(tests, None)]
+    lines = [line.text for line in detail_lines(tests)]
     assert lines[lines.index("by cause:") + 1 :][:1] == [f"  {expected} in 2 tests"]
 
     place, _, rules = expected.partition("  ")
@@ -196,7 +196,7 @@ def test_all_summaries_show_the_same_cause(violations: list[Violation], expected
 def test_a_violation_without_a_place_is_not_listed_as_a_cause() -> None:
     violations = [violation("no-forward", at=None, model=None, subjects=())]
     tests = [record(name, violations) for name in ("test_a", "test_b")]
-    assert not any("cause" in line.text for line in detail_lines(tests, None))
+    assert not any("cause" in line.text for line in detail_lines(tests))
 
 
 def record(name: str, violations: list[Violation]) -> dict[str, Any]:

@@ -71,6 +71,8 @@ class StateDictLoads(Observer):
             frame = sys._getframe(2)
             caller = self._user_lines.find_caller(frame)
             user_frame = caller.frame
+            if matched and user_frame and not any(user_frame is each for each in _requesting_frames(frame)):
+                return  # a library's load
             at = caller.test_frame or user_frame
             name, path = self._watch.registry.locate(module)
             load = Load(
@@ -78,8 +80,6 @@ class StateDictLoads(Observer):
                 self._user_lines.site(at.f_code, at.f_lineno) if at else None,
                 tuple(missing),
                 tuple(unexpected),
-                by_user=user_frame is None or any(user_frame is each for each in _requesting_frames(frame)),
-                matched=len(matched),
             )
             self._loads.append((load, slots))
 

@@ -52,7 +52,7 @@ def write_summary(reporter: pytest.TerminalReporter, lines: Sequence[Line], conf
 
 def summary_lines(results: SessionResults, exitstatus: pytest.ExitCode, config: pytest.Config) -> Iterator[Line]:
     """Yield the lines of the summary."""
-    settings, verbosity = config.stash[SETTINGS], config.get_verbosity()
+    settings = config.stash[SETTINGS]
     if not results.guarded and not results.stale and not settings.suggest:
         return
     from pytest_evalmode.report import suggest, summary
@@ -60,11 +60,11 @@ def summary_lines(results: SessionResults, exitstatus: pytest.ExitCode, config: 
     tests = list(results.guarded.values())
     if tests:
         yield summary.headline(tests, settings.applied_baseline)
-        if verbosity >= 0:
-            yield from summary.detail_lines(tests, settings.applied_baseline, verbose=verbosity > 0)
+        if config.get_verbosity() >= 0:
+            yield from summary.detail_lines(tests)
     if settings.suggest:
         yield from suggest.suggestion_lines(results.suggestions, settings.marker, toml=uses_toml(config))
-    yield from summary.stale_entries(results.stale, str(settings.baseline), verbose=verbosity > 0)
+    yield from summary.stale_entries(results.stale, str(settings.baseline))
     finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
     if tests and settings.strict and finished and is_whole_suite(config):
         yield from summary.unused_ini_exemptions(tests, settings.policy)

@@ -21,10 +21,7 @@ SESSION |= {
 }
 SESSION |= {
     f"record.{name}"
-    for name in (
-        *("baseline_file", "collected_tests", "lock_starter", "pytest_html"),
-        *("recorder", "report_files", "results", "terminal"),
-    )
+    for name in (*("collected_tests", "lock_starter", "recorder", "report_files", "results", "terminal"),)
 }
 PYTEST_SIDE = {"plugin", "policy", "file_writing", *(f"session.{name}" for name in SESSION)}
 PYTEST_SIDE |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}

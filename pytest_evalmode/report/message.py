@@ -22,10 +22,9 @@ def failure_text(violations: Sequence[Violation], marker: str | None = None) -> 
     first = violations[0]
     lines = [f"{first.rule}: {first.message}{more}", ""]
     width = max(len(violation.rule) for violation in violations)
-    entries = _entries(violations)
-    for entry in entries:
+    for entry in _entries(violations):
         lines += [f"  {rule:{width}}  {text}" for rule, text in entry.rows()]
-    suggested = _exemption(entries, marker)
+    suggested = suggest_exemption(violations, marker)
     if suggested:
         lines += ["", f"  intended? {suggested}"]
     return "\n".join(lines)
@@ -33,11 +32,7 @@ def failure_text(violations: Sequence[Violation], marker: str | None = None) -> 
 
 def suggest_exemption(violations: Sequence[Violation], marker: str | None = None) -> str:
     """Return the narrowest exemption for the violations that may be intended, or an empty string."""
-    return _exemption(_entries(violations), marker)
-
-
-def _exemption(entries: Sequence[_Entry], marker: str | None) -> str:
-    intended = [entry for entry in entries if not entry.cause.never_intended]
+    intended = [entry for entry in _entries(violations) if not entry.cause.never_intended]
     arguments = _exemption_arguments([violation for entry in intended for violation in entry.all()])
     if not arguments:
         return ""

@@ -28,15 +28,9 @@ def pause_if(condition: str) -> str:
 
 
 def mode_remedy(trace: Trace, calls: list[ForwardCall], relevant: list[Observation], target: str) -> str:
-    """Return the remedy for a model that ran in training mode.
+    """Return the remedy for a model in training mode: the line that must not switch it, or where to call `eval()`.
 
-    It names the line that must not switch the mode, or where to call `eval()`.
-
-    Args:
-        trace: the facts of the window.
-        calls: the forwards of the model in training mode, in their order.
-        relevant: the modules in training mode that the violation names.
-        target: the module on which to call `eval()`, as an expression.
+    `relevant` are the modules that the violation names, and `target` the expression on which to call `eval()`.
     """
     backward = first_backward(trace, calls[0].ran.model)
     lines = _switch_lines(calls, {observation.module.name for observation in relevant})

@@ -52,8 +52,11 @@ def apply_policy_hook(item: pytest.Item, policy: Policy, rules: Collection[str])
     hook = item.ihook.pytest_evalmode_policy
     result = hook(item=item, policy=policy)
     known = {*rules, *policy.allow}  # the ini may name a rule that is defined for another folder only
-    expected = f"a Policy of these rules, or None: {', '.join(rules)}"
-    _validate(hook, [result], lambda result: _is_policy(result, known), expected, item=item, policy=policy)
+
+    def is_valid(result: object) -> bool:
+        return isinstance(result, Policy) and result.allow <= known
+
+    _validate(hook, [result], is_valid, f"a Policy of these rules, or None: {', '.join(rules)}")
     return policy if result is None else result
 
 
@@ -62,7 +65,7 @@ def collect_hook_models(item: pytest.Item) -> list[tuple[str, nn.Module]]:
     hook = item.ihook.pytest_evalmode_models
     expected = "models, in a mapping by name or in an iterable"
     models: list[tuple[str, nn.Module]] = []
-    for result in _validate(hook, _as_lists(hook(item=item)), _are_models, expected, item=item):
+    for result in _validate(hook, _as_lists(hook(item=item)), _are_models, expected):
         models.extend(result.items() if isinstance(result, Mapping) else ((type(m).__name__, m) for m in result))
     return models
 
@@ -84,7 +87,7 @@ def apply_violation_hook(item: pytest.Item, violations: Iterable[Violation]) -> 
     reported = []
     for violation in violations:
         results = hook(item=item, violation=violation)
-        _validate(hook, results, _is_bool, "a bool or None", item=item, violation=violation)
+        _validate(hook, results, lambda result: isinstance(result, bool), "a bool or None")
         if False not in results:
             reported.append(violation)
     return reported
@@ -95,44 +98,14 @@ def _as_lists(results: list[Any]) -> list[Any]:
     return [r if isinstance(r, Mapping) or not isinstance(r, Iterable) else list(r) for r in results]
 
 
-def _validate(
-    hook: Any, results: list[Any], is_valid: Callable[[Any], bool], expected: str, **arguments: object
-) -> list[Any]:
-    """Return the results if all are valid; otherwise raise HookError, which names the hook and the plugin."""
+def _validate(hook: Any, results: list[Any], is_valid: Callable[[Any], bool], expected: str) -> list[Any]:
+    """Return the results if all are valid; otherwise raise HookError, which names the hook and its plugins."""
     for result in results:
         if result is not None and not is_valid(result):
-            plugin = _find_plugin(hook, result, arguments)
+            plugins = " or ".join(repr(each.plugin_name) for each in hook.get_hookimpls())
             kind = type(result).__name__
-            raise HookError(f"{hook.name} of {plugin} returned {result!r} of type {kind}; expected {expected}")
+            raise HookError(f"{hook.name} of {plugins} returned {result!r} of type {kind}; expected {expected}")
     return results
-
-
-def _find_plugin(hook: Any, result: object, arguments: Mapping[str, object]) -> str:
-    """Return the plugin that returned an invalid result.
-
-    pluggy does not say which plugin returned which result, so the implementations are called again.
-    """
-    implementations = hook.get_hookimpls()
-    if len(implementations) > 1:
-        matching = [i for i in implementations if _returns(i, result, arguments)]
-        implementations = matching or implementations
-    return " or ".join(repr(i.plugin_name) for i in implementations)
-
-
-def _returns(implementation: Any, result: object, arguments: Mapping[str, object]) -> bool:
-    try:
-        returned = implementation.function(*(arguments[name] for name in implementation.argnames))
-    except Exception:
-        return False
-    return bool(returned == result or _as_lists([returned]) == [result])
-
-
-def _is_bool(result: object) -> bool:
-    return isinstance(result, bool)
-
-
-def _is_policy(result: object, rules: set[str]) -> bool:
-    return isinstance(result, Policy) and result.allow <= rules
 
 
 def _are_models(result: object) -> bool:

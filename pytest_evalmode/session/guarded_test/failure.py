@@ -53,31 +53,20 @@ def shorten_report(report: pytest.TestReport, error: BaseException, style: str, 
     if crash is None:
         return
     crash.message = crash.message.partition(f"\n{NOTE_HEADING}")[0]
-    is_ours = isinstance(error, HygieneViolation | HygieneError | EvalModeWarning)
-    if is_ours:
-        crash.message = crash.message.partition("\n")[0]
+    if not isinstance(error, HygieneViolation | HygieneError | EvalModeWarning):
+        return
+    crash.message = crash.message.partition("\n")[0]
     at = error.violations[0].at if isinstance(error, HygieneViolation) else None
     if at is not None:  # with `evalmode.check()`, pytest found the line of that call instead
         crash.path, crash.lineno = str(root / at.file), at.line
-    if style == "line":  # prints only `crash`
-        for entry in longrepr.reprtraceback.reprentries:
-            entry.lines = [] if is_ours else _without_note(entry.lines)
-        return
-    if not is_ours:
-        return
-    # Lay out and color the message as pytest does for an exception with a traceback.
     for entry in longrepr.reprtraceback.reprentries:
-        if entry.style == "value":
+        if style == "line":  # prints `crash`, and would print the whole message below it
+            entry.lines = []
+        elif entry.style == "value":  # lay out and color the message as for an exception with a traceback
             first, *rest = entry.lines
             entry.lines = [f"E   {line}".rstrip() for line in (f"{type(error).__name__}: {first}", *rest)]
             entry.style = "long"
             entry.reprfileloc = type(crash)(_short_path(crash.path), crash.lineno, type(error).__name__)
-
-
-def _without_note(lines: Sequence[str]) -> list[str]:
-    """Return the lines of a test's own failure, up to the note that the plugin added."""
-    note_start = next((n for n, line in enumerate(lines) if NOTE_HEADING.strip() in line), len(lines))
-    return "\n".join(lines[:note_start]).rstrip().split("\n")
 
 
 def _short_path(path: str) -> str:

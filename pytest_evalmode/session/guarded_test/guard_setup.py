@@ -33,11 +33,7 @@ def policy_and_rules_of(item: pytest.Item) -> tuple[Policy, tuple[Rule, ...]]:
 
 
 def _policy_of(item: pytest.Item, settings: Settings, rules: Collection[str]) -> Policy:
-    """Return the policy of a test: the exemptions of the ini and of all its marks, combined.
-
-    Raises:
-        PolicyError: a mark has an invalid argument.
-    """
+    """Return the policy of a test: the exemptions of the ini and of all its marks, combined."""
     policy = replace(settings.policy, exemptions=())  # whether the ini's are used is checked over the whole suite
     where = f"@pytest.mark.{settings.marker}"
     for mark in reversed(list(item.iter_markers(settings.marker))):
@@ -48,11 +44,12 @@ def _policy_of(item: pytest.Item, settings: Settings, rules: Collection[str]) ->
     return policy
 
 
-def new_guard(item: pytest.Item, policy: Policy, custom_rules: tuple[Rule, ...]) -> Guard:
-    """Return the guard of a test, configured by the settings of the run."""
+def new_guard(item: pytest.Item) -> Guard:
+    """Return the guard of a test, configured by its marks, user hooks and the settings of the run."""
     from pytest_evalmode.guards import Guard
     from pytest_evalmode.guards.config import GuardConfig
 
+    policy, custom_rules = policy_and_rules_of(item)
     settings = item.config.stash[SETTINGS]
     if settings.full_read:
         from pytest_evalmode.observe.state import write_tracking

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_evalmode.session.record import baseline_file, report_files, terminal
+from pytest_evalmode.session.record import report_files, terminal
 from pytest_evalmode.session.record.collected_tests import CollectedTests
 from pytest_evalmode.session.record.results import SessionResults
 from pytest_evalmode.session.settings import BASELINE_INPUT, SETTINGS, plain_nodeid
@@ -27,7 +27,6 @@ class Recorder:
         self._collected = collected
         self._process = os.getpid()
         self._results = SessionResults()
-        self._stale: list[tuple[str, str]] = []
         self._messages: list[report_files.FileMessage] = []
 
     @pytest.hookimpl(optionalhook=True)
@@ -42,45 +41,48 @@ class Recorder:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         nodeid = plain_nodeid(report.nodeid, self._config)
-        suggestion = dict(report.user_properties).get(SUGGESTION_PROPERTY)
+        properties = dict(report.user_properties)
+        suggestion, record = properties.get(SUGGESTION_PROPERTY), properties.get(RECORD_PROPERTY)
         if suggestion is not None and report.when == "call":
             self._results.suggestions[nodeid] = json.loads(str(suggestion))
-        record = dict(report.user_properties).get(RECORD_PROPERTY)
         if record is None:
             if report.when == "call" and report.passed:
                 self._results.unguarded.add(nodeid)
+        elif report.when == "call" or report.failed:
+            status = self._config.hook.pytest_report_teststatus(report=report, config=self._config)
+            outcome = status[0] if status else report.outcome
+            if outcome != "rerun":  # the last report counts: a failed teardown comes after the call
+                self._results.guarded[nodeid] = {"nodeid": nodeid, "outcome": outcome, **json.loads(str(record))}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
+        """Add a panel to a row of pytest-html, which requires Jinja2."""
+        record = dict(report.user_properties).get(RECORD_PROPERTY)
+        if record is None or not (report.when == "call" or report.failed):
             return
-        if not (report.when == "call" or report.failed):
-            return
-        status = self._config.hook.pytest_report_teststatus(report=report, config=self._config)
-        outcome = status[0] if status else report.outcome
-        if outcome != "rerun":
-            self._results.get_ledger().add(nodeid, outcome, str(record))
+        test = json.loads(str(record))
+        if test["shown"]:
+            from pytest_evalmode.report.page import render_panel
+
+            data.insert(0, render_panel({"nodeid": report.nodeid, "outcome": report.outcome, **test}))
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if os.getpid() != self._process:  # a test forked, and this is the child process
             return
-        for message in report_files.write_files(self._results, self._config):
-            self._add_message(message, session)
         settings = self._settings
-        if settings.known is None or settings.mode == "off" or settings.suggest:
-            return
-        if settings.update_baseline:
-            baseline_message = baseline_file.update(self._results, self._config, exitstatus, self._collected.is_gone)
-            if baseline_message is not None:
-                self._add_message(baseline_message, session)
-            return
-        self._stale = baseline_file.find_stale(self._results, settings.known)
-        if self._stale and settings.strict:
-            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
-
-    def _add_message(self, message: report_files.FileMessage, session: pytest.Session) -> None:
-        """Store a message for the summary, which pytest prints later."""
-        self._messages.append(message)
-        if message.fails_run:
+        self._messages += report_files.write_files(self._results, self._config)
+        if settings.known is not None and settings.mode != "off" and not settings.suggest:
+            if settings.update_baseline:
+                is_gone = self._collected.is_gone
+                self._messages += report_files.update_baseline(self._results, self._config, exitstatus, is_gone)
+            else:
+                self._results.find_stale_entries(settings.known)
+        if any(message.fails_run for message in self._messages):
             session.exitstatus = session.exitstatus or pytest.ExitCode.USAGE_ERROR
+        if self._results.stale and settings.strict:
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode) -> None:
         terminal.write_file_messages(terminalreporter, self._messages)
-        lines = list(terminal.summary_lines(self._results, self._stale, exitstatus, self._config))
+        lines = list(terminal.summary_lines(self._results, exitstatus, self._config))
         terminal.write_summary(terminalreporter, lines, self._config)

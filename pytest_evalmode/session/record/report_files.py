@@ -1,16 +1,15 @@
-"""The files written at the end of a session: JSON report, HTML report, and step summary of GitHub Actions."""
+"""The files written at the end of a session: JSON report, HTML report, step summary of GitHub Actions, baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from pytest_evalmode.session.record.results import SessionResults
-from pytest_evalmode.session.settings import SETTINGS, Settings, step_summary_path, uses_toml
+from pytest_evalmode.session.settings import SETTINGS, Settings, is_whole_suite, step_summary_path, uses_toml
 
 
 class FileMessage(NamedTuple):
@@ -23,47 +22,72 @@ class FileMessage(NamedTuple):
 
 
 def write_files(results: SessionResults, config: pytest.Config) -> Iterator[FileMessage]:
-    """Write the files that this run asks for; yield a message for each."""
+    """Write the reports that this run asks for; yield a message for each."""
     settings = config.stash[SETTINGS]
     report, html, summary = settings.report, settings.html, step_summary_path()
     if report is not None:
-        error = write_or_report("--evalmode-report", report, partial(_write_report, results, settings))
+        error = _try_to_write("--evalmode-report", report, lambda: _write_report(results, settings, report))
         yield error or FileMessage(f"evalmode report: {report}")
     if html is not None:
-        write_page = partial(_write_page, results, settings, toml=uses_toml(config))
-        error = write_or_report("--evalmode-html", html, write_page)
+        toml = uses_toml(config)
+        error = _try_to_write("--evalmode-html", html, lambda: _write_page(results, settings, html, toml=toml))
         yield error or FileMessage(f"evalmode html: {html}")
-    if summary is not None and results.ledger:
-        error = write_or_report("GITHUB_STEP_SUMMARY", summary, partial(_write_step_summary, results, settings))
+    if summary is not None and results.guarded:
+        error = _try_to_write("GITHUB_STEP_SUMMARY", summary, lambda: _write_summary(results, settings, summary))
         if error is not None:
             yield error._replace(fails_run=False)  # the environment asked for it, not the user
 
 
-def write_or_report(option: str, path: Path, write: Callable[[Path], object]) -> FileMessage | None:
+def update_baseline(
+    results: SessionResults, config: pytest.Config, exitstatus: int, is_gone: Callable[[str], bool]
+) -> Iterator[FileMessage]:
+    """Update the baseline file and yield a message; in a distributed run, only the first rank does.
+
+    Entries of tests that no longer exist are removed only if the whole suite ran to its end.
+    """
+    from pytest_evalmode.file_writing import replace_file
+    from pytest_evalmode.report.baseline import format_baseline, merge_observed
+
+    settings = config.stash[SETTINGS]
+    path, rank = settings.baseline, settings.rank
+    if path is None or (rank is not None and rank.number) or exitstatus == pytest.ExitCode.INTERNAL_ERROR:
+        return
+    finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+    whole_suite = finished and is_whole_suite(config)
+    observed = results.observed_violations()
+    known = merge_observed(settings.known or {}, observed, lambda test: whole_suite and is_gone(test))
+    data = format_baseline(known).encode("utf-8")
+    error = _try_to_write("--evalmode-update-baseline", path, lambda: replace_file(path, data))
+    violations = sum(map(len, known.values()))
+    summary = f"{violations} known violations in {len(known)} tests" if violations else "no known violation"
+    yield error or FileMessage(f"evalmode baseline: {path}: {summary}")
+
+
+def _try_to_write(option: str, path: Path, write: Callable[[], object]) -> FileMessage | None:
     """Write a file, and create missing folders; return a message if that failed.
 
     Nothing is raised, because pytest has yet to report how the tests ended.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
+        write()
     except OSError as error:
         return FileMessage(f"{option}: {path} could not be written: {error.strerror}", is_error=True, fails_run=True)
     return None
 
 
 def _write_report(results: SessionResults, settings: Settings, path: Path) -> None:
-    results.get_ledger().write(path, settings.mode, settings.strict)
+    from pytest_evalmode.report.ledger import write_report
+
+    write_report(path, results.guarded.values(), settings.mode, settings.strict)
 
 
 def _write_page(results: SessionResults, settings: Settings, path: Path, *, toml: bool) -> None:
     from pytest_evalmode.report import suggest
     from pytest_evalmode.report.page import render_page
 
-    ledger = results.get_ledger()
     text = render_page(
-        list(ledger.tests),
-        totals=ledger.totals(),
+        list(results.guarded.values()),
         mode=settings.mode,
         strict=settings.strict,
         known=settings.applied_baseline,
@@ -75,10 +99,9 @@ def _write_page(results: SessionResults, settings: Settings, path: Path, *, toml
     path.write_text(text, encoding="utf-8")
 
 
-def _write_step_summary(results: SessionResults, settings: Settings, path: Path) -> None:
+def _write_summary(results: SessionResults, settings: Settings, path: Path) -> None:
     """Append the summary to the file: earlier parts of the step may have written to it."""
     from pytest_evalmode.report.markdown import render_step_summary
 
-    ledger = results.get_ledger()
     with path.open("a", encoding="utf-8") as file:
-        file.write(render_step_summary(list(ledger.tests), ledger.totals(), settings.applied_baseline))
+        file.write(render_step_summary(list(results.guarded.values()), settings.applied_baseline))

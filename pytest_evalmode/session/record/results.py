@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_evalmode.report.ledger import Ledger
+    from pytest_evalmode.report.baseline import KnownViolations, ObservedViolations
     from pytest_evalmode.report.suggest import Suggestion
 
 
 class SessionResults:
-    """The results of guarded tests, and the unguarded tests that ran."""
+    """The records of guarded tests, and the unguarded tests that ran."""
 
     def __init__(self) -> None:
-        self.ledger: Ledger | None = None
-        """The guarded tests; None until the first is added or an empty report is written."""
+        self.guarded: dict[str, dict[str, Any]] = {}
+        """The records of the guarded tests by node id, as in `report/ledger.py`."""
         self.unguarded: set[str] = set()
         """Node ids of the tests that passed without a guard."""
         self.suggestions: dict[str, Suggestion] = {}
+        self.stale: list[tuple[str, str]] = []
+        """Test and rule of the entries of the baseline whose tests ran without breaking that rule."""
 
-    def get_ledger(self) -> Ledger:
-        """Return the ledger; the first call creates it."""
-        from pytest_evalmode.report.ledger import Ledger
+    def observed_violations(self) -> dict[str, ObservedViolations]:
+        """Return the violations of each test that ran; an unguarded test has none."""
+        from pytest_evalmode.report.baseline import ObservedViolations, observed_violations
 
-        if self.ledger is None:
-            self.ledger = Ledger()
-        return self.ledger
+        unguarded = dict.fromkeys(self.unguarded, ObservedViolations(frozenset()))
+        return {**unguarded, **observed_violations(self.guarded.values())}
+
+    def find_stale_entries(self, known: KnownViolations) -> None:
+        from pytest_evalmode.report.baseline import find_stale
+
+        self.stale = find_stale(known, self.observed_violations())

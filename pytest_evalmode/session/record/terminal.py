@@ -50,25 +50,21 @@ def write_summary(reporter: pytest.TerminalReporter, lines: Sequence[Line], conf
         reporter.line(line.text, **({line.color: True} if line.color else {}))
 
 
-def summary_lines(
-    results: SessionResults, stale: list[tuple[str, str]], exitstatus: pytest.ExitCode, config: pytest.Config
-) -> Iterator[Line]:
-    """Yield the lines of the summary; `stale` are the baseline entries that no longer apply."""
-    settings, verbosity = config.stash[SETTINGS], config.get_verbosity()
-    if not results.ledger and not stale and not settings.suggest:
+def summary_lines(results: SessionResults, exitstatus: pytest.ExitCode, config: pytest.Config) -> Iterator[Line]:
+    """Yield the lines of the summary."""
+    settings = config.stash[SETTINGS]
+    if not results.guarded and not results.stale and not settings.suggest:
         return
     from pytest_evalmode.report import suggest, summary
 
-    if results.ledger:
-        yield summary.headline(results.ledger, settings.applied_baseline)
-        if verbosity >= 0:
-            yield from summary.detail_lines(results.ledger, settings.applied_baseline, verbose=verbosity > 0)
-        durations = config.getoption("durations", None)
-        if durations is not None:
-            yield from summary.slowest_guards(results.ledger, durations)
+    tests = list(results.guarded.values())
+    if tests:
+        yield summary.headline(tests, settings.applied_baseline)
+        if config.get_verbosity() >= 0:
+            yield from summary.detail_lines(tests)
     if settings.suggest:
         yield from suggest.suggestion_lines(results.suggestions, settings.marker, toml=uses_toml(config))
-    yield from summary.stale_entries(stale, str(settings.baseline), verbose=verbosity > 0)
+    yield from summary.stale_entries(results.stale, str(settings.baseline))
     finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-    if results.ledger and settings.strict and finished and is_whole_suite(config):
-        yield from summary.unused_ini_exemptions(results.ledger, settings.policy)
+    if tests and settings.strict and finished and is_whole_suite(config):
+        yield from summary.unused_ini_exemptions(tests, settings.policy)

@@ -67,7 +67,7 @@ FAULTS: dict[str, tuple[Array, Array, str, str]] = {
         "are now stretched to 0..1 per column; they were not before",
     ),
     "no column": (TABLE, TABLE[:, 1:], "columns", "given without column 0"),
-    "rolled": (TABLE, np.roll(TABLE, -1, 1), "columns", "columns moved by one to the left"),
+    "rolled": (TABLE, np.roll(TABLE, -1, 1), "columns", "given with the columns in another order"),
     "filled": (
         holes(),
         np.nan_to_num(holes(), nan=3.0),

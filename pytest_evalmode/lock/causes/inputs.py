@@ -25,7 +25,7 @@ from pytest_evalmode.lock.causes.cause import (
 from pytest_evalmode.lock.causes.images.explain import explain_images
 from pytest_evalmode.lock.causes.images.layout import find_reshape, pair_layouts, read_as_images
 from pytest_evalmode.lock.causes.order import compare_order, sample_bytes
-from pytest_evalmode.lock.causes.search import simplest
+from pytest_evalmode.lock.causes.proof import simplest
 from pytest_evalmode.lock.causes.text import texts, tokens
 
 _FEW = 0.25  # share of labels that differ, up to which no cause is searched for

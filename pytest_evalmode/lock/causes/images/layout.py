@@ -62,8 +62,7 @@ def pair_layouts(was: Array, now: Array) -> Iterator[tuple[list[Step], ImageBatc
     for a in old:
         for b in new:
             if b.layout != a.layout:
-                details = {"layout": (a.layout, b.layout), "shape": (was.shape, now.shape)}
-                yield [Step("layout", f"laid out as {b.layout}, not {a.layout}", details)], a, b
+                yield [Step("layout", f"laid out as {b.layout}, not {a.layout}")], a, b
 
 
 def find_reshape(was: Array, now: Array) -> Step | None:
@@ -74,4 +73,4 @@ def find_reshape(was: Array, now: Array) -> Step | None:
         words = f"given in shape {now.shape}, not {was.shape} (an axis of size 1 was added or removed)"
     else:
         words = f"reshaped to {now.shape} from {was.shape} with the values in the same order"
-    return Step("shape", words, {"shape": (was.shape, now.shape)})
+    return Step("shape", words)

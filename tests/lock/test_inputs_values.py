@@ -39,9 +39,9 @@ def holes() -> Array:
 FAULTS: dict[str, tuple[Array, Array, str, str]] = {
     "thousand": (TABLE, TABLE * 1000, "unit", "multiplied by 1000"),
     "percent": (np.float64(0.873), np.float64(87.3), "unit", "multiplied by 100 (percent"),  # type: ignore[dict-item]
-    "feet": (TABLE, TABLE * 0.3048, "unit", "feet and meters"),
-    "Fahrenheit": (TABLE, TABLE * 1.8 + 32, "unit", "Celsius and Fahrenheit"),
-    "Celsius": (TABLE, (TABLE - 32) / 1.8, "unit", "Celsius and Fahrenheit"),
+    "feet": (TABLE, TABLE * 0.3048, "unit", "multiplied by 0.3048"),
+    "Fahrenheit": (TABLE, TABLE * 1.8 + 32, "unit", "multiplied by 1.8 and shifted by 32"),
+    "Celsius": (TABLE, (TABLE - 32) / 1.8, "unit", "multiplied by 0.555556 and shifted by -17.7778"),
     "one column": (TABLE, column(25.4), "unit", "column 2 multiplied by 25.4"),
     "columns": (TABLE, TABLE[:, [1, 0, 2, 3]], "columns", "given with the columns in another order"),
     "standardized": (

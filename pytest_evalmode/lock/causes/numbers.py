@@ -14,18 +14,9 @@ from pytest_evalmode.lock.causes.proof import Pair, fit_lines, prove
 _FACTORS = {
     1000.0: "thousandths, or kilo",
     100.0: "percent, or centi",
-    1e6: "millionths, or mega",
-    60.0: "minutes and seconds, or hours and minutes",
-    3600.0: "hours and seconds",
     255.0: "8-bit levels",
     32768.0: "16-bit levels",
-    0.3048: "feet and meters",
-    2.54: "inches and centimeters",
-    1.609344: "miles and kilometers",
-    0.45359237: "pounds and kilograms",
-    3.6: "m/s and km/h",
     float(np.pi / 180): "degrees and radians",
-    float(np.log(2)): "nats and bits",
     float(np.log(10)): "natural and decimal logarithms",
     float(np.log(10) / 10): "natural logarithms and decibels",
     -1.0: "the sign changed",
@@ -52,10 +43,6 @@ def _known_lines(a: Array, b: Array) -> Iterator[tuple[float, float, str]]:
             for text, value in ((f"{factor:.5g}", factor), (f"1/{factor:.5g}", 1 / factor)):
                 if abs(fitted - value) <= 1e-6 * abs(value):
                     yield value, 0.0, f"{text} ({name})"
-    if count_distinct(b) > 2:
-        for factor, offset, name in ((1.8, 32.0, "Celsius and Fahrenheit"), (1.0, 273.15, "Celsius and kelvin")):
-            yield factor, offset, name
-            yield 1 / factor, -offset / factor, name
 
 
 def _fitted_lines(a: Array, b: Array) -> Iterator[tuple[float, float, str]]:
@@ -71,9 +58,9 @@ def _describe_line(_: Array, __: Array, line: tuple[float, float, str]) -> Step:
     scale, shift, name = line
     if not shift:
         return Step("unit", f"multiplied by {name or f'{scale:.6g}'}")
-    if scale == 1 and not name:
+    if scale == 1:
         return Step("unit", f"shifted by {shift:.6g}")
-    return Step("unit", f"multiplied by {scale:.6g} and shifted by {shift:.6g}{f' ({name})' if name else ''}")
+    return Step("unit", f"multiplied by {scale:.6g} and shifted by {shift:.6g}")
 
 
 # Functions without parameters, applied or left out.

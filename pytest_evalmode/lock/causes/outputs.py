@@ -42,7 +42,7 @@ def describe_change(was: object, now: object) -> str | None:
 def _find_orders(old: Array, new: Array) -> Iterator[str]:
     """Yield the order of the slices along each axis, if they are the locked ones."""
     for axis in range(old.ndim if old.shape == new.shape and count_distinct(old) >= _MIN_VALUES else 0):
-        index = match_samples(*(sample_bytes(np.moveaxis(each, axis, 0) + 0.0) for each in (old, new)))
+        index = match_samples(*(sample_bytes(np.moveaxis(each, axis, 0)) for each in (old, new)))
         if index is not None and sorted(index) == list(range(old.shape[axis])):
             what = "samples" if axis == 0 else "classes or columns" if axis == old.ndim - 1 else f"dimension {axis}"
             yield f"{what} in {'reverse' if index == sorted(index)[::-1] else 'another'} order"

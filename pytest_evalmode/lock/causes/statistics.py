@@ -13,11 +13,13 @@ from pytest_evalmode.lock.causes.numbers import same_shape
 from pytest_evalmode.lock.causes.order import match_samples, sample_bytes
 from pytest_evalmode.lock.causes.proof import fit_lines
 
+_MAX_COLUMNS = 256  # of a table; more are signals
+
 # Places: parameters are the order of the columns, or the axis that was reversed.
 
 
 def _column_order(a: Array, b: Array) -> Iterator[list[int]]:
-    if a.ndim == b.ndim == 2 and len(a) == len(b) >= 2:
+    if a.ndim == b.ndim == 2 and len(a) == len(b) >= 2 and a.shape[1] <= _MAX_COLUMNS:
         index = match_samples(sample_bytes(a.T), sample_bytes(b.T))
         if index is not None and len(set(index)) == len(index):
             yield index
@@ -42,7 +44,16 @@ def _describe_flip(a: Array, _: Array, axis: int) -> Step:
 # A factor and a shift for each index of some axes: parameters are (axes that are summed over, scale, shift).
 
 
-def _affine(axes_of: Callable[[Array], Iterator[tuple[int, ...]]]) -> Callable[[Array, Array], Iterator[Any]]:
+def _column_axes(a: Array) -> list[tuple[int, ...]]:
+    """Return the axes over which each column of a table, or channel of a series, shares its statistics."""
+    return [tuple(range(a.ndim - 1)), (0, *range(2, a.ndim))][: max(0, a.ndim - 1)]
+
+
+def _sample_axes(a: Array) -> list[tuple[int, ...]]:
+    return [tuple(range(1, a.ndim))] if a.ndim >= 2 and len(a) > 1 else []
+
+
+def _affine(axes_of: Callable[[Array], list[tuple[int, ...]]]) -> Callable[[Array, Array], Iterator[Any]]:
     def recognize(a: Array, b: Array) -> Iterator[Any]:
         for axes in axes_of(a):
             if np.prod([a.shape[i] for i in axes]) < 6 or np.any((np.ptp(b, axes) == 0) & (np.ptp(a, axes) > 0)):
@@ -54,31 +65,19 @@ def _affine(axes_of: Callable[[Array], Iterator[tuple[int, ...]]]) -> Callable[[
     return same_shape(recognize)
 
 
-def _columns(a: Array) -> Iterator[tuple[int, ...]]:
-    """Yield the axes over which each column of a table, or channel of a series, shares its statistics."""
-    if a.ndim >= 2:
-        yield tuple(range(a.ndim - 1))
-    if a.ndim >= 3:
-        yield (0, *range(2, a.ndim))
-
-
-def _samples(a: Array) -> Iterator[tuple[int, ...]]:
-    if a.ndim >= 2 and len(a) > 1:
-        yield tuple(range(1, a.ndim))
-
-
 def _describe_columns(a: Array, b: Array, parameters: Any) -> Step:
     axes, scale, shift = parameters
     name = "column" if a.ndim == 2 else "channel"
     standardized = [_is_standardized(each, axes) for each in (a, b)]
     if standardized == [False, True]:
         return Step("standardised", f"standardized per {name}{NOT_BEFORE}")
-    changed = np.flatnonzero(((scale != 1) | (shift != 0)).ravel())
+    scales, shifts = scale.ravel(), shift.ravel()
+    changed = np.flatnonzero((scales != 1) | (shifts != 0))
     shown = []
     for i in changed[:4]:
-        words = [f"multiplied by {scale.ravel()[i]:.6g}"] * bool(abs(scale.ravel()[i] - 1) > 1e-9)
-        has_shift = bool(abs(shift.ravel()[i]) > 1e-6 * np.abs(b).max())
-        words += [f"shifted by {shift.ravel()[i]:.6g}"] * (has_shift or not words)
+        words = [f"multiplied by {scales[i]:.6g}"] if abs(scales[i] - 1) > 1e-9 else []
+        if not words or abs(shifts[i]) > 1e-6 * np.abs(b).max():
+            words.append(f"shifted by {shifts[i]:.6g}")
         shown.append(f"{name} {i} {' and '.join(words)}")
     listed = "; ".join(shown) + (f"; and {len(changed) - 4} more {name}s" if len(changed) > 4 else "")
     if standardized == [True, False]:
@@ -95,20 +94,18 @@ def _is_standardized(values: Array, axes: tuple[int, ...]) -> bool:
 
 
 def _describe_samples(*_: Any) -> Step:
-    words = f"changed in brightness or contrast (a factor and a shift), differently per sample: {RANDOM}"
-    return Step("augmented", words)
+    words = "changed in brightness or contrast (a factor and a shift), differently per sample"
+    return Step("augmented", f"{words}: {RANDOM}")
 
 
 # Values standardized with their own statistics: parameters are (axes, name, ddof, epsilon, range).
 
 
 def _own_statistics(a: Array, b: Array) -> Iterator[Any]:
-    axes = [(tuple(range(a.ndim - 1)), "column" if a.ndim == 2 else "channel")] if a.ndim >= 2 else []
+    axes = [(each, "column" if a.ndim == 2 else "channel") for each in _column_axes(a)]
     if a.ndim >= 3:
-        axes += [((0, *range(2, a.ndim)), "channel")]
         axes += [((a.ndim - 1,), "row of each sample"), ((1,), "column of each sample")]
-        axes += [(tuple(range(2, a.ndim)), "channel of each sample")] * (a.ndim > 3)
-    axes += [(tuple(range(1, a.ndim)), "sample")] if a.ndim >= 2 and len(a) > 1 else []
+    axes += [(each, "sample") for each in _sample_axes(a)]
     for over, name in axes:
         if np.prod([a.shape[i] for i in over]) < 4:
             continue
@@ -138,11 +135,11 @@ PLACES = (
 )
 STATISTICS = (
     Cause(same_shape(_own_statistics), _standardize, _describe_own, residual=2e-5),
-    Cause(_affine(_samples), lambda a, p: a * p[1] + p[2], _describe_samples, lambda p: int(2 * p[1].size)),
+    Cause(_affine(_sample_axes), lambda a, p: a * p[1] + p[2], _describe_samples, lambda p: int(2 * p[1].size)),
 )
 COLUMNS = (
     Cause(
-        _affine(_columns),
+        _affine(_column_axes),
         lambda a, p: a * p[1] + p[2],
         _describe_columns,
         lambda p: 2 * int(((p[1] != 1) | (p[2] != 0)).sum()),

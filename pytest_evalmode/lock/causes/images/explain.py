@@ -102,7 +102,7 @@ def _explain_each(a: Array, b: Array, is_cropped: bool) -> list[Step] | None:
     for kind, words in words_by_kind.items():
         verb = words[0].split(" ")[0].removesuffix(":")
         how = words[0] if len(set(words)) == 1 else f"{verb} differently per sample"
-        steps.append(Step(kind, f"{how} (in {len(words)} of {scope})", {"augmented": True}))
+        steps.append(Step(kind, f"{how} (in {len(words)} of {scope})"))
     return [*steps[:-1], replace(steps[-1], words=f"{steps[-1].words}: {RANDOM}")]
 
 

@@ -98,7 +98,7 @@ def last_fingerprints(model: nn.Module, item: pytest.Item) -> Mapping[str, Finge
     return None if guard is None else guard.window.last_fingerprints(model)
 
 
-def report_changes(item: pytest.Item, outcome: Result[Any], close: Close) -> BaseException | None:
+def report_changes(item: pytest.Item, outcome: Result[Any], close: Close) -> None:
     """Pass the changes that `close` returns to the test's guard, which is created if needed.
 
     Args:
@@ -107,13 +107,17 @@ def report_changes(item: pytest.Item, outcome: Result[Any], close: Close) -> Bas
         close: Called with whether the test ran to its end, and the context manager for calls of the user's functions:
             None after violations, because a model in training mode would change further.
 
-    Returns:
-        The test's own failure, if it failed.
+    Raises:
+        LockError: If `close` raises it, and the test did not fail on its own.
     """
+    from pytest_evalmode.lock.lock_file import LockError
     from pytest_evalmode.session.guarded_test import phases
 
-    own_failure = phases.failure_of(item, outcome)
-    guard = phases.guard_at_end(item)
+    guard, own_failure, failure = phases.guard_at_end(item), phases.failure_of(item, outcome), None
     with guard.window.safely():
-        guard.window.add_lock_changes(close(own_failure is None, None if guard.violations else guard.paused))
-    return own_failure
+        try:
+            guard.window.add_lock_changes(close(own_failure is None, None if guard.violations else guard.paused))
+        except LockError as error:
+            failure = error
+    if failure is not None and own_failure is None:
+        raise failure

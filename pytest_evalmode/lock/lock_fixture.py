@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -151,24 +151,17 @@ class EvaluationLock:
         self._closed = True
         if self._running is None:
             return
-        lock, errors = self._running, list[str]()
-
-        def close(finished: bool, pause_guard: Callable[[], AbstractContextManager[None]] | None) -> list[LockChange]:
-            try:
-                changes = lock.close(finished=finished, pause_guard=pause_guard, current_tests=self._current_tests)
-                host.attach_record(self._item, lock.record())
-            except LockError as error:
-                errors.append(str(error))
-                return []
-            return changes
-
-        own_failure = None
         try:
-            own_failure = host.report_changes(self._item, outcome, close)
-        except pytest.fail.Exception as error:  # from the user hooks that configure the guard
-            errors.append(str(error))
-        if errors and own_failure is None:
-            outcome.force_exception(pytest.fail.Exception(errors[0], pytrace=False))
+            host.report_changes(self._item, outcome, partial(self._close, self._running))
+        except (LockError, pytest.fail.Exception) as error:  # the latter from the user hooks that configure the guard
+            outcome.force_exception(pytest.fail.Exception(str(error), pytrace=False))
+
+    def _close(
+        self, lock: RunningLock, finished: bool, pause_guard: Callable[[], AbstractContextManager[None]] | None
+    ) -> list[LockChange]:
+        changes = lock.close(finished=finished, pause_guard=pause_guard, current_tests=self._current_tests)
+        host.attach_record(self._item, lock.record())
+        return changes
 
     def _find_site(self) -> Site | None:
         return host.find_site(host.settings_of(self._item.config).root)

@@ -70,7 +70,7 @@ class LockSession:
                 if update:
                     self._update(records, stale if whole_suite else {})
                     if folder.exists():
-                        remove_leftovers(folder, old_format=whole_suite)
+                        remove_leftovers(folder)
                         self._warn_of_ignored(find_ignored(folder))
         if self._errors:
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
-    from threading import RLock
     from typing import Any
 
     import pytest
@@ -30,13 +29,6 @@ def settings_of(config: pytest.Config) -> Settings:
     from pytest_evalmode.session.settings import SETTINGS
 
     return config.stash[SETTINGS]
-
-
-def new_lock(owner: object) -> RLock:
-    """Return a lock for the `_lock` attribute of an object; a forked child gets a new one."""
-    from pytest_evalmode import forks
-
-    return forks.new_lock(owner)
 
 
 def is_whole_suite(config: pytest.Config) -> bool:
@@ -61,13 +53,6 @@ def detach_record(report: pytest.TestReport) -> str | None:
     record = dict(report.user_properties).get(LOCK_PROPERTY)
     report.user_properties = [each for each in report.user_properties if each[0] != LOCK_PROPERTY]
     return None if record is None else str(record)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file as a whole, under its name only once it is on the disk."""
-    from pytest_evalmode import file_writing
-
-    file_writing.replace_file(path, data)
 
 
 def find_site(root: Path) -> Site | None:

@@ -191,7 +191,7 @@ def _read_json(path: Path) -> Entry | None:
         if conflict:
             line = text.count("\n", 0, conflict.start()) + 1
             raise LockError(f"{path}:{line}: unresolved merge conflict; {_REMEDY}")
-        content = json.loads(text, object_pairs_hook=_without_duplicates)
+        content: Entry = json.loads(text, object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         raise LockError(f"{path}:{error.lineno}: invalid or truncated JSON: {error.msg}; {_REMEDY}") from None
     except LockError as error:

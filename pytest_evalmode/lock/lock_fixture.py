@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import pytest
 
+from pytest_evalmode import forks
 from pytest_evalmode.lock import host
 from pytest_evalmode.lock.lock_file import LockError, lock_path
 
@@ -56,7 +57,7 @@ class EvaluationLock:
         self._item = item
         self._running: RunningLock | None = None
         self._closed = False
-        self._lock = host.new_lock(self)
+        self._lock = forks.new_lock(self)
 
     @_fails_test
     def model(self, model: M, name: str | None = None) -> M:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_evalmode.lock import host
+from pytest_evalmode.file_writing import replace_file
 from pytest_evalmode.lock.lock_file import (
     FOLDER,
     MAX_SAMPLE_BYTES,
@@ -107,9 +107,9 @@ def _replace(path: Path, data: bytes, samples: bytes | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     target = sample_path(path)
     if samples is not None and not (target.is_file() and target.read_bytes() == samples):
-        host.replace_file(temporary_path(target), samples)
+        replace_file(temporary_path(target), samples)
     if not (path.is_file() and path.read_bytes() == data):
-        host.replace_file(path, data)
+        replace_file(path, data)
     if samples is None:
         target.unlink(missing_ok=True)
     elif temporary_path(target).exists():

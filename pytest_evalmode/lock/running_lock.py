@@ -69,7 +69,7 @@ class RunningLock:
         self._is_new = stored is None
         self._stored: Mapping[str, Mapping[str, Entry]] = {} if stored is None else stored.entries
         self._digest = "" if stored is None else stored.samples
-        self._samples: Arrays | None = None
+        self._samples: Arrays = {}
         self._problem = ""
         """Why the stored samples cannot be used."""
         self._budget = Budget(MAX_BYTES - _HEADER_BYTES if update else MAX_BYTES * 8)
@@ -197,14 +197,12 @@ class RunningLock:
     def _load_samples(self, kind: str, name: str) -> Arrays:
         """Return the stored samples of an entry by path; none, and a reason in the message, if they cannot be used."""
         try:
-            if self._samples is None:
-                self._samples = {}
-                self._samples = unpack(read_samples(self._path, self._digest))
+            stored = self._samples = self._samples or unpack(read_samples(self._path, self._digest))
         except LockError as error:
             self._problem = str(error)
+            return {}
         paths = (each for path in self._batches[kind, name].locked for each in (path, f"{path}#digests"))
-        keys = {path: key_of(kind, name, path) for path in paths}
-        return {path: self._samples[key] for path, key in keys.items() if key in self._samples}
+        return {path: stored[key] for path in paths if (key := key_of(kind, name, path)) in stored}
 
     def _stored_entry(self, kind: str, name: str, at: Site | None) -> Entry | None:
         """Return the stored entry of a name; if there is none, report that once."""

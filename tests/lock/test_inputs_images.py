@@ -113,7 +113,6 @@ FAULTS: dict[str, Fault] = {
     "flipped": ({"flip"}, lambda s: (s.normalized(), s.normalized()[..., ::-1])),
     "upside down": ({"flip"}, lambda s: (s.normalized(), s.normalized()[..., ::-1, :])),
     "rotated": ({"rotation"}, lambda s: (s.normalized(), np.rot90(s.normalized(), 1, (2, 3)))),
-    "cropped": ({"crop"}, lambda s: (s.normalized(), s.normalized()[:, :, 1:-1, 1:-2])),
     "JPEG": ({"jpeg"}, lambda s: (s.normalized(), s.normalized(jpeg(s.images)))),
     "JPEG of high quality": ({"jpeg"}, lambda s: (s.images, jpeg(s.images, 95))),
     "JPEG of low quality": ({"jpeg"}, lambda s: (s.images, jpeg(s.images, 30))),
@@ -218,7 +217,6 @@ PHOTOGRAPHS: dict[str, Fault] = {
         {"channels", "reordered"},
         lambda s: (s.normalized(), s.normalized(s.images[::-1, ..., ::-1])),
     ),
-    "BGR and cropped": ({"channels", "crop"}, lambda s: (s.normalized(), s.normalized()[:, ::-1, 1:-2, 2:-1])),
 }
 
 

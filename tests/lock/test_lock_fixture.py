@@ -17,8 +17,10 @@ from pytest_evalmode.lock.lock_folder import write_lock
 from tests import forked, suites
 
 # An inner run drops its imports afterwards, but torch and numpy cannot be imported twice.
-for _name in ("numpy", "safetensors.numpy", "torch.distributed.tensor", "pytest_evalmode.lock.running_lock"):
+for _name in ("numpy", "safetensors.numpy", "torch.distributed.tensor"):
     import_module(_name)
+for _name in ("running_lock", "session_locks"):
+    import_module(f"pytest_evalmode.lock.{_name}")
 
 UPDATE = "--evalmode-update-lock"
 KINDS_OF_FILES = ("lock.json", "safetensors")

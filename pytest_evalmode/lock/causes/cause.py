@@ -80,14 +80,9 @@ def count_distinct(values: Array) -> int:
 
 
 def describe_unrecognized(noun: str, was: Array, now: Array, scope: str = "", *, is_tokens: bool = False) -> Diagnosis:
-    """Say what differs, where and by how much.
+    """Say what differs, where and by how much; `scope` says in how many of all samples, if not in all.
 
-    Args:
-        noun: The plural noun that starts the headline, such as "images".
-        was: The locked array, of any shape and dtype.
-        now: The current array, likewise.
-        scope: How many of all samples differ, such as "in 3 of 8 samples"; empty if all do.
-        is_tokens: Whether the values are token ids, whose distances mean nothing.
+    With `is_tokens`, the values are token ids, whose distances mean nothing.
     """
     start = f"{noun} differ, cause not recognized: "
     if was.shape != now.shape:

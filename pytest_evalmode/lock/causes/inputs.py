@@ -80,15 +80,11 @@ def diagnose(
     Args:
         was: The locked samples, of shape (samples, ...), or a scalar; numbers, bools or strings.
         now: The current samples, likewise.
-        indices: Which of all samples `was` and `now` are; by default all, or the first.
-        digests_was: A digest of each locked sample, also of those that are not in `was`.
-        digests_now: A digest of each current sample.
-        count_was: The number of all locked samples; by default that of `was`.
-        count_now: The number of all current samples; by default that of `now`.
-        shape_was: The shape of a whole locked sample, if `was` has only the centers of images.
-        shape_now: The shape of a whole current sample.
-        rtol: Relative tolerance. Without a tolerance, the arrays must be equal and have the same dtype.
-        atol: Absolute tolerance.
+        indices: Which of all samples these are; by default all, or the first.
+        digests_was, digests_now: A digest of each of all samples.
+        count_was, count_now: The number of all samples; by default, that of those given.
+        shape_was, shape_now: The shape of a whole sample, if only the centers of images are given.
+        rtol, atol: Tolerances. Without one, the arrays must be equal and have the same dtype.
 
     Example:
         >>> diagnose([1.0, 2.0, 4.0], [1000.0, 2000.0, 4000.0]).headline
@@ -242,7 +238,8 @@ def _replace_non_finite(was: Array, now: Array) -> tuple[Array, Array] | None:
 
 def _explain_numbers(noun: str, was: Array, now: Array, scope: Scope, is_cropped: bool) -> Diagnosis | None:
     """Try the causes for labels, images, and other numbers."""
-    if _are_labels(was, now) and (was.ndim > 1 or scope.is_mapping):
+    is_picture = noun == "images" and np.uint8 in (was.dtype, now.dtype)
+    if not is_picture and _are_labels(was, now) and (was.ndim > 1 or scope.is_mapping):
         steps = _prove((numbers.CLASSES, *numbers.POINTWISE), was, now)
         if steps is not None:
             return join_steps("labels" if steps[0].kind == "classes" else "values", steps)
@@ -284,5 +281,5 @@ def _describe_scope(steps: list[Step], suffix: str) -> str:
     """Say how many samples changed, and that this is typical for a random augmentation."""
     if steps[-1].words.endswith(RANDOM):
         return ""
-    is_typical = suffix and any(step.kind in ("flip", "rotation", "shift", "crop", "brightness") for step in steps)
+    is_typical = suffix and any(step.kind in ("flip", "rotation", "shift", "brightness") for step in steps)
     return f"{suffix}: {RANDOM}" if is_typical else suffix

@@ -11,12 +11,7 @@ from pytest_evalmode.lock.causes.cause import Array, Diagnosis, Step, join_steps
 
 
 def compare_order(was: Sequence[Hashable], now: Sequence[Hashable]) -> Diagnosis | None:
-    """Return a diagnosis if samples were reordered, dropped, repeated or added, and nothing else changed.
-
-    Args:
-        was: A key for each locked sample, such as its digest.
-        now: A key for each current sample.
-    """
+    """Return a diagnosis if samples, given by their keys, were reordered, dropped, repeated or added, and no more."""
     index = match_samples(was, now)
     if index is not None:
         return join_steps("samples", order_steps(len(was), index))

@@ -15,12 +15,7 @@ _MIN_VALUES = 8  # distinct values needed for any cause but percent
 
 
 def describe_change(was: object, now: object) -> str | None:
-    """Return what turns the locked outputs into those of this run, or None if that is not recognized.
-
-    Args:
-        was: The locked values: a number, or an array of shape (samples, ...).
-        now: The values of this run at the same places.
-    """
+    """Return what turns the locked outputs into those of this run, or None if that is not recognized."""
     old, new = np.asarray(was), np.asarray(now)
     if old.dtype.kind not in "biuf" or new.dtype.kind not in "biuf" or not old.size or not new.size:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -38,10 +38,7 @@ class Moved(NamedTuple):
 def explain_images(was: Array, now: Array, *, is_cropped: bool = False) -> tuple[str, list[Step]] | None:
     """Return the noun and the steps that reproduce the current images; None if no known cause does.
 
-    Args:
-        was: The locked images: numeric, finite, in any layout that `read_as_images` knows, any range and dtype.
-        now: The current images, likewise; layout, shape and dtype may differ.
-        is_cropped: Whether these are only the centers of the images.
+    Layout, shape and dtype may differ; with `is_cropped`, these are only the centers of the images.
     """
     for layout_steps, old, new in layout.pair_layouts(was, now):
         noun = "images" if old.is_certain or new.is_certain else "inputs"
@@ -78,10 +75,11 @@ def _prove(prover: Callable[[Moved], Iterable[Proof]], reached: Iterable[Moved])
 
 
 def _move(before: Moved, is_cropped: bool) -> Iterator[Moved]:
-    kinds = (moves.try_orders, moves.try_turns, partial(moves.try_places, is_cropped=is_cropped), moves.try_channels)
+    try_shifts = partial(moves.try_shifts, is_cropped=is_cropped)
+    kinds: Sequence[moves.Moves] = (moves.try_orders, moves.try_turns, try_shifts, moves.try_channels)
     for i, try_moves in list(enumerate(kinds, 1))[before.kinds :]:
-        for step, was, now in try_moves(before.was, before.now):
-            yield Moved(was, now, _correlate(was, now), (*before.steps, *step), i)
+        for steps, was, now in try_moves(before.was, before.now):
+            yield Moved(was, now, _correlate(was, now), (*before.steps, *steps), i)
 
 
 def _explain_each(a: Array, b: Array, is_cropped: bool) -> list[Step] | None:

@@ -22,14 +22,7 @@ class ImageBatch(NamedTuple):
 
 
 def read_as_images(array: Array) -> list[ImageBatch]:
-    """Return the layouts in which an array can be read as images, the likeliest first.
-
-    Args:
-        array: A numeric array of any shape, range and dtype.
-
-    Returns:
-        One `ImageBatch` per possible layout; an empty list if the array cannot be images.
-    """
+    """Return the layouts in which a numeric array can be read as images, the likeliest first; maybe none."""
     readings: list[ImageBatch] = []
     shape = array.shape
     if array.ndim == 5:

@@ -1,4 +1,4 @@
-"""Moves of images: the order of samples, flips and rotations, shifts, crops and padding, channels.
+"""Moves of images: the order of samples, flips and rotations, shifts, channels.
 
 All images have shape (samples, channels, rows, columns), any range and dtype. Each function yields the moves that are
 worth trying: the steps, the locked images after them, and the current images that these are compared with.
@@ -6,7 +6,7 @@ worth trying: the steps, the locked images after them, and the current images th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import permutations
 
 import numpy as np
@@ -16,9 +16,10 @@ from pytest_evalmode.lock.causes.images import codings
 from pytest_evalmode.lock.causes.order import order_steps
 
 Move = tuple[list[Step], Array, Array]
+Moves = Callable[[Array, Array], Iterator[Move]]
 
 _SURE = 0.8  # correlation from which an image is found among others
-_MIN_OVERLAP = 0.4  # share of the smaller image
+_MIN_OVERLAP = 0.4  # share of an image
 _MAX_IMAGES = 4  # with which a shift is searched for
 _MAX_OFFSETS = 4
 _MIN_CHANGES = 0.1  # share of pixels that differ from the next; fewer prove nothing
@@ -67,41 +68,27 @@ def try_channels(a: Array, b: Array) -> Iterator[Move]:
                 yield steps, coding.from_levels(coding.to_levels(a)[:, order]).astype(a.dtype), b
 
 
-def try_places(a: Array, b: Array, *, is_cropped: bool = False) -> Iterator[Move]:
-    """Yield shifts, crops and padding by whole pixels; edges may be filled with one value per channel.
+def try_shifts(a: Array, b: Array, *, is_cropped: bool = False) -> Iterator[Move]:
+    """Yield shifts by whole pixels; edges may be filled with one value per channel.
 
-    Args:
-        a: The locked images.
-        b: The current images; rows and columns may differ.
-        is_cropped: Whether these are only the centers of images; what a shift brings in is then not known.
+    With `is_cropped`, these are only the centers of images, so what a shift brings in is not known.
     """
-    if len(a) != len(b) or a.shape[1] != b.shape[1]:
-        return
-    for dy, dx in _likely_offsets(a, b):
-        steps = [_describe_place(a.shape[2:], b.shape[2:], dy, dx)]
-        rows, columns = np.arange(b.shape[2]) + dy, np.arange(b.shape[3]) + dx
-        inside = np.outer((rows >= 0) & (rows < a.shape[2]), (columns >= 0) & (columns < a.shape[3]))
+    for dy, dx in _likely_offsets(a, b) if a.shape == b.shape else ():
+        steps = [Step("shift", f"shifted by {_pixels(-dy, 'down', 'up')} and {_pixels(-dx, 'right', 'left')}")]
+        rows, columns = np.arange(a.shape[2]) + dy, np.arange(a.shape[3]) + dx
+        inside = np.outer((rows >= 0) & (rows < len(rows)), (columns >= 0) & (columns < len(columns)))
         overlap = b[:, :, inside.any(1)][..., inside.any(0)]
-        if not _is_varied(overlap):
-            continue
         moved = a[:, :, rows[inside.any(1)]][..., columns[inside.any(0)]]
         edge = b[:, :, ~inside]
-        if is_cropped or inside.all():
+        if not _is_varied(overlap):
+            continue
+        if is_cropped:
             yield steps, moved, overlap
         elif np.all(edge == edge[:1, :, :1]):
             for fill in (edge[:1, :, :1], 0):
                 filled = np.empty(b.shape, a.dtype)
                 filled[:, :, ~inside], filled[:, :, inside] = fill, moved.reshape(*a.shape[:2], -1)
                 yield steps, filled, b
-
-
-def _describe_place(old: tuple[int, ...], new: tuple[int, ...], dy: int, dx: int) -> Step:
-    (height, width), (rows, columns) = old, new
-    if old == new:
-        return Step("shift", f"shifted by {_pixels(-dy, 'down', 'up')} and {_pixels(-dx, 'right', 'left')}")
-    if dy <= 0 and dx <= 0 and rows - height >= -dy and columns - width >= -dx:
-        return Step("padding", f"padded to {rows}x{columns} from {height}x{width}")
-    return Step("crop", f"cropped to {rows}x{columns} from {height}x{width}, at row {dy}, column {dx}")
 
 
 def _pixels(n: int, positive: str, negative: str) -> str:
@@ -116,15 +103,11 @@ def _is_varied(part: Array) -> bool:
 def _likely_offsets(a: Array, b: Array) -> list[tuple[int, int]]:
     """Return a few offsets of the current images in the locked ones, by phase correlation."""
     x, y = (np.asarray(each[:_MAX_IMAGES], float).mean(1) for each in (a, b))
-    size = tuple(m + n for m, n in zip(x.shape[1:], y.shape[1:], strict=True))
+    size = (2 * x.shape[1], 2 * x.shape[2])
     spectrum = np.fft.rfft2(x - x.mean(), size) * np.conj(np.fft.rfft2(y - y.mean(), size))
-    correlation = np.abs(np.fft.irfft2((spectrum / (np.abs(spectrum) + 1e-12)).sum(0), size))
-    offsets = []
-    for at in np.argsort(-correlation, axis=None)[: 4 * _MAX_OFFSETS]:
-        i, j = divmod(int(at), size[1])
-        offset = (i - size[0] * (i >= x.shape[1]), j - size[1] * (j >= x.shape[2]))
-        overlap = [min(n, m - by) - max(0, -by) for m, n, by in zip(x.shape[1:], y.shape[1:], offset, strict=True)]
-        is_enough = min(overlap) > 2 and np.prod(overlap) >= _MIN_OVERLAP * min(x[0].size, y[0].size)
-        if is_enough and (offset != (0, 0) or a.shape != b.shape):
-            offsets.append(offset)
-    return offsets[:_MAX_OFFSETS]
+    correlation = np.fft.fftshift(np.abs(np.fft.irfft2((spectrum / (np.abs(spectrum) + 1e-12)).sum(0), size)))
+    rows, columns = np.indices(size) - np.reshape(x.shape[1:], (2, 1, 1))
+    overlap = (x.shape[1] - np.abs(rows)) * (x.shape[2] - np.abs(columns))
+    correlation[(overlap < _MIN_OVERLAP * x[0].size) | ((rows == 0) & (columns == 0))] = 0
+    best = np.argsort(-correlation, axis=None)[:_MAX_OFFSETS]
+    return [(int(rows.flat[at]), int(columns.flat[at])) for at in best]

@@ -38,11 +38,7 @@ def strip_padding(ids: Array, padding_id: int | None) -> list[tuple[int, ...]]:
 def describe_padding(was: Array, now: Array, ids: tuple[int | None, int | None], *, changed: bool) -> list[Step] | None:
     """Return a step if the padding id, side or length changed, else no step; None if rows are padded on both sides.
 
-    Args:
-        was: The locked token ids or mask, of shape (texts, tokens).
-        now: The current ones; both sizes may differ.
-        ids: The locked and the current padding id, as far as known.
-        changed: Whether the texts changed too; a different length is then not reported.
+    With `changed`, the texts changed too; another length is then not reported.
     """
     a, b = ids
     old, new = _side(was, a), _side(now, b)

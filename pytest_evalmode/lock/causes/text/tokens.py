@@ -146,10 +146,9 @@ def _find_prompt(old: Rows, new: Rows) -> Step | None:
 
 
 def find_affix(old: list[Any], new: list[Any]) -> tuple[Any, bool, bool] | None:
-    """Return what all current texts have before or after the locked ones, or the reverse.
+    """Return what all current texts have before or after the locked ones, or the reverse; None if there is nothing.
 
-    Returns:
-        The affix, whether it is new, and whether it is at the start; None if there is none.
+    With it come whether it is new, and whether it is at the start.
     """
     for longer, shorter in ((new, old), (old, new)):
         pairs = list(zip(longer, shorter, strict=True))

@@ -72,7 +72,7 @@ FAULTS: dict[str, tuple[Array, Array, str, str]] = {
         holes(),
         np.nan_to_num(holes(), nan=3.0),
         "missing",
-        "replaced where they were NaN or infinite (7 places, by 3)",
+        "replaced where they were NaN or infinite (7 places)",
     ),
     "missing": (TABLE, holes(), "missing", "set to NaN or infinity in 7 places"),
     "classes": (LABELS, (LABELS * 3) % 10, "classes", "renumbered in 8 classes (1 -> 3,"),

@@ -18,7 +18,6 @@ from pytest_evalmode.lock.causes.cause import (
     describe_unrecognized,
     difference,
     format_indices,
-    format_numbers,
     join_steps,
 )
 from pytest_evalmode.lock.causes.images.explain import explain_images
@@ -221,9 +220,7 @@ def _find_non_finite(was: Array, now: Array) -> Iterator[Step]:
     if after.any():
         yield Step("missing", f"set to NaN or infinity in {places}")
     else:
-        values = np.unique(now[either])
-        by = f", by {format_numbers(values)}" if len(values) == 1 else ""
-        yield Step("missing", f"replaced where they were NaN or infinite ({places}{by})")
+        yield Step("missing", f"replaced where they were NaN or infinite ({places})")
 
 
 def _replace_non_finite(was: Array, now: Array) -> tuple[Array, Array] | None:

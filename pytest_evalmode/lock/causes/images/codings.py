@@ -143,15 +143,15 @@ def _describe_recoding(a: Array, b: Array, recoding: tuple[Coding | None, Coding
         return step
     before, after = (next(iter(codings_of(each)), None) for each in (a, b))
     was_centered, is_centered = _is_centered(a), _is_centered(b)
+    if after is not None and after.family != "normalized" and was_centered and not is_centered:
+        statistics = _mean_and_std(after.scale / scale, (after.shift - shift) / scale)
+        return Step("not normalised", f"not normalized ({statistics})")
     if before is not None and (before.family != "normalized" or has_levels(before, a)):
         statistics = _mean_and_std(scale * before.scale, shift + scale * before.shift)
         if before.family == "normalized":
             return Step("other statistics", f"normalized with other statistics ({statistics}, not {before.name})")
         if is_centered:
             return Step("normalised", f"normalized ({statistics}){NOT_BEFORE}")
-    if after is not None and after.family != "normalized" and was_centered and not is_centered:
-        statistics = _mean_and_std(after.scale / scale, (after.shift - shift) / scale)
-        return Step("not normalised", f"not normalized ({statistics})")
     words = f"scaled by {format_numbers(scale)}"
     if np.abs(shift).max() > 1e-6 * np.abs(b).max():
         words += f" and shifted by {format_numbers(shift)}"

@@ -60,15 +60,12 @@ class RunningLock:
     def __init__(self, test_file: Path, test: str, *, update: bool) -> None:
         self._path = lock_path(test_file, test)
         self._update = update
-        stored = None
+        self._stored = StoredLock(test)
         try:
-            stored = read_lock(self._path, test)
+            self._stored = read_lock(self._path, test) or self._stored
         except LockError as error:
             if not update or isinstance(error, NewerVersionError):  # others are replaced by the update
                 raise
-        self._is_new = stored is None
-        self._stored: Mapping[str, Mapping[str, Entry]] = {} if stored is None else stored.entries
-        self._digest = "" if stored is None else stored.samples
         self._samples: Arrays = {}
         self._problem = ""
         """Why the stored samples cannot be used."""
@@ -106,7 +103,7 @@ class RunningLock:
         """Add a batch to the inputs or outputs of a name; they are compared when the test ends."""
         batches = self._batches.get((kind, name))
         if batches is None:
-            entry, locked = self._stored.get(kind, {}).get(name), {}
+            entry, locked = self._stored.entries.get(kind, {}).get(name), {}
             with self._lenient():
                 locked = {} if entry is None else parse_arrays(entry, f"{self._path}: {kind} {name!r}")
             batches = NamedBatches(kind, name, find_site(), tolerance, batch, self._budget, locked, self._update)
@@ -153,7 +150,7 @@ class RunningLock:
                 self._new.setdefault(kind, {})[name] = batches.entry()
         if self._update:
             return []
-        renamed = self._find_renamed(current_tests()) if self._is_new and finished else ""
+        renamed = self._find_renamed(current_tests()) if finished and not self._stored.entries else ""
         # Wrong outputs often follow from a changed model or input, so their message names the state of these.
         other_states = _describe_states(self._used)
         changes = []
@@ -197,7 +194,7 @@ class RunningLock:
     def _load_samples(self, kind: str, name: str) -> Arrays:
         """Return the stored samples of an entry by path; none, and a reason in the message, if they cannot be used."""
         try:
-            stored = self._samples = self._samples or unpack(read_samples(self._path, self._digest))
+            stored = self._samples = self._samples or unpack(read_samples(self._path, self._stored.samples))
         except LockError as error:
             self._problem = str(error)
             return {}
@@ -207,7 +204,7 @@ class RunningLock:
     def _stored_entry(self, kind: str, name: str, at: Site | None) -> Entry | None:
         """Return the stored entry of a name; if there is none, report that once."""
         self._used.setdefault((kind, name), "matches")
-        entry = self._stored.get(kind, {}).get(name)
+        entry = self._stored.entries.get(kind, {}).get(name)
         if entry is None and self._used[kind, name] == "matches":
             headline = f"{kind} {name!r} is not locked yet: run pytest --evalmode-update-lock"
             finding = f"{self._path.name} has no entry for it"

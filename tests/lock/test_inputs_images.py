@@ -135,11 +135,6 @@ FAULTS: dict[str, Fault] = {
         {"not normalised", "rounding"},
         lambda s: (s.normalized(), bfloat16(to_unit_range(s.images))),
     ),
-    "reversed, other statistics": (
-        {"reordered", "other statistics"},
-        lambda s: (s.normalized(), normalize(s.images[::-1], HALF)),
-    ),
-    "dropped, not normalized": ({"dropped", "not normalised"}, lambda s: (s.normalized(), to_unit_range(s.images[1:]))),
     "shifted, 0..255": (
         {"shift", "range"},
         lambda s: (to_unit_range(s.images), shifted(to_unit_range(s.images)) * 255),
@@ -148,7 +143,6 @@ FAULTS: dict[str, Fault] = {
         {"jpeg", "other statistics"},
         lambda s: (s.normalized(), normalize(jpeg(s.images), HALF)),
     ),
-    "JPEG, reversed": ({"jpeg", "reordered"}, lambda s: (s.normalized(), s.normalized(jpeg(s.images)[::-1]))),
 }
 
 
@@ -213,10 +207,6 @@ PHOTOGRAPHS: dict[str, Fault] = {
         lambda s: (s.normalized(), s.normalized(scaled(s.images, 219 / 255, 16))),
     ),
     "contrast": ({"brightness"}, lambda s: (s.images, scaled(s.images, 1.3, -40))),
-    "BGR and reversed": (
-        {"channels", "reordered"},
-        lambda s: (s.normalized(), s.normalized(s.images[::-1, ..., ::-1])),
-    ),
 }
 
 

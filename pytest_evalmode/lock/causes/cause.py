@@ -128,8 +128,3 @@ def format_numbers(values: npt.ArrayLike) -> str:
         return f"{flat[0]:.4g}"
     shown = [f"{each:.4g}" for each in flat[:4]] + ["..."] * (len(flat) > 4)
     return f"({', '.join(shown)})"
-
-
-def format_indices(indices: Sequence[int]) -> str:
-    """Format the first few indices: `0, 3, 6, ...`."""
-    return ", ".join(map(str, indices[:5])) + (", ..." if len(indices) > 5 else "")

@@ -17,7 +17,6 @@ from pytest_evalmode.lock.causes.cause import (
     Step,
     describe_unrecognized,
     difference,
-    format_indices,
     join_steps,
 )
 from pytest_evalmode.lock.causes.images.explain import explain_images
@@ -158,7 +157,7 @@ def _explain_order(was: Array, now: Array, scope: Scope) -> Diagnosis | None:
 def _describe_others(scope: Scope, noun: str) -> Diagnosis:
     """Describe a difference that is only in samples that are not stored."""
     changed = scope.changed or []
-    where = f"{len(changed)} of {scope.counts[0]} samples ({format_indices(changed)})" if changed else "samples"
+    where = f"{len(changed)} of {scope.counts[0]} samples (first: sample {changed[0]})" if changed else "samples"
     if scope.counts[0] != scope.counts[1]:
         where = f"{scope.counts[1]} samples, not {scope.counts[0]}"
     return Diagnosis(f"{noun} differ, cause not recognized: {where}, of which none is stored", (), {})

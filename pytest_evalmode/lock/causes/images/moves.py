@@ -1,4 +1,4 @@
-"""Moves of images: the order of samples, flips and rotations, shifts, channels.
+"""Moves of images: flips and rotations, shifts, channels.
 
 All images have shape (samples, channels, rows, columns), any range and dtype. Each function yields the moves that are
 worth trying: the steps, the locked images after them, and the current images that these are compared with.
@@ -13,12 +13,10 @@ import numpy as np
 
 from pytest_evalmode.lock.causes.cause import Array, Step
 from pytest_evalmode.lock.causes.images import codings
-from pytest_evalmode.lock.causes.order import order_steps
 
 Move = tuple[list[Step], Array, Array]
 Moves = Callable[[Array, Array], Iterator[Move]]
 
-_SURE = 0.8  # correlation from which an image is found among others
 _MIN_OVERLAP = 0.4  # share of an image
 _MAX_IMAGES = 4  # with which a shift is searched for
 _MAX_OFFSETS = 4
@@ -33,21 +31,6 @@ _TURNS: tuple[tuple[str, str, bool, tuple[int, ...]], ...] = (
     ("rotation", "rotated by 90 degrees to the right", True, (3,)),
     ("rotation", "transposed (rows and columns swapped)", True, ()),
 )
-
-
-def try_orders(a: Array, b: Array) -> Iterator[Move]:
-    """Find each current image among the locked ones, regardless of brightness, contrast and channel order."""
-    if a.shape[2:] == b.shape[2:] and max(len(a), len(b)) > 1:
-        correlation = _standardized(b) @ _standardized(a).T
-        index = correlation.argmax(1).tolist()
-        if correlation.max(1).min() > _SURE and index != list(range(len(a))):
-            yield order_steps(len(a), index), a[index], b
-
-
-def _standardized(images: Array) -> Array:
-    flat = np.asarray(images, float).mean(1).reshape(len(images), -1)
-    flat = flat - flat.mean(1, keepdims=True)
-    return np.asarray(flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-12))
 
 
 def try_turns(a: Array, b: Array) -> Iterator[Move]:

@@ -388,18 +388,6 @@ def test_an_update_says_what_changed(pytester: pytest.Pytester, change: Callable
     second.fnmatch_lines(["test_it.py::test_guarded: changed model 'net': *fc.weight*; changed outputs 'logits': *"])
 
 
-def test_files_of_the_earlier_version_are_replaced_by_an_update_of_the_whole_suite(pytester: pytest.Pytester) -> None:
-    folder = pytester.path / "__evalmode__"
-    folder.mkdir()
-    (folder / "test_it.lock.json").write_text('{"schema": 1, "tests": {}}')
-    (folder / "test_it.0.safetensors").write_bytes(b"")
-    suites.write(pytester, LOCKS)
-    suites.run(pytester).stdout.fnmatch_lines(["*test_it.lock.json has the format of an earlier version: run pytest *"])
-    update(pytester)
-    assert all(path.is_dir() for path in folder.iterdir())
-    suites.run(pytester).assert_outcomes(passed=2)
-
-
 def test_an_update_warns_of_files_that_git_ignores(pytester: pytest.Pytester) -> None:
     pytester.run("git", "init", "-q")
     (pytester.path / ".gitignore").write_text("*.safetensors\n")

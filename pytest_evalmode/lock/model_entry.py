@@ -141,11 +141,11 @@ def is_known_to_match(entry: Entry, model: nn.Module, fingerprints: Mapping[str,
 def sample_values(contents: ModelContents, max_bytes: int) -> dict[str, Array]:
     """Return a few values of each tensor by name, on the finest grid that fits in `max_bytes`."""
     for side in _GRIDS:
-        if sum(_grid_bytes(tensor, side) for tensor in contents.tensors.values()) <= max_bytes:
-            grids = (
-                (name, sample_grid(tensor, *_grid_size(tensor, side))) for name, tensor in contents.tensors.items()
-            )
-            return {name: values for name, values in grids if values is not None}
+        sizes = {name: (side, side) if each.dim() > 1 else (1, 4 * side) for name, each in contents.tensors.items()}
+        grids = {name: sample_grid(each, *sizes[name]) for name, each in contents.tensors.items()}
+        sampled = {name: values for name, values in grids.items() if values is not None}
+        if sum(values.nbytes for values in sampled.values()) <= max_bytes:
+            return sampled
     return {}
 
 
@@ -170,10 +170,6 @@ def sample_grid(tensor: Tensor, rows: int, columns: int) -> Array | None:
             return array
         except (RuntimeError, NotImplementedError, TypeError, AttributeError):  # a subclass without readable values
             return None
-
-
-def _grid_size(tensor: Tensor, side: int) -> tuple[int, int]:
-    return (side, side) if tensor.dim() > 1 else (1, side * 4)
 
 
 def compute_unordered_digest(tensor: Tensor) -> str:
@@ -255,10 +251,3 @@ def spaced(size: int, most: int) -> list[int]:
     if size <= most:
         return list(range(size))
     return [i * (size - 1) // (most - 1) if most > 1 else 0 for i in range(most)]
-
-
-def _grid_bytes(tensor: Tensor, side: int) -> int:
-    rows, columns = _grid_size(tensor, side)
-    first = tensor.shape[0] if tensor.dim() > 1 else 1
-    width = 4 if tensor.is_floating_point() else 8
-    return min(first, rows) * min(tensor.numel() // max(first, 1), columns) * width

@@ -37,40 +37,32 @@ class Levels:
 
 
 def find_quantized(diff: Differences) -> Cause | None:
-    """Find weights that are stored in a quantized dtype."""
+    """Find weights that are stored in a quantized dtype, and the scales and zero points beside them."""
     tensors = diff.contents.tensors
-    narrow = [n for n, each in diff.changed.items() if each.was.dtype in FLOAT_DTYPES and _is_quantized(each.tensor)]
-    companions = [
-        name
-        for name in diff.added
-        if _is_quantized(tensors[name]) or name.endswith((".scale", ".zero_point")) or PACKED_PARAMS in name
-    ]
-    packed = [name for name in companions if _is_quantized(tensors[name])]
+    narrow = [name for name, each in diff.changed.items() if each.was.dtype in FLOAT_DTYPES and _is_narrow(each.tensor)]
+    packed = [name for name in diff.added if _is_narrow(tensors[name])]
     if not narrow and not packed:
         return None
-    owners = {
-        name.partition(f".{PACKED_PARAMS}")[0] if PACKED_PARAMS in name else owner_of(name) for name in companions
-    }
+    owners = {owner_of(name).partition(f".{PACKED_PARAMS}")[0] for name in (*narrow, *packed)}
     dtypes = {_dtype_name(tensors[name]) for name in (*(diff.current_names[name] for name in narrow), *packed)}
     diff.mark_explained(narrow)
     diff.missing = [name for name in diff.missing if owner_of(name) not in owners]
-    diff.added = [name for name in diff.added if owner_of(name) not in owners and name not in companions]
-    count = len(narrow) or len(packed)
-    words = f"quantized: {plural(count, 'weight')} in {', '.join(sorted(dtypes))}"
-    return Cause("quantised", words, tuple(narrow or packed))
+    diff.added = [name for name in diff.added if owner_of(name).partition(f".{PACKED_PARAMS}")[0] not in owners]
+    weights = narrow or packed
+    words = f"quantized: {plural(len(weights), 'weight')} in {', '.join(sorted(dtypes))}"
+    return Cause("quantised", words, tuple(weights))
 
 
-def _is_quantized(tensor: Tensor) -> bool:
-    if tensor.is_quantized or type(tensor).__module__.startswith(("torchao.", "bitsandbytes.")):
-        return True
-    return tensor.dim() > 0 and _dtype_name(tensor).startswith(_NARROW)
+def _is_narrow(tensor: Tensor) -> bool:
+    return tensor.is_quantized or _is_library(tensor) or (tensor.dim() > 0 and _dtype_name(tensor).startswith(_NARROW))
+
+
+def _is_library(tensor: Tensor) -> bool:
+    return type(tensor).__module__.startswith(("torchao.", "bitsandbytes."))
 
 
 def _dtype_name(tensor: Tensor) -> str:
-    kind = type(tensor)
-    if kind.__module__.startswith(("torchao.", "bitsandbytes.")):
-        return kind.__name__
-    return str(tensor.dtype).removeprefix("torch.")
+    return type(tensor).__name__ if _is_library(tensor) else str(tensor.dtype).removeprefix("torch.")
 
 
 def find_levels(tensor: ChangedTensor) -> Levels | None:

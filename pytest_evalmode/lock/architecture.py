@@ -6,8 +6,6 @@ forward assigns is state, such as a counter or a cache, and not a setting.
 
 from __future__ import annotations
 
-import dis
-import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,12 +16,12 @@ from functools import partial
 from itertools import product
 from math import prod
 from numbers import Real
-from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.fx import GraphModule
 from torch.jit import ScriptModule
 
+from pytest_evalmode.lock.preprocessing.changed_names import changed_attributes
 from pytest_evalmode.observe import modules
 
 _MAX_MODULES = 1 << 17
@@ -134,16 +132,19 @@ def _describe(module: nn.Module) -> str:
     name = modules.type_name(module)
     if isinstance(module, ScriptModule | GraphModule):
         return name
-    settings = _read_settings(vars(module), _find_assigned_by_forward(type(module)))
+    settings = _read_settings(module)
     if not modules.python_module(type(module).extra_repr).startswith("torch."):  # torch prints attributes only
         with suppress(Exception):  # the user's own code
             settings = dict(_SETTING.findall(module.extra_repr())) | settings
     return f"{name}({', '.join(f'{setting}={value}' for setting, value in sorted(settings.items()))})"
 
 
-def _read_settings(attributes: Mapping[str, object], skip: frozenset[str]) -> dict[str, str]:
-    names = [name for name in attributes if not name.startswith("_") and name not in _NOT_SETTINGS and name not in skip]
-    shown = {name: _show(attributes[name]) for name in names if not _POSITION.fullmatch(name)}
+def _read_settings(module: nn.Module) -> dict[str, str]:
+    skip = _NOT_SETTINGS
+    if not modules.python_module(type(module)).startswith("torch.nn."):
+        skip = skip | changed_attributes(type(module))
+    names = [name for name in vars(module) if not name.startswith("_") and name not in skip]
+    shown = {name: _show(vars(module)[name]) for name in names if not _POSITION.fullmatch(name)}
     return {name: value for name, value in shown.items() if value is not None}
 
 
@@ -166,24 +167,3 @@ def _show(value: object) -> str | None:
         return f"{_show(value.func)}{_show([*value.args, *sorted(value.keywords.items())])}"
     name = getattr(value, "__name__", None) if callable(value) else None
     return name if isinstance(name, str) and name.isidentifier() else None
-
-
-_assigned_by_forward: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
-
-
-def _find_assigned_by_forward(cls: type) -> frozenset[str]:
-    """Return the attributes that the forward of a class assigns, itself or in the methods that it calls."""
-    if modules.python_module(cls).startswith("torch.nn."):
-        return frozenset()
-    if cls not in _assigned_by_forward:
-        methods, assigned = ["forward"], set()
-        for method in methods:
-            code = getattr(inspect.unwrap(getattr(cls, method)), "__code__", None)
-            for step in dis.get_instructions(code) if code is not None else ():
-                if step.opname == "STORE_ATTR":
-                    assigned.add(str(step.argval))
-                elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval not in methods:
-                    is_own = not hasattr(nn.Module, step.argval) and inspect.isfunction(getattr(cls, step.argval, None))
-                    methods += [step.argval] * is_own
-        _assigned_by_forward[cls] = frozenset(assigned)
-    return _assigned_by_forward[cls]

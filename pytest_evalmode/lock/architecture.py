@@ -1,4 +1,4 @@
-"""The architecture of a model: the type and the settings of each module, one line for repeated layers.
+"""The architecture of a model: the type and the settings of each module.
 
 Settings are the plain public attributes of a module, and what its `extra_repr()` prints besides. An attribute that the
 forward assigns is state, such as a counter or a cache, and not a setting.
@@ -13,8 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from itertools import product
-from math import prod
 from numbers import Real
 
 from torch import nn
@@ -24,12 +22,10 @@ from torch.jit import ScriptModule
 from pytest_evalmode.lock.preprocessing.changed_names import changed_attributes
 from pytest_evalmode.observe import modules
 
-_MAX_MODULES = 1 << 17
 _NOT_SETTINGS = frozenset("training inplace name_or_path gradient_checkpointing dtype".split())
 _POSITION = re.compile(r"(layer|block|stage|depth)_?(idx|id|index|number)?")
 """Attributes that count the layers of a stack; they would make each layer differ from the next."""
 _TEXT = re.compile(r"[\w .+-]{0,40}")
-_RANGE = re.compile(r"(\d{1,9})-(\d{1,9})")
 _LINE = re.compile(r"([^()]*)\((.*)\)", re.DOTALL)
 _SETTING = re.compile(r"(\w+)=((?:[^,()]|\([^()]*(?:\([^()]*\)[^()]*)*\))*)(?:, |$)")
 
@@ -49,58 +45,19 @@ class ModuleChange:
 
 
 def describe_architecture(model: nn.Module) -> dict[str, str]:
-    """Return the type and settings of each module, by path: `{"layer.0-11.norm": "LayerNorm(eps=1e-12)"}`.
+    """Return the type and settings of each module, by path: `{"layer.0.norm": "LayerNorm(eps=1e-12)"}`.
 
-    Consecutive equal layers share a line. The result is empty for a scripted, traced or exported model: its modules are
-    not those that the user wrote.
+    The result is empty for a scripted, traced or exported model: its modules are not those that the user wrote.
     """
     if isinstance(model, ScriptModule | GraphModule):
         return {}
-    lines = {path: _describe(part) for path, part in modules.walk(model)}
-    children: dict[str, list[str]] = {path: [] for path in lines}
-    for path in lines:
-        parent, _, name = path.rpartition(".")
-        if path and parent in children:
-            children[parent].append(name)
-    folded: dict[str, dict[str, str]] = {}
-    for path in reversed(lines):  # a module comes before its submodules
-        parts = [(name, folded.pop(f"{path}.{name}" if path else name)) for name in children[path]]
-        folded[path] = {"": lines[path], **_fold(parts)}
-    return folded[""]
+    return {path: _describe(part) for path, part in modules.walk(model)}
 
 
-def _fold(parts: list[tuple[str, dict[str, str]]]) -> dict[str, str]:
-    """Return the lines of the submodules of one module; those of consecutive equal ones only once."""
-    runs: list[tuple[str, str, dict[str, str]]] = []
-    for name, lines in parts:
-        if runs and runs[-1][2] == lines and runs[-1][1].isdecimal() and name == str(int(runs[-1][1]) + 1):
-            runs[-1] = (runs[-1][0], name, lines)
-        else:
-            runs.append((name, name, lines))
-    folded: dict[str, str] = {}
-    for first, last, lines in runs:
-        name = first if first == last else f"{first}-{last}"
-        folded |= {f"{name}.{inner}" if inner else name: line for inner, line in lines.items()}
-    return folded
-
-
-def expand(lines: Mapping[str, str]) -> dict[str, str]:
-    """Return the lines of an architecture with one path per module; raise ValueError if there are far too many."""
-    expanded: dict[str, str] = {}
-    for path, line in lines.items():
-        ranges = [_RANGE.fullmatch(name) or name for name in path.split(".")]
-        names = [[each] if isinstance(each, str) else range(int(each[1]), int(each[2]) + 1) for each in ranges]
-        if prod(map(len, names)) + len(expanded) > _MAX_MODULES:
-            raise ValueError(path)
-        expanded |= {".".join(map(str, parts)): line for parts in product(*names)}
-    return expanded
-
-
-def find_module_changes(was: Mapping[str, str], now: Mapping[str, str]) -> list[ModuleChange]:
+def find_module_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[ModuleChange]:
     """Return how two architectures differ; nothing if one is empty, that is unknown."""
-    if not was or not now or was == now:
+    if not old or not new:
         return []
-    old, new = expand(was), expand(now)
     changes = []
     for path in [*old, *(path for path in new if path not in old)]:
         if path not in new or path not in old:

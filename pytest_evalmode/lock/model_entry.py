@@ -7,8 +7,9 @@ shows that the tensors still match; the records and values are only needed for a
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from xxhash import xxh3_128_hexdigest
 
-from pytest_evalmode.lock.architecture import describe_architecture, expand, find_module_changes
+from pytest_evalmode.lock.architecture import describe_architecture, find_module_changes
 from pytest_evalmode.lock.lock_file import Entry, LockError
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.state import snapshot
@@ -79,60 +80,66 @@ def read_contents(model: nn.Module, fingerprints: Mapping[str, Fingerprint] | No
         fingerprints = read_fingerprints(model)
     with undisturbed():
         records = {name: _record(name, tensor, fingerprints[name]) for name, tensor in tensors.items()}
-    lines = {name: f"{record.dtype} {record.shape} {record.digest}" for name, record in records.items()}
-    return ModelContents(modules.type_name(model), describe_architecture(model), records, tensors, _digest_of(lines))
+    digest = _digest_of({name: str(record) for name, record in records.items()})
+    return ModelContents(modules.type_name(model), describe_architecture(model), records, tensors, digest)
 
 
 def build_entry(contents: ModelContents) -> Entry:
     """Return the lock entry of a model."""
-    tensors = {}
     with undisturbed():
-        for name, record in contents.records.items():
-            unordered = compute_unordered_digest(contents.tensors[name])
-            tensors[name] = str(TensorRecord(record.dtype, record.shape, record.digest, unordered))
+        unordered = {name: compute_unordered_digest(tensor) for name, tensor in contents.tensors.items()}
+    records = contents.records.items()
     return {
         "type": contents.type,
         "digest": contents.digest,
-        "architecture": dict(contents.architecture),
-        "tensors": tensors,
+        "architecture": _group(contents.architecture),
+        "tensors": {name: str(replace(record, unordered_digest=unordered[name])) for name, record in records},
     }
+
+
+def _group(architecture: Mapping[str, str]) -> dict[str, str]:
+    """Return the paths of the modules with the same type and settings, by these, which takes one line for all."""
+    paths = defaultdict(list)
+    for path, line in architecture.items():
+        paths[line].append(path)
+    return {line: " ".join(each) for line, each in paths.items()}
 
 
 def parse_records(entry: Entry, where: str) -> dict[str, TensorRecord]:
     """Return the tensor records of an entry; raise LockError, naming the entry by `where`, if one is invalid."""
-    tensors = entry.get("tensors")
+    tensors, records = entry.get("tensors"), {}
     if not isinstance(tensors, dict):
         raise LockError(f"{where} has no tensors; {_REMEDY}")
-    return {name: _parse_record(name, line, where) for name, line in tensors.items()}
+    for name, line in tensors.items():
+        match = _RECORD.fullmatch(line) if isinstance(line, str) else None
+        if match is None:
+            raise LockError(f"{where}: {name}: invalid tensor record {line!r:.80}; {_REMEDY}")
+        dtype, shape, digest, unordered_digest = match.groups()
+        sizes = tuple(int(size) for size in re.findall(r"\d{1,18}", shape))
+        records[name] = TensorRecord(dtype, sizes, digest, unordered_digest or "")
+    return records
 
 
 def parse_architecture(entry: Entry, where: str) -> dict[str, str]:
     """Return the architecture of an entry; raise LockError, naming the entry by `where`, if it is invalid."""
-    lines = entry.get("architecture")
-    try:
-        if isinstance(lines, dict) and all(isinstance(line, str) for line in lines.values()):
-            expand(lines)
-            return lines
-    except ValueError:  # too many modules
-        pass
-    raise LockError(f"{where} has no valid architecture; {_REMEDY}")
+    groups = entry.get("architecture")
+    if not isinstance(groups, dict) or not all(isinstance(paths, str) for paths in groups.values()):
+        raise LockError(f"{where} has no valid architecture; {_REMEDY}")
+    return {path: line for line, paths in groups.items() for path in paths.split(" ")}
 
 
 def matches(entry: Entry, contents: ModelContents) -> bool:
     """Return whether a model still has the locked tensors and architecture."""
-    return bool(entry.get("digest") == contents.digest) and _has_architecture(entry, contents.architecture)
-
-
-def _has_architecture(entry: Entry, now: Mapping[str, str]) -> bool:
-    was = entry.get("architecture")
-    return was == now or not find_module_changes(parse_architecture(entry, "the model"), now)
+    if entry.get("digest") != contents.digest:
+        return False
+    return not find_module_changes(parse_architecture(entry, "the model"), contents.architecture)
 
 
 def is_known_to_match(entry: Entry, model: nn.Module, fingerprints: Mapping[str, Fingerprint]) -> bool:
     """Return whether fingerprints alone prove that a model matches; its tensors are not read again."""
     if not all(map(_is_in_order, fingerprints.values())):
         return False
-    if entry.get("architecture") != describe_architecture(modules.unwrap(model)):
+    if entry.get("architecture") != _group(describe_architecture(modules.unwrap(model))):
         return False
     lines = {name: f"{_dtype_name(read[1])} {tuple(read[0])} {_hex(read)}" for name, read in fingerprints.items()}
     return bool(entry.get("digest") == _digest_of(lines))
@@ -235,15 +242,6 @@ def _hex(read: Fingerprint) -> str:
 
 def _digest_of(lines: Mapping[str, str]) -> str:
     return xxh3_128_hexdigest("\n".join([f"{name} {lines[name]}" for name in sorted(lines)]).encode())
-
-
-def _parse_record(name: str, line: object, where: str) -> TensorRecord:
-    match = _RECORD.fullmatch(line) if isinstance(line, str) else None
-    if match is None:
-        raise LockError(f"{where}: {name}: invalid tensor record {line!r:.80}; {_REMEDY}")
-    dtype, shape, digest, unordered_digest = match.groups()
-    sizes = tuple(int(size) for size in re.findall(r"\d{1,18}", shape))
-    return TensorRecord(dtype, sizes, digest, unordered_digest or "")
 
 
 def spaced(size: int, most: int) -> list[int]:

@@ -26,7 +26,6 @@ _MAX_NAMES = 10
 # The order matters: what all values prove comes first, and what needs fewer parameters before what needs more.
 _CHECKS: tuple[Callable[[Differences], Cause | list[Cause] | None], ...] = (
     quantization.find_quantized,
-    adapters.find_folded_norms,
     adapters.find_adapter,
     tensor_causes.find_dtype_change,
     loading.find_not_finite,

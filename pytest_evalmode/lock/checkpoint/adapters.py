@@ -1,4 +1,4 @@
-"""Causes that add something to weights or merge modules into them: LoRA adapters and folded batch norms."""
+"""Adapters that were added, merged into weights or taken out of them."""
 
 from __future__ import annotations
 
@@ -7,74 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_evalmode.lock.causes.cause import Step
-from pytest_evalmode.lock.checkpoint.differences import (
-    RUNNING_STATISTICS,
-    Cause,
-    ChangedTensor,
-    Differences,
-    owner_of,
-)
-from pytest_evalmode.lock.model_entry import sample_grid, spaced
+from pytest_evalmode.lock.checkpoint.differences import Cause, ChangedTensor, Differences, owner_of
+from pytest_evalmode.lock.model_entry import sample_grid
 from pytest_evalmode.rules.wording import plural
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
-
-_EPS = (1e-5, 1e-3, 1e-6, 1e-4, 1e-12, 0.0)
-_MIN_COLUMNS = 8
-
-
-def factors_of_rows(was: Array, now: Array) -> Array | None:
-    """Return the factor of each row, as a column; None if the rows are too few or too short to show one."""
-    if was.shape[0] < 2 or was.shape[1] < _MIN_COLUMNS or not np.isfinite(now).all():
-        return None
-    squares = (was**2).sum(1, keepdims=True)
-    if np.any(squares == 0) or not np.isfinite(squares).all():
-        return None
-    factors: Array = (was * now).sum(1, keepdims=True) / squares
-    return factors if np.all(factors != 0) else None
-
-
-def find_folded_norms(diff: Differences) -> Cause | None:
-    """Find missing batch norms that were folded into the layers before them.
-
-    Each row of such a layer is multiplied by `weight / sqrt(running_var + eps)` of the norm.
-    """
-    norms = [owner_of(name) for name in diff.missing if name.endswith(".running_var")]
-    found: dict[str, str] = {}
-    for name, tensor in diff.changed.items() if norms else ():
-        factors = factors_of_rows(*tensor.values) if tensor.values is not None else None
-        if factors is not None and _close(tensor.values[0] * factors, tensor.values[1], 1e-4):  # type: ignore[index]
-            at = dict(zip(spaced(tensor.was.shape[0], len(factors)), factors[:, 0], strict=True))
-            norm = next((norm for norm in norms if norm not in found.values() and _gives(diff, norm, at)), None)
-            found |= {} if norm is None else {name: norm}
-    if not found:
-        return None
-    layers, gone = {owner_of(name) for name in found}, set(found.values())
-    biases = [name for name in (*diff.changed, *diff.added) if name.endswith("bias") and owner_of(name) in layers]
-    parts = ("weight", "bias", *RUNNING_STATISTICS)
-    diff.mark_explained([*found, *biases])
-    diff.missing = [name for name in diff.missing if owner_of(name) not in gone or name.split(".")[-1] not in parts]
-    diff.added = [name for name in diff.added if name not in biases]
-    return Cause("folded", f"{plural(len(found), 'batch norm')} folded into the preceding layers", tuple(found))
-
-
-def _gives(diff: Differences, norm: str, factors: dict[int, float]) -> bool:
-    """Return whether a norm explains the factors of the rows that were sampled of both."""
-    weight, variance = (diff.samples.get(f"{norm}.{part}") for part in ("weight", "running_var"))
-    if variance is None:
-        return False
-    gains = np.ones_like(variance) if weight is None else weight
-    channels = spaced(diff.locked[f"{norm}.running_var"].shape[0], variance.shape[1])
-    known = [
-        (factors[row], gain, var)
-        for row, gain, var in zip(channels, gains[0], variance[0], strict=True)
-        if row in factors
-    ]
-    found, gain, var = np.array(known, float).reshape(-1, 3).T
-    return len(known) > 1 and any(
-        _close(gain / (var + eps) ** 0.5, found, 1e-3) for eps in _EPS if (var + eps > 0).all()
-    )
 
 
 def find_adapter(diff: Differences) -> Cause | None:
@@ -129,7 +67,7 @@ def _find_factor(diff: Differences, tensor: ChangedTensor, was: Array, now: Arra
         if a is not None and b is not None and (len(b), b.shape[1], a.shape[1]) == (len(was), len(a), was.shape[1]):
             update = b @ a
             factor = float(((now - was) * update).sum() / max(float((update**2).sum()), 1e-30))
-            if _close(was + factor * update, now, 1e-5):
+            if np.all(np.abs(was + factor * update - now) <= 1e-5 * np.abs(now).max()):
                 return round(factor, 4)
     return 0.0
 
@@ -139,7 +77,3 @@ def _sample(diff: Differences, name: str, size: tuple[int, ...]) -> Array | None
     tensor = diff.contents.tensors.get(name)
     values = diff.samples.get(name) if tensor is None else sample_grid(tensor, *size)
     return None if values is None else values.astype(float)
-
-
-def _close(expected: Array, now: Array, residual: float) -> bool:
-    return bool(np.all(np.abs(expected - now) <= residual * np.abs(now).max()))

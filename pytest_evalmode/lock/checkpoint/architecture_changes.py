@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from pytest_evalmode.lock.architecture import expand, find_module_changes
+from pytest_evalmode.lock.architecture import find_module_changes
 from pytest_evalmode.lock.checkpoint.differences import Cause, Differences, owner_of
 from pytest_evalmode.rules.wording import first_and_more, plural
 
@@ -26,12 +26,12 @@ def find_architecture_changes(diff: Differences, was: Mapping[str, str]) -> Caus
     renamed = {old: new for old, new in owners if old != new}
     resized = {owner_of(name) for name, each in diff.changed.items() if each.was.shape != each.now.shape}
     restructured = {parent for name in (*diff.missing, *diff.added) for parent in _parents(name)}
-    old, new = {renamed.get(path, path): line for path, line in expand(was).items()}, expand(now)
+    old = {renamed.get(path, path): line for path, line in was.items()}
     changed: dict[tuple[str, str, str | None, str | None], list[str]] = defaultdict(list)
     one_sided: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     # Containers move together with what they contain.
-    containers = {owner_of(path) for path in (*old, *expand(was), *new)}
-    for change in find_module_changes(old, new):
+    containers = {owner_of(path) for path in (*old, *was, *now)}
+    for change in find_module_changes(old, now):
         if change.path in restructured or (change.setting and change.path in resized):
             continue
         if change.setting or not (change.was is None or change.now is None):

@@ -62,9 +62,9 @@ def _find_exact(tensor: ChangedTensor, was: Array, now: Array) -> Iterator[Step]
     if now.size >= _MIN_VALUES and np.array_equal(np.where(now != 0, was, 0), now):
         share = float((tensor.current == 0).double().mean())
         yield _step("pruned", "{was} pruned: {} of the values are 0", f"{share:.0%}")
-    levels = quantization.find_levels(tensor)
-    if levels is not None and equal(quantization.quantize(was, levels), now):
-        yield _step("quantised", "{was} quantized and dequantized ({})", levels.words)
+    grid = quantization.find_quantization(tensor)
+    if grid is not None:
+        yield _step("quantised", "{was} quantized and dequantized ({})", grid)
 
 
 def _find_narrower(tensor: ChangedTensor, was: Array, now: Array) -> str | None:
@@ -91,27 +91,11 @@ def _shift(was: Array, now: Array) -> Iterator[float]:
         yield float(np.median(now - was))
 
 
-def _rows(was: Array, now: Array) -> Iterator[Array]:
-    factors = adapters.factors_of_rows(was, now)
-    if factors is not None:
-        yield factors
-
-
 _TABLE = (
     cause.Cause(
         _factor, np.multiply, lambda a, b, p: _step("scaled", "{was} multiplied by {}", f"{p:.4g}"), residual=2e-6
     ),
     cause.Cause(_shift, np.add, lambda a, b, p: _step("shifted", "{was} shifted by {}", f"{p:.4g}"), residual=2e-6),
-    cause.Cause(
-        _rows,
-        np.multiply,
-        lambda a, b, p: _step(
-            "scaled", "{was} multiplied by a factor per row (output), {}", f"{p.min():.3g} to {p.max():.3g}"
-        ),
-        len,
-        is_confirmed=True,
-        residual=2e-6,
-    ),
 )
 
 

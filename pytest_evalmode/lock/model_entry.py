@@ -33,6 +33,8 @@ _GRIDS = (24, 16, 12, 8, 4, 2, 1)
 _RECORD = re.compile(r"(\w+) \(((?:\d+(?:, ?)?)*),?\) ([0-9a-f]{16})(?: ([0-9a-f]{16}))?")
 _REMEDY = "delete it and run pytest --evalmode-update-lock"
 _CPU = torch.device("cpu")
+_WORD = (1 << 64) - 1
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DIGEST_LENGTH = 16
 """Hexadecimal digits of a tensor's digest. The digest of the whole model has twice as many."""
 
@@ -62,26 +64,22 @@ class ModelContents:
     digest: str
 
 
-def read_fingerprints(model: nn.Module) -> Mapping[str, Fingerprint]:
-    """Fingerprint the tensors of a model, without tracking writes to them."""
-    return snapshot.take_snapshot(modules.unwrap(model), untracked=True).fingerprints
-
-
-def read_contents(model: nn.Module, fingerprints: Mapping[str, Fingerprint] | None = None) -> ModelContents:
-    """Return the current contents of a model; raise LockError if a lazy module is not initialized.
-
-    `fingerprints` are those of the model's tensors, if a guard has read them already.
-    """
+def read_contents(model: nn.Module) -> ModelContents:
+    """Return the current contents of a model; raise LockError if a lazy module is not initialized."""
     model = modules.unwrap(model)
-    parts = modules.walk(model)
     with undisturbed():
-        tensors = dict(snapshot.named_tensors(parts)[0])
-    if fingerprints is None or not tensors.keys() <= fingerprints.keys():
-        fingerprints = read_fingerprints(model)
-    with undisturbed():
-        records = {name: _record(name, tensor, fingerprints[name]) for name, tensor in tensors.items()}
+        tensors = dict(snapshot.named_tensors(modules.walk(model))[0])
+        records = {name: _record(name, tensor) for name, tensor in tensors.items()}
     digest = _digest_of({name: str(record) for name, record in records.items()})
     return ModelContents(modules.type_name(model), describe_architecture(model), records, tensors, digest)
+
+
+def _record(name: str, tensor: Tensor) -> TensorRecord:
+    read = fingerprint_of(tensor)
+    if not read.initialized:
+        raise LockError(f"{name} is not initialized (a lazy module): run the model once before locking it")
+    digest = _hex(read) if _is_in_order(read) and not _has_negative_zero(tensor) else compute_digest(tensor)
+    return TensorRecord(_dtype_name(read.dtype), tuple(read.shape), digest)
 
 
 def build_entry(contents: ModelContents) -> Entry:
@@ -182,7 +180,8 @@ def sample_grid(tensor: Tensor, rows: int, columns: int) -> Array | None:
 def compute_unordered_digest(tensor: Tensor) -> str:
     """Return a sum over the mixed bits of the elements, which is the same in every order; empty if unreadable."""
     try:
-        bits = _bits(tensor) + 1
+        flat = _in_order(tensor).reshape(-1)
+        bits = flat.view(_INTEGERS[flat.element_size()]).to(torch.int64) + 1
         mixed = (bits ^ (bits >> 13)) * -0x61C8864680B583EB
         mixed = (mixed ^ (mixed >> 29)) * -0x40A7B892E31B1A47
         return f"{int((mixed ^ (mixed >> 32)).sum()) & _WORD:016x}"
@@ -190,23 +189,15 @@ def compute_unordered_digest(tensor: Tensor) -> str:
         return ""
 
 
-_WORD = (1 << 64) - 1
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().to(_CPU).contiguous().reshape(-1)
-    flat = flat + 0 if _has_negative_zero(flat) else flat
-    return flat.view(_INTEGERS[flat.element_size()]).to(torch.int64)
-
-
 def compute_digest(tensor: Tensor) -> str:
-    """Return the digest of a tensor's elements, as in its record; call it under `undisturbed()`.
+    """Return the digest of a tensor's elements, as in its record; call it under `undisturbed()`."""
+    return _hex(fingerprint_of(_in_order(tensor)))
 
-    -0.0 has the digest of 0.0.
-    """
+
+def _in_order(tensor: Tensor) -> Tensor:
+    """Return the elements in their logical order in the main memory, with 0.0 for -0.0."""
     plain = tensor.detach().to(_CPU).contiguous()
-    return _hex(fingerprint_of(plain + 0 if _has_negative_zero(plain) else plain))
+    return plain + 0 if _has_negative_zero(plain) else plain
 
 
 def _has_negative_zero(tensor: Tensor) -> bool:
@@ -222,13 +213,6 @@ def _has_negative_zero(tensor: Tensor) -> bool:
 @cache
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _record(name: str, tensor: Tensor, read: Fingerprint) -> TensorRecord:
-    if not read.initialized:
-        raise LockError(f"{name} is not initialized (a lazy module): run the model once before locking it")
-    digest = _hex(read) if _is_in_order(read) and not _has_negative_zero(tensor) else compute_digest(tensor)
-    return TensorRecord(_dtype_name(read.dtype), tuple(read.shape), digest)
 
 
 def _is_in_order(read: Fingerprint) -> bool:

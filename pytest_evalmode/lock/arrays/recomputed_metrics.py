@@ -40,14 +40,14 @@ def describe_recomputed_metrics(
     Returns:
         A sentence for the message; empty if too little is stored, or no metric is a number.
     """
-    old, new = _common_samples(inputs, locked, samples)
-    if not old:
+    both = _common_samples(inputs, locked, samples)
+    if both is None:
         return ""
-    n = len(next(iter(old.values())))
+    n = len(next(iter(both[0].values())))
     with pause_guard():
         try:
             with torch.random.fork_rng(), torch.no_grad():
-                with_old, with_new = (arrays(again(rebuild_batch(inputs.first_batch, each))) for each in (old, new))
+                with_old, with_new = (arrays(again(rebuild_batch(inputs.first_batch, each))) for each in both)
         except Exception as error:  # the user's function may not accept so few samples
             return f"again= failed on {n} samples: {type(error).__name__}: {error}"
     # The locked metric comes from all inputs, so only all of them can explain a share of its change.
@@ -63,25 +63,19 @@ def describe_recomputed_metrics(
     return f"recomputed on {n} samples: {'; '.join(descriptions)}" if descriptions else ""
 
 
-def _common_samples(inputs: NamedBatches, locked: Mapping[str, Entry], samples: Arrays) -> tuple[Arrays, Arrays]:
-    """Return the same samples as locked and as they are now; none if they are not stored in full."""
-    pairs = [
-        Pair(locked[path], each, samples.get(path), None) for path, each in inputs.streams.items() if path in locked
-    ]
-    common = [pair.common for pair in pairs if pair.common is not None]
-    which = {str(indices) for _, _, indices in common}
-    if (
-        not len(locked) == len(inputs.streams) == len(common)
-        or len(which) != 1
-        or any(p.stream.is_scalar for p in pairs)
-    ):
-        return {}, {}
-    # A sample that was too large was cropped, and is not an input of the model.
-    for pair, (old, new, _) in zip(pairs, common, strict=True):
-        if str(old.shape[1:]) != pair.locked["shape"] or new.shape[1:] != pair.stream.shape:
-            return {}, {}
-    n = min(len(values) for both in common for values in both[:2])
-    by_path = dict(zip(inputs.streams if n else (), common, strict=False))
-    return {path: old[:n] for path, (old, _, _) in by_path.items()}, {
-        path: new[:n] for path, (_, new, _) in by_path.items()
-    }
+def _common_samples(inputs: NamedBatches, locked: Mapping[str, Entry], samples: Arrays) -> tuple[Arrays, Arrays] | None:
+    """Return the same samples as locked and as they are now; None if they are not stored in full."""
+    old, new, which = {}, {}, set()
+    for path, stream in inputs.streams.items() if inputs.streams.keys() == locked.keys() else ():
+        common = Pair(locked[path], stream, samples.get(path), None).common
+        if common is None or stream.is_scalar:
+            return None
+        old[path], new[path], indices = common
+        which.add(str(indices))
+        # A sample that was too large was cropped, and is not an input of the model.
+        if str(old[path].shape[1:]) != locked[path]["shape"] or new[path].shape[1:] != stream.shape:
+            return None
+    if len(which) != 1:
+        return None
+    n = min(map(len, (*old.values(), *new.values())))
+    return {path: each[:n] for path, each in old.items()}, {path: each[:n] for path, each in new.items()}

@@ -24,7 +24,8 @@ def find_renamed(diff: Differences) -> Cause | None:
     added = [name for name in now if name not in diff.locked and PACKED_PARAMS not in name]
     names = _pair_by_content(missing, added, diff)
     renamed = Cause("renamed", _describe(names), tuple(names.values())) if names else None
-    free = {_core(name): name for name in added if name not in names.values()}
+    taken = set(names.values())
+    free = {_core(name): name for name in added if name not in taken}
     names |= {name: free[_core(name)] for name in missing if name not in names and _core(name) in free}
     diff.current_names = {
         name: names.get(name, name) for name in diff.locked if name in diff.contents.records or name in names
@@ -35,7 +36,8 @@ def find_renamed(diff: Differences) -> Cause | None:
             tensor = diff.contents.tensors[new]
             diff.changed[name] = ChangedTensor(name, was, is_now, tensor, diff.samples.get(name))
     diff.missing = [name for name in missing if name not in names]
-    diff.added = [name for name in now if name not in diff.locked and name not in names.values()]
+    taken.update(names.values())
+    diff.added = [name for name in now if name not in diff.locked and name not in taken]
     return renamed
 
 

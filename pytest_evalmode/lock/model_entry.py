@@ -155,13 +155,9 @@ def sample_values(contents: ModelContents, max_bytes: int) -> dict[str, Array]:
 
 
 def sample_grid(tensor: Tensor, rows: int, columns: int) -> Array | None:
-    """Return values of a tensor on a grid.
+    """Return values of a tensor on a grid, in float32 or int64; None if it is empty, complex, sparse or opaque.
 
-    Args:
-        tensor: Read as a matrix: the first dimension by all others, or one row if it has fewer than two dimensions.
-
-    Returns:
-        At most (rows, columns) values in float32 or int64; None if the tensor is empty, complex, sparse or opaque.
+    It is read as a matrix: the first dimension by all others, or one row if it has fewer than two dimensions.
     """
     with undisturbed():
         try:

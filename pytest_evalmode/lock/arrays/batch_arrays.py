@@ -24,18 +24,11 @@ class BatchArray(NamedTuple):
 
 
 def named_arrays(batch: object) -> dict[str, BatchArray]:
-    """Return every array of a batch, in order, by its path: `pixel_values`, `boxes[0].size`.
+    """Return every array of a batch, in order, by its path: `pixel_values`, `boxes[0].size`; `batch` for a single one.
 
-    Args:
-        batch: Tensors, arrays, Pillow images, numbers, strings, and nested mappings, sequences and dataclasses of them.
-
-    Returns:
-        The arrays by path (`batch` if the batch is one array), each in its own shape and with its own values. A
-        sequence of equal shapes becomes one array with a leading sample axis. Dtypes that NumPy does not have
-        (bfloat16, float8) become float32.
-
-    Raises:
-        TypeError: If the batch contains anything else.
+    A batch is tensors, arrays, Pillow images, numbers, strings, and nested mappings, sequences and dataclasses of them;
+    anything else raises TypeError. A sequence of equal shapes becomes one array with a leading sample axis. Dtypes that
+    NumPy does not have (bfloat16, float8) become float32.
     """
     return {path.removeprefix(".") or _SINGLE: array for path, array in _walk(batch, "")}
 
@@ -46,11 +39,7 @@ def arrays(batch: object) -> dict[str, Array]:
 
 
 def rebuild_batch(batch: object, values: Mapping[str, Array], path: str = "") -> Any:
-    """Return a batch of the same structure with other values, by path as `arrays` returns them.
-
-    Raises:
-        TypeError: If the batch is not a tensor, an array, or a nested mapping of them.
-    """
+    """Return a batch of the same structure with other values, by path as `arrays` returns them."""
     if isinstance(batch, Mapping):
         return {key: rebuild_batch(each, values, f"{path}.{key}") for key, each in batch.items()}
     if not isinstance(batch, Tensor | np.ndarray):

@@ -88,16 +88,7 @@ class Pair:
 def compare(
     batches: NamedBatches, locked: Mapping[str, Entry], load_samples: Callable[[], Samples]
 ) -> LockChange | None:
-    """Compare batches with the locked arrays.
-
-    Args:
-        batches: All batches that the test passed under one name.
-        locked: The locked arrays, by path.
-        load_samples: Returns the stored samples; only called if an array differs.
-
-    Returns:
-        What changed; None if nothing did.
-    """
+    """Return what changed in the batches of one name; None if nothing did. Samples are loaded if an array differs."""
     parts = [f"{path} is missing" for path in locked if path not in batches.streams]
     parts += [f"{path} is new" for path in batches.streams if path not in locked]
     differences = [Difference("", "; ".join(parts))] if parts else []

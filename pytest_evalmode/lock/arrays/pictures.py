@@ -23,12 +23,7 @@ _BINS = 32
 def draw_pictures(locked: Array, current: Array) -> dict[str, Any] | None:
     """Draw the first sample that differs, if it is an image and Pillow is installed, and a histogram of all values.
 
-    Args:
-        locked: The locked samples, of shape (samples, ...); only numbers are drawn.
-        current: The samples of this run, of shape (samples, ...).
-
-    Returns:
-        The pictures as data URIs and the histogram, by the names that the report uses; None if nothing can be drawn.
+    The result has the pictures as data URIs and the histogram, by the names that the report uses.
     """
     if any(each.dtype.kind not in "biuf" or not each.size for each in (locked, current)):
         return None

@@ -29,16 +29,8 @@ def describe_recomputed_metrics(
 ) -> str:
     """Compute metrics from the locked inputs and from this run's, and describe both.
 
-    Args:
-        again: The user's function, which computes the metrics from a batch.
-        inputs: The inputs of this run.
-        locked: The locked arrays of these inputs, by path.
-        samples: The stored samples of these inputs, by path.
-        metrics: The locked metrics, by path.
-        pause_guard: The context manager for the calls of `again`.
-
-    Returns:
-        A sentence for the message; empty if too little is stored, or no metric is a number.
+    `locked` and `samples` are the entries and the stored samples of the inputs, and `metrics` the entries of the
+    metrics, all by path. The result is empty if too little is stored, or no metric is a number.
     """
     both = _common_samples(inputs, locked, samples)
     if both is None:

@@ -26,12 +26,7 @@ class Selection:
     """
 
     def __init__(self, max_bytes: int, indices: Sequence[int] | None = None) -> None:
-        """Start without samples.
-
-        Args:
-            max_bytes: How many bytes the kept samples may have.
-            indices: The samples to keep; by default they are chosen.
-        """
+        """Start without samples; `indices` are those to keep, which are chosen by default."""
         self.nbytes = 0
         self._max_bytes = max_bytes
         self._fixed = None if indices is None else sorted(indices)
@@ -95,10 +90,6 @@ def center_crop(shape: tuple[int, ...], max_bytes: int) -> tuple[slice, ...]:
     """Return the index of the center of an image, such that several images fit; everything if it is small.
 
     Both sides are cropped equally, so that a flipped image keeps the same content.
-
-    Args:
-        shape: The shape of one sample.
-        max_bytes: How many bytes all samples may have.
     """
     images = layout.read_as_images(np.broadcast_to(np.uint8(0), (1, *shape))) if len(shape) in (2, 3) else []
     if not images or not (images[0].is_certain or len(shape) == 2):

@@ -18,17 +18,9 @@ if TYPE_CHECKING:
 def find_difference(
     locked: Entry, entry: Entry, old: Array | None, new: Array | None, tolerance: Mapping[str, float | None]
 ) -> tuple[str, str] | None:
-    """Describe how an array differs from the locked one, every value of which is compared.
+    """Describe how an array with other values differs from the locked one; None within the tolerance.
 
-    Args:
-        locked: The entry of the locked array.
-        entry: The entry of this run's array, which has other values.
-        old: All locked values, of shape (samples, ...); None if they are not stored.
-        new: All values of this run; None if they were too many to keep.
-        tolerance: `rtol` and `atol`, or None for those of `assert_close`.
-
-    Returns:
-        A short description, and a longer one in the words of `assert_close`; None within the tolerance.
+    `old` and `new` are all values; None if they are not stored. The second description has the words of `assert_close`.
     """
     for name in ("shape", "samples", "dtype"):
         if locked[name] != entry[name]:

@@ -47,11 +47,8 @@ def diagnose(
 ) -> list[Cause]:
     """Return the causes that together explain how a model differs from its lock entry.
 
-    Args:
-        locked: The locked tensors, by qualified name.
-        current: The contents of the model in this run.
-        samples: The locked sample values: 2-D arrays of float32 or int64, as `sample_grid` returns them, by name.
-        architecture: The locked architecture; it is not compared if it is empty or None.
+    `samples` are the locked values that `sample_grid` returned, by the name of their tensor. The locked architecture is
+    not compared if it is empty or None.
     """
     diff = Differences(locked, current, samples)
     with undisturbed():

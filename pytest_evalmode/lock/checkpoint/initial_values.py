@@ -48,10 +48,7 @@ class Distribution:
 def possible_distributions(name: str, shape: tuple[int, ...], weight: tuple[int, ...]) -> Iterator[Distribution]:
     """Yield the distributions from which a tensor's initial values may have been drawn.
 
-    Args:
-        name: The last part of the tensor's name.
-        shape: Its shape.
-        weight: The shape of the weight of the same module, which sets the scale of a bias.
+    `name` is the last part of its name; the shape of the weight of the same module sets the scale of a bias.
     """
     default = "torch's default uniform for a layer of this size"
     if _RECURRENT.fullmatch(name):

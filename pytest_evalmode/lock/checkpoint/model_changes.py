@@ -33,9 +33,6 @@ def find_change(
     """Compare a model with its record at a path, and return what changed; None if nothing did.
 
     `fingerprints` are those of the model's tensors, if a guard has read them.
-
-    Raises:
-        LockError: If the record is invalid, or a lazy module is not initialized.
     """
     try:
         record = read_model(path)

@@ -34,14 +34,7 @@ _PRINTED = (torch.dtype, torch.device, torch.memory_format, torch.layout, np.dty
 
 
 def describe(transform: object) -> Any:
-    """Return the steps of a pipeline and their parameters as a JSON value.
-
-    Args:
-        transform: A transform, processor, tokenizer, function or module, or a dict or list of them or of parameters.
-
-    Raises:
-        TypeError: If a callable has no readable parameters.
-    """
+    """Return the steps of a pipeline and their parameters as a JSON value; raise TypeError if one is not readable."""
     return _describe(transform, ())
 
 

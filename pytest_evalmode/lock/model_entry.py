@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 
 MAX_SAMPLE_BYTES = 1 << 18
 _GRIDS = (24, 16, 12, 8, 4, 2, 1)
-_RECORD = re.compile(r"(\w+) \(((?:\d+(?:, ?)?)*),?\) ([0-9a-f]{16})(?: ([0-9a-f]{16}))?")
+_RECORD = re.compile(r"(\w+) \(((?:\d+(?:, ?)?)*),?\) ([0-9a-f]{16})")
 _REMEDY = "delete it and run pytest --evalmode-update-lock"
 _CPU = torch.device("cpu")
-_WORD = (1 << 64) - 1
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DIGEST_LENGTH = 16
 """Hexadecimal digits of a tensor's digest. The digest of the whole model has twice as many."""
@@ -46,11 +45,9 @@ class TensorRecord:
     dtype: str
     shape: tuple[int, ...]
     digest: str
-    unordered_digest: str = ""
-    """A digest that does not depend on the order of the values; empty for live tensors."""
 
     def __str__(self) -> str:
-        return f"{self.dtype} {self.shape} {self.digest} {self.unordered_digest}".rstrip()
+        return f"{self.dtype} {self.shape} {self.digest}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +81,11 @@ def _record(name: str, tensor: Tensor) -> TensorRecord:
 
 def build_entry(contents: ModelContents) -> Entry:
     """Return the lock entry of a model."""
-    with undisturbed():
-        unordered = {name: compute_unordered_digest(tensor) for name, tensor in contents.tensors.items()}
-    records = contents.records.items()
     return {
         "type": contents.type,
         "digest": contents.digest,
         "architecture": _group(contents.architecture),
-        "tensors": {name: str(replace(record, unordered_digest=unordered[name])) for name, record in records},
+        "tensors": {name: str(record) for name, record in contents.records.items()},
     }
 
 
@@ -112,9 +106,9 @@ def parse_records(entry: Entry, where: str) -> dict[str, TensorRecord]:
         match = _RECORD.fullmatch(line) if isinstance(line, str) else None
         if match is None:
             raise LockError(f"{where}: {name}: invalid tensor record {line!r:.80}; {_REMEDY}")
-        dtype, shape, digest, unordered_digest = match.groups()
+        dtype, shape, digest = match.groups()
         sizes = tuple(int(size) for size in re.findall(r"\d{1,18}", shape))
-        records[name] = TensorRecord(dtype, sizes, digest, unordered_digest or "")
+        records[name] = TensorRecord(dtype, sizes, digest)
     return records
 
 
@@ -173,27 +167,13 @@ def sample_grid(tensor: Tensor, rows: int, columns: int) -> Array | None:
             return None
 
 
-def compute_unordered_digest(tensor: Tensor) -> str:
-    """Return a sum over the mixed bits of the elements, which is the same in every order; empty if unreadable."""
-    try:
-        flat = _in_order(tensor).reshape(-1)
-        bits = flat.view(_INTEGERS[flat.element_size()]).to(torch.int64) + 1
-        mixed = (bits ^ (bits >> 13)) * -0x61C8864680B583EB
-        mixed = (mixed ^ (mixed >> 29)) * -0x40A7B892E31B1A47
-        return f"{int((mixed ^ (mixed >> 32)).sum()) & _WORD:016x}"
-    except (RuntimeError, NotImplementedError, TypeError):
-        return ""
-
-
 def compute_digest(tensor: Tensor) -> str:
-    """Return the digest of a tensor's elements, as in its record; call it under `undisturbed()`."""
-    return _hex(fingerprint_of(_in_order(tensor)))
+    """Return the digest of a tensor's elements, as in its record; call it under `undisturbed()`.
 
-
-def _in_order(tensor: Tensor) -> Tensor:
-    """Return the elements in their logical order in the main memory, with 0.0 for -0.0."""
+    -0.0 has the digest of 0.0.
+    """
     plain = tensor.detach().to(_CPU).contiguous()
-    return plain + 0 if _has_negative_zero(plain) else plain
+    return _hex(fingerprint_of(plain + 0 if _has_negative_zero(plain) else plain))
 
 
 def _has_negative_zero(tensor: Tensor) -> bool:

@@ -314,7 +314,7 @@ FAULTS: dict[str, tuple[Callable[[Any], Any], tuple[str, ...], str, bool]] = {
         True,
     ),
     "flipped kernels": (edit(lambda net: net[4].weight, lambda p: p.copy_(p.flip(3).clone())), ("conv",), "reversed", False),
-    "rows shuffled": (shuffle_rows, ALL, "same values in a different order", False),
+    "rows shuffled": (shuffle_rows, ALL, "UNRECOGNIZED", False),
     "layers exchanged": (swap_conv_layers, ("attention",), "layers.0 and encoder.layers.1 were exchanged", True),
     "layer loaded twice": (load_twice, ("attention",), "layers.1 holds the values of encoder.layers.0", True),
     "folded": (fold, ("conv",), "UNRECOGNIZED", True),

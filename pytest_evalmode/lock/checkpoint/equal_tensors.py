@@ -7,10 +7,11 @@ from itertools import permutations
 from math import prod
 
 import numpy as np
+from torch import Tensor
 
 from pytest_evalmode.lock.causes.cause import Step
 from pytest_evalmode.lock.checkpoint.differences import Cause, ChangedTensor, Differences, different_parts
-from pytest_evalmode.lock.model_entry import compute_digest, compute_unordered_digest, sample_grid, spaced
+from pytest_evalmode.lock.model_entry import compute_digest, sample_grid, spaced
 from pytest_evalmode.rules.wording import plural
 
 
@@ -64,24 +65,29 @@ def _find_resize(tensor: ChangedTensor) -> Step | None:
 
 
 def _find_order(tensor: ChangedTensor) -> Step | None:
-    """Recognize values that were reshaped, permuted, reversed along a dimension, or shuffled."""
-    was, now = tensor.was, tensor.tensor.detach()
-    words = "{names} {was} {}"
+    """Recognize values that were reshaped, permuted, or reversed along a dimension."""
+    was, now, sample = tensor.was, tensor.tensor.detach(), tensor.sample
     if was.dtype != tensor.now.dtype or prod(was.shape) != now.numel():
         return None
     if was.digest == tensor.now.digest:
-        return Step("permuted", words, {"value": f"reshaped from {was.shape} to {tensor.now.shape}"})
-    if not was.unordered_digest or compute_unordered_digest(now) != was.unordered_digest:
-        return None
+        return _moved(f"reshaped from {was.shape} to {tensor.now.shape}")
+
+    def is_locked(moved: Tensor) -> bool:
+        values = None if sample is None or moved.shape != was.shape else sample_grid(moved, *sample.shape)
+        return values is not None and np.array_equal(values, sample) and compute_digest(moved) == was.digest
+
     dims = range(now.dim())
     for order in permutations(dims) if 1 < now.dim() <= 4 else ():
-        if tuple(now.shape[i] for i in order) == was.shape and compute_digest(now.permute(order)) == was.digest:
+        if is_locked(now.permute(order)):
             # Permuting the current tensor gives the locked one, so the message names the inverse permutation.
             back = tuple(order.index(i) for i in dims)
-            value = "transposed" if now.dim() == 2 else f"permuted (dimensions {back})"
-            return Step("permuted", words, {"value": value})
-    for dim in dims if now.shape == was.shape else ():
-        if compute_digest(now.flip(dim)) == was.digest:
+            return _moved("transposed" if now.dim() == 2 else f"permuted (dimensions {back})")
+    for dim in dims:
+        if is_locked(now.flip(dim)):
             colors = " (the order of 3 input channels: RGB for BGR?)" if dim == 1 and was.shape[1] == 3 else ""
-            return Step("permuted", words, {"value": f"reversed along dimension {dim}{colors}"})
-    return Step("permuted", "{names} {has} the same values in a different order")
+            return _moved(f"reversed along dimension {dim}{colors}")
+    return None
+
+
+def _moved(how: str) -> Step:
+    return Step("permuted", "{names} {was} {}", {"value": how})

@@ -22,7 +22,7 @@ from pytest_evalmode.lock.preprocessing.changed_names import changed_attributes
 
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
 _MAX_DEPTH = 12
-_MAX_ITEMS = 64  # of an array or a vocabulary; of a larger one, the description has a digest
+_MAX_VALUES, _MAX_ENTRIES = 64, 256  # of an array and a vocabulary; of larger ones, the description has a digest
 # Attributes that do not change the output: where an object came from, versions, caches.
 _INCIDENTAL = frozenset(
     """training name_or_path _name_or_path tokenizer_file vocab_file merges_file special_tokens_map_file processor_class
@@ -90,7 +90,7 @@ def _plain(value: Any) -> Any:
         value = value.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     if isinstance(value, np.ndarray) and value.dtype != object:
-        if value.size > _MAX_ITEMS:
+        if value.size > _MAX_VALUES:
             return {"shape": list(value.shape), "digest": user_code.digest(value.tobytes())}
         return (value.astype(str).astype(float) if value.dtype == np.float32 else value).tolist()
     return str(value) if isinstance(value, _PRINTED) else NotImplemented
@@ -98,7 +98,7 @@ def _plain(value: Any) -> Any:
 
 def _shorten(described: Any) -> Any:
     """Return the number of items and a digest in place of a large vocabulary or table."""
-    if len(described) <= _MAX_ITEMS or any(isinstance(each, dict) and "step" in each for each in described):
+    if len(described) <= _MAX_ENTRIES or any(isinstance(each, dict) and "step" in each for each in described):
         return described
     return {"size": len(described), "digest": user_code.digest(json.dumps(described).encode())}
 

@@ -12,8 +12,6 @@ _STATE = frozenset(
     check_each_transform main_compose applied_transforms""".split()
 )
 _TOKENIZER = ("padding_side", "truncation_side", "model_max_length", "chat_template")
-# Of tokenizers that normalize text in Python.
-_SLOW = ("do_lower_case", "do_basic_tokenize", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
 
 
 def read_parameters(value: Any) -> dict[str, Any] | None:
@@ -48,7 +46,7 @@ def _module(value: Any) -> dict[str, Any]:
 
 
 def _tokenizer(value: Any) -> dict[str, Any]:
-    fields = {name: getattr(value, name, None) for name in (*_TOKENIZER, *_SLOW) if hasattr(value, name)}
+    fields = {name: getattr(value, name, None) for name in _TOKENIZER}
     fields["special_tokens"] = {key: str(each) for key, each in value.special_tokens_map.items()}
     backend = getattr(value, "backend_tokenizer", None)
     if backend is not None:

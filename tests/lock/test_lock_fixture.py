@@ -301,7 +301,7 @@ BROKEN = {
     "cut off": lambda text: text[:-30],
     "conflict": lambda text: text.replace(' "test"', '<<<<<<< ours\n "test"'),
     "of another test": lambda text: text.replace('"test_guarded"', '"test_other"'),
-    "newer": lambda text: text.replace('"schema": 2', '"schema": 9'),
+    "newer": lambda text: text.replace('"schema": 3', '"schema": 9'),
 }
 
 

@@ -97,7 +97,8 @@ class Watch(Observer):
         with undisturbed():
             for name in [name for name, date in model.dates.items() if date == "after"]:
                 old, tensor = before.fingerprints[name], snapshot.find_tensor(root, name)
-                if tensor is not None and not is_unchanged(old, fingerprint_of(tensor, old.has_values), tensor):
+                now = fingerprint_of(tensor, old.has_values) if tensor is not None else old
+                if tensor is not None and now != old and not is_unchanged(old, now, tensor):
                     model.dates[name] = "before" if begins else "inside"
                     if not begins:
                         sites = (self._find_site(*write) for write in tensor_writes.find_writes(root, name))

@@ -216,17 +216,16 @@ def named_tensors(parts: NamedModules) -> tuple[list[NamedTensor], list[NamedTen
 
 
 def find_tensor(root: nn.Module, path: str) -> Tensor | None:
-    """Return a parameter or buffer by the name that `take_snapshot()` gives it."""
-    part = root
+    """Return a parameter or buffer by its qualified name; None if it was removed or is inside a wrapper."""
+    part: Any = root
     *steps, name = path.split(".")
-    for step in steps:
-        part = part if step in part._modules else modules.unwrap(part)
-        if step not in part._modules or (child := part._modules[step]) is None:
-            return None
-        part = child
-    # The tables of a ScriptModule have no `get()`.
-    tables = (table for each in (part, modules.unwrap(part)) for table in (each._parameters, each._buffers))
-    return next((table[name] for table in tables if name in table), None)
+    try:
+        for step in steps:
+            part = part._modules[step]
+        tensor: Tensor | None = (part._parameters if name in part._parameters else part._buffers)[name]
+    except (AttributeError, KeyError):
+        return None
+    return tensor
 
 
 def _unpack(value: object) -> Iterator[Tensor]:

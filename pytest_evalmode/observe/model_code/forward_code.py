@@ -88,14 +88,18 @@ def find_draw_calls(module: nn.Module, method: str = "") -> list[DrawCall]:
     """
     functions = functions_of(module, method)
     attributes = dict(ChainMap(vars(module), *(dict(vars(base)) for base in type(module).__mro__)))
-    for step in chain.from_iterable(dis.get_instructions(function.__code__) for function in functions):
-        if step.opname == "STORE_ATTR":
-            attributes.pop(step.argval, None)  # when the call ran, it may have had another value
+    for name in chain.from_iterable(_stored_attributes(function.__code__) for function in functions):
+        attributes.pop(name, None)  # when the call ran, it may have had another value
     draws = dict.fromkeys(draw for function in functions for draw in draw_calls_in(function, attributes))
     if not any("training" in _names(function.__code__) for function in functions):
         # The module never reads its mode, so the `training` argument of a helper does not depend on it.
         draws = {replace(draw, gated=False): None for draw in draws}
     return sorted(draws, key=lambda draw: (draw.gated, draw.optional))
+
+
+def _stored_attributes(code: CodeType) -> Iterator[str]:
+    """Yield the names of the attributes that a function sets."""
+    return (step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
 
 
 def find_method_calls(module: nn.Module) -> list[tuple[nn.Module, str]]:

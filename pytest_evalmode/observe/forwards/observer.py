@@ -297,10 +297,10 @@ def _overriding(check_types: tuple[type[ForwardCheck], ...], name: str) -> tuple
 
 
 def _may_matter(part: nn.Module) -> bool:
-    """Return whether a module has tensors of its own, sets attributes, depends on the mode or is a graph."""
+    """Return whether a module has tensors, may write to one or set attributes, depends on the mode or is a graph."""
     if isinstance(part, GRAPH_TYPES) or modules.has_own_tensors(part) or is_mode_dependent(part):
         return True
-    return module_traits(part).sets_attributes
+    return module_traits(part).may_write
 
 
 def _is_model_argument(forward: ForwardContext, module: nn.Module) -> bool:

@@ -44,8 +44,8 @@ class Traits:
     """It names a function that draws random numbers."""
     disables_grad: bool
     """It disables autograd itself."""
-    sets_attributes: bool
-    """It sets attributes, of itself or of another object."""
+    may_write: bool
+    """It sets attributes, of itself or of another object, or may write to a tensor in place."""
 
 
 _traits: WeakKeyDictionary[type[nn.Module], tuple[ref[FunctionType] | None, Traits]] = WeakKeyDictionary()
@@ -88,18 +88,14 @@ def find_draw_calls(module: nn.Module, method: str = "") -> list[DrawCall]:
     """
     functions = functions_of(module, method)
     attributes = dict(ChainMap(vars(module), *(dict(vars(base)) for base in type(module).__mro__)))
-    for name in chain.from_iterable(_stored_attributes(function.__code__) for function in functions):
-        attributes.pop(name, None)  # when the call ran, it may have had another value
+    for step in chain.from_iterable(dis.get_instructions(function.__code__) for function in functions):
+        if step.opname == "STORE_ATTR":
+            attributes.pop(step.argval, None)  # when the call ran, it may have had another value
     draws = dict.fromkeys(draw for function in functions for draw in draw_calls_in(function, attributes))
     if not any("training" in _names(function.__code__) for function in functions):
         # The module never reads its mode, so the `training` argument of a helper does not depend on it.
         draws = {replace(draw, gated=False): None for draw in draws}
     return sorted(draws, key=lambda draw: (draw.gated, draw.optional))
-
-
-def _stored_attributes(code: CodeType) -> Iterator[str]:
-    """Yield the names of the attributes that a function sets."""
-    return (step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
 
 
 def find_method_calls(module: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -154,11 +150,11 @@ def forwards_of(module: nn.Module) -> list[Any]:
 
 def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
     names: set[str] = set()
-    may_draw = disables_grad = sets_attributes = False
+    may_draw = disables_grad = may_write = False
     for function in chain.from_iterable(_reachable(owner, forward) for forward in forwards):
         names |= _names(function.__code__)
         may_draw |= mentions_draw(function.__code__) or _builds_module(function)
-        sets_attributes |= any(_stored_attributes(function.__code__))
+        may_write |= any(map(_is_write, dis.get_instructions(function.__code__)))
         # A context manager used as a decorator runs in a wrapper defined in torch/utils/_contextlib.py.
         disables_grad |= function.__code__.co_filename.endswith("_contextlib.py")
     return Traits(
@@ -167,8 +163,17 @@ def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
         # Torch's own layers use no_grad() only to initialize their weights.
         disables_grad=not python_module(owner).startswith("torch.nn.")
         and (disables_grad or not names.isdisjoint(_NO_GRAD)),
-        sets_attributes=sets_attributes,
+        may_write=may_write or any(map(_is_in_place, names)),
     )
+
+
+def _is_write(step: dis.Instruction) -> bool:
+    """Return whether an instruction is one of `a.b = x`, `a[i] = x` and `a += x`."""
+    return step.opname in {"STORE_ATTR", "STORE_SUBSCR"} or (step.opname == "BINARY_OP" and step.argrepr.endswith("="))
+
+
+def _is_in_place(name: str) -> bool:
+    return name == "inplace" or (name.endswith("_") and not name.endswith("__"))
 
 
 def _builds_module(function: FunctionType) -> bool:

@@ -17,7 +17,7 @@ test-all: lint
 
 # The fast tests of the core: those that start no suite, process or compiler.
 check: style types
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/rules tests/report tests/observe/source tests/observe/model_code tests/observe/calls tests/observe/forwards \
+	$(BIN)/python -m pytest -q -n 2 -m "not (slow or repetition)" tests/rules tests/report tests/observe/source tests/observe/model_code tests/observe/calls tests/observe/forwards \
 		tests/test_guards.py tests/test_evaluation.py tests/test_strict.py tests/test_subpackages.py tests/test_policy.py
 
 lint: style types examples

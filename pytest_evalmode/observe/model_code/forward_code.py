@@ -48,8 +48,8 @@ class Traits:
     """It sets attributes, of itself or of another object, or may write to a tensor in place."""
 
 
-_traits: WeakKeyDictionary[type[nn.Module], tuple[ref[FunctionType] | None, Traits]] = WeakKeyDictionary()
-"""The traits of a type, and the forward that they were read from. A strong reference would keep the type alive."""
+_traits: WeakKeyDictionary[type[nn.Module], tuple[list[ref[FunctionType] | None], Traits]] = WeakKeyDictionary()
+"""The traits of a type, and its forward and `__call__` when they were read. Strong references would keep it alive."""
 
 
 def module_traits(module: nn.Module) -> Traits:
@@ -58,13 +58,13 @@ def module_traits(module: nn.Module) -> Traits:
 
 
 def type_traits(cls: type[nn.Module]) -> Traits:
-    """Return the traits of a type; its code is read once, and again if its forward was replaced, by a test's mock."""
+    """Return the traits of a type; its code is read once, and again if its forward or `__call__` was replaced."""
     forward = next(vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base))
-    function = _as_function(forward)
-    known, traits = _traits.get(cls, (None, None))
-    if traits is None or (known and known()) is not function:
+    functions = [_as_function(forward), _as_function(inspect.unwrap(cls.__call__))]
+    known, traits = _traits.get(cls, ([], None))
+    if traits is None or [each and each() for each in known] != functions:
         traits = _read(cls, forward, *_call_overrides(cls))
-        _traits[cls] = ref(function) if function else None, traits
+        _traits[cls] = [ref(function) if function else None for function in functions], traits
     return traits
 
 

@@ -333,6 +333,17 @@ def test_a_replaced_forward_is_read_again() -> None:
         assert forward_code.module_traits(kind()).reads_training
 
 
+def test_a_replaced_call_is_read_again() -> None:
+    class Called(nn.Module):
+        def __call__(self, x: Tensor) -> Tensor:
+            return F.dropout(x, training=self.training)
+
+    assert forward_code.module_traits(Called()).reads_training
+    with mock.patch.object(Called, "__call__", lambda self, x: x):
+        assert not forward_code.module_traits(Called()).reads_training
+    assert forward_code.module_traits(Called()).reads_training
+
+
 @torch.no_grad()
 def test_the_traits_of_a_patched_forward_do_not_outlive_the_patch() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Inherits()).eval()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_evalmode.policy import Policy, PolicyError
     from pytest_evalmode.report.baseline import BaselineError
     from pytest_evalmode.rules import Rule, RuleError, Violation, rule
-    from pytest_evalmode.session.guarded_test.failure import HygieneViolation
+    from pytest_evalmode.session.guarded_test.outcome import HygieneViolation
     from pytest_evalmode.session.user_hooks import HookError
     from pytest_evalmode.trace import Trace
 
@@ -53,7 +53,7 @@ _HOMES = {
     "policy": ("Policy", "PolicyError"),
     "report.baseline": ("BaselineError",),
     "rules": ("Rule", "RuleError", "Violation", "rule"),
-    "session.guarded_test.failure": ("HygieneViolation",),
+    "session.guarded_test.outcome": ("HygieneViolation",),
     "session.user_hooks": ("HookError",),
     "trace": ("Trace",),
 }

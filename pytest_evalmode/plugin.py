@@ -155,7 +155,7 @@ def pytest_runtest_makereport(
 
         override_xfail(call.excinfo.value, report)
     elif GUARD in item.stash or type(call.excinfo.value).__module__ == "pytest_evalmode":
-        from pytest_evalmode.session.guarded_test.failure import shorten_report
+        from pytest_evalmode.session.guarded_test.outcome import shorten_report
 
         shorten_report(report, call.excinfo.value, item.config.getoption("tbstyle"), item.config.rootpath)
     return report

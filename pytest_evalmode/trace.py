@@ -258,7 +258,6 @@ class WatchedModel:
     tensors: int
     bytes: int
     forwards: int
-    """Number of its forwards since the window was opened."""
     dtypes: tuple[str, ...] = ()
     """Dtypes of its parameters and buffers, for example `float32`."""
     modules: tuple[tuple[str, str], ...] = ()
@@ -293,8 +292,12 @@ def _join_changes(values: Iterable[tuple[TensorChange, ...]]) -> tuple[TensorCha
 
 
 def _join_models(values: Iterable[tuple[WatchedModel, ...]]) -> tuple[WatchedModel, ...]:
-    """Keep each model once, as last seen."""
-    return tuple({model.name: model for model in chain.from_iterable(values)}.values())
+    """Keep each model once, as last seen, with its forwards of all segments."""
+    models: dict[str, WatchedModel] = {}
+    for model in chain.from_iterable(values):
+        before = models[model.name].forwards if model.name in models else 0
+        models[model.name] = replace(model, forwards=before + model.forwards)
+    return tuple(models.values())
 
 
 def _join_leaks(values: Iterable[tuple[Leak, ...]]) -> tuple[Leak, ...]:

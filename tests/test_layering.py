@@ -15,13 +15,9 @@ from tests.test_subpackages import PACKAGE, modules
 
 SESSION = {"evalmode_fixture", "fixtures", "options", "settings", "stash", "user_hooks"}
 SESSION |= {
-    f"guarded_test.{name}"
-    for name in ("failure", "guard_setup", "item_reporter", "outcome", "phases", "unittest_cases", "user_properties")
+    f"guarded_test.{name}" for name in ("guard_setup", "outcome", "phases", "unittest_cases", "user_properties")
 }
-SESSION |= {
-    f"record.{name}"
-    for name in (*("collected_tests", "lock_starter", "recorder", "report_files", "results", "terminal"),)
-}
+SESSION |= {f"record.{name}" for name in (*("collected_tests", "lock_starter", "recorder", "report_files"),)}
 PYTEST_SIDE = {"plugin", "policy", "file_writing", *(f"session.{name}" for name in SESSION)}
 PYTEST_SIDE |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}
 PYTEST_SIDE |= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -25,7 +26,13 @@ class Segments:
     _parts: list[tuple[Trace, Policy]] = field(default_factory=list)
 
     def add(self, trace: Trace, policy: Policy) -> None:
-        """Add the trace of a part, or join it to the last one if both have the same policy."""
+        """Add the trace of a part, or join it to the last one if both have the same policy.
+
+        The models of the trace count their forwards from the start of the window.
+        """
+        earlier = Counter({m.name: m.forwards for m in self.full_trace().models})
+        models = (replace(model, forwards=model.forwards - earlier[model.name]) for model in trace.models)
+        trace = replace(trace, models=tuple(models))
         if self._parts and self._parts[-1][1] is policy:
             trace = join_traces([self._parts.pop()[0], trace])
         self._parts.append((trace, policy))

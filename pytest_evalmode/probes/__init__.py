@@ -7,6 +7,7 @@ and the generators stay as they were.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -23,8 +24,6 @@ from pytest_evalmode.probes.nested_tensors import (
     select_samples,
 )
 from pytest_evalmode.probes.output_differences import (
-    Difference,
-    Tensors,
     Tolerance,
     assert_same,
     first_difference,
@@ -69,10 +68,7 @@ def assert_repeatable(
         assert_function_repeatable(evaluate, args, named, tolerance)
         return
     with copied_for_inference(evaluate, "assert_repeatable") as run:
-
-        def difference(before: Tensors, after: Tensors) -> Difference | None:
-            return first_difference(before, after, tolerance)
-
+        difference = partial(first_difference, tolerance=tolerance)
         first = run(*args, **named)
         assert_same(first, run(*args, **named), "in a second run", difference)
         other_args, other_named = map_tensors((args, named), different_tensor)
@@ -112,9 +108,7 @@ def assert_batch_independent(
         whole = run_batch(run, batch)
 
         def check(other_batch: Any, rows: list[int], when: str) -> None:
-            def difference(before: Tensors, after: Tensors) -> Difference | None:
-                return first_different_sample(before, after, rows, size, Tolerance(rtol, atol))
-
+            difference = partial(first_different_sample, rows=rows, size=size, tolerance=Tolerance(rtol, atol))
             assert_same(whole, run_batch(run, other_batch), when, difference)
 
         for i in range(size):

@@ -130,7 +130,8 @@ def _exemption_arguments(violations: Sequence[Violation]) -> str:
         ("train", narrowest_globs(train)),
         ("mutable", narrowest_globs(mutable)),
     )
-    return ", ".join(f"{name}=[{', '.join(map(_quoted, values))}]" for name, values in arguments if values)
+    quoted = [(name, ", ".join(f'"{value}"' for value in values)) for name, values in arguments]
+    return ", ".join(f"{name}=[{values}]" for name, values in quoted if values)
 
 
 def rules_table(rules: Iterable[Rule] = RULES) -> str:
@@ -138,7 +139,3 @@ def rules_table(rules: Iterable[Rule] = RULES) -> str:
     return "\n\n".join(
         f"{rule.name} ({rule.level})\n  fires when {rule.fires_when}\n  fix: {rule.remedy}" for rule in rules
     )
-
-
-def _quoted(name: str) -> str:
-    return f'"{name}"'

@@ -51,7 +51,10 @@ def suggestion_lines(tests: Mapping[str, Suggestion], marker: str, *, toml: bool
         return
     failing = sum(bool(test.rules) for test in unmarked)
     yield Line(f"{plural(len(unmarked), 'unmarked test')} ran inference; {failing} would fail if guarded:")
-    for (function, rules, models), cases in groupby(unmarked, _same_line):
+    # Cases of a parametrized test with the same result share a line.
+    for (function, rules, models), cases in groupby(
+        unmarked, lambda t: (t.nodeid.partition("[")[0], t.rules, t.models)
+    ):
         nodeid, *others = [case.nodeid for case in cases]
         name = f"{function} ({len(others) + 1} cases)" if others else nodeid
         text = f"  {name}  {', '.join(rules) or 'clean'}  {first_and_more(models)}"
@@ -65,11 +68,6 @@ class UnmarkedTest(NamedTuple):
     nodeid: str
     models: Sequence[str]
     rules: Sequence[str]
-
-
-def _same_line(test: UnmarkedTest) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Return the key of a test's line; cases of a parametrized test with the same result share one."""
-    return test.nodeid.partition("[")[0], tuple(test.rules), tuple(test.models)
 
 
 def unmarked_tests(tests: Mapping[str, Suggestion]) -> list[UnmarkedTest]:

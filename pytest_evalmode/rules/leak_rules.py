@@ -21,14 +21,11 @@ def model_leaked(trace: Trace) -> Iterator[Violation]:
     for model in dict.fromkeys(leak.model for leak in trace.leaks if leak.model is not None):
         leaks = [leak for leak in trace.leaks if leak.model == model]
         lines = [_line_of(leak, trace) for leak in leaks]
-        yield _leak_violation(model, leaks, lines, _EVAL_IN_FIXTURE if all(map(_is_eval, leaks)) else "")
+        is_eval = all(f".{leak.name}".endswith(".training") and leak.after is False for leak in leaks)
+        yield _leak_violation(model, leaks, lines, _EVAL_IN_FIXTURE if is_eval else "")
 
 
 _EVAL_IN_FIXTURE = "call eval() where the shared model is created (its fixture): then every test gets it in eval mode"
-
-
-def _is_eval(leak: Leak) -> bool:
-    return leak.name.rpartition(".")[2] == "training" and leak.after is False
 
 
 @rule(
@@ -86,7 +83,12 @@ def _sentences(leaks: list[Leak]) -> list[str]:
     names_by_template: dict[str, list[str]] = {}
     for template, name in chain.from_iterable(map(_templates, leaks)):
         names_by_template.setdefault(template, []).append(name)
-    return [_fill(template, names) for template, names in names_by_template.items()]
+    return [
+        template.format(
+            first_and_more(names), n=plural(len(names), "parameter"), was="was" if len(names) == 1 else "were"
+        )
+        for template, names in names_by_template.items()
+    ]
 
 
 def _templates(leak: Leak) -> Iterator[tuple[str, str]]:
@@ -113,8 +115,3 @@ def _templates(leak: Leak) -> Iterator[tuple[str, str]]:
 
 def _changed(leak: Leak) -> str:
     return f"changed from {leak.before} to {leak.after}".replace("{", "{{").replace("}", "}}")  # for str.format()
-
-
-def _fill(template: str, names: list[str]) -> str:
-    was = "was" if len(names) == 1 else "were"
-    return template.format(first_and_more(names), n=plural(len(names), "parameter"), was=was)

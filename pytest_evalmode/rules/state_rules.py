@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 
@@ -13,6 +13,7 @@ from pytest_evalmode.rules.training_calls import (
     first_optimizer_step,
     format_operation,
     operation_details,
+    pause_if,
     pause_remedy,
 )
 from pytest_evalmode.rules.wording import first_and_more, plural, title
@@ -42,10 +43,10 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
         writes = [] if step or backward else [write for write in trace.writes if write.at and model in write.models]
         weights = [change for change in of_model if not change.buffer]
         cause = next((write for write in writes if any(_explains(write, change) for change in weights)), None)
-        explained = [change for change in of_model if cause and _explains(cause, change)]
-        for write, group in (cause, explained), (None, [change for change in of_model if change not in explained]):
-            if not group:
-                continue
+        groups: dict[ModelOperation | None, list[TensorChange]] = {}
+        for change in of_model:
+            groups.setdefault(cause if cause and _explains(cause, change) else None, []).append(change)
+        for write, group in groups.items():
             violation = next(_mutations(group))
             has_weights = any(not change.buffer for change in group)
             if model in training:
@@ -57,7 +58,8 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
                 remedy = pause_remedy(step)
                 yield replace(violation, remedy=remedy, details=details, because=because, never_intended=True)
             elif has_weights and backward:
-                yield replace(violation, remedy=_backward_remedy(backward))
+                pause = pause_if(f"the test trains on purpose ({format_operation(backward)})")
+                yield replace(violation, remedy=f"{pause}; otherwise {_UNKNOWN_WRITE_REMEDY}")
             elif write:
                 details = {**violation.details, **operation_details(written=write)}
                 remedy = _WRITE_REMEDY.format(write.name)
@@ -116,7 +118,7 @@ def attribute_mutated(trace: Trace) -> Iterator[Violation]:
         for change in chain.from_iterable(call.attributes for call in calls):
             changed.setdefault(change.name, f"{change.before} -> {change.after}")
         first = next(iter(changed))
-        text = f"{first}: {changed[first]}{_and_more(changed)}"
+        text = f"{first}: {changed[first]}" + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
         yield violation_of_calls(
             calls,
             subjects=tuple(changed),
@@ -159,7 +161,8 @@ def state_drifted(trace: Trace) -> Iterator[Violation]:
         is_global = drift.model is None
         names = tuple(f"torch {change.name}" if is_global else change.name for change in drift.changes)
         texts = [describe_change(change) for change in drift.changes]
-        values = f" from {texts[0].replace(' -> ', ' to ')}" if is_global and len(texts) == 1 else ""
+        first = drift.changes[0]
+        values = f" from {first.before} to {first.after}" if isinstance(first, Leak) and len(names) == 1 else ""
         yield Violation(
             model=drift.model,
             subjects=names,
@@ -225,11 +228,6 @@ def _date(violation: Violation, changes: list[TensorChange]) -> Violation:
     return replace(violation, at=first, cause=cause, details=details, remedy=remedy)
 
 
-def _and_more(items: Sized) -> str:
-    """Return how many items there are besides the first: ` (and 2 more)`, or an empty string."""
-    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
-
-
 def _run_since(drift: Drift) -> str:
     """Return the tests that changed the state, if known, or those that ran since."""
     if drift.changed_by:
@@ -244,14 +242,6 @@ def _explain_by_training(violation: Violation, trace: Trace) -> Violation:
     modules = {observation.module.name for observation in observations if observation.module.mode_dependent}
     explained = all(subject.rpartition(".")[0] in modules for subject in violation.subjects)
     return replace(violation, because=("train-mode",)) if explained else violation
-
-
-def _backward_remedy(backward: ModelOperation) -> str:
-    """Return the remedy for weights that changed in a test that computed gradients but made no optimizer step."""
-    return (
-        "if the test trains on purpose, wrap that part in `with evalmode.paused():` "
-        f"({format_operation(backward)}); otherwise {_UNKNOWN_WRITE_REMEDY}"
-    )
 
 
 def _common_prefix(load: Load) -> str:

@@ -132,7 +132,7 @@ def test_a_fixture_is_shown_with_its_first_lines(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text("\n".join(["import pytest", *body, "def other():", "    pass"]))
     site = Site("conftest.py", 2, "@pytest.fixture")
     broken = Violation(rule="train-mode", model="net", subjects=("net (Net)",), message="net ran", finding="net ran")
-    facts = facts_of(Trace(), [broken], fixtures={"net": site}, marker="inference", root=tmp_path)
+    facts = facts_of(Trace(), [broken], {"net": site}, "inference", tmp_path)
     root = ["train-mode", "fixture net", str(site)]
     visible = text_of(page_of(guarded("test_a", violation(root=root), shown=facts)))
     assert "model from fixture net conftest.py:2" in visible

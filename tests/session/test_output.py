@@ -166,7 +166,7 @@ from pytest_evalmode.observe.state import write_tracking
 @pytest.mark.inference
 def test_it():
     with torch.no_grad():
-        nn.Linear(2048, 4096)(torch.ones(1, 2048))
+        nn.Linear(2048, 4096).eval()(torch.ones(1, 2048))
     assert write_tracking.tracker() is None
 """
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
 import pytest
 
 from pytest_evalmode.errors import EvalModeWarning, GuardError, HygieneError
+from pytest_evalmode.report.message import failure_text
 from pytest_evalmode.rules import RuleError, Violation
-from pytest_evalmode.session.guarded_test.failure import NOTE_HEADING, HygieneViolation
 from pytest_evalmode.session.settings import SETTINGS
 from pytest_evalmode.session.stash import GUARD
 from pytest_evalmode.session.user_hooks import HookError
@@ -32,6 +34,32 @@ NO_RESULT_EXCEPTIONS = (
     KeyboardInterrupt,
 )
 """Exceptions that end a test or the run without a result; violations are not shown then."""
+NOTE_HEADING = "\nThe inference was not clean either."
+"""The start of the note on a test's own failure."""
+
+
+class HygieneViolation(pytest.fail.Exception):  # type: ignore[name-defined, misc]
+    """The failure of a guarded test whose inference was not clean.
+
+    Attributes:
+        violations: the reported violations, a tuple of `Violation`.
+    """
+
+    # With pytrace=False, pytest prints only the message, in every --tb style, without lines of the plugin.
+    # With `builtins` as its module, the short summary prints the bare class name, which leaves room in 80 columns.
+    __module__ = "builtins"
+
+    def __init__(self, violations: Sequence[Violation], marker: str = "inference") -> None:
+        super().__init__(failure_text(violations, marker), pytrace=False)
+        self.violations = tuple(violations)
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _new_violation, (self.violations, self._marker), self.__dict__  # pickle would search `builtins`
+
+
+def _new_violation(violations: Sequence[Violation], marker: str) -> HygieneViolation:
+    return HygieneViolation(violations, marker)
 
 
 def fail_or_warn(item: pytest.Item, violations: list[Violation], outcome: Result[object], *, warn: bool) -> None:
@@ -110,3 +138,39 @@ def remove_plugin_frames(error: BaseException) -> None:
     for entry, following in zip(entries, [*entries[1:], None], strict=False):
         entry.tb_next = following
     error.__traceback__ = entries[0] if entries else None
+
+
+def shorten_report(report: pytest.TestReport, error: BaseException, style: str, root: Path) -> None:
+    """Shorten the message of a failure report to its headline, and set its location to the line at fault.
+
+    With CI set, or -vv, the short summary would print the whole message.  Tools that annotate source lines need the
+    location, which pytest does not set for a failure without a traceback.  `style` is the --tb style.
+    """
+    longrepr: Any = report.longrepr
+    crash = getattr(longrepr, "reprcrash", None)
+    if crash is None:
+        return
+    crash.message = crash.message.partition(f"\n{NOTE_HEADING}")[0]
+    is_ours = isinstance(error, HygieneViolation | HygieneError | EvalModeWarning)
+    if style == "line":  # prints `crash`, and would print our message or note below it
+        for entry in longrepr.reprtraceback.reprentries:
+            entry.lines = [] if is_ours else "\n".join(entry.lines).partition(NOTE_HEADING.strip())[0].split("\n")
+    if not is_ours:
+        return
+    crash.message = crash.message.partition("\n")[0]
+    at = error.violations[0].at if isinstance(error, HygieneViolation) else None
+    if at is not None:  # with `evalmode.check()`, pytest found the line of that call instead
+        crash.path, crash.lineno = str(root / at.file), at.line
+    for entry in longrepr.reprtraceback.reprentries:
+        if entry.style == "value" and style != "line":  # lay out and color it as for an exception with a traceback
+            first, *rest = entry.lines
+            entry.lines = [f"E   {line}".rstrip() for line in (f"{type(error).__name__}: {first}", *rest)]
+            entry.style = "long"
+            entry.reprfileloc = type(crash)(_short_path(crash.path), crash.lineno, type(error).__name__)
+
+
+def _short_path(path: str) -> str:
+    """Return a path relative to the current folder, as pytest prints it, if the folder exists."""
+    with suppress(OSError, ValueError):
+        return min(os.path.relpath(path), path, key=len)
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,12 @@ def add_record(item: pytest.Item, guard: Guard, settings: Settings, *, finished:
     """Add the record of a guarded test; it replaces that of an earlier run."""
     window = guard.window
     policy = window.combined_policy
+    page_data: Mapping[str, Any] = {}
+    if settings.record_details:
+        from pytest_evalmode.report.page_data import collect_page_data
+
+        lines = dict(window.fixtures[model.name] for model in window.models if model.name in window.fixtures)
+        page_data = collect_page_data(window.trace, guard.violations, lines, settings.marker, settings.root)
     record = serialize_record(
         guard.violations,
         window.models,
@@ -29,18 +36,10 @@ def add_record(item: pytest.Item, guard: Guard, settings: Settings, *, finished:
         guarded=window.was_opened,
         finished=finished,
         dropped=item.stash.get(DROPPED_COUNT, 0),
-        shown=_page_data(guard, settings) if settings.record_details else {},
+        shown=page_data,
     )
     remove_records(item)
     item.user_properties.append((RECORD_PROPERTY, record))
-
-
-def _page_data(guard: Guard, settings: Settings) -> dict[str, Any]:
-    from pytest_evalmode.report.page_data import collect_page_data
-
-    window, marker = guard.window, settings.marker
-    lines = dict(window.fixtures[model.name] for model in window.models if model.name in window.fixtures)
-    return collect_page_data(window.trace, guard.violations, fixtures=lines, marker=marker, root=settings.root)
 
 
 def add_suggestion(item: pytest.Item, guard: Guard) -> None:

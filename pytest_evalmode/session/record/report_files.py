@@ -1,15 +1,39 @@
-"""The files written at the end of a session: JSON report, HTML report, step summary of GitHub Actions, baseline."""
+"""The results of a session and the files written from them: JSON and HTML report, step summary, baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_evalmode.session.record.results import SessionResults
-from pytest_evalmode.session.settings import SETTINGS, Settings, is_whole_suite, step_summary_path, uses_toml
+from pytest_evalmode.session.settings import SETTINGS, is_whole_suite, step_summary_path, uses_toml
+
+if TYPE_CHECKING:
+    from pytest_evalmode.report.baseline import ObservedViolations
+    from pytest_evalmode.report.suggest import Suggestion
+
+
+class SessionResults:
+    """The records of guarded tests, and the unguarded tests that ran."""
+
+    def __init__(self) -> None:
+        self.guarded: dict[str, dict[str, Any]] = {}
+        """The records of the guarded tests by node id, as in `report/ledger.py`."""
+        self.unguarded: set[str] = set()
+        """Node ids of the tests that passed without a guard."""
+        self.suggestions: dict[str, Suggestion] = {}
+        self.stale: list[tuple[str, str]] = []
+        """Test and rule of the entries of the baseline whose tests ran without breaking that rule."""
+
+    def observed_violations(self) -> dict[str, ObservedViolations]:
+        """Return the violations of each test that ran; an unguarded test has none."""
+        from pytest_evalmode.report.baseline import ObservedViolations, observed_violations
+
+        unguarded = dict.fromkeys(self.unguarded, ObservedViolations(frozenset()))
+        return {**unguarded, **observed_violations(self.guarded.values())}
 
 
 class FileMessage(NamedTuple):
@@ -24,17 +48,18 @@ class FileMessage(NamedTuple):
 def write_files(results: SessionResults, config: pytest.Config) -> Iterator[FileMessage]:
     """Write the reports that this run asks for; yield a message for each."""
     settings = config.stash[SETTINGS]
-    report, html, summary = settings.report, settings.html, step_summary_path()
-    if report is not None:
-        error = _try_to_write("--evalmode-report", report, lambda: _write_report(results, settings, report))
-        yield error or FileMessage(f"evalmode report: {report}")
-    if html is not None:
-        toml = uses_toml(config)
-        error = _try_to_write("--evalmode-html", html, lambda: _write_page(results, settings, html, toml=toml))
-        yield error or FileMessage(f"evalmode html: {html}")
-    if summary is not None and results.guarded:
-        error = _try_to_write("GITHUB_STEP_SUMMARY", summary, lambda: _write_summary(results, settings, summary))
-        if error is not None:
+    summary = step_summary_path() if results.guarded else None
+    for option, path, write in (
+        ("--evalmode-report", settings.report, _write_report),
+        ("--evalmode-html", settings.html, _write_page),
+        ("GITHUB_STEP_SUMMARY", summary, _write_summary),
+    ):
+        if path is None:
+            continue
+        error = _try_to_write(option, path, partial(write, path, results, config))
+        if path is not summary:
+            yield error or FileMessage(f"evalmode {option.removeprefix('--evalmode-')}: {path}")
+        elif error is not None:
             yield error._replace(fails_run=False)  # the environment asked for it, not the user
 
 
@@ -76,32 +101,34 @@ def _try_to_write(option: str, path: Path, write: Callable[[], object]) -> FileM
     return None
 
 
-def _write_report(results: SessionResults, settings: Settings, path: Path) -> None:
+def _write_report(path: Path, results: SessionResults, config: pytest.Config) -> None:
     from pytest_evalmode.report.ledger import write_report
 
+    settings = config.stash[SETTINGS]
     write_report(path, results.guarded.values(), settings.mode, settings.strict)
 
 
-def _write_page(results: SessionResults, settings: Settings, path: Path, *, toml: bool) -> None:
+def _write_page(path: Path, results: SessionResults, config: pytest.Config) -> None:
     from pytest_evalmode.report import suggest
     from pytest_evalmode.report.page import render_page
 
+    settings = config.stash[SETTINGS]
     text = render_page(
         list(results.guarded.values()),
         mode=settings.mode,
         strict=settings.strict,
         known=settings.applied_baseline,
         unmarked=suggest.unmarked_tests(results.suggestions),
-        advice=list(suggest.marking_advice(results.suggestions, settings.marker, toml=toml)),
+        advice=list(suggest.marking_advice(results.suggestions, settings.marker, toml=uses_toml(config))),
         failed=suggest.failed_guards(results.suggestions),
         unguarded=0 if settings.suggest else len(results.unguarded),
     )
     path.write_text(text, encoding="utf-8")
 
 
-def _write_summary(results: SessionResults, settings: Settings, path: Path) -> None:
+def _write_summary(path: Path, results: SessionResults, config: pytest.Config) -> None:
     """Append the summary to the file: earlier parts of the step may have written to it."""
     from pytest_evalmode.report.markdown import render_step_summary
 
     with path.open("a", encoding="utf-8") as file:
-        file.write(render_step_summary(list(results.guarded.values()), settings.applied_baseline))
+        file.write(render_step_summary(list(results.guarded.values()), config.stash[SETTINGS].applied_baseline))

@@ -102,7 +102,8 @@ def _describe_samples(*_: Any) -> Step:
 
 
 def _own_statistics(a: Array, b: Array) -> Iterator[tuple[tuple[int, ...], str, int, float]]:
-    axes = [((a.ndim - 1,), "row of each sample"), ((1,), "column of each sample")] if a.ndim >= 3 else []
+    axes: list[tuple[tuple[int, ...], str]] = []
+    axes += [((a.ndim - 1,), "row of each sample"), ((1,), "column of each sample")] if a.ndim >= 3 else []
     axes += [(each, "sample (with its own mean and std)") for each in _sample_axes(a)]
     for over, name in axes:
         if np.prod([a.shape[i] for i in over]) >= 4 and np.abs(b.mean(over)).max() < 1e-3:

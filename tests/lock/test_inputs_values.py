@@ -60,12 +60,6 @@ FAULTS: dict[str, tuple[Array, Array, str, str]] = {
     "16 bits": (TABLE, TABLE / 32768, "unit", "multiplied by 1/32768 (16-bit levels)"),
     "log1p": (TABLE, np.log1p(TABLE), "function", "passed through the logarithm of 1 + x (log1p)"),
     "no sigmoid": (1 / (1 + np.exp(-TABLE)), TABLE, "function", "no longer passed through the sigmoid"),
-    "stretched": (
-        TABLE,
-        (TABLE - TABLE.min(0)) / np.ptp(TABLE, 0),
-        "standardised",
-        "are now stretched to 0..1 per column; they were not before",
-    ),
     "no column": (TABLE, TABLE[:, 1:], "columns", "given without column 0"),
     "rolled": (TABLE, np.roll(TABLE, -1, 1), "columns", "given with the columns in another order"),
     "filled": (

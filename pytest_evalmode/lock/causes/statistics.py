@@ -98,35 +98,26 @@ def _describe_samples(*_: Any) -> Step:
     return Step("augmented", f"{words}: {RANDOM}")
 
 
-# Values standardized with their own statistics: parameters are (axes, name, ddof, epsilon, range).
+# Samples standardized with their own statistics: parameters are (axes, name, ddof, epsilon).
 
 
-def _own_statistics(a: Array, b: Array) -> Iterator[Any]:
-    axes = [(each, "column" if a.ndim == 2 else "channel") for each in _column_axes(a)]
-    if a.ndim >= 3:
-        axes += [((a.ndim - 1,), "row of each sample"), ((1,), "column of each sample")]
-    axes += [(each, "sample") for each in _sample_axes(a)]
+def _own_statistics(a: Array, b: Array) -> Iterator[tuple[tuple[int, ...], str, int, float]]:
+    axes: list[tuple[tuple[int, ...], str]] = []
+    axes += [((a.ndim - 1,), "row of each sample"), ((1,), "column of each sample")] if a.ndim >= 3 else []
+    axes += [(each, "sample (with its own mean and std)") for each in _sample_axes(a)]
     for over, name in axes:
-        if np.prod([a.shape[i] for i in over]) < 4:
-            continue
-        if np.abs(b.mean(over)).max() < 1e-3:
-            yield from ((over, name, ddof, epsilon, None) for ddof, epsilon in product((0, 1), (0.0, 1e-5)))
-        elif np.abs(b.min(over)).max() < 1e-6 and np.abs(b.max(over) - 1)[np.ptp(b, over) > 0].max(initial=0) < 1e-5:
-            yield over, name, 0, 0.0, "0..1"
+        if np.prod([a.shape[i] for i in over]) >= 4 and np.abs(b.mean(over)).max() < 1e-3:
+            yield from ((over, name, ddof, epsilon) for ddof, epsilon in product((0, 1), (0.0, 1e-5)))
 
 
-def _standardize(a: Array, parameters: Any) -> Array:
-    axes, _, ddof, epsilon, stretched = parameters
-    center = a.min(axes, keepdims=True) if stretched else a.mean(axes, keepdims=True)
-    spread = np.ptp(a, axes, keepdims=True) if stretched else a.std(axes, ddof=ddof, keepdims=True) + epsilon
-    return np.asarray((a - center) / np.where(spread > 1e-12, spread, 1.0))
+def _standardize(a: Array, parameters: tuple[tuple[int, ...], str, int, float]) -> Array:
+    axes, _, ddof, epsilon = parameters
+    spread = a.std(axes, ddof=ddof, keepdims=True) + epsilon
+    return np.asarray((a - a.mean(axes, keepdims=True)) / np.where(spread > 1e-12, spread, 1.0))
 
 
-def _describe_own(_: Array, __: Array, parameters: Any) -> Step:
-    _, name, _, _, stretched = parameters
-    how = f"stretched to {stretched}" if stretched else "standardized"
-    name = "sample (with its own mean and std)" if name == "sample" and not stretched else name
-    return Step("standardised", f"{how} per {name}{NOT_BEFORE}")
+def _describe_own(_: Array, __: Array, parameters: tuple[tuple[int, ...], str, int, float]) -> Step:
+    return Step("standardised", f"standardized per {parameters[1]}{NOT_BEFORE}")
 
 
 PLACES = (

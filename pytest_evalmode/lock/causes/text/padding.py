@@ -7,7 +7,6 @@ from collections import Counter
 import numpy as np
 
 from pytest_evalmode.lock.causes.cause import Array, Diagnosis, Step, join_steps
-from pytest_evalmode.lock.causes.order import match_samples, order_steps
 
 
 def find_padding_id(ids: Array) -> int | None:
@@ -59,37 +58,17 @@ def _side(ids: Array, padding_id: int | None) -> str:
     return "both" if left and right else "left" if left else "right" if right else ""
 
 
-def describe_truncation(words: str, cut: int, n: int) -> Step:
-    return Step("truncation", f"{words} ({cut} of {n} texts)")
-
-
 def explain_masks(was: Array, now: Array) -> Diagnosis | None:
-    """Return the diagnosis of attention masks (1 for text, 0 for padding); None without a known cause."""
+    """Return the diagnosis of attention masks (1 for text, 0 for padding); None without a known cause.
+
+    Texts of other lengths are explained by the token ids beside a mask.
+    """
     if was.shape == now.shape and np.array_equal(was, 1 - now):
         return join_steps("tokens", [Step("inverted", "marked the opposite way (padding instead of text)")])
     if _is_inside(now).any() or _is_inside(was).any():
         return _explain_holes(was, now)
-    old, new = (each.sum(1).tolist() for each in (was, now))
-    steps = [] if old == new else _explain_lengths(old, new)
-    padded = describe_padding(was, now, (0, 0), changed=bool(steps))
-    if steps is None or padded is None or not (steps or padded):
-        return None
-    return join_steps("tokens", [*steps, *padded])
-
-
-def _explain_lengths(old: list[int], new: list[int]) -> list[Step] | None:
-    """Return the step between the lengths of texts: another order, as many more or fewer each, or a maximum."""
-    if len(old) != len(new) or sorted(old) == sorted(new):
-        index = match_samples(old, new)
-        return None if index is None else order_steps(len(old), index)
-    most, shift = max(new), new[0] - old[0]
-    if all(a + shift == b for a, b in zip(old, new, strict=True)):
-        words = f"{abs(shift)} {'more' if shift > 0 else 'fewer'} per text according to the mask"
-        return [Step("length", words)]
-    if all(min(a, most) == b for a, b in zip(old, new, strict=True)):
-        cut = sum(each > most for each in old)
-        return [describe_truncation(f"cut to {most} tokens according to the mask", cut, len(old))]
-    return None
+    padded = describe_padding(was, now, (0, 0), changed=False)
+    return join_steps("tokens", padded) if padded and np.array_equal(was.sum(1), now.sum(1)) else None
 
 
 def _is_inside(mask: Array) -> Array:

@@ -171,7 +171,7 @@ def _find_truncation(old: Rows, new: Rows, special: tuple[int, int]) -> Step | N
         if n and all(len(long[i]) > len(short[i]) == n for i in cut):
             for side, part in (("at the end", slice(n)), ("at the start", slice(-n, None))):
                 if all(short[i] == long[i][part] for i in cut):
-                    return padding.describe_truncation(f"{words} to {n + more} tokens {side}", len(cut), len(long))
+                    return Step("truncation", f"{words} to {n + more} tokens {side} ({len(cut)} of {len(long)} texts)")
     return None
 
 

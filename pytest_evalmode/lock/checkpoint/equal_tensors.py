@@ -73,7 +73,9 @@ def _find_order(tensor: ChangedTensor) -> Step | None:
         return _moved(f"reshaped from {was.shape} to {tensor.now.shape}")
 
     def is_locked(moved: Tensor) -> bool:
-        values = None if sample is None or moved.shape != was.shape else sample_grid(moved, *sample.shape)
+        if sample is None or moved.shape != was.shape:
+            return False
+        values = sample_grid(moved, *sample.shape)
         return values is not None and np.array_equal(values, sample) and compute_digest(moved) == was.digest
 
     dims = range(now.dim())

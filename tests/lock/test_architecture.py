@@ -24,6 +24,7 @@ class Norm(nn.Module):
         self.last_size: int | None = None
         self.path = "/home/me/weights.pt"
 
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         return self._scale(x)

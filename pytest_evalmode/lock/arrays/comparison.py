@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pytest_evalmode.lock.arrays.named_batches import NamedBatches, Tolerance
 from pytest_evalmode.lock.arrays.packing import restore_values
 from pytest_evalmode.lock.arrays.pictures import draw_pictures
@@ -18,8 +20,6 @@ from pytest_evalmode.lock.lock_file import Entry
 from pytest_evalmode.trace import LockChange
 
 if TYPE_CHECKING:
-    import numpy as np
-
     Array = np.ndarray[Any, Any]
     Samples = Mapping[str, Array]
 
@@ -76,12 +76,12 @@ class Pair:
             return None  # cropped to other sizes
         if indices is None and kept is None:
             return old, new, None
-        place_old, place_new = (
-            {i: n for n, i in enumerate(range(len(values)) if which is None else which[: len(values)])}
+        which_old, which_new = (
+            np.arange(len(values)) if which is None else np.asarray(which[: len(values)], int)
             for values, which in ((old, kept), (new, indices))
         )
-        both = sorted(place_old.keys() & place_new.keys())
-        return (old[[place_old[i] for i in both]], new[[place_new[i] for i in both]], both) if both else None
+        both, at_old, at_new = np.intersect1d(which_old, which_new, return_indices=True)
+        return (old[at_old], new[at_new], both.tolist()) if len(both) else None
 
 
 def compare(

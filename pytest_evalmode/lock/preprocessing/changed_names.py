@@ -47,6 +47,7 @@ def changed_names(function: Any) -> ChangedNames:
     """Return the names that a function changes; none if it has no source."""
     found = ChangedNames()
     try:
+        function = inspect.unwrap(function)
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
         arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
     except (OSError, TypeError, SyntaxError, ValueError, AttributeError):

@@ -122,7 +122,7 @@ def _object(value: Any, above: tuple[int, ...]) -> Any:
         fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
     if fields is None:
         fields = _fields(value)
-    state = changed_attributes(kind)
+    state = changed_attributes(kind) if user_code.is_users_class(kind) else ()
     fields = {name: each for name, each in (code.variables | fields).items() if name not in state}
     if fields or code.digests:
         return {**_step(value, fields, above), **code.description()}

@@ -75,13 +75,13 @@ class Code:
         self.variables |= {f"{prefix}{key}": each for key, each in _bound(function).items() if key != "__class__"}
         changed = changed_names(function).variables
         for key, each in _used_globals(function):
-            if inspect.isfunction(unwrap(function_of(each))) or (isinstance(each, type) and _is_users_class(each)):
+            if inspect.isfunction(unwrap(function_of(each))) or (isinstance(each, type) and is_users_class(each)):
                 self.add(each, f"{key}.")
-            elif key not in changed and (_is_data(each) or _is_users_class(type(each))):
+            elif key not in changed and (_is_data(each) or is_users_class(type(each))):
                 self.variables[f"{prefix}{key}"] = each
 
     def _add_members(self, kind: type, prefix: str) -> None:
-        is_own = _is_users_class(kind)
+        is_own = is_users_class(kind)
         for name, member in vars(kind).items():
             if name.startswith("__") and name != "__call__":
                 continue
@@ -104,7 +104,7 @@ def _is_users(code: object) -> bool:
     return isinstance(code, CodeType) and not _is_library(code.co_filename)
 
 
-def _is_users_class(kind: type) -> bool:
+def is_users_class(kind: type) -> bool:
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     if file is not None:
         return not _is_library(file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,6 @@ PYTEST_SIDE |= {
 }
 NEEDS_PYTEST = {"plugin", "session.hookspecs", *(f"session.{name}" for name in SESSION)}
 NEEDS_PYTEST |= {"lock.lock_fixture", "lock.session_locks"}
-NEEDS_TRITON = {"observe.state.devices.triton_kernel"} if find_spec("triton") is None else set[str]()
 
 
 def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -64,7 +62,7 @@ def test_the_listed_modules_exist() -> None:
 
 
 def test_the_core_never_imports_pytest(tmp_path: Path) -> None:
-    core = [name for name in modules() if name not in NEEDS_PYTEST | NEEDS_TRITON]
+    core = [name for name in modules() if name not in NEEDS_PYTEST]
     assert imported_by(core, "pytest", tmp_path) == set()
 
 

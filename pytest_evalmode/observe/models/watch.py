@@ -22,7 +22,7 @@ from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_o
 from pytest_evalmode.observe.state.snapshot import Snapshot
 from pytest_evalmode.trace import Site, TensorChange
 
-_SAMPLE = 16
+_SAMPLE = 8
 """Number of small tensors that are compared around a model's first forward."""
 
 

@@ -140,18 +140,16 @@ def _read_snapshot(
     tensors = [*saved, *not_saved]
     large = find_large(tensor for _, tensor in tensors)
     budget = max(_VALUE_BUDGET, sum(tensor.nbytes for tensor in large.values()) // _VALUE_BUDGET_SHARE)
+    digests = {**device_data, **compute_digests(large, untracked=untracked)}
     read: dict[int, Fingerprint] = {}  # a tied tensor is read once
-    with compute_digests(large, untracked=untracked) as digests:
-        for name, tensor in tensors:
-            key = id(tensor)
-            if key not in read and key not in large:
-                old = known.get(name)
-                store_values = budget > 0 if old is None else old.has_values
-                fingerprint = read[key] = fingerprint_of(tensor, store_values, device_data.get(key))
-                if fingerprint.has_values:
-                    budget -= fingerprint.size
-    for key, tensor in large.items():
-        read[key] = fingerprint_of(tensor, False, digests[key])
+    for name, tensor in tensors:
+        key = id(tensor)
+        if key not in read:
+            old = known.get(name)
+            store_values = key not in large and (budget > 0 if old is None else old.has_values)
+            fingerprint = read[key] = fingerprint_of(tensor, store_values, digests.get(key))
+            if fingerprint.has_values:
+                budget -= fingerprint.size
     unsaved = {id(tensor) for _, tensor in not_saved} - {id(tensor) for _, tensor in saved} if not_saved else set()
     return Snapshot(
         fingerprints={name: read[id(tensor)] for name, tensor in tensors},

@@ -229,7 +229,7 @@ class NumbersItsLayers(WritesFirst):
 
 
 class LooksUpAnyName(WritesFirst):
-    def forward(self, x: Tensor, name: str) -> Tensor:
+    def forward(self, x: Tensor, name: str = "") -> Tensor:
         y: Tensor = getattr(self, name)(x)
         return super().forward(y)
 

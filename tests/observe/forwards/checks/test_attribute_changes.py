@@ -212,7 +212,7 @@ def test_the_list_of_its_weights_that_a_recurrent_layer_keeps_is_ignored() -> No
     model = nn.Sequential(nn.LSTM(4, 4), nn.Identity()).eval()
     weights = {name: parameter + 1 for name, parameter in model.named_parameters()}
     with watching(strict=True) as g:
-        torch.func.functional_call(model, weights, (torch.ones(2, 3, 4),))  # type: ignore[no-untyped-call]
+        torch.func.functional_call(model, weights, (torch.ones(2, 3, 4),))
         model(torch.ones(2, 3, 4))
     assert g.violations == []
 

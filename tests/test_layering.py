@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,9 @@ from tests.test_subpackages import PACKAGE, modules
 
 SESSION = {"evalmode_fixture", "fixtures", "options", "settings", "stash", "user_hooks"}
 SESSION |= {
-    f"guarded_test.{name}"
-    for name in ("failure", "guard_setup", "item_reporter", "outcome", "phases", "unittest_cases", "user_properties")
+    f"guarded_test.{name}" for name in ("guard_setup", "outcome", "phases", "unittest_cases", "user_properties")
 }
-SESSION |= {
-    f"record.{name}"
-    for name in (
-        *("baseline_file", "collected_tests", "lock_starter", "pytest_html"),
-        *("recorder", "report_files", "results", "terminal"),
-    )
-}
+SESSION |= {f"record.{name}" for name in (*("collected_tests", "lock_starter", "recorder", "report_files"),)}
 PYTEST_SIDE = {"plugin", "policy", "file_writing", *(f"session.{name}" for name in SESSION)}
 PYTEST_SIDE |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}
 PYTEST_SIDE |= {
@@ -33,7 +25,6 @@ PYTEST_SIDE |= {
 }
 NEEDS_PYTEST = {"plugin", "session.hookspecs", *(f"session.{name}" for name in SESSION)}
 NEEDS_PYTEST |= {"lock.lock_fixture", "lock.session_locks"}
-NEEDS_TRITON = {"observe.state.devices.triton_kernel"} if find_spec("triton") is None else set[str]()
 
 
 def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -64,7 +55,7 @@ def test_the_listed_modules_exist() -> None:
 
 
 def test_the_core_never_imports_pytest(tmp_path: Path) -> None:
-    core = [name for name in modules() if name not in NEEDS_PYTEST | NEEDS_TRITON]
+    core = [name for name in modules() if name not in NEEDS_PYTEST]
     assert imported_by(core, "pytest", tmp_path) == set()
 
 

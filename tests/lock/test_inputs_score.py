@@ -200,7 +200,7 @@ AUDIO: dict[str, tuple[Callable[[], tuple[Array, Array]], str]] = {
     "polarity": (lambda: (waves(), -waves()), "the sign changed"),
     "gain": (lambda: (waves(), waves() * np.float32(0.5)), "multiplied by 0.5"),
     "reversed": (lambda: (waves(), waves()[:, ::-1]), "reversed along the last axis"),
-    "rolled": (lambda: (waves(), np.roll(waves(), 3, 1)), "rolled by 3"),
+    "rolled": (lambda: (waves(), np.roll(waves(), 3, 1)), NONE),
     "clipped": (lambda: (waves(), waves().clip(-0.1, 0.1)), "clipped to"),
     "noise": (lambda: (waves(), waves() + np.float32(0.01) * np.roll(waves(), 5)), NONE),
     "peak": (lambda: (waves(), waves() / np.abs(waves()).max(1, keepdims=True)), "differently per sample"),

@@ -1,4 +1,4 @@
-"""Compatibility with pytest-benchmark and pytest-github-actions-annotate-failures."""
+"""Compatibility with pytest-github-actions-annotate-failures."""
 
 from __future__ import annotations
 
@@ -50,27 +50,3 @@ def test_github_annotations_of_warnings_point_at_the_line_at_fault(
     suites.write(pytester, SUITE)
     result = suites.run(pytester, ANNOTATE, "--evalmode=warn", "-k", "dirty")
     assert any("::warning file=test_it.py,line=5::train-mode: Net ran once" in line for line in result.errlines)
-
-
-BENCHMARKS = """
-@pytest.mark.inference
-def test_guarded(benchmark):
-    benchmark(infer, Net().eval())
-
-def test_not_guarded(benchmark):
-    benchmark(infer, Net().eval())
-
-@pytest.mark.inference
-def test_not_timed():
-    infer(Net().eval())
-"""
-NOTE = "pytest-benchmark's timings include the guard in 1 test: compare with --evalmode=off"
-
-
-def test_the_summary_says_that_a_benchmark_includes_the_guard(pytester: pytest.Pytester) -> None:
-    pytest.importorskip("pytest_benchmark")
-    suites.write(pytester, BENCHMARKS)
-    options = "-pbenchmark", "--benchmark-max-time=0.01"
-    suites.run(pytester, *options).stdout.fnmatch_lines([NOTE])
-    for quiet in (["-k", "not_guarded"], ["-k", "not_timed"], ["--evalmode=off"]):
-        suites.run(pytester, *options, *quiet).stdout.no_fnmatch_line("*include the guard*")

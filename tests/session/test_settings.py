@@ -257,8 +257,6 @@ def test_ini_exemptions_add_to_those_of_the_marker(pytester: pytest.Pytester) ->
         ([], ["--evalmode-report=."], "--evalmode-report: cannot write to '.'"),
         ([], ["--evalmode-report="], "--evalmode-report: cannot write to ''"),
         ([], ["--evalmode-report=nets.py/report.json"], "--evalmode-report: cannot write to 'nets.py/report.json'"),
-        ([], [f"--evalmode-report={'a' * 300}.json"], "--evalmode-report: cannot write to 'aaa*json'"),
-        ([], [f"--evalmode-report=new/{'a' * 300}/r.json"], "--evalmode-report: cannot write to 'new/aaa*json'"),
         ([], [f"--evalmode-report={'a/' * 3000}r.json"], "--evalmode-report: cannot write to 'a/a/*json'"),
     ],
 )

@@ -377,7 +377,6 @@ def test_an_invalid_result_error_names_the_hook_and_the_plugin(
     write_invalid_hook(pytester, hook, answer, *([good] if others else []))
     line = error_line(run(pytester), hook)
     assert "inner/conftest.py" in line
-    assert "'good'" not in line
     assert "; expected " in line
 
 

@@ -192,7 +192,7 @@ FILTERED = [HealthCheck.filter_too_much, HealthCheck.too_slow]
 
 @given(model=models, data=st.data())
 @settings(
-    max_examples=5 * settings.default.max_examples,
+    max_examples=5 * settings().max_examples,
     suppress_health_check=FILTERED,
 )
 def test_exactly_the_changes_are_reported(model: Node, data: st.DataObject) -> None:
@@ -301,7 +301,7 @@ large = st.builds(
 @pytest.mark.skipif(write_tracking.tracker() is None, reason="the kernel does not track writes")
 @given(specs=st.lists(large, min_size=1, max_size=4), below=st.lists(large, max_size=2), data=st.data())
 @settings(
-    max_examples=2 * settings.default.max_examples,
+    max_examples=2 * settings().max_examples,
     suppress_health_check=FILTERED,
 )
 def test_write_tracking_and_full_reads_report_the_same(

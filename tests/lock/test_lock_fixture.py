@@ -451,13 +451,13 @@ def test_names_from_a_file_cannot_change_the_terminal(pytester: pytest.Pytester)
 @pytest.mark.parametrize("folder", ["__evalmode__", "__evalmode__/test_it"])
 @pytest.mark.parametrize("args", [[], [UPDATE]], ids=["run", "update"])
 def test_a_symlinked_folder_is_not_followed(
-    pytester: pytest.Pytester, tmp_path: Path, folder: str, workers: tuple[str, ...]
+    pytester: pytest.Pytester, tmp_path: Path, folder: str, args: list[str]
 ) -> None:
     update(pytester)
     (pytester.path / folder).rename(tmp_path / "other")
     (pytester.path / folder).symlink_to(tmp_path / "other")
     before = sorted(tmp_path.rglob("*"))
-    result = suites.run(pytester, *workers)
+    result = suites.run(pytester, *args)
     result.stdout.fnmatch_lines(["*is a symlink, which is not followed*"])
     assert result.ret != 0
     assert sorted(tmp_path.rglob("*")) == before
@@ -533,11 +533,11 @@ def test_samples_are_not_in_the_junit_report(pytester: pytest.Pytester) -> None:
 @pytest.mark.parametrize("missing", ["safetensors", "pytest_evalmode.lock.running_lock"])
 @pytest.mark.parametrize("args", [[], [UPDATE]], ids=["compared", "updated"])
 def test_without_the_extra_it_says_what_to_install(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, missing: str, workers: tuple[str, ...]
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, missing: str, args: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     suites.write(pytester, LOCKS)
-    result = suites.run(pytester, *workers)
+    result = suites.run(pytester, *args)
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
         ["evalmode_lock requires numpy and safetensors (*run pip install 'pytest-evalmode[[]lock]'"]

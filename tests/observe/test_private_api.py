@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from pytest_evalmode.observe.private_api import HOOK_TABLES, MAPS, MAX_MAP_COUNT, OPTIONAL, PAGEMAP
+from tests import forked
 
 ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
     "torch.nn:Module": {
@@ -135,9 +135,9 @@ EXPECTED = [[], ["train-mode", "state-mutated"], ["grad-mode"], ["state-mutated"
 
 
 @pytest.mark.parametrize("platform", [WITHOUT_NAMES, WITHOUT_LINUX], ids=["no names", "no fcntl, /proc and forks"])
-def test_a_guard_judges_without(platform: str) -> None:
-    code = f"{SCRIPT}{platform}print(json.dumps(verdicts()))"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, text=True, capture_output=True, check=False)
+def test_a_guard_judges_without(platform: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"{SCRIPT}{platform}print(json.dumps(verdicts()))", encoding="utf-8")
+    done = forked.run_script(script)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == EXPECTED

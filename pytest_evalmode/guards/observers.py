@@ -29,7 +29,7 @@ from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import flag_snapshots
 from pytest_evalmode.observe.state.flag_snapshots import FlagTracker
 from pytest_evalmode.rules.exemptions import is_inside
-from pytest_evalmode.trace import Leak, Site, Trace
+from pytest_evalmode.trace import Leak, Trace
 
 
 class Observers:
@@ -134,35 +134,31 @@ class Observers:
             gradients=operations["gradients"],
             names=frozenset(self.watch.registry.paths()) if with_names else frozenset(),
             loads=self._loads.pop_loads(),
+            leaks=self._collect_leaks(),
             events=self._timeline.pop_events() if self._timeline is not None else (),
         )
 
-    def collect_leaks(self) -> tuple[Leak, ...]:
+    def _collect_leaks(self) -> tuple[Leak, ...]:
         """Return the settings that changed since the last call, with the line that changed each, where it is known."""
         if not self._strict:
             return ()
         global_leaks = self._global_flags.find_leaks(None, flag_snapshots.read_global_flags())
         writes = tuple(self._attribute_writes.pop_leaks())
         flags = (leak for leak in self.shared.find_leaks() if not any(leak.is_inside(write) for write in writes))
-        return (
-            *(replace(leak, at=self._leak_line(leak)) for leak in flags),
-            *writes,
-            *map(self._with_line, global_leaks),
-        )
+        return (*map(self._with_model_line, flags), *writes, *map(self._with_global_line, global_leaks))
 
-    def _with_line(self, leak: Leak) -> Leak:
-        """Return a leak of a global flag with the line that changed it."""
+    def _with_model_line(self, leak: Leak) -> Leak:
+        model = self.watch.registry.living_models().get(leak.model or "")
+        if model is None:
+            return leak
+        return replace(leak, at=leak_lines.find_leak_line(leak, model, self._mode_changes, self._user_lines))
+
+    def _with_global_line(self, leak: Leak) -> Leak:
         line = self._global_state_calls.line_of(leak.name, leak.after)
         if line is None and leak.name in ("grad_mode", "inference_mode"):
             line = leak_lines.find_suspended_context(self._user_lines)
             return replace(leak, at=line, suspended=line is not None)
         return replace(leak, at=line)
-
-    def _leak_line(self, leak: Leak) -> Site | None:
-        model = self.watch.registry.living_models().get(leak.model or "")
-        if model is None:
-            return None
-        return leak_lines.find_leak_line(leak, model, self._mode_changes, self._user_lines)
 
     def restored_settings(self) -> set[tuple[str | None, str]]:
         """Return the (model name, setting) pairs that were restored to their values at the start of the window."""
@@ -170,9 +166,9 @@ class Observers:
 
     def final_trace(self, history: SessionHistory | None, *, needs_forward: bool, report_drift: bool) -> Trace:
         """Return the facts that are known only when the window closes."""
+        global_drift = history.global_state.pop_drift() if report_drift and history is not None else ()
         return Trace(
-            drifts=self.shared.drifts() if report_drift else (),
-            global_drifts=history.global_state.pop_drift() if report_drift and history is not None else (),
+            drifts=(*self.shared.drifts(), *global_drift) if report_drift else (),
             needs_forward=needs_forward,
             forwards=self.forwards.forward_count,
         )

@@ -60,14 +60,15 @@ class StateDictLoads(Observer):
         if not (missing or unexpected):
             return
         caller = self._user_lines.find_caller(call.frame)
+        by_user = caller.frame is None or any(caller.frame is each for each in _requesting_frames(call.frame))
+        if matched and not by_user:
+            return  # a library's load
         name, path = self._watch.registry.locate(module)
         load = Load(
             ModuleInfo(name, path, type_name(module)),
             self._user_lines.site(*caller.line) if caller.line else None,
             tuple(missing),
             tuple(unexpected),
-            by_user=caller.frame is None or any(caller.frame is each for each in _requesting_frames(call.frame)),
-            matched=len(matched),
         )
         self._loads.append((load, slots))
 

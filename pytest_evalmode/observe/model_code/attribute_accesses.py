@@ -173,11 +173,13 @@ class _Walk:
         if name in _HARMLESS_CALLS:
             return self._visit(states, *(each for each in arguments if not self._is_self(each)))
         if name in ("getattr", "setattr", "hasattr", "delattr") and len(arguments) > 1 and self._is_self(arguments[0]):
+            states = self._visit(states, *arguments[1:])
+            if self._owner is None or not self._attribute.startswith(prefix := _constant_prefix(arguments[1])):
+                return states  # another module's own attribute, or another name
             if not isinstance(arguments[1], ast.Constant):
                 raise _UnclearError
-            states = self._visit(states, *arguments[2:])
             access = "write" if name == "setattr" else "read"
-            return self._access(states, access) if arguments[1].value == self._attribute else states
+            return self._access(states, access) if prefix == self._attribute else states
         if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Call) and self._owner is not None:
             inner = called.value.func
             if isinstance(inner, ast.Name) and inner.id == "super":
@@ -210,6 +212,19 @@ class _Walk:
         methods = definitions_in(bases, name)
         function = _plain(methods[0]) if methods else None
         return self.function(states, function) if function is not None else states
+
+
+def _constant_prefix(name: ast.expr) -> str:
+    """Return the constant text with which a string begins: `layer` for `f"layer{i}"`."""
+    match name:
+        case ast.JoinedStr(values=[first, *_]):
+            return _constant_prefix(first)
+        case ast.BinOp(left=left, op=ast.Add()):
+            return _constant_prefix(left)
+        case ast.Constant(value=str(text)):
+            return text
+        case _:
+            return ""
 
 
 def _plain(value: Any) -> FunctionType | None:

@@ -82,7 +82,7 @@ def draw_calls_in(function: FunctionType, attributes: Mapping[str, object]) -> I
             host = _host_of(called)
             draws = builds_drawing_module(called) or (
                 name.strip("_") in DRAWING_FUNCTIONS
-                and not _is_submodule(node.func)
+                and not _is_of_self(node.func)
                 and not _is_harmless(name, called, node, attributes)
             )
             if host or draws:
@@ -171,15 +171,12 @@ def _leaves_block(block: list[ast.stmt]) -> bool:
 
 
 def _mentions_training(node: ast.AST) -> bool:
-    return any(
-        (isinstance(n, ast.Attribute) and n.attr == "training") or (isinstance(n, ast.Name) and n.id == "training")
-        for n in ast.walk(node)
-    )
+    return any("training" in (getattr(each, "attr", ""), getattr(each, "id", "")) for each in ast.walk(node))
 
 
-def _is_submodule(function: ast.expr) -> bool:
-    """Return whether a call is `self.dropout(x)`, a submodule whose own forward is checked."""
-    return isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "self"
+def _is_of_self(node: ast.expr | None) -> bool:
+    """Return whether a node is an attribute of `self`, such as a submodule, whose own forward is checked."""
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
 
 
 def _is_harmless(name: str, called: object, call: ast.Call, attributes: Mapping[str, object]) -> bool:
@@ -190,7 +187,7 @@ def _is_harmless(name: str, called: object, call: ast.Call, attributes: Mapping[
     if name == "scaled_dot_product_attention" and "dropout_p" not in given:
         return True
     generator = given.get("generator")
-    if isinstance(generator, ast.Attribute) and isinstance(generator.value, ast.Name) and generator.value.id == "self":
+    if isinstance(generator, ast.Attribute) and _is_of_self(generator):
         return attributes.get(generator.attr, UNKNOWN) is not None
     if generator is not None and not isinstance(generator, ast.Constant | ast.Name):
         return True

@@ -13,10 +13,8 @@ from pytest_evalmode.observe.calls import leak_lines
 from pytest_evalmode.observe.calls.attribute_writes import AttributeWrites
 from pytest_evalmode.observe.calls.exports import ModelExports
 from pytest_evalmode.observe.calls.global_state_calls import GlobalStateCalls
-from pytest_evalmode.observe.calls.gradients import GradientCalls
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
-from pytest_evalmode.observe.calls.model_conversions import ModelConversions
-from pytest_evalmode.observe.calls.optimizer_steps import OptimizerSteps
+from pytest_evalmode.observe.calls.model_operations import ModelOperations
 from pytest_evalmode.observe.calls.state_dict_loads import StateDictLoads
 from pytest_evalmode.observe.calls.timeline import Timeline
 from pytest_evalmode.observe.forwards.call_overrides import CallOverrides
@@ -46,11 +44,9 @@ class Observers:
         self._timeline = Timeline(self.watch, self._user_lines) if config.record_details else None
         self._mode_changes = ModeChanges(self._user_lines, self._timeline, self._earlier_mode_changes)
         self.forwards = ForwardObserver(self.watch, self._user_lines, self._mode_changes, self._timeline, strict=strict)
-        self._conversions = ModelConversions(self.watch, self._user_lines)
-        self._loads = StateDictLoads(self.watch, self._user_lines, self._conversions, strict=strict)
+        self._operations = ModelOperations(self.watch, self._user_lines)
+        self._loads = StateDictLoads(self.watch, self._user_lines)
         self._exports = ModelExports(self.watch, self._user_lines, self._mode_changes)
-        self._optimizers = OptimizerSteps(self.watch, self._user_lines)
-        self._gradients = GradientCalls(self._user_lines)
         self._global_state_calls = GlobalStateCalls(self._user_lines)
         self._attribute_writes = AttributeWrites(self.watch, self._user_lines)
         self._global_flags = FlagTracker({}, {})
@@ -59,13 +55,9 @@ class Observers:
             CallOverrides(),
             self._mode_changes,
             self._exports,
-            self._gradients,
             ThreadPools(self._user_lines.is_user_code),
-            self._optimizers,
-            self._loads,
-            self._conversions,
-            self._global_state_calls,
-            self._attribute_writes,
+            self._operations,
+            *((self._loads, self._global_state_calls, self._attribute_writes) if strict else ()),
         )
         self._paused_models = PausedModels(self.watch, self._user_lines)
         self._running = ExitStack()
@@ -132,13 +124,14 @@ class Observers:
 
         `with_names` adds the qualified names of all modules and tensors, which globs of exemptions are matched against.
         """
+        operations = self._operations.pop_operations()
         return Trace(
             models=self.watch.registry.watched_models(),
             calls=(*self.forwards.pop_calls(), *self._exports.pop_calls()),
             changes=self.watch.compare(),
-            steps=self._optimizers.pop_steps(),
-            writes=self._conversions.pop_operations(),
-            gradients=self._gradients.pop_operations(),
+            steps=operations["steps"],
+            writes=operations["writes"],
+            gradients=operations["gradients"],
             names=frozenset(self.watch.registry.paths()) if with_names else frozenset(),
             loads=self._loads.pop_loads(),
             leaks=self._collect_leaks(),

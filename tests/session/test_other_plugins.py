@@ -6,6 +6,7 @@ import pytest
 
 from tests import suites
 
+ANNOTATE = "-ppytest_github_actions_annotate_failures"
 SUITE = """
 @pytest.mark.inference
 def test_dirty():
@@ -23,7 +24,7 @@ def test_own():
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+@suites.WORKERS
 def test_github_annotations_point_at_the_line_at_fault(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: tuple[str, ...]
 ) -> None:
@@ -31,7 +32,7 @@ def test_github_annotations_point_at_the_line_at_fault(
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_WORKSPACE", str(pytester.path.parent))
     suites.write(pytester, SUITE)
-    result = suites.run(pytester, *workers)
+    result = suites.run(pytester, ANNOTATE, *workers)
     annotations = sorted(line.partition("::error ")[2] for line in result.errlines if "::error " in line)
     headline = "HygieneViolation: train-mode: Net ran once in training mode"
     assert annotations == [
@@ -47,5 +48,5 @@ def test_github_annotations_of_warnings_point_at_the_line_at_fault(
     pytest.importorskip("pytest_github_actions_annotate_failures")
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     suites.write(pytester, SUITE)
-    result = suites.run(pytester, "--evalmode=warn", "-k", "dirty")
+    result = suites.run(pytester, ANNOTATE, "--evalmode=warn", "-k", "dirty")
     assert any("::warning file=test_it.py,line=5::train-mode: Net ran once" in line for line in result.errlines)

@@ -29,13 +29,13 @@ def test_checks(evalmode):
 LINE = "test_it.py:5"
 
 
-@pytest.mark.parametrize("how", ["", "-vv", "-n1"])
+@pytest.mark.parametrize("how", [suites.SERIALIZED, suites.XDIST_AGAIN, ("-vv",)])
 def test_the_short_summary_has_only_the_headline(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, how: str
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, how: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("CI", "true")
     suites.write(pytester, SUITE)
-    lines = suites.run(pytester, *how.split()).outlines
+    lines = suites.run(pytester, *how).outlines
     begin = next(n for n, line in enumerate(lines) if "short test summary info" in line)
     assert sorted(lines[begin + 1 : -1]) == [
         "FAILED test_it.py::test_checks - HygieneViolation: train-mode: Net ran once in training mode",
@@ -44,7 +44,7 @@ def test_the_short_summary_has_only_the_headline(
     ]
 
 
-@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+@suites.WORKERS
 def test_a_report_points_at_the_line_at_fault(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     suites.write(pytester, SUITE)
     result = suites.run(pytester, "-k", "dirty", "--junit-xml=junit.xml", *workers)
@@ -63,7 +63,7 @@ def test_the_traceback_has_the_location_for_annotations(pytester: pytest.Pyteste
     assert (entry.reprfileloc.path, entry.reprfileloc.lineno) == ("test_it.py", 5)
 
 
-@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+@suites.WORKERS
 def test_tb_line_prints_one_line(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     suites.write(pytester, SUITE)
     outlines = suites.run(pytester, "--tb=line", "-k", "dirty", *workers).outlines

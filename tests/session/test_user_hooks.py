@@ -386,6 +386,7 @@ def test_other_invalid_results(pytester: pytest.Pytester, hook: str, answer: str
     assert "inner/conftest.py" in error_line(run(pytester), hook)
 
 
+@pytest.mark.xdist
 def test_an_invalid_result_under_xdist(pytester: pytest.Pytester) -> None:
     hook = "pytest_evalmode_policy(item, policy)"
     write_invalid_hook(pytester, hook, *HOOKS[hook])

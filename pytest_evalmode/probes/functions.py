@@ -121,8 +121,7 @@ def _recorded_draws() -> Iterator[dict[Site, None]]:
         if event == "call" and not user_lines.is_user_code(frame.f_code):
             return None
         now, host_now = generators.state(), generators.host_state()
-        is_unchanged = generators.is_unchanged(torch_state, now) and not generators.moved_generators(host_state)
-        if running is not None and not is_unchanged:
+        if running is not None and not (generators.is_unchanged(torch_state, now) and host_now == host_state):
             lines[running] = None
         torch_state, host_state = now, host_now
         running = user_lines.find_line(frame if event != "return" else frame.f_back)

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 2
+SCHEMA = 3
 KINDS = ("model", "inputs", "preprocessing", "outputs")
 FOLDER = "__evalmode__"
 MODELS = "models"

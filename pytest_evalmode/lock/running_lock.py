@@ -87,7 +87,7 @@ class RunningLock:
                 path = model_path(self._path, locked.get("record"))
                 self._report(model_changes.find_change(path, module, name, fingerprints, at))
         if self._update or locked is None:
-            entry, record = model_changes.build_entry(module, fingerprints)
+            entry, record = model_changes.build_entry(module)
             self._add_entry("model", name, entry)
             self._models[entry["record"]] = record
 

@@ -26,7 +26,7 @@ from tests.lock.pictures import (
 )
 
 MNIST = ((0.1307,), (0.3081,))
-SIZE = 160
+SIZE = 96
 
 
 class Source:

@@ -219,7 +219,7 @@ def check_interrupted(path: Path, ended: bool) -> None:
     assert len(names(path)) == 7
 
 
-def lock_text(content: dict[str, Any], schema: Any = 2) -> str:
+def lock_text(content: dict[str, Any], schema: Any = 3) -> str:
     return json.dumps({"schema": schema, "test": "test_a", **content}, indent=1)
 
 
@@ -232,15 +232,15 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
         r":\d+: unresolved merge conflict",
     ),
     "an entry twice": (GOOD.replace('"net": {', '"net": {},\n    "net": {'), "duplicate key 'net'"),
-    "a future version": (lock_text({}, 3), "has schema version 3, written by a newer pytest-evalmode"),
+    "a future version": (lock_text({}, 4), "has schema version 4, written by a newer pytest-evalmode"),
     "an earlier version": (
         lock_text({}, 1),
-        "not a lock file with schema version 2: run pytest --evalmode-update-lock",
+        "not a lock file with schema version 3: run pytest --evalmode-update-lock",
     ),
-    "no version": (json.dumps({"test": "test_a"}), "not a lock file with schema version 2"),
-    "a version that is text": (lock_text({}, "2"), "not a lock file with schema version 2"),
-    "a version that is a bool": (lock_text({}, True), "not a lock file with schema version 2"),
-    "a list": ("[]", "not a lock file with schema version 2"),
+    "no version": (json.dumps({"test": "test_a"}), "not a lock file with schema version 3"),
+    "a version that is text": (lock_text({}, "3"), "not a lock file with schema version 3"),
+    "a version that is a bool": (lock_text({}, True), "not a lock file with schema version 3"),
+    "a list": ("[]", "not a lock file with schema version 3"),
     "no test": (lock_text({"test": 1}), "invalid test 1"),
     "another test": (lock_text({"test": "test_b"}), "is the lock file of another test, test_b"),
     "an unknown kind": (lock_text({"weights": {}}), r"unknown kind 'weights' \(choose from model, "),

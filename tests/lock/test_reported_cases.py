@@ -162,8 +162,8 @@ def linear(dtype: torch.dtype, through: torch.dtype | None = None) -> nn.Module:
 
 
 MODELS: dict[str, tuple[nn.Module, nn.Module, str]] = {
-    "an adapter that was taken out": (Adapted(True), Adapted(False), r"lora_B @ lora_A\) was taken out of 1 weight"),
-    "an adapter that was merged": (Adapted(False), Adapted(True), r"lora_B @ lora_A\) was merged into 1 weight"),
+    "an adapter that was taken out": (Adapted(True), Adapted(False), r"lora_B @ lora_A\) was taken out of weight"),
+    "an adapter that was merged": (Adapted(False), Adapted(True), r"lora_B @ lora_A\) was merged into weight"),
     "float16 through bfloat16": (linear(torch.float16), linear(torch.float16, torch.bfloat16), "rounded to bfloat16"),
     "bfloat16 through float8": (
         linear(torch.bfloat16),

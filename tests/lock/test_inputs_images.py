@@ -114,6 +114,10 @@ FAULTS: dict[str, Fault] = {
     "upside down": ({"flip"}, lambda s: (s.normalized(), s.normalized()[..., ::-1, :])),
     "rotated": ({"rotation"}, lambda s: (s.normalized(), np.rot90(s.normalized(), 1, (2, 3)))),
     "JPEG": ({"jpeg"}, lambda s: (s.normalized(), s.normalized(jpeg(s.images)))),
+    "JPEG, statistics of the user's own": (
+        {"jpeg"},
+        lambda s: (normalize(s.images, OWN), normalize(jpeg(s.images), OWN)),
+    ),
     "JPEG of high quality": ({"jpeg"}, lambda s: (s.images, jpeg(s.images, 95))),
     "JPEG of low quality": ({"jpeg"}, lambda s: (s.images, jpeg(s.images, 30))),
     "video range": ({"range"}, lambda s: (s.images, (16 + s.images * (219 / 255)).round().astype(np.uint8))),

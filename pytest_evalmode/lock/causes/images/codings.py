@@ -84,6 +84,23 @@ def codings_of(values: Array) -> list[Coding]:
     return [each for each in plausible if has_levels(each, values)] or plausible
 
 
+def fitted_codings(was: Array, now: Array) -> Iterator[Coding]:
+    """Yield codings with unknown statistics, such as those of the user's own data, in which images have 8-bit levels.
+
+    The step between two levels follows from the values; which level the darkest has does not. It is taken as 0, and
+    then the brightest as 255.
+    """
+    both, axes = np.concatenate([was, now]), (0, 2, 3)
+    low, high = both.min(axes, keepdims=True), both.max(axes, keepdims=True)
+    span = (high - low).astype(float)
+    gaps = [np.diff(np.unique(both[:, channel])) for channel in range(both.shape[1])]
+    steps = [each[each > most / 1e4].min(initial=most) for each, most in zip(gaps, span.ravel(), strict=True)]
+    if min(steps) > 0:
+        scale = 255 * span / np.round(span / np.reshape(steps, span.shape))
+        yield Coding("normalized", "", scale, low)
+        yield Coding("normalized", "", scale, high - scale)
+
+
 # How the coding changed: the families before and now, the kind and the words.
 _CHANGES: tuple[tuple[str, str, str, str], ...] = (
     ("bytes", "unit", "range", "given in 0..1, not 0..255"),

@@ -12,6 +12,7 @@ import numpy as np
 from pytest_evalmode.lock.causes import numbers, proof, statistics
 from pytest_evalmode.lock.causes.cause import RANDOM, Array, Step
 from pytest_evalmode.lock.causes.images import codings, layout, levels, moves
+from pytest_evalmode.lock.causes.images.codings import Coding
 from pytest_evalmode.lock.causes.proof import Proof, simplest
 
 _MAX_MOVES = 2
@@ -154,14 +155,23 @@ def _prove_slowly(moved: Moved, *, is_cropped: bool, with_jpeg: bool) -> Iterato
         causes = (*numbers.FUNCTIONS, numbers.CLIPPED, *statistics.STATISTICS)
         yield from proof.prove(causes, proof.Pair(moved.was, moved.now))
     yield from _prove_pixels(moved)
-    for old in codings.codings_of(moved.was):
-        for new in codings.codings_of(moved.now):
+    for old, new, recoding in _pair_codings(moved.was, moved.now):
+        x, y = np.round(old.to_levels(moved.was)), np.round(new.to_levels(moved.now))
+        causes = levels.POINTWISE + (levels.jpeg(y, is_cropped),) * with_jpeg
+        for each in proof.prove(causes, proof.Pair(x, y, levels=True)):
+            yield Proof((*each.steps, *recoding), each.fitted)
+
+
+def _pair_codings(was: Array, now: Array) -> Iterator[tuple[Coding, Coding, tuple[Step, ...]]]:
+    """Yield the codings in which images have levels, before and now, and the step between them."""
+    known = codings.codings_of(was)
+    for old in known:
+        for new in codings.codings_of(now):
             step = codings.change_of_coding(old, new)
             is_same = (old.family, old.name) == (new.family, new.name)
-            if (step is None and not is_same) or not all(map(codings.has_levels, (old, new), (moved.was, moved.now))):
-                continue
-            x, y = np.round(old.to_levels(moved.was)), np.round(new.to_levels(moved.now))
-            causes = levels.POINTWISE + (levels.jpeg(y, is_cropped),) * with_jpeg
-            recoding = () if is_same or step is None else (step,)
-            for each in proof.prove(causes, proof.Pair(x, y, levels=True)):
-                yield Proof((*each.steps, *recoding), each.fitted)
+            if (step is not None or is_same) and codings.has_levels(old, was) and codings.has_levels(new, now):
+                yield old, new, () if is_same or step is None else (step,)
+    if was.shape == now.shape and not any(codings.has_levels(each, was) for each in known):
+        for own in codings.fitted_codings(was, now):
+            if codings.has_levels(own, was) and codings.has_levels(own, now):
+                yield own, own, ()

@@ -16,7 +16,6 @@ from pytest_evalmode.lock.arrays.pictures import draw_pictures
 from pytest_evalmode.lock.arrays.stream import Stream, kept_indices, matches
 from pytest_evalmode.lock.arrays.tolerance import find_difference
 from pytest_evalmode.lock.causes import describe_change, diagnose, is_tokens
-from pytest_evalmode.lock.causes.cause import format_indices
 from pytest_evalmode.lock.lock_file import Entry
 from pytest_evalmode.trace import LockChange
 
@@ -192,5 +191,6 @@ def _describe_digests(pair: Pair) -> str:
     differing = [i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b]
     if differing:
         first = "" if len(old) >= pair.stream.count else f"the first {len(old)} of "
-        return f"{len(differing)} of {first}{pair.stream.count} samples differ ({format_indices(differing)})"
+        shown = ", ".join(map(str, differing[:5])) + (", ..." if len(differing) > 5 else "")
+        return f"{len(differing)} of {first}{pair.stream.count} samples differ ({shown})"
     return f"values differ after the first {len(old)} samples" if old and new else "values differ"

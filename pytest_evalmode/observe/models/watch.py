@@ -22,7 +22,7 @@ from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_o
 from pytest_evalmode.observe.state.snapshot import Snapshot
 from pytest_evalmode.trace import Site, TensorChange
 
-_SAMPLE = 16
+_SAMPLE = 8
 """Number of small tensors that are compared around a model's first forward."""
 
 
@@ -97,7 +97,8 @@ class Watch(Observer):
         with undisturbed():
             for name in [name for name, date in model.dates.items() if date == "after"]:
                 old, tensor = before.fingerprints[name], snapshot.find_tensor(root, name)
-                if tensor is not None and not is_unchanged(old, fingerprint_of(tensor, old.has_values), tensor):
+                now = fingerprint_of(tensor, old.has_values) if tensor is not None else old
+                if tensor is not None and now != old and not is_unchanged(old, now, tensor):
                     model.dates[name] = "before" if begins else "inside"
                     if not begins:
                         sites = (self._find_site(*write) for write in tensor_writes.find_writes(root, name))

@@ -93,6 +93,14 @@ def fingerprint_of(tensor: Tensor, store_values: bool = True, known: bytes | Non
     return _new_tuple(Fingerprint, (tensor.shape, dtype, _CPU, None, bits, has_values, size, True, False))
 
 
+def has_same_bytes(before: Fingerprint, tensor: Tensor | None) -> bool:
+    """Return whether a tensor surely has the bytes that were stored.  Dispatches no operator."""
+    if tensor is None or tensor.shape != before.shape or tensor.dtype != before.dtype:
+        return False
+    address = host_address(tensor, before.dtype)
+    return bool(address) and block_type(before.size).from_address(address).raw == before.bits
+
+
 def is_unchanged(before: Fingerprint, now: Fingerprint, tensor: Tensor) -> bool:
     """Return whether a tensor has the same content as before.  Its layout in memory and signs of zeros do not count.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, MethodType
 from typing import Any
 
 from torch import nn
@@ -80,7 +81,7 @@ class AttributeWrites(Observer):
             if module is None or owner is None or owner[0].flags is None:
                 continue
             now = _value(module, write.name)
-            if now is not write.before and (type(now) is not type(write.before) or not _is_equal(now, write.before)):
+            if not _is_equal(_looked_up(module, write.name, now), _looked_up(module, write.name, write.before)):
                 path = ".".join(filter(None, (owner[1], write.name)))
                 yield Leak(owner[0].name, path, _describe(write.before), _describe(now), write.at)
 
@@ -94,9 +95,15 @@ def _value(module: nn.Module, name: str) -> object:
     return vars(module).get(name, module._modules.get(name, _ABSENT))
 
 
+def _looked_up(module: nn.Module, name: str, value: object) -> object:
+    """Return a value or, where none is stored, the class's; a function for a method of the module."""
+    value = inspect.getattr_static(type(module), name, _ABSENT) if value is _ABSENT else value
+    return value.__func__ if isinstance(value, MethodType) and value.__self__ is module else value
+
+
 def _is_equal(one: object, other: object) -> bool:
     try:
-        return bool(one == other)
+        return one is other or (type(one) is type(other) and bool(one == other))
     except Exception:  # tensors in a tuple
         return False
 

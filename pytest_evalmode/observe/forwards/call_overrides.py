@@ -1,8 +1,7 @@
 """Observation of classes that override `nn.Module.__call__`.
 
-Their calls are forwards too, but do not reach the patched method. Such a class is found when a window opens, or when
-it is defined in a window, and gets a patch of its own until the last window closes. Only classes of modules
-are patched: one that inherits its `__call__` from a mixin gets an attribute, and the mixin stays as it is.
+Such a class is found when a window opens, or when it is defined in a window, and gets a patch of its own until the last
+window closes.
 """
 
 from __future__ import annotations

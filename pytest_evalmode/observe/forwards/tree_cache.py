@@ -1,7 +1,4 @@
-"""Cache of facts about the modules of a model, which stay the same from forward to forward.
-
-They are computed anew if a module, its type, its training flag, its hooks or its forward has changed.
-"""
+"""Cache of facts about the modules of a model, which stay the same from forward to forward."""
 
 from __future__ import annotations
 

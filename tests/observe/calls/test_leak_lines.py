@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pytest_evalmode import Guard
-from tests.nets import only, watching
+from tests.nets import only, rules, watching
 
 
 class Model(nn.Module):
+    bias: float = 0.0
+
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -90,6 +92,22 @@ def restores(model: Any, _: Guard) -> None:
     model.scale = old
 
 
+def restores_a_forward(model: Any, _: Guard) -> None:
+    old = model.layers[0].forward
+    model.layers[0].forward = lambda x: old(x) * 0
+    model(torch.ones(3, 4))
+    model.layers[0].forward = old
+
+
+def restores_the_value_of_the_class(model: Any, _: Guard) -> None:
+    model.bias, old = 2.0, model.bias
+    model.bias = old
+
+
+def takes_another_forward(model: Any, _: Guard) -> None:
+    model.layers[0].forward = nn.Linear(4, 4).forward
+
+
 def restores_a_submodule(model: Any, _: Guard) -> None:
     model.layers[1], old = nn.GELU(), model.layers[1]
     model.layers[1] = old
@@ -115,7 +133,15 @@ def restores_in_another_part(model: Any, g: Guard) -> None:
     model.scale = 1.0
 
 
-CLEAN = [restores, restores_a_submodule, sets_an_equal_value, sets_in_pause, runs_a_method]
+CLEAN = [
+    restores,
+    restores_a_forward,
+    restores_the_value_of_the_class,
+    restores_a_submodule,
+    sets_an_equal_value,
+    sets_in_pause,
+    runs_a_method,
+]
 
 
 @pytest.mark.parametrize("change", CLEAN)
@@ -128,6 +154,10 @@ def test_a_forward_that_monkeypatch_restores_after_the_window_is_not_a_leak(monk
         monkeypatch.setattr(model.layers[0], "forward", lambda x: x)
 
     assert run(replace).violations == []
+
+
+def test_the_forward_of_another_module_is_a_leak() -> None:
+    assert rules(run(takes_another_forward)) == {"model-leaked"}
 
 
 def test_a_value_may_be_restored_in_another_part() -> None:

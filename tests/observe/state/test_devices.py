@@ -21,6 +21,7 @@ from pytest_evalmode.observe.state import devices, digests, fingerprint, snapsho
 from pytest_evalmode.observe.state.fingerprint import MAX_VALUE_BYTES, undisturbed
 from pytest_evalmode.trace import TensorChange
 from tests.observe.state.test_fingerprint import DTYPES, STRIDED, Make, equal, memory, numbered, read, square
+from tests.repetitions import mark_repetitions
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
 
@@ -31,6 +32,7 @@ SEGMENT = 64  # bytes of a segment: eight words
 @contextmanager
 def simulated_device(small: int = 15) -> Iterator[None]:
     """Treat all tensors as tensors on an accelerator, with segments so small that a test has several."""
+    devices._is_exact(CPU)  # checked once, with large segments
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "accelerator_in_use", lambda: torch.cpu)
         patch.setattr(devices, "is_on_device", lambda tensor: True)
@@ -64,7 +66,7 @@ def differ(before: Tensor, now: Tensor) -> bool:
 LENGTHS = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 63, 64, 65, 128, 200)
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", mark_repetitions(LENGTHS, (0, 1, 15, 17, 200)))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equal_bits_match_and_one_flipped_bit_does_not(dtype: torch.dtype, length: int) -> None:
     tensor = numbered(dtype, length)
@@ -104,7 +106,7 @@ def test_another_order_is_noticed(order: list[int], dtype: torch.dtype) -> None:
     assert differ(tensor, changed) == (order != sorted(order))
 
 
-@pytest.mark.parametrize("apart", [1 << i for i in range(12)])
+@pytest.mark.parametrize("apart", mark_repetitions([1 << i for i in range(12)], (1, 64, 2048)))
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
 def test_two_swapped_elements_far_apart_are_noticed(dtype: torch.dtype, apart: int) -> None:
     tensor = (torch.arange(1 << 12) * 7 % 251).to(dtype)
@@ -204,7 +206,7 @@ class Peak(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_extra_memory_is_bounded(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "SEGMENT_BYTES", 1 << 11)
+    monkeypatch.setattr(devices, "SEGMENT_BYTES", 1 << 7)
     monkeypatch.setattr(devices, "CHUNK_BYTES", 1 << 12)
     monkeypatch.setattr(devices, "SMALL_BYTES", 1 << 6)
     devices._is_exact(CPU)

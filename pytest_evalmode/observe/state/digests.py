@@ -103,7 +103,7 @@ def read_device_tensors(tensors: Iterable[Tensor]) -> dict[int, bytes]:
 
 
 def wait_for_devices(tensors: Iterable[Tensor]) -> None:
-    """Wait until no device can still write to these tensors.  A device also writes to pinned memory of the host."""
+    """Wait until no stream of a device can still write to these tensors, or to pinned memory of the host."""
     kind = torch.accelerator.current_accelerator()
     pending: set[torch.device] = set()
     for tensor in tensors:
@@ -111,7 +111,8 @@ def wait_for_devices(tensors: Iterable[Tensor]) -> None:
             pending.add(tensor.device)
         elif kind is not None and host_address(tensor, tensor.dtype) and tensor.is_pinned():
             pending.add(torch.device(kind.type))
-    devices.synchronize(pending)
+    for device in pending:
+        torch.accelerator.synchronize(device)
 
 
 def signed_zero_width(address: int, size: int, dtype: torch.dtype) -> int:

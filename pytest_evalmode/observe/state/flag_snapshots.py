@@ -123,11 +123,7 @@ def hooks_changed_by_model(
     """Return the keys of hooks that were added or removed in a forward, but not by the user's code.
 
     A lazy module removes its own hook once it has its shape; a library may add hooks when its model first runs.
-
-    Args:
-        before: the hooks before the forward.
-        parts: the modules of the model, after the forward.
-        is_user: returns whether code is the user's.
+    `before` has the hooks before the forward, `parts` the modules after it.
     """
     now = hooks_of(parts)
     added = {key for key in now.keys() - before.keys() if (code := code_of(now[key])) is not None and not is_user(code)}

@@ -60,23 +60,11 @@ def is_capturing() -> bool:
     return query is not None and query()
 
 
-def synchronize(devices: Iterable[torch.device]) -> None:
-    """Wait for all streams of these devices: a read on one stream does not wait for writes on another."""
-    for device in devices:
-        torch.accelerator.synchronize(device)
-
-
 def read(tensors: Iterable[tuple[int, Tensor]]) -> dict[int, bytes]:
-    """Read tensors on any devices.  Call it inside `undisturbed()`.
+    """Read dense tensors on any devices, with any keys.  Call it inside `undisturbed()`.
 
-    Args:
-        tensors: dense tensors of any dtype, with any keys.
-
-    Returns:
-        By key: the bytes of a tensor of up to `SMALL_BYTES`; of a larger one, two 8-byte sums for each segment.
-
-    Raises:
-        RuntimeError: a CUDA graph is being captured.
+    Return the bytes of a tensor of up to `SMALL_BYTES`; of a larger one, two 8-byte sums for each segment.  Raise a
+    RuntimeError if a CUDA graph is being captured.
     """
     by_device: dict[torch.device, dict[int, Tensor]] = {}
     for key, tensor in tensors:

@@ -8,15 +8,16 @@ demo: .venv/ready
 	@$(BIN)/python examples/digits/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not repetition"
 
-# Also repeat the tests of xdist with workers that are started as in a user's run: `make test` forks them.
-test-all: test
-	$(BIN)/python -m pytest -n 2 --new-processes -k "xdist or -n1 or -n2 or -n3" tests/lock tests/report tests/session tests/observe/models
+# All tests, and those of xdist once more with workers that are started as in a user's run, not forked.
+test-all: lint
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile=many
+	$(BIN)/python -m pytest -n 2 --new-processes -m xdist
 
 # The fast tests of the core: those that start no suite, process or compiler.
 check: style types
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/rules tests/report tests/observe/source tests/observe/model_code tests/observe/calls tests/observe/forwards \
+	$(BIN)/python -m pytest -q -n 2 -m "not (slow or repetition)" tests/rules tests/report tests/observe/source tests/observe/model_code tests/observe/calls tests/observe/forwards \
 		tests/test_guards.py tests/test_evaluation.py tests/test_strict.py tests/test_subpackages.py tests/test_policy.py
 
 lint: style types examples

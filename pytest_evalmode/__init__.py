@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_evalmode.policy import Policy, PolicyError
     from pytest_evalmode.report.baseline import BaselineError
     from pytest_evalmode.rules import Rule, RuleError, Violation, rule
-    from pytest_evalmode.session.guarded_test.failure import HygieneViolation
+    from pytest_evalmode.session.guarded_test.outcome import HygieneViolation
     from pytest_evalmode.session.user_hooks import HookError
     from pytest_evalmode.trace import Trace
 
@@ -46,32 +46,25 @@ __version__ = "0.2.0"
 # a guarded test must not import torch.  The module is named `guards` because importing a module named `guard` would
 # replace the function of that name.
 _HOMES = {
-    "BaselineError": "report.baseline",
-    "EvalModeWarning": "errors",
-    "Guard": "guards",
-    "GuardError": "errors",
-    "HookError": "session.user_hooks",
-    "HygieneError": "errors",
-    "HygieneViolation": "session.guarded_test.failure",
-    "LockError": "lock.lock_file",
-    "NewerVersionError": "lock.lock_file",
-    "Policy": "policy",
-    "PolicyError": "policy",
-    "Rule": "rules",
-    "RuleError": "rules",
-    "Trace": "trace",
-    "Violation": "rules",
-    "guard": "guards",
-    "inference": "evaluation",
-    "rule": "rules",
+    "errors": ("EvalModeWarning", "GuardError", "HygieneError"),
+    "evaluation": ("inference",),
+    "guards": ("Guard", "guard"),
+    "lock.lock_file": ("LockError", "NewerVersionError"),
+    "policy": ("Policy", "PolicyError"),
+    "report.baseline": ("BaselineError",),
+    "rules": ("Rule", "RuleError", "Violation", "rule"),
+    "session.guarded_test.outcome": ("HygieneViolation",),
+    "session.user_hooks": ("HookError",),
+    "trace": ("Trace",),
 }
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *__all__])
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

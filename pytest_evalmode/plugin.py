@@ -63,11 +63,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(collected, "evalmode-collected")
     if not is_worker(config):  # xdist workers send their reports to the controller
         config.pluginmanager.register(Recorder(config, collected), "evalmode-recorder")
-        config.pluginmanager.register(LockStarter(config, collected), "evalmode-lock-starter")
-        if config.pluginmanager.hasplugin("html"):
-            from pytest_evalmode.session.record.pytest_html import Panels
-
-            config.pluginmanager.register(Panels(), "evalmode-panels")
+        lock_starter = LockStarter(config, collected)
+        config.pluginmanager.register(lock_starter, "evalmode-lock-starter")
+        if settings.update_lock:
+            lock_starter.start()
     config.addinivalue_line(
         "markers",
         f"{settings.marker}(*, allow=(), train=(), mutable=(), reason=None): fail the test if its PyTorch inference "
@@ -139,9 +138,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Result[object], No
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Result[object], None]:
     outcome = yield
     if GUARD in item.stash:
-        from pytest_evalmode.session.guarded_test import phases
+        from pytest_evalmode.session.guarded_test.outcome import report_guard_error
 
-        phases.report_guard_error(item, outcome)
+        report_guard_error(item, outcome)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -152,11 +151,11 @@ def pytest_runtest_makereport(
     if call.excinfo is None:
         return report
     if call.when == "teardown":
-        from pytest_evalmode.session.guarded_test import phases
+        from pytest_evalmode.session.guarded_test.outcome import override_xfail
 
-        phases.override_xfail(call.excinfo.value, report)
+        override_xfail(call.excinfo.value, report)
     elif GUARD in item.stash or type(call.excinfo.value).__module__ == "pytest_evalmode":
-        from pytest_evalmode.session.guarded_test.failure import shorten_report
+        from pytest_evalmode.session.guarded_test.outcome import shorten_report
 
         shorten_report(report, call.excinfo.value, item.config.getoption("tbstyle"), item.config.rootpath)
     return report

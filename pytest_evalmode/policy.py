@@ -52,16 +52,7 @@ class Policy:
 
 
 def read_policy(where: str, arguments: Mapping[str, object], rules: Collection[str]) -> Policy:
-    """Return the policy for the arguments of a marker, a `guard()` or the ini.
-
-    Args:
-        where: the place that error messages name, e.g. `@pytest.mark.inference`.
-        arguments: `allow`, `train`, `mutable` and `reason`, where given.
-        rules: the names of the rules that exist.
-
-    Raises:
-        PolicyError: an argument is invalid; the message names it, its value and the valid choices.
-    """
+    """Return the policy for the arguments of a marker, a `guard()` or the ini, which errors name as `where`."""
     for name in arguments:
         if name not in ARGUMENTS:
             raise PolicyError(f"{where}: unknown argument {name!r} ({suggest_choices(name, ARGUMENTS)})")

@@ -175,16 +175,16 @@ class ModelOperation:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A `load_state_dict(strict=False)` with missing or unexpected keys that no other load of the window filled."""
+    """A `load_state_dict(strict=False)` with missing or unexpected keys that no other load of the window filled.
+
+    A library's load, of an adapter for example, leaves the rest of the model alone: it counts only if it matched
+    nothing.
+    """
 
     model: ModuleInfo
     at: Site | None
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    by_user: bool = True
-    """Whether user code called it, not a library."""
-    matched: int = 1
-    """Number of given keys that the model has."""
 
 
 class Hooks(dict[int, str]):
@@ -194,8 +194,19 @@ class Hooks(dict[int, str]):
         return ", ".join(f"{name} #{key}" for key, name in self.items()) or "none"
 
 
-FlagValue = bool | str | Hooks | None
-"""Whether something is on, a value of any other type as text, the hooks in a table, or None for no gradient."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A submodule; one that replaces another of the same type differs from it."""
+
+    key: int
+    type_name: str
+
+    def __str__(self) -> str:
+        return self.type_name
+
+
+FlagValue = bool | str | Hooks | Part | None
+"""Whether something is on, a value of any other type as text, hooks, a submodule, or None for no gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,25 +229,14 @@ class Leak:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A shared model that changed since the last guarded test."""
+    """A change of a shared model or, if `model` is None, of torch's global state since the last guarded test."""
 
-    model: str
-    changes: tuple[TensorChange, ...]
+    model: str | None
+    changes: tuple[TensorChange, ...] | tuple[Leak, ...]
     last_seen_by: str
     """The last guarded test that saw the old state."""
     between: tuple[str, ...]
     """Unguarded tests and fixtures that ran since, the most likely cause first."""
-
-
-@dataclass(frozen=True, slots=True)
-class GlobalDrift:
-    """A change of torch's global state since the last guarded test."""
-
-    changes: tuple[Leak, ...]
-    last_seen_by: str
-    """The last guarded test that saw the old state."""
-    between: tuple[str, ...]
-    """Unguarded tests that ran since, the last one first."""
     changed_by: tuple[str, ...] = ()
     """Those of them that made the change, if known."""
 
@@ -296,10 +296,10 @@ def _join_unique(values: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
 
 def _join_changes(values: Iterable[tuple[TensorChange, ...]]) -> tuple[TensorChange, ...]:
     """Keep the first change of each tensor."""
-    changes: dict[tuple[str, str], TensorChange] = {}
+    first: dict[tuple[str, str], TensorChange] = {}
     for change in chain.from_iterable(values):
-        changes.setdefault((change.model, change.path), change)
-    return tuple(changes.values())
+        first.setdefault((change.model, change.path), change)
+    return tuple(first.values())
 
 
 def _join_models(values: Iterable[tuple[WatchedModel, ...]]) -> tuple[WatchedModel, ...]:
@@ -342,7 +342,6 @@ class Trace:
     loads: tuple[Load, ...] = ()
     leaks: tuple[Leak, ...] = field(default=(), metadata={"join": _join_leaks})
     drifts: tuple[Drift, ...] = ()
-    global_drifts: tuple[GlobalDrift, ...] = ()
     locks: tuple[LockChange, ...] = ()
     unused_exemptions: tuple[str, ...] = ()
     """Exemptions that matched nothing, as declared: `train="drop"`."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,12 @@ import pytest_evalmode
 SCHEMA = json.loads((Path(pytest_evalmode.__file__).parent / "report" / "report.schema.json").read_text("utf-8"))
 """The JSON Schema of the JSON report."""
 
-# Modules that an inner run imports are dropped when it ends, so those that each run needs are imported here once.
-for _name in ("hypothesis", "torch._dynamo", "pytest_evalmode.guards", "pytest_evalmode.session.guarded_test.phases"):
-    import_module(_name)
+# Modules that an inner run imports are dropped when it ends, so those that runs need are imported here once.
+_OTHERS = "hypothesis numpy.typing PIL.Image safetensors.numpy torch._dynamo torch.distributed.tensor"
+_MODULES = [module.name for module in pkgutil.walk_packages(pytest_evalmode.__path__, "pytest_evalmode.")]
+for _name in (*_OTHERS.split(), "tests.serialized", *_MODULES):
+    with suppress(ImportError):  # of an optional package
+        import_module(_name)
 
 # `from nets import *` in an inner suite.  A fresh Net is in training mode: `infer(Net())` breaks train-mode and nothing
 # else, `infer(Net().eval())` breaks nothing; `train(net)` changes its weights.
@@ -68,8 +73,20 @@ def test_next_violation():
 NEXT_IS_RIGHT = {"test_next_clean": "passed", "test_next_violation": "failed"}
 
 
+# Plugins that few inner runs need (these load them with `-pNAME`): they take a fifth of the time of a run.
+_RARE = "benchmark html html_fixtures metadata pytest_cov pytest_github_actions_annotate_failures pytest_torch timeout"
 # Run tests in file order, without pytest-asyncio's warning and without the warning filters of the outer run.
-PLAIN = ("-p", "no:randomly", "-o", "asyncio_default_fixture_loop_scope=function", "-W", "default")
+PLAIN = (
+    *(f"-pno:{name}" for name in ("randomly", *_RARE.split())),
+    *("-o", "asyncio_default_fixture_loop_scope=function", "-W", "default"),
+)
+
+# Ways to run an inner suite.  The plugin gets little but reports from xdist workers, so most tests serialize these
+# in one process, and only `make test-all` repeats them with workers.
+SERIALIZED = pytest.param(("-p", "tests.serialized"), id="serialized")
+XDIST = pytest.param(("-n2",), id="xdist", marks=pytest.mark.xdist)
+XDIST_AGAIN = pytest.param(("-n2",), id="xdist", marks=[pytest.mark.xdist, pytest.mark.repetition])
+WORKERS = pytest.mark.parametrize("workers", [SERIALIZED, XDIST_AGAIN])
 
 
 def write(pytester: pytest.Pytester, source: str = "", /, **files: str) -> None:

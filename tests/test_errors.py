@@ -13,7 +13,6 @@ import pytest
 
 import pytest_evalmode
 from pytest_evalmode import Violation
-from tests.test_layering import NEEDS_TRITON
 from tests.test_subpackages import modules
 
 VIOLATION = Violation(rule="train-mode", model="net", subjects=("net (Net)",), message="net ran", finding="it ran")
@@ -22,7 +21,7 @@ VIOLATION = Violation(rule="train-mode", model="net", subjects=("net (Net)",), m
 def exceptions() -> list[type[BaseException]]:
     """Return all exception classes of the package that users can see."""
     found = set[type[BaseException]]()
-    for name in set(modules()) - NEEDS_TRITON:
+    for name in modules():
         tree = ast.parse(inspect.getsource(import_module(f"pytest_evalmode.{name}")))
         nodes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
         classes = (node.name for node in nodes if not node.name.startswith("_"))  # the others never leave their module

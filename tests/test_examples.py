@@ -7,11 +7,17 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
+import sklearn.model_selection  # type: ignore[import-untyped]  # noqa: F401  # forked runs then need not import it
 
 from tests import forked
 
@@ -28,19 +34,39 @@ class Run:
     totals: dict[str, int]
 
 
-def run(suite: str, folder: Path, *options: str) -> Run:
-    """Run a suite of the example without the configuration of this repository."""
-    report = folder / "report.json"
-    alone = ["-c", os.devnull, f"--rootdir={DIGITS}", "-pno:randomly", "-pno:cacheprovider"]
-    done = forked.run_pytest(DIGITS, *alone, f"--evalmode-report={report}", *options, suite)
-    content = json.loads(report.read_text(encoding="utf-8"))
-    tests = {test["nodeid"].partition("::")[2]: test for test in content["tests"]}
-    return Run(done.stdout, tests, content["totals"])
+@dataclass(frozen=True)
+class Demo:
+    """What the demo printed, and its run of each suite."""
+
+    output: str
+    runs: dict[str, Run]
 
 
 @pytest.fixture(scope="module")
-def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run("test_mistakes.py", tmp_path_factory.mktemp("mistakes"))
+def demo() -> Demo:
+    """Run the demo; fork the processes that it starts."""
+    spec = spec_from_file_location("demo", DIGITS / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    runs: dict[str, Run] = {}
+
+    def fork(command: list[str], *, cwd: Path, check: bool) -> None:
+        output = forked.run_pytest(cwd, *command[3:]).stdout
+        path = next(option.partition("=")[2] for option in command if option.startswith("--evalmode-report="))
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        tests = {test["nodeid"].partition("::")[2]: test for test in report["tests"]}
+        runs[command[-1]] = Run(output, tests, report["totals"])
+
+    with mock.patch.object(module, "subprocess", SimpleNamespace(run=fork)), redirect_stdout(StringIO()) as output:
+        assert module.main() == 0, output.getvalue()
+    return Demo(output.getvalue(), runs)
+
+
+@pytest.fixture(scope="module")
+def mistakes(demo: Demo) -> Run:
+    return demo.runs["test_mistakes.py"]
 
 
 def line(file: str, function: str, text: str) -> str:
@@ -138,19 +164,24 @@ def test_only_correct_test_among_the_mistakes_passes(mistakes: Run) -> None:
     assert mistakes.totals["violated"] == 6
 
 
-def test_mistakes_pass_without_the_plugin(tmp_path: Path) -> None:
-    assert "7 passed" in run("test_mistakes.py", tmp_path, "--evalmode=off").output
+def test_mistakes_and_lost_accuracies_pass_without_the_plugin() -> None:
+    alone = ["-c", os.devnull, f"--rootdir={DIGITS}", "-pno:randomly", "-pno:cacheprovider", "--evalmode=off"]
+    done = forked.run_pytest(DIGITS, *alone, "--inject", "test_mistakes.py", "test_lost_accuracy.py")
+    assert "12 passed" in done.stdout
 
 
-@pytest.fixture(scope="module")
-def demo() -> str:
+ALL_REPORTED = "All 5 clean tests passed, all 6 mistakes were reported, and all 5 causes of a lower accuracy were named"
+
+
+def test_demo_reports_all_mistakes_and_causes(demo: Demo) -> None:
+    assert ALL_REPORTED in demo.output
+
+
+@pytest.mark.repetition
+def test_demo_runs_as_a_script() -> None:
     done = subprocess.run([sys.executable, DIGITS / "demo.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_demo_reports_all_mistakes_and_causes(demo: str) -> None:
-    assert "All 5 clean tests passed, all 6 mistakes were reported, and all 5 causes of a lower accuracy were" in demo
+    assert ALL_REPORTED in done.stdout
 
 
 def table(text: str) -> tuple[list[str], list[float]]:
@@ -162,19 +193,16 @@ def table(text: str) -> tuple[list[str], list[float]]:
     return [re.sub(r"\d+\.\d+", "#", row) for row in rows], accuracies
 
 
-def test_lock_page_shows_the_table_of_the_demo(demo: str) -> None:
+def test_lock_page_shows_the_table_of_the_demo(demo: Demo) -> None:
     """The accuracies may differ by three points, because another processor trains a slightly different model."""
     page = (ROOT / "docs" / "lock" / "index.md").read_text(encoding="utf-8")
-    documented, printed = table(page), table(demo)
+    documented, printed = table(page), table(demo.output)
     assert documented[0] == printed[0]
     assert documented[1] == pytest.approx(printed[1], abs=3.0)
     assert len(printed[1]) == 10
 
 
-def test_lost_accuracies_pass_without_the_plugin(tmp_path: Path) -> None:
-    assert "5 passed" in run("test_lost_accuracy.py", tmp_path, "--inject", "--evalmode=off").output
-
-
+@pytest.mark.repetition
 def test_clean_suite_runs_from_the_root_of_the_repository() -> None:
     done = forked.run_pytest(ROOT, "-pno:cacheprovider", "examples/digits/test_clean.py")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -236,7 +236,7 @@ def invalid_marks(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+@suites.WORKERS
 def test_an_invalid_argument_is_one_clear_error_of_its_test(
     invalid_marks: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:

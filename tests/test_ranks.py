@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import suites
+from tests import forked, suites
 
 SUITE = """
 import os
@@ -29,7 +30,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def mesh():
-    distributed.init_process_group("gloo")
+    distributed.init_process_group("gloo", init_method=f"file://{os.getcwd()}/store", rank=RANK, world_size=2)
     yield init_device_mesh("cpu", (2,))
     distributed.destroy_process_group()
 
@@ -117,14 +118,19 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder: Path = tmp_path_factory.mktemp(request.param)
     (folder / "test_it.py").write_text(SUITE, encoding="utf-8")
     options = ["--evalmode-strict"] if request.param == "strict" else []
-    launch = ["torch.distributed.run", "--nproc-per-node=2", "--log-dir=logs", "--redirects=3", "-m", "pytest"]
-    pytest_ = ["-c", "/dev/null", "--rootdir=.", *suites.PLAIN, "--evalmode-report=report.json", *options]
-    subprocess.run([sys.executable, "-m", *launch, *pytest_], cwd=folder, capture_output=True, timeout=120)
+    command = ["-c", os.devnull, "--rootdir=.", *suites.PLAIN, "--evalmode-report=report.json", *options]
+    import_module("torch.distributed.fsdp")  # once, not in each rank
+
+    def run(rank: int) -> str:
+        env = {"RANK": str(rank), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+        return forked.run_pytest(folder, *command, env=env).stdout
+
+    with ThreadPoolExecutor() as pool:
+        outputs = list(pool.map(run, (0, 1)))
     reports = []
-    for rank in (0, 1):
-        (log,) = folder.glob(f"logs/*/attempt_0/{rank}/stdout.log")
+    for rank, output in enumerate(outputs):
         report = json.loads((folder / f"report.rank{rank}.json").read_text(encoding="utf-8"))
-        reports.append({**report, "output": log.read_text(encoding="utf-8")})
+        reports.append({**report, "output": output})
     assert not (folder / "report.json").exists()
     return reports
 

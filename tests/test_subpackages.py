@@ -83,9 +83,9 @@ def test_imports_follow_the_allowed_directions(name: str) -> None:
 
 
 def test_the_lock_uses_the_rest_of_the_package_through_one_module() -> None:
-    """Except facts (`trace`), words (`rules.wording`) and the fingerprints of models."""
+    """Except facts (`trace`), words (`rules.wording`), files, forks and the fingerprints of models."""
     allowed = {"trace", "rules.wording", "observe.modules", "observe.state", "observe.state.snapshot"}
-    allowed |= {"observe.state.fingerprint"}
+    allowed |= {"observe.state.fingerprint", "file_writing", "forks"}
     inside = [module for module in modules() if module.startswith("lock.") and module != "lock.host"]
     others = {other for module in inside for other in imports(module) if not other.startswith("lock")}
     assert others <= allowed

@@ -21,10 +21,11 @@ from pytest_evalmode.trace import (
 )
 
 MODEL = WatchedModel("model", "Net", 2, 8, 1)
+LATER = WatchedModel("model", "Net", 2, 8, 2)
 STEP = ModelOperation(("model",), "SGD.step()", None)
 # The values of a field in two consecutive parts, and the joined value.
 JOINED: dict[str, tuple[Any, Any, Any]] = {
-    "models": ((MODEL,), (MODEL,), (WatchedModel("model", "Net", 2, 8, 2),)),
+    "models": ((MODEL,), (MODEL,), (LATER,)),
     "changes": (
         (TensorChange("model", "weight", "values", numel=1),),
         (TensorChange("model", "weight", "values", numel=2), TensorChange("model", "bias", "values")),

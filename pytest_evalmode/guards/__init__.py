@@ -35,7 +35,6 @@ class Guard:
         self.window = Window(policy, config)
         self.reporter = reporter
         self._initial_models = models
-        self._rule_names = (*RULE_NAMES, *(rule.name for rule in config.custom_rules))
         self._violations: list[Violation] | None = None
 
     @property
@@ -99,7 +98,8 @@ class Guard:
             PolicyError: an argument is invalid.
         """
         arguments = {"allow": rules, "train": train, "mutable": mutable, "reason": reason}
-        with self.window.segment(self.window.policy | read_policy("evalmode.allow()", arguments, self._rule_names)):
+        names = (*RULE_NAMES, *(rule.name for rule in self.window.segments.custom_rules))
+        with self.window.segment(self.window.policy | read_policy("evalmode.allow()", arguments, names)):
             yield
 
     def check(self) -> None:

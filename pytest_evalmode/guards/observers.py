@@ -13,10 +13,8 @@ from pytest_evalmode.observe.calls import leak_lines
 from pytest_evalmode.observe.calls.attribute_writes import AttributeWrites
 from pytest_evalmode.observe.calls.exports import ModelExports
 from pytest_evalmode.observe.calls.global_state_calls import GlobalStateCalls
-from pytest_evalmode.observe.calls.gradients import GradientCalls
 from pytest_evalmode.observe.calls.mode_changes import ModeChanges
-from pytest_evalmode.observe.calls.model_conversions import ModelConversions
-from pytest_evalmode.observe.calls.optimizer_steps import OptimizerSteps
+from pytest_evalmode.observe.calls.model_operations import ModelOperations
 from pytest_evalmode.observe.calls.state_dict_loads import StateDictLoads
 from pytest_evalmode.observe.calls.timeline import Timeline
 from pytest_evalmode.observe.forwards.call_overrides import CallOverrides
@@ -31,7 +29,7 @@ from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import flag_snapshots
 from pytest_evalmode.observe.state.flag_snapshots import FlagTracker
 from pytest_evalmode.rules.exemptions import is_inside
-from pytest_evalmode.trace import Leak, Site, Trace
+from pytest_evalmode.trace import Leak, Trace
 
 
 class Observers:
@@ -46,11 +44,9 @@ class Observers:
         self._timeline = Timeline(self.watch, self._user_lines) if config.record_details else None
         self._mode_changes = ModeChanges(self._user_lines, self._timeline, self._earlier_mode_changes)
         self.forwards = ForwardObserver(self.watch, self._user_lines, self._mode_changes, self._timeline, strict=strict)
-        self._conversions = ModelConversions(self.watch, self._user_lines)
-        self._loads = StateDictLoads(self.watch, self._user_lines, self._conversions, strict=strict)
+        self._operations = ModelOperations(self.watch, self._user_lines)
+        self._loads = StateDictLoads(self.watch, self._user_lines)
         self._exports = ModelExports(self.watch, self._user_lines, self._mode_changes)
-        self._optimizers = OptimizerSteps(self.watch, self._user_lines)
-        self._gradients = GradientCalls(self._user_lines)
         self._global_state_calls = GlobalStateCalls(self._user_lines)
         self._attribute_writes = AttributeWrites(self.watch, self._user_lines)
         self._global_flags = FlagTracker({}, {})
@@ -59,13 +55,9 @@ class Observers:
             CallOverrides(),
             self._mode_changes,
             self._exports,
-            self._gradients,
             ThreadPools(self._user_lines.is_user_code),
-            self._optimizers,
-            self._loads,
-            self._conversions,
-            self._global_state_calls,
-            self._attribute_writes,
+            self._operations,
+            *((self._loads, self._global_state_calls, self._attribute_writes) if strict else ()),
         )
         self._paused_models = PausedModels(self.watch, self._user_lines)
         self._running = ExitStack()
@@ -132,44 +124,41 @@ class Observers:
 
         `with_names` adds the qualified names of all modules and tensors, which globs of exemptions are matched against.
         """
+        operations = self._operations.pop_operations()
         return Trace(
             models=self.watch.registry.watched_models(),
             calls=(*self.forwards.pop_calls(), *self._exports.pop_calls()),
             changes=self.watch.compare(),
-            steps=self._optimizers.pop_steps(),
-            writes=self._conversions.pop_operations(),
-            gradients=self._gradients.pop_operations(),
+            steps=operations["steps"],
+            writes=operations["writes"],
+            gradients=operations["gradients"],
             names=frozenset(self.watch.registry.paths()) if with_names else frozenset(),
             loads=self._loads.pop_loads(),
+            leaks=self._collect_leaks(),
             events=self._timeline.pop_events() if self._timeline is not None else (),
         )
 
-    def collect_leaks(self) -> tuple[Leak, ...]:
+    def _collect_leaks(self) -> tuple[Leak, ...]:
         """Return the settings that changed since the last call, with the line that changed each, where it is known."""
         if not self._strict:
             return ()
         global_leaks = self._global_flags.find_leaks(None, flag_snapshots.read_global_flags())
         writes = tuple(self._attribute_writes.pop_leaks())
         flags = (leak for leak in self.shared.find_leaks() if not any(leak.is_inside(write) for write in writes))
-        return (
-            *(replace(leak, at=self._leak_line(leak)) for leak in flags),
-            *writes,
-            *map(self._with_line, global_leaks),
-        )
+        return (*map(self._with_model_line, flags), *writes, *map(self._with_global_line, global_leaks))
 
-    def _with_line(self, leak: Leak) -> Leak:
-        """Return a leak of a global flag with the line that changed it."""
+    def _with_model_line(self, leak: Leak) -> Leak:
+        model = self.watch.registry.living_models().get(leak.model or "")
+        if model is None:
+            return leak
+        return replace(leak, at=leak_lines.find_leak_line(leak, model, self._mode_changes, self._user_lines))
+
+    def _with_global_line(self, leak: Leak) -> Leak:
         line = self._global_state_calls.line_of(leak.name, leak.after)
         if line is None and leak.name in ("grad_mode", "inference_mode"):
             line = leak_lines.find_suspended_context(self._user_lines)
             return replace(leak, at=line, suspended=line is not None)
         return replace(leak, at=line)
-
-    def _leak_line(self, leak: Leak) -> Site | None:
-        model = self.watch.registry.living_models().get(leak.model or "")
-        if model is None:
-            return None
-        return leak_lines.find_leak_line(leak, model, self._mode_changes, self._user_lines)
 
     def restored_settings(self) -> set[tuple[str | None, str]]:
         """Return the (model name, setting) pairs that were restored to their values at the start of the window."""
@@ -177,9 +166,9 @@ class Observers:
 
     def final_trace(self, history: SessionHistory | None, *, needs_forward: bool, report_drift: bool) -> Trace:
         """Return the facts that are known only when the window closes."""
+        global_drift = history.global_state.pop_drift() if report_drift and history is not None else ()
         return Trace(
-            drifts=self.shared.drifts() if report_drift else (),
-            global_drifts=history.global_state.pop_drift() if report_drift and history is not None else (),
+            drifts=(*self.shared.drifts(), *global_drift) if report_drift else (),
             needs_forward=needs_forward,
             forwards=self.forwards.forward_count,
         )

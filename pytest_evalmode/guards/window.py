@@ -72,11 +72,7 @@ class Window:
         return self.segments.full_trace()
 
     def watch_fixture_value(self, value: object, name: str, *, shared: bool, defined_at: Site | None = None) -> None:
-        """Find the models in the value of the fixture `name` and name them after it.
-
-        If the value is `shared`, that is, outlives the test, its models are watched from now on; otherwise a model is
-        watched once it runs.
-        """
+        """Name the models in a fixture's value after it, and watch them from now on if the value outlives the test."""
         for path, model in discovery.find_models(value, name):
             self.observers.watch.registry.set_name(model, path)
             if defined_at is not None:
@@ -94,14 +90,10 @@ class Window:
     def close(
         self, name: str = "", *, finished: bool = True, needs_forward: bool = False, report_drift: bool = True
     ) -> None:
-        """Close the window and release every model.
+        """Close the window and release every model.  A later window refers to it as `name`.
 
-        Args:
-            name: how a later window refers to this one.
-            finished: whether the code ran to its end; otherwise unused exemptions and missing forwards do not count.
-            needs_forward: whether it is a violation if no model ran.
-            report_drift: whether to report changes since the last window.  They are reported only once, so pass False
-                if the violations of this window will not be shown.
+        If the code did not run to its end, unused exemptions and missing forwards do not count.  Drift is reported only
+        once: not by a window whose violations will not be shown.
         """
         if self.is_listening:
             self._stop_listening()
@@ -126,7 +118,7 @@ class Window:
 
     def add_lock_changes(self, changes: Iterable[LockChange]) -> None:
         """Record differences from the evaluation lock, so that its rules report them."""
-        self.segments.append(Trace(locks=tuple(changes)), self.policy)
+        self.segments.add(Trace(locks=tuple(changes)), self.policy)
 
     def last_fingerprints(self, model: nn.Module) -> dict[str, Fingerprint] | None:
         """Return the fingerprints of a model's tensors by name, as they were last read.
@@ -162,11 +154,7 @@ class Window:
 
     @contextmanager
     def pause(self, frozen: tuple[str, ...] = ()) -> Iterator[None]:
-        """Run a part of the window unobserved, but for the modules that `frozen` names, whose tensors must not change.
-
-        Raises:
-            PolicyError: a glob in `frozen` matches nothing.
-        """
+        """Run a part of the window unobserved, but for the modules that `frozen` names: they must not change."""
         with self.segment(None):
             if not (self.is_open and frozen):
                 yield
@@ -178,7 +166,7 @@ class Window:
                 yield
             finally:
                 with self.safely():
-                    self.segments.append(self.observers.collect_frozen(frozen, frame), self.policy)
+                    self.segments.add(self.observers.collect_frozen(frozen, frame), self.policy)
             registry = self.observers.watch.registry
             names = set(registry.paths())
             unknown = [glob for glob in frozen if not any(is_inside(*name, [glob]) for name in names)]
@@ -223,15 +211,14 @@ class Window:
         with self.safely():
             has_globs = bool(self.policy.train or self.policy.mutable)
             self.segments.add(self.observers.collect_trace(with_names=has_globs), self.policy)
-            self.segments.add_leaks(self.observers.collect_leaks(), self.policy)
 
     def _add_final_facts(self, name: str, needs_forward: bool, report_drift: bool) -> None:
         """Add the facts that are known only when the window closes."""
         if not self._strict:  # only strict rules use them
             return
-        self.segments.finish_leaks(self.observers.restored_settings())
+        self.segments.restored_settings = self.observers.restored_settings()
         trace = self.observers.final_trace(self._history, needs_forward=needs_forward, report_drift=report_drift)
-        self.segments.append(trace, self.policy)
+        self.segments.add(trace, self.policy)
         if self._history is not None:
             self.observers.shared.save_to(self._history, name, include_drifted=report_drift)
 

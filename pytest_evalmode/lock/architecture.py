@@ -1,4 +1,4 @@
-"""The architecture of a model: the type and the settings of each module, one line for repeated layers.
+"""The architecture of a model: the type and the settings of each module.
 
 Settings are the plain public attributes of a module, and what its `extra_repr()` prints besides. An attribute that the
 forward assigns is state, such as a counter or a cache, and not a setting.
@@ -6,8 +6,6 @@ forward assigns is state, such as a counter or a cache, and not a setting.
 
 from __future__ import annotations
 
-import dis
-import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,23 +13,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from itertools import product
-from math import prod
 from numbers import Real
-from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.fx import GraphModule
 from torch.jit import ScriptModule
 
+from pytest_evalmode.lock.preprocessing.changed_names import changed_attributes
 from pytest_evalmode.observe import modules
 
-_MAX_MODULES = 1 << 17
 _NOT_SETTINGS = frozenset("training inplace name_or_path gradient_checkpointing dtype".split())
 _POSITION = re.compile(r"(layer|block|stage|depth)_?(idx|id|index|number)?")
 """Attributes that count the layers of a stack; they would make each layer differ from the next."""
 _TEXT = re.compile(r"[\w .+-]{0,40}")
-_RANGE = re.compile(r"(\d{1,9})-(\d{1,9})")
 _LINE = re.compile(r"([^()]*)\((.*)\)", re.DOTALL)
 _SETTING = re.compile(r"(\w+)=((?:[^,()]|\([^()]*(?:\([^()]*\)[^()]*)*\))*)(?:, |$)")
 
@@ -51,58 +45,19 @@ class ModuleChange:
 
 
 def describe_architecture(model: nn.Module) -> dict[str, str]:
-    """Return the type and settings of each module, by path: `{"layer.0-11.norm": "LayerNorm(eps=1e-12)"}`.
+    """Return the type and settings of each module, by path: `{"layer.0.norm": "LayerNorm(eps=1e-12)"}`.
 
-    Consecutive equal layers share a line. The result is empty for a scripted, traced or exported model: its modules are
-    not those that the user wrote.
+    The result is empty for a scripted, traced or exported model: its modules are not those that the user wrote.
     """
     if isinstance(model, ScriptModule | GraphModule):
         return {}
-    lines = {path: _describe(part) for path, part in modules.walk(model)}
-    children: dict[str, list[str]] = {path: [] for path in lines}
-    for path in lines:
-        parent, _, name = path.rpartition(".")
-        if path and parent in children:
-            children[parent].append(name)
-    folded: dict[str, dict[str, str]] = {}
-    for path in reversed(lines):  # a module comes before its submodules
-        parts = [(name, folded.pop(f"{path}.{name}" if path else name)) for name in children[path]]
-        folded[path] = {"": lines[path], **_fold(parts)}
-    return folded[""]
+    return {path: _describe(part) for path, part in modules.walk(model)}
 
 
-def _fold(parts: list[tuple[str, dict[str, str]]]) -> dict[str, str]:
-    """Return the lines of the submodules of one module; those of consecutive equal ones only once."""
-    runs: list[tuple[str, str, dict[str, str]]] = []
-    for name, lines in parts:
-        if runs and runs[-1][2] == lines and runs[-1][1].isdecimal() and name == str(int(runs[-1][1]) + 1):
-            runs[-1] = (runs[-1][0], name, lines)
-        else:
-            runs.append((name, name, lines))
-    folded: dict[str, str] = {}
-    for first, last, lines in runs:
-        name = first if first == last else f"{first}-{last}"
-        folded |= {f"{name}.{inner}" if inner else name: line for inner, line in lines.items()}
-    return folded
-
-
-def expand(lines: Mapping[str, str]) -> dict[str, str]:
-    """Return the lines of an architecture with one path per module; raise ValueError if there are far too many."""
-    expanded: dict[str, str] = {}
-    for path, line in lines.items():
-        ranges = [_RANGE.fullmatch(name) or name for name in path.split(".")]
-        names = [[each] if isinstance(each, str) else range(int(each[1]), int(each[2]) + 1) for each in ranges]
-        if prod(map(len, names)) + len(expanded) > _MAX_MODULES:
-            raise ValueError(path)
-        expanded |= {".".join(map(str, parts)): line for parts in product(*names)}
-    return expanded
-
-
-def find_module_changes(was: Mapping[str, str], now: Mapping[str, str]) -> list[ModuleChange]:
+def find_module_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[ModuleChange]:
     """Return how two architectures differ; nothing if one is empty, that is unknown."""
-    if not was or not now or was == now:
+    if not old or not new:
         return []
-    old, new = expand(was), expand(now)
     changes = []
     for path in [*old, *(path for path in new if path not in old)]:
         if path not in new or path not in old:
@@ -134,16 +89,19 @@ def _describe(module: nn.Module) -> str:
     name = modules.type_name(module)
     if isinstance(module, ScriptModule | GraphModule):
         return name
-    settings = _read_settings(vars(module), _find_assigned_by_forward(type(module)))
+    settings = _read_settings(module)
     if not modules.python_module(type(module).extra_repr).startswith("torch."):  # torch prints attributes only
         with suppress(Exception):  # the user's own code
             settings = dict(_SETTING.findall(module.extra_repr())) | settings
     return f"{name}({', '.join(f'{setting}={value}' for setting, value in sorted(settings.items()))})"
 
 
-def _read_settings(attributes: Mapping[str, object], skip: frozenset[str]) -> dict[str, str]:
-    names = [name for name in attributes if not name.startswith("_") and name not in _NOT_SETTINGS and name not in skip]
-    shown = {name: _show(attributes[name]) for name in names if not _POSITION.fullmatch(name)}
+def _read_settings(module: nn.Module) -> dict[str, str]:
+    skip = _NOT_SETTINGS
+    if not modules.python_module(type(module)).startswith("torch.nn."):
+        skip = skip | changed_attributes(type(module))
+    names = [name for name in vars(module) if not name.startswith("_") and name not in skip]
+    shown = {name: _show(vars(module)[name]) for name in names if not _POSITION.fullmatch(name)}
     return {name: value for name, value in shown.items() if value is not None}
 
 
@@ -166,24 +124,3 @@ def _show(value: object) -> str | None:
         return f"{_show(value.func)}{_show([*value.args, *sorted(value.keywords.items())])}"
     name = getattr(value, "__name__", None) if callable(value) else None
     return name if isinstance(name, str) and name.isidentifier() else None
-
-
-_assigned_by_forward: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
-
-
-def _find_assigned_by_forward(cls: type) -> frozenset[str]:
-    """Return the attributes that the forward of a class assigns, itself or in the methods that it calls."""
-    if modules.python_module(cls).startswith("torch.nn."):
-        return frozenset()
-    if cls not in _assigned_by_forward:
-        methods, assigned = ["forward"], set()
-        for method in methods:
-            code = getattr(inspect.unwrap(getattr(cls, method)), "__code__", None)
-            for step in dis.get_instructions(code) if code is not None else ():
-                if step.opname == "STORE_ATTR":
-                    assigned.add(str(step.argval))
-                elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval not in methods:
-                    is_own = not hasattr(nn.Module, step.argval) and inspect.isfunction(getattr(cls, step.argval, None))
-                    methods += [step.argval] * is_own
-        _assigned_by_forward[cls] = frozenset(assigned)
-    return _assigned_by_forward[cls]

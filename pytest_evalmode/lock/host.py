@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
-    from threading import RLock
     from typing import Any
 
     import pytest
@@ -30,13 +29,6 @@ def settings_of(config: pytest.Config) -> Settings:
     from pytest_evalmode.session.settings import SETTINGS
 
     return config.stash[SETTINGS]
-
-
-def new_lock(owner: object) -> RLock:
-    """Return a lock for the `_lock` attribute of an object; a forked child gets a new one."""
-    from pytest_evalmode import forks
-
-    return forks.new_lock(owner)
 
 
 def is_whole_suite(config: pytest.Config) -> bool:
@@ -61,13 +53,6 @@ def detach_record(report: pytest.TestReport) -> str | None:
     record = dict(report.user_properties).get(LOCK_PROPERTY)
     report.user_properties = [each for each in report.user_properties if each[0] != LOCK_PROPERTY]
     return None if record is None else str(record)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file as a whole, under its name only once it is on the disk."""
-    from pytest_evalmode import file_writing
-
-    file_writing.replace_file(path, data)
 
 
 def find_site(root: Path) -> Site | None:
@@ -98,7 +83,7 @@ def last_fingerprints(model: nn.Module, item: pytest.Item) -> Mapping[str, Finge
     return None if guard is None else guard.window.last_fingerprints(model)
 
 
-def report_changes(item: pytest.Item, outcome: Result[Any], close: Close) -> BaseException | None:
+def report_changes(item: pytest.Item, outcome: Result[Any], close: Close) -> None:
     """Pass the changes that `close` returns to the test's guard, which is created if needed.
 
     Args:
@@ -107,13 +92,17 @@ def report_changes(item: pytest.Item, outcome: Result[Any], close: Close) -> Bas
         close: Called with whether the test ran to its end, and the context manager for calls of the user's functions:
             None after violations, because a model in training mode would change further.
 
-    Returns:
-        The test's own failure, if it failed.
+    Raises:
+        LockError: If `close` raises it, and the test did not fail on its own.
     """
+    from pytest_evalmode.lock.lock_file import LockError
     from pytest_evalmode.session.guarded_test import phases
 
-    own_failure = phases.failure_of(item, outcome)
-    guard = phases.guard_at_end(item)
+    guard, own_failure, failure = phases.guard_at_end(item), phases.failure_of(item, outcome), None
     with guard.window.safely():
-        guard.window.add_lock_changes(close(own_failure is None, None if guard.violations else guard.paused))
-    return own_failure
+        try:
+            guard.window.add_lock_changes(close(own_failure is None, None if guard.violations else guard.paused))
+        except LockError as error:
+            failure = error
+    if failure is not None and own_failure is None:
+        raise failure

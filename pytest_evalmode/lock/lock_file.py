@@ -11,12 +11,11 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 2
+SCHEMA = 3
 KINDS = ("model", "inputs", "preprocessing", "outputs")
 FOLDER = "__evalmode__"
 MODELS = "models"
@@ -54,10 +53,6 @@ class StoredLock:
     test: str
     entries: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)
     samples: str = ""
-
-    def to_bytes(self) -> bytes:
-        entries = {kind: dict(each) for kind, each in self.entries.items() if each}
-        return encode({"test": self.test, **entries, **({"samples": self.samples} if self.samples else {})})
 
 
 def escape(text: str) -> str:
@@ -106,9 +101,6 @@ def read_lock(path: Path, test: str | None = None) -> StoredLock | None:
     """
     content = _read_json(path)
     if content is None:
-        old = path.parent.with_name(f"{path.parent.name}.lock.json")
-        if path.parent.parent.name == FOLDER and old.is_file():
-            raise LockError(f"{old} has the format of an earlier version: run pytest --evalmode-update-lock")
         return None
     entries = {key: value for key, value in content.items() if key not in ("schema", "test", "samples")}
     owner, samples = content.get("test"), content.get("samples", "")
@@ -191,18 +183,15 @@ def read_file(path: Path, max_bytes: int) -> bytes | None:
 
 def _read_json(path: Path) -> Entry | None:
     data = read_file(path, MAX_BYTES)
-    return None if data is None else _parse(path, data)
-
-
-@lru_cache(maxsize=16)
-def _parse(path: Path, data: bytes) -> Entry:
+    if data is None:
+        return None
     try:
         text = data.decode("utf-8")
         conflict = _CONFLICT.search(text)
         if conflict:
             line = text.count("\n", 0, conflict.start()) + 1
             raise LockError(f"{path}:{line}: unresolved merge conflict; {_REMEDY}")
-        content = json.loads(text, object_pairs_hook=_without_duplicates)
+        content: Entry = json.loads(text, object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         raise LockError(f"{path}:{error.lineno}: invalid or truncated JSON: {error.msg}; {_REMEDY}") from None
     except LockError as error:
@@ -217,7 +206,7 @@ def _parse(path: Path, data: bytes) -> Entry:
         )
     if schema != SCHEMA or type(schema) is not int:
         raise LockError(f"{path} is not a lock file with schema version {SCHEMA}: run pytest --evalmode-update-lock")
-    return dict(content)
+    return content
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

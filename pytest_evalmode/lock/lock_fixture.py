@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import pytest
 
+from pytest_evalmode import forks
 from pytest_evalmode.lock import host
 from pytest_evalmode.lock.lock_file import LockError, lock_path
 
@@ -56,7 +57,7 @@ class EvaluationLock:
         self._item = item
         self._running: RunningLock | None = None
         self._closed = False
-        self._lock = host.new_lock(self)
+        self._lock = forks.new_lock(self)
 
     @_fails_test
     def model(self, model: M, name: str | None = None) -> M:
@@ -151,24 +152,17 @@ class EvaluationLock:
         self._closed = True
         if self._running is None:
             return
-        lock, errors = self._running, list[str]()
-
-        def close(finished: bool, pause_guard: Callable[[], AbstractContextManager[None]] | None) -> list[LockChange]:
-            try:
-                changes = lock.close(finished=finished, pause_guard=pause_guard, current_tests=self._current_tests)
-                host.attach_record(self._item, lock.record())
-            except LockError as error:
-                errors.append(str(error))
-                return []
-            return changes
-
-        own_failure = None
         try:
-            own_failure = host.report_changes(self._item, outcome, close)
-        except pytest.fail.Exception as error:  # from the user hooks that configure the guard
-            errors.append(str(error))
-        if errors and own_failure is None:
-            outcome.force_exception(pytest.fail.Exception(errors[0], pytrace=False))
+            host.report_changes(self._item, outcome, partial(self._close, self._running))
+        except (LockError, pytest.fail.Exception) as error:  # the latter from the user hooks that configure the guard
+            outcome.force_exception(pytest.fail.Exception(str(error), pytrace=False))
+
+    def _close(
+        self, lock: RunningLock, finished: bool, pause_guard: Callable[[], AbstractContextManager[None]] | None
+    ) -> list[LockChange]:
+        changes = lock.close(finished=finished, pause_guard=pause_guard, current_tests=self._current_tests)
+        host.attach_record(self._item, lock.record())
+        return changes
 
     def _find_site(self) -> Site | None:
         return host.find_site(host.settings_of(self._item.config).root)

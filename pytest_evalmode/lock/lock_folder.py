@@ -7,10 +7,10 @@ import re
 import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_evalmode.lock import host
+from pytest_evalmode.file_writing import replace_file
 from pytest_evalmode.lock.lock_file import (
     FOLDER,
     MAX_SAMPLE_BYTES,
@@ -37,7 +37,6 @@ except ImportError:  # Windows: each file is still replaced as a whole
 
 _REFERENCE = re.compile(rb'"record": "([0-9a-f]{32})"')
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
-_OLD_FORMAT = re.compile(r"(.+)\.(?:lock\.json|\d+\.safetensors)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,70 +72,52 @@ def write_lock(path: Path, new: NewLock, unused: Collection[tuple[str, str]] = (
     """Add the new entries of a test to its file, without those that are `unused`; call it in `exclusive()`.
 
     Wherever this is interrupted, there is either the old file with its samples, or the new one with its own: the new
-    samples have a temporary name until the new file is in place. A file that cannot be read is replaced.
+    samples have a temporary name until the new file is in place. A file that cannot be read is replaced, but not that
+    of a newer version.
     """
     for record, (entry, values) in (new.models or {}).items():
-        _write_model(model_path(path, record), entry, values)
+        _replace(model_path(path, record), encode(entry), values)
     stored, data = StoredLock(new.test), None
-    with suppress(LockError):
-        stored = _read_kept(path, new.test) or stored
+    try:
+        stored = read_lock(path, new.test) or stored
         data = read_samples(path, stored.samples)
-    entries = {
-        kind: {
-            name: entry
-            for name, entry in {**stored.entries.get(kind, {}), **new.entries.get(kind, {})}.items()
-            if (kind, name) not in unused
-        }
-        for kind in {*stored.entries, *new.entries}
-    }
+    except NewerVersionError:
+        raise
+    except LockError:
+        pass
+    entries, kept = dict[str, dict[str, Entry]](), set[tuple[str, str]]()
+    for kind in {*stored.entries, *new.entries}:
+        old = {name: each for name, each in stored.entries.get(kind, {}).items() if (kind, name) not in unused}
+        kept |= {(kind, name) for name in old.keys() - new.entries.get(kind, {}).keys()}
+        entries[kind] = {**old, **new.entries.get(kind, {})}
     if not any(entries.values()):
         path.unlink(missing_ok=True)
         sample_path(path).unlink(missing_ok=True)
         return
-    kept = {(kind, name) for kind, each in entries.items() for name in each if name not in new.entries.get(kind, {})}
     samples = merge_samples(data, new.samples, kept)
     if samples is not None and len(samples) > MAX_SAMPLE_BYTES:
         raise LockError(f"{path}: {len(samples)} bytes of samples are too many: lock less in one test")
-    _replace(path, replace(stored, entries=entries, samples=digest_of(samples) if samples else "").to_bytes(), samples)
-
-
-def _read_kept(path: Path, test: str) -> StoredLock | None:
-    try:
-        return read_lock(path, test)
-    except NewerVersionError as error:
-        raise OSError(str(error)) from None
+    content: Entry = {"test": stored.test, **{kind: each for kind, each in entries.items() if each}}
+    _replace(path, encode({**content, **({"samples": digest_of(samples)} if samples else {})}), samples)
 
 
 def _replace(path: Path, data: bytes, samples: bytes | None) -> None:
+    """Replace a file and its samples; files that are not changed are not written."""
     check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     target = sample_path(path)
     if samples is not None and not (target.is_file() and target.read_bytes() == samples):
-        host.replace_file(temporary_path(target), samples)
+        replace_file(temporary_path(target), samples)
     if not (path.is_file() and path.read_bytes() == data):
-        host.replace_file(path, data)
+        replace_file(path, data)
     if samples is None:
         target.unlink(missing_ok=True)
     elif temporary_path(target).exists():
         temporary_path(target).replace(target)
 
 
-def _write_model(path: Path, entry: Entry, values: bytes | None) -> None:
-    """Write the record of a model; it is named by its contents, so it is only written once."""
-    check_folder(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for target, data in ((sample_path(path), values), (path, encode(entry))):
-        if data is not None and not (target.is_file() and target.read_bytes() == data):
-            host.replace_file(target, data)
-
-
-def remove_leftovers(folder: Path, *, old_format: bool) -> None:
-    """Remove what no lock file needs: models, samples, temporary files, empty folders; call it in `exclusive()`.
-
-    Args:
-        folder: The folder of all lock files beside some test files.
-        old_format: Whether to remove the files of an earlier version, one per test file.
-    """
+def remove_leftovers(folder: Path) -> None:
+    """Remove what no lock file needs: models, samples, temporary files, empty folders; call it in `exclusive()`."""
     files = [path for path in folder.glob("*/*") if not path.parent.is_symlink()]
     locks = [path for path in files if path.name.endswith(".lock.json") and path.parent.name != MODELS]
     needed = {match.decode() for path in locks for match in _REFERENCE.findall(path.read_bytes())}
@@ -148,9 +129,6 @@ def remove_leftovers(folder: Path, *, old_format: bool) -> None:
             _complete(path)
         elif is_model or is_alone or _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
-    if old_format:
-        for path in [each for each in folder.iterdir() if each.is_file() and _OLD_FORMAT.fullmatch(each.name)]:
-            path.unlink(missing_ok=True)
     for empty in [*(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()), folder]:
         with suppress(OSError):
             empty.rmdir()
@@ -159,12 +137,11 @@ def remove_leftovers(folder: Path, *, old_format: bool) -> None:
 def _complete(path: Path) -> None:
     """Complete an update that was interrupted after its lock file was in place; otherwise remove its samples."""
     target = path.with_name(path.name.removeprefix(".").removesuffix(".new"))
-    with suppress(LockError):
-        stored = read_lock(target.with_name(f"{target.stem}.lock.json"))
-        if stored is not None and stored.samples == digest_of(path.read_bytes()):
-            path.replace(target)
-        else:
-            path.unlink()
+    lock = target.with_name(f"{target.stem}.lock.json")
+    if lock.is_file() and digest_of(path.read_bytes()).encode() in lock.read_bytes():
+        path.replace(target)
+    else:
+        path.unlink()
 
 
 def find_ignored(folder: Path) -> list[str]:

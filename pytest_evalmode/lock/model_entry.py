@@ -7,6 +7,7 @@ shows that the tensors still match; the records and values are only needed for a
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from xxhash import xxh3_128_hexdigest
 
-from pytest_evalmode.lock.architecture import describe_architecture, expand, find_module_changes
+from pytest_evalmode.lock.architecture import describe_architecture, find_module_changes
 from pytest_evalmode.lock.lock_file import Entry, LockError
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.state import snapshot
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
 
 MAX_SAMPLE_BYTES = 1 << 18
 _GRIDS = (24, 16, 12, 8, 4, 2, 1)
-_RECORD = re.compile(r"(\w+) \(((?:\d+(?:, ?)?)*),?\) ([0-9a-f]{16})(?: ([0-9a-f]{16}))?")
+_RECORD = re.compile(r"(\w+) \(((?:\d+(?:, ?)?)*),?\) ([0-9a-f]{16})")
 _REMEDY = "delete it and run pytest --evalmode-update-lock"
 _CPU = torch.device("cpu")
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DIGEST_LENGTH = 16
 """Hexadecimal digits of a tensor's digest. The digest of the whole model has twice as many."""
 
@@ -43,11 +45,9 @@ class TensorRecord:
     dtype: str
     shape: tuple[int, ...]
     digest: str
-    unordered_digest: str = ""
-    """A digest that does not depend on the order of the values; empty for live tensors."""
 
     def __str__(self) -> str:
-        return f"{self.dtype} {self.shape} {self.digest} {self.unordered_digest}".rstrip()
+        return f"{self.dtype} {self.shape} {self.digest}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,78 +61,77 @@ class ModelContents:
     digest: str
 
 
-def read_fingerprints(model: nn.Module) -> Mapping[str, Fingerprint]:
-    """Fingerprint the tensors of a model, without tracking writes to them."""
-    return snapshot.take_snapshot(modules.unwrap(model), untracked=True).fingerprints
-
-
-def read_contents(model: nn.Module, fingerprints: Mapping[str, Fingerprint] | None = None) -> ModelContents:
-    """Return the current contents of a model; raise LockError if a lazy module is not initialized.
-
-    `fingerprints` are those of the model's tensors, if a guard has read them already.
-    """
+def read_contents(model: nn.Module) -> ModelContents:
+    """Return the current contents of a model; raise LockError if a lazy module is not initialized."""
     model = modules.unwrap(model)
-    parts = modules.walk(model)
     with undisturbed():
-        tensors = dict(snapshot.named_tensors(parts)[0])
-    if fingerprints is None or not tensors.keys() <= fingerprints.keys():
-        fingerprints = read_fingerprints(model)
-    with undisturbed():
-        records = {name: _record(name, tensor, fingerprints[name]) for name, tensor in tensors.items()}
-    lines = {name: f"{record.dtype} {record.shape} {record.digest}" for name, record in records.items()}
-    return ModelContents(modules.type_name(model), describe_architecture(model), records, tensors, _digest_of(lines))
+        tensors = dict(snapshot.named_tensors(modules.walk(model))[0])
+        records = {name: _record(name, tensor) for name, tensor in tensors.items()}
+    digest = _digest_of({name: str(record) for name, record in records.items()})
+    return ModelContents(modules.type_name(model), describe_architecture(model), records, tensors, digest)
+
+
+def _record(name: str, tensor: Tensor) -> TensorRecord:
+    read = fingerprint_of(tensor)
+    if not read.initialized:
+        raise LockError(f"{name} is not initialized (a lazy module): run the model once before locking it")
+    digest = _hex(read) if _is_in_order(read) and not _has_negative_zero(tensor) else compute_digest(tensor)
+    return TensorRecord(_dtype_name(read.dtype), tuple(read.shape), digest)
 
 
 def build_entry(contents: ModelContents) -> Entry:
     """Return the lock entry of a model."""
-    tensors = {}
-    with undisturbed():
-        for name, record in contents.records.items():
-            unordered = compute_unordered_digest(contents.tensors[name])
-            tensors[name] = str(TensorRecord(record.dtype, record.shape, record.digest, unordered))
     return {
         "type": contents.type,
         "digest": contents.digest,
-        "architecture": dict(contents.architecture),
-        "tensors": tensors,
+        "architecture": _group(contents.architecture),
+        "tensors": {name: str(record) for name, record in contents.records.items()},
     }
+
+
+def _group(architecture: Mapping[str, str]) -> dict[str, str]:
+    """Return the paths of the modules with the same type and settings, by these, which takes one line for all."""
+    paths = defaultdict(list)
+    for path, line in architecture.items():
+        paths[line].append(path)
+    return {line: " ".join(each) for line, each in paths.items()}
 
 
 def parse_records(entry: Entry, where: str) -> dict[str, TensorRecord]:
     """Return the tensor records of an entry; raise LockError, naming the entry by `where`, if one is invalid."""
-    tensors = entry.get("tensors")
+    tensors, records = entry.get("tensors"), {}
     if not isinstance(tensors, dict):
         raise LockError(f"{where} has no tensors; {_REMEDY}")
-    return {name: _parse_record(name, line, where) for name, line in tensors.items()}
+    for name, line in tensors.items():
+        match = _RECORD.fullmatch(line) if isinstance(line, str) else None
+        if match is None:
+            raise LockError(f"{where}: {name}: invalid tensor record {line!r:.80}; {_REMEDY}")
+        dtype, shape, digest = match.groups()
+        sizes = tuple(int(size) for size in re.findall(r"\d{1,18}", shape))
+        records[name] = TensorRecord(dtype, sizes, digest)
+    return records
 
 
 def parse_architecture(entry: Entry, where: str) -> dict[str, str]:
     """Return the architecture of an entry; raise LockError, naming the entry by `where`, if it is invalid."""
-    lines = entry.get("architecture")
-    try:
-        if isinstance(lines, dict) and all(isinstance(line, str) for line in lines.values()):
-            expand(lines)
-            return lines
-    except ValueError:  # too many modules
-        pass
-    raise LockError(f"{where} has no valid architecture; {_REMEDY}")
+    groups = entry.get("architecture")
+    if not isinstance(groups, dict) or not all(isinstance(paths, str) for paths in groups.values()):
+        raise LockError(f"{where} has no valid architecture; {_REMEDY}")
+    return {path: line for line, paths in groups.items() for path in paths.split(" ")}
 
 
 def matches(entry: Entry, contents: ModelContents) -> bool:
     """Return whether a model still has the locked tensors and architecture."""
-    return bool(entry.get("digest") == contents.digest) and _has_architecture(entry, contents.architecture)
-
-
-def _has_architecture(entry: Entry, now: Mapping[str, str]) -> bool:
-    was = entry.get("architecture")
-    return was == now or not find_module_changes(parse_architecture(entry, "the model"), now)
+    if entry.get("digest") != contents.digest:
+        return False
+    return not find_module_changes(parse_architecture(entry, "the model"), contents.architecture)
 
 
 def is_known_to_match(entry: Entry, model: nn.Module, fingerprints: Mapping[str, Fingerprint]) -> bool:
     """Return whether fingerprints alone prove that a model matches; its tensors are not read again."""
     if not all(map(_is_in_order, fingerprints.values())):
         return False
-    if entry.get("architecture") != describe_architecture(modules.unwrap(model)):
+    if entry.get("architecture") != _group(describe_architecture(modules.unwrap(model))):
         return False
     lines = {name: f"{_dtype_name(read[1])} {tuple(read[0])} {_hex(read)}" for name, read in fingerprints.items()}
     return bool(entry.get("digest") == _digest_of(lines))
@@ -141,22 +140,18 @@ def is_known_to_match(entry: Entry, model: nn.Module, fingerprints: Mapping[str,
 def sample_values(contents: ModelContents, max_bytes: int) -> dict[str, Array]:
     """Return a few values of each tensor by name, on the finest grid that fits in `max_bytes`."""
     for side in _GRIDS:
-        if sum(_grid_bytes(tensor, side) for tensor in contents.tensors.values()) <= max_bytes:
-            grids = (
-                (name, sample_grid(tensor, *_grid_size(tensor, side))) for name, tensor in contents.tensors.items()
-            )
-            return {name: values for name, values in grids if values is not None}
+        sizes = {name: (side, side) if each.dim() > 1 else (1, 4 * side) for name, each in contents.tensors.items()}
+        grids = {name: sample_grid(each, *sizes[name]) for name, each in contents.tensors.items()}
+        sampled = {name: values for name, values in grids.items() if values is not None}
+        if sum(values.nbytes for values in sampled.values()) <= max_bytes:
+            return sampled
     return {}
 
 
 def sample_grid(tensor: Tensor, rows: int, columns: int) -> Array | None:
-    """Return values of a tensor on a grid.
+    """Return values of a tensor on a grid, in float32 or int64; None if it is empty, complex, sparse or opaque.
 
-    Args:
-        tensor: Read as a matrix: the first dimension by all others, or one row if it has fewer than two dimensions.
-
-    Returns:
-        At most (rows, columns) values in float32 or int64; None if the tensor is empty, complex, sparse or opaque.
+    It is read as a matrix: the first dimension by all others, or one row if it has fewer than two dimensions.
     """
     with undisturbed():
         try:
@@ -170,31 +165,6 @@ def sample_grid(tensor: Tensor, rows: int, columns: int) -> Array | None:
             return array
         except (RuntimeError, NotImplementedError, TypeError, AttributeError):  # a subclass without readable values
             return None
-
-
-def _grid_size(tensor: Tensor, side: int) -> tuple[int, int]:
-    return (side, side) if tensor.dim() > 1 else (1, side * 4)
-
-
-def compute_unordered_digest(tensor: Tensor) -> str:
-    """Return a sum over the mixed bits of the elements, which is the same in every order; empty if unreadable."""
-    try:
-        bits = _bits(tensor) + 1
-        mixed = (bits ^ (bits >> 13)) * -0x61C8864680B583EB
-        mixed = (mixed ^ (mixed >> 29)) * -0x40A7B892E31B1A47
-        return f"{int((mixed ^ (mixed >> 32)).sum()) & _WORD:016x}"
-    except (RuntimeError, NotImplementedError, TypeError):
-        return ""
-
-
-_WORD = (1 << 64) - 1
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().to(_CPU).contiguous().reshape(-1)
-    flat = flat + 0 if _has_negative_zero(flat) else flat
-    return flat.view(_INTEGERS[flat.element_size()]).to(torch.int64)
 
 
 def compute_digest(tensor: Tensor) -> str:
@@ -221,13 +191,6 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _record(name: str, tensor: Tensor, read: Fingerprint) -> TensorRecord:
-    if not read.initialized:
-        raise LockError(f"{name} is not initialized (a lazy module): run the model once before locking it")
-    digest = _hex(read) if _is_in_order(read) and not _has_negative_zero(tensor) else compute_digest(tensor)
-    return TensorRecord(_dtype_name(read.dtype), tuple(read.shape), digest)
-
-
 def _is_in_order(read: Fingerprint) -> bool:
     """Return whether a fingerprint covers all elements in their logical order."""
     return read.strides is None and read.device == _CPU and read.initialized and not read.sharded
@@ -241,24 +204,8 @@ def _digest_of(lines: Mapping[str, str]) -> str:
     return xxh3_128_hexdigest("\n".join([f"{name} {lines[name]}" for name in sorted(lines)]).encode())
 
 
-def _parse_record(name: str, line: object, where: str) -> TensorRecord:
-    match = _RECORD.fullmatch(line) if isinstance(line, str) else None
-    if match is None:
-        raise LockError(f"{where}: {name}: invalid tensor record {line!r:.80}; {_REMEDY}")
-    dtype, shape, digest, unordered_digest = match.groups()
-    sizes = tuple(int(size) for size in re.findall(r"\d{1,18}", shape))
-    return TensorRecord(dtype, sizes, digest, unordered_digest or "")
-
-
 def spaced(size: int, most: int) -> list[int]:
     """Return at most `most` positions of `size`, evenly spaced from the first to the last."""
     if size <= most:
         return list(range(size))
     return [i * (size - 1) // (most - 1) if most > 1 else 0 for i in range(most)]
-
-
-def _grid_bytes(tensor: Tensor, side: int) -> int:
-    rows, columns = _grid_size(tensor, side)
-    first = tensor.shape[0] if tensor.dim() > 1 else 1
-    width = 4 if tensor.is_floating_point() else 8
-    return min(first, rows) * min(tensor.numel() // max(first, 1), columns) * width

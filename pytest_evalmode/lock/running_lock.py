@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -34,7 +34,7 @@ from pytest_evalmode.lock.lock_file import (
     read_samples,
 )
 from pytest_evalmode.lock.preprocessing import describe, find_differences
-from pytest_evalmode.lock.sample_store import MAX_BYTES, key_of, pack, select_samples, unpack
+from pytest_evalmode.lock.sample_store import MAX_BYTES, key_of, pack, unpack
 from pytest_evalmode.trace import LockChange, Site
 
 if TYPE_CHECKING:
@@ -59,15 +59,16 @@ class RunningLock:
 
     def __init__(self, test_file: Path, test: str, *, update: bool) -> None:
         self._path = lock_path(test_file, test)
-        self._test = test
         self._update = update
-        self._is_new = False
-        self._stored: Mapping[str, Mapping[str, Entry]] = {}
-        self._digest = ""
-        self._samples: Arrays | None = None
+        self._stored = StoredLock(test)
+        try:
+            self._stored = read_lock(self._path, test) or self._stored
+        except LockError as error:
+            if not update or isinstance(error, NewerVersionError):  # others are replaced by the update
+                raise
+        self._samples: Arrays = {}
         self._problem = ""
         """Why the stored samples cannot be used."""
-        self._read()
         self._budget = Budget(MAX_BYTES - _HEADER_BYTES if update else MAX_BYTES * 8)
         self._batches: dict[tuple[str, str], NamedBatches] = {}
         self._used: dict[tuple[str, str], str] = {}
@@ -75,19 +76,6 @@ class RunningLock:
         self._changes: list[LockChange] = []
         self._new: dict[str, dict[str, Entry]] = {}
         self._models: dict[str, tuple[Entry, bytes | None]] = {}
-
-    def _read(self) -> None:
-        try:
-            stored = read_lock(self._path, self._test)
-        except NewerVersionError:
-            raise
-        except LockError:
-            if not self._update:
-                raise
-            stored = None  # the update replaces the file
-        self._is_new = stored is None
-        if stored is not None:
-            self._stored, self._digest = stored.entries, stored.samples
 
     def model(
         self, module: nn.Module, name: str, fingerprints: Mapping[str, Fingerprint] | None, at: Site | None
@@ -99,7 +87,7 @@ class RunningLock:
                 path = model_path(self._path, locked.get("record"))
                 self._report(model_changes.find_change(path, module, name, fingerprints, at))
         if self._update or locked is None:
-            entry, record = model_changes.build_entry(module, fingerprints)
+            entry, record = model_changes.build_entry(module)
             self._add_entry("model", name, entry)
             self._models[entry["record"]] = record
 
@@ -115,7 +103,7 @@ class RunningLock:
         """Add a batch to the inputs or outputs of a name; they are compared when the test ends."""
         batches = self._batches.get((kind, name))
         if batches is None:
-            entry, locked = self._stored.get(kind, {}).get(name), {}
+            entry, locked = self._stored.entries.get(kind, {}).get(name), {}
             with self._lenient():
                 locked = {} if entry is None else parse_arrays(entry, f"{self._path}: {kind} {name!r}")
             batches = NamedBatches(kind, name, find_site(), tolerance, batch, self._budget, locked, self._update)
@@ -162,7 +150,7 @@ class RunningLock:
                 self._new.setdefault(kind, {})[name] = batches.entry()
         if self._update:
             return []
-        renamed = self._find_renamed(current_tests()) if self._is_new and finished else ""
+        renamed = self._find_renamed(current_tests()) if finished and not self._stored.entries else ""
         # Wrong outputs often follow from a changed model or input, so their message names the state of these.
         other_states = _describe_states(self._used)
         changes = []
@@ -206,18 +194,17 @@ class RunningLock:
     def _load_samples(self, kind: str, name: str) -> Arrays:
         """Return the stored samples of an entry by path; none, and a reason in the message, if they cannot be used."""
         try:
-            if self._samples is None:
-                self._samples = {}
-                self._samples = unpack(read_samples(self._path, self._digest))
-            return select_samples(self._samples, kind, name)
+            stored = self._samples = self._samples or unpack(read_samples(self._path, self._stored.samples))
         except LockError as error:
             self._problem = str(error)
             return {}
+        paths = (each for path in self._batches[kind, name].locked for each in (path, f"{path}#digests"))
+        return {path: stored[key] for path in paths if (key := key_of(kind, name, path)) in stored}
 
     def _stored_entry(self, kind: str, name: str, at: Site | None) -> Entry | None:
         """Return the stored entry of a name; if there is none, report that once."""
         self._used.setdefault((kind, name), "matches")
-        entry = self._stored.get(kind, {}).get(name)
+        entry = self._stored.entries.get(kind, {}).get(name)
         if entry is None and self._used[kind, name] == "matches":
             headline = f"{kind} {name!r} is not locked yet: run pytest --evalmode-update-lock"
             finding = f"{self._path.name} has no entry for it"
@@ -229,14 +216,19 @@ class RunningLock:
 
     def _find_renamed(self, current_tests: Collection[Path]) -> str:
         """Say which lock file has the values of this test, if it is of a test that is no longer there."""
-        new = {kind: dict(each) for kind, each in self._new.items()}
+        new = [(kind, name, _identity(entry)) for kind, each in self._new.items() for name, entry in each.items()]
         with suppress(LockError):
-            for (kind, name), batches in self._batches.items():
-                new.setdefault(kind, {})[name] = batches.entry()
-        for path, stored in _other_locks(self._path, current_tests):
-            pairs = [(stored.entries.get(kind, {}).get(name), new[kind][name]) for kind in new for name in new[kind]]
-            if pairs and all(old is not None and _identity(old) == _identity(entry) for old, entry in pairs):
-                return f"its values are those of {stored.test} in {path.parent.name}/{path.name}: was the test renamed?"
+            new += [(kind, name, _identity(batches.entry())) for (kind, name), batches in self._batches.items()]
+        for path in sorted(self._path.parents[1].glob("*/*.lock.json"))[:_MAX_FILES]:
+            if path == self._path or path in current_tests or path.parent.name == MODELS:
+                continue
+            with suppress(LockError):
+                other = read_lock(path) or StoredLock("")
+                if new and all(
+                    _identity(other.entries.get(kind, {}).get(name)) == values for kind, name, values in new
+                ):
+                    place = f"{path.parent.name}/{path.name}"
+                    return f"its values are those of {other.test} in {place}: was the test renamed?"
         return ""
 
     def _report(self, change: LockChange | None) -> None:
@@ -255,19 +247,9 @@ class RunningLock:
             raise LockError(message)
 
 
-def _other_locks(path: Path, current_tests: Collection[Path]) -> Iterator[tuple[Path, StoredLock]]:
-    """Yield the lock files that belong to none of this run's tests."""
-    for other in sorted(path.parents[1].glob("*/*.lock.json"))[:_MAX_FILES]:
-        if other != path and other not in current_tests and other.parent.name != MODELS:
-            with suppress(LockError):
-                stored = read_lock(other)
-                if stored is not None:
-                    yield other, stored
-
-
-def _identity(entry: Entry) -> Entry:
+def _identity(entry: Entry | None) -> object:
     """Return an entry without what does not depend on its values: which samples are stored."""
-    arrays = entry.get("arrays")
+    arrays = (entry or {}).get("arrays")
     if not isinstance(arrays, dict):
         return entry
     return {path: {**each, "room": 0, "kept": ""} if isinstance(each, dict) else each for path, each in arrays.items()}

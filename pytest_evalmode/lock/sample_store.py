@@ -23,28 +23,13 @@ def key_of(kind: str, name: str, path: str) -> str:
     return json.dumps([kind, name, path])
 
 
-def select_samples(arrays: Arrays, kind: str, name: str) -> dict[str, Array]:
-    """Return the samples of one entry, by path."""
-    selected = {}
-    for key, values in arrays.items():
-        try:
-            owner_kind, owner_name, path = json.loads(key)
-        except (ValueError, TypeError, RecursionError):
-            raise LockError(f"invalid sample name {key!r:.80}") from None
-        if (owner_kind, owner_name) == (kind, name) and isinstance(path, str):
-            selected[path] = values
-    return selected
-
-
 def merge_samples(stored: bytes | None, new: bytes | None, kept: Collection[tuple[str, str]]) -> bytes | None:
     """Return a sample file with the new samples, and the stored ones of the entries that are `kept`."""
-    if not kept or stored is None:
-        return new
+    starts = tuple(key_of(*entry, "").removesuffix('""]') for entry in kept)
     try:
-        arrays = unpack(stored)
-        old = {key_of(*entry, path): each for entry in kept for path, each in select_samples(arrays, *entry).items()}
+        old = {key: values for key, values in unpack(stored).items() if key.startswith(starts)} if kept else {}
     except LockError:
-        return new
+        old = {}
     return pack({**old, **unpack(new)}) if old else new
 
 

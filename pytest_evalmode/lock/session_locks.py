@@ -59,24 +59,27 @@ class LockSession:
         finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         whole_suite = finished and host.is_whole_suite(self._config)
         update = host.settings_of(self._config).update_lock
+        folders: dict[Path, dict[Path, str]] = {}
+        for nodeid in (*self._records, *self._not_passed):
+            path = self._path(nodeid)
+            folders.setdefault(path.parents[1], {})[path] = nodeid
         unused: list[str] = []
-        for folder in sorted({self._path(nodeid).parents[1] for nodeid in (*self._records, *self._not_passed)}):
-            records = {self._path(nodeid): (nodeid, each) for nodeid, each in self._records.items() if each and update}
-            records = {path: each for path, each in records.items() if path.parents[1] == folder}
-            lock = exclusive(folder) if records or (update and folder.exists()) else nullcontext()
-            with self._reporting_errors({nodeid for nodeid, _ in records.values()}), lock:
-                stale = dict(self._find_unused(folder, whole_suite))
-                unused += [f"{self._nodeid(path)} {kind} {name!r}" for path in stale for kind, name in stale[path]]
+        for folder, nodeids in sorted(folders.items()):
+            new = {path: nodeid for path, nodeid in nodeids.items() if update and self._records.get(nodeid)}
+            lock = exclusive(folder) if new or (update and folder.exists()) else nullcontext()
+            with self._reporting_errors(set(new.values())), lock:
+                stale: dict[Path, set[tuple[str, str]]] = {}
+                for path, nodeid, entries in self._find_unused(folder, nodeids, whole_suite):
+                    stale[path] = entries
+                    unused += [f"{nodeid} {kind} {name!r}" for kind, name in entries]
                 if update:
-                    self._update(records, stale if whole_suite else {})
+                    self._update(new, stale if whole_suite else {})
                     if folder.exists():
-                        remove_leftovers(folder, old_format=whole_suite)
+                        remove_leftovers(folder)
                         self._warn_of_ignored(find_ignored(folder))
         if self._errors:
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
-            self._lines += [(line, True) for line in list(self._errors)[:_MAX_LINES]]
-            if len(self._errors) > _MAX_LINES:
-                self._lines.append((f"and {len(self._errors) - _MAX_LINES} more errors", True))
+            self._add_lines(list(self._errors), "more errors", is_error=True)
         if update:
             self._summarize_update()
         if unused:
@@ -85,6 +88,11 @@ class LockSession:
             self._lines.append((f"{state}: {'; '.join(unused[:_MAX_NAMES])}{more}", False))
             if not (update and whole_suite):
                 self._lines.append(("to remove them, run the whole suite with --evalmode-update-lock", False))
+
+    def _add_lines(self, lines: list[str], more: str, *, is_error: bool = False) -> None:
+        self._lines += [(line, is_error) for line in lines[:_MAX_LINES]]
+        if len(lines) > _MAX_LINES:
+            self._lines.append((f"and {len(lines) - _MAX_LINES} {more}", is_error))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._lines:
@@ -96,19 +104,13 @@ class LockSession:
         name, _, test = nodeid.partition("::")
         return lock_path(self._config.rootpath / name, test)
 
-    def _nodeid(self, path: Path, test: str | None = None) -> str:
-        """Return the node id of the test that a lock file belongs to."""
-        if test is None:
-            stored = read_lock(path)
-            test = stored.test if stored is not None else path.name
-        file = path.parents[2] / f"{path.parent.name}.py"
-        return f"{file.relative_to(self._config.rootpath).as_posix()}::{test}"
-
-    def _find_unused(self, folder: Path, whole_suite: bool) -> Iterator[tuple[Path, set[tuple[str, str]]]]:
+    def _find_unused(
+        self, folder: Path, nodeids: dict[Path, str], whole_suite: bool
+    ) -> Iterator[tuple[Path, str, set[tuple[str, str]]]]:
         """Yield the entries of each lock file that its test passed without, or whose test no longer exists."""
-        passed = {self._path(nodeid): record for nodeid, record in self._records.items()}
-        for path in sorted(folder.glob("*/*.lock.json")):
-            if path.parent.name == MODELS or path.parent.is_symlink() or not (whole_suite or path in passed):
+        passed = {path: self._records[nodeid] for path, nodeid in nodeids.items() if nodeid in self._records}
+        for path in sorted(folder.glob("*/*.lock.json")) if whole_suite else sorted(passed):
+            if path.parent.name == MODELS or path.parent.is_symlink():
                 continue
             try:
                 stored = read_lock(path)
@@ -116,13 +118,14 @@ class LockSession:
                 if path not in passed:  # its own test reports it, or the update replaces it
                     self._lines.append((str(error), True))
                 continue
-            if stored is None or (path not in passed and not self._is_gone(self._nodeid(path, stored.test))):
+            if stored is None:
                 continue
-            record = passed.get(path)
-            used = {tuple(each) for each in record["used"]} if record else set()
-            unused = {(kind, name) for kind, entries in stored.entries.items() for name in entries} - used
-            if unused:
-                yield path, unused
+            file = (folder.parent / f"{path.parent.name}.py").relative_to(self._config.rootpath).as_posix()
+            nodeid, record = f"{file}::{stored.test}", passed.get(path)
+            unused = {(kind, name) for kind, entries in stored.entries.items() for name in entries}
+            unused -= {(kind, name) for kind, name in record["used"]} if record else set()
+            if unused and (path in passed or self._is_gone(nodeid)):
+                yield path, nodeid, unused
 
     @contextmanager
     def _reporting_errors(self, nodeids: set[str]) -> Iterator[None]:
@@ -134,18 +137,16 @@ class LockSession:
             self._errors[f"{where}{error}"] = None
             self._failed |= nodeids
 
-    def _update(self, records: dict[Path, tuple[str, dict[str, Any]]], stale: dict[Path, set[tuple[str, str]]]) -> None:
+    def _update(self, new: dict[Path, str], stale: dict[Path, set[tuple[str, str]]]) -> None:
         """Write the new entries of tests, and remove the stale ones."""
-        for path, (nodeid, record) in records.items():
-            models = {
-                key: self._models[key]
-                for entry in record["entries"].get("model", {}).values()
-                if (key := entry["record"]) in self._models
-            }
-            new = NewLock(nodeid.partition("::")[2], record["entries"], _to_bytes(record["samples"]), models)
+        for path, nodeid in new.items():
+            record = self._records[nodeid] or {}
+            keys = {entry["record"] for entry in record["entries"].get("model", {}).values()}
+            models = {key: self._models[key] for key in keys if key in self._models}
+            lock = NewLock(nodeid.partition("::")[2], record["entries"], _to_bytes(record["samples"]), models)
             with self._reporting_errors({nodeid}):
-                write_lock(path, new, stale.get(path, ()))
-        for path in stale.keys() - records.keys():
+                write_lock(path, lock, stale.get(path, ()))
+        for path in stale.keys() - new.keys():
             write_lock(path, NewLock("", {}), stale[path])
 
     def _summarize_update(self) -> None:
@@ -153,10 +154,9 @@ class LockSession:
         records = {nodeid: each for nodeid, each in self._records.items() if each and each.get("entries")}
         records = {nodeid: each for nodeid, each in records.items() if nodeid not in self._failed}
         changed = {nodeid: record["changes"] for nodeid, record in sorted(records.items()) if record["changes"]}
-        for nodeid, changes in list(changed.items())[:_MAX_LINES]:
-            self._lines.append((f"{nodeid}: {'; '.join(changes)}", False))
-        if len(changed) > _MAX_LINES:
-            self._lines.append((f"and changes in {len(changed) - _MAX_LINES} more tests", False))
+        self._add_lines(
+            [f"{nodeid}: {'; '.join(changes)}" for nodeid, changes in changed.items()], "more tests changed"
+        )
         locks = f"the locks of {len(records)} tests" if len(records) != 1 else "the lock of 1 test"
         self._lines.append((f"updated {locks}", False))
         if self._not_passed:

@@ -138,11 +138,12 @@ def is_metric(module: nn.Module) -> bool:
 
 
 def computed_attributes(module: nn.Module) -> set[str]:
-    """Return attributes that torch computes before each forward from saved ones, for weight norm or pruning."""
+    """Return attributes that torch computes from saved ones: for weight norm or pruning, or in a recurrent layer."""
     hooks = [
         hook for hook in module._forward_pre_hooks.values() if python_module(type(hook)).startswith("torch.nn.utils.")
     ]
-    return {vars(hook).get("name") or vars(hook).get("_tensor_name", "") for hook in hooks}
+    names = {vars(hook).get("name") or vars(hook).get("_tensor_name", "") for hook in hooks}
+    return names | {"_flat_weights"} if isinstance(module, nn.RNNBase) else names
 
 
 def _is_link(module: nn.Module | ModuleTables, name: str) -> bool:

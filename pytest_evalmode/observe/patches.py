@@ -1,6 +1,7 @@
-"""The functions of torch and the standard library that are replaced while a window is open, and who observes them.
+"""The functions of torch and the standard library that are replaced while a window is open.
 
-The replacement of each is defined beside its observer.
+Most replacements report the calls that have ended to a method of the observers, which the table names. Any other is
+defined beside its observer.
 """
 
 from __future__ import annotations
@@ -8,44 +9,52 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
-from pkgutil import resolve_name
-from types import CellType, FunctionType
-from typing import Any, ClassVar, Literal
+from types import CellType, FrameType, FunctionType
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import nn
+from torch.compiler import is_compiling
 
 from pytest_evalmode import forks
 from pytest_evalmode.observe.observer_errors import ObserverErrors
+from pytest_evalmode.observe.private_api import resolve
 
 Method = Callable[..., Any]
 Level = Literal["default", "strict"]
 
 _TORCH_GLOBALS = vars(sys.modules[nn.Module.__module__])
+_EMPTY = CellType()
 _lock = forks.new_lock(sys.modules[__name__])
+
+
+class Call(NamedTuple):
+    """A call of a patched function that has ended."""
+
+    frame: FrameType
+    """The caller's."""
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
 
 
 class Patch:
     """Replaces a function when the first observer starts, and restores it when the last one stops.
 
-    The replacement is always the same function, without a closure over anything that changes: torch.compile guards on
-    closures, so a new one would cause a recompilation.
+    The replacement is always the same function, and has no closure if compiled code may call it: torch.compile guards
+    on both, so a difference would cause a recompilation.
     """
 
-    def __init__(self, owner: object, name: str, lost: str = "", level: Level = "default") -> None:
-        """Describe a patch of the function `name` of `owner`, a class or a Python module.
+    def __init__(self, owner: object, name: str, lost: str = "", level: Level = "default", method: str = "") -> None:
+        """Describe a patch of the function `name` of `owner`: a class or a Python module, or the name of one.
 
-        Args:
-            owner: the object itself, or its name as in `"torch.nn:Module"`. If that does not exist, the patch does
-                nothing.
-            name: the attribute that holds the function.
-            lost: what is not observed without the patch.
-            level: whether every window needs it or only a strict one.
+        If it does not exist, the patch does nothing; `lost` says what is not observed then. Each `Call` is passed to
+        the `method` of the observers.
         """
         self.name = name
         self.lost = lost
         self.level = level
         self.observers: tuple[Any, ...] = ()
-        self._owner = _find(owner) if isinstance(owner, str) else owner
+        self._owner = resolve(owner) if isinstance(owner, str) else owner
         self.is_available = self._owner is not None and hasattr(self._owner, name)
         self.original: Method = getattr(self._owner, name, _missing)
         self._replacement: object = self.original
@@ -53,6 +62,8 @@ class Patch:
         """Whether the owner itself does not define the function."""
         self._opaque_wrapper: Method | None = None
         """Another wrapper around the replacement that hides what it calls, such as a mock."""
+        if method:
+            self._report_to(method)
 
     def replace_with(self, function: Method) -> Method:
         """Set the replacement, which calls `original`. Usable as a decorator."""
@@ -60,6 +71,17 @@ class Patch:
         # `type` does the same to an `__init_subclass__` that a class body defines.
         self._replacement = classmethod(replacement) if self.name == "__init_subclass__" else replacement
         return replacement
+
+    def _report_to(self, method: str) -> None:
+        @self.replace_with
+        def _observed(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            result = self.original(*args, **kwargs)
+            if not is_compiling():
+                for observer in self.observers:
+                    with observer.errors:
+                        getattr(observer, method)(Call(sys._getframe(1), args, kwargs, result))
+            return result
 
     def start(self, observer: object) -> None:
         """Add an observer, and install the replacement unless the function in place already calls it."""
@@ -95,24 +117,13 @@ class Patch:
         """Return the function that is in place now, and note if it is a mock that wraps the replacement."""
         attributes = vars(self._owner)  # much faster than getattr() on a class with many subclasses that just changed
         current: Method = attributes[self.name] if self.name in attributes else getattr(self._owner, self.name)
-        if self.observers and current is not self.original and _is_opaque(current):
+        hides_calls = not isinstance(current, FunctionType) or hasattr(current, "mock")
+        if self.observers and current is not self.original and hides_calls:
             self._opaque_wrapper = current
         return current
 
 
-def _find(name: str) -> object:
-    try:
-        return resolve_name(name)
-    except (ImportError, AttributeError):
-        return None
-
-
 def _missing(*args: object, **kwargs: object) -> None: ...
-
-
-def _is_opaque(method: object) -> bool:
-    """Return whether a method hides what it calls, as a mock does and a plain function does not."""
-    return not isinstance(method, FunctionType) or hasattr(method, "mock")
 
 
 def _reaches(method: object, function: object) -> bool:
@@ -125,16 +136,9 @@ def _reaches(method: object, function: object) -> bool:
         if type(value) is FunctionType and id(value) not in seen and value.__globals__ is not _TORCH_GLOBALS:
             seen.add(id(value))
             pending.append(getattr(value, "__wrapped__", None))
-            pending.extend(map(_content, value.__closure__ or ()))
+            pending.extend(cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY)
             pending.extend(value.__globals__.get(name) for name in value.__code__.co_names)
     return False
-
-
-def _content(cell: CellType) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # the cell is still empty
-        return None
 
 
 # --- the table. Functions that torch offers under several names are replaced where all of these arrive.
@@ -142,20 +146,35 @@ def _content(cell: CellType) -> object:
 module_call = Patch("torch.nn:Module", "__call__", "forwards: which models run, and all rules about a forward")
 init_subclass = Patch("torch.nn:Module", "__init_subclass__", "classes with their own `__call__` defined in a window")
 module_setattr = Patch("torch.nn:Module", "__setattr__", "what the test set on a shared model", "strict")
+add_module = Patch("torch.nn:Module", "add_module", "submodules that the test replaced in a ModuleDict", "strict")
 module_train = Patch("torch.nn:Module", "train", "the line that switched a module to training mode")
-load_state_dict = Patch("torch.nn:Module", "load_state_dict", "incomplete loads, and that a load wrote to a model")
-module_apply = Patch("torch.nn:Module", "_apply", "that half(), to() or another conversion wrote to a model")
-requires_grad = Patch("torch.nn:Module", "requires_grad_", "that requires_grad_() wrote to a model")
-run_backward = Patch("torch.autograd", "_engine_run_backward", "backward() and autograd.grad() through a model")
 capture_end = Patch("torch.cuda:CUDAGraph", "capture_end", "the state of models that first run in a graph capture")
-
-program_init = Patch("torch.export:ExportedProgram", "__init__", "exports in training mode")
-program_module = Patch("torch.export:ExportedProgram", "module", "which exported graph has run")
-jit_trace = Patch("torch.jit._trace", "make_module", "jit traces in training mode")
-onnx_trace = Patch("torch.jit._trace:ONNXTracedModule", "forward", "older onnx exports in training mode")
-
-work_item_init = Patch("concurrent.futures.thread:_WorkItem", "__init__", "the line that submitted a forward to a pool")
 work_item_run = Patch("concurrent.futures.thread:_WorkItem", "run", "the line that submitted a forward to a pool")
+
+(
+    load_state_dict,
+    module_apply,
+    requires_grad,
+    run_backward,
+    program_init,
+    program_module,
+    jit_trace,
+    onnx_trace,
+    work_item_init,
+) = (
+    Patch(owner, name, lost, method=method)
+    for owner, name, method, lost in (
+        ("torch.nn:Module", "load_state_dict", "add_load", "incomplete loads, and that a load wrote to a model"),
+        ("torch.nn:Module", "_apply", "add_conversion", "that half(), to() or another conversion wrote to a model"),
+        ("torch.nn:Module", "requires_grad_", "add_requires_grad", "that requires_grad_() wrote to a model"),
+        ("torch.autograd", "_engine_run_backward", "add_gradients", "backward() and autograd.grad() through a model"),
+        ("torch.export:ExportedProgram", "__init__", "add_program", "exports in training mode"),
+        ("torch.export:ExportedProgram", "module", "add_graph", "which exported graph has run"),
+        ("torch.jit._trace", "make_module", "add_trace", "jit traces in training mode"),
+        ("torch.jit._trace:ONNXTracedModule", "forward", "add_onnx", "older onnx exports in training mode"),
+        ("concurrent.futures.thread:_WorkItem", "__init__", "add_work", "the line that submitted a forward to a pool"),
+    )
+)
 
 SETTERS: dict[Patch, tuple[str, ...]] = {
     Patch(owner, name, "the line that changed a global flag", "strict"): flags

@@ -6,8 +6,7 @@ functions that are replaced while a window is open are in the table of `patches.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pkgutil import resolve_name
 from types import FrameType
@@ -15,18 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn.parameter import is_lazy as is_lazy
 
 OPTIONAL: dict[str, str] = {}
 """What is lost without each name that is imported here."""
 
 
-def _find(name: str, lost: str, fallback: object) -> Any:
-    OPTIONAL[name] = lost
+def resolve(name: str, fallback: object = None) -> Any:
+    """Return the object of a name such as `"torch.nn:Module.train"`, or the fallback if it does not exist."""
     try:
         return resolve_name(name)
     except (ImportError, AttributeError):
         return fallback
+
+
+def _find(name: str, lost: str, fallback: object) -> Any:
+    OPTIONAL[name] = lost
+    return resolve(name, fallback)
 
 
 class _NoType:
@@ -48,11 +52,9 @@ class _UnknownStorage:
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload as OpOverload
-    from torch.export import ExportedProgram as ExportedProgram
     from torch.jit import ScriptModule as ScriptModule
 else:
     OpOverload = _find("torch._ops:OpOverload", "exported graphs are judged by their training flag", _NoType)
-    ExportedProgram = _find("torch.export:ExportedProgram", "which exported graph has run", _NoType)
     ScriptModule = _find("torch.jit:ScriptModule", "what the graphs of scripted models do", _NoType)
 
 EXPORT_CODE: object = _find("torch.export:export.__code__", "exports in training mode", None)
@@ -61,25 +63,15 @@ is_tracing: Callable[[], bool] = _find(
     "torch.jit:is_tracing", "that a forward only makes a TorchScript graph, if no frame of torch shows it", bool
 )
 
-# --- torch: modules and optimizers
+# --- torch: modules
 
 BatchNorm: type[nn.modules.batchnorm._BatchNorm] = _find(
     "torch.nn.modules.batchnorm:_BatchNorm",
     "batch statistics of batch norms that derive from none of torch's public classes",
     (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
 )
-is_lazy: Callable[[object], bool] = _find(
-    "torch.nn.parameter:is_lazy",
-    "nothing but speed",
-    lambda value: isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer),
-)
 save_to_state_dict: object = _find(
     "torch.nn:Module._save_to_state_dict", "the weights of quantized modules that are not tensors", None
-)
-register_optimizer_step_post_hook: Callable[[Callable[..., None]], RemovableHandle] = _find(
-    "torch.optim.optimizer:register_optimizer_step_post_hook",
-    "that a test trains on purpose, which its fix depends on",
-    lambda hook: RemovableHandle(OrderedDict()),
 )
 
 # --- torch: autograd and modes
@@ -135,8 +127,6 @@ fcntl: Any = _find("fcntl", "speed: writes to memory are not tracked, so every t
 MAPS = "/proc/self/maps"
 PAGEMAP = "/proc/self/pagemap"
 MAX_MAP_COUNT = "/proc/sys/vm/max_map_count"
-KERNEL = dict.fromkeys((MAPS, PAGEMAP, MAX_MAP_COUNT), OPTIONAL["fcntl"])
-"""What is lost without each file of the kernel."""
 
 HOOK_TABLES = (
     "_forward_hooks",
@@ -148,23 +138,3 @@ HOOK_TABLES = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-
-ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
-    "torch.nn:Module": {
-        **dict.fromkeys(("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"), "the guard"),
-        **dict.fromkeys(HOOK_TABLES, "that a test left such a hook on a shared model"),
-        "_compiled_call_impl": "batch statistics in models that are compiled in place",
-    },
-    "torch:Tensor": {
-        "_version": "changes of gradients, and of tensors that cannot be read",
-        **dict.fromkeys(("_indices", "_values"), "the content of sparse tensors"),
-        "_nested_tensor_size": "the content of nested tensors",
-    },
-    "torch:UntypedStorage": {"_cdata": "which tensors share their memory"},
-    "torch.nested._internal.nested_tensor:NestedTensor": dict.fromkeys(
-        ("_values", "_offsets", "_lengths"), "the content of jagged tensors"
-    ),
-    "torch.distributed.tensor:DTensor": {"_local_tensor": "the content of sharded tensors"},
-    "sys": {"_getframe": "the guard"},
-}
-"""What is lost without each attribute. Such a loss is an error of the guard: state that is not read is not clean."""

@@ -7,6 +7,7 @@ and the generators stay as they were.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -24,9 +25,9 @@ from pytest_evalmode.probes.nested_tensors import (
 )
 from pytest_evalmode.probes.output_differences import (
     Tolerance,
-    assert_same_outputs,
-    assert_same_samples,
+    assert_same,
     first_difference,
+    first_different_sample,
 )
 from pytest_evalmode.probes.probe_runs import copied, copied_for_inference, run_batch
 from pytest_evalmode.probes.training_run import run_in_training_mode
@@ -62,16 +63,17 @@ def assert_repeatable(
         >>> assert_repeatable(model, torch.ones(8, 3, 32, 32))
         >>> assert_repeatable(accuracy, model, loader, atol=1e-6)
     """
-    tolerance = None if rtol is None and atol is None else Tolerance(rtol or 0.0, atol or 0.0)
+    tolerance = Tolerance(rtol or 0.0, atol or 0.0)
     if not isinstance(evaluate, nn.Module) and callable(evaluate):
         assert_function_repeatable(evaluate, args, named, tolerance)
         return
     with copied_for_inference(evaluate, "assert_repeatable") as run:
+        difference = partial(first_difference, tolerance=tolerance)
         first = run(*args, **named)
-        assert_same_outputs(first, run(*args, **named), "in a second run", tolerance)
+        assert_same(first, run(*args, **named), "in a second run", difference)
         other_args, other_named = map_tensors((args, named), different_tensor)
         run(*other_args, **other_named)
-        assert_same_outputs(first, run(*args, **named), "after a run with other inputs", tolerance)
+        assert_same(first, run(*args, **named), "after a run with other inputs", difference)
 
 
 def assert_batch_independent(
@@ -104,18 +106,18 @@ def assert_batch_independent(
     size = batch_size(batch)
     with copied_for_inference(model, "assert_batch_independent") as run:
         whole = run_batch(run, batch)
-        tolerance = Tolerance(rtol, atol)
+
+        def check(other_batch: Any, rows: list[int], when: str) -> None:
+            difference = partial(first_different_sample, rows=rows, size=size, tolerance=Tolerance(rtol, atol))
+            assert_same(whole, run_batch(run, other_batch), when, difference)
+
         for i in range(size):
-            alone = run_batch(run, select_samples(batch, [i], size))
-            assert_same_samples(whole, alone, [i], size, tolerance, "when run alone")
+            check(select_samples(batch, [i], size), [i], "when run alone")
         order = list(reversed(range(size)))
-        reverse = run_batch(run, select_samples(batch, order, size))
-        assert_same_samples(whole, reverse, order, size, tolerance, "in a batch in reverse order")
+        check(select_samples(batch, order, size), order, "in a batch in reverse order")
         padded = add_padding(batch)
         if padded is not None:
-            rows = list(range(size))
-            when = f"with {PADDING} more padding tokens"
-            assert_same_samples(whole, run_batch(run, padded), rows, size, tolerance, when)
+            check(padded, list(range(size)), f"with {PADDING} more padding tokens")
 
 
 def assert_eval_matters(model: nn.Module, *inputs: Any, **named: Any) -> None:

@@ -17,12 +17,15 @@ from pytest_evalmode.evaluation import inference
 from pytest_evalmode.guards import guard
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import generators
-from pytest_evalmode.probes.output_differences import Tolerance, first_difference
+from pytest_evalmode.probes.nested_tensors import copy_tensor, leaves
+from pytest_evalmode.probes.output_differences import Tolerance, tensor_difference
 from pytest_evalmode.trace import Site
+
+_MAX_LINES = 5
 
 
 def assert_function_repeatable(
-    function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any], tolerance: Tolerance | None
+    function: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any], tolerance: Tolerance
 ) -> None:
     """Assert that a function returns the same result under two global seeds, in eval mode and with autograd off."""
     models = [value for value in (*args, *named.values()) if isinstance(value, nn.Module)]
@@ -40,10 +43,11 @@ def assert_function_repeatable(
         if not copies:
             stack.enter_context(guard())
         _seed(0)
-        first = dict(_leaves("", function(*args, **named)))
+        first = {path: _comparable(leaf) for path, leaf in leaves(function(*args, **named))}
         _seed(1)
         with _recorded_draws() as lines:
-            second = dict(_leaves("", function(*args, **named)))
+            result = function(*args, **named)
+        second = {path: _comparable(leaf) for path, leaf in leaves(result)}
         difference = _first_difference(first, second, tolerance)
         if difference is not None:
             raise AssertionError(f"the result differs in a second run with another seed: {difference}; {_who(lines)}")
@@ -55,47 +59,30 @@ def _who(lines: Mapping[Site, None]) -> str:
     return "random numbers were drawn at " + "; ".join(f"{line}  {line.source}" for line in list(lines)[:_MAX_LINES])
 
 
-_MAX_LINES = 5
-
-
-def _leaves(path: str, value: Any) -> Iterator[tuple[str, object]]:
-    """Yield the values in a result with their paths, copies of tensors and arrays."""
+def _comparable(value: Any) -> object:
+    """Return a copy of a value, as a tensor if it is a float or an array of numbers."""
     if isinstance(value, Tensor):
-        yield path, value.detach().clone()
-    elif isinstance(value, bool | int | float | complex):
-        yield path, torch.tensor(value, dtype=torch.float64) if isinstance(value, float) else value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leaves(f"{path}[{key!r}]", item)
-    elif isinstance(value, list | tuple):
-        yield f"len({path or 'result'})", len(value)
-        for i, item in enumerate(value):
-            yield from _leaves(f"{path}[{i}]", item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            yield from _leaves(f"{path}.{name}", getattr(value, name))
-    elif hasattr(value, "__array__") and getattr(getattr(value, "dtype", None), "kind", "O") in "biufc":
-        yield path, torch.tensor(value)
-    else:
-        yield path, copy.copy(value)
+        return copy_tensor(value)
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=torch.float64)
+    is_array = hasattr(value, "__array__") and getattr(getattr(value, "dtype", None), "kind", "O") in "biufc"
+    return torch.tensor(value) if is_array else copy.copy(value)
 
 
-def _first_difference(
-    first: Mapping[str, object], second: Mapping[str, object], tolerance: Tolerance | None
-) -> str | None:
+def _first_difference(first: Mapping[str, object], second: Mapping[str, object], tolerance: Tolerance) -> str | None:
     """Return the path of the first difference and how large it is, or None."""
     for path, old in first.items():
-        new = second.get(path)
-        where = f"result{path}" if not path.startswith("len(") else path
+        if path not in second:
+            return f"result{path} is missing"
+        new = second[path]
         if isinstance(old, Tensor) and isinstance(new, Tensor):
-            how = first_difference({"": old}, {"": new}, tolerance)
+            how = tensor_difference(old, new, tolerance)
             if how is not None:
                 values = f"{old.item()} -> {new.item()}" if old.numel() == new.numel() == 1 else how
-                return f"{where} {values}"
+                return f"result{path} {values}"
         elif type(old) is not type(new) or old != new:
-            return f"{where} {old!r} -> {new!r}"
-    added = [path for path in second if path not in first]
-    return f"result{added[0]} is new" if added else None
+            return f"result{path} {old!r} -> {new!r}"
+    return next((f"result{path} is new" for path in second if path not in first), None)
 
 
 def _seed(seed: int) -> None:
@@ -123,55 +110,26 @@ def _kept_generators() -> Iterator[None]:
 
 @contextmanager
 def _recorded_draws() -> Iterator[dict[Site, None]]:
-    """Collect the user's lines on this thread that call a function which moves a global generator."""
+    """Collect the user's lines on this thread that moved a global generator: its state is read after each line."""
     lines: dict[Site, None] = {}
-    user_lines, state = UserLines(), generators.state()
-    python = getattr(random.random, "__self__", None)
+    user_lines = UserLines()
+    running: Site | None = None
+    torch_state, host_state = generators.state(), generators.host_state()
 
-    def add(frame: FrameType) -> None:
-        line = user_lines.find_line(frame)
-        if line is not None:
-            lines[line] = None
+    def record(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal running, torch_state, host_state
+        if event == "call" and not user_lines.is_user_code(frame.f_code):
+            return None
+        now, host_now = generators.state(), generators.host_state()
+        if running is not None and not (generators.is_unchanged(torch_state, now) and host_now == host_state):
+            lines[running] = None
+        torch_state, host_state = now, host_now
+        running = user_lines.find_line(frame if event != "return" else frame.f_back)
+        return record
 
-    def record(frame: FrameType, event: str, called: Any) -> None:
-        nonlocal state
-        if event == "c_return" and not frame.f_globals.get("__name__", "").startswith("pytest_evalmode."):
-            now = generators.state()
-            if getattr(called, "__self__", None) is python or not generators.is_unchanged(state, now):
-                state = now
-                add(frame)
-
-    before = sys.getprofile()
-    with _observed_numpy(add):
-        sys.setprofile(record)
-        try:
-            yield lines
-        finally:
-            sys.setprofile(before)
-
-
-@contextmanager
-def _observed_numpy(add: Callable[[FrameType], None]) -> Iterator[None]:
-    """Report the calls of NumPy's global functions, which are compiled and show no events."""
-    numpy = sys.modules.get("numpy.random")
-    generator = getattr(getattr(numpy, "rand", None), "__self__", None)
-    originals = {
-        name: value
-        for name, value in (vars(numpy).items() if numpy is not None else ())
-        if generator is not None and getattr(value, "__self__", None) is generator
-    }
-
-    def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **named: Any) -> Any:
-            add(sys._getframe(1))
-            return function(*args, **named)
-
-        return call
-
+    before = sys.gettrace()
+    sys.settrace(record)
     try:
-        for name, value in originals.items():
-            setattr(numpy, name, wrapped(value))
-        yield
+        yield lines
     finally:
-        for name, value in originals.items():
-            setattr(numpy, name, value)
+        sys.settrace(before)

@@ -1,8 +1,8 @@
-"""Nested inputs and outputs: their tensors, selected samples, and padded or different copies."""
+"""Nested inputs and outputs: their values, selected samples, and padded or different copies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,18 +14,24 @@ PADDING = 3
 """How many padding tokens `add_padding` appends to a sequence."""
 
 
-def copy_tensors(value: object, path: str = "") -> dict[str, Tensor]:
-    """Return copies of the tensors in an output, by their path in it: `[0]['logits']`."""
-    if isinstance(value, Tensor):
-        return {path: value.detach().clone()}
-    items: Sequence[tuple[str, object]] = []
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values in an output that are not containers, with their paths in it: `[0]['logits']`."""
     if isinstance(value, Mapping):
         items = [(f"{path}[{key!r}]", item) for key, item in value.items()]
     elif isinstance(value, list | tuple):
         items = [(f"{path}[{i}]", item) for i, item in enumerate(value)]
     elif hasattr(value, "__dataclass_fields__"):
         items = [(f"{path}.{name}", getattr(value, name)) for name in value.__dataclass_fields__]
-    return {inner: tensor for name, item in items for inner, tensor in copy_tensors(item, name).items()}
+    else:
+        yield path, value
+        return
+    for name, item in items:
+        yield from leaves(item, name)
+
+
+def copy_tensors(value: object) -> dict[str, Tensor]:
+    """Return copies of the tensors in an output, by their paths in it."""
+    return {path: copy_tensor(leaf) for path, leaf in leaves(value) if isinstance(leaf, Tensor)}
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -53,8 +59,8 @@ def different_tensor(tensor: Tensor) -> Tensor:
 
 def batch_size(batch: Any) -> int:
     """Return the number of samples of a batch.  Raises ValueError if it has fewer than two."""
-    tensors = copy_tensors(dict(batch) if isinstance(batch, Mapping) else batch)
-    size = next((len(tensor) for tensor in tensors.values() if tensor.dim()), 0)
+    tensors = (leaf for _, leaf in leaves(batch) if isinstance(leaf, Tensor))
+    size = next((len(tensor) for tensor in tensors if tensor.dim()), 0)
     if size < 2:
         raise ValueError(
             "assert_batch_independent(model, batch): expected tensors with at least two samples along the first "
@@ -70,17 +76,12 @@ def select_samples(batch: Any, rows: list[int], size: int) -> Any:
 
 def add_padding(batch: Any) -> dict[str, Any] | None:
     """Return a tokenized batch with more padding on the right, or None if the batch cannot be padded this way."""
-    if not isinstance(batch, Mapping) or "attention_mask" not in batch:
-        return None
-    mask = batch["attention_mask"]
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        return None
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     # In a batch that is padded on the left, positions would shift.  Explicit position ids cannot be extended.
-    if not bool((mask[:, 0] != 0).all()) or "position_ids" in batch:
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or not mask[:, 0].all() or "position_ids" in batch:
         return None
-    return {
-        name: nn.functional.pad(value, (0, PADDING), value=0)
-        if isinstance(value, Tensor) and value.shape == mask.shape
-        else value
-        for name, value in batch.items()
-    }
+
+    def padded(tensor: Tensor) -> Tensor:
+        return nn.functional.pad(tensor, (0, PADDING)) if tensor.shape == mask.shape else tensor
+
+    return {name: map_tensors(value, padded) for name, value in batch.items()}

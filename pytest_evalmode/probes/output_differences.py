@@ -2,130 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pytest_evalmode.probes.probe_runs import Run
 
+Tensors = Mapping[str, Tensor]
 
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """The tolerance for comparing two tensors.
 
-    Without `rtol` and `atol` it allows the rounding errors of kernels that run with another batch size.
-    """
+class Tolerance(NamedTuple):
+    """The tolerance for comparing two tensors; None allows the rounding errors of kernels for another batch size."""
 
-    rtol: float | None
-    atol: float | None
+    rtol: float | None = 0.0
+    atol: float | None = 0.0
 
     def exceeded(self, before: Tensor, after: Tensor) -> Tensor:
-        """Return a boolean tensor that is True for the elements that differ by more than the tolerance."""
+        """Return a boolean tensor that is True for the elements that differ by more.  NaN equals NaN."""
         if not (before.is_floating_point() or before.is_complex()):
             return before != after
-        if self.rtol is not None and self.atol is not None:
-            return ~torch.isclose(after, before, rtol=self.rtol, atol=self.atol, equal_nan=True)
         loose = torch.finfo(before.dtype).eps ** 0.5
         finite = before[before.isfinite()].abs()
-        scale = float(finite.max()) if finite.numel() else 0.0
-        return ~torch.isclose(after, before, rtol=loose, atol=loose * scale, equal_nan=True)
+        rtol = loose if self.rtol is None else self.rtol
+        atol = loose * float(finite.max() if finite.numel() else 0.0) if self.atol is None else self.atol
+        return ~torch.isclose(after, before, rtol=rtol, atol=atol, equal_nan=True)
 
 
-def first_difference(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], tolerance: Tolerance | None = None
-) -> str | None:
-    """Describe the first difference between two outputs; None if they are the same, bit by bit or within a tolerance.
+EXACT = Tolerance()
 
-    NaN equals NaN.
-    """
+
+class Difference(NamedTuple):
+    """How two outputs differ, and in which sample if it is known that others do not depend on it."""
+
+    how: str
+    sample: int | None = None
+
+
+def first_difference(before: Tensors, after: Tensors, tolerance: Tolerance = EXACT) -> Difference | None:
+    """Return the first difference between two outputs, or None."""
     if before.keys() != after.keys():
-        return "different structure"
-    for path, old in before.items():
-        new = after[path]
-        if old.shape != new.shape or old.dtype != new.dtype:
-            return f"{old.dtype} {tuple(old.shape)} -> {new.dtype} {tuple(new.shape)}"
-        if tolerance is not None and not bool(tolerance.exceeded(old, new).any()):
-            continue
-        if not torch.equal(torch.nan_to_num(old), torch.nan_to_num(new)) or not torch.equal(old.isnan(), new.isnan()):
-            distance = (new.double() - old.double()).abs() if not old.is_complex() else (new - old).abs()
-            has_samples = distance.dim() > 1 and len(distance) > 1
-            sample = f", first in sample {_first_sample(distance)}" if has_samples else ""
-            return f"by up to {float(distance.max()):.3g}{sample}"
-    return None
+        return Difference("different structure")
+    differences = (tensor_difference(old, after[path], tolerance) for path, old in before.items())
+    return next((Difference(how) for how in differences if how is not None), None)
 
 
-def _first_sample(distance: Tensor) -> int:
-    return int((distance.flatten(1) > 0).any(1).nonzero()[0])
+def tensor_difference(old: Tensor, new: Tensor, tolerance: Tolerance = EXACT) -> str | None:
+    """Describe the difference between two tensors, or return None."""
+    if old.shape != new.shape or old.dtype != new.dtype:
+        return f"{old.dtype} {tuple(old.shape)} -> {new.dtype} {tuple(new.shape)}"
+    exceeded = tolerance.exceeded(old, new)
+    if not exceeded.any():
+        return None
+    samples = f", first in sample {_first_row(exceeded)}" if old.dim() > 1 and len(old) > 1 else ""
+    return f"by up to {_distance(old, new):.3g}{samples}"
 
 
-def assert_same_outputs(first: Run, second: Run, when: str, tolerance: Tolerance | None = None) -> None:
-    """Assert that two runs returned the same output, and name the first module that differs."""
-    difference = first_difference(first.output, second.output, tolerance)
-    if difference is None:
-        return
-    for (path, old), (_, new) in zip(first.modules, second.modules, strict=False):
-        inner = first_difference(old, new, tolerance)
-        if inner is not None:
-            raise AssertionError(
-                f"the output differs {when}: {difference}; first module that differs: {_module_name(path)} ({inner})"
-            )
-    raise AssertionError(f"the output differs {when}: {difference}")
+def first_different_sample(
+    whole: Tensors, part: Tensors, rows: list[int], size: int, tolerance: Tolerance
+) -> Difference | None:
+    """Return the first sample that has a different output in another batch than in the whole batch of `size` samples.
 
-
-def _module_name(path: str) -> str:
-    return path or "the model itself"
-
-
-def assert_same_samples(whole: Run, part: Run, rows: list[int], size: int, tolerance: Tolerance, when: str) -> None:
-    """Assert that samples have the same output in another batch as in the whole batch.
-
-    Args:
-        whole: The run of the whole batch.
-        part: The run of the other batch.
-        rows: The index in the whole batch of each sample of the other batch.
-        size: The number of samples of the whole batch.
-        tolerance: How much the outputs may differ.
-        when: How the other batch differs, for the message.
+    `rows` are the indices in the whole batch.  Tensors that do not have one row per sample are ignored.
     """
-    difference = _first_different_sample(whole.output, part.output, rows, size, tolerance)
-    if difference is None:
-        return
-    sample, how = difference
-    for (path, old), (_, new) in zip(whole.modules, part.modules, strict=False):
-        inner = _first_different_sample(old, new, rows, size, tolerance)
-        if inner is not None:
-            raise AssertionError(
-                f"sample {sample} gives a different output {when}: {how}; "
-                f"first module that differs: {_module_name(path)}, in sample {inner[0]}"
-            )
-    raise AssertionError(f"sample {sample} gives a different output {when}: {how}")
-
-
-def _first_different_sample(
-    whole: Mapping[str, Tensor], part: Mapping[str, Tensor], rows: list[int], size: int, tolerance: Tolerance
-) -> tuple[int, str] | None:
-    """Return the first sample that differs, and how.  Tensors without samples along the first dimension are ignored."""
     for path, old in whole.items():
-        new = part.get(path)
         if old.dim() == 0 or len(old) != size:
             continue
+        new, old = part.get(path), old[rows]
         if new is None or new.dim() != old.dim() or len(new) != len(rows):
-            return rows[0], "different structure"
-        selected = old[rows]
-        if new.shape != selected.shape:
-            if any(n < o for n, o in zip(new.shape, selected.shape, strict=True)):
-                return rows[0], f"shape {tuple(new.shape[1:])}, not {tuple(selected.shape[1:])}"
-            # More padding makes the output longer: compare the part that both have.
-            new = new[tuple(slice(0, n) for n in selected.shape)]
-        exceeded = tolerance.exceeded(selected, new)
-        if bool(exceeded.any()):
-            sample = int(exceeded.reshape(len(rows), -1).any(1).nonzero()[0])
-            distance = (
-                (new[sample].double() - selected[sample].double()).abs()
-                if not new.is_complex()
-                else (new - selected)[sample].abs()
-            )
-            return rows[sample], f"by up to {float(distance.max()):.3g}"
+            return Difference("different structure", rows[0])
+        if any(n < o for n, o in zip(new.shape, old.shape, strict=True)):
+            return Difference(f"shape {tuple(new.shape[1:])}, not {tuple(old.shape[1:])}", rows[0])
+        # More padding makes the output longer: compare the part that both have.
+        new = new[tuple(slice(0, n) for n in old.shape)]
+        exceeded = tolerance.exceeded(old, new)
+        if exceeded.any():
+            row = _first_row(exceeded)
+            return Difference(f"by up to {_distance(old[row], new[row]):.3g}", rows[row])
     return None
+
+
+def _first_row(exceeded: Tensor) -> int:
+    return int(exceeded.reshape(len(exceeded), -1).any(1).nonzero()[0])
+
+
+def _distance(old: Tensor, new: Tensor) -> float:
+    return float((new.to(torch.complex128) - old.to(torch.complex128)).abs().max())
+
+
+def assert_same(
+    first: Run, second: Run, when: str, difference: Callable[[Tensors, Tensors], Difference | None]
+) -> None:
+    """Assert that two runs returned the same output, and name the first module that differs."""
+    found = difference(first.output, second.output)
+    if found is None:
+        return
+    what = "the output differs" if found.sample is None else f"sample {found.sample} gives a different output"
+    text = f"{what} {when}: {found.how}"
+    for (path, old), (_, new) in zip(first.modules, second.modules, strict=False):
+        inner = difference(old, new)
+        if inner is not None:
+            where = f" ({inner.how})" if inner.sample is None else f", in sample {inner.sample}"
+            raise AssertionError(f"{text}; first module that differs: {path or 'the model itself'}{where}")
+    raise AssertionError(text)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 SCHEMA = 1
 
@@ -21,13 +20,23 @@ class BaselineError(ValueError):
     __module__ = "pytest_evalmode"
 
 
-@dataclass(frozen=True, slots=True)
-class ObservedViolations:
+class ObservedViolations(NamedTuple):
     """The violations of one test in this run."""
 
     violations: frozenset[ViolationKey]
     finished: bool = True
     """Whether the test ran to its end.  If not, a known violation that is missing may still be there."""
+
+
+def observed_violations(tests: Iterable[Mapping[str, Any]]) -> dict[str, ObservedViolations]:
+    """Return the violations in the records of tests, without those that an xfail mark expects."""
+    return {
+        test["nodeid"]: ObservedViolations(
+            frozenset((v["rule"], v["model"]) for v in test["violations"] if test["outcome"] != "xfailed"),
+            finished=test["finished"] and not test["unjudged"],
+        )
+        for test in tests
+    }
 
 
 def is_known(test: Mapping[str, Any], violation: Mapping[str, Any], known: KnownViolations | None) -> bool:
@@ -37,11 +46,7 @@ def is_known(test: Mapping[str, Any], violation: Mapping[str, Any], known: Known
 
 
 def parse_baseline(text: str) -> KnownViolations:
-    """Parse the text of a baseline file.
-
-    Raises:
-        BaselineError: The text is not a valid baseline.
-    """
+    """Return the known violations that a baseline file lists, or raise BaselineError."""
     try:
         content = json.loads(text)
     except ValueError as error:
@@ -64,15 +69,11 @@ def _parse_entry(nodeid: str, rules: object) -> Iterator[ViolationKey]:
 
 def format_baseline(known: KnownViolations) -> str:
     """Return the text of a baseline file: sorted, with one line per violation."""
-    table = {nodeid: _by_rule(keys) for nodeid, keys in sorted(known.items()) if keys}
+    table: dict[str, dict[str, list[str | None]]] = {}
+    for nodeid, keys in sorted(known.items()):
+        for rule, model in sorted(keys, key=_sort_key):
+            table.setdefault(nodeid, {}).setdefault(rule, []).append(model)
     return json.dumps({"schema": SCHEMA, "known": table}, indent=1, ensure_ascii=False) + "\n"
-
-
-def _by_rule(keys: Iterable[ViolationKey]) -> dict[str, list[str | None]]:
-    table: dict[str, list[str | None]] = {}
-    for rule, model in sorted(keys, key=_sort_key):
-        table.setdefault(rule, []).append(model)
-    return table
 
 
 def _sort_key(key: ViolationKey) -> tuple[str, bool, str]:

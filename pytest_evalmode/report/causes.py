@@ -6,12 +6,10 @@ The failure text, the summary, the HTML report and the GitHub step summary all t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pytest_evalmode.rules import RULE_NAMES, Violation
 
-TestRecord = Mapping[str, Any]
 ViolationRecord = Mapping[str, Any]
 """A violation in the record of a test."""
 
@@ -78,8 +76,7 @@ def _place(cause: Violation) -> tuple[str, str | None]:
 _FIXED_IN_THE_MODEL = frozenset({"batch-stats", "random-forward", "unregistered-module", "attribute-mutated"})
 
 
-@dataclass(frozen=True, slots=True)
-class CauseSummary:
+class CauseSummary(NamedTuple):
     """A root cause with its fix and the tests that it explains."""
 
     name: str
@@ -95,14 +92,21 @@ class CauseSummary:
     """The node id of the example."""
 
 
-def summarize_causes(tests: Iterable[TestRecord]) -> list[CauseSummary]:
+def summarize_causes(tests: Iterable[Mapping[str, Any]]) -> list[CauseSummary]:
     """Return the root causes of all violations, those that explain most tests first."""
-    entries: dict[RootCause, list[tuple[TestRecord, ViolationRecord]]] = {}
+    entries: dict[RootCause, list[tuple[str, ViolationRecord]]] = {}
     for test in tests:
         for violation in test["violations"]:
-            entries.setdefault(_root_of(violation), []).append((test, violation))
+            entries.setdefault(_root_of(violation), []).append((test["nodeid"], violation))
     causes = [_summarize(root, group) for root, group in entries.items()]
     return sorted(causes, key=lambda cause: (-len(cause.tests), rule_order(cause.rules[0])))
+
+
+def _summarize(root: RootCause, entries: Sequence[tuple[str, ViolationRecord]]) -> CauseSummary:
+    test, violation = next((entry for entry in entries if entry[1]["rule"] == root.rule), entries[0])
+    rules = sorted({violation["rule"] for _, violation in entries}, key=rule_order)
+    tests = tuple(dict.fromkeys(nodeid for nodeid, _ in entries))
+    return CauseSummary(root.name, root.at, violation["message"], violation["remedy"], tuple(rules), tests, test)
 
 
 def group_by_cause(violations: Iterable[ViolationRecord]) -> list[tuple[ViolationRecord, list[ViolationRecord]]]:
@@ -121,19 +125,6 @@ def group_by_cause(violations: Iterable[ViolationRecord]) -> list[tuple[Violatio
 
 def _root_of(violation: ViolationRecord) -> RootCause:
     return RootCause(*violation["root"])
-
-
-def _summarize(root: RootCause, entries: list[tuple[TestRecord, ViolationRecord]]) -> CauseSummary:
-    test, violation = next((entry for entry in entries if entry[1]["rule"] == root.rule), entries[0])
-    return CauseSummary(
-        name=root.name,
-        at=root.at,
-        message=violation["message"],
-        remedy=violation["remedy"],
-        rules=tuple(sorted({violation["rule"] for _, violation in entries}, key=rule_order)),
-        tests=tuple(dict.fromkeys(test["nodeid"] for test, _ in entries)),
-        test=test["nodeid"],
-    )
 
 
 def rule_order(rule: str) -> tuple[int, str]:

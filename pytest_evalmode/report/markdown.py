@@ -8,7 +8,8 @@ from typing import Any
 
 from pytest_evalmode.report.baseline import KnownViolations
 from pytest_evalmode.report.causes import CauseSummary, summarize_causes
-from pytest_evalmode.report.page import exemptions_in_use, split_known, verdict
+from pytest_evalmode.report.ledger import totals
+from pytest_evalmode.report.summary import exemptions_in_use, split_known, verdict
 from pytest_evalmode.rules.wording import plural
 
 _MAX_CAUSES = 20
@@ -16,9 +17,7 @@ _MAX_TESTS = 20
 """Tests per cause: GitHub shows at most 1 MiB per step."""
 
 
-def render_step_summary(
-    tests: Sequence[Mapping[str, Any]], totals: Mapping[str, Any], known: KnownViolations | None = None
-) -> str:
+def render_step_summary(tests: Sequence[Mapping[str, Any]], known: KnownViolations | None = None) -> str:
     """Return the verdict, the root causes with the tests that each explains, and the exemptions in use."""
     lines = [f"### evalmode: {verdict(tests, known)}", ""]
     causes = summarize_causes(split_known(tests, known)[0])
@@ -33,7 +32,8 @@ def render_step_summary(
             reason = f": {_text(each['reason'])}" if each["reason"] else ""
             lines.append(f"- {_code(each['what'])}{reason} ({plural(len(each['tests']), 'test')})")
         lines.append("")
-    lines += [f"{plural(int(totals['forwards']), 'forward')}; guarding took at least {totals['seconds']:.2f} s", ""]
+    total = totals(tests)
+    lines += [f"{plural(total['forwards'], 'forward')}; guarding took at least {total['seconds']:.2f} s", ""]
     return "\n".join(lines)
 
 

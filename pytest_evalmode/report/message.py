@@ -22,10 +22,9 @@ def failure_text(violations: Sequence[Violation], marker: str | None = None) -> 
     first = violations[0]
     lines = [f"{first.rule}: {first.message}{more}", ""]
     width = max(len(violation.rule) for violation in violations)
-    entries = _entries(violations)
-    for entry in entries:
+    for entry in _entries(violations):
         lines += [f"  {rule:{width}}  {text}" for rule, text in entry.rows()]
-    suggested = _exemption(entries, marker)
+    suggested = suggest_exemption(violations, marker)
     if suggested:
         lines += ["", f"  intended? {suggested}"]
     return "\n".join(lines)
@@ -33,11 +32,7 @@ def failure_text(violations: Sequence[Violation], marker: str | None = None) -> 
 
 def suggest_exemption(violations: Sequence[Violation], marker: str | None = None) -> str:
     """Return the narrowest exemption for the violations that may be intended, or an empty string."""
-    return _exemption(_entries(violations), marker)
-
-
-def _exemption(entries: Sequence[_Entry], marker: str | None) -> str:
-    intended = [entry for entry in entries if not entry.cause.never_intended]
+    intended = [entry for entry in _entries(violations) if not entry.cause.never_intended]
     arguments = _exemption_arguments([violation for entry in intended for violation in entry.all()])
     if not arguments:
         return ""
@@ -135,7 +130,8 @@ def _exemption_arguments(violations: Sequence[Violation]) -> str:
         ("train", narrowest_globs(train)),
         ("mutable", narrowest_globs(mutable)),
     )
-    return ", ".join(f"{name}=[{', '.join(map(_quoted, values))}]" for name, values in arguments if values)
+    quoted = [(name, ", ".join(f'"{value}"' for value in values)) for name, values in arguments]
+    return ", ".join(f"{name}=[{values}]" for name, values in quoted if values)
 
 
 def rules_table(rules: Iterable[Rule] = RULES) -> str:
@@ -143,7 +139,3 @@ def rules_table(rules: Iterable[Rule] = RULES) -> str:
     return "\n\n".join(
         f"{rule.name} ({rule.level})\n  fires when {rule.fires_when}\n  fix: {rule.remedy}" for rule in rules
     )
-
-
-def _quoted(name: str) -> str:
-    return f'"{name}"'

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 from pytest_evalmode.rules.state_rules import describe_change
 from pytest_evalmode.rules.wording import plural
-from pytest_evalmode.trace import ForwardCall, Trace, WatchedModel
+from pytest_evalmode.trace import Trace, WatchedModel
 
 MAX_ROWS = 30
 """Maximum number of rows of a tree: one screen."""
-_MAX_EXPANDED = 12
-"""A branch with more marked modules is collapsed into one row, and so are similar children if there are more."""
-_MIN_RUN = 3
-"""Minimum number of similar neighbors that become one row."""
+_MAX_CHILDREN = 12
+"""If a module has more, similar neighbors become one row."""
 
 Mark = tuple[str, str]
 """A kind and a text: `("changed", "running_mean  max |Δ| 0.031, 64 of 64 elements")`."""
@@ -26,60 +23,44 @@ Mark = tuple[str, str]
 
 @dataclass(slots=True, eq=False)
 class _Node:
-    """A module with its marks; `count()` sets the number of modules and of marked modules in its branch."""
+    """A module with its marks."""
 
-    path: str
     name: str
     type: str
-    marks: list[Mark] = field(default_factory=list)
+    marks: list[Mark]
     children: list[_Node] = field(default_factory=list)
-    size: int = 1
-    marked: int = 0
 
-    def count(self) -> None:
+    def branch(self) -> Iterator[_Node]:
+        """Yield the module and all modules below it."""
+        yield self
         for child in self.children:
-            child.count()
-        self.size = 1 + sum(child.size for child in self.children)
-        self.marked = bool(self.marks) + sum(child.marked for child in self.children)
+            yield from child.branch()
 
-    def all_marks(self) -> Iterator[Mark]:
-        """Yield the marks of the module and of all modules below it."""
-        yield from self.marks
-        for child in self.children:
-            yield from child.all_marks()
+    def all_marks(self) -> list[Mark]:
+        """Return the marks of the module and of all modules below it."""
+        return [mark for node in self.branch() for mark in node.marks]
 
 
 def model_trees(trace: Trace) -> dict[str, dict[str, Any]]:
     """Return the models with marks as nested rows with the keys `name`, `type`, `marks`, `rows` and `modules`."""
-    marks = _marks(trace)
+    marks: dict[str, dict[str, list[Mark]]] = {}
+    for model, path, mark in dict.fromkeys(_marks(trace)):
+        marks.setdefault(model, {}).setdefault(path, []).append(mark)
     observed = [o.module for call in trace.calls for o in (*call.training, *call.draws, *call.unregistered)]
-    return {
-        model.name: _tree(
-            model, marks[model.name], {module.path: module.type for module in observed if module.model == model.name}
-        )
-        for model in trace.models
-        if model.name in marks
-    }
+    types = {(module.model, module.path): module.type for module in observed}
+    return {model.name: _tree(model, marks[model.name], types) for model in trace.models if model.name in marks}
 
 
-def _marks(trace: Trace) -> dict[str, dict[str, list[Mark]]]:
-    """Return the marks by model and module path, without duplicates."""
-    unique: dict[str, dict[str, dict[Mark, None]]] = {}
-    for model, path, mark in (*_call_marks(trace.calls), *_change_marks(trace)):
-        unique.setdefault(model, {}).setdefault(path, {})[mark] = None
-    return {model: {path: list(marks) for path, marks in paths.items()} for model, paths in unique.items()}
-
-
-def _call_marks(calls: Sequence[ForwardCall]) -> Iterator[tuple[str, str, Mark]]:
-    switches = {observation.since for call in calls for observation in call.training}
-    for call in calls:
+def _marks(trace: Trace) -> Iterator[tuple[str, str, Mark]]:
+    """Yield the marks of a window, each with its model and the path of its module."""
+    switches = {observation.since for call in trace.calls for observation in call.training}
+    for call in trace.calls:
         for observation in call.training:
             # A line that switched all modules is shown with the violation, not with each module.
             since = f"since {observation.since}" if observation.since and len(switches) > 1 else ""
             yield observation.module.model, observation.module.path, ("training", since)
-        if call.autograd:
-            yield call.autograd.module.model, call.autograd.module.path, ("recorded autograd", call.autograd.why)
         for kind, observations in (
+            ("recorded autograd", (call.autograd,) if call.autograd else ()),
             ("used batch statistics", call.batch_stats),
             ("drew random numbers", call.draws),
             ("unregistered", call.unregistered),
@@ -89,108 +70,79 @@ def _call_marks(calls: Sequence[ForwardCall]) -> Iterator[tuple[str, str, Mark]]
         for change in call.attributes:
             text = f"{change.attribute}: {change.before} -> {change.after}"
             yield change.module.model, change.module.path, ("changed", text)
+    for tensor in trace.changes:
+        owner, _, name = tensor.path.rpartition(".")
+        yield tensor.model, owner, ("changed", f"{name}  {describe_change(tensor)}".strip())
 
 
-def _change_marks(trace: Trace) -> Iterator[tuple[str, str, Mark]]:
-    for change in trace.changes:
-        owner, _, tensor = change.path.rpartition(".")
-        yield change.model, owner, ("changed", f"{tensor}  {describe_change(change)}".strip())
+def _tree(
+    model: WatchedModel, marks: dict[str, list[Mark]], observed_types: dict[tuple[str, str], str]
+) -> dict[str, Any]:
+    """Return the rows of a model, down to the depth at which they fit one screen."""
+    types = dict(model.modules)
+    nodes = {"": _Node(model.name, model.type, marks.get("", []))}
 
+    def add(path: str) -> _Node:
+        """Return the node of a path; create it and its parents if they are missing."""
+        if path not in nodes:
+            parent, _, name = path.rpartition(".")
+            kind = types.get(path) or observed_types.get((model.name, path), "")
+            nodes[path] = _Node(name, kind, marks.get(path, []))
+            add(parent).children.append(nodes[path])
+        return nodes[path]
 
-def _tree(model: WatchedModel, marks: dict[str, list[Mark]], observed_types: dict[str, str]) -> dict[str, Any]:
-    types = {**observed_types, **dict(model.modules)}
-    root = _Node("", model.name, model.type, marks.get("", []))
-    nodes = {"": root}
     # The paths of unregistered modules are only in `marks`; they come last.
-    for path in dict.fromkeys([path for path, _ in model.modules] + list(marks)):
-        _add_node(path, nodes, types, marks)
-    root.count()
-    return _row(root, _expanded(root))
-
-
-def _add_node(path: str, nodes: dict[str, _Node], types: dict[str, str], marks: dict[str, list[Mark]]) -> _Node:
-    """Return the node of a path; create it and its parents if they are missing."""
-    if path not in nodes:
-        parent, _, name = path.rpartition(".")
-        node = nodes[path] = _Node(path, name, types.get(path, ""), marks.get(path, []))
-        _add_node(parent, nodes, types, marks).children.append(node)
-    return nodes[path]
-
-
-def _expanded(root: _Node) -> set[str]:
-    """Return the paths of the expanded branches: those with the fewest marked modules first, while there is room."""
-    expanded = {""}
-    room = MAX_ROWS - len(_groups(root))
-    waiting = [(child.marked, child.path, child) for child in root.children if child.marked and child.children]
-    heapq.heapify(waiting)
-    while waiting:
-        marked, path, node = heapq.heappop(waiting)
-        rows = len(_groups(node))
-        if marked <= _MAX_EXPANDED and rows <= room:
-            expanded.add(path)
-            room -= rows
-            for child in node.children:
-                if child.marked and child.children:
-                    heapq.heappush(waiting, (child.marked, child.path, child))
-    return expanded
-
-
-def _row(node: _Node, expanded: set[str]) -> dict[str, Any]:
-    shown = node.path in expanded or not node.children
-    row = {"name": node.name, "type": node.type, "modules": node.size}
-    row["marks"] = node.marks if shown else _summarize(node.all_marks())
-    row["rows"] = [_group_row(group, expanded) for group in _groups(node)] if shown else []
+    for path in [*types, *marks]:
+        add(path)
+    depth = 1 + max(path.count(".") for path in nodes)
+    row = _row([nodes[""]], depth)
+    while _count_rows(row) > MAX_ROWS + 1 and depth > 1:
+        depth -= 1
+        row = _row([nodes[""]], depth)
     return row
 
 
-def _group_row(group: Sequence[_Node], expanded: set[str]) -> dict[str, Any]:
-    """Return one row for a group of branches."""
-    if len(group) == 1 and group[0].marked:
-        return _row(group[0], expanded)
-    names = [node.name for node in group]
+def _row(group: Sequence[_Node], depth: int) -> dict[str, Any]:
+    """Return the row of a module, with rows for those below it down to a depth, or one row for similar branches."""
+    node, marks = group[0], [mark for node in group for mark in node.all_marks()]
+    is_expanded = len(group) == 1 and bool(marks) and (depth > 0 or not node.children)
     types = {node.type for node in group}
     return {
-        "name": names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}",
+        "name": node.name if len(group) == 1 else f"{node.name} … {group[-1].name}",
         "type": types.pop() if len(types) == 1 else "",
         "times": len(group),
-        "modules": sum(node.size for node in group),
-        "marks": _summarize(mark for node in group for mark in node.all_marks()),
-        "rows": [],
+        "modules": sum(len(list(node.branch())) for node in group),
+        "marks": node.marks if is_expanded else _summarize(marks),
+        "rows": [_row(group, depth - 1) for group in _groups(node)] if is_expanded else [],
     }
 
 
+def _count_rows(row: dict[str, Any]) -> int:
+    return 1 + sum(map(_count_rows, row["rows"]))
+
+
 def _groups(node: _Node) -> list[list[_Node]]:
-    """Group the children: clean neighbors; if there are many, also similar ones, and the rest beyond MAX_ROWS."""
-    groups = list(_group_neighbors(node.children, min_run=len(node.children) + 1))
-    if len(groups) > _MAX_EXPANDED:
-        groups = list(_group_neighbors(node.children, _MIN_RUN))
+    """Group clean neighbors; if there are many children, also similar neighbors, and the rest beyond MAX_ROWS."""
+
+    def key(child: _Node) -> object:
+        marks = child.all_marks()
+        if not marks or len(node.children) <= _MAX_CHILDREN:
+            return id(child) if marks else ()
+        return child.type, {kind for kind, _ in marks}
+
+    groups = [list(group) for _, group in groupby(node.children, key)]
     if len(groups) > MAX_ROWS:
         groups = [*groups[: MAX_ROWS - 1], [child for group in groups[MAX_ROWS - 1 :] for child in group]]
     return groups
 
 
-def _group_neighbors(children: Sequence[_Node], min_run: int) -> Iterator[list[_Node]]:
-    """Group clean neighbors, and at least `min_run` neighbors of the same type with the same kinds of marks."""
-
-    def key(child: _Node) -> object:
-        return (child.type, {kind for kind, _ in child.all_marks()}) if child.marked else ()
-
-    for _, neighbors in groupby(children, key):
-        group = list(neighbors)
-        yield from [group] if not group[0].marked or len(group) >= min_run else [[child] for child in group]
-
-
-def _summarize(marks: Iterable[Mark]) -> list[Mark]:
+def _summarize(marks: list[Mark]) -> list[Mark]:
     """Return one mark per kind: the number of marks and the text of the first."""
-    marks = list(marks)
     counts = Counter(kind for kind, _ in marks)
-    firsts: dict[str, str] = {}
-    for kind, text in marks:
-        firsts.setdefault(kind, text)
+    firsts = dict(reversed(marks))
     return [
-        (kind, firsts[kind] if n == 1 else f"{plural(n, _NOUNS.get(kind, 'module'))}: {firsts[kind]}".rstrip(": "))
+        (kind, firsts[kind])
+        if n == 1
+        else (kind, f"{plural(n, 'tensor' if kind == 'changed' else 'module')}: {firsts[kind]}".rstrip(": "))
         for kind, n in counts.items()
     ]
-
-
-_NOUNS = {"changed": "tensor"}

@@ -5,34 +5,30 @@ The page is one file: it fetches nothing, and it is readable without JavaScript.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_evalmode import __version__
-from pytest_evalmode.report.baseline import KnownViolations, is_known
+from pytest_evalmode.report.baseline import KnownViolations
 from pytest_evalmode.report.causes import CauseSummary, group_by_cause, rule_order, summarize_causes
-from pytest_evalmode.report.ledger import torch_version
+from pytest_evalmode.report.ledger import Record, torch_version, totals
 from pytest_evalmode.report.suggest import UnmarkedTest
+from pytest_evalmode.report.summary import exemptions_in_use, may_hide_violations, split_known, verdict
 from pytest_evalmode.rules import RULE_NAMES
-from pytest_evalmode.rules.wording import plural
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-Test = Mapping[str, Any]
 
 _TOP_CAUSES = 5
 """Root causes that are not collapsed; with the verdict, they fit a screen."""
 
 
 def render_page(
-    tests: Sequence[Test],
+    tests: Sequence[Record],
     *,
-    totals: Mapping[str, Any],
     mode: str,
     strict: bool,
     known: KnownViolations | None = None,
@@ -41,18 +37,9 @@ def render_page(
     failed: Sequence[tuple[str, str]] = (),
     unguarded: int = 0,
 ) -> str:
-    """Return the HTML report of a session.
+    """Return the HTML report of a session, from the records of its guarded tests and the unguarded tests that passed.
 
-    Args:
-        tests: The records of a Ledger.
-        totals: The totals of the Ledger.
-        mode: `enforce`, `warn` or `off`.
-        strict: Whether the strict rules were applied.
-        known: The baseline.
-        unmarked: Unmarked tests that should be guarded.
-        advice: Lines that say how to guard them.
-        failed: Unmarked tests in which the guard failed, each with its error.
-        unguarded: Number of tests that passed without a guard.
+    For `--evalmode-suggest` it shows unmarked tests, advice on how to guard them, and those in which the guard failed.
     """
     by_name = {test["nodeid"]: test for test in tests}
     new, old = split_known(tests, known)
@@ -62,10 +49,10 @@ def render_page(
         .get_template("page.html.j2")
         .render(
             verdict=verdict(tests, known),
-            tone="bad" if new else "warm" if old or _may_hide_violations(tests) else "good",
+            tone="bad" if new else "warm" if old or may_hide_violations(tests) else "good",
             mode=mode,
             strict=strict,
-            totals=totals,
+            totals=totals(tests),
             new=_part(new, by_name, "t"),
             known=_part(old, by_name, "k"),
             unmarked=unmarked,
@@ -81,68 +68,14 @@ def render_page(
     )
 
 
-def render_panel(test: Test) -> str:
+def render_panel(test: Record) -> str:
     """Return the part of the report about one test, with its style, to be included in another page."""
     return _templates().get_template("panel.html.j2").render(test=_test(test, "t0"))
 
 
-def split_known(tests: Iterable[Test], known: KnownViolations | None) -> tuple[list[Test], list[Test]]:
-    """Return the tests with their new violations, and the tests with their known ones; a test may be in both."""
-    new: list[Test] = []
-    old: list[Test] = []
-    for test in tests:
-        listed = [violation for violation in test["violations"] if is_known(test, violation, known)]
-        unlisted = [violation for violation in test["violations"] if violation not in listed]
-        if unlisted:
-            new.append({**test, "violations": unlisted})
-        if listed:
-            old.append({**test, "violations": listed})
-    return new, old
-
-
-def verdict(tests: Sequence[Test], known: KnownViolations | None = None) -> str:
-    """Return the result of the run in one sentence."""
-    new, old = split_known(tests, known)
-    guarded = plural(sum(bool(test["guarded"]) for test in tests), "guarded test")
-    if new:
-        parts = [f"{len(new)} of {plural(len(tests), 'test')} {'was' if len(new) == 1 else 'were'} not clean"]
-    elif old:
-        parts = [f"{guarded}, nothing new"]
-    elif _may_hide_violations(tests):
-        parts = [f"{guarded}, no violations"]
-    elif any(test["guarded"] for test in tests):
-        parts = [f"{guarded}, all clean"]
-    else:
-        parts = ["no test was guarded"]
-    dropped = sum(test["dropped"] for test in tests)
-    failed_guards = sum(bool(test["unjudged"]) for test in tests)
-    if old:
-        parts.append(f"{plural(sum(len(test['violations']) for test in old), 'known violation')}")
-    if dropped:
-        parts.append(f"{plural(dropped, 'violation')} dropped by a hook")
-    if failed_guards:
-        parts.append(f"the guard failed in {plural(failed_guards, 'test')}: result unknown")
-    return "; ".join(parts)
-
-
-def exemptions_in_use(tests: Sequence[Test]) -> list[dict[str, Any]]:
-    """Return the exemptions that suppressed a violation, each with its reason and tests, the most used first."""
-    used: dict[tuple[str, str], list[str]] = {}
-    for test in tests:
-        if test["exemptions"]:
-            used.setdefault((", ".join(test["exemptions"]), test["reason"] or ""), []).append(test["nodeid"])
-    ordered = sorted(used.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [{"what": what, "reason": reason, "tests": nodeids} for (what, reason), nodeids in ordered]
-
-
-def _may_hide_violations(tests: Iterable[Test]) -> bool:
-    """Whether there may be violations that are not reported."""
-    return any(test["unjudged"] or test["dropped"] for test in tests)
-
-
-def _part(tests: Sequence[Test], by_name: Mapping[str, Test], prefix: str) -> dict[str, Any]:
+def _part(tests: Sequence[Record], by_name: Mapping[str, Record], prefix: str) -> dict[str, Any]:
     """Return the data of one section: root causes and the grid of tests.  Anchors begin with `prefix`."""
-    shown = [_test(test, f"{prefix}{n}") for n, test in enumerate(sorted(tests, key=_natural_order))]
+    shown = [_test(test, f"{prefix}{n}") for n, test in enumerate(tests)]
     anchors = {test["nodeid"]: test["anchor"] for test in shown}
     causes = [_cause(cause, by_name[cause.test], anchors) for cause in summarize_causes(tests)]
     counts = Counter(rule for test in shown for rule in test["rules"])
@@ -158,30 +91,18 @@ def _part(tests: Sequence[Test], by_name: Mapping[str, Test], prefix: str) -> di
     }
 
 
-def _natural_order(test: Test) -> list[tuple[int, str]]:
-    """Sort node ids by the numbers in them: `test_it[2]` before `test_it[10]`."""
-    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", test["nodeid"])]
-
-
-def _cause(cause: CauseSummary, test: Test, anchors: Mapping[str, str]) -> dict[str, Any]:
+def _cause(cause: CauseSummary, test: Record, anchors: Mapping[str, str]) -> dict[str, Any]:
     code = _code(test, cause.at)
     at_fault = next((i for i, line in enumerate(code) if line["at_fault"]), 0)
     # Show a fixture as a whole, because its last line creates the model; otherwise only the line at fault.
     shown = code[at_fault:] if cause.name.startswith("fixture ") else code[at_fault : at_fault + 1]
     while shown and not shown[-1]["text"].strip():
         shown.pop()
-    return {
-        "name": cause.name,
-        "at": cause.at,
-        "message": cause.message,
-        "remedy": cause.remedy,
-        "rules": cause.rules,
-        "code": shown,
-        "tests": [{"nodeid": nodeid, "anchor": anchors[nodeid]} for nodeid in cause.tests],
-    }
+    tests = [{"nodeid": nodeid, "anchor": anchors[nodeid]} for nodeid in cause.tests]
+    return {**cause._asdict(), "code": shown, "tests": tests}
 
 
-def _test(test: Test, anchor: str) -> dict[str, Any]:
+def _test(test: Record, anchor: str) -> dict[str, Any]:
     page_data = test["shown"]
     shown: set[str] = set()
     entries = []
@@ -193,22 +114,17 @@ def _test(test: Test, anchor: str) -> dict[str, Any]:
         of_subject = pictures.get(violation["subjects"][0], {}) if violation["subjects"] else {}
         entries.append({**violation, "lines": lines, "consequences": consequences, "pictures": of_subject})
     return {
+        **test,
         "anchor": anchor,
-        "nodeid": test["nodeid"],
-        "outcome": test["outcome"],
-        "reason": test["reason"],
         "rules": list(dict.fromkeys(violation["rule"] for violation in test["violations"])),
         "entries": entries,
         "models": [{**model, "tree": page_data.get("trees", {}).get(model["name"])} for model in test["models"]],
-        "events": [
-            {"what": what, "model": model, "at": at, "count": count}
-            for what, model, at, count in page_data.get("events", ())
-        ],
+        "events": page_data.get("events", ()),
         "exemption": page_data.get("exemption", ""),
     }
 
 
-def _code(test: Test, at: str | None) -> list[dict[str, Any]]:
+def _code(test: Record, at: str | None) -> list[dict[str, Any]]:
     first, lines = test["shown"].get("lines", {}).get(at) or (1, [])
     fault = int(at.rpartition(":")[2]) if at and lines else 0
     return [{"number": n, "text": text, "at_fault": n == fault} for n, text in enumerate(lines, first)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from inspect import getblock
+from linecache import getlines
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -20,7 +22,7 @@ _MAX_WIDTH = 200
 
 
 def collect_page_data(
-    trace: Trace, violations: Sequence[Violation], *, fixtures: Mapping[str, Site], marker: str, root: Path
+    trace: Trace, violations: Sequence[Violation], fixtures: Mapping[str, Site], marker: str, root: Path
 ) -> dict[str, Any]:
     """Return model trees, events in order, lines at fault and the suggested exemption; empty if nothing happened.
 
@@ -38,27 +40,20 @@ def collect_page_data(
         "trees": trees,
         "events": [*provided, *events],
         "lines": {
-            **{str(line): code for line in lines if (code := _context(root, line))},
-            **{str(site): code for site in fixtures.values() if (code := _fixture_code(root, site))},
+            **{str(line): code for line in lines if (code := _code(root, line))},
+            **{str(site): code for site in fixtures.values() if (code := _code(root, site, is_fixture=True))},
         },
     }
 
 
-def _context(root: Path, site: Site) -> list[Any] | None:
-    """Return the number of the first line and the lines around a site, or None if they cannot be read."""
-    first = max(1, site.line - CONTEXT_LINES)
-    return _code(root, site, first, lambda text: text[: site.line + CONTEXT_LINES - first + 1])
+def _code(root: Path, site: Site, *, is_fixture: bool = False) -> list[Any] | None:
+    """Return the number of the first line and the lines around a site, or the first lines of a fixture.
 
-
-def _fixture_code(root: Path, site: Site) -> list[Any] | None:
-    """Return the first lines of a fixture, which usually show the model that it creates."""
-    return _code(root, site, site.line, lambda text: getblock(text)[:_MAX_FIXTURE_LINES])
-
-
-def _code(root: Path, site: Site, first: int, select: Callable[[Sequence[str]], Sequence[str]]) -> list[Any] | None:
-    try:
-        text = (root / site.file).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        lines = select(text[first - 1 :])
-    except (OSError, SyntaxError, TokenError):
-        return None
-    return [first, [line.rstrip("\r\n")[:_MAX_WIDTH] for line in lines]]
+    The latter usually show the model that it creates.  Returns None if the file cannot be read.
+    """
+    lines = getlines(str(root / site.file))
+    first = site.line if is_fixture else max(1, site.line - CONTEXT_LINES)
+    shown = lines[first - 1 :]
+    with suppress(SyntaxError, TokenError):
+        shown = getblock(shown)[:_MAX_FIXTURE_LINES] if is_fixture else shown[: site.line + CONTEXT_LINES - first + 1]
+    return [first, [line.rstrip("\r\n")[:_MAX_WIDTH] for line in shown]] if lines else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -14,11 +13,11 @@ from pytest_evalmode.rules.wording import first_and_more, plural
 from pytest_evalmode.trace import Trace
 
 Suggestion = Mapping[str, Any]
-"""What an unmarked test ran, as `serialize_suggestion()` or `serialize_failure()` stores it."""
+"""What an unmarked test ran, as `describe_inference()` returns it, or the `failure` of its guard."""
 
 
-def serialize_suggestion(trace: Trace, violations: Iterable[Violation]) -> str | None:
-    """Return the models that an unmarked test ran, as JSON for its test report, or None if it ran none.
+def describe_inference(trace: Trace, violations: Iterable[Violation]) -> Suggestion | None:
+    """Return the models that an unmarked test ran and the rules that it would break, or None if it ran none.
 
     A model counts if at least one of its forwards ran in eval mode or without autograd, and no optimizer updated it.
     """
@@ -32,30 +31,15 @@ def serialize_suggestion(trace: Trace, violations: Iterable[Violation]) -> str |
             training[call.ran.model] += call.count
     inference = [m for m in ran if m.forwards > training[m.name] and m.name not in trained]
     names = {model.name for model in inference}
-    return json.dumps(
-        {
-            "models": [
-                model.name if model.name == model.type else f"{model.name} ({model.type})" for model in inference
-            ],
-            "trains": len(inference) < len(ran),
-            "violations": [v.rule for v in violations if v.model is None or v.model in names],
-        }
-    )
-
-
-def serialize_failure(failure: Exception) -> str:
-    """Return the suggestion for a test in which the guard itself failed, as JSON for its test report."""
-    return json.dumps({"models": [], "trains": False, "violations": [], "failure": repr(failure)})
+    return {
+        "models": [model.name if model.name == model.type else f"{model.name} ({model.type})" for model in inference],
+        "trains": len(inference) < len(ran),
+        "violations": [v.rule for v in violations if v.model is None or v.model in names],
+    }
 
 
 def suggestion_lines(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) -> Iterator[Line]:
-    """Yield the tests that should be guarded, the worst first, and how to guard them.
-
-    Args:
-        tests: The suggestions of all unmarked tests that ran a model, by node id.
-        marker: The name of the marker.
-        toml: Whether pytest is configured in a TOML file.
-    """
+    """Yield the tests that should be guarded, the worst first, and how to guard them in the configuration."""
     failures = failed_guards(tests)
     if failures:
         yield Line(f"the guard failed in {plural(len(failures), 'unmarked test')}: result unknown", "yellow")
@@ -67,7 +51,10 @@ def suggestion_lines(tests: Mapping[str, Suggestion], marker: str, *, toml: bool
         return
     failing = sum(bool(test.rules) for test in unmarked)
     yield Line(f"{plural(len(unmarked), 'unmarked test')} ran inference; {failing} would fail if guarded:")
-    for (function, rules, models), cases in groupby(unmarked, _same_line):
+    # Cases of a parametrized test with the same result share a line.
+    for (function, rules, models), cases in groupby(
+        unmarked, lambda t: (t.nodeid.partition("[")[0], t.rules, t.models)
+    ):
         nodeid, *others = [case.nodeid for case in cases]
         name = f"{function} ({len(others) + 1} cases)" if others else nodeid
         text = f"  {name}  {', '.join(rules) or 'clean'}  {first_and_more(models)}"
@@ -83,14 +70,9 @@ class UnmarkedTest(NamedTuple):
     rules: Sequence[str]
 
 
-def _same_line(test: UnmarkedTest) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Return the key of a test's line; cases of a parametrized test with the same result share one."""
-    return test.nodeid.partition("[")[0], tuple(test.rules), tuple(test.models)
-
-
 def unmarked_tests(tests: Mapping[str, Suggestion]) -> list[UnmarkedTest]:
     """Return the tests that should be guarded, the worst first."""
-    inference = {nodeid: test for nodeid, test in tests.items() if test["models"]}
+    inference = {nodeid: test for nodeid, test in tests.items() if test.get("models")}
     ordered = sorted(inference.items(), key=lambda each: (-len(each[1]["violations"]), each[0]))
     return [UnmarkedTest(nodeid, test["models"], list(dict.fromkeys(test["violations"]))) for nodeid, test in ordered]
 
@@ -104,7 +86,7 @@ def marking_advice(tests: Mapping[str, Suggestion], marker: str, *, toml: bool) 
     """Yield lines that say how to guard the tests: in the configuration, or one by one beside tests that train."""
     nodeids = [test.nodeid for test in unmarked_tests(tests)]
     files = {_file(nodeid) for nodeid in nodeids}
-    training_files = {_file(nodeid) for nodeid, test in tests.items() if test["trains"]}
+    training_files = {_file(nodeid) for nodeid, test in tests.items() if test.get("trains")}
     paths = sorted(_paths(files - training_files, training_files))
     if paths:
         yield "to guard them, add to the configuration:"

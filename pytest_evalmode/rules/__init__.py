@@ -40,14 +40,7 @@ RULE_NAMES = tuple(each.name for each in RULES)
 def apply_rules(
     segments: PolicySegments, *, strict: bool = False, user_rules: Sequence[Rule] = (), finished: bool = True
 ) -> list[Violation]:
-    """Return the violations of one window.
-
-    Args:
-        segments: The traces of the window in order, each with its policy.
-        strict: Also apply the strict rules.
-        user_rules: Rules of the `pytest_evalmode_rules` hook.
-        finished: Whether the window ran to its end.  If not, no exemption is reported as unused.
-    """
+    """Return the violations of one window.  If it did not run to its end, no exemption is reported as unused."""
     rules = [each for each in (*RULES, *user_rules) if strict or each.level != "strict"]
     unused = tuple(exemptions.find_unused(segments, rules)) if strict and finished else ()
     traces = [exemptions.remove_exempted(trace, policy) for trace, policy in segments]

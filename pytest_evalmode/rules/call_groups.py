@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_evalmode.rules.rule import Violation
 from pytest_evalmode.rules.wording import first_and_more, title, titles
-from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation, Site, Trace
+from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation, Trace
 
 
 def calls_by_model(trace: Trace, is_relevant: Callable[[ForwardCall], object]) -> Iterator[list[ForwardCall]]:
@@ -70,12 +70,15 @@ def violation_of_calls(
     calls: list[ForwardCall], *, details: Mapping[str, Any] | None = None, **fields: Any
 ) -> Violation:
     """Return a violation of one model, located at the first of these calls; `fields` are its other fields."""
+    first = calls[0]
+    others = dict.fromkeys(str(call.at) for call in calls if call.at and call.at != first.at)
+    lines = {"through": str(first.through) if first.through else None, "also_at": list(others)}
     return Violation(
-        model=calls[0].ran.model,
-        at=calls[0].at,
-        through=calls[0].through,
+        model=first.ran.model,
+        at=first.at,
+        through=first.through,
         count=count_runs(calls),
-        details={**(details or {}), **call_sites(calls)},
+        details={**(details or {}), **{key: value for key, value in lines.items() if value}},
         **fields,
     )
 
@@ -84,10 +87,3 @@ def violation_of_modules(calls: list[ForwardCall], observations: Sequence[Observ
     """Return a violation whose subjects are the observed modules and whose cause is that of the first one."""
     subjects = tuple(str(observation.module) for observation in observations)
     return violation_of_calls(calls, subjects=subjects, cause=observations[0].cause, **fields)
-
-
-def call_sites(calls: list[ForwardCall]) -> dict[str, Any]:
-    """Return the `details` about lines other than `at`: the one that called the model, and those of further calls."""
-    through = {"through": str(calls[0].through)} if calls[0].through else {}
-    others: list[Site] = [call.at for call in calls if call.at and call.at != calls[0].at]
-    return {**through, "also_at": [str(site) for site in dict.fromkeys(others)]} if others else through

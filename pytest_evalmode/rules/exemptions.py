@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from pytest_evalmode.policy import Policy
@@ -86,16 +86,9 @@ def add_near_misses(violation: Violation, segments: PolicySegments) -> Violation
 
 def _nearest(glob: str, paths: Iterable[str]) -> str | None:
     """Return the path that resembles a glob most, as a whole or by its last component, or None."""
-    wanted = glob.strip("*.")
-    similarity = {
-        path: max(SequenceMatcher(None, wanted, name).ratio() for name in (path, path.rpartition(".")[2]))
-        for path in paths
-    }
-    nearest = max(similarity, key=lambda path: similarity[path])
-    return nearest if similarity[nearest] >= _MIN_SIMILARITY else None
-
-
-_MIN_SIMILARITY = 0.5
+    paths_by_name = {name: path for path in paths for name in (path, path.rpartition(".")[2])}
+    nearest = get_close_matches(glob.strip("*."), paths_by_name, n=1, cutoff=0.5)
+    return paths_by_name[nearest[0]] if nearest else None
 
 
 def format_exemption(exemption: Exemption) -> str:

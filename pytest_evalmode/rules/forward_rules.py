@@ -43,14 +43,17 @@ def train_mode(trace: Trace) -> Iterator[Violation]:
         relevant = [observation for observation in training if observation.module.mode_dependent] or training
         relevant = most_telling_first(relevant)
         why = f": {relevant[0].why}" if relevant[0].why else ""
-        since = _common_switch(relevant)
+        lines = {observation.since for observation in relevant}
+        since = lines.pop() if len(lines) == 1 else None
+        runs = [call for call in calls if not call.exported]
+        ran = f"ran {times(count_runs(runs))}" if runs else "was exported"
         of = f" of {plural(calls[0].modules, 'module')}" if len(relevant) > 1 else ""
         were = "was" if len(relevant) == 1 else "were"
         step, backward = first_optimizer_step(trace, model), first_backward(trace, model)
         yield violation_of_modules(
             calls,
             relevant,
-            message=f"{model_names(calls)} {_ran_or_exported(calls)} in training mode",
+            message=f"{model_names(calls)} {ran} in training mode",
             finding=f"{module_names(relevant)}{of} {were} in training mode{why}",
             remedy=_train_mode_remedy(trace, calls, relevant, training),
             since=since,
@@ -76,6 +79,13 @@ def grad_mode(trace: Trace) -> Iterator[Violation]:
         recorded = sorted(recorded, key=lambda observation: not observation.recorded)
         is_recorded = recorded[0].recorded
         used_graph = f"; {backward.name} used the graph" if backward else ""
+        remedy = ""
+        if step:
+            remedy = pause_remedy(step)
+        elif backward:
+            remedy = gradient_remedy(backward)
+        elif recorded[0].enabled_by_forward:
+            remedy = "do not enable grad mode in the forward (torch.enable_grad())"
         yield violation_of_modules(
             calls,
             recorded,
@@ -84,13 +94,7 @@ def grad_mode(trace: Trace) -> Iterator[Violation]:
             finding=f"{title(recorded[0].module)} {'recorded autograd' if is_recorded else 'ran with grad mode on'}: "
             + recorded[0].why
             + (f"; the graph was used by {format_operation(backward)}" if backward else ""),
-            remedy=(
-                pause_remedy(step)
-                if step
-                else gradient_remedy(backward)
-                if backward
-                else _enable_grad_remedy(recorded[0])
-            ),
+            remedy=remedy,
             details=operation_details(trained=step, used=backward),
             because=("train-mode",) if step or backward else (),
             never_intended=bool(step),
@@ -189,23 +193,6 @@ _EXPORT_BATCH_STATS = f"{_EXPORT}if it still uses batch statistics, set track_ru
 def _export_site(trace: Trace, calls: list[ForwardCall]) -> Site | None:
     """Return the line that exported the graph of these calls from a model in training mode, or None."""
     return next((call.at for call in trace.calls if calls[0].ran.model in call.graphs), None)
-
-
-def _ran_or_exported(calls: list[ForwardCall]) -> str:
-    """Return for the headline how often the model ran or, if it never ran, that it was exported."""
-    runs = [call for call in calls if not call.exported]
-    return f"ran {times(count_runs(runs))}" if runs else "was exported"
-
-
-def _common_switch(observations: list[Observation]) -> Site | None:
-    """Return the line that switched all modules to training mode, or None if there are several lines or none."""
-    lines = {observation.since for observation in observations}
-    return lines.pop() if len(lines) == 1 else None
-
-
-def _enable_grad_remedy(observation: Observation) -> str:
-    """Return the remedy for a forward that enables grad mode itself, or an empty string."""
-    return "do not enable grad mode in the forward (torch.enable_grad())" if observation.enabled_by_forward else ""
 
 
 def _train_mode_remedy(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from itertools import chain
 
 from pytest_evalmode.rules.rule import Violation, rule
 from pytest_evalmode.rules.wording import first_and_more, plural
@@ -20,16 +20,12 @@ from pytest_evalmode.trace import Hooks, Leak, Site, Trace
 def model_leaked(trace: Trace) -> Iterator[Violation]:
     for model in dict.fromkeys(leak.model for leak in trace.leaks if leak.model is not None):
         leaks = [leak for leak in trace.leaks if leak.model == model]
-        subjects = [f"{model}.{leak.name}" for leak in leaks]
-        violation = _leak_violation(model, subjects, leaks, [_line_of(leak, trace) for leak in leaks])
-        yield replace(violation, remedy=_EVAL_IN_FIXTURE) if all(map(_is_eval, leaks)) else violation
+        lines = [_line_of(leak, trace) for leak in leaks]
+        is_eval = all(f".{leak.name}".endswith(".training") and leak.after is False for leak in leaks)
+        yield _leak_violation(model, leaks, lines, _EVAL_IN_FIXTURE if is_eval else "")
 
 
 _EVAL_IN_FIXTURE = "call eval() where the shared model is created (its fixture): then every test gets it in eval mode"
-
-
-def _is_eval(leak: Leak) -> bool:
-    return leak.name.rpartition(".")[2] == "training" and leak.after is False
 
 
 @rule(
@@ -42,8 +38,8 @@ def _is_eval(leak: Leak) -> bool:
 def global_leaked(trace: Trace) -> Iterator[Violation]:
     leaks = [leak for leak in trace.leaks if leak.model is None]
     if leaks:
-        violation = _leak_violation(None, [f"torch {leak.name}" for leak in leaks], leaks, [leak.at for leak in leaks])
-        yield replace(violation, remedy=_SUSPENDED) if all(leak.suspended for leak in leaks) else violation
+        lines = [leak.at for leak in leaks]
+        yield _leak_violation(None, leaks, lines, _SUSPENDED if all(leak.suspended for leak in leaks) else "")
 
 
 _SUSPENDED = (
@@ -52,10 +48,9 @@ _SUSPENDED = (
 )
 
 
-def _leak_violation(
-    model: str | None, subjects: list[str], leaks: list[Leak], lines: Sequence[Site | None]
-) -> Violation:
-    sentences = _sentences(model, leaks)
+def _leak_violation(model: str | None, leaks: list[Leak], lines: Sequence[Site | None], remedy: str) -> Violation:
+    subjects = [f"torch {leak.name}" if model is None else f"{model}.{leak.name}" for leak in leaks]
+    sentences = _sentences(leaks)
     at, *others = dict.fromkeys(line for line in lines if line is not None) or (None,)
     more = f" (and {len(sentences) - _MAX_SENTENCES} more)" if len(sentences) > _MAX_SENTENCES else ""
     return Violation(
@@ -63,6 +58,7 @@ def _leak_violation(
         subjects=tuple(subjects),
         message=sentences[0] + (f" (and {len(sentences) - 1} more)" if len(sentences) > 1 else ""),
         finding="; ".join(sentences[:_MAX_SENTENCES]) + more,
+        remedy=remedy,
         at=at,
         count=len(leaks),
         details={
@@ -82,22 +78,25 @@ def _line_of(leak: Leak, trace: Trace) -> Site | None:
 _MAX_SENTENCES = 3
 
 
-def _sentences(model: str | None, leaks: list[Leak]) -> list[str]:
+def _sentences(leaks: list[Leak]) -> list[str]:
     """Describe leaks, those of the same kind in one sentence."""
     names_by_template: dict[str, list[str]] = {}
-    for leak in leaks:
-        owner = ".".join(filter(None, (model, leak.name.rpartition(".")[0])))
-        for template, name in (
-            _templates(leak, owner) if model is not None else [(f"torch {leak.name} {_changed(leak)}", leak.name)]
-        ):
-            names_by_template.setdefault(template, []).append(name)
-    return [_fill(template, names) for template, names in names_by_template.items()]
+    for template, name in chain.from_iterable(map(_templates, leaks)):
+        names_by_template.setdefault(template, []).append(name)
+    return [
+        template.format(
+            first_and_more(names), n=plural(len(names), "parameter"), was="was" if len(names) == 1 else "were"
+        )
+        for template, names in names_by_template.items()
+    ]
 
 
-def _templates(leak: Leak, owner: str) -> Iterator[tuple[str, str]]:
-    """Yield the sentence templates for a leak of a model, each with the name to insert."""
-    attribute = leak.name.rpartition(".")[2]
-    if attribute == "training":
+def _templates(leak: Leak) -> Iterator[tuple[str, str]]:
+    """Yield the sentence templates for a leak, each with the name to insert."""
+    owner, _, attribute = f"{leak.model}.{leak.name}".rpartition(".")
+    if leak.model is None:
+        yield f"torch {{}} {_changed(leak)}", leak.name
+    elif attribute == "training":
         yield f"{{}} {{was}} left in {'training' if leak.after else 'eval'} mode", owner
     elif attribute == "requires_grad":
         yield f"requires_grad was turned {'on' if leak.after else 'off'} for {{}}", owner
@@ -115,9 +114,6 @@ def _templates(leak: Leak, owner: str) -> Iterator[tuple[str, str]]:
 
 
 def _changed(leak: Leak) -> str:
-    return f"changed from {leak.before} to {leak.after}"
-
-
-def _fill(template: str, names: list[str]) -> str:
-    was = "was" if len(names) == 1 else "were"
-    return template.format(first_and_more(names), n=plural(len(names), "parameter"), was=was)
+    another = "another " if str(leak.before) == str(leak.after) else ""
+    text = f"changed from {leak.before} to {another}{leak.after}"
+    return text.replace("{", "{{").replace("}", "}}")  # for str.format()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pytest_evalmode.rules.rule import Violation, rule
+from pytest_evalmode.rules.rule import Rule, Violation, rule
 from pytest_evalmode.trace import Trace
 
 _REMEDY = (
@@ -12,46 +12,30 @@ _REMEDY = (
 )
 
 
-@rule("model-changed", level="lock", fires_when="a model differs from its lock entry", remedy=_REMEDY)
-def model_changed(trace: Trace) -> Iterator[Violation]:
-    return _violations(trace, "model")
+def _rule_of(kind: str, fires_when: str) -> Rule:
+    """Return the rule that reports the differences of one kind."""
+
+    @rule(f"{kind}-changed", level="lock", fires_when=fires_when, remedy=_REMEDY)
+    def check(trace: Trace) -> Iterator[Violation]:
+        for change in trace.locks:
+            if change.kind == kind:
+                yield Violation(
+                    model=change.name if kind == "model" else None,
+                    subjects=(change.name,),
+                    message=change.headline,
+                    finding=change.finding or change.headline,
+                    remedy=change.remedy,
+                    at=change.at,
+                    details={**change.details, "lock": change.file},
+                    never_intended="missing" in change.details,  # with an exemption, no entry would be created
+                )
+
+    return check
 
 
-@rule("inputs-changed", level="lock", fires_when="inputs differ from their lock entry", remedy=_REMEDY)
-def inputs_changed(trace: Trace) -> Iterator[Violation]:
-    return _violations(trace, "inputs")
-
-
-@rule(
-    "preprocessing-changed",
-    level="lock",
-    fires_when="a preprocessing step, or a parameter of one, differs from the lock entry",
-    remedy=_REMEDY,
+model_changed = _rule_of("model", "a model differs from its lock entry")
+inputs_changed = _rule_of("inputs", "inputs differ from their lock entry")
+preprocessing_changed = _rule_of(
+    "preprocessing", "a preprocessing step, or a parameter of one, differs from the lock entry"
 )
-def preprocessing_changed(trace: Trace) -> Iterator[Violation]:
-    return _violations(trace, "preprocessing")
-
-
-@rule(
-    "outputs-changed",
-    level="lock",
-    fires_when="outputs or metrics differ from their lock entry by more than the tolerance",
-    remedy=_REMEDY,
-)
-def outputs_changed(trace: Trace) -> Iterator[Violation]:
-    return _violations(trace, "outputs")
-
-
-def _violations(trace: Trace, kind: str) -> Iterator[Violation]:
-    for change in trace.locks:
-        if change.kind == kind:
-            yield Violation(
-                model=change.name if kind == "model" else None,
-                subjects=(change.name,),
-                message=change.headline,
-                finding=change.finding or change.headline,
-                remedy=change.remedy,
-                at=change.at,
-                details={**change.details, "lock": change.file},
-                never_intended="missing" in change.details,  # with an exemption, the entry would never be created
-            )
+outputs_changed = _rule_of("outputs", "outputs or metrics differ from their lock entry by more than the tolerance")

@@ -79,11 +79,7 @@ class Rule:
     check: Check
 
     def violations(self, trace: Trace) -> list[Violation]:
-        """Return the violations of this rule, with the rule's remedy for those that have none.
-
-        Raises:
-            RuleError: The check raised an exception or yielded something else.
-        """
+        """Return the violations of this rule, with the rule's remedy for those that have none, or raise RuleError."""
         try:
             return [replace(v, rule=self.name, remedy=v.remedy or self.remedy) for v in self.check(trace)]
         except Exception as error:

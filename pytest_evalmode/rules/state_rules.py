@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
-from typing import Any
 
 from pytest_evalmode.rules.call_groups import calls_by_model, violation_of_calls
 from pytest_evalmode.rules.rule import Violation, rule
@@ -14,10 +13,11 @@ from pytest_evalmode.rules.training_calls import (
     first_optimizer_step,
     format_operation,
     operation_details,
+    pause_if,
     pause_remedy,
 )
 from pytest_evalmode.rules.wording import first_and_more, plural, title
-from pytest_evalmode.trace import Drift, GlobalDrift, Load, ModelOperation, TensorChange, Trace
+from pytest_evalmode.trace import Drift, Leak, Load, ModelOperation, TensorChange, Trace
 
 
 @rule(
@@ -41,7 +41,12 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
         step, backward = first_optimizer_step(trace, model), first_backward(trace, model)
         of_model = [change for change in changes if change.model == model]
         writes = [] if step or backward else [write for write in trace.writes if write.at and model in write.models]
-        for write, group in _group_by_write(of_model, writes):
+        weights = [change for change in of_model if not change.buffer]
+        cause = next((write for write in writes if any(_explains(write, change) for change in weights)), None)
+        groups: dict[ModelOperation | None, list[TensorChange]] = {}
+        for change in of_model:
+            groups.setdefault(cause if cause and _explains(cause, change) else None, []).append(change)
+        for write, group in groups.items():
             violation = next(_mutations(group))
             has_weights = any(not change.buffer for change in group)
             if model in training:
@@ -53,7 +58,8 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
                 remedy = pause_remedy(step)
                 yield replace(violation, remedy=remedy, details=details, because=because, never_intended=True)
             elif has_weights and backward:
-                yield replace(violation, remedy=_backward_remedy(backward))
+                pause = pause_if(f"the test trains on purpose ({format_operation(backward)})")
+                yield replace(violation, remedy=f"{pause}; otherwise {_UNKNOWN_WRITE_REMEDY}")
             elif write:
                 details = {**violation.details, **operation_details(written=write)}
                 remedy = _WRITE_REMEDY.format(write.name)
@@ -112,7 +118,7 @@ def attribute_mutated(trace: Trace) -> Iterator[Violation]:
         for change in chain.from_iterable(call.attributes for call in calls):
             changed.setdefault(change.name, f"{change.before} -> {change.after}")
         first = next(iter(changed))
-        text = f"{first}: {changed[first]}{_and_more(changed)}"
+        text = f"{first}: {changed[first]}" + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
         yield violation_of_calls(
             calls,
             subjects=tuple(changed),
@@ -131,8 +137,6 @@ def attribute_mutated(trace: Trace) -> Iterator[Violation]:
 )
 def partial_load(trace: Trace) -> Iterator[Violation]:
     for load in trace.loads:
-        if load.matched and not load.by_user:
-            continue  # a library that loads an adapter leaves the rest of the model alone
         kinds = (("missing", load.missing), ("unexpected", load.unexpected))
         keys = [f"{plural(len(names), f'{kind} key')} ({first_and_more(names)})" for kind, names in kinds if names]
         yield Violation(
@@ -154,26 +158,24 @@ def partial_load(trace: Trace) -> Iterator[Violation]:
 )
 def state_drifted(trace: Trace) -> Iterator[Violation]:
     for drift in trace.drifts:
-        names = tuple(change.name for change in drift.changes)
-        yield _drift_violation(
-            drift,
-            names,
+        is_global = drift.model is None
+        names = tuple(f"torch {change.name}" if is_global else change.name for change in drift.changes)
+        texts = [describe_change(change) for change in drift.changes]
+        first = drift.changes[0]
+        values = f" from {first.before} to {first.after}" if isinstance(first, Leak) and len(names) == 1 else ""
+        yield Violation(
             model=drift.model,
-            finding=f"{first_and_more(names)} changed after {drift.last_seen_by} ended; {_run_since(drift.between)}",
-            details={"changes": {change.name: describe_change(change) for change in drift.changes}},
-        )
-    for global_drift in trace.global_drifts:
-        names = tuple(f"torch {change.name}" for change in global_drift.changes)
-        first = f"{names[0]} changed from {global_drift.changes[0].before} to {global_drift.changes[0].after}"
-        changes = {name: f"{c.before} -> {c.after}" for name, c in zip(names, global_drift.changes, strict=True)}
-        yield _drift_violation(
-            global_drift,
-            names,
-            model=None,
-            finding=f"{first} after {global_drift.last_seen_by} ended{_and_more(names)}; "
-            + _run_since(global_drift.between, global_drift.changed_by),
-            remedy="set it in a context manager, or in a fixture that restores it",
-            details={"changed_by": list(global_drift.changed_by), "changes": changes},
+            subjects=names,
+            message=f"{first_and_more(names)} changed since the last guarded test",
+            finding=f"{first_and_more(names)} changed{values} after {drift.last_seen_by} ended; {_run_since(drift)}",
+            remedy="set it in a context manager, or in a fixture that restores it" if is_global else "",
+            count=len(names),
+            details={
+                "last_seen_by": drift.last_seen_by,
+                "between": list(drift.between),
+                **({"changed_by": list(drift.changed_by)} if is_global else {}),
+                "changes": dict(zip(names, texts, strict=True)),
+            },
         )
 
 
@@ -191,19 +193,6 @@ _WRITE_REMEDY = (
 )
 
 
-def _group_by_write(
-    changes: list[TensorChange], writes: Sequence[ModelOperation]
-) -> list[tuple[ModelOperation | None, list[TensorChange]]]:
-    """Return changes grouped by the first call that explains them, if it explains that of a weight."""
-    groups: dict[ModelOperation | None, list[TensorChange]] = {}
-    for change in changes:
-        groups.setdefault(next((write for write in writes if _explains(write, change)), None), []).append(change)
-    unexplained = [w for w, group in groups.items() if w is not None and all(change.buffer for change in group)]
-    for write in unexplained:
-        groups.setdefault(None, []).extend(groups.pop(write))
-    return list(groups.items())
-
-
 def _explains(write: ModelOperation, change: TensorChange) -> bool:
     """Return whether a call can explain a change: a load explains values, a conversion dtypes and devices."""
     if write.name == "load_state_dict()":
@@ -213,60 +202,38 @@ def _explains(write: ModelOperation, change: TensorChange) -> bool:
 
 def _date(violation: Violation, changes: list[TensorChange]) -> Violation:
     """Return a violation whose writer is unknown with when the tensors changed, and a remedy that fits."""
-    dated = {change.written: change for change in reversed(changes)}
-    details, at, first = violation.details, violation.at, changes[0].first_forward
+    dated = {change.written for change in changes}
+    first, cause, when, remedy = changes[0].first_forward, None, "", _UNKNOWN_WRITE_REMEDY
     if "before" in dated:
-        return replace(
-            violation, at=first, details={**details, "when": "before the model's first forward"}, remedy=_EARLY
+        when = "before the model's first forward"
+        remedy = (
+            "find the code that wrote to it between the start of the test and that forward, and let it use a copy of "
+            "the model (copy.deepcopy); or list it in mutable=[...]"
         )
-    if "inside" in dated:
-        line = next((change.written_at for change in changes if change.written_at), None)
-        when = {**details, "when": "in the model's first forward"}
-        return replace(
-            violation, at=first, cause=line, details=when, remedy=_INSIDE.format(f" ({line})" if line else "")
-        )
-    remedy = _UNKNOWN_WRITE_REMEDY
-    if changes[0].seen_late and not any(change.buffer or change.what != "values" for change in changes):
-        remedy += _SWAP
-    if "after" in dated and first:
-        at, details = first, {**details, "when": "after the model's first forward"}
-    return replace(violation, at=at, details=details, remedy=remedy)
+    elif "inside" in dated:
+        when = "in the model's first forward"
+        cause = next((change.written_at for change in changes if change.written_at), None)
+        line = f" ({cause})" if cause else ""
+        remedy = f"let the forward write to it only under `if self.training:`{line}; or list it in mutable=[...]"
+    else:
+        when = "after the model's first forward" if "after" in dated and first else ""
+        if changes[0].seen_late and not any(change.buffer or change.what != "values" for change in changes):
+            remedy += (
+                "; if other weights were swapped in for the forward (an average, a reparametrization), call "
+                "evalmode.watch(model) before the swap"
+            )
+    if not when:
+        return replace(violation, remedy=remedy)
+    details = {**violation.details, "when": when}
+    return replace(violation, at=first, cause=cause, details=details, remedy=remedy)
 
 
-_EARLY = (
-    "find the code that wrote to it between the start of the test and that forward, and let it use a copy of the model "
-    "(copy.deepcopy); or list it in mutable=[...]"
-)
-_INSIDE = "let the forward write to it only under `if self.training:`{}; or list it in mutable=[...]"
-_SWAP = (
-    "; if other weights were swapped in for the forward (an average, a reparametrization), call evalmode.watch(model) "
-    "before the swap"
-)
-
-
-def _drift_violation(
-    drift: Drift | GlobalDrift, names: tuple[str, ...], *, details: dict[str, Any], **fields: Any
-) -> Violation:
-    return Violation(
-        subjects=names,
-        message=f"{first_and_more(names)} changed since the last guarded test",
-        count=len(names),
-        details={"last_seen_by": drift.last_seen_by, "between": list(drift.between), **details},
-        **fields,
-    )
-
-
-def _and_more(items: Sized) -> str:
-    """Return how many items there are besides the first: ` (and 2 more)`, or an empty string."""
-    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
-
-
-def _run_since(between: Sequence[str], changed_by: Sequence[str] = ()) -> str:
+def _run_since(drift: Drift) -> str:
     """Return the tests that changed the state, if known, or those that ran since."""
-    if changed_by:
-        return f"it changed while {first_and_more(changed_by)} ran"
-    more = f" and {len(between) - 3} more" if len(between) > 3 else ""
-    return f"tests run since: {', '.join(between[:3])}{more}" if between else "no test ran since"
+    if drift.changed_by:
+        return f"it changed while {first_and_more(drift.changed_by)} ran"
+    more = f" and {len(drift.between) - 3} more" if len(drift.between) > 3 else ""
+    return f"tests run since: {', '.join(drift.between[:3])}{more}" if drift.between else "no test ran since"
 
 
 def _explain_by_training(violation: Violation, trace: Trace) -> Violation:
@@ -277,27 +244,15 @@ def _explain_by_training(violation: Violation, trace: Trace) -> Violation:
     return replace(violation, because=("train-mode",)) if explained else violation
 
 
-def _backward_remedy(backward: ModelOperation) -> str:
-    """Return the remedy for weights that changed in a test that computed gradients but made no optimizer step."""
-    return (
-        "if the test trains on purpose, wrap that part in `with evalmode.paused():` "
-        f"({format_operation(backward)}); otherwise {_UNKNOWN_WRITE_REMEDY}"
-    )
-
-
 def _common_prefix(load: Load) -> str:
-    """Return the prefix that all missing or all unexpected keys share, if it explains them, with advice."""
+    """Return the prefix that all missing or all unexpected keys share, if it explains the others, with advice."""
     for keys, other, advice in (
         (load.unexpected, load.missing, "strip it from the checkpoint's keys"),
         (load.missing, load.unexpected, "add it to the checkpoint's keys"),
     ):
         prefixes = {key.partition(".")[0] for key in keys}
-        if keys and len(prefixes) == 1:
-            prefix = prefixes.pop()
-            stripped = {key.partition(".")[2] for key in keys}
-            # `DataParallel` adds `module.`, `torch.compile` adds `_orig_mod.`.
-            if stripped & set(other) or prefix in ("module", "_orig_mod"):
-                return f": every one of these keys has the prefix `{prefix}.`; {advice}"
+        if len(prefixes) == 1 and not {key.partition(".")[2] for key in keys}.isdisjoint(other):
+            return f": every one of these keys has the prefix `{prefixes.pop()}.`; {advice}"
     return ""
 
 
@@ -320,8 +275,10 @@ def _mutations(changes: Iterable[TensorChange]) -> Iterator[Violation]:
         )
 
 
-def describe_change(change: TensorChange) -> str:
-    """Return how much a tensor changed, if known: `max |Δ| 0.031, 64 of 64 elements`."""
+def describe_change(change: TensorChange | Leak) -> str:
+    """Return how much a tensor changed, if known: `max |Δ| 0.031, 64 of 64 elements`; or the values of a setting."""
+    if isinstance(change, Leak):
+        return f"{change.before} -> {change.after}"
     if change.elements is None:
         return "" if change.what == "values" else f"{change.what} {change.before_and_after}".rstrip()
     extent = f"{change.elements} of {plural(change.numel or 0, 'element')}"

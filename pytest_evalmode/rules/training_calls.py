@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from pytest_evalmode.trace import ForwardCall, ModelOperation, Observation, Site, Trace
+from pytest_evalmode.trace import ForwardCall, ModelOperation, Observation, Trace
 
 
 def first_optimizer_step(trace: Trace, model: str | None) -> ModelOperation | None:
@@ -28,26 +26,28 @@ def pause_if(condition: str) -> str:
 
 
 def mode_remedy(trace: Trace, calls: list[ForwardCall], relevant: list[Observation], target: str) -> str:
-    """Return the remedy for a model that ran in training mode.
+    """Return the remedy for a model in training mode: the line that must not switch it, or where to call `eval()`.
 
-    It names the line that must not switch the mode, or where to call `eval()`.
-
-    Args:
-        trace: the facts of the window.
-        calls: the forwards of the model in training mode, in their order.
-        relevant: the modules in training mode that the violation names.
-        target: the module on which to call `eval()`, as an expression.
+    `relevant` are the modules that the violation names, and `target` the expression on which to call `eval()`.
     """
-    backward = first_backward(trace, calls[0].ran.model)
-    lines = _switch_lines(calls, {observation.module.name for observation in relevant})
+    model = calls[0].ran.model
+    backward = first_backward(trace, model)
+    names = {observation.module.name for observation in relevant}
+    switches = [o.since for call in calls for o in call.training if o.module.name in names and o.switched_in_window]
+    lines = list(dict.fromkeys(filter(None, switches)))
     own = [call.at for call in calls if call.at in lines]
-    if any(observation.switched_in_forward for observation in relevant):
-        remedy = _fix_in_forward(lines)
+    forwards = sum(each.forwards for each in trace.models if each.name == model)
+    if any(observation.switched_in_forward for observation in relevant):  # `eval()` before the forward changes nothing
+        remedy = (
+            f"do not switch modes in the forward ({lines[0]})"
+            if lines
+            else "create the module in __init__: one that a forward creates is in training mode"
+        )
     elif own:
         remedy = f"call eval() where {own[0]} calls train()"
     elif lines:
         remedy = f"call {target}.eval() after {' and after '.join(map(str, lines))}"
-    elif _ran_in_eval_mode(trace, calls) and calls[0].at:
+    elif forwards > sum(call.count for call in calls) and calls[0].at:  # it ran in eval mode too
         remedy = f"call {target}.eval() before the forward at {calls[0].at}"
     else:
         remedy = f"call {target}.eval() before the first forward"
@@ -56,26 +56,6 @@ def mode_remedy(trace: Trace, calls: list[ForwardCall], relevant: list[Observati
     if any(call.returned_losses for call in calls):
         return f"{pause_if('the test needs the losses that training mode returns')}; otherwise {remedy}"
     return f"{pause_if('the test needs training mode')}; otherwise {remedy}" if lines else remedy
-
-
-def _switch_lines(calls: list[ForwardCall], modules: set[str]) -> list[Site]:
-    """Return the lines of the window that switched these modules to training mode."""
-    observations = (observation for call in calls for observation in call.training)
-    lines = (o.since for o in observations if o.module.name in modules and o.switched_in_window)
-    return list(dict.fromkeys(line for line in lines if line is not None))
-
-
-def _fix_in_forward(lines: Sequence[Site]) -> str:
-    """Return the remedy for a forward that switches or creates modules: `eval()` before it changes nothing."""
-    if lines:
-        return f"do not switch modes in the forward ({lines[0]})"
-    return "create the module in __init__: one that a forward creates is in training mode"
-
-
-def _ran_in_eval_mode(trace: Trace, calls: list[ForwardCall]) -> bool:
-    """Return whether the model ran in eval mode, too."""
-    forwards = sum(model.forwards for model in trace.models if model.name == calls[0].ran.model)
-    return forwards > sum(call.count for call in calls)
 
 
 def gradient_remedy(backward: ModelOperation) -> str:

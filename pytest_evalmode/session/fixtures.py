@@ -108,16 +108,12 @@ def forget_fixture(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRe
 
 def _record_fixture_event(part: str, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
     if HISTORY in request.config.stash:
+        from pytest_evalmode.observe.source.user_code import is_installed
+
         event = f"the {part} of fixture {fixturedef.argname!r} for {request.node.nodeid or 'the session'}"
-        record_event(request.config, event, fixturedef.argnames, is_test=False, is_installed=_is_installed(fixturedef))
-
-
-def _is_installed(fixturedef: pytest.FixtureDef[Any]) -> bool:
-    """Return whether a fixture belongs to pytest or to an installed plugin."""
-    from pytest_evalmode.observe.source.user_code import is_installed
-
-    code = getattr(unwrap(fixturedef.func), "__code__", None)
-    return code is not None and is_installed(Path(code.co_filename))
+        code = getattr(unwrap(fixturedef.func), "__code__", None)
+        installed = code is not None and is_installed(Path(code.co_filename))
+        record_event(request.config, event, fixturedef.argnames, is_test=False, is_installed=installed)
 
 
 def _definition_line(fixturedef: pytest.FixtureDef[Any], config: pytest.Config) -> Site | None:

@@ -6,10 +6,7 @@ Every pytest run imports this module, so slow imports are deferred.
 from __future__ import annotations
 
 import os
-import reprlib
 import shlex
-from collections.abc import Sequence
-from contextlib import suppress
 from importlib.util import find_spec
 from keyword import iskeyword
 from pathlib import Path, PurePosixPath
@@ -29,45 +26,28 @@ _WILDCARDS = frozenset("*?[")
 
 def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("evalmode", "evaluation hygiene of PyTorch models")
-    # No defaults here, which would hide the ini.  No choices either: the ini needs the same error message.
+
+    def add_flag(name: str, help: str) -> None:
+        group.addoption(name, action="store_true", help=help)
+
+    # No defaults, which would hide the ini.  No choices either: the ini needs the same error message.
     group.addoption("--evalmode", metavar="|".join(MODES), help="fail, warn (EvalModeWarning), or do nothing")
-    group.addoption("--evalmode-strict", action="store_true", default=None, help="also apply the strict rules")
+    add_flag("--evalmode-strict", "also apply the strict rules")
     group.addoption("--evalmode-report", metavar="PATH", help="write the JSON report")
-    group.addoption(
-        "--evalmode-update-lock", action="store_true", default=False, help="update the lock files from this run"
-    )
-    group.addoption(
-        "--evalmode-baseline", metavar="PATH", help="do not fail on violations listed in this baseline file"
-    )
-    group.addoption(
-        "--evalmode-update-baseline", action="store_true", default=False, help="update the baseline file from this run"
-    )
-    group.addoption(
-        "--evalmode-all", action="store_true", default=False, help="guard every test of this run, marked or not"
-    )
-    group.addoption(
-        "--evalmode-suggest",
-        action="store_true",
-        default=False,
-        help="fail no test; report which unmarked tests ran inference and should be marked",
-    )
-    group.addoption(
-        "--evalmode-full-read",
-        action="store_true",
-        default=False,
-        help="read every tensor each time, even where the kernel reports that its memory was not written",
-    )
+    add_flag("--evalmode-update-lock", "update the lock files from this run")
+    baseline = "do not fail on violations listed in this baseline file"
+    group.addoption("--evalmode-baseline", metavar="PATH", help=baseline)
+    add_flag("--evalmode-update-baseline", "update the baseline file from this run")
+    add_flag("--evalmode-all", "guard every test of this run, marked or not")
+    add_flag("--evalmode-suggest", "fail no test; report which unmarked tests ran inference and should be marked")
+    full_read = "read every tensor each time, even where the kernel reports that its memory was not written"
+    add_flag("--evalmode-full-read", full_read)
     group.addoption("--evalmode-html", metavar="PATH", help="write the HTML report")
-    group.addoption(
-        "--evalmode-rules",
-        metavar="RULE",
-        nargs="?",
-        const="",
-        help="print the rules and their fixes, or the page of one rule, and exit",
-    )
+    rules = "print the rules and their fixes, or the page of one rule, and exit"
+    group.addoption("--evalmode-rules", metavar="RULE", nargs="?", const="", help=rules)
     parser.addini("evalmode", "fail, warn (EvalModeWarning), or do nothing: enforce (default), warn or off")
     parser.addini("evalmode_strict", "also apply the strict rules", type="bool", default=False)
-    parser.addini("evalmode_baseline", "do not fail on violations listed in this baseline file (from the rootdir)")
+    parser.addini("evalmode_baseline", f"{baseline} (from the rootdir)")
     parser.addini("evalmode_marker", "name of the marker", default="inference")
     parser.addini("evalmode_mark", "globs of paths (from the rootdir) whose tests are all guarded", type="args")
     parser.addini("evalmode_allow", "rules that any test may break", type="args")
@@ -76,11 +56,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def read_settings(config: pytest.Config) -> Settings:
-    """Return the settings of a run.
-
-    Raises:
-        pytest.UsageError: an option or ini key has an invalid value.
-    """
+    """Return the settings of a run, or raise UsageError if an option or ini key has an invalid value."""
     marker = config.getini("evalmode_marker")
     if not marker.isidentifier() or iskeyword(marker):
         raise pytest.UsageError(f"evalmode_marker: {marker!r} is not a valid marker name (use a Python identifier)")
@@ -90,6 +66,10 @@ def read_settings(config: pytest.Config) -> Settings:
     mode = _read_mode(config)
     update = config.getoption("evalmode_update_baseline")
     baseline, known = _read_baseline(config, update=update)
+    html = _read_output_path(config, "--evalmode-html", rank)
+    panels = config.pluginmanager.hasplugin("html") and config.getoption("htmlpath", None)
+    if html is not None and find_spec("jinja2") is None:
+        raise pytest.UsageError("--evalmode-html requires Jinja2; run: pip install 'pytest-evalmode[html]'")
     if update and mode == "off":
         raise pytest.UsageError("--evalmode-update-baseline: evalmode=off guards no test; use evalmode=enforce")
     return Settings(
@@ -98,7 +78,7 @@ def read_settings(config: pytest.Config) -> Settings:
         report=_read_output_path(config, "--evalmode-report", rank),
         marker=marker,
         guarded_paths=_read_guarded_paths(config),
-        ini_exemptions={name: _read_list(config, f"evalmode_{name}") for name in ("allow", "train", "mutable")},
+        ini_exemptions={name: tuple(config.getini(f"evalmode_{name}")) for name in ("allow", "train", "mutable")},
         root=config.rootpath,
         rank=rank,
         update_lock=config.getoption("evalmode_update_lock"),
@@ -107,8 +87,8 @@ def read_settings(config: pytest.Config) -> Settings:
         update_baseline=update,
         suggest=config.getoption("evalmode_suggest"),
         full_read=config.getoption("evalmode_full_read"),
-        html=_read_html_path(config, rank),
-        record_details=_needs_details(config),
+        html=html,
+        record_details=bool(config.getoption("evalmode_html") or panels or step_summary_path()),
     )
 
 
@@ -140,29 +120,12 @@ def _read_rank() -> Rank | None:
 def _read_guarded_paths(config: pytest.Config) -> tuple[str, ...]:
     if config.getoption("evalmode_all"):
         return (".",)
-    globs = tuple(map(normpath, _read_list(config, "evalmode_mark")))
+    globs = tuple(map(normpath, config.getini("evalmode_mark")))
     for glob in globs if not is_worker(config) else ():
         is_below = not PurePosixPath(glob).is_absolute() and PurePosixPath(glob).parts[:1] != ("..",)
         if not is_below or (_WILDCARDS.isdisjoint(glob) and not (config.rootpath / glob).exists()):
             raise pytest.UsageError(f"evalmode_mark: {glob!r} is not a file or folder below {config.rootpath}")
     return globs
-
-
-def _read_list(config: pytest.Config, name: str) -> tuple[str, ...]:
-    value: Sequence[str] = config.getini(name)
-    return tuple(value)
-
-
-def _read_html_path(config: pytest.Config, rank: Rank | None) -> Path | None:
-    path = _read_output_path(config, "--evalmode-html", rank)
-    if path is not None and find_spec("jinja2") is None:
-        raise pytest.UsageError("--evalmode-html requires Jinja2; run: pip install 'pytest-evalmode[html]'")
-    return path
-
-
-def _needs_details(config: pytest.Config) -> bool:
-    panels = config.pluginmanager.hasplugin("html") and config.getoption("htmlpath", None)
-    return bool(config.getoption("evalmode_html") or panels or step_summary_path())
 
 
 def _read_output_path(config: pytest.Config, option: str, rank: Rank | None) -> Path | None:
@@ -172,7 +135,7 @@ def _read_output_path(config: pytest.Config, option: str, rank: Rank | None) -> 
         return None
     path: Path = config.invocation_params.dir / given
     if not given or not _is_writable(path):
-        raise pytest.UsageError(f"{option}: cannot write to {reprlib.repr(given)}")
+        raise pytest.UsageError(f"{option}: cannot write to {given!r}")
     # Ranks usually share a file system, and each has a report of its own.
     return path if rank is None else path.with_name(f"{path.stem}.rank{rank.number}{path.suffix}")
 
@@ -181,9 +144,6 @@ def _read_baseline(config: pytest.Config, *, update: bool) -> tuple[Path | None,
     """Return the path of the baseline and its known violations.
 
     A worker gets the known violations from its controller, because it may run on a machine with other files.
-
-    Raises:
-        pytest.UsageError: the file is missing or broken; the message says how to create one.
     """
     if is_worker(config):
         sent = config.workerinput[BASELINE_INPUT]  # type: ignore[attr-defined]
@@ -198,7 +158,7 @@ def _read_baseline(config: pytest.Config, *, update: bool) -> tuple[Path | None,
         return None, None
     path: Path = folder / name
     if not name or not _is_writable(path):
-        raise pytest.UsageError(f"{where}: cannot read or write {reprlib.repr(name)}")
+        raise pytest.UsageError(f"{where}: cannot read or write {name!r}")
     command = f"pytest --evalmode-baseline={shlex.quote(str(name))} --evalmode-update-baseline"
     try:
         return path, _parse_baseline(path.read_text(encoding="utf-8"))
@@ -221,10 +181,6 @@ def _is_writable(path: Path) -> bool:
     """Return whether a file can be written at a path, as far as this can be checked without creating it."""
     try:
         folder = next(folder for folder in path.parents if folder.exists())
-        for name in path.relative_to(folder).parts:
-            # Check each name in the existing folder: below a missing folder, `stat` does not report a name as too long.
-            with suppress(FileNotFoundError):
-                (folder / name).stat()
         return folder.is_dir() and not path.is_dir()
-    except (OSError, ValueError):  # a name too long for the file system, no folder on the way, a null byte
+    except (OSError, ValueError):  # a path too long for the file system, a null byte
         return False

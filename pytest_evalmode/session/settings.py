@@ -41,20 +41,20 @@ class Settings(NamedTuple):
     root: Path
     rank: Rank | None
     """This process in a distributed run; None if there is only one process."""
-    update_lock: bool = False
+    update_lock: bool
     """Whether to update the lock files from this run."""
-    baseline: Path | None = None
+    baseline: Path | None
     """The baseline file."""
-    known: KnownViolations | None = None
+    known: KnownViolations | None
     """The violations that the baseline lists; None without a baseline."""
-    update_baseline: bool = False
+    update_baseline: bool
     """Whether to update the baseline from this run."""
-    suggest: bool = False
+    suggest: bool
     """Whether to also watch unmarked tests, and fail no test."""
-    full_read: bool = False
+    full_read: bool
     """Whether to read every tensor each time, even where the kernel reports that its memory was not written."""
-    html: Path | None = None
-    record_details: bool = False
+    html: Path | None
+    record_details: bool
     """Whether to record what only the HTML report and the step summary show; set in workers too."""
 
     @property

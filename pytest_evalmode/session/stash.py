@@ -7,27 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from pytest_evalmode.guards import Guard
     from pytest_evalmode.observe.calls.mode_changes import ModeChanges
-    from pytest_evalmode.observe.forwards.keep_alive import KeepAlive
     from pytest_evalmode.observe.models.session_history import SessionHistory
 
 GUARD: pytest.StashKey[Guard] = pytest.StashKey()
 """The guard of a test, from its setup to its teardown."""
-MARKS: pytest.StashKey[list[pytest.Mark]] = pytest.StashKey()
-"""The marks of a test when its guard's policy was created."""
 RUNNING_ITEM: pytest.StashKey[pytest.Item | None] = pytest.StashKey()
 """On the config: the test whose call is running."""
 DROPPED_COUNT: pytest.StashKey[int] = pytest.StashKey()
 """How many violations of a test were dropped by user hooks."""
-BYTES_AT_START: pytest.StashKey[tuple[int, int]] = pytest.StashKey()
-"""The byte counters (read, skipped) at the start of a test's window."""
-MODELS: pytest.StashKey[dict[str, nn.Module]] = pytest.StashKey()
-"""The models of a test by name, for `--pdb`."""
-KEEP_ALIVE: pytest.StashKey[KeepAlive] = pytest.StashKey()
-"""The object that keeps the models of a test alive for `--pdb`."""
 HISTORY: pytest.StashKey[SessionHistory] = pytest.StashKey()
 """On the config: the history of shared models and global state, once there is a strict guard."""
 MODE_CHANGES: pytest.StashKey[ModeChanges] = pytest.StashKey()
@@ -40,11 +29,7 @@ LOCK_PROPERTY = "evalmode-lock"
 """The key of the lock entries that a test used."""
 
 
-SHORT_PROPERTIES = tuple(f"evalmode_{name}" for name in ("violations", "rules", "models", "forwards", "seconds"))
-"""The keys of single values of the record, for readers of JUnit's XML."""
-
-
 def remove_records(item: pytest.Item, *names: str) -> None:
     """Remove what an earlier run of a test recorded: the properties with these names or, without names, its record."""
-    removed = names or (RECORD_PROPERTY, SUGGESTION_PROPERTY, *SHORT_PROPERTIES)
+    removed = names or (RECORD_PROPERTY, SUGGESTION_PROPERTY)
     item.user_properties[:] = [entry for entry in item.user_properties if entry[0] not in removed]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -51,31 +50,44 @@ def apply_policy_hook(item: pytest.Item, policy: Policy, rules: Collection[str])
     """Return the policy of a test after `pytest_evalmode_policy`, which may use these rules only."""
     hook = item.ihook.pytest_evalmode_policy
     result = hook(item=item, policy=policy)
+    if result is None:
+        return policy
     known = {*rules, *policy.allow}  # the ini may name a rule that is defined for another folder only
-    expected = f"a Policy of these rules, or None: {', '.join(rules)}"
-    _validate(hook, [result], lambda result: _is_policy(result, known), expected, item=item, policy=policy)
-    return policy if result is None else result
+    if isinstance(result, Policy) and result.allow <= known:
+        return result
+    raise _invalid(hook, result, f"a Policy of these rules, or None: {', '.join(rules)}")
 
 
 def collect_hook_models(item: pytest.Item) -> list[tuple[str, nn.Module]]:
     """Return the models of `pytest_evalmode_models` with their names; a model without a name gets that of its type."""
+    from torch import nn
+
     hook = item.ihook.pytest_evalmode_models
-    expected = "models, in a mapping by name or in an iterable"
     models: list[tuple[str, nn.Module]] = []
-    for result in _validate(hook, _as_lists(hook(item=item)), _are_models, expected, item=item):
-        models.extend(result.items() if isinstance(result, Mapping) else ((type(m).__name__, m) for m in result))
+    for result in hook(item=item):
+        pairs: list[tuple[object, object]] = [("", None)]
+        if isinstance(result, Mapping):
+            pairs = list(result.items())
+        elif isinstance(result, Iterable) and not isinstance(result, nn.Module):
+            pairs = [(type(model).__name__, model) for model in result]
+        for name, model in pairs:
+            if not (isinstance(name, str) and name and isinstance(model, nn.Module)):
+                raise _invalid(hook, result, "models, in a mapping by name or in an iterable")
+            models.append((name, model))
     return models
 
 
 def collect_custom_rules(hooks: Any) -> tuple[Rule, ...]:
     """Return the custom rules of `pytest_evalmode_rules`, for the test whose `ihook` is given."""
     hook = hooks.pytest_evalmode_rules
-    results = _validate(hook, _as_lists(hook()), _are_rules, "an iterable of rules with unique names")
-    rules = tuple(rule for result in results for rule in result)
-    for name, count in Counter(rule.name for rule in rules).items():
-        if count > 1:
-            raise HookError(f"{hook.name}: {count} rules are named {name!r}; rule names must be unique")
-    return rules
+    rules: list[Rule] = []
+    for result in hook():
+        added = list(result) if isinstance(result, Iterable) else [None]
+        for rule in added:
+            if not isinstance(rule, Rule) or rule.name in (*RULE_NAMES, *(other.name for other in rules)):
+                raise _invalid(hook, result, "an iterable of rules with unique names")
+            rules.append(rule)
+    return tuple(rules)
 
 
 def apply_violation_hook(item: pytest.Item, violations: Iterable[Violation]) -> list[Violation]:
@@ -84,69 +96,16 @@ def apply_violation_hook(item: pytest.Item, violations: Iterable[Violation]) -> 
     reported = []
     for violation in violations:
         results = hook(item=item, violation=violation)
-        _validate(hook, results, _is_bool, "a bool or None", item=item, violation=violation)
+        for result in results:
+            if not isinstance(result, bool):
+                raise _invalid(hook, result, "a bool or None")
         if False not in results:
             reported.append(violation)
     return reported
 
 
-def _as_lists(results: list[Any]) -> list[Any]:
-    """Convert iterables to lists, because an iterator could not be validated and then read again."""
-    return [r if isinstance(r, Mapping) or not isinstance(r, Iterable) else list(r) for r in results]
-
-
-def _validate(
-    hook: Any, results: list[Any], is_valid: Callable[[Any], bool], expected: str, **arguments: object
-) -> list[Any]:
-    """Return the results if all are valid; otherwise raise HookError, which names the hook and the plugin."""
-    for result in results:
-        if result is not None and not is_valid(result):
-            plugin = _find_plugin(hook, result, arguments)
-            kind = type(result).__name__
-            raise HookError(f"{hook.name} of {plugin} returned {result!r} of type {kind}; expected {expected}")
-    return results
-
-
-def _find_plugin(hook: Any, result: object, arguments: Mapping[str, object]) -> str:
-    """Return the plugin that returned an invalid result.
-
-    pluggy does not say which plugin returned which result, so the implementations are called again.
-    """
-    implementations = hook.get_hookimpls()
-    if len(implementations) > 1:
-        matching = [i for i in implementations if _returns(i, result, arguments)]
-        implementations = matching or implementations
-    return " or ".join(repr(i.plugin_name) for i in implementations)
-
-
-def _returns(implementation: Any, result: object, arguments: Mapping[str, object]) -> bool:
-    try:
-        returned = implementation.function(*(arguments[name] for name in implementation.argnames))
-    except Exception:
-        return False
-    return bool(returned == result or _as_lists([returned]) == [result])
-
-
-def _is_bool(result: object) -> bool:
-    return isinstance(result, bool)
-
-
-def _is_policy(result: object, rules: set[str]) -> bool:
-    return isinstance(result, Policy) and result.allow <= rules
-
-
-def _are_models(result: object) -> bool:
-    from torch import nn
-
-    if isinstance(result, nn.Module) or not isinstance(result, Iterable):
-        return False
-    if isinstance(result, Mapping):
-        return all(isinstance(n, str) and n and isinstance(model, nn.Module) for n, model in result.items())
-    return all(isinstance(model, nn.Module) for model in result)
-
-
-def _are_rules(result: object) -> bool:
-    if not isinstance(result, list) or not all(isinstance(rule, Rule) for rule in result):
-        return False
-    names = [rule.name for rule in result]
-    return len({*names, *RULE_NAMES}) == len(names) + len(RULE_NAMES)
+def _invalid(hook: Any, result: object, expected: str) -> HookError:
+    """Return the error for an invalid result.  pluggy does not say which plugin returned it, so all are named."""
+    plugins = " or ".join(repr(each.plugin_name) for each in hook.get_hookimpls())
+    kind = type(result).__name__
+    return HookError(f"{hook.name} of {plugins} returned {result!r} of type {kind}; expected {expected}")

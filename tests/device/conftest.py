@@ -7,14 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pytest_evalmode.observe.state import devices
-
 HERE = Path(__file__).parent
 HOST = torch.device("cpu")
 ACCELERATOR = torch.accelerator.current_accelerator(check_available=True)
 DEVICES = [HOST] if ACCELERATOR is None else [HOST, ACCELERATOR]
-READERS = ("by torch", "by Triton")
-"""How an accelerator computes the sums."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,22 +39,6 @@ def cuda(device: torch.device) -> torch.device:
     """CUDA, or ROCm, which uses the same name."""
     if device.type != "cuda":
         pytest.skip("needs CUDA")
-    return device
-
-
-PLACES = [(HOST, ""), *((ACCELERATOR, reader) for reader in READERS if ACCELERATOR)]
-
-
-@pytest.fixture(params=PLACES, ids=[" ".join(filter(None, (str(device), reader))) for device, reader in PLACES])
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """Each device of this machine, with each way to compute the sums there."""
-    device: torch.device
-    device, reader = request.param
-    if reader:
-        actual = torch.ones(1, device=device).device
-        if reader == "by Triton" and devices._triton_reader(actual) is None:
-            pytest.skip("needs Triton, with a kernel that matches torch's operators")
-        monkeypatch.setattr(devices, "MIN_KERNEL_BYTES", 0 if reader == "by Triton" else 1 << 62)
     return device
 
 

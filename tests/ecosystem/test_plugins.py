@@ -75,10 +75,10 @@ def test_flaky(net):
     infer(net)
 """
 TESTS = ("plain", "asyncio", "anyio", "hypothesis", "benchmark", "torch", "flaky")
-COVERED = "--cov=nets", "--cov-report=json"
+COVERED = "-ppytest_cov", "--cov=nets", "--cov-report=json"
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+@suites.WORKERS
 def test_all_plugins_together(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     suites.write(pytester, SUITE)
     quick = "--benchmark-max-time=0.01", "--benchmark-min-rounds=2", "--benchmark-warmup=off"
@@ -159,7 +159,7 @@ def test_faulty_after():
     infer(Net())
 """,
     )
-    result = suites.run(pytester, "-rA", "--timeout-method=signal")
+    result = suites.run(pytester, "-ptimeout", "-rA", "--timeout-method=signal")
     result.assert_outcomes(passed=2, failed=3)
     result.stdout.fnmatch_lines_random(
         [
@@ -184,7 +184,7 @@ def test_faulty(benchmark):
     benchmark.pedantic(infer, (Net(),), rounds=3, iterations=2)
 """,
     )
-    clean, faulty = suites.json_report(pytester)["tests"]
+    clean, faulty = suites.json_report(pytester, "-pbenchmark")["tests"]
     assert clean["violations"] == []
     (violation,) = faulty["violations"]
     assert (violation["rule"], violation["count"]) == ("train-mode", 3 * 2 + 1)  # plus the run that returns the result

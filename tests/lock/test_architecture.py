@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_evalmode.lock.architecture import describe_architecture, expand, find_module_changes
+from pytest_evalmode.lock import model_entry
+from pytest_evalmode.lock.architecture import describe_architecture, find_module_changes
 
 
 class Norm(nn.Module):
@@ -23,6 +24,7 @@ class Norm(nn.Module):
         self.last_size: int | None = None
         self.path = "/home/me/weights.pt"
 
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         return self._scale(x)
@@ -52,10 +54,12 @@ def changes(was: nn.Module, now: nn.Module) -> list[tuple[str, str, str | None, 
 
 
 def test_equal_layers_share_a_line() -> None:
-    lines = describe_architecture(stack())
-    assert list(lines) == ["", "0-2", "0-2.0", "0-2.1"]
-    assert lines["0-2.0"] == "Linear(in_features=4, out_features=4)"
-    assert list(expand(lines)) == ["", "0", "1", "2", "0.0", "1.0", "2.0", "0.1", "1.1", "2.1"]
+    contents = model_entry.read_contents(stack())
+    assert contents.architecture["1.0"] == "Linear(in_features=4, out_features=4)"
+    entry = model_entry.build_entry(contents)
+    assert entry["architecture"]["Linear(in_features=4, out_features=4)"] == "0.0 1.0 2.0"
+    assert entry["architecture"]["Sequential()"] == " 0 1 2"
+    assert model_entry.parse_architecture(entry, "test") == contents.architecture
 
 
 def test_settings_are_compared_under_any_name() -> None:
@@ -97,9 +101,3 @@ def test_in_place_and_wrappers_are_no_changes() -> None:
 
 def test_a_traced_model_is_not_compared() -> None:
     assert changes(stack(), torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4)))) == []
-
-
-def test_a_line_from_a_file_cannot_ask_for_too_many_modules() -> None:
-    with pytest.raises(ValueError, match="0-999999999"):
-        expand({"0-999999999": "Linear()"})
-    assert expand({"3-1": "Linear()"}) == {}

@@ -26,7 +26,7 @@ from tests.lock.pictures import (
 )
 
 MNIST = ((0.1307,), (0.3081,))
-SIZE = 160
+SIZE = 64
 
 
 class Source:
@@ -52,15 +52,6 @@ def source(request: pytest.FixtureRequest) -> Source:
 @pytest.fixture(scope="module")
 def photographs() -> Source:
     return Source(resize(pictures.photographs(), SIZE), IMAGENET)
-
-
-def dim(s: Source) -> Array:
-    """Return pixels between the 8-bit levels."""
-    return np.asarray(to_unit_range(s.images) * np.float32(0.97) + np.float32(0.003))
-
-
-def quantized_to_levels(s: Source, function: Callable[[Array], Array]) -> Array:
-    return np.asarray(function(dim(s) * 255) / np.float32(255), np.float32)
 
 
 def bfloat16(a: Array) -> Array:
@@ -115,8 +106,6 @@ FAULTS: dict[str, Fault] = {
     "float64": ({"dtype"}, lambda s: (s.normalized(), s.normalized().astype(np.float64))),
     "float16": ({"rounding"}, lambda s: (s.normalized(), s.normalized().astype(np.float16))),
     "bfloat16": ({"rounding"}, lambda s: (s.normalized(), bfloat16(s.normalized()))),
-    "rounded to bytes": ({"rounding"}, lambda s: (dim(s), quantized_to_levels(s, np.round))),
-    "rounded down to bytes": ({"rounding"}, lambda s: (dim(s), quantized_to_levels(s, np.floor))),
     "reversed": ({"reordered"}, lambda s: (s.normalized(), s.normalized()[::-1])),
     "dropped": ({"dropped"}, lambda s: (s.normalized(), s.normalized()[1:])),
     "repeated": ({"repeated"}, lambda s: (s.normalized(), s.normalized()[[0, *range(len(s.images))]])),
@@ -124,7 +113,6 @@ FAULTS: dict[str, Fault] = {
     "flipped": ({"flip"}, lambda s: (s.normalized(), s.normalized()[..., ::-1])),
     "upside down": ({"flip"}, lambda s: (s.normalized(), s.normalized()[..., ::-1, :])),
     "rotated": ({"rotation"}, lambda s: (s.normalized(), np.rot90(s.normalized(), 1, (2, 3)))),
-    "cropped": ({"crop"}, lambda s: (s.normalized(), s.normalized()[:, :, 1:-1, 1:-2])),
     "JPEG": ({"jpeg"}, lambda s: (s.normalized(), s.normalized(jpeg(s.images)))),
     "JPEG, statistics of the user's own": (
         {"jpeg"},
@@ -134,7 +122,7 @@ FAULTS: dict[str, Fault] = {
     "JPEG of low quality": ({"jpeg"}, lambda s: (s.images, jpeg(s.images, 30))),
     "video range": ({"range"}, lambda s: (s.images, (16 + s.images * (219 / 255)).round().astype(np.uint8))),
     "some flipped": ({"flip"}, lambda s: (s.normalized(), change_some(s.normalized(), lambda x: x[..., ::-1]))),
-    "some shifted": ({"shift"}, lambda s: (s.normalized(), change_some(s.normalized(), lambda x: np.roll(x, 2, -1)))),
+    "some shifted": ({"shift"}, lambda s: (s.normalized(), change_some(s.normalized(), shifted))),
     "normalized per image": ({"standardised"}, lambda s: (to_unit_range(s.images), standardized_per_image(s))),
     "brightness changed per image": ({"augmented"}, lambda s: (to_unit_range(s.images), jittered(s))),
     # Pairs
@@ -151,11 +139,6 @@ FAULTS: dict[str, Fault] = {
         {"not normalised", "rounding"},
         lambda s: (s.normalized(), bfloat16(to_unit_range(s.images))),
     ),
-    "reversed, other statistics": (
-        {"reordered", "other statistics"},
-        lambda s: (s.normalized(), normalize(s.images[::-1], HALF)),
-    ),
-    "dropped, not normalized": ({"dropped", "not normalised"}, lambda s: (s.normalized(), to_unit_range(s.images[1:]))),
     "shifted, 0..255": (
         {"shift", "range"},
         lambda s: (to_unit_range(s.images), shifted(to_unit_range(s.images)) * 255),
@@ -164,8 +147,6 @@ FAULTS: dict[str, Fault] = {
         {"jpeg", "other statistics"},
         lambda s: (s.normalized(), normalize(jpeg(s.images), HALF)),
     ),
-    "JPEG, reversed": ({"jpeg", "reordered"}, lambda s: (s.normalized(), s.normalized(jpeg(s.images)[::-1]))),
-    "JPEG, flipped": ({"jpeg", "flip"}, lambda s: (s.normalized(), s.normalized(jpeg(s.images)[:, :, ::-1]))),
 }
 
 
@@ -213,10 +194,6 @@ PHOTOGRAPHS: dict[str, Fault] = {
     "one image": ({"channels"}, lambda s: (s.images[0], s.images[0][..., ::-1])),
     "one image, flipped": ({"flip"}, lambda s: (s.images[0], s.images[0][::-1])),
     "grayscale": ({"grey"}, lambda s: (s.normalized(), s.normalized(to_grayscale(s.images)))),
-    "alpha channel added": (
-        {"channels"},
-        lambda s: (s.images, np.pad(s.images, [(0, 0)] * 3 + [(0, 1)], constant_values=255)),
-    ),
     "Caffe": ({"channels", "other statistics"}, lambda s: (s.normalized(), caffe(s.images))),
     "view instead of permute": ({"shape"}, lambda s: (s.normalized(), s.normalized().reshape(2, SIZE, SIZE, 3))),
     "BGR and CLIP": (
@@ -234,12 +211,6 @@ PHOTOGRAPHS: dict[str, Fault] = {
         lambda s: (s.normalized(), s.normalized(scaled(s.images, 219 / 255, 16))),
     ),
     "contrast": ({"brightness"}, lambda s: (s.images, scaled(s.images, 1.3, -40))),
-    "BGR and JPEG": ({"channels", "jpeg"}, lambda s: (s.normalized(), s.normalized(jpeg(s.images)[..., ::-1]))),
-    "BGR and reversed": (
-        {"channels", "reordered"},
-        lambda s: (s.normalized(), s.normalized(s.images[::-1, ..., ::-1])),
-    ),
-    "BGR and cropped": ({"channels", "crop"}, lambda s: (s.normalized(), s.normalized()[:, ::-1, 1:-2, 2:-1])),
 }
 
 
@@ -332,12 +303,12 @@ def test_fitted_mean_and_std_are_reported(photographs: Source) -> None:
     mean, std = (0.4, 0.41, 0.43), (0.21, 0.25, 0.27)
     diagnosis = diagnose(photographs.normalized(), normalize(photographs.images, (mean, std)))
     assert diagnosis is not None
-    assert diagnosis.details["mean"] == pytest.approx(mean, abs=1e-4)
-    assert diagnosis.details["std"] == pytest.approx(std, abs=1e-4)
+    assert diagnosis.headline == (
+        "images were normalized with other statistics (mean (0.4, 0.41, 0.43), std (0.21, 0.25, 0.27), not ImageNet)"
+    )
 
 
 def test_the_quality_of_a_jpeg_is_reported(photographs: Source) -> None:
     diagnosis = diagnose(photographs.images, jpeg(photographs.images, 60))
     assert diagnosis is not None
-    assert diagnosis.details["quality"] == 60
-    assert diagnosis.details["chroma"] == "4:2:0"
+    assert diagnosis.headline.startswith("images were re-encoded as JPEG (quality 60; PSNR ")

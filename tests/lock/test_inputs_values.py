@@ -39,9 +39,9 @@ def holes() -> Array:
 FAULTS: dict[str, tuple[Array, Array, str, str]] = {
     "thousand": (TABLE, TABLE * 1000, "unit", "multiplied by 1000"),
     "percent": (np.float64(0.873), np.float64(87.3), "unit", "multiplied by 100 (percent"),  # type: ignore[dict-item]
-    "feet": (TABLE, TABLE * 0.3048, "unit", "feet and meters"),
-    "Fahrenheit": (TABLE, TABLE * 1.8 + 32, "unit", "Celsius and Fahrenheit"),
-    "Celsius": (TABLE, (TABLE - 32) / 1.8, "unit", "Celsius and Fahrenheit"),
+    "feet": (TABLE, TABLE * 0.3048, "unit", "multiplied by 0.3048"),
+    "Fahrenheit": (TABLE, TABLE * 1.8 + 32, "unit", "multiplied by 1.8 and shifted by 32"),
+    "Celsius": (TABLE, (TABLE - 32) / 1.8, "unit", "multiplied by 0.555556 and shifted by -17.7778"),
     "one column": (TABLE, column(25.4), "unit", "column 2 multiplied by 25.4"),
     "columns": (TABLE, TABLE[:, [1, 0, 2, 3]], "columns", "given with the columns in another order"),
     "standardized": (
@@ -60,19 +60,13 @@ FAULTS: dict[str, tuple[Array, Array, str, str]] = {
     "16 bits": (TABLE, TABLE / 32768, "unit", "multiplied by 1/32768 (16-bit levels)"),
     "log1p": (TABLE, np.log1p(TABLE), "function", "passed through the logarithm of 1 + x (log1p)"),
     "no sigmoid": (1 / (1 + np.exp(-TABLE)), TABLE, "function", "no longer passed through the sigmoid"),
-    "stretched": (
-        TABLE,
-        (TABLE - TABLE.min(0)) / np.ptp(TABLE, 0),
-        "standardised",
-        "are now stretched to 0..1 per column; they were not before",
-    ),
     "no column": (TABLE, TABLE[:, 1:], "columns", "given without column 0"),
-    "rolled": (TABLE, np.roll(TABLE, -1, 1), "columns", "columns moved by one to the left"),
+    "rolled": (TABLE, np.roll(TABLE, -1, 1), "columns", "given with the columns in another order"),
     "filled": (
         holes(),
         np.nan_to_num(holes(), nan=3.0),
         "missing",
-        "replaced where they were NaN or infinite (7 places, by 3)",
+        "replaced where they were NaN or infinite (7 places)",
     ),
     "missing": (TABLE, holes(), "missing", "set to NaN or infinity in 7 places"),
     "classes": (LABELS, (LABELS * 3) % 10, "classes", "renumbered in 8 classes (1 -> 3,"),

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,6 @@ import pytest
 
 from pytest_evalmode.lock.lock_folder import write_lock
 from tests import forked, suites
-
-# An inner run drops its imports afterwards, but torch and numpy cannot be imported twice.
-for _name in ("numpy", "safetensors.numpy", "torch.distributed.tensor", "pytest_evalmode.lock.running_lock"):
-    import_module(_name)
 
 UPDATE = "--evalmode-update-lock"
 KINDS_OF_FILES = ("lock.json", "safetensors")
@@ -100,9 +95,9 @@ def test_a_test_without_an_entry_fails_and_says_how_to_update(pytester: pytest.P
     assert not (pytester.path / "__evalmode__").exists()
 
 
-@pytest.mark.parametrize("args", [[], ["-n2"]], ids=["alone", "xdist"])
-def test_an_unchanged_run_passes(pytester: pytest.Pytester, args: list[str]) -> None:
-    update(pytester, LOCKS, *args)
+@pytest.mark.parametrize("workers", [suites.SERIALIZED, suites.XDIST])
+def test_an_unchanged_run_passes(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    update(pytester, LOCKS, *workers)
     assert lock(pytester).keys() == {"test_guarded", "test_unguarded"}
     before = files(pytester)
     names = [f"test_it/{test}.{kind}" for test in ("test_guarded", "test_unguarded") for kind in KINDS_OF_FILES]
@@ -133,15 +128,15 @@ DIFFERENCES = {
 }
 
 
-@pytest.mark.parametrize("args", [[], ["-n2"]], ids=["alone", "xdist"])
+@suites.WORKERS
 @pytest.mark.parametrize("part", DIFFERENCES)
 def test_a_difference_fails_with_the_diagnosis(
-    pytester: pytest.Pytester, change: Callable[[str], None], part: str, args: list[str]
+    pytester: pytest.Pytester, change: Callable[[str], None], part: str, workers: tuple[str, ...]
 ) -> None:
     update(pytester)
     before = files(pytester)
     change(part)
-    found = violations(pytester, *args)
+    found = violations(pytester, *workers)
     for test, expected in zip(("test_guarded", "test_unguarded"), DIFFERENCES[part], strict=True):
         assert [rule for rule, _ in found[test]] == list(expected)
         for rule, message in found[test]:
@@ -251,40 +246,40 @@ class TestIt:
 """
 
 
-@pytest.mark.parametrize("args", [[], ["-n3"]], ids=["alone", "xdist"])
-def test_each_test_has_its_own_lock(pytester: pytest.Pytester, args: list[str]) -> None:
-    update(pytester, PARAMETRIZED, *args)
+@suites.WORKERS
+def test_each_test_has_its_own_lock(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    update(pytester, PARAMETRIZED, *workers)
     assert lock(pytester).keys() == {*(f"test_it[{n}]" for n in range(6)), "TestIt::test_it"}
     assert len(files(pytester)) == 14
-    suites.run(pytester, *args).assert_outcomes(passed=7)
+    suites.run(pytester, *workers).assert_outcomes(passed=7)
 
 
-@pytest.mark.parametrize("args", [[], ["-n2"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("workers", [suites.SERIALIZED, suites.XDIST])
 def test_unused_entries_are_reported_and_removed_by_an_update_of_the_whole_suite(
-    pytester: pytest.Pytester, args: list[str]
+    pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
     update(pytester)
     less = LOCKS.replace('evalmode_lock.outputs(y, "logits") is y', "y is y").replace("def test_un", "def test_en")
     suites.write(pytester, less)
-    run = suites.run(pytester, *args)
+    run = suites.run(pytester, *workers)
     run.stdout.fnmatch_lines(
         [
             "unused entries: test_it.py::test_guarded outputs 'logits'; test_it.py::test_unguarded *",
             "to remove them, run the whole*",
         ]
     )
-    suites.run(pytester, UPDATE, "-k", "test_guarded", *args)
+    suites.run(pytester, UPDATE, "-k", "test_guarded", *workers)
     assert lock(pytester).keys() == {"test_guarded", "test_unguarded"}
     assert "outputs" in lock(pytester)["test_guarded"]
-    suites.run(pytester, UPDATE, *args).stdout.fnmatch_lines(
+    suites.run(pytester, UPDATE, *workers).stdout.fnmatch_lines(
         ["removed unused entries: test_it.py::test_guarded outputs 'logits'; *"]
     )
     assert lock(pytester).keys() == {"test_guarded", "test_enguarded"}
     assert "outputs" not in lock(pytester)["test_guarded"]
 
 
-@pytest.mark.parametrize("args", [[], ["-n2"]], ids=["alone", "xdist"])
-def test_tests_that_did_not_run_keep_their_entries(pytester: pytest.Pytester, args: list[str]) -> None:
+@suites.WORKERS
+def test_tests_that_did_not_run_keep_their_entries(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     """They are skipped, deselected by a hook, or in a module that skips itself."""
     update(pytester)
     suites.write(pytester, test_more=f"from nets import *\n{LOCKS}")
@@ -297,7 +292,7 @@ def pytest_collection_modifyitems(items):
     items[:] = [item for item in items if item.name != "test_unguarded"]
 """
     )
-    result = suites.run(pytester, UPDATE, *args)
+    result = suites.run(pytester, UPDATE, *workers)
     assert "removed" not in result.stdout.str()
     assert lock(pytester).keys() == lock(pytester, "test_more").keys() == {"test_guarded", "test_unguarded"}
 
@@ -306,26 +301,26 @@ BROKEN = {
     "cut off": lambda text: text[:-30],
     "conflict": lambda text: text.replace(' "test"', '<<<<<<< ours\n "test"'),
     "of another test": lambda text: text.replace('"test_guarded"', '"test_other"'),
-    "newer": lambda text: text.replace('"schema": 2', '"schema": 9'),
+    "newer": lambda text: text.replace('"schema": 3', '"schema": 9'),
 }
 
 
-@pytest.mark.parametrize("args", [[], ["-n2"]], ids=["alone", "xdist"])
+@suites.WORKERS
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_file_is_reported_without_a_traceback_and_an_update_replaces_it(
-    pytester: pytest.Pytester, how: str, args: list[str]
+    pytester: pytest.Pytester, how: str, workers: tuple[str, ...]
 ) -> None:
     update(pytester)
     good = files(pytester)
     path = pytester.path / "__evalmode__" / "test_it" / "test_guarded.lock.json"
     path.write_text(BROKEN[how](path.read_text(encoding="utf-8")), encoding="utf-8")
     before = files(pytester)
-    result = suites.run(pytester, *args)
+    result = suites.run(pytester, *workers)
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(["*test_guarded.lock.json*"])
     assert not suites.plugin_lines(result)
     assert files(pytester) == before
-    result = suites.run(pytester, UPDATE, *args)
+    result = suites.run(pytester, UPDATE, *workers)
     assert files(pytester) == (before if how == "newer" else good)
     assert not suites.plugin_lines(result)
 
@@ -391,18 +386,6 @@ def test_an_update_says_what_changed(pytester: pytest.Pytester, change: Callable
     change("model")
     second = suites.run(pytester, UPDATE).stdout
     second.fnmatch_lines(["test_it.py::test_guarded: changed model 'net': *fc.weight*; changed outputs 'logits': *"])
-
-
-def test_files_of_the_earlier_version_are_replaced_by_an_update_of_the_whole_suite(pytester: pytest.Pytester) -> None:
-    folder = pytester.path / "__evalmode__"
-    folder.mkdir()
-    (folder / "test_it.lock.json").write_text('{"schema": 1, "tests": {}}')
-    (folder / "test_it.0.safetensors").write_bytes(b"")
-    suites.write(pytester, LOCKS)
-    suites.run(pytester).stdout.fnmatch_lines(["*test_it.lock.json has the format of an earlier version: run pytest *"])
-    update(pytester)
-    assert all(path.is_dir() for path in folder.iterdir())
-    suites.run(pytester).assert_outcomes(passed=2)
 
 
 def test_an_update_warns_of_files_that_git_ignores(pytester: pytest.Pytester) -> None:

@@ -42,7 +42,7 @@ NAMED: dict[str, tuple[Change, str]] = {
         lambda x: x.roll(1, -1)[..., [1, 0, *range(2, x.shape[-1])]],
         "(classes or columns in another order|given with the columns in another order)",
     ),
-    "classes reversed": (lambda x: x.flip(-1), "reversed along (the last axis|axis 2)"),
+    "classes reversed": (lambda x: x.flip(-1), "classes or columns in reverse order"),
     "samples shuffled": (
         lambda x: x[torch.randperm(len(x), generator=torch.Generator().manual_seed(5))],
         "samples in another order",

@@ -17,7 +17,7 @@ from pytest_evalmode.lock.arrays.pictures import draw_pictures
 from pytest_evalmode.report.page import render_page, render_panel
 from tests.lock.pictures import digits, jpeg, normalize, photographs, resize
 from tests.report.records import test as guarded
-from tests.report.records import totals, violation
+from tests.report.records import violation
 
 IMAGES = resize(photographs())
 TABLE = load_iris().data
@@ -96,7 +96,7 @@ def test_the_page_and_the_panel_show_the_pictures() -> None:
     name = "<script>alert(1)</script>"
     shown = {"pictures": {name: {"batch": draw(IMAGES, jpeg(IMAGES)), name: draw(TABLE, TABLE * 2)}}}
     test = guarded("test_it", violation("inputs-changed", subjects=[name]), shown=shown)
-    for drawn in (render_page([test], totals=totals([test]), mode="enforce", strict=False), render_panel(test)):
+    for drawn in (render_page([test], mode="enforce", strict=False), render_panel(test)):
         assert drawn.count('<img src="data:image/png;base64,') == 3
         assert drawn.count("<svg") == 2
         assert name not in drawn

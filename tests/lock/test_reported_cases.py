@@ -72,10 +72,10 @@ CASES: dict[str, tuple[Any, Any, str]] = {
         "no longer standardized per channel",
     ),
     "time reversed": (standardized(WINDOWS, WINDOWS), standardized(WINDOWS, WINDOWS).flip(1), "reversed along axis 1"),
-    "a threshold": (
+    "a threshold is not a scale": (
         (F.interpolate(IMAGES[:, :1], 8, mode="bilinear") * 16).round(),
         ((F.interpolate(IMAGES[:, :1], 8, mode="bilinear") * 16).round() > 8).float(),
-        "given in 2 levels",
+        NONE,
     ),
 }
 
@@ -115,11 +115,7 @@ def shifted(fill: Callable[[Array, Array], Array]) -> Callable[[Array], Array]:
 LEVELS: dict[str, tuple[Callable[[Array], Array], str]] = {
     "denoised": (lambda x: levels(x, denoised), NONE),
     "shifted, black at the edge": (shifted(lambda x, _: np.zeros_like(x)), "shifted by 0 px down and 3 px right"),
-    "shifted, the edge repeated": (
-        shifted(lambda x, _: np.repeat(x[:, :, :1], 64, 2)),
-        "shifted by 0 px down and 3 px",
-    ),
-    "shifted, wrapped": (shifted(lambda _, out: out), "shifted by 0 px down and 3 px right"),
+    "shifted, wrapped": (shifted(lambda _, out: out), NONE),
     # A shift explains only what overlaps.
     "shifted, other pixels at the edge": (shifted(lambda x, _: 255 - x), NONE),
     "a level of noise": (
@@ -166,8 +162,8 @@ def linear(dtype: torch.dtype, through: torch.dtype | None = None) -> nn.Module:
 
 
 MODELS: dict[str, tuple[nn.Module, nn.Module, str]] = {
-    "an adapter that was taken out": (Adapted(True), Adapted(False), r"lora_B @ lora_A\) was taken out of 1 weight"),
-    "an adapter that was merged": (Adapted(False), Adapted(True), r"lora_B @ lora_A\) was merged into 1 weight"),
+    "an adapter that was taken out": (Adapted(True), Adapted(False), r"lora_B @ lora_A\) was taken out of weight"),
+    "an adapter that was merged": (Adapted(False), Adapted(True), r"lora_B @ lora_A\) was merged into weight"),
     "float16 through bfloat16": (linear(torch.float16), linear(torch.float16, torch.bfloat16), "rounded to bfloat16"),
     "bfloat16 through float8": (
         linear(torch.bfloat16),

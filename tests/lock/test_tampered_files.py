@@ -39,7 +39,7 @@ def write(folder: Path) -> list[Path]:
     path = lock_path(test_file, "test")
     with exclusive(path.parents[1]):
         write_lock(path, NewLock("test", record["entries"], b64decode(record["samples"]), models))
-        remove_leftovers(path.parents[1], old_format=True)
+        remove_leftovers(path.parents[1])
     return sorted(each for each in path.parents[1].rglob("*") if each.is_file())
 
 

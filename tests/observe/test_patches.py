@@ -16,7 +16,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 from pytest_evalmode import Guard, GuardError, guard
 from pytest_evalmode.observe import patches
 from pytest_evalmode.observe.calls.global_state_calls import GlobalStateCalls
-from pytest_evalmode.observe.calls.optimizer_steps import OptimizerSteps
+from pytest_evalmode.observe.calls.model_operations import ModelOperations
 from pytest_evalmode.observe.forwards.call_overrides import CallOverrides
 from pytest_evalmode.observe.forwards.observer import ForwardObserver
 from pytest_evalmode.observe.patches import Patch
@@ -225,8 +225,8 @@ def test_an_exception_passes_and_the_next_load_is_observed() -> None:
 
 
 TABLE = {f"{patch.level}-{getattr(patch._owner, '__name__', None)}.{patch.name}": patch for patch in patches.TABLE}
-OBSERVERS = [OptimizerSteps, CallOverrides, ForwardObserver, GlobalStateCalls]
-NOT_AT_START = {patches.capture_end, patches.module_setattr}
+OBSERVERS = [ModelOperations, CallOverrides, ForwardObserver, GlobalStateCalls]
+NOT_AT_START = {patches.capture_end, patches.module_setattr, patches.add_module}
 """Installed during a graph capture only, and once a model is shared."""
 
 
@@ -370,7 +370,7 @@ def test_an_error_in_an_observer_is_collected(strict: bool, monkeypatch: pytest.
     """Whatever an observer asks for raises: the code under test gets its results nevertheless."""
     model, results = nn.Sequential(nn.Linear(4, 4), nn.Dropout()), list[Any]()
     with suppress(GuardError), guard(strict=strict) as g:
-        for name in ("find_line", "find_caller", "find_line_inside", "is_user_code", "site", "is_worker_thread"):
+        for name in ("find_line", "find_caller", "is_user_code", "site", "is_worker_thread"):
             monkeypatch.setattr(UserLines, name, fail)
         results.append(model.train())
         results.append(model.load_state_dict({}, strict=False))

@@ -91,9 +91,8 @@ def test_no_exemption_is_suggested_for_a_certain_mistake() -> None:
     assert failure_text([replace(TRAINING, never_intended=True), RANDOM]).endswith(
         'intended? guard(allow=["random-forward"])'
     )
-    facts = collect_page_data(
-        Trace(), [replace(TRAINING, never_intended=True), CONSEQUENCE], fixtures={}, marker="inference", root=Path()
-    )
+    violations = [replace(TRAINING, never_intended=True), CONSEQUENCE]
+    facts = collect_page_data(Trace(), violations, {}, "inference", Path())
     assert facts["exemption"] == ""  # and none in the HTML report
 
 

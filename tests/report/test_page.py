@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pytest_evalmode.report.markdown import render_step_summary
-from pytest_evalmode.report.page import render_page, render_panel, verdict
+from pytest_evalmode.report.page import render_page, render_panel
 from pytest_evalmode.report.page_data import collect_page_data as facts_of
 from pytest_evalmode.report.suggest import UnmarkedTest
+from pytest_evalmode.report.summary import verdict
 from pytest_evalmode.rules import Violation
 from pytest_evalmode.trace import Site, Trace
 from tests.report.records import test as guarded
-from tests.report.records import totals, violation
+from tests.report.records import violation
 
 NASTY = "<script>alert('&')</script>"
 PAGE_DATA = {
@@ -67,7 +68,7 @@ class Text(HTMLParser):
 
 
 def page_of(*tests: dict[str, Any]) -> str:
-    return render_page(list(tests), totals=totals(list(tests)), mode="enforce", strict=False)
+    return render_page(list(tests), mode="enforce", strict=False)
 
 
 def text_of(page: str) -> str:
@@ -131,7 +132,7 @@ def test_a_fixture_is_shown_with_its_first_lines(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text("\n".join(["import pytest", *body, "def other():", "    pass"]))
     site = Site("conftest.py", 2, "@pytest.fixture")
     broken = Violation(rule="train-mode", model="net", subjects=("net (Net)",), message="net ran", finding="net ran")
-    facts = facts_of(Trace(), [broken], fixtures={"net": site}, marker="inference", root=tmp_path)
+    facts = facts_of(Trace(), [broken], {"net": site}, "inference", tmp_path)
     root = ["train-mode", "fixture net", str(site)]
     visible = text_of(page_of(guarded("test_a", violation(root=root), shown=facts)))
     assert "model from fixture net conftest.py:2" in visible
@@ -139,7 +140,7 @@ def test_a_fixture_is_shown_with_its_first_lines(tmp_path: Path) -> None:
 
 
 def test_the_grid_shows_which_test_broke_which_rule() -> None:
-    html = page_of(guarded("test_a[10]", violation(), violation("grad-mode")), guarded("test_a[9]", violation()))
+    html = page_of(guarded("test_a[9]", violation()), guarded("test_a[10]", violation(), violation("grad-mode")))
     rows = re.findall(r'data-rules="([^"]*)">\n<summary>(.*?)</summary>', html)
     assert [(rules, re.findall(r'column: (\d+)" title="([^"]+)"', row)) for rules, row in rows] == [
         ("train-mode", [("2", "train-mode")]),
@@ -170,7 +171,7 @@ def test_exemptions_are_listed_with_their_reasons() -> None:
 def test_known_violations_are_shown_separately() -> None:
     tests = [guarded("test_a", violation(), violation("grad-mode")), guarded("test_b", violation())]
     listed = {f"test_it.py::{name}": frozenset({("train-mode", "net")}) for name in ("test_a", "test_b")}
-    html = render_page(tests, totals=totals(tests), mode="enforce", strict=False, known=listed)
+    html = render_page(tests, mode="enforce", strict=False, known=listed)
     new, _, known = html.partition('<h2 id="known">')
     assert "1 of 2 tests was not clean; 2 known violations" in text_of(new)
     assert "grad-mode, the headline" in text_of(new)
@@ -179,14 +180,14 @@ def test_known_violations_are_shown_separately() -> None:
     assert "explains 2 tests" in text_of(known)
     assert "grad-mode, the headline" not in text_of(known)
     assert "Known violations" not in text_of(page_of(*tests))
-    assert "train-mode" not in render_step_summary(tests, totals(tests), listed)
+    assert "train-mode" not in render_step_summary(tests, listed)
 
 
 def test_an_expected_failure_is_a_known_violation() -> None:
     expected = guarded("test_a", violation(), outcome="xfailed")
     assert verdict([expected]) == "1 guarded test, nothing new; 1 known violation"
     assert "Fix first" in text_of(page_of(expected, guarded("test_b", violation())))
-    assert render_step_summary([expected], totals([expected])).count("explains") == 0
+    assert render_step_summary([expected]).count("explains") == 0
 
 
 def test_unmarked_tests_that_ran_models_are_listed_with_advice() -> None:
@@ -195,7 +196,7 @@ def test_unmarked_tests_that_ran_models_are_listed_with_advice() -> None:
         UnmarkedTest("test_it.py::test_b", ["Net"], []),
     ]
     advice = ["to guard them, add to the configuration:", "  evalmode_mark ="]
-    html = render_page([], totals=totals([]), mode="enforce", strict=False, unmarked=unmarked, advice=advice)
+    html = render_page([], mode="enforce", strict=False, unmarked=unmarked, advice=advice)
     visible = text_of(html)
     assert "Unmarked tests that ran models test_it.py::test_a grad-mode net (Net)" in visible
     assert "test_it.py::test_b clean Net" in visible
@@ -204,7 +205,7 @@ def test_unmarked_tests_that_ran_models_are_listed_with_advice() -> None:
 
 def test_tests_that_were_not_watched_are_counted_with_a_hint_to_evalmode_suggest() -> None:
     tests = [guarded("test_a")]
-    html = render_page(tests, totals=totals(tests), mode="enforce", strict=False, unguarded=3)
+    html = render_page(tests, mode="enforce", strict=False, unguarded=3)
     assert "3 unmarked tests passed: pytest --evalmode-suggest shows which of them run a model." in text_of(html)
     assert "--evalmode-suggest" not in page_of(*tests)
 
@@ -258,7 +259,7 @@ def test_the_panel_shows_only_its_test() -> None:
 def test_the_step_summary_is_a_short_form_of_the_page() -> None:
     tests = [guarded(f"test_{i}", FAULT, shown=PAGE_DATA) for i in range(15)]
     tests += [guarded("test_clean", exemptions=['train="drop"'], reason="MC dropout")]
-    visible = render_step_summary(tests, totals(tests))
+    visible = render_step_summary(tests)
     assert visible.startswith("### evalmode: 15 of 16 tests were not clean\n")
     assert "1. **`test_it.py:7`** (train-mode): train-mode, the headline" in visible
     assert "explains 15 tests" in visible
@@ -268,7 +269,7 @@ def test_the_step_summary_is_a_short_form_of_the_page() -> None:
 
 def test_the_step_summary_escapes_names() -> None:
     tests = [guarded("test_a`b|c", violation(message=NASTY, remedy="use *this*_one_ [or](that)"))]
-    visible = render_step_summary(tests, totals(tests))
+    visible = render_step_summary(tests)
     assert "<script>" not in visible
     assert r"use \*this\*\_one\_ \[or\](that)" in visible
     assert "`` test_it.py::test_a`b|c ``" in visible
@@ -276,4 +277,4 @@ def test_the_step_summary_escapes_names() -> None:
 
 def test_the_step_summary_has_a_limited_size() -> None:
     tests = [guarded(f"test_{i}", violation("grad-mode", at=f"test_it.py:{i // 50}")) for i in range(5000)]
-    assert len(render_step_summary(tests, totals(tests))) < 100_000
+    assert len(render_step_summary(tests)) < 100_000

@@ -418,7 +418,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.repetition)], ids=["default", "strict"])
 @pytest.mark.parametrize("case", CASES, ids=[f"{each.name}-{each.rule}-{each.clause}" for each in CASES])
 def test_a_fix_that_is_followed_works(pytester: pytest.Pytester, case: Case, strict: bool) -> None:
     args = ("--evalmode-strict",) if strict else ()

@@ -22,7 +22,7 @@ from pytest_evalmode.rules.state_rules import (
     state_drifted,
     state_mutated,
 )
-from pytest_evalmode.trace import AttributeChange, Drift, GlobalDrift, Leak, Load, ModuleInfo, Trace
+from pytest_evalmode.trace import AttributeChange, Drift, Leak, Load, ModuleInfo, Trace
 from tests.rules.facts import HERE, INSIDE, THERE, call, calls, changed, changes, observed
 
 
@@ -143,6 +143,7 @@ def test_the_rules_do_not_import_torch() -> None:
             "model.net (Net) was loaded with 1 missing key (a) and 2 unexpected keys (b and 1 more)",
         ),
         (model_leaked, leaks(MODEL_LEAK), "model.drop was left in training mode"),
+        (model_leaked, leaks(Leak("model", "cache", "{}", "{'a': 1}")), "model.cache changed from {} to {'a': 1}"),
         (global_leaked, leaks(GLOBAL_LEAK), "torch default_dtype changed from float32 to float64"),
         (global_leaked, leaks(GLOBAL_LEAK, Leak(None, "threads", "1", "2")), "to float64 (and 1 more)"),
         (state_drifted, drift("a", "b"), "model.a and 1 more changed since the last guarded test"),
@@ -371,6 +372,6 @@ WAS = Leak(None, "default_dtype", "float32", "float64")
 def test_a_change_of_the_global_state_is_reported_with_the_tests_run_since(
     between: tuple[str, ...], changed_by: tuple[str, ...], since: str
 ) -> None:
-    violation = only(state_drifted, Trace(global_drifts=(GlobalDrift((WAS,), "test_old", between, changed_by),)))
+    violation = only(state_drifted, Trace(drifts=(Drift(None, (WAS,), "test_old", between, changed_by),)))
     assert (violation.model, violation.subjects) == (None, ("torch default_dtype",))
     assert violation.finding == f"torch default_dtype changed from float32 to float64 after test_old ended; {since}"

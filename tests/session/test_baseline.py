@@ -11,10 +11,10 @@ import pytest
 
 from tests import forked, suites
 
-HOW = pytest.mark.parametrize("how", [(), ("-n2",), ("-prandomly",)], ids=["alone", "xdist", "random"])
+RANDOM = pytest.param(("-prandomly",), id="random")
 
 
-def suite(pytester: pytest.Pytester, dirty: Collection[int], *, tests: int = 60) -> None:
+def suite(pytester: pytest.Pytester, dirty: Collection[int], *, tests: int = 30) -> None:
     """Write files of ten tests; the `dirty` ones break a rule, every other one with the model of a session fixture."""
     for file in range(tests // 10):
         body = "".join(_test(10 * file + n, dirty) for n in range(10))
@@ -40,24 +40,24 @@ def known(path: Path) -> dict[str, Any]:
 COMMANDS = ("--evalmode-baseline=known.json", "--evalmode-update-baseline")
 
 
-@HOW
+@pytest.mark.parametrize("how", [suites.SERIALIZED, suites.XDIST, RANDOM])
 def test_two_commands_turn_a_suite_green(pytester: pytest.Pytester, how: tuple[str, ...]) -> None:
     suite(pytester, range(15))
     first = suites.run(pytester, *COMMANDS, *how)
-    first.assert_outcomes(passed=60)
+    first.assert_outcomes(passed=30)
     assert first.ret == pytest.ExitCode.OK
     table = known(pytester.path / "known.json")
     assert table.keys() == {f"test_{n // 10}.py::test_{n}" for n in range(15)}
     assert table["test_0.py::test_1"] == {"train-mode": ["net"]}
     assert table["test_0.py::test_0"] == {"train-mode": ["Net"]}
     second = suites.run(pytester, COMMANDS[0], "--evalmode-strict", *how)
-    second.assert_outcomes(passed=60)
+    second.assert_outcomes(passed=30)
     assert second.ret == pytest.ExitCode.OK
-    second.stdout.fnmatch_lines(["60 tests guarded, *: 15 violations in 15 tests, 15 known, 0 new *"])
+    second.stdout.fnmatch_lines(["30 tests guarded, *: 15 violations in 15 tests, 15 known, 0 new *"])
 
     suite(pytester, range(1, 16))  # the first is fixed, and a sixteenth is new
     third = suites.run(pytester, COMMANDS[0], *how)
-    third.assert_outcomes(failed=1, passed=59)
+    third.assert_outcomes(failed=1, passed=29)
     third.stdout.fnmatch_lines(
         [
             "*14 known, 1 new*",
@@ -90,7 +90,7 @@ def test_the_ini_names_the_file_from_the_rootdir(pytester: pytest.Pytester) -> N
     suites.run(pytester, "-k", "test_0", "--evalmode-baseline=ci/known.json").assert_outcomes(passed=10)
 
 
-@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+@suites.WORKERS
 @pytest.mark.parametrize(
     ("content", "args", "message"),
     [
@@ -124,7 +124,7 @@ def test_an_unusable_baseline_is_a_usage_error_with_a_fix(
         assert (pytester.path / "known.json").read_text(encoding="utf-8") == content
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+@suites.WORKERS
 def test_an_update_from_some_tests_keeps_the_entries_of_the_others(
     pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
@@ -159,7 +159,7 @@ def test_not_guarded():
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+@suites.WORKERS
 def test_an_expected_failure_is_not_listed_and_check_uses_the_baseline(
     pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
@@ -187,6 +187,7 @@ def test_a_known_violation_issues_no_warning(pytester: pytest.Pytester) -> None:
     suites.run(pytester, COMMANDS[0], "--evalmode=warn", "-W", "error").assert_outcomes(passed=10)
 
 
+@pytest.mark.xdist
 def test_baseline_ids_do_not_contain_xdist_groups(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester, "@pytest.mark.xdist_group('gpu')\n@pytest.mark.inference\ndef test_it():\n    infer(Net())\n"
@@ -241,13 +242,13 @@ def test_last():
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+@suites.WORKERS
 def test_a_hostile_suite_breaks_neither_report_nor_baseline(
     pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
     suites.write(
         pytester,
-        HOSTILE if not workers else HOSTILE.replace('pytest.exit("exit the child process")', "os._exit(0)"),
+        HOSTILE if "-n2" not in workers else HOSTILE.replace('pytest.exit("exit the child process")', "os._exit(0)"),
     )
     args = (*COMMANDS, "--evalmode-report=report.json", *suites.PLAIN, *workers)
     lines = forked.run_pytest(pytester.path, *args).stdout.splitlines()

@@ -34,7 +34,8 @@ def test_after(n):
 OTHERS = [f"test_{when}[{n}]" for when in ("before", "after") for n in range(4)]
 
 
-@pytest.mark.parametrize("death", ["exit", "fault"])
+@pytest.mark.xdist
+@pytest.mark.parametrize("death", ["exit", pytest.param("fault", marks=pytest.mark.repetition)])
 def test_a_crashed_worker_loses_only_its_test(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, death: str
 ) -> None:

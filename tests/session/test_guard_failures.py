@@ -58,27 +58,15 @@ def broken(monkeypatch):
     return pytester
 
 
-def test_a_failed_guard_is_an_error_of_its_own_test_only(broken: pytest.Pytester) -> None:
+def test_a_failed_guard_is_an_error_of_its_own_test_only_and_hides_no_result(broken: pytest.Pytester) -> None:
     result = suites.run(broken, "-rA")
     result.stdout.fnmatch_lines(
         ["*GuardError: pytest-evalmode could not check this inference because of an internal error*"]
     )
     summary = result.stdout.str().partition("short test summary info")[2]
-    names = [name for name, (mark, _) in GUARDED.items() if not mark]
-    assert [name for name in names if f"ERROR test_it.py::{name} - " not in summary] == []
+    assert [name for name in GUARDED if f"ERROR test_it.py::{name} - " not in summary] == []
     assert "PASSED test_it.py::test_next_clean" in summary
     assert "FAILED test_it.py::test_next_violation" in summary
-
-
-def test_xfail_does_not_hide_that_the_guard_failed(broken: pytest.Pytester) -> None:
-    summary = suites.run(broken, "-rA").stdout.str().partition("short test summary info")[2]
-    names = [name for name, (mark, _) in GUARDED.items() if mark]
-    assert [name for name in names if f"ERROR test_it.py::{name} - " not in summary] == []
-
-
-def test_a_failed_guard_keeps_the_result_of_the_test(broken: pytest.Pytester) -> None:
-    result = suites.run(broken, "-rA")
-    summary = result.stdout.str().partition("short test summary info")[2]
     assert "FAILED test_it.py::test_own_failure - LookupError: own" in summary
     for name in ("test_clean", "test_xfail_raises"):
         assert f"FAILED test_it.py::{name}" not in summary

@@ -168,9 +168,12 @@ def cell(nodeid: str) -> tuple[str, str]:
     return Path(file).stem.removeprefix("test_"), name.rpartition("test_")[2].partition("[")[0]
 
 
-@pytest.mark.parametrize("how", ["", "--reruns=1", "-n2"])
-def test_outcome_of_every_kind_and_case(matrix: pytest.Pytester, how: str) -> None:
-    assert cells(matrix, *how.split()) == EXPECTED
+RERUN = pytest.param(("--reruns=1",), id="reruns", marks=pytest.mark.repetition)
+
+
+@pytest.mark.parametrize("how", [suites.SERIALIZED, suites.XDIST_AGAIN, RERUN])
+def test_outcome_of_every_kind_and_case(matrix: pytest.Pytester, how: tuple[str, ...]) -> None:
+    assert cells(matrix, *how) == EXPECTED
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -210,7 +210,7 @@ def test_unmarked(net):
     infer(net)
 """,
     )
-    result = suites.run(pytester, "-rA")
+    result = suites.run(pytester, "-ppytest_torch", "-rA")
     result.stdout.fnmatch_lines(["pytest-torch: torch *", "*= evalmode =*"])
     result.stdout.fnmatch_lines_random(
         [

@@ -44,9 +44,9 @@ def page(suite: pytest.Pytester, *args: str) -> str:
     return made.replace("<wbr>", "")  # allowed line breaks in long names
 
 
-@pytest.mark.parametrize("how", [[], ["-n2"]])
-def test_the_page_shows_events_lines_and_exemptions(suite: pytest.Pytester, how: list[str]) -> None:
-    made = page(suite, *how)
+@suites.WORKERS
+def test_the_page_shows_events_lines_and_exemptions(suite: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    made = page(suite, *workers)
     for part in (
         "1 of 3 tests was not clean",
         "test_it.py::test_fault",
@@ -105,7 +105,7 @@ def test_a_page_that_cannot_be_written_hides_no_results(suite: pytest.Pytester) 
 
 def test_rows_of_pytest_html_contain_panels(suite: pytest.Pytester) -> None:
     pytest.importorskip("pytest_html")
-    suites.run(suite, "--html=rows.html", "--self-contained-html")
+    suites.run(suite, "-pmetadata", "-phtml", "-phtml_fixtures", "--html=rows.html", "--self-contained-html")
     rows = (suite.path / "rows.html").read_text(encoding="utf-8")
     assert rows.count("net (Net) ran once in training mode") >= 1
     assert "provided the model" in rows

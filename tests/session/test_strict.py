@@ -78,7 +78,7 @@ def unused(result: pytest.RunResult) -> list[str]:
     ("args", "expected"),
     [
         ([STRICT], UNUSED),
-        ([STRICT, "-n2"], UNUSED),
+        pytest.param([STRICT, "-n2"], UNUSED, marks=pytest.mark.xdist),
         ([], []),
         ([STRICT, "-k", "drops"], []),
         ([STRICT, "-m", "inference"], []),

@@ -62,7 +62,7 @@ def section(result: pytest.RunResult) -> list[str]:
     return lines[begin:end]
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+@suites.WORKERS
 def test_unmarked_inference_is_listed_worst_first_and_no_test_fails(
     pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
@@ -146,7 +146,7 @@ def test_trains(broken):
 """
 
 
-@pytest.mark.parametrize("args", [(), ("-n2",), ("--evalmode-html=page.html",)])
+@pytest.mark.parametrize("args", [suites.SERIALIZED, suites.XDIST_AGAIN, ("--evalmode-html=page.html",)])
 def test_a_test_whose_guard_failed_is_not_called_clean(pytester: pytest.Pytester, args: tuple[str, ...]) -> None:
     suites.write(pytester, BROKEN)
     result = suites.run(pytester, "--evalmode-suggest", *args)

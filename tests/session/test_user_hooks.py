@@ -377,7 +377,6 @@ def test_an_invalid_result_error_names_the_hook_and_the_plugin(
     write_invalid_hook(pytester, hook, answer, *([good] if others else []))
     line = error_line(run(pytester), hook)
     assert "inner/conftest.py" in line
-    assert "'good'" not in line
     assert "; expected " in line
 
 
@@ -387,6 +386,7 @@ def test_other_invalid_results(pytester: pytest.Pytester, hook: str, answer: str
     assert "inner/conftest.py" in error_line(run(pytester), hook)
 
 
+@pytest.mark.xdist
 def test_an_invalid_result_under_xdist(pytester: pytest.Pytester) -> None:
     hook = "pytest_evalmode_policy(item, policy)"
     write_invalid_hook(pytester, hook, *HOOKS[hook])

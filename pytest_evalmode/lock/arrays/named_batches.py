@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pytest_evalmode.lock.arrays.batch_arrays import named_arrays
+from pytest_evalmode.lock.arrays.batch_arrays import BatchArray, named_arrays
 from pytest_evalmode.lock.arrays.stream import Budget, Stream, kept_indices
 from pytest_evalmode.lock.lock_file import Entry, LockError
 
@@ -49,51 +49,48 @@ class NamedBatches:
 
     def add(self, batch: object) -> None:
         """Add a batch: arrays and tensors of any shape, nested in any way; raise LockError for anything else."""
-        if self._plain is not None and type(batch) is Tensor and batch.dtype is self._plain[0]:
-            plain = None
-            with suppress(TypeError, RuntimeError):  # on a device, sparse, with gradients: not as plain as the first
-                plain = batch.numpy()
-            if plain is not None and plain.ndim:
-                self._plain[1].add(plain)
+        if type(batch) is Tensor and self._plain is not None and batch.dtype is self._plain[0] and batch.ndim:
+            try:
+                array = batch.numpy()
+            except (TypeError, RuntimeError):  # on a device, sparse, with gradients: not as plain as the first
+                pass
+            else:
+                self._plain[1].add(array)
                 return
         try:
             arrays = named_arrays(batch)
         except TypeError as error:
             raise LockError(f"evalmode_lock.{self.kind}(): {error}") from None
-        if not arrays.keys() <= self.streams.keys():
-            self._start({path: each for path, each in arrays.items() if path not in self.streams})
+        new = {path: each for path, each in arrays.items() if path not in self.streams}
+        if new:
+            self._start(new)
         for path, (array, _) in arrays.items():
             self.streams[path].add(array if array.ndim else array[None])
         if type(batch) is Tensor and batch.ndim and str(batch.dtype) == f"torch.{array.dtype.name}":
             self._plain = batch.dtype, self.streams[path]
 
-    def _start(self, arrays: Mapping[str, Any]) -> None:
+    def _start(self, arrays: Mapping[str, BatchArray]) -> None:
         """Create the streams of new arrays, the smallest first: the larger ones can use what these leave.
 
         Exact inputs reserve half of what the test may still store.
         """
         to_share = self.budget.left // 2
-        for n, (path, (array, dtype)) in enumerate(sorted(arrays.items(), key=lambda item: item[1][0].nbytes)):
+        for n, (path, (array, dtype)) in enumerate(sorted(arrays.items(), key=lambda item: item[1].array.nbytes)):
             if array.dtype.name not in _DTYPES and array.dtype.kind not in "USM":
                 raise LockError(
                     f"evalmode_lock.{self.kind}(): {path} has dtype {array.dtype}, which cannot be stored; convert it"
                 )
-            shape = array.shape[1:] if array.ndim else ()
-            size = array.itemsize
-            for side in shape:
-                size *= side
+            shape = array.shape[1:]
             is_exact = self._is_exact(array.dtype.kind)
             locked = None if self.select_anew else self.locked.get(path)
-            room = min(to_share // (len(arrays) - n), max(size * _MAX_SAMPLES, _SMALL))
-            budget = self.budget
+            budget, indices = self.budget, None
+            room = min(to_share // (len(arrays) - n), max(array.itemsize * prod(shape) * _MAX_SAMPLES, _SMALL))
             if locked is not None:
-                room = locked["room"]
-            elif is_exact and self.kind == "inputs":
-                self.budget.take(room)
+                room, indices = locked["room"], kept_indices(locked)
             if is_exact and self.kind == "inputs":
+                self.budget.take(room if locked is None else 0)
                 budget = Budget(min(room, _SMALL))
             to_share -= room
-            indices = None if locked is None else kept_indices(locked)
             self.streams[path] = Stream(dtype, shape, array.ndim == 0, is_exact, room, budget, indices)
 
     def _is_exact(self, kind: str) -> bool:

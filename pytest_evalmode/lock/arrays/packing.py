@@ -26,15 +26,18 @@ def pack_streams(streams: Mapping[str, Stream]) -> dict[str, Array]:
     return arrays
 
 
+def _convert(values: Array) -> Array:
+    if values.dtype.kind in "US":
+        return np.frombuffer(json.dumps(values.astype(str).tolist()).encode(), np.uint8)
+    if values.dtype.kind == "c":
+        return np.stack([values.real, values.imag], -1)
+    return values.view(np.int64) if values.dtype.kind == "M" else values
+
+
 def restore_values(stored: Array, dtype: str) -> Array:
-    """Convert samples of a sample file to the dtype that they had.
+    """Convert samples of a sample file to the dtype that they had; bfloat16 and narrower floats stay float32.
 
-    Args:
-        stored: The array in the sample file, of shape (samples, ...).
-        dtype: The dtype in the lock entry: that of torch or NumPy, or `text`.
-
-    Returns:
-        The samples in the NumPy dtype that they had; bfloat16 and narrower floats stay float32.
+    `dtype` is that in the lock entry: of torch or NumPy, or `text`.
     """
     if dtype == "text" and stored.dtype == np.uint8:
         try:
@@ -44,11 +47,3 @@ def restore_values(stored: Array, dtype: str) -> Array:
     if dtype.startswith("complex") and stored.ndim and stored.shape[-1] == 2:
         return np.asarray(stored[..., 0] + 1j * stored[..., 1])
     return stored.view(dtype) if dtype.startswith("datetime64") and stored.dtype == np.int64 else stored
-
-
-def _convert(values: Array) -> Array:
-    if values.dtype.kind in "US":
-        return np.frombuffer(json.dumps(values.astype(str).tolist()).encode(), np.uint8)
-    if values.dtype.kind == "c":
-        return np.stack([values.real, values.imag], -1)
-    return values.view(np.int64) if values.dtype.kind == "M" else values

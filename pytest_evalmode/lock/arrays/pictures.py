@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,73 +23,52 @@ _BINS = 32
 def draw_pictures(locked: Array, current: Array) -> dict[str, Any] | None:
     """Draw the first sample that differs, if it is an image and Pillow is installed, and a histogram of all values.
 
-    Args:
-        locked: The locked samples, of shape (samples, ...); only numbers are drawn.
-        current: The samples of this run, of shape (samples, ...).
-
-    Returns:
-        The pictures as data URIs and the histogram, by the names that the report uses; None if nothing can be drawn.
+    The result has the pictures as data URIs and the histogram, by the names that the report uses.
     """
     if any(each.dtype.kind not in "biuf" or not each.size for each in (locked, current)):
         return None
-    drawn: dict[str, Any] = {}
-    histogram = _histogram(locked, current)
-    if histogram is not None:
-        drawn["histogram"] = histogram
+    drawn = _draw_histogram(locked, current)
     old, new = (next(iter(layout.read_as_images(each)), None) for each in (locked, current))
     if old is not None and new is not None and (old.is_certain or new.is_certain or locked.dtype.kind == "f"):
-        drawn |= _images(old.images, new.images)
+        drawn |= _draw_images(old.images, new.images)
     return drawn or None
 
 
-def _images(old: Array, new: Array) -> dict[str, Any]:
-    both = min(len(old), len(new))
+def _draw_images(old: Array, new: Array) -> dict[str, Any]:
+    try:
+        from PIL import Image
+    except ImportError:
+        return {}
     same_shape = old.shape[1:] == new.shape[1:]
-    first = next((i for i in range(both) if not same_shape or not np.array_equal(old[i], new[i], equal_nan=True)), 0)
-    a, b = (np.nan_to_num(_to_rgb(each[first].astype(float))) for each in (old, new))
+    pairs = enumerate(zip(old, new, strict=False))
+    first = next((i for i, (a, b) in pairs if same_shape and not np.array_equal(a, b, equal_nan=True)), 0)
+    was, now = (np.nan_to_num(_to_rgb(each[first].astype(float))) for each in (old, new))
     # Both have the same scale, so that a different range or mean is visible.
-    low, high = min(a.min(), b.min()), max(a.max(), b.max())
-    images: Mapping[str, tuple[Array, float, float]] = {"was": (a, low, high), "now": (b, low, high)}
+    low, high = min(was.min(), now.min()), max(was.max(), now.max())
+    images = {"was": (was - low) / ((high - low) or 1), "now": (now - low) / ((high - low) or 1)}
     if same_shape:
-        change = np.abs(b - a)
-        images = {**images, "apart": (change, 0.0, change.max())}
+        images["apart"] = np.abs(now - was) / (np.abs(now - was).max() or 1)
     drawn: dict[str, Any] = {"sample": first}
-    for name, (values, lowest, highest) in images.items():
-        uri = _data_uri(((values - lowest) / ((highest - lowest) or 1) * 255).round().astype(np.uint8))
-        if uri is None:
-            return {}
-        drawn[name] = uri
+    for name, values in images.items():
+        image = Image.fromarray((values * 255).round().astype(np.uint8))
+        image.thumbnail((_MAX_SIDE, _MAX_SIDE))
+        file = io.BytesIO()
+        image.save(file, "PNG", optimize=True)
+        drawn[name] = f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
     return drawn
 
 
 def _to_rgb(image: Array) -> Array:
     """Convert (channels, rows, columns) to (rows, columns, 3)."""
-    image = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
-    return np.moveaxis(image, 0, -1)
+    return np.moveaxis(image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0), 0, -1)
 
 
-def _data_uri(pixels: Array) -> str | None:
-    try:
-        from PIL import Image
-    except ImportError:
-        return None
-    image = Image.fromarray(pixels)
-    image.thumbnail((_MAX_SIDE, _MAX_SIDE))
-    file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
-
-
-def _histogram(locked: Array, current: Array) -> dict[str, Any] | None:
-    """Return the histograms of both arrays over one range, relative to the highest bar."""
-    a, b = (each.astype(float).ravel() for each in (locked, current))
-    a, b = a[np.isfinite(a)], b[np.isfinite(b)]
-    if not a.size or not b.size:
-        return None
+def _draw_histogram(locked: Array, current: Array) -> dict[str, Any]:
+    """Return the histograms of both arrays over one range, relative to the highest bar; nothing for few values."""
+    a, b = (values[np.isfinite(values)] for values in (each.astype(float) for each in (locked, current)))
+    if np.unique(a).size < 4 or not b.size:
+        return {}
     low, high = float(min(a.min(), b.min())), float(max(a.max(), b.max()))
-    if low == high or np.unique(a).size < 4:
-        return None
-    counts = [np.histogram(each, _BINS, (low, high))[0] / each.size for each in (a, b)]
-    highest = max(each.max() for each in counts)
-    heights = [[round(float(share / highest), 3) for share in each] for each in counts]
-    return {"low": f"{low:.4g}", "high": f"{high:.4g}", "was": heights[0], "now": heights[1]}
+    was, now = (np.histogram(each, _BINS, (low, high))[0] / each.size for each in (a, b))
+    heights = [(each / max(was.max(), now.max())).round(3).tolist() for each in (was, now)]
+    return {"histogram": {"low": f"{low:.4g}", "high": f"{high:.4g}", "was": heights[0], "now": heights[1]}}

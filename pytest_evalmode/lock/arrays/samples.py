@@ -26,18 +26,14 @@ class Selection:
     """
 
     def __init__(self, max_bytes: int, indices: Sequence[int] | None = None) -> None:
-        """Start without samples.
-
-        Args:
-            max_bytes: How many bytes the kept samples may have.
-            indices: The samples to keep; by default they are chosen.
-        """
+        """Start without samples; `indices` are those to keep, which are chosen by default."""
         self.nbytes = 0
         self._max_bytes = max_bytes
         self._fixed = None if indices is None else sorted(indices)
         self._stride = 1
         self._count = 0
         self._shape: tuple[int, ...] | None = None
+        self._crop: tuple[slice, ...] = ()
         self._samples: dict[int, Array] = {}
         self._non_ascii: set[int] = set()
 
@@ -53,48 +49,38 @@ class Selection:
     def add(self, samples: Array) -> None:
         """Add samples: an array of shape (samples, ...). Samples of another shape than the first are not kept."""
         start, self._count = self._count, self._count + len(samples)
-        self._shape = samples.shape[1:] if self._shape is None else self._shape
+        if self._shape is None:
+            self._shape, self._crop = samples.shape[1:], center_crop(samples.shape[1:], self._max_bytes)
         if samples.shape[1:] != self._shape:
             return
-        crop = center_crop(self._shape, self._max_bytes)
-        for i in self._candidates(samples, start):
-            sample = np.asarray(samples[i - start])[crop]
-            is_wanted = self._fixed is not None or i in self._non_ascii or i % self._stride == 0
-            if is_wanted and sample.nbytes <= self._max_bytes:
-                self._samples[i] = sample.copy()
-                self.nbytes += self._samples[i].nbytes
-                self._thin_out()
-
-    def _candidates(self, samples: Array, start: int) -> list[int]:
-        """Return the indices, in order, of the samples that may be kept."""
         if self._fixed is not None:
-            return self._fixed[bisect_left(self._fixed, start) : bisect_left(self._fixed, self._count)]
-        spread = range(start + -start % self._stride, self._count, self._stride)
-        if samples.dtype.kind not in "US":
-            return self._skip(spread) if len(spread) > 4 * _MAX_SAMPLES else list(spread)
-        for i in range(start, self._count):
+            for i in self._fixed[bisect_left(self._fixed, start) : bisect_left(self._fixed, self._count)]:
+                self._keep(i, samples[i - start])
+            return
+        i = start + -start % self._stride
+        while i < self._count:
+            self._keep(i, samples[i - start])
+            i += self._stride - i % self._stride
+        for i in range(start, self._count) if samples.dtype.kind in "US" else ():
             if len(self._non_ascii) < _MAX_NON_ASCII and not _is_ascii(samples[i - start]):
                 self._non_ascii.add(i)
-        return sorted({*spread, *self._non_ascii & set(range(start, self._count))})
+                self._keep(i, samples[i - start])
 
-    def _skip(self, spread: range) -> list[int]:
-        """Enlarge the stride at once as many samples would, one by one."""
-        while len(spread) > _MAX_SAMPLES:
-            self._enlarge_stride()
-            spread = range(spread.start + -spread.start % self._stride, self._count, self._stride)
-        return list(spread)
+    def _keep(self, i: int, sample: Array) -> None:
+        sample = np.asarray(sample)[self._crop]
+        if i in self._samples or sample.nbytes > self._max_bytes:
+            return
+        self._samples[i] = sample.copy()
+        self.nbytes += sample.nbytes
+        while self.nbytes > self._max_bytes or (self._fixed is None and len(self._samples) > _MAX_SAMPLES):
+            self._thin_out()
 
     def _thin_out(self) -> None:
-        """Drop samples until the rest fits."""
-        while self.nbytes > self._max_bytes or (self._fixed is None and len(self._samples) > _MAX_SAMPLES):
-            if self._fixed is not None or len(self._samples) == 1:
-                self.nbytes -= self._samples.popitem()[1].nbytes
-            else:
-                self._enlarge_stride()
-
-    def _enlarge_stride(self) -> None:
+        if self._fixed is not None or len(self._samples) == 1:
+            self.nbytes -= self._samples.popitem()[1].nbytes
+            return
         self._stride *= 2
-        if self._stride > max(self._samples, default=0):
+        if self._stride > max(self._samples):
             self._non_ascii.clear()
         for i in [i for i in self._samples if i % self._stride and i not in self._non_ascii]:
             self.nbytes -= self._samples.pop(i).nbytes
@@ -104,10 +90,6 @@ def center_crop(shape: tuple[int, ...], max_bytes: int) -> tuple[slice, ...]:
     """Return the index of the center of an image, such that several images fit; everything if it is small.
 
     Both sides are cropped equally, so that a flipped image keeps the same content.
-
-    Args:
-        shape: The shape of one sample.
-        max_bytes: How many bytes all samples may have.
     """
     images = layout.read_as_images(np.broadcast_to(np.uint8(0), (1, *shape))) if len(shape) in (2, 3) else []
     if not images or not (images[0].is_certain or len(shape) == 2):

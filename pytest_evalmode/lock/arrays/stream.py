@@ -61,81 +61,72 @@ class Stream:
     digests: list[int] = field(default_factory=list)
     """Of the first samples."""
     _parts: list[Array] | None = field(default_factory=list)
-    _part_bytes: int = 0
-    _selection: Selection | None = None
+    _selection: Selection = field(init=False)
     _digest: Any = field(default_factory=xxh3_128)
-    _shape: tuple[int, ...] | None = None
-    _dtype: np.dtype[Any] | None = None
+    _form: tuple[object, ...] | None = None
     _pending: list[Array] = field(default_factory=list)
     _pending_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._selection = Selection(self.room, self.indices)
 
     def add(self, samples: Array) -> None:
         """Add samples: an array of shape (samples, ...). Small batches are gathered first, which is faster."""
         self.count += len(samples)
-        shape, dtype, size = samples.shape[1:], samples.dtype, samples.nbytes
-        if shape != self._shape or (dtype is not self._dtype and dtype != self._dtype and dtype.kind not in "US"):
-            self.flush()
-            form = (shape, dtype if dtype.kind not in "US" else "text")
-            if self._dtype is not None or shape != self.shape:
-                self._digest.update(str(form).encode())
-            self._shape, self._dtype = shape, dtype
+        form, size = (samples.shape[1:], samples.dtype), samples.nbytes
+        if form != self._form:
+            self._change_form(*form)
         if size > _PENDING_BYTES:
             self.flush()
-            self._add(samples)
+            self._process(samples)
             return
         self._pending.append(samples.copy())
         self._pending_bytes += size + _PENDING_BYTES // _MAX_PENDING  # many empty samples are many, too
         if self._pending_bytes > _PENDING_BYTES:
             self.flush()
 
+    def _change_form(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        form = (shape, "text" if dtype.kind in "US" else dtype)
+        if form != self._form:
+            self.flush()
+            if self._form is not None or shape != self.shape:
+                self._digest.update(str(form).encode())
+            self._form = form
+
     def flush(self) -> None:
         """Process the batches that were gathered."""
-        if self._pending:
-            pending, self._pending, self._pending_bytes = self._pending, [], 0
-            self._add(pending[0] if len(pending) == 1 else np.concatenate(pending))
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        if pending:
+            self._process(np.concatenate(pending))
 
-    def _add(self, samples: Array) -> None:
+    def _process(self, samples: Array) -> None:
         for rows in _blocks(samples):
             self._hash(rows)
-        self._store(samples)
+        if self._parts is not None and samples.shape[1:] == self.shape and self.budget.take(samples.nbytes):
+            self._parts.append(samples.copy())
+        elif self._parts is not None:
+            self.budget.left += sum(part.nbytes for part in self._parts)
+            self._parts = None
         if self.is_exact:
-            if self._selection is None:
-                self._selection = Selection(self.room, self.indices)
             self._selection.add(samples)
 
     def _hash(self, rows: Array) -> None:
-        wanted = self.is_exact and len(self.digests) < _MAX_DIGESTS
+        wanted = _MAX_DIGESTS - len(self.digests) if self.is_exact else 0
         if rows.dtype.kind in "US":
             texts = [json.dumps(row.tolist()).encode() for row in rows]
             self._digest.update(b"".join(texts))
-            if wanted:
-                self.digests += map(xxh3_64_intdigest, texts[: _MAX_DIGESTS - len(self.digests)])
-            return
-        if len(rows) == 1 and rows.nbytes > _BLOCK_BYTES:
+            self.digests += map(xxh3_64_intdigest, texts[:wanted])
+        elif len(rows) == 1 and rows.nbytes > _BLOCK_BYTES:
             one = xxh3_64()
             for values in _blocks(rows.reshape(-1)):  # a copy, if the row is not contiguous
                 data = _canonical(values)
                 self._digest.update(data)
                 one.update(data)
-            self.digests += [one.intdigest()] if wanted else []
-            return
-        data = _canonical(rows)
-        self._digest.update(data)
-        if wanted:
-            first = data[: _MAX_DIGESTS - len(self.digests)]
-            flat: Any = first.reshape(len(first), -1) if first.size else np.zeros((len(first), 0), np.uint8)
-            self.digests += [xxh3_64_intdigest(row) for row in (flat.view(np.uint8) if flat.size else flat)]
-
-    def _store(self, samples: Array) -> None:
-        if self._parts is None:
-            return
-        same_shape = samples.shape[1:] == self.shape
-        if same_shape and self.budget.take(samples.nbytes):
-            self._parts.append(samples.copy())
-            self._part_bytes += samples.nbytes
+            self.digests += [one.intdigest()][:wanted]
         else:
-            self.budget.left += self._part_bytes
-            self._parts = None
+            data = _canonical(rows)
+            self._digest.update(data)
+            self.digests += [xxh3_64_intdigest(row.tobytes()) for row in data[:wanted]]
 
     @property
     def is_complete(self) -> bool:
@@ -148,8 +139,6 @@ class Stream:
         self.flush()
         if self._parts is not None:
             return (np.concatenate(self._parts) if self._parts else np.zeros((0,), np.float32)), None
-        if self._selection is None:
-            return np.zeros((0,), np.float32), []
         return self._selection.values, self._selection.indices
 
     def entry(self) -> Entry:
@@ -172,32 +161,30 @@ class Stream:
 def parse_arrays(entry: Entry, where: str) -> dict[str, Entry]:
     """Return the arrays of an entry, by path; raise LockError, naming the entry by `where`, if one is invalid."""
     arrays = entry.get("arrays")
-    is_valid = isinstance(arrays, dict) and all(
-        isinstance(array, dict)
-        and all(type(array.get(name)) is kind for name, kind in _FIELDS.items())
-        and (array.get("kept") is None or _kept(array) is not None)
-        for array in arrays.values()
-    )
-    if not isinstance(arrays, dict) or not is_valid:
+    if not isinstance(arrays, dict) or not all(map(_is_valid, arrays.values())):
         raise LockError(f"{where} has no valid arrays; run pytest --evalmode-update-lock")
     return arrays
 
 
+def _is_valid(array: object) -> bool:
+    if not isinstance(array, dict) or any(type(array.get(name)) is not kind for name, kind in _FIELDS.items()):
+        return False
+    try:
+        kept_indices(array)
+    except ValueError:
+        return False
+    return True
+
+
 def kept_indices(locked: Entry) -> list[int] | None:
     """Return which samples of a locked array are stored; None for all."""
-    return None if locked.get("kept") is None else _kept(locked)
+    kept = locked.get("kept")
+    return None if kept is None else [int(each) for each in str(kept).split(",") if each]
 
 
 def matches(locked: Entry, entry: Entry) -> bool:
     """Return whether two entries are of the same values, bit for bit."""
     return all(locked[name] == entry[name] for name in ("dtype", "shape", "samples", "digest"))
-
-
-def _kept(entry: Entry) -> list[int] | None:
-    try:
-        return [int(each) for each in str(entry["kept"]).split(",") if each]
-    except ValueError:
-        return None
 
 
 def _blocks(samples: Array) -> Iterator[Array]:

@@ -8,36 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pytest_evalmode.lock.causes.cause import difference
 from pytest_evalmode.lock.lock_file import Entry
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
-_DEFAULTS = {
-    "float16": (1e-3, 1e-5),
-    "bfloat16": (1.6e-2, 1e-5),
-    "float32": (1.3e-6, 1e-5),
-    "float64": (1e-7, 1e-7),
-    "complex64": (1.3e-6, 1e-5),
-    "complex128": (1e-7, 1e-7),
-}
-"""The defaults of `assert_close` by dtype: (rtol, atol). Here, because bfloat16 is compared as float32."""
-
 
 def find_difference(
     locked: Entry, entry: Entry, old: Array | None, new: Array | None, tolerance: Mapping[str, float | None]
 ) -> tuple[str, str] | None:
-    """Describe how an array differs from the locked one, every value of which is compared.
+    """Describe how an array with other values differs from the locked one; None within the tolerance.
 
-    Args:
-        locked: The entry of the locked array.
-        entry: The entry of this run's array, which has other values.
-        old: All locked values, of shape (samples, ...); None if they are not stored.
-        new: All values of this run; None if they were too many to keep.
-        tolerance: `rtol` and `atol`, or None for those of `assert_close`.
-
-    Returns:
-        A short description, and a longer one in the words of `assert_close`; None within the tolerance.
+    `old` and `new` are all values; None if they are not stored. The second description has the words of `assert_close`.
     """
     for name in ("shape", "samples", "dtype"):
         if locked[name] != entry[name]:
@@ -47,12 +30,13 @@ def find_difference(
         return "values differ; not all are stored, so they cannot be compared within a tolerance", ""
     if new.dtype.kind not in "biufc" or entry["dtype"] == "text":
         return "values differ", ""
-    rtol, atol = tolerance.get("rtol"), tolerance.get("atol")
-    if rtol is None or atol is None:
-        rtol, atol = _DEFAULTS.get(entry["dtype"], (0.0, 0.0))
     expected, actual = (torch.from_numpy(np.array(values)) for values in (old, new))
+    if entry["dtype"] == "bfloat16":  # which NumPy does not have
+        expected, actual = expected.bfloat16(), actual.bfloat16()
     try:
-        torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, equal_nan=True)
+        torch.testing.assert_close(
+            actual, expected, rtol=tolerance.get("rtol"), atol=tolerance.get("atol"), equal_nan=True
+        )
     except AssertionError as error:
         return describe_values(old, new), " ".join(str(error).split())
     return None
@@ -62,12 +46,8 @@ def describe_values(old: Array, new: Array) -> str:
     """Say how many values differ, by how much and where, and in how many samples the decision differs."""
     if old.size == 1:
         return f"{old.reshape(-1)[0]:.6g} -> {new.reshape(-1)[0]:.6g}"
-    wide = np.complex128 if old.dtype.kind == "c" else np.float64
-    with np.errstate(invalid="ignore"):
-        change = np.abs(new.astype(wide) - old.astype(wide))
-    change[(old == new) | ((old != old) & (new != new))] = 0
-    largest = int(np.nan_to_num(change, nan=np.inf).argmax())
-    at = tuple(int(i) for i in np.unravel_index(largest, change.shape))
+    change = difference(old, new)
+    at = tuple(int(i) for i in np.unravel_index(int(change.argmax()), change.shape))
     words = f"{int((change != 0).sum())} of {change.size} values differ, by up to {change[at]:.3g} at {at}"
     if old.ndim == 2 and old.shape[1] > 1 and old.dtype.kind == "f":
         flipped = int((old.argmax(1) != new.argmax(1)).sum())

@@ -80,14 +80,9 @@ def count_distinct(values: Array) -> int:
 
 
 def describe_unrecognized(noun: str, was: Array, now: Array, scope: str = "", *, is_tokens: bool = False) -> Diagnosis:
-    """Say what differs, where and by how much.
+    """Say what differs, where and by how much; `scope` says in how many of all samples, if not in all.
 
-    Args:
-        noun: The plural noun that starts the headline, such as "images".
-        was: The locked array, of any shape and dtype.
-        now: The current array, likewise.
-        scope: How many of all samples differ, such as "in 3 of 8 samples"; empty if all do.
-        is_tokens: Whether the values are token ids, whose distances mean nothing.
+    With `is_tokens`, the values are token ids, whose distances mean nothing.
     """
     start = f"{noun} differ, cause not recognized: "
     if was.shape != now.shape:
@@ -96,53 +91,34 @@ def describe_unrecognized(noun: str, was: Array, now: Array, scope: str = "", *,
         return Diagnosis(f"{noun} are empty and have dtype {now.dtype}, not {was.dtype}", (), {"was": was.shape})
     is_text = was.dtype.kind not in "biufc" or now.dtype.kind not in "biufc"
     change = np.asarray(was != now, float) if is_text else difference(was, now)
-    where = tuple(int(i) for i in np.unravel_index(int(change.argmax()), change.shape))
+    at = int(np.flatnonzero(change)[0] if is_tokens else change.argmax())
+    where = tuple(int(i) for i in np.unravel_index(at, change.shape))
     share, most = float((change > 0).mean()), float(change.max())
     details: dict[str, object] = {"share": share, "max": most, "where": where}
     if change.ndim:
         details["samples"] = tuple(np.flatnonzero((change > 0).reshape(len(change), -1).any(1))[:32].tolist())
-    words = f"{share:.0%}" if share >= 0.01 else f"{share:.2%}"
+    values = f"{share:.0%}" if share >= 0.01 else f"{share:.2%}"
     if was.dtype == now.dtype == np.uint8 and most == 1:  # which does not prove that it is rounding
-        words = f"{noun} differ by at most 1 level in {words} of the values: rounding, or noise of its size; "
+        words = f"{noun} differ by at most 1 level in {values} of the values: rounding, or noise of its size; "
         return Diagnosis(f"{words}pass rtol and atol if you accept it{f' ({scope})' if scope else ''}", (), details)
     if is_text:
-        words += f" of them, first at {where}"
-        if was.dtype.kind in "US" and now.dtype.kind in "US":
-            old, new = str(was[where]), str(now[where])
-            same = next((i for i, (x, y) in enumerate(zip(old, new, strict=False)) if x != y), min(len(old), len(new)))
-            shown = slice(max(0, same - 10), max(0, same - 10) + 40)
-            words += f": {new[shown]!r}, not {old[shown]!r}"
+        words = f"{values} of them, first at {where}{_excerpts(str(was[where]), str(now[where]))}"
+    elif np.isinf(most) and (not_finite := int((np.isfinite(was) != np.isfinite(now)).sum())):
+        words = (
+            f"{values} of the values, {not_finite} of them NaN or infinite only before or only now, first at {where}"
+        )
+    elif is_tokens:
+        words = f"{values} of the values, first at {where}"
     else:
-        details |= {"was": was[where].item(), "now": now[where].item()}
-        words += " of the values"
-        not_finite = int((np.isfinite(was) != np.isfinite(now)).sum())
-        if not_finite:
-            details["not finite"] = not_finite
-            words += f", {not_finite} of them NaN or infinite only before or only now, first at {where}"
-        elif is_tokens:
-            words += f", first at {tuple(np.argwhere(change > 0)[0].tolist())}"
-        else:
-            words += f", by at most {most:.3g} at {where}{_psnr(was, change)}"
-        words += _region(change)
+        words = f"{values} of the values, by at most {most:.3g} at {where}"
     return Diagnosis(f"{start}{words}{f', {scope}' if scope else ''}", (), details)
 
 
-def _psnr(was: Array, change: Array) -> str:
-    """Return the peak signal-to-noise ratio in words; empty if there are too few values."""
-    peak = float(np.ptp(np.abs(was) if was.dtype.kind == "c" else was.astype(float)))
-    noise = float(np.mean(change**2))
-    return f" (PSNR {10 * np.log10(peak**2 / noise):.1f} dB)" if was.size >= 64 and peak and noise else ""
-
-
-def _region(change: Array) -> str:
-    """Return the range of each of the last two axes to which the differing values are limited, if it is small."""
-    parts = []
-    for axis, name in ((-2, "rows"), (-1, "columns")) if change.ndim >= 3 else ():
-        other = tuple(i for i in range(change.ndim) if i != change.ndim + axis)
-        at = np.flatnonzero((change > 0).any(other))
-        if at[-1] - at[0] + 1 <= 0.5 * change.shape[axis]:
-            parts.append(f"{name} {at[0]} to {at[-1]}")
-    return f", all in {' and '.join(parts)}" if parts else ""
+def _excerpts(old: str, new: str) -> str:
+    """Return both texts where they begin to differ."""
+    same = next((i for i, (x, y) in enumerate(zip(old, new, strict=False)) if x != y), min(len(old), len(new)))
+    shown = slice(max(0, same - 10), max(0, same - 10) + 40)
+    return f": {new[shown]!r}, not {old[shown]!r}"
 
 
 def format_numbers(values: npt.ArrayLike) -> str:
@@ -152,8 +128,3 @@ def format_numbers(values: npt.ArrayLike) -> str:
         return f"{flat[0]:.4g}"
     shown = [f"{each:.4g}" for each in flat[:4]] + ["..."] * (len(flat) > 4)
     return f"({', '.join(shown)})"
-
-
-def format_indices(indices: Sequence[int]) -> str:
-    """Format the first few indices: `0, 3, 6, ...`."""
-    return ", ".join(map(str, indices[:5])) + (", ..." if len(indices) > 5 else "")

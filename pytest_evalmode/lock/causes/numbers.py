@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pytest_evalmode.lock.causes.cause import Array, Cause, Step, count_distinct
-from pytest_evalmode.lock.causes.proof import Pair, prove
+from pytest_evalmode.lock.causes.proof import Pair, fit_lines, prove
 
 _FACTORS = {
     1000.0: "thousandths, or kilo",
     100.0: "percent, or centi",
-    1e6: "millionths, or mega",
-    60.0: "minutes and seconds, or hours and minutes",
-    3600.0: "hours and seconds",
     255.0: "8-bit levels",
     32768.0: "16-bit levels",
-    0.3048: "feet and meters",
-    2.54: "inches and centimeters",
-    1.609344: "miles and kilometers",
-    0.45359237: "pounds and kilograms",
-    3.6: "m/s and km/h",
     float(np.pi / 180): "degrees and radians",
-    float(np.log(2)): "nats and bits",
     float(np.log(10)): "natural and decimal logarithms",
     float(np.log(10) / 10): "natural logarithms and decibels",
     -1.0: "the sign changed",
@@ -40,7 +32,7 @@ def same_shape(recognize: Callable[[Array, Array], Iterator[Any]]) -> Callable[[
 # A factor and a shift for all values: parameters are (factor, shift, what it is).
 
 
-def _known_factors(a: Array, b: Array) -> Iterator[tuple[float, float, str]]:
+def _known_lines(a: Array, b: Array) -> Iterator[tuple[float, float, str]]:
     used = (a != 0) & (b != 0)
     if used.any():
         fitted = float(np.median(b[used] / a[used]))
@@ -51,39 +43,24 @@ def _known_factors(a: Array, b: Array) -> Iterator[tuple[float, float, str]]:
             for text, value in ((f"{factor:.5g}", factor), (f"1/{factor:.5g}", 1 / factor)):
                 if abs(fitted - value) <= 1e-6 * abs(value):
                     yield value, 0.0, f"{text} ({name})"
-    if count_distinct(b) > 2:
-        for factor, offset, name in ((1.8, 32.0, "Celsius and Fahrenheit"), (1.0, 273.15, "Celsius and kelvin")):
-            yield factor, offset, name
-            yield 1 / factor, -offset / factor, name
 
 
-def _fitted_factor(a: Array, b: Array) -> Iterator[tuple[float, float, str]]:
+def _fitted_lines(a: Array, b: Array) -> Iterator[tuple[float, float, str]]:
+    """Propose one factor, one shift, and both."""
     if spread := float((a * a).sum()):
         yield float((a * b).sum()) / spread, 0.0, ""
-
-
-def _fitted_shift(a: Array, b: Array) -> Iterator[tuple[float, float, str]]:
     yield 1.0, float(np.median(b - a)), ""
-
-
-def _fitted_line(a: Array, b: Array) -> Iterator[tuple[float, float, str]]:
-    if spread := float(((a - a.mean()) ** 2).sum()):
-        scale = float(((a - a.mean()) * (b - b.mean())).sum()) / spread
-        yield scale, float(b.mean() - scale * a.mean()), ""
+    scale, shift = fit_lines(a, b)
+    yield float(scale.item()), float(shift.item()), ""
 
 
 def _describe_line(_: Array, __: Array, line: tuple[float, float, str]) -> Step:
     scale, shift, name = line
-    details = {"factor": scale, "shift": shift}
     if not shift:
-        return Step("unit", f"multiplied by {name or f'{scale:.6g}'}", details)
-    if scale == 1 and not name:
-        return Step("unit", f"shifted by {shift:.6g}", details)
-    return Step("unit", f"multiplied by {scale:.6g} and shifted by {shift:.6g}{f' ({name})' if name else ''}", details)
-
-
-def _line(recognize: Callable[[Array, Array], Iterator[Any]], fitted: int) -> Cause:
-    return Cause(same_shape(recognize), lambda a, p: a * p[0] + p[1], _describe_line, lambda _: fitted)
+        return Step("unit", f"multiplied by {name or f'{scale:.6g}'}")
+    if scale == 1:
+        return Step("unit", f"shifted by {shift:.6g}")
+    return Step("unit", f"multiplied by {scale:.6g} and shifted by {shift:.6g}")
 
 
 # Functions without parameters, applied or left out.
@@ -98,16 +75,14 @@ def function_causes(
         if count_distinct(b) >= distinct:
             yield None
 
-    cause = Cause(recognize, lambda a, _: function(a), lambda a, b, _: Step("function", applied, {"function": applied}))
+    cause = Cause(recognize, lambda a, _: function(a), lambda a, b, _: Step("function", applied))
 
     def recognize_left_out(a: Array, b: Array) -> Iterator[Array]:
         if a.shape == b.shape and prove((cause,), Pair(b.astype(np.float32), a.astype(np.float32))):
             yield b
 
     # The function gives the locked values from the current ones; its result may not have an inverse.
-    reverse = Cause(
-        recognize_left_out, lambda a, b: b, lambda a, b, _: Step("function", left_out, {"function": left_out})
-    )
+    reverse = Cause(recognize_left_out, lambda a, b: b, lambda a, b, _: Step("function", left_out))
     return (cause, reverse) if left_out else (cause,)
 
 
@@ -148,31 +123,17 @@ def _limits(a: Array, b: Array) -> Iterator[tuple[float, float]]:
         yield float(b.min()), float(b.max())
 
 
-def _thresholds(a: Array, b: Array) -> Iterator[tuple[float, float, float]]:
-    levels = np.unique(b)
-    if len(levels) == 2 and count_distinct(a) > 3:
-        low, high = a[b == levels[0]], a[b == levels[1]]
-        if low.max() < high.min():
-            yield float(low.max() / 2 + high.min() / 2), float(levels[0]), float(levels[1])
-        if high.max() < low.min():
-            yield float(high.max() / 2 + low.min() / 2), float(levels[1]), float(levels[0])
-
-
-def _describe_threshold(a: Array, _: Array, p: tuple[float, float, float]) -> Step:
-    words = f"given in 2 levels, not {np.unique(a).size}: {p[2]:.4g} above {p[0]:.4g}, else {p[1]:.4g} (a threshold)"
-    return Step("threshold", words, {"threshold": p[0]})
-
-
 CLIPPED = Cause(
     same_shape(_limits),
     lambda a, p: np.clip(a, *p),
-    lambda a, b, p: Step("clipped", f"clipped to {p[0]:.4g}..{p[1]:.4g}", {"low": p[0], "high": p[1]}),
+    lambda a, b, p: Step("clipped", f"clipped to {p[0]:.4g}..{p[1]:.4g}"),
     lambda _: 2,
 )
-THRESHOLD = Cause(same_shape(_thresholds), lambda a, p: np.where(a > p[0], p[2], p[1]), _describe_threshold)
-KNOWN_FACTORS = _line(_known_factors, 0)
-FITTED = (_line(_fitted_factor, 1), _line(_fitted_shift, 1), _line(_fitted_line, 2))
-POINTWISE = (KNOWN_FACTORS, *FUNCTIONS, *FITTED, CLIPPED, THRESHOLD)
+KNOWN_LINES = Cause(same_shape(_known_lines), lambda a, p: a * p[0] + p[1], _describe_line)
+FITTED_LINES = replace(
+    KNOWN_LINES, recognize=same_shape(_fitted_lines), fitted=lambda p: int(p[0] != 1) + int(p[1] != 0)
+)
+POINTWISE = (KNOWN_LINES, *FUNCTIONS, FITTED_LINES, CLIPPED)
 
 
 # Classes under other numbers, in lists of labels and in maps: parameters are the new number of each that changed.
@@ -196,7 +157,7 @@ def _describe_classes(_: Array, __: Array, mapping: dict[int, int]) -> Step:
     shown = ", ".join(f"{old} -> {new}" for old, new in list(mapping.items())[:4]) + (", ..." * (len(mapping) > 4))
     words = f"renumbered in {len(mapping)} class{'es' * (len(mapping) > 1)} ({shown})"
     merged = ", some of them merged" if len(set(mapping.values())) < len(mapping) else ""
-    return Step("classes", f"{words}{merged}", {"classes": dict(list(mapping.items())[:32])})
+    return Step("classes", f"{words}{merged}")
 
 
 CLASSES = Cause(same_shape(_class_mapping), _renumber, _describe_classes, len, is_confirmed=True)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from pytest_evalmode.lock.causes.cause import Array, Cause, Step, count_distinct
-from pytest_evalmode.lock.causes.search import Proof
 
 _NOISE = {"float16": 4 * 2.0**-10, "float32": 5e-6, "float64": 1e-10}  # relative; what other hardware or code changes
 _MAX_REST = 0.1  # share of the difference (root mean square) that a cause may leave to rounding
 _MAX_COLUMNS = 256  # of a table
 _VALUES_PER_NUMBER = 4  # distinct values that must confirm each fitted number
+
+
+class Proof(NamedTuple):
+    """Steps that reproduce the current values, and how many numbers they take from them."""
+
+    steps: tuple[Step, ...]
+    fitted: int = 0
 
 
 class Pair:
@@ -40,6 +48,15 @@ def _epsilon(array: Array) -> float:
     return 0.0 if array.dtype.kind != "f" else 2.0**-44 if array.itemsize == 8 else 2.0**-23
 
 
+def fit_lines(a: Array, b: Array, axes: tuple[int, ...] | None = None) -> tuple[Array, Array]:
+    """Return the factor and the shift that turn the locked values into the current ones best, over some axes."""
+    mean_a, mean_b = a.mean(axes, keepdims=True), b.mean(axes, keepdims=True)
+    spread = ((a - mean_a) ** 2).sum(axes, keepdims=True)
+    product = ((a - mean_a) * (b - mean_b)).sum(axes, keepdims=True)
+    scale = np.where(spread > 0, product / np.where(spread > 0, spread, 1), 1.0)
+    return scale, mean_b - scale * mean_a
+
+
 def prove(causes: Iterable[Cause], pair: Pair) -> list[Proof]:
     """Return the proofs of all causes that reproduce the current values; the first parameters of each cause that do."""
     proofs = []
@@ -52,6 +69,19 @@ def prove(causes: Iterable[Cause], pair: Pair) -> list[Proof]:
                     proofs.append(Proof((step, *roundings), cause.fitted(parameters)))
                     break
     return proofs
+
+
+def simplest(proofs: Sequence[Proof]) -> list[Step] | None:
+    """Return the steps with the fewest steps and fitted numbers; causes that are equally simple are named together."""
+    if not proofs:
+        return None
+    cost = min((len(each.steps), each.fitted) for each in proofs)
+    first, *others = [list(each.steps) for each in proofs if (len(each.steps), each.fitted) == cost]
+    equal = [each[-1] for each in others if first and each[:-1] == first[:-1] and each[-1].kind != first[-1].kind]
+    if equal:
+        words = " or ".join(dict.fromkeys(each.words for each in (first[-1], *equal)))
+        first[-1] = replace(first[-1], words=words)
+    return first
 
 
 def _reproduces(pair: Pair, cause: Cause, parameters: object) -> list[Step] | None:

@@ -8,104 +8,81 @@ from typing import Any
 
 import numpy as np
 
-from pytest_evalmode.lock.causes.cause import NOT_BEFORE, RANDOM, Array, Cause, Step, format_numbers
+from pytest_evalmode.lock.causes.cause import NOT_BEFORE, RANDOM, Array, Cause, Step
 from pytest_evalmode.lock.causes.numbers import same_shape
 from pytest_evalmode.lock.causes.order import match_samples, sample_bytes
+from pytest_evalmode.lock.causes.proof import fit_lines
 
-_MAX_SERIES = 64  # lines of an array with which a shift along an axis is searched for
+_MAX_COLUMNS = 256  # of a table; more are signals
 
-# Places: parameters are the order of the columns, or the axis and by how much it was rolled (0: reversed).
+# Places: parameters are the order of the columns, or the axis that was reversed.
 
 
 def _column_order(a: Array, b: Array) -> Iterator[list[int]]:
-    if a.ndim == b.ndim == 2 and len(a) == len(b) >= 2:
+    if a.ndim == b.ndim == 2 and len(a) == len(b) >= 2 and a.shape[1] <= _MAX_COLUMNS:
         index = match_samples(sample_bytes(a.T), sample_bytes(b.T))
         if index is not None and len(set(index)) == len(index):
             yield index
 
 
-def _rolled(index: list[int]) -> int:
-    return next((by for by in (1, -1) if index == list(np.roll(range(len(index)), by))), 0)
-
-
 def _describe_order(a: Array, _: Array, index: list[int]) -> Step:
-    details: dict[str, object] = {"order": tuple(index[:32])}
     dropped = sorted(set(range(a.shape[1])) - set(index))
     if dropped:
         columns = f"column{'s' * (len(dropped) > 1)} {', '.join(map(str, dropped[:5]))}"
-        return Step("columns", f"given without {columns}", details)
-    how = {1: "moved by one to the right", -1: "moved by one to the left", 0: "in another order"}[_rolled(index)]
-    return Step("columns", f"given with the columns {how}", details)
+        return Step("columns", f"given without {columns}")
+    return Step("columns", "given with the columns in another order")
 
 
-def _axis_moves(a: Array, b: Array) -> Iterator[tuple[int, int]]:
-    long = [axis for axis in range(1, a.ndim) if a.shape[axis] > 2]
-    yield from ((axis, 0) for axis in long)
-    for axis in long:
-        x, y = (np.moveaxis(each, axis, -1).reshape(-1, a.shape[axis])[:_MAX_SERIES] for each in (a, b))
-        spectra = [np.fft.rfft(each - each.mean()) for each in (x, y)]
-        lag = int(np.fft.irfft((spectra[1] * np.conj(spectra[0])).sum(0), a.shape[axis]).argmax())
-        if lag:
-            yield axis, lag if lag <= a.shape[axis] // 2 else lag - a.shape[axis]
+def _long_axes(a: Array, _: Array) -> Iterator[int]:
+    yield from (axis for axis in range(1, a.ndim) if a.shape[axis] > 2)
 
 
-def _describe_move(a: Array, _: Array, move: tuple[int, int]) -> Step:
-    axis, by = move
-    name = f"axis {axis}" if a.ndim > 2 else "the last axis"
-    if by:
-        return Step("shift", f"rolled by {by} along {name}, the end moved to the start", {"axis": axis, "by": by})
-    return Step("flip", f"reversed along {name}", {"axis": axis})
+def _describe_flip(a: Array, _: Array, axis: int) -> Step:
+    return Step("flip", f"reversed along {f'axis {axis}' if a.ndim > 2 else 'the last axis'}")
 
 
 # A factor and a shift for each index of some axes: parameters are (axes that are summed over, scale, shift).
 
 
-def _affine(axes_of: Callable[[Array], Iterator[tuple[int, ...]]]) -> Callable[[Array, Array], Iterator[Any]]:
+def _column_axes(a: Array) -> list[tuple[int, ...]]:
+    """Return the axes over which each column of a table, or channel of a series, shares its statistics."""
+    return [tuple(range(a.ndim - 1)), (0, *range(2, a.ndim))][: max(0, a.ndim - 1)]
+
+
+def _sample_axes(a: Array) -> list[tuple[int, ...]]:
+    return [tuple(range(1, a.ndim))] if a.ndim >= 2 and len(a) > 1 else []
+
+
+def _affine(axes_of: Callable[[Array], list[tuple[int, ...]]]) -> Callable[[Array, Array], Iterator[Any]]:
     def recognize(a: Array, b: Array) -> Iterator[Any]:
         for axes in axes_of(a):
             if np.prod([a.shape[i] for i in axes]) < 6 or np.any((np.ptp(b, axes) == 0) & (np.ptp(a, axes) > 0)):
                 continue  # too few values, or replaced by a constant, not scaled
-            mean_a, mean_b = a.mean(axes, keepdims=True), b.mean(axes, keepdims=True)
-            spread = ((a - mean_a) ** 2).sum(axes, keepdims=True)
             same = (a == b).all(axes, keepdims=True)
-            scale = np.where(spread > 0, ((a - mean_a) * (b - mean_b)).sum(axes, keepdims=True) / spread, 1.0)
-            scale = np.where(same, 1.0, scale)
-            yield axes, scale, np.where(same, 0.0, mean_b - scale * mean_a)
+            scale, shift = fit_lines(a, b, axes)
+            yield axes, np.where(same, 1.0, scale), np.where(same, 0.0, shift)
 
     return same_shape(recognize)
-
-
-def _columns(a: Array) -> Iterator[tuple[int, ...]]:
-    """Yield the axes over which each column of a table, or channel of a series, shares its statistics."""
-    if a.ndim >= 2:
-        yield tuple(range(a.ndim - 1))
-    if a.ndim >= 3:
-        yield (0, *range(2, a.ndim))
-
-
-def _samples(a: Array) -> Iterator[tuple[int, ...]]:
-    if a.ndim >= 2 and len(a) > 1:
-        yield tuple(range(1, a.ndim))
 
 
 def _describe_columns(a: Array, b: Array, parameters: Any) -> Step:
     axes, scale, shift = parameters
     name = "column" if a.ndim == 2 else "channel"
-    details: dict[str, object] = {"scale": scale.ravel()[:32].tolist(), "shift": shift.ravel()[:32].tolist()}
     standardized = [_is_standardized(each, axes) for each in (a, b)]
     if standardized == [False, True]:
-        return Step("standardised", f"standardized per {name}{NOT_BEFORE}", details)
-    changed = np.flatnonzero(((scale != 1) | (shift != 0)).ravel())
+        return Step("standardised", f"standardized per {name}{NOT_BEFORE}")
+    scales, shifts = scale.ravel(), shift.ravel()
+    changed = np.flatnonzero((scales != 1) | (shifts != 0))
     shown = []
     for i in changed[:4]:
-        words = [f"multiplied by {scale.ravel()[i]:.6g}"] * bool(abs(scale.ravel()[i] - 1) > 1e-9)
-        has_shift = bool(abs(shift.ravel()[i]) > 1e-6 * np.abs(b).max())
-        words += [f"shifted by {shift.ravel()[i]:.6g}"] * (has_shift or not words)
+        words = [f"multiplied by {scales[i]:.6g}"] if abs(scales[i] - 1) > 1e-9 else []
+        if not words or abs(shifts[i]) > 1e-6 * np.abs(b).max():
+            words.append(f"shifted by {shifts[i]:.6g}")
         shown.append(f"{name} {i} {' and '.join(words)}")
     listed = "; ".join(shown) + (f"; and {len(changed) - 4} more {name}s" if len(changed) > 4 else "")
     if standardized == [True, False]:
-        return Step("standardised", f"no longer standardized per {name}: {listed}", details)
-    return Step("unit", f"given in other units: {listed}", details)
+        return Step("standardised", f"no longer standardized per {name}: {listed}")
+    return Step("unit", f"given in other units: {listed}")
 
 
 def _is_standardized(values: Array, axes: tuple[int, ...]) -> bool:
@@ -116,60 +93,44 @@ def _is_standardized(values: Array, axes: tuple[int, ...]) -> bool:
     return bool(varies.any() and np.abs(mean).max() < near and np.abs(std - 1).max() < near)
 
 
-def _describe_samples(a: Array, b: Array, parameters: Any) -> Step:
-    words = f"changed in brightness or contrast (a factor and a shift), differently per sample: {RANDOM}"
-    return Step("augmented", words, {"scale": tuple(float(f"{value:.6g}") for value in parameters[1].ravel()[:32])})
+def _describe_samples(*_: Any) -> Step:
+    words = "changed in brightness or contrast (a factor and a shift), differently per sample"
+    return Step("augmented", f"{words}: {RANDOM}")
 
 
-# Values standardized with their own statistics: parameters are (axes, name, ddof, epsilon, range).
+# Samples standardized with their own statistics: parameters are (axes, name, ddof, epsilon).
 
 
-def _own_statistics(a: Array, b: Array) -> Iterator[Any]:
-    axes = [(tuple(range(a.ndim - 1)), "column" if a.ndim == 2 else "channel")] if a.ndim >= 2 else []
-    if a.ndim >= 3:
-        axes += [((0, *range(2, a.ndim)), "channel")]
-        axes += [((a.ndim - 1,), "row of each sample"), ((1,), "column of each sample")]
-        axes += [(tuple(range(2, a.ndim)), "channel of each sample")] * (a.ndim > 3)
-    axes += [(tuple(range(1, a.ndim)), "sample")] if a.ndim >= 2 and len(a) > 1 else []
+def _own_statistics(a: Array, b: Array) -> Iterator[tuple[tuple[int, ...], str, int, float]]:
+    axes: list[tuple[tuple[int, ...], str]] = []
+    axes += [((a.ndim - 1,), "row of each sample"), ((1,), "column of each sample")] if a.ndim >= 3 else []
+    axes += [(each, "sample (with its own mean and std)") for each in _sample_axes(a)]
     for over, name in axes:
-        if np.prod([a.shape[i] for i in over]) < 4:
-            continue
-        if np.abs(b.mean(over)).max() < 1e-3:
-            yield from ((over, name, ddof, epsilon, None) for ddof, epsilon in product((0, 1), (0.0, 1e-5)))
-        elif np.abs(b.min(over)).max() < 1e-6 and np.abs(b.max(over) - 1)[np.ptp(b, over) > 0].max(initial=0) < 1e-5:
-            yield over, name, 0, 0.0, "0..1"
+        if np.prod([a.shape[i] for i in over]) >= 4 and np.abs(b.mean(over)).max() < 1e-3:
+            yield from ((over, name, ddof, epsilon) for ddof, epsilon in product((0, 1), (0.0, 1e-5)))
 
 
-def _standardize(a: Array, parameters: Any) -> Array:
-    axes, _, ddof, epsilon, stretched = parameters
-    center = a.min(axes, keepdims=True) if stretched else a.mean(axes, keepdims=True)
-    spread = np.ptp(a, axes, keepdims=True) if stretched else a.std(axes, ddof=ddof, keepdims=True) + epsilon
-    return np.asarray((a - center) / np.where(spread > 1e-12, spread, 1.0))
+def _standardize(a: Array, parameters: tuple[tuple[int, ...], str, int, float]) -> Array:
+    axes, _, ddof, epsilon = parameters
+    spread = a.std(axes, ddof=ddof, keepdims=True) + epsilon
+    return np.asarray((a - a.mean(axes, keepdims=True)) / np.where(spread > 1e-12, spread, 1.0))
 
 
-def _describe_own(a: Array, _: Array, parameters: Any) -> Step:
-    axes, name, _, _, stretched = parameters
-    how = f"stretched to {stretched}" if stretched else "standardized"
-    name = "sample (with its own mean and std)" if name == "sample" and not stretched else name
-    return Step("standardised", f"{how} per {name}{NOT_BEFORE}", {"mean": format_numbers(a.mean(axes).ravel())})
+def _describe_own(_: Array, __: Array, parameters: tuple[tuple[int, ...], str, int, float]) -> Step:
+    return Step("standardised", f"standardized per {parameters[1]}{NOT_BEFORE}")
 
 
 PLACES = (
-    Cause(_column_order, lambda a, p: a[:, p], _describe_order, lambda p: 0 if _rolled(p) else len(p), True),
-    Cause(
-        same_shape(_axis_moves),
-        lambda a, p: np.roll(a, p[1], p[0]) if p[1] else np.flip(a, p[0]),
-        _describe_move,
-        lambda p: int(p[1] != 0),
-    ),
+    Cause(_column_order, lambda a, p: a[:, p], _describe_order, len, is_confirmed=True),
+    Cause(same_shape(_long_axes), lambda a, axis: np.flip(a, axis), _describe_flip),
 )
 STATISTICS = (
     Cause(same_shape(_own_statistics), _standardize, _describe_own, residual=2e-5),
-    Cause(_affine(_samples), lambda a, p: a * p[1] + p[2], _describe_samples, lambda p: int(2 * p[1].size)),
+    Cause(_affine(_sample_axes), lambda a, p: a * p[1] + p[2], _describe_samples, lambda p: int(2 * p[1].size)),
 )
 COLUMNS = (
     Cause(
-        _affine(_columns),
+        _affine(_column_axes),
         lambda a, p: a * p[1] + p[2],
         _describe_columns,
         lambda p: 2 * int(((p[1] != 1) | (p[2] != 0)).sum()),

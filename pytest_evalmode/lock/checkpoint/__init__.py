@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_evalmode.lock.checkpoint import adapters, equal_tensors, loading, pairing, quantization, tensor_causes
-from pytest_evalmode.lock.checkpoint.architecture_changes import TensorOwners, find_architecture_changes
+from pytest_evalmode.lock.checkpoint.architecture_changes import find_architecture_changes
 from pytest_evalmode.lock.checkpoint.differences import Cause, Differences
 from pytest_evalmode.lock.model_entry import ModelContents, TensorRecord
 from pytest_evalmode.observe.state.fingerprint import undisturbed
@@ -26,17 +26,14 @@ _MAX_NAMES = 10
 # The order matters: what all values prove comes first, and what needs fewer parameters before what needs more.
 _CHECKS: tuple[Callable[[Differences], Cause | list[Cause] | None], ...] = (
     quantization.find_quantized,
-    adapters.find_folded_norms,
     adapters.find_adapter,
+    tensor_causes.find_dtype_change,
     loading.find_not_finite,
     equal_tensors.find_copied,
-    equal_tensors.find_rearranged,
-    loading.find_resized,
+    equal_tensors.find_moved,
     loading.find_not_loaded,
-    tensor_causes.find_dtype_change,
     loading.find_updated_statistics,
     tensor_causes.find_causes,
-    adapters.find_merged_adapter,
     loading.find_changed_values,
     pairing.find_missing_and_added,
 )
@@ -50,22 +47,16 @@ def diagnose(
 ) -> list[Cause]:
     """Return the causes that together explain how a model differs from its lock entry.
 
-    Args:
-        locked: The locked tensors, by qualified name.
-        current: The contents of the model in this run.
-        samples: The locked sample values: 2-D arrays of float32 or int64, as `sample_grid` returns them, by name.
-        architecture: The locked architecture; it is not compared if it is empty or None.
+    `samples` are the locked values that `sample_grid` returned, by the name of their tensor. The locked architecture is
+    not compared if it is empty or None.
     """
     diff = Differences(locked, current, samples)
-    causes: list[Cause] = []
     with undisturbed():
-        renamed = pairing.find_renamed(diff)
-        owners = TensorOwners(diff)
+        causes = [pairing.find_renamed(diff), find_architecture_changes(diff, architecture or {})]
         for check in _CHECKS:
             found = check(diff)
-            causes += [found] if isinstance(found, Cause) else found or []
-    other = find_architecture_changes(owners, architecture or {}, current.architecture)
-    return [cause for cause in (renamed, other, *causes) if cause is not None]
+            causes += found if isinstance(found, list) else [found]
+    return [cause for cause in causes if cause is not None]
 
 
 def describe_causes(title: str, causes: list[Cause]) -> tuple[str, str, dict[str, object]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 
-from pytest_evalmode.lock.architecture import ModuleChange, expand, find_module_changes
+from pytest_evalmode.lock.architecture import find_module_changes
 from pytest_evalmode.lock.checkpoint.differences import Cause, Differences, owner_of
 from pytest_evalmode.rules.wording import first_and_more, plural
 
@@ -14,71 +14,57 @@ _NEUTRAL = frozenset({"Identity", "Sequential", "ModuleList", "ModuleDict", "Par
 """Types that compute nothing themselves."""
 
 
-class TensorOwners:
-    """The modules whose tensors are missing, new, renamed or of another shape, before any cause explains these."""
+def find_architecture_changes(diff: Differences, was: Mapping[str, str]) -> Cause | None:
+    """Find types and settings that changed, and modules without tensors that were added or removed.
 
-    def __init__(self, diff: Differences) -> None:
-        self.renamed = {
-            owner_of(old): owner_of(new) for old, new in diff.current_names.items() if owner_of(old) != owner_of(new)
-        }
-        self.resized = {owner_of(name) for name, each in diff.changed.items() if each.was.shape != each.now.shape}
-        gone_or_new = [*diff.missing, *diff.added]
-        self.restructured = {
-            ".".join(parts[:i]) for name in gone_or_new for parts in [name.split(".")] for i in range(1, len(parts))
-        }
-
-
-def find_architecture_changes(owners: TensorOwners, was: Mapping[str, str], now: Mapping[str, str]) -> Cause | None:
-    """Find types and settings that changed, and modules without tensors that are missing or new."""
+    Must run before tensors are explained. Modules whose tensors show the change are left out.
+    """
+    now = diff.contents.architecture
     if not was or not now or was == now:
         return None
-    words, paths = [], []
-    changes = find_module_changes({owners.renamed.get(k, k): line for k, line in expand(was).items()}, expand(now))
-    groups: dict[tuple[str, str, str | None, str | None], list[str]] = defaultdict(list)
-    moved: list[ModuleChange] = []
-    for change in changes:
-        is_on_one_side = not change.setting and (change.was is None or change.now is None)
-        if change.path in owners.restructured or (change.setting and change.path in owners.resized):
-            continue
-        if is_on_one_side and owners.renamed:
-            moved.append(change)
-        elif is_on_one_side and _is_inside(change.path, owners.restructured):
-            continue
-        elif not owners.renamed or change.path:
-            groups[change.type, change.setting, change.was, change.now].append(change.path)
-    for key, names in groups.items():
-        words.append(_describe(*key, [name or "the model" for name in names]))
-        paths += names
+    owners = ((owner_of(old), owner_of(new)) for old, new in diff.current_names.items())
+    renamed = {old: new for old, new in owners if old != new}
+    resized = {owner_of(name) for name, each in diff.changed.items() if each.was.shape != each.now.shape}
+    restructured = {parent for name in (*diff.missing, *diff.added) for parent in _parents(name)}
+    old = {renamed.get(path, path): line for path, line in was.items()}
+    changed: dict[tuple[str, str, str | None, str | None], list[str]] = defaultdict(list)
+    one_sided: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     # Containers move together with what they contain.
-    parents = {owner_of(path) for side in (was, now) for path in expand(side)}
-    words += _describe_moved([each for each in moved if each.path not in parents and each.type not in _NEUTRAL])
+    containers = {owner_of(path) for path in (*old, *was, *now)}
+    for change in find_module_changes(old, now):
+        if change.path in restructured or (change.setting and change.path in resized):
+            continue
+        if change.setting or not (change.was is None or change.now is None):
+            if change.path or not renamed:
+                changed[change.type, change.setting, change.was, change.now].append(change.path or "the model")
+        elif (
+            change.path not in containers
+            and change.type not in _NEUTRAL
+            and (renamed or restructured.isdisjoint(_parents(change.path)))
+        ):
+            one_sided[change.type][change.was is None].append(change.path)
+    words = [_describe(*key, paths) for key, paths in changed.items()]
+    for kind, (removed, added) in one_sided.items():
+        same = min(len(removed), len(added)) if renamed else 0  # which moved as others did
+        for paths, verb in ((removed[same:], "removed"), (added[same:], "added")):
+            if paths:
+                where = "" if renamed else f" ({first_and_more(paths)})"
+                words.append(f"{plural(len(paths), f'{kind} module')} {verb}{where}")
     if not words:
         return None
     more = f" (and {len(words) - _MAX_SHOWN} more)" if len(words) > _MAX_SHOWN else ""
+    paths = [path for names in changed.values() for path in names]
     return Cause("architecture", "; ".join(words[:_MAX_SHOWN]) + more, tuple(paths))
 
 
-def _is_inside(path: str, owners: set[str]) -> bool:
+def _parents(path: str) -> list[str]:
     parts = path.split(".")
-    return any(".".join(parts[:i]) in owners for i in range(1, len(parts)))
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _describe(kind: str, setting: str, was: str | None, now: str | None, names: list[str]) -> str:
-    is_are, shown = "is" if len(names) == 1 else "are", first_and_more(names)
-    if setting:
-        old = f"not {was}" if was is not None else "which was not set"
-        return f"{setting} of {shown} ({kind}) is {now if now is not None else 'not set'}, {old}"
-    if was is None or now is None:
-        return f"{shown} ({kind}) {is_are} {'missing' if now is None else 'new'}"
-    return f"{shown} {is_are} now {now}, not {was}"
-
-
-def _describe_moved(changes: list[ModuleChange]) -> list[str]:
-    """Describe how many modules without tensors are missing or new, if their names changed as others' did."""
-    counts = Counter(change.type for change in changes if change.was is None)
-    counts.subtract(Counter(change.type for change in changes if change.now is None))
-    return [
-        f"{plural(abs(count), f'{kind} module')} {'added' if count > 0 else 'removed'}"
-        for kind, count in counts.items()
-        if count
-    ]
+    shown = first_and_more(names)
+    if not setting:
+        return f"{shown} {'is' if len(names) == 1 else 'are'} now {now}, not {was}"
+    old = f"not {was}" if was is not None else "which was not set"
+    return f"{setting} of {shown} ({kind}) is {now if now is not None else 'not set'}, {old}"

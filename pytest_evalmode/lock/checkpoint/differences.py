@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pytest_evalmode.lock.causes.cause import Step
 from pytest_evalmode.lock.model_entry import ModelContents, TensorRecord, sample_grid
+from pytest_evalmode.rules.wording import first_and_more
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -53,12 +56,6 @@ class ChangedTensor:
             return None
         return cast(self.sample, self.now.dtype), now.astype(np.float64)
 
-    @property
-    def is_cast(self) -> bool:
-        """Whether another floating-point dtype explains all that is known of the difference."""
-        both = self.values
-        return self.was.dtype != self.now.dtype and both is not None and equal(*both)
-
     @cached_property
     def current(self) -> Tensor:
         """All current values, flat and in float32 or float64; empty if they are not plain numbers."""
@@ -66,6 +63,12 @@ class ChangedTensor:
         if tensor.is_quantized or tensor.is_complex() or tensor.layout is not torch.strided:
             return torch.empty(0)
         return tensor.reshape(-1).cpu().to(torch.promote_types(tensor.dtype, torch.float32))
+
+    @property
+    def constant(self) -> float | None:
+        """The value that all elements have, or None."""
+        values = self.current
+        return float(values[0]) if len(values) and bool((values == values[0]).all()) else None
 
 
 @dataclass(slots=True)
@@ -83,14 +86,30 @@ class Differences:
     missing: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
 
-    def add_changed(self, name: str) -> None:
-        new = self.current_names[name]
-        records, tensors = self.contents.records, self.contents.tensors
-        self.changed[name] = ChangedTensor(name, self.locked[name], records[new], tensors[new], self.samples.get(name))
-
     def mark_explained(self, names: Iterable[str]) -> None:
         for name in names:
             self.changed.pop(name, None)
+
+    def explain_each(self, explain: Callable[[ChangedTensor], Step | None]) -> list[Cause]:
+        """Explain each tensor on its own; tensors with the same words share a cause.
+
+        The words have `{names}`, `{was}` or `{has}` in place of the tensors and the verb, and `{}` in place of
+        `details["value"]`, which differs from tensor to tensor.
+        """
+        groups: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        for name, tensor in self.changed.items():
+            step = explain(tensor)
+            if step is not None:
+                groups[step.kind, step.words][name] = str(step.details.get("value"))
+        causes = []
+        for (kind, words), values in groups.items():
+            self.mark_explained(values)
+            distinct = list(dict.fromkeys(values.values()))
+            shown = ", ".join(distinct[:3]) + (", ..." if len(distinct) > 3 else "")
+            was, has = ("was", "has") if len(values) == 1 else ("were", "have")
+            text = words.format(shown, names=first_and_more(list(values)), was=was, has=has)
+            causes.append(Cause(kind, text, tuple(values)))
+        return causes
 
     def covers_model(self, names: Iterable[str]) -> bool:
         """Return whether these are at least 90% of the weights (tensors with two or more dimensions)."""
@@ -101,10 +120,9 @@ class Differences:
 
 def cast(values: Array, dtype: str) -> Array:
     """Return values after a cast to a dtype of torch, as float64."""
-    target = getattr(torch, dtype, None)
+    if dtype in FLOAT_DTYPES and values.dtype.kind == "f":
+        values = torch.from_numpy(values).to(getattr(torch, dtype)).double().numpy()
     array: Array = values.astype(np.float64)
-    if dtype in FLOAT_DTYPES and values.dtype.kind == "f" and isinstance(target, torch.dtype):
-        array = torch.from_numpy(values).to(target).double().numpy()
     return array
 
 
@@ -119,6 +137,14 @@ def is_running_statistic(name: str) -> bool:
 def owner_of(name: str) -> str:
     """Return the path of the module that has a tensor."""
     return name.rpartition(".")[0]
+
+
+def different_parts(name: str, other: str) -> tuple[str, str]:
+    """Return two names without the last parts that they share: the layers, for the same tensor of two layers."""
+    a, b = name.split("."), other.split(".")
+    while len(a) > 1 and len(b) > 1 and a[-1] == b[-1]:
+        a.pop(), b.pop()
+    return ".".join(a), ".".join(b)
 
 
 def largest_change(tensors: Iterable[ChangedTensor]) -> float:

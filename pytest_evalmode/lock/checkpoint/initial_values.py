@@ -1,26 +1,21 @@
-"""Initial values: constants, and the distributions from which torch's modules and common models draw their weights."""
+"""The distributions from which torch's modules and common models draw their initial weights."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-MIN_VALUES, MIN_NORMAL_VALUES = 64, 384  # needed to recognize a distribution
-_MAX_VALUES = 1 << 16
 _RECURRENT = re.compile(r"(?:weight|bias)_[ih]h_l\d+(?:_reverse)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """A distribution of initial values; `scale` is the bound of a uniform one, or the standard deviation.
-
-    A normal distribution has no bounds to recognize it by, so that it needs more values (`MIN_NORMAL_VALUES`).
-    """
+    """A distribution of initial values; `scale` is the bound of a uniform one, or the standard deviation."""
 
     words: str
     is_uniform: bool
@@ -50,33 +45,11 @@ class Distribution:
         return bool(distance < slack * 1.95 / count**0.5)
 
 
-def find_constant(values: Tensor) -> float | None:
-    """Return the value that all elements of a flat tensor have, or None."""
-    return float(values[0]) if len(values) and bool((values == values[0]).all()) else None
+def possible_distributions(name: str, shape: tuple[int, ...], weight: tuple[int, ...]) -> Iterator[Distribution]:
+    """Yield the distributions from which a tensor's initial values may have been drawn.
 
-
-def find_distribution(
-    name: str, shape: tuple[int, ...], weight: tuple[int, ...], values: Tensor, known: Collection[Distribution] = ()
-) -> Distribution | None:
-    """Return the distribution of initial values that a tensor's values fit, or None.
-
-    Args:
-        name: The last part of the tensor's name.
-        shape: Its shape.
-        weight: The shape of the weight of the same module, which sets the scale of a bias.
-        values: All its values, flat.
-        known: The only ones to try, if there are any, with wider limits: larger tensors of the model fit them.
+    `name` is the last part of its name; the shape of the weight of the same module sets the scale of a bias.
     """
-    if len(values) < MIN_VALUES or not bool(values.isfinite().all()):
-        return None
-    picked = values[:: max(1, len(values) // _MAX_VALUES)].double()
-    if not bool(picked.std() > 0):
-        return None
-    possible = [each for each in candidates(name, shape, weight) if not known or each in known]
-    return next((each for each in possible if each.fits(picked, 1.5 if known else 1)), None)
-
-
-def candidates(name: str, shape: tuple[int, ...], weight: tuple[int, ...]) -> Iterator[Distribution]:
     default = "torch's default uniform for a layer of this size"
     if _RECURRENT.fullmatch(name):
         for gates in (4, 3, 1):  # LSTM, GRU, RNN

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from math import prod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pytest_evalmode.lock.checkpoint import initial_values
+from pytest_evalmode.lock.causes.cause import Step
 from pytest_evalmode.lock.checkpoint.differences import (
     Cause,
     ChangedTensor,
@@ -18,61 +17,50 @@ from pytest_evalmode.lock.checkpoint.differences import (
     largest_change,
     owner_of,
 )
-from pytest_evalmode.lock.model_entry import sample_grid, spaced
+from pytest_evalmode.lock.checkpoint.initial_values import Distribution, possible_distributions
 from pytest_evalmode.rules.wording import first_and_more, plural
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
-_MIN_VALUES = 32  # needed to decide whether two tensors are correlated
+_MIN_CORRELATED = 32  # values needed to decide whether two tensors are correlated
+_MIN_UNIFORM, _MIN_NORMAL = 64, 384  # values needed to recognize a distribution; a normal one has no bounds
+_MAX_VALUES = 1 << 16
 
 
-def find_not_finite(diff: Differences) -> Cause | None:
+def find_not_finite(diff: Differences) -> list[Cause]:
     """Find tensors that have values that are not finite, and had none among the locked ones."""
-    counts: dict[str, int] = {}
-    for name, tensor in diff.changed.items():
-        known = tensor.values is None or bool(np.isfinite(tensor.values[0]).all())
+
+    def explain(tensor: ChangedTensor) -> Step | None:
         count = int((~tensor.current.isfinite()).sum())
-        # A narrower dtype overflows by itself; the cast explains that.
-        if count and known and not (tensor.was.dtype != tensor.now.dtype and tensor.is_cast):
-            counts[name] = count
-    if not counts:
-        return None
-    diff.mark_explained(counts)
-    has, values = "has" if len(counts) == 1 else "have", plural(sum(counts.values()), "value")
-    words = f"{first_and_more(list(counts))} {has} {values} that {'is' if values[:2] == '1 ' else 'are'} not finite"
-    return Cause("not finite", words, tuple(counts))
+        if not count or (tensor.values is not None and not np.isfinite(tensor.values[0]).all()):
+            return None
+        value = f"{plural(count, 'value')} that {'is' if count == 1 else 'are'}"
+        return Step("not finite", "{names} {has} {} not finite", {"value": value})
+
+    return diff.explain_each(explain)
 
 
 def find_not_loaded(diff: Differences) -> Cause | None:
     """Find tensors that have initial values: constants, or values drawn by a common initialization."""
-    initial: dict[str, str] = {}
-    distributions: dict[str, initial_values.Distribution] = {}
-    candidates = {name: tensor for name, tensor in diff.changed.items() if _is_unrelated(tensor)}
-    for name, tensor in diff.changed.items():
-        distribution = _find_distribution(diff, tensor)
-        if name in candidates and (constant := _describe_constant(tensor)):
-            initial[name] = constant
-        elif distribution and (name in candidates or _is_reset(distribution, tensor)):
-            distributions[name] = distribution
+    unrelated = {name: tensor for name, tensor in diff.changed.items() if _is_unrelated(tensor)}
+    constant = {name: words for name, tensor in unrelated.items() if (words := _describe_constant(tensor))}
+    drawn = {name: each for name, tensor in diff.changed.items() if (each := _find_distribution(diff, tensor))}
+    drawn = {name: each for name, each in drawn.items() if name in unrelated or _is_reset(each, diff.changed[name])}
     # A small tensor is recognized by the distribution of a larger one.
-    known = {each for name, each in distributions.items() if each.is_uniform or _is_large(diff.changed[name])}
-    distributions = {name: each for name, each in distributions.items() if each in known}
-    for name, tensor in candidates.items() if known else ():
-        if name not in initial and name not in distributions:
-            found = _find_distribution(diff, tensor, known)
-            distributions |= {name: found} if found is not None else {}
-    initial |= {name: each.words for name, each in distributions.items()}
-    if diff.covers_model([name for name in diff.changed if name not in initial]):
+    for name, tensor in unrelated.items() if drawn else ():
+        if name not in constant and name not in drawn:
+            found = _find_distribution(diff, tensor, drawn)
+            drawn |= {name: found} if found is not None else {}
+    if diff.covers_model([name for name in diff.changed if name not in constant and name not in drawn]):
         # In another checkpoint, zero biases and normally distributed weights are common.
-        initial = {name: words for name, words in initial.items() if name in distributions}
-        initial = {name: words for name, words in initial.items() if distributions[name].is_uniform}
-    names = [*initial, *_small_tensors_beside(diff, initial)]
-    if not initial:
+        constant, drawn = {}, {name: each for name, each in drawn.items() if each.is_uniform}
+    names = [*constant, *drawn]
+    if not names:
         return None
-    kinds = ", ".join(dict.fromkeys(initial.values()))
+    kinds = ", ".join(dict.fromkeys([*constant.values(), *(each.words for each in drawn.values())]))
     is_whole = diff.covers_model(names) and len(names) >= 0.9 * len(diff.changed)
-    before = [_fits_before(each, diff.changed[name]) for name, each in distributions.items()]
+    before = [_fits_before(each, diff.changed[name]) for name, each in drawn.items()]
     if is_whole and any(before) and False not in before:
         words = f"initial values drawn anew (another seed?): {plural(len(names), 'tensor')} ({kinds}), as they were"
     elif is_whole:
@@ -84,13 +72,9 @@ def find_not_loaded(diff: Differences) -> Cause | None:
     return Cause("unloaded" if is_whole else "partial", words, tuple(names))
 
 
-def _is_large(tensor: ChangedTensor) -> bool:
-    return prod(tensor.now.shape) >= initial_values.MIN_NORMAL_VALUES
-
-
 def _describe_constant(tensor: ChangedTensor) -> str:
     """Return the initial value that all elements have, in words, or ""."""
-    constant = initial_values.find_constant(tensor.current)
+    constant = tensor.constant
     if constant == 0.25 and tensor.name.endswith("weight") and len(tensor.now.shape) == 1:
         return "PReLU's 0.25"
     if constant is None or not (len(tensor.current) > 1 or is_running_statistic(tensor.name)):
@@ -99,19 +83,27 @@ def _describe_constant(tensor: ChangedTensor) -> str:
 
 
 def _find_distribution(
-    diff: Differences, tensor: ChangedTensor, known: Collection[initial_values.Distribution] = ()
-) -> initial_values.Distribution | None:
-    if not tensor.tensor.is_floating_point():
+    diff: Differences, tensor: ChangedTensor, drawn: dict[str, Distribution] | None = None
+) -> Distribution | None:
+    """Return the distribution of initial values that a tensor's values fit.
+
+    With `drawn`, the distributions of larger tensors, only these are tried, but with wider limits; fewer than 64 values
+    must belong to the module of one.
+    """
+    values, shape = tensor.current, tensor.now.shape
+    if not tensor.tensor.is_floating_point() or not len(values) or not bool(values.isfinite().all()):
         return None
-    last, shape = tensor.name.rpartition(".")[2], _weight_shape(diff, tensor)
-    return initial_values.find_distribution(last, tensor.now.shape, shape, tensor.current, known)
-
-
-def _weight_shape(diff: Differences, tensor: ChangedTensor) -> tuple[int, ...]:
-    if len(tensor.now.shape) > 1:
-        return tensor.now.shape
-    weight = diff.contents.records.get(f"{owner_of(diff.current_names[tensor.name])}.weight".removeprefix("."))
-    return weight.shape if weight is not None else ()
+    owner = owner_of(tensor.name)
+    if len(values) < _MIN_UNIFORM and owner not in {owner_of(name) for name in drawn or ()}:
+        return None
+    record = diff.contents.records.get(f"{owner_of(diff.current_names[tensor.name])}.weight".removeprefix("."))
+    weight = shape if len(shape) > 1 or record is None else record.shape
+    values = values[:: max(1, len(values) // _MAX_VALUES)].double()
+    for each in possible_distributions(tensor.name.rpartition(".")[2], shape, weight):
+        is_possible = each in drawn.values() if drawn else each.is_uniform or tensor.tensor.numel() >= _MIN_NORMAL
+        if is_possible and each.fits(values, 1.5 if drawn else 1):
+            return each
+    return None
 
 
 def _is_unrelated(tensor: ChangedTensor) -> bool:
@@ -119,7 +111,7 @@ def _is_unrelated(tensor: ChangedTensor) -> bool:
     both = tensor.values
     if both is None:
         return tensor.was.dtype == tensor.now.dtype  # otherwise the cast may be the only change
-    return both[0].size < _MIN_VALUES or abs(_correlation(*both)) < 5 / both[0].size ** 0.5
+    return both[0].size < _MIN_CORRELATED or abs(_correlation(*both)) < 5 / both[0].size ** 0.5
 
 
 def _correlation(was: Array, now: Array) -> float:
@@ -128,32 +120,17 @@ def _correlation(was: Array, now: Array) -> float:
     return float(old @ new) / norms if norms else 0.0
 
 
-def _fits_before(distribution: initial_values.Distribution, tensor: ChangedTensor) -> bool | None:
+def _fits_before(distribution: Distribution, tensor: ChangedTensor) -> bool | None:
     """Return whether the locked values fit the distribution too; None if too few are stored."""
     both = tensor.values
-    if both is None or both[0].size < initial_values.MIN_VALUES:
+    if both is None or both[0].size < _MIN_UNIFORM:
         return None
     return distribution.fits(torch.from_numpy(both[0].ravel()))
 
 
-def _is_reset(distribution: initial_values.Distribution, tensor: ChangedTensor) -> bool:
+def _is_reset(distribution: Distribution, tensor: ChangedTensor) -> bool:
     """Return whether only the current values are initial, those from which the locked ones may have been trained."""
     return distribution.is_uniform and _fits_before(distribution, tensor) is False
-
-
-def _small_tensors_beside(diff: Differences, initial: dict[str, str]) -> list[str]:
-    """Return tensors with too few values to recognize, whose module is not loaded and whose values fit that."""
-    owners = {owner_of(name): name for name in initial if len(diff.locked[name].shape) > 1}
-    small = []
-    for name, tensor in diff.changed.items():
-        weight = owners.get(owner_of(name))
-        if name in initial or weight is None or prod(tensor.now.shape) >= initial_values.MIN_VALUES:
-            continue
-        shape = diff.changed[weight].now.shape
-        bounds = [each.scale for each in initial_values.candidates(name.rpartition(".")[2], tensor.now.shape, shape)]
-        if bounds and len(tensor.current) and float(tensor.current.abs().max()) <= bounds[0]:
-            small.append(name)
-    return small
 
 
 def find_updated_statistics(diff: Differences) -> Cause | None:
@@ -175,31 +152,12 @@ def find_updated_statistics(diff: Differences) -> Cause | None:
     return Cause("statistics", words, tuple(changed))
 
 
-def find_resized(diff: Differences) -> Cause | None:
-    """Find tensors with more or fewer rows, whose other rows are the same, such as embeddings with new tokens."""
-    sizes: dict[str, str] = {}
-    for name, tensor in diff.changed.items():
-        was, now, sample = tensor.was.shape, tensor.now.shape, tensor.sample
-        if sample is None or not was or not now or was[1:] != now[1:] or was[0] == now[0] or len(was) < 2:
-            continue
-        common = min(was[0], now[0])
-        rows = [row for row in spaced(was[0], len(sample)) if row < common]
-        values = sample_grid(tensor.tensor[:common][rows], *sample.shape) if len(rows) > 1 else None
-        if values is not None and np.array_equal(values, sample[: len(rows)]):
-            sizes[name] = f"{was[0]} to {now[0]} rows, and the first {common} are the same"
-    if not sizes:
-        return None
-    diff.mark_explained(sizes)
-    ways = "; ".join(dict.fromkeys(sizes.values()))
-    return Cause("resized", f"{first_and_more(list(sizes))} went from {ways}", tuple(sizes))
-
-
 def find_changed_values(diff: Differences) -> Cause | None:
     """Describe the tensors that no other cause explains."""
-    changed, diff.changed = diff.changed, {}
-    if not changed:
+    names, tensors = tuple(diff.changed), list(diff.changed.values())
+    if not names:
         return None
-    names, tensors = tuple(changed), list(changed.values())
+    diff.mark_explained(names)
     total = plural(len(diff.locked), "tensor")
     shapes = [tensor for tensor in tensors if tensor.was.shape != tensor.now.shape]
     if diff.covers_model(names) and not shapes:
@@ -221,7 +179,7 @@ def _describe_many(tensors: Sequence[ChangedTensor], total: str) -> tuple[str, s
     if not pairs:
         return "values", f"{differ}; there are no stored values to compare"
     was, now = (np.concatenate([side.ravel() for side in sides]) for sides in zip(*pairs, strict=True))
-    if was.size >= _MIN_VALUES and all(abs(_correlation(*both)) < 5 / both[0].size ** 0.5 + 0.05 for both in pairs):
+    if was.size >= _MIN_CORRELATED and all(abs(_correlation(*both)) < 5 / both[0].size ** 0.5 + 0.05 for both in pairs):
         return "checkpoint", f"another checkpoint: {differ} and have nothing in common with the locked ones"
     norm = float(np.linalg.norm(was))
     far = f" by {float(np.linalg.norm(now - was)) / norm:.1%} of their size" if norm else ""

@@ -17,12 +17,10 @@ if TYPE_CHECKING:
     from pytest_evalmode.lock.sample_store import Arrays
     from pytest_evalmode.observe.state.fingerprint import Fingerprint
 
-    Fingerprints = Mapping[str, Fingerprint] | None
 
-
-def build_entry(module: nn.Module, fingerprints: Fingerprints) -> tuple[Entry, tuple[Entry, bytes | None]]:
+def build_entry(module: nn.Module) -> tuple[Entry, tuple[Entry, bytes | None]]:
     """Return the lock entry of a model, and its record with a few values as the contents of a safetensors file."""
-    contents = model_entry.read_contents(module, fingerprints)
+    contents = model_entry.read_contents(module)
     samples = pack(model_entry.sample_values(contents, model_entry.MAX_SAMPLE_BYTES))
     record = {**model_entry.build_entry(contents), "samples": digest_of(samples) if samples else ""}
     entry = {"type": contents.type, "record": digest_of(encode(record)), "tensors": len(contents.records)}
@@ -30,25 +28,23 @@ def build_entry(module: nn.Module, fingerprints: Fingerprints) -> tuple[Entry, t
 
 
 def find_change(
-    path: Path, module: nn.Module, name: str, fingerprints: Fingerprints, at: Site | None
+    path: Path, module: nn.Module, name: str, fingerprints: Mapping[str, Fingerprint] | None, at: Site | None
 ) -> LockChange | None:
     """Compare a model with its record at a path, and return what changed; None if nothing did.
 
-    Raises:
-        LockError: If the record is invalid, or a lazy module is not initialized.
+    `fingerprints` are those of the model's tensors, if a guard has read them.
     """
     try:
         record = read_model(path)
     except LockError as error:
-        entry, _ = build_entry(module, fingerprints)
+        entry, _ = build_entry(module)
         if path.name == f"{entry['record']}.lock.json":
             return None
         headline = f"{name} ({entry['type']}) changed; its record cannot be read, so the cause is not recognized"
         return LockChange("model", name, headline, f"{headline}: {error}", at)
-    fingerprints = model_entry.read_fingerprints(module) if fingerprints is None else fingerprints
-    if model_entry.is_known_to_match(record, module, fingerprints):
+    if fingerprints is not None and model_entry.is_known_to_match(record, module, fingerprints):
         return None
-    contents = model_entry.read_contents(module, fingerprints)
+    contents = model_entry.read_contents(module)
     if model_entry.matches(record, contents):
         return None
     samples: Arrays = {}

@@ -2,7 +2,7 @@
 
 torchvision's transforms, albumentations and modules are described by their attributes, Hugging Face's processors and
 tokenizers by the fields that they save, functions and classes of the user by their code and the variables that it uses.
-Other callables are run on a fixed image.
+Other objects without attributes are described by their repr.
 """
 
 from pytest_evalmode.lock.preprocessing.description import describe

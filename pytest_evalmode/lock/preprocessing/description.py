@@ -6,21 +6,23 @@ import dataclasses
 import enum
 import functools
 import inspect
+import json
 import math
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import PurePath
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 
 from pytest_evalmode.lock.preprocessing import libraries, user_code
-from pytest_evalmode.lock.preprocessing.output_probe import probe
+from pytest_evalmode.lock.preprocessing.changed_names import changed_attributes
 
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
 _MAX_DEPTH = 12
+_MAX_VALUES, _MAX_ENTRIES = 64, 256  # of an array and a vocabulary; of larger ones, the description has a digest
 # Attributes that do not change the output: where an object came from, versions, caches.
 _INCIDENTAL = frozenset(
     """training name_or_path _name_or_path tokenizer_file vocab_file merges_file special_tokens_map_file processor_class
@@ -28,62 +30,52 @@ _INCIDENTAL = frozenset(
     deprecation_warnings verbose save_key replay_mode applied_in_replay
     """.split()
 )
+_PRINTED = (torch.dtype, torch.device, torch.memory_format, torch.layout, np.dtype, range, slice, complex)
 
 
 def describe(transform: object) -> Any:
-    """Return the steps of a pipeline and their parameters as a JSON value.
-
-    Args:
-        transform: A transform, processor, tokenizer, function or module, or a dict or list of them or of parameters.
-
-    Raises:
-        TypeError: If an object has no readable parameters and no output that could be compared.
-    """
+    """Return the steps of a pipeline and their parameters as a JSON value; raise TypeError if one is not readable."""
     return _describe(transform, ())
 
 
 def _describe(value: Any, above: tuple[int, ...]) -> Any:
     plain = _plain(value)
-    if plain is not _NOT_PLAIN:
+    if plain is not NotImplemented:
         return plain
     if id(value) in above or len(above) > _MAX_DEPTH:
         return "..."
     above = (*above, id(value))
     if isinstance(value, Mapping):
-        return _mapping(value, above)
-    if isinstance(value, (list, tuple)):
-        if hasattr(value, "_fields"):
-            return _step(value, dict(zip(value._fields, value, strict=True)), above)
-        return [_describe(each, above) for each in value]
-    if isinstance(value, (set, frozenset)):
+        return _shorten(_mapping(value, above))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return _step(value, dict(zip(value._fields, value, strict=True)), above)
+    if isinstance(value, list | tuple):
+        return _shorten([_describe(each, above) for each in value])
+    if isinstance(value, set | frozenset):
         return sorted((_describe(each, above) for each in value), key=str)
     value = user_code.unwrap(value)
     if isinstance(value, functools.partial):
         bound: dict[Any, Any] = {**dict(enumerate(value.args)), **value.keywords}
         return {"partial": _describe(value.func, above), **_mapping(bound, above)}
     owner = getattr(value, "__self__", None)
-    if inspect.isroutine(value) and owner is not None and not isinstance(owner, (type, ModuleType)):
+    if inspect.isroutine(value) and owner is not None and not isinstance(owner, type | ModuleType):
         return {"method": value.__name__, "of": _describe(owner, above)}
     if inspect.isfunction(value):
         code = user_code.Code()
         code.add(value)
         return {"function": user_code.qualified_name(value), **code.description(), **_mapping(code.variables, above)}
-    if inspect.isroutine(value) or isinstance(value, (type, np.ufunc)):
+    if inspect.isroutine(value) or isinstance(value, type | np.ufunc):
         return user_code.qualified_name(value)
     return _object(value, above)
 
 
-_NOT_PLAIN = object()
-_NAMED = ("dtype", "device", "memory_format", "layout", "Size")  # types of torch whose str() is their value
-
-
 def _plain(value: Any) -> Any:
-    """Return a plain value as JSON; `_NOT_PLAIN` for other objects."""
+    """Return a plain value as JSON; NotImplemented for other objects."""
     if isinstance(value, enum.Enum):
         return f"{type(value).__name__}.{value.name}"
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, (float, np.floating)):
+    if isinstance(value, float | np.floating):
         number = float(str(value))  # the float32 0.485 becomes 0.485, not 0.48500001430511475
         return number if math.isfinite(number) else repr(number)
     if isinstance(value, np.generic):
@@ -94,24 +86,21 @@ def _plain(value: Any) -> Any:
         return value.name
     if isinstance(value, re.Pattern):
         return value.pattern
-    if isinstance(value, (range, slice, complex)):
-        return repr(value)
-    array = _array(value)
-    if array is not None:
-        if array.size > 64:
-            return {"shape": list(array.shape), "digest": user_code.digest(array.tobytes())}
-        return (array.astype(str).astype(float) if array.dtype == np.float32 else array).tolist()
-    if type(value).__module__ == "torch" and type(value).__name__ in _NAMED:
-        return str(value)
-    return str(value) if isinstance(value, np.dtype) else _NOT_PLAIN
-
-
-def _array(value: Any) -> Any:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    return value if isinstance(value, np.ndarray) and value.dtype != object else None
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        if value.size > _MAX_VALUES:
+            return {"shape": list(value.shape), "digest": user_code.digest(value.tobytes())}
+        return (value.astype(str).astype(float) if value.dtype == np.float32 else value).tolist()
+    return str(value) if isinstance(value, _PRINTED) else NotImplemented
+
+
+def _shorten(described: Any) -> Any:
+    """Return the number of items and a digest in place of a large vocabulary or table."""
+    if len(described) <= _MAX_ENTRIES or any(isinstance(each, dict) and "step" in each for each in described):
+        return described
+    return {"size": len(described), "digest": user_code.digest(json.dumps(described).encode())}
 
 
 def _mapping(value: Mapping[Any, Any], above: tuple[int, ...]) -> dict[str, Any]:
@@ -125,7 +114,7 @@ def _step(value: Any, fields: Mapping[str, Any], above: tuple[int, ...]) -> dict
 
 
 def _object(value: Any, above: tuple[int, ...]) -> Any:
-    kind = type(value)
+    kind, shown = type(value), repr(value)
     code = user_code.Code()
     code.add(kind)
     fields = libraries.read_parameters(value)
@@ -133,23 +122,22 @@ def _object(value: Any, above: tuple[int, ...]) -> Any:
         fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
     if fields is None:
         fields = _fields(value)
-    state = user_code.changed_attributes(kind)
+    state = changed_attributes(kind) if user_code.is_users_class(kind) else ()
     fields = {name: each for name, each in (code.variables | fields).items() if name not in state}
     if fields or code.digests:
         return {**_step(value, fields, above), **code.description()}
-    if not _ADDRESS.search(repr(value)):
-        return {"step": kind.__name__, "repr": repr(value)}
-    if not callable(value) and len(above) > 1:
-        return {"step": kind.__name__}  # for example a generator or a lock, which have no parameters
-    return {"step": kind.__name__, "probe": probe(value)}
+    if not _ADDRESS.search(shown):
+        return {"step": kind.__name__, **({} if shown == f"{kind.__name__}()" else {"repr": shown})}
+    if callable(value) or len(above) == 1:
+        raise TypeError(
+            f"{kind.__name__} has no readable parameters: add a __repr__ that shows them, or pass them as a dict"
+        )
+    return {"step": kind.__name__}  # for example a generator or a lock
 
 
 def _fields(value: Any) -> dict[str, Any]:
     """Return the slots and attributes of an object."""
-    slots: dict[str, Any] = {}
-    for kind in type(value).__mro__:
-        names = vars(kind).get("__slots__", ())
-        for name in (names,) if isinstance(names, str) else names:
-            if not name.startswith("__") and hasattr(value, name):
-                slots[name] = getattr(value, name)
-    return {**slots, **getattr(value, "__dict__", {})}
+    slots = (vars(kind).get("__slots__", ()) for kind in type(value).__mro__)
+    names = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
+    own = {name: getattr(value, name) for name in names if not name.startswith("__") and hasattr(value, name)}
+    return {**own, **getattr(value, "__dict__", {})}

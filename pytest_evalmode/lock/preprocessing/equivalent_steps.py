@@ -4,31 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-_SCALED = {"step": "ToDtype", "dtype": "torch.float32", "scale": True}
-_TO_TENSOR = [{"step": "ToImage"}, _SCALED]
-_EXPANDED = {
+_TO_TENSOR: list[dict[str, Any]] = [{"step": "ToImage"}, {"step": "ToDtype", "dtype": "torch.float32", "scale": True}]
+_EXPANDED: dict[str, list[dict[str, Any]]] = {
     "ToTensor": _TO_TENSOR,
     "MaybeToTensor": _TO_TENSOR,
     "PILToTensor": _TO_TENSOR[:1],
     "MaybePILToTensor": _TO_TENSOR[:1],
+    "Identity": [],
+    "ToPureTensor": [],
 }
-_NO_OPS = {"Identity", "ToPureTensor"}  # return the values that they get
 _PRESET = {"step", "antialias", "crop_size", "interpolation", "mean", "resize_size", "std"}
-_DEFAULTS = {"Lambda": {"types": ["builtins.object"]}}  # fields that only torchvision's v2 has
 
 
 def canonical_forms(old: Any, new: Any) -> tuple[Any, Any]:
     """Return the canonical forms of two descriptions; a container of one step is that step if the other has none."""
     a, b = canonical_form(old), canonical_form(new)
-    return (a, _unwrapped(b)) if not _is_container(a) else (_unwrapped(a), b) if not _is_container(b) else (a, b)
+    return (a, b) if _is_container(a) == _is_container(b) else (_unwrap(a), _unwrap(b))
 
 
-def _unwrapped(value: Any) -> Any:
+def _unwrap(value: Any) -> Any:
     return value["transforms"][0] if _is_container(value) and len(value["transforms"]) == 1 else value
 
 
 def _is_container(value: Any) -> bool:
-    return isinstance(value, dict) and _is_plain_container(value) and isinstance(value["transforms"], list)
+    return (
+        isinstance(value, dict)
+        and value.get("step") in ("Compose", "Sequential")
+        and value.keys() == {"step", "transforms"}
+        and isinstance(value["transforms"], list)
+    )
 
 
 def canonical_form(value: Any) -> Any:
@@ -37,48 +41,30 @@ def canonical_form(value: Any) -> Any:
         return [step for each in value for step in _steps(canonical_form(each))]
     if not isinstance(value, dict):
         return value
-    fields = {key: _field(key, each) for key, each in value.items() if not _is_default(value, key, each)}
+    fields = {key: _field(key, each) for key, each in value.items()}
     if value.get("step") == "ImageClassification" and fields.keys() == _PRESET:  # torchvision's `weights.transforms()`
-        return _container(_classification(fields))
-    return _container(fields["transforms"]) if _is_container(fields) else fields
+        return {"step": "Compose", "transforms": _classification(fields)}
+    return {**fields, "step": "Compose"} if _is_container(fields) else fields
 
 
 def _field(key: str, value: Any) -> Any:
     if key == "interpolation" and isinstance(value, str):
         return value.rpartition(".")[2].lower()  # a string, torchvision's constant or Pillow's
-    if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], (dict, list)):
+    if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], dict | list):
         return value[0]  # a size of [256] equals 256
     return canonical_form(value)
 
 
-def _is_default(step: dict[str, Any], key: str, value: Any) -> bool:
-    name = step.get("step")
-    if key == "repr":
-        return bool(value == f"{name}()")
-    defaults = _DEFAULTS.get(str(name), {})
-    return key in defaults and value == defaults[key]
-
-
 def _steps(step: Any) -> list[Any]:
     """Return what replaces a step: nothing, the step itself, equivalent steps, or the steps of a nested container."""
+    if _is_container(step):
+        return list(step["transforms"])
     if not isinstance(step, dict):
         return [step]
-    name = step.get("step")
-    if name == "ConvertImageDtype" and step.keys() == {"step", "dtype"}:
+    if step.get("step") == "ConvertImageDtype" and step.keys() == {"step", "dtype"}:
         return [{**step, "step": "ToDtype", "scale": True}]
-    if _is_plain_container(step):
-        return list(step["transforms"])
-    if len(step) > 1:  # it has code or fields, so it may be a class of the user with that name
-        return [step]
-    return [] if name in _NO_OPS else _EXPANDED.get(str(name), [step])
-
-
-def _is_plain_container(fields: dict[str, Any]) -> bool:
-    return fields.get("step") in ("Compose", "Sequential") and fields.keys() == {"step", "transforms"}
-
-
-def _container(steps: list[Any]) -> dict[str, Any]:
-    return {"step": "Compose", "transforms": steps}
+    # With code or fields, it may be a class of the user with that name.
+    return _EXPANDED.get(str(step.get("step")), [step]) if len(step) == 1 else [step]
 
 
 def _classification(fields: dict[str, Any]) -> list[Any]:

@@ -26,19 +26,17 @@ def find_differences(old: object, new: object) -> list[str]:
 def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
     if type(old) is type(new) is dict:
         a, b = old.get("step"), new.get("step")
-        if a != b and (a or b):
+        if a != b:
             yield f"{path or 'step'}: {_format(old)} -> {_format(new)}"
             return
-        step_path = _join_step(path, a) if a else path
+        step_path = path if not a else f"{path}.{a}".removeprefix(".")
         for key in dict.fromkeys((*old, *new)):
             if key == "code":
                 yield from _code_differences(old, new, path)
-                continue
-            key_path = _join_key(step_path, key)
-            if key in old and key in new:
-                yield from _differences(old[key], new[key], key_path)
-            else:
-                yield f"{key_path}: {_format(old.get(key, _ABSENT))} -> {_format(new.get(key, _ABSENT))}"
+            elif old.get(key, _ABSENT) != new.get(key, _ABSENT):
+                is_shown = key != "transforms" or not step_path
+                key_path = f"{step_path}.{key}".removeprefix(".") if is_shown else step_path
+                yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), key_path)
     elif type(old) is type(new) is list and any(isinstance(each, dict) for each in (*old, *new)):
         yield from _list_differences(old, new, path)
     elif old != new:
@@ -53,20 +51,10 @@ def _code_differences(old: dict[str, Any], new: dict[str, Any], path: str) -> It
     a, b = old.get("code"), new.get("code")
     if old.get("function") != new.get("function") or not (isinstance(a, dict) and isinstance(b, dict)):
         return
-    versions = [each for each in a if isinstance(a[each], dict) and isinstance(b.get(each), dict)]
-    for version in versions:
-        both = {**a[version], **b[version]}
-        changed = [name for name in both if a[version].get(name) != b[version].get(name)]
+    for was, now in [(a[each], b[each]) for each in a if isinstance(a[each], dict) and isinstance(b.get(each), dict)]:
+        changed = [name for name in {**was, **now} if was.get(name) != now.get(name)]
         if changed:
             yield f"{path or step_name(old)}: its code changed ({', '.join(changed)})"
-
-
-def _join_step(path: str, step: str) -> str:
-    return f"{path}.{step}" if path.endswith("]") else step if not path else f"{path}.{step}"
-
-
-def _join_key(path: str, key: str) -> str:
-    return path if key in ("transforms", "step") and path else f"{path}.{key}" if path else key
 
 
 def _list_differences(old: list[Any], new: list[Any], path: str) -> Iterator[str]:

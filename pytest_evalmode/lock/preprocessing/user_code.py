@@ -1,25 +1,25 @@
-"""The code of the user's functions and classes: its digests, the variables that it uses, and those that it changes."""
+"""The code of the user's functions and classes: its digests, and the variables that it uses."""
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import inspect
 import sys
 import sysconfig
-import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path, PurePath
-from types import CodeType, ModuleType
+from types import CellType, CodeType, ModuleType
 from typing import Any
+
+from pytest_evalmode.lock.preprocessing.changed_names import changed_names, function_of
 
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 _LIBRARIES = (sysconfig.get_paths()["stdlib"], str(Path(__file__).parents[3] / "pytest_evalmode"))
-_MUTATORS = frozenset("add append appendleft clear discard extend insert pop popitem remove setdefault update".split())
 _DATA = (bool, int, float, complex, str, bytes, range, type(None), Enum, PurePath)
+_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 
 
 def qualified_name(function: Any) -> str:
@@ -37,7 +37,7 @@ def unwrap(value: Any) -> Any:
     """Return the object of the user inside a form of it that computes the same: compiled, cached, without gradients."""
     for _ in range(9):
         wrapped = vars(value).get("_torchdynamo_orig_callable") if inspect.isfunction(value) else None
-        if wrapped is None and not isinstance(value, type) and not is_users(getattr(value, "__code__", None)):
+        if wrapped is None and not isinstance(value, type) and not _is_users(getattr(value, "__code__", None)):
             wrapped = getattr(value, "__wrapped__", None) or getattr(value, "_torchdynamo_inline", None)
         if wrapped is None and type(value).__module__.startswith("torch."):
             wrapped = vars(value).get("_modules", {}).get(_WRAPPERS.get(type(value).__name__))
@@ -45,9 +45,6 @@ def unwrap(value: Any) -> Any:
             break
         value = wrapped
     return value
-
-
-_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 
 
 @dataclass(slots=True)
@@ -69,18 +66,18 @@ class Code:
             for kind in reversed(value.__mro__):
                 self._add_members(kind, prefix)
             return
-        function = _function_of(value)
+        function = unwrap(function_of(value))
         code: Any = getattr(function, "__code__", None)
         name = str(getattr(function, "__qualname__", "")).replace("<locals>.", "")
-        if not is_users(code) or self.digests.get(name) == (hashed := digest(_text(code, function.__doc__).encode())):
+        if not _is_users(code) or self.digests.get(name) == (hashed := digest(_text(code, function.__doc__).encode())):
             return
         self.digests[name] = digest((self.digests[name] + hashed).encode()) if name in self.digests else hashed
         self.variables |= {f"{prefix}{key}": each for key, each in _bound(function).items() if key != "__class__"}
-        changed = written_names(function).variables
+        changed = changed_names(function).variables
         for key, each in _used_globals(function):
-            if inspect.isfunction(_function_of(each)) or (isinstance(each, type) and is_users_class(each)):
+            if inspect.isfunction(unwrap(function_of(each))) or (isinstance(each, type) and is_users_class(each)):
                 self.add(each, f"{key}.")
-            elif key not in changed and (is_data(each) or is_users_class(type(each))):
+            elif key not in changed and (_is_data(each) or is_users_class(type(each))):
                 self.variables[f"{prefix}{key}"] = each
 
     def _add_members(self, kind: type, prefix: str) -> None:
@@ -88,81 +85,22 @@ class Code:
         for name, member in vars(kind).items():
             if name.startswith("__") and name != "__call__":
                 continue
-            if is_own and is_data(member):
+            if is_own and _is_data(member):
                 self.variables[f"{prefix}{name}"] = member
-            elif callable(_function_of(member)) and not isinstance(member, type):
+            elif callable(function_of(member)) and not isinstance(member, type):
                 self.add(member, f"{name}.")
 
 
-@dataclass(slots=True)
-class Written:
-    """The names that a function changes: counters and caches, not parameters."""
-
-    attributes: set[str] = field(default_factory=set)
-    """Attributes of its first argument."""
-    variables: set[str] = field(default_factory=set)
-    called: set[str] = field(default_factory=set)
-    """The methods of its first argument that it calls."""
-
-
-def changed_attributes(kind: type) -> set[str]:
-    """Return the names of the attributes that an object changes when it is called."""
-    changed = {
-        name for each in kind.__mro__ for name, m in vars(each).items() if isinstance(m, functools.cached_property)
-    }
-    pending, seen = ["__call__", "forward"], set[str]()
-    while pending:
-        name = pending.pop()
-        seen.add(name)
-        function = _function_of(inspect.getattr_static(kind, name, None))
-        if is_users(getattr(function, "__code__", None)):
-            written = written_names(function)
-            changed |= written.attributes
-            pending += written.called - seen
-    return changed
-
-
-def written_names(function: Any) -> Written:
-    """Read the names that a function changes from its source; none if there is no source."""
-    found = Written()
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError, ValueError):
-        return found
-    code = function.__code__
-    me = code.co_varnames[0] if code.co_argcount else None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Global):
-            found.variables.update(node.names)
-        target: ast.AST | None = None
-        if isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, (ast.Store, ast.Del)):
-            target = node
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            target = node.func.value if node.func.attr in _MUTATORS else None
-            if isinstance(node.func.value, ast.Name) and node.func.value.id == me:
-                found.called.add(node.func.attr)
-        attribute = None
-        while isinstance(target, (ast.Attribute, ast.Subscript)):
-            attribute = target.attr if isinstance(target, ast.Attribute) else attribute
-            target = target.value
-        if isinstance(target, ast.Name):
-            if target.id != me:
-                found.variables.add(target.id)
-            elif attribute is not None:
-                found.attributes.add(attribute)
-    return found
-
-
-def is_data(value: object) -> bool:
+def _is_data(value: object) -> bool:
     """Return whether a value is plain data, or a container of it."""
     if isinstance(value, Mapping):
-        return all(map(is_data, value.values()))
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return all(map(is_data, value))
+        return all(map(_is_data, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_data, value))
     return isinstance(value, _DATA) or type(value).__name__ in ("ndarray", "Tensor", "dtype")
 
 
-def is_users(code: object) -> bool:
+def _is_users(code: object) -> bool:
     return isinstance(code, CodeType) and not _is_library(code.co_filename)
 
 
@@ -170,7 +108,7 @@ def is_users_class(kind: type) -> bool:
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     if file is not None:
         return not _is_library(file)
-    return any(is_users(getattr(member, "__code__", None)) for member in vars(kind).values())
+    return any(_is_users(getattr(member, "__code__", None)) for member in vars(kind).values())
 
 
 @functools.cache
@@ -180,21 +118,15 @@ def _is_library(file: str) -> bool:
     return bool({"site-packages", "dist-packages"} & {*Path(file).parts}) or file.startswith(_LIBRARIES)
 
 
-def _function_of(member: Any) -> Any:
-    """Return the function of a method, static method or property."""
-    for name in ("__func__", "fget", "func"):
-        if not inspect.isfunction(member) and inspect.isfunction(getattr(member, name, None)):
-            member = getattr(member, name)
-    return member if isinstance(member, type) else unwrap(member)
-
-
 def _bound(function: Any) -> dict[str, object]:
     """Return the variables of a function that a call does not pass: closure and defaults."""
-    code = function.__code__
-    enclosed = dict(zip(code.co_freevars, map(_cell_contents, function.__closure__ or ()), strict=True))
-    defaults = function.__defaults__ or ()
-    names = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
-    return {**enclosed, **dict(zip(names, defaults, strict=True)), **(function.__kwdefaults__ or {})}
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    enclosed = {name: cell.cell_contents for name, cell in cells if cell != _EMPTY_CELL}
+    parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
+    return enclosed | {each.name: each.default for each in parameters if each.default is not each.empty}
+
+
+_EMPTY_CELL = CellType()
 
 
 def _used_globals(function: Any) -> Iterator[tuple[str, Any]]:
@@ -213,13 +145,6 @@ def _names(code: CodeType) -> Iterator[str]:
     for each in code.co_consts:
         if inspect.iscode(each):
             yield from _names(each)
-
-
-def _cell_contents(cell: Any) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not yet bound
-        return None
 
 
 def _text(code: CodeType, doc: str | None = None) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, MethodType
 from typing import Any
 
 from torch import nn
@@ -17,7 +18,7 @@ from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Observer
 from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
-from pytest_evalmode.trace import Leak, Site
+from pytest_evalmode.trace import FlagValue, Leak, Part, Site
 
 _ABSENT = object()
 _MAX_LENGTH = 120
@@ -38,7 +39,7 @@ class _Write:
 class AttributeWrites(Observer):
     """Strict observer of what is set on a module outside its forwards: a submodule, a `forward`, a plain attribute."""
 
-    patched = (patches.module_setattr,)
+    patched = (patches.module_setattr, patches.add_module)
 
     def __init__(self, watch: Watch, user_lines: UserLines) -> None:
         super().__init__()
@@ -80,7 +81,7 @@ class AttributeWrites(Observer):
             if module is None or owner is None or owner[0].flags is None:
                 continue
             now = _value(module, write.name)
-            if now is not write.before and (type(now) is not type(write.before) or not _is_equal(now, write.before)):
+            if not _is_equal(_looked_up(module, write.name, now), _looked_up(module, write.name, write.before)):
                 path = ".".join(filter(None, (owner[1], write.name)))
                 yield Leak(owner[0].name, path, _describe(write.before), _describe(now), write.at)
 
@@ -94,18 +95,24 @@ def _value(module: nn.Module, name: str) -> object:
     return vars(module).get(name, module._modules.get(name, _ABSENT))
 
 
+def _looked_up(module: nn.Module, name: str, value: object) -> object:
+    """Return a value or, where none is stored, the class's; a function for a method of the module."""
+    value = inspect.getattr_static(type(module), name, _ABSENT) if value is _ABSENT else value
+    return value.__func__ if isinstance(value, MethodType) and value.__self__ is module else value
+
+
 def _is_equal(one: object, other: object) -> bool:
     try:
-        return bool(one == other)
+        return one is other or (type(one) is type(other) and bool(one == other))
     except Exception:  # tensors in a tuple
         return False
 
 
-def _describe(value: object) -> str:
+def _describe(value: object) -> FlagValue:
     if value is _ABSENT:
         return "(absent)"
     if isinstance(value, nn.Module):
-        return modules.type_name(value)
+        return Part(id(value), modules.type_name(value))
     text = getattr(value, "__qualname__", None)
     return text if isinstance(text, str) else repr(value)[:_MAX_LENGTH]
 
@@ -116,3 +123,11 @@ def _observed_setattr(self: nn.Module, name: str, value: Any) -> None:
         for observer in patches.module_setattr.observers:
             observer.add_write(self, name, value, sys._getframe(1))
     patches.module_setattr.original(self, name, value)
+
+
+@patches.add_module.replace_with
+def _observed_add_module(self: nn.Module, name: str, module: nn.Module | None) -> None:
+    if not is_compiling():
+        for observer in patches.add_module.observers:
+            observer.add_write(self, name, module, sys._getframe(1))
+    patches.add_module.original(self, name, module)

@@ -1,13 +1,9 @@
-"""Observer of calls that set torch's global state: the user's line that changed a flag.
-
-Torch offers each setter under several names. The functions that all of these call are patched while a strict window is
-open. Calls that torch makes for its own purposes are ignored.
-"""
+"""Observer of calls that set torch's global state: the user's line that changed a flag."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -18,16 +14,7 @@ from pytest_evalmode.observe.patches import Observer, Patch
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.observe.state import flag_snapshots
 from pytest_evalmode.observe.state.flag_snapshots import Flags
-from pytest_evalmode.trace import FlagValue, Site
-
-
-@dataclass(frozen=True, slots=True)
-class FlagChange:
-    """A flag that a call has changed, and the user's line that led to the call."""
-
-    before: FlagValue
-    after: FlagValue
-    line: Site | None
+from pytest_evalmode.trace import FlagValue, Leak, Site
 
 
 class GlobalStateCalls(Observer):
@@ -38,13 +25,13 @@ class GlobalStateCalls(Observer):
     def __init__(self, user_lines: UserLines) -> None:
         super().__init__()
         self._user_lines = user_lines
-        self._changes: dict[str, list[FlagChange]] = {}
-        """By flag, the changes that are still in effect: one that was reverted is removed."""
+        self._changes: dict[str, list[Leak]] = {}
+        """By flag, the changes that are still in effect with their lines: one that was reverted is removed."""
 
     def line_of(self, name: str, value: FlagValue) -> Site | None:
         """Return the line that set a flag to its current value, or None if that is unknown."""
         changes = self._changes.get(name)
-        return changes[-1].line if changes and changes[-1].after == value else None
+        return changes[-1].at if changes and changes[-1].after == value else None
 
     def read_flags(self, names: tuple[str, ...]) -> Flags:
         """Return the values of some global flags, or none if reading them fails, for example under a test's mock."""
@@ -64,13 +51,7 @@ class GlobalStateCalls(Observer):
                 if changes and changes[-1].before == leak.after:
                     changes.pop()
                 else:
-                    changes.append(FlagChange(leak.before, leak.after, self._user_lines.find_line(frame)))
-
-
-def _is_internal_to_torch(frame: FrameType) -> bool:
-    """Return whether torch itself makes a call; `torch` and `torch.backends` only forward calls of the user."""
-    name = str(frame.f_globals.get("__name__"))
-    return name.startswith("torch.") and not name.startswith("torch.backends")
+                    changes.append(replace(leak, at=self._user_lines.find_line(frame)))
 
 
 def _define_replacement(patch: Patch, flags: tuple[str, ...]) -> None:
@@ -78,7 +59,10 @@ def _define_replacement(patch: Patch, flags: tuple[str, ...]) -> None:
     def _observed_setter(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         frame = sys._getframe(1)
-        if not patch.observers or is_compiling() or _is_internal_to_torch(frame):
+        caller = str(frame.f_globals.get("__name__"))
+        # `torch` and `torch.backends` only forward calls of the user.
+        is_torch = caller.startswith("torch.") and not caller.startswith("torch.backends")
+        if not patch.observers or is_compiling() or is_torch:
             return patch.original(*args, **kwargs)
         before = patch.observers[0].read_flags(flags)
         result = patch.original(*args, **kwargs)

@@ -1,14 +1,13 @@
 """Observer of `train()` and `eval()`: the user's line that switched a module to training mode or to eval mode.
 
-`nn.Module.train` is patched while a window is open; `eval()` calls it, too. In a pytest session it stays patched from
-the first window to the end, because a fixture or another test may have switched the model.
+In a pytest session it runs from the first window to the end, because a fixture or another test may switch the model.
 """
 
 from __future__ import annotations
 
 import sys
 import weakref
-from types import CodeType, FrameType, FunctionType
+from types import FrameType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -36,12 +35,11 @@ class ModeChanges(Observer):
         self._timeline = timeline
         self._earlier = earlier
         self._lines: dict[int, tuple[weakref.ref[nn.Module], Site, bool]] = {}
-        """By `id`: the module, the line that switched it last and its mode since then."""
+        """By `id`: the module, which removes its entry when it dies, the line that switched it last, and its mode."""
 
     def line_of_training(self, module: nn.Module) -> tuple[Site | None, bool]:
         """Return the line that switched a module to training mode, and whether it ran in the window or before it."""
-        known, *_ = self._lines.get(id(module), (None,))
-        if self._earlier is None or (known is not None and known() is module):
+        if self._earlier is None or id(module) in self._lines:
             line = self.line_of_mode(module)
             return line, line is not None
         return self._earlier.line_of_mode(module), False
@@ -51,26 +49,27 @@ class ModeChanges(Observer):
 
         None if the last change was to the other mode.
         """
-        known, line, mode = self._lines.get(id(module), (None, None, None))
-        return line if known is not None and known() is module and mode is training else None
+        _, line, mode = self._lines.get(id(module), (None, None, None))
+        return line if mode is training else None
 
     def reset(self) -> None:
         """Forget all lines."""
         self.change_count += 1
         self._lines.clear()
 
-    def add_change(self, module: nn.Module, caller: FrameType) -> None:
-        """Record a `train()` that has ended."""
+    def add_change(self, module: nn.Module, frame: FrameType) -> None:
+        """Record a call of `train()`, which `eval()` calls too."""
+        if frame.f_code is _TRAIN_CODE:  # train() of a parent calls train() of each child
+            return
         self.change_count += 1
-        with self.errors:
-            line = self._find_line(module, caller)
-            if self._timeline is not None:
-                self._timeline.add_mode_change(module, line)
-            for part in modules.all_modules(module):
-                if line is not None:
-                    self._store(part, line)
-                else:
-                    self._lines.pop(id(part), None)
+        line = self._find_line(module, frame)
+        if self._timeline is not None:
+            self._timeline.add_mode_change(module, line)
+        for part in modules.all_modules(module):
+            if line is not None:
+                self._store(part, line)
+            else:
+                self._lines.pop(id(part), None)
 
     def _store(self, module: nn.Module, line: Site) -> None:
         lines, key = self._lines, id(module)
@@ -83,16 +82,12 @@ class ModeChanges(Observer):
 
     def _find_line(self, module: nn.Module, caller: FrameType) -> Site | None:
         """Return the user's line that called `train()`, outside the overrides of the module's class."""
-        overrides = _override_codes(type(module))
+        methods = (vars(base).get(name) for base in type(module).__mro__ for name in ("train", "eval"))
+        overrides = {method.__code__ for method in methods if isinstance(method, FunctionType)}
         frame: FrameType | None = caller
         while frame is not None and frame.f_code in overrides:
             frame = frame.f_back
-        return self._user_lines.find_line_inside(frame, None)
-
-
-def _override_codes(module_type: type[nn.Module]) -> set[CodeType]:
-    methods = (vars(base).get(name) for base in module_type.__mro__ for name in ("train", "eval"))
-    return {method.__code__ for method in methods if isinstance(method, FunctionType)}
+        return self._user_lines.find_line(frame)
 
 
 _TRAIN_CODE = getattr(patches.module_train.original, "__code__", None)
@@ -103,8 +98,7 @@ def _observed_train(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
     result = patches.module_train.original(self, *args, **kwargs)
     if not is_compiling():
-        caller = sys._getframe(1)
-        if caller.f_code is not _TRAIN_CODE:  # train() of a parent calls train() of each child
-            for observer in patches.module_train.observers:
-                observer.add_change(self, caller)
+        for observer in patches.module_train.observers:
+            with observer.errors:
+                observer.add_change(self, sys._getframe(1))
     return result

@@ -1,24 +1,18 @@
-"""Observer of `load_state_dict()`: which loads wrote to a model, and (strict) which were incomplete.
-
-`nn.Module.load_state_dict` is patched while a window is open, because torch has no global hook for it.
-"""
+"""Strict observer of `load_state_dict()`: which loads were incomplete."""
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import FrameType
-from typing import Any
 
 from torch import nn
 
 from pytest_evalmode.observe import patches
-from pytest_evalmode.observe.calls.model_conversions import ModelConversions
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.modules import type_name
-from pytest_evalmode.observe.patches import Observer
+from pytest_evalmode.observe.patches import Call, Observer
 from pytest_evalmode.observe.source.user_lines import UserLines
 from pytest_evalmode.trace import Load, ModuleInfo
 
@@ -34,10 +28,8 @@ class StateDictLoads(Observer):
 
     patched = (patches.load_state_dict,)
 
-    def __init__(self, watch: Watch, user_lines: UserLines, conversions: ModelConversions, *, strict: bool) -> None:
+    def __init__(self, watch: Watch, user_lines: UserLines) -> None:
         super().__init__()
-        self._conversions = conversions
-        self._strict = strict
         self._loads: list[tuple[Load, dict[str, TensorSlot]]] = []
         self._filled: set[TensorSlot] = set()
         self._watch = watch
@@ -55,33 +47,30 @@ class StateDictLoads(Observer):
         )
         return tuple(load for load in incomplete if load.missing or load.unexpected)
 
-    def add_load(self, module: nn.Module, given_keys: Iterable[str], result: Any) -> None:
-        """Record a load that has ended in the calling frame; its `result` is None if an override returned nothing."""
-        self._conversions.add_call(module, "load_state_dict", sys._getframe(2))
-        if not self._strict:
+    def add_load(self, call: Call) -> None:
+        """Record a load, if it was incomplete."""
+        module: nn.Module = call.args[0]
+        given_keys: Iterable[str] = call.args[1] if len(call.args) > 1 else call.kwargs["state_dict"]
+        # An override may return nothing.
+        missing, unexpected = (call.result.missing_keys, call.result.unexpected_keys) if call.result else ([], [])
+        matched = set(given_keys).difference(unexpected)
+        slots, tied = _tensor_slots(module, matched)
+        self._filled.update(slots[key] for key in matched if key in slots)
+        missing = [key for key in missing if key not in tied]
+        if not (missing or unexpected):
             return
-        with self.errors:
-            missing, unexpected = (result.missing_keys, result.unexpected_keys) if result is not None else ([], [])
-            matched = set(given_keys).difference(unexpected)
-            slots, tied = _tensor_slots(module, matched)
-            self._filled.update(slots[key] for key in matched if key in slots)
-            missing = [key for key in missing if key not in tied]
-            if not (missing or unexpected):
-                return
-            frame = sys._getframe(2)
-            caller = self._user_lines.find_caller(frame)
-            user_frame = caller.frame
-            at = caller.test_frame or user_frame
-            name, path = self._watch.registry.locate(module)
-            load = Load(
-                ModuleInfo(name, path, type_name(module)),
-                self._user_lines.site(at.f_code, at.f_lineno) if at else None,
-                tuple(missing),
-                tuple(unexpected),
-                by_user=user_frame is None or any(user_frame is each for each in _requesting_frames(frame)),
-                matched=len(matched),
-            )
-            self._loads.append((load, slots))
+        caller = self._user_lines.find_caller(call.frame)
+        by_user = caller.frame is None or any(caller.frame is each for each in _requesting_frames(call.frame))
+        if matched and not by_user:
+            return  # a library's load
+        name, path = self._watch.registry.locate(module)
+        load = Load(
+            ModuleInfo(name, path, type_name(module)),
+            self._user_lines.site(*caller.line) if caller.line else None,
+            tuple(missing),
+            tuple(unexpected),
+        )
+        self._loads.append((load, slots))
 
 
 def _tensor_slots(module: nn.Module, loaded: set[str]) -> tuple[dict[str, TensorSlot], set[str]]:
@@ -108,13 +97,3 @@ def _requesting_frames(frame: FrameType | None) -> Iterator[FrameType]:
         if frame.f_code.co_name != "load_state_dict" and not name.startswith(_FORWARDING_MODULES):
             return
         frame = frame.f_back
-
-
-@patches.load_state_dict.replace_with
-def _observed_load_state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    __tracebackhide__ = True
-    result = patches.load_state_dict.original(self, *args, **kwargs)
-    given_keys = args[0] if args else kwargs.get("state_dict", ())
-    for observer in patches.load_state_dict.observers:
-        observer.add_load(self, given_keys, result)
-    return result

@@ -1,8 +1,7 @@
 """Observation of classes that override `nn.Module.__call__`.
 
-Their calls are forwards too, but do not reach the patched method. Such a class is found when a window opens, or when
-it is defined in a window, and gets a patch of its own until the last window closes. Only classes of modules
-are patched: one that inherits its `__call__` from a mixin gets an attribute, and the mixin stays as it is.
+Such a class is found when a window opens, or when it is defined in a window, and gets a patch of its own until the last
+window closes.
 """
 
 from __future__ import annotations
@@ -85,10 +84,10 @@ def _bypasses_call(cls: type) -> bool:
 
     That of a base that is a class of modules too is patched there.
     """
-    definer = next(base for base in cls.__mro__ if _CALL in base.__dict__)
-    if cls is nn.Module or (definer is not cls and issubclass(definer, nn.Module)):
+    if modules.python_module(cls).startswith("torch."):
         return False
-    if any(modules.python_module(each).startswith("torch.") for each in (cls, definer)):
+    definer = next(base for base in cls.__mro__ if _CALL in base.__dict__)
+    if definer is not cls and (issubclass(definer, nn.Module) or modules.python_module(definer).startswith("torch.")):
         return False
     call = definer.__dict__[_CALL]
     if type(call) is not FunctionType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import re
 from collections.abc import Iterator
 from types import FrameType
 
@@ -14,18 +14,13 @@ from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import Caller
 
 _MAX_VARIABLES = 200
+_EXPRESSION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*|\[[^][]+\])*")
+"""A name that a user can write in code: `bundle.models["a"]`, but not `my model`."""
 
 
 def find_expression(owner: nn.Module, model: TrackedModel, code: str, caller: Caller) -> str:
-    """Return an expression for the module that ran, or an empty string.
-
-    Args:
-        owner: the module.
-        model: the model that it belongs to, which may have the name of a fixture.
-        code: the path of the module in the model, as Python code.
-        caller: the code that called the module.
-    """
-    if (model.parent or model).is_named and _is_dotted(model.name):
+    """Return an expression for the module that ran, or an empty string; `code` is its path in the model."""
+    if (model.parent or model).is_named and _EXPRESSION.fullmatch(model.name):
         return model.name + code
     root = (model.parent or model).module()
     for frame in (caller.test_frame, caller.frame):
@@ -48,14 +43,3 @@ def _variables(frame: FrameType) -> Iterator[tuple[str, nn.Module]]:
     for name, value in values:
         if not isinstance(value, nn.Module):
             yield from discovery.find_models(value, name)
-
-
-def _is_dotted(name: str) -> bool:
-    """Return whether a name is an expression that a user can write: `bundle.models["a"]`, but not `my model`."""
-    try:
-        node = ast.parse(name, mode="eval").body
-    except SyntaxError:
-        return False
-    while isinstance(node, ast.Attribute | ast.Subscript):
-        node = node.value
-    return isinstance(node, ast.Name)

@@ -1,8 +1,4 @@
-"""Observer of every forward of an `nn.Module`, on any thread.
-
-It patches `nn.Module.__call__` while a window is open.  Torch's global forward hooks are not used: they miss forwards
-that end in a BaseException, and they interfere with `torch.compile` and `torch.export`.
-"""
+"""Observer of every forward of an `nn.Module`, on any thread: `nn.Module.__call__` is patched."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.calls.timeline import Timeline
 from pytest_evalmode.observe.forwards import model_expressions, unregistered_modules
 from pytest_evalmode.observe.forwards.checks.attribute_changes import AttributeChangeCheck
-from pytest_evalmode.observe.forwards.checks.autograd import AutogradCheck
+from pytest_evalmode.observe.forwards.checks.autograd import AutogradCheck, output_nodes
 from pytest_evalmode.observe.forwards.checks.batch_statistics import BatchStatisticsCheck
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.checks.hook_changes import HookChangeCheck
@@ -33,13 +29,15 @@ from pytest_evalmode.observe.forwards.checks.random_draws import RandomDrawCheck
 from pytest_evalmode.observe.forwards.checks.training_mode import TrainingModeCheck
 from pytest_evalmode.observe.forwards.checks.unregistered import UnregisteredModuleCheck
 from pytest_evalmode.observe.forwards.context import RAISED, CheckContext, ForwardContext
-from pytest_evalmode.observe.forwards.tree_cache import TreeCache
+from pytest_evalmode.observe.forwards.tree_cache import GRAPH_TYPES, TreeCache
+from pytest_evalmode.observe.model_code.forward_code import module_traits
+from pytest_evalmode.observe.models.mode_dependence import is_mode_dependent
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Observer, Patch, module_call
 from pytest_evalmode.observe.private_api import is_tracing
 from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
-from pytest_evalmode.trace import ForwardCall, ModuleInfo
+from pytest_evalmode.trace import ForwardCall
 
 DEFAULT_CHECKS: tuple[type[ForwardCheck], ...] = (
     TrainingModeCheck,
@@ -69,20 +67,16 @@ class _Running:
         self.enclosing = enclosing
         """The forward to which this model was passed as an argument."""
         self.checks = [check_type(forward) for check_type in check_types]
-        self.autograd = next(check for check in self.checks if isinstance(check, AutogradCheck))
-        self.skippable = frozenset[int]()
-        """Modules that need no check while in eval mode with grad mode off; empty if grad mode was on at the start."""
-        self.settled = frozenset[int]()
-        """Modules in training mode that, once autograd is known to record, are only checked for random draws."""
-
-    def begin(self) -> None:
         for check in self.checks:
             check.begin()
+        self.autograd = next(check for check in self.checks if isinstance(check, AutogradCheck))
         self.settled = next(check.settled for check in self.checks if isinstance(check, TrainingModeCheck))
-        if not self.forward.grad_enabled:
-            unskippable = set(self.forward.lazy).union(*(check.unskippable for check in self.checks))
-            skippable = self.forward.tree.skippable
-            self.skippable = skippable - unskippable if unskippable else skippable
+        """Modules in training mode that, once autograd is known to record, are only checked for random draws."""
+        self.skippable = frozenset[int]()
+        """Modules that need no check while in eval mode with grad mode off; empty if grad mode was on at the start."""
+        if not forward.grad_enabled:
+            unskippable = forward.lazy.union(*(check.unskippable for check in self.checks))
+            self.skippable = forward.tree.skippable - unskippable if unskippable else forward.tree.skippable
 
 
 class _ThreadState(threading.local):
@@ -199,14 +193,9 @@ class ForwardObserver(Observer):
             if forward is None:
                 self._thread.is_ignoring = running is None
                 return False
-            for check in running.checks if running is not None else ():
+            for check in () if running is None else running.checks:
                 check.interrupt(frame)
-            self._thread.running = running = _Running(forward, self._check_types, running)
-            try:
-                running.begin()
-            except Exception:
-                self._thread.running = running.enclosing  # a check that did not begin cannot judge the end
-                raise
+            self._thread.running = _Running(forward, self._check_types, running)
         else:
             arrival = unregistered_modules.add_late_module(running.forward, module, frame)
             self.forward_count += arrival.is_model
@@ -222,6 +211,13 @@ class ForwardObserver(Observer):
         if is_tracing():
             return None
         owner, owner_frame = callers.find_calling_model(module, frame, user_lines)
+        parts, tree = self._trees.look_up(module)
+        is_called_by_method = owner is not module
+        if is_called_by_method and not (
+            tree.may_draw or any(map(_may_matter, parts)) or output_nodes((args, kwargs), ((), {}))
+        ):
+            # It may compute a weight, as in a property: `softplus(self.raw_scale)` is not a forward of the model.
+            owner, owner_frame = module, frame
         caller = user_lines.find_caller(owner_frame.f_back)
         if caller.by_tracer or (owner is not module and user_lines.find_caller(frame.f_back).by_tracer):
             return None
@@ -235,10 +231,9 @@ class ForwardObserver(Observer):
         model.last_call = caller.line or model.last_call
         if self._timeline is not None:
             self._timeline.add_forward(model)
-        parts, tree = self._trees.look_up(module)
         with self._lock:
             model.forwards += model.is_model
-            self.forward_count += model.is_model or len(parts) > 1
+            self.forward_count += model.is_model or len(parts) > 1 or is_called_by_method
         is_lazy = model.has_uninitialized()
         return ForwardContext(
             window=self._context,
@@ -249,7 +244,7 @@ class ForwardObserver(Observer):
             owner_frame=owner_frame,
             call_line=model.last_call,
             innermost_line=(caller.frame.f_code, caller.frame.f_lineno) if caller.frame and caller.test_frame else None,
-            cause=user_lines.find_line_inside(frame.f_back, owner_frame.f_back) if owner is not module else None,
+            cause=user_lines.find_line(frame.f_back, owner_frame.f_back) if owner is not module else None,
             parts=parts,
             tree=tree,
             inputs=(args, kwargs),
@@ -282,7 +277,11 @@ class ForwardObserver(Observer):
                 calls, *last, count = forward.tree.caches.get(ForwardObserver, (None, None))
                 if calls is not self._calls or last != [lines, fields]:
                     at, through = (self._context.user_lines.site(*line) if line else None for line in lines)
-                    expression = self._expression_of(forward, fields["ran"]) if fields["training"] else ""
+                    expression = ""
+                    if fields["training"]:
+                        caller = self._context.user_lines.find_caller(forward.owner_frame.f_back)
+                        path = fields["ran"].suffix
+                        expression = model_expressions.find_expression(owner, forward.model, path, caller)
                     call = ForwardCall(at=at, through=through, expression=expression, **fields)
                     count = self._calls.setdefault(call, [0])
                     forward.tree.caches[ForwardObserver] = self._calls, lines, fields, count
@@ -290,16 +289,18 @@ class ForwardObserver(Observer):
         for check in running.enclosing.checks if running.enclosing is not None else ():
             check.resume()
 
-    def _expression_of(self, forward: ForwardContext, ran: ModuleInfo) -> str:
-        """Return Python code for the module that ran, at the user's line that called it."""
-        caller = self._context.user_lines.find_caller(forward.owner_frame.f_back)
-        return model_expressions.find_expression(forward.owner, forward.model, ran.suffix, caller)
-
 
 def _overriding(check_types: tuple[type[ForwardCheck], ...], name: str) -> tuple[int, ...]:
     """Return the indices of the checks that override a method."""
     method = attrgetter(name)
     return tuple(i for i, check_type in enumerate(check_types) if method(check_type) is not method(ForwardCheck))
+
+
+def _may_matter(part: nn.Module) -> bool:
+    """Return whether a module has tensors, may write to one or set attributes, depends on the mode or is a graph."""
+    if isinstance(part, GRAPH_TYPES) or modules.has_own_tensors(part) or is_mode_dependent(part):
+        return True
+    return module_traits(part).may_write
 
 
 def _is_model_argument(forward: ForwardContext, module: nn.Module) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakSet
 
 from torch import nn
 
@@ -25,15 +24,12 @@ class PausedModels(Observer):
         super().__init__()
         self._watch = watch
         self._user_lines = user_lines
-        self._known: WeakSet[nn.Module] = WeakSet()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Note that a forward starts. Its end is of no interest, so `leave` is never called."""
         with self.errors:
-            if module not in self._known and modules.is_initialized(module):
-                frame = sys._getframe(1)
-                if not callers.is_inside_init(frame):
-                    owner, _ = callers.find_calling_model(module, frame, self._user_lines)
-                    self._watch.add(owner)
-                    self._known.update(modules.all_modules(owner))
+            frame = sys._getframe(1)
+            is_new = modules.is_initialized(module) and self._watch.registry.find_part(module) is None
+            if is_new and not callers.is_inside_init(frame):
+                self._watch.add(callers.find_calling_model(module, frame, self._user_lines)[0])
         return False

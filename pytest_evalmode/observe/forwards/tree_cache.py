@@ -1,7 +1,4 @@
-"""Cache of facts about the modules of a model, which stay the same from forward to forward.
-
-They are computed anew if a module, its type, its training flag, its hooks or its forward has changed.
-"""
+"""Cache of facts about the modules of a model, which stay the same from forward to forward."""
 
 from __future__ import annotations
 
@@ -82,14 +79,17 @@ def _is_cacheable(cls: type[nn.Module]) -> bool:
 
 
 def _inspect(parts: list[nn.Module]) -> TreeInfo:
+    types = {cls: (forward_code.type_traits(cls).may_draw, _is_cacheable(cls)) for cls in set(map(type, parts))}
     may_draw, skippable = set[int](), set[int]()
     for part in parts:
-        cls, hooked = type(part), bool(part._forward_pre_hooks or part._forward_hooks)
-        draws = hooked or forward_code.module_traits(part).may_draw
+        draws, is_plain = types[type(part)]
+        if part._forward_pre_hooks or part._forward_hooks:
+            draws, is_plain = True, False
+        elif "forward" in vars(part):
+            draws, is_plain = forward_code.module_traits(part).may_draw, False
         if draws:
             may_draw.add(id(part))
-        is_original = not hooked and "forward" not in vars(part) and _is_cacheable(cls)
-        if is_original and (not draws or modules.python_module(cls) == nn.Dropout.__module__):
+        if is_plain and (not draws or modules.python_module(type(part)) == nn.Dropout.__module__):
             skippable.add(id(part))
     return TreeInfo(
         module_ids=frozenset(map(id, parts)),

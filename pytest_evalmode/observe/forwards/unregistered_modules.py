@@ -48,4 +48,4 @@ def add_late_module(forward: ForwardContext, module: nn.Module, frame: FrameType
         is_model = model.is_model
     for path, part in modules.walk(module):
         late[id(part)] = LateModule(part, ".".join(filter(None, (parent.path, step, path))), is_model)
-    return Arrival(parts, user_lines.find_line_inside(frame.f_back, forward.frame), UNREGISTERED_REASON, is_model)
+    return Arrival(parts, user_lines.find_line(frame.f_back, forward.frame), UNREGISTERED_REASON, is_model)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterable
+from itertools import chain
 from types import FunctionType
 from typing import Any, Literal
 
 from torch import nn
 
 from pytest_evalmode.observe.model_code.draw_calls import definitions_of
+from pytest_evalmode.observe.model_code.forward_code import definitions_in, forwards_of, plain_function
 
 States = frozenset[str]
 """The accesses on the paths so far: "" none, "r" read, "w" written first, "e" an element written first, and "x": what
@@ -46,24 +48,19 @@ def attribute_use(module: nn.Module, attribute: str, others: Iterable[nn.Module]
     """
     own, states = _NONE, _NONE
     try:
-        for start in (*_starts(module), *module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+        for start in (*forwards_of(module), *module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             if (function := _plain(start)) is None:
                 return "carried"
             own |= _Walk(type(module), attribute).function(_NONE, function)
-        starts = (start for other in {type(other): other for other in others}.values() for start in _starts(other))
-        for function in filter(None, map(_plain, starts)):
-            states |= _Walk(None, attribute).function(_NONE, function)
+        for start in chain.from_iterable(map(forwards_of, {type(other): other for other in others}.values())):
+            if (function := _plain(start)) is not None:
+                states |= _Walk(None, attribute).function(_NONE, function)
     except (_UnclearError, RecursionError):
         return "carried"
     states |= own
     if "x" in states or states.isdisjoint("we"):
         return "carried"
     return "fresh" if own.isdisjoint("we") or "r" not in own else "conditional"
-
-
-def _starts(module: nn.Module) -> list[Any]:
-    """Return the functions with which a forward of a module begins."""
-    return [vars(module)["forward"]] if "forward" in vars(module) else [inspect.getattr_static(type(module), "forward")]
 
 
 class _Walk:
@@ -81,7 +78,7 @@ class _Walk:
         """Return the states after a call of a function."""
         if any(function is outer for outer, _ in self._stack):
             return states
-        definitions = definitions_of(function)
+        definitions = definitions_of(function.__code__)
         if len(definitions) != 1:
             if self._owner is None:
                 return states
@@ -168,8 +165,7 @@ class _Walk:
             return self._access(states, _CONTEXTS[type(node.ctx)])
         if not self._is_self(node.value):
             return self._visit(states, node.value)
-        method = self._method(node.attr, self._owner.__mro__ if self._owner is not None else ())
-        return self.function(states, method) if method is not None else states
+        return self._call(states, node.attr, self._owner.__mro__ if self._owner is not None else ())
 
     def _visit_call(self, states: States, node: ast.Call) -> States:
         called, arguments = node.func, [*node.args, *(keyword.value for keyword in node.keywords)]
@@ -177,17 +173,17 @@ class _Walk:
         if name in _HARMLESS_CALLS:
             return self._visit(states, *(each for each in arguments if not self._is_self(each)))
         if name in ("getattr", "setattr", "hasattr", "delattr") and len(arguments) > 1 and self._is_self(arguments[0]):
+            states = self._visit(states, *arguments[1:])
+            if self._owner is None or not self._attribute.startswith(prefix := _constant_prefix(arguments[1])):
+                return states  # another module's own attribute, or another name
             if not isinstance(arguments[1], ast.Constant):
                 raise _UnclearError
-            states = self._visit(states, *arguments[2:])
             access = "write" if name == "setattr" else "read"
-            return self._access(states, access) if arguments[1].value == self._attribute else states
+            return self._access(states, access) if prefix == self._attribute else states
         if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Call) and self._owner is not None:
             inner = called.value.func
             if isinstance(inner, ast.Name) and inner.id == "super":
-                method = self._method(called.attr, self._bases_after_current())
-                states = self._visit(states, *arguments)
-                return self.function(states, method) if method is not None else states
+                return self._call(self._visit(states, *arguments), called.attr, self._bases_after_current())
         return self._visit(states, *arguments, called)
 
     def _access(self, states: States, access: str) -> States:
@@ -211,16 +207,27 @@ class _Walk:
                 return self._owner.__mro__[i + 1 :]
         raise _UnclearError
 
-    def _method(self, name: str, bases: Iterable[type]) -> FunctionType | None:
-        """Return the plain function of a method or property of the user's classes."""
-        for base in bases:
-            if name in vars(base) and base is not nn.Module and base is not object:
-                return _plain(vars(base)[name])
-        return None
+    def _call(self, states: States, name: str, bases: Iterable[type]) -> States:
+        """Return the states after a call of a method or property of the user's classes."""
+        methods = definitions_in(bases, name)
+        function = _plain(methods[0]) if methods else None
+        return self.function(states, function) if function is not None else states
+
+
+def _constant_prefix(name: ast.expr) -> str:
+    """Return the constant text with which a string begins: `layer` for `f"layer{i}"`."""
+    match name:
+        case ast.JoinedStr(values=[first, *_]):
+            return _constant_prefix(first)
+        case ast.BinOp(left=left, op=ast.Add()):
+            return _constant_prefix(left)
+        case ast.Constant(value=str(text)):
+            return text
+        case _:
+            return ""
 
 
 def _plain(value: Any) -> FunctionType | None:
     """Return the function inside a property, a method or a decorated function."""
-    value = getattr(value, "fget", None) or getattr(value, "__func__", value)
-    value = inspect.unwrap(value) if isinstance(value, FunctionType) else value
-    return value if isinstance(value, FunctionType) else None
+    function = plain_function(value)
+    return None if function is None else plain_function(inspect.unwrap(function))

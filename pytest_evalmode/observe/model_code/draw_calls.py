@@ -13,6 +13,7 @@ from functools import lru_cache
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from pytest_evalmode import forks
 from pytest_evalmode.observe.model_code.static_values import UNKNOWN, value_of
@@ -50,6 +51,11 @@ class DrawCall:
     host: str = ""
     """The library whose global generator it uses, if that is not torch: `Python's random` or `NumPy`."""
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether it draws whenever it runs."""
+        return not (self.gated or self.optional)
+
 
 def mentions_draw(code: CodeType) -> bool:
     """Return whether a function names a drawing function.
@@ -69,15 +75,15 @@ def mentions_draw(code: CodeType) -> bool:
 def draw_calls_in(function: FunctionType, attributes: Mapping[str, object]) -> Iterator[DrawCall]:
     """Yield the calls in the source of a function that may draw, given the attributes of `self`."""
     code = function.__code__
-    for definition in definitions_of(function):
+    for definition in definitions_of(code):
         for node, gated in _calls(definition, attributes, gated=False):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             called = _resolve(node.func, function)
             host = _host_of(called)
             draws = builds_drawing_module(called) or (
                 name.strip("_") in DRAWING_FUNCTIONS
-                and not _is_submodule(node.func)
-                and not _is_harmless(name, node, attributes)
+                and not _is_of_self(node.func)
+                and not _is_harmless(name, called, node, attributes)
             )
             if host or draws:
                 text = " ".join(ast.unparse(node.func).split())
@@ -86,12 +92,7 @@ def draw_calls_in(function: FunctionType, attributes: Mapping[str, object]) -> I
                 yield DrawCall(code, node.func.end_lineno or node.lineno, text, gated, optional, host)
 
 
-def definitions_of(function: FunctionType) -> list[ast.AST]:
-    """Return the source of a function, parsed; several definitions if these begin on the same line."""
-    return definitions_at(function.__code__)
-
-
-def definitions_at(code: CodeType) -> list[ast.AST]:
+def definitions_of(code: CodeType) -> list[ast.AST]:
     """Return the source of a code object, parsed; several definitions if these begin on the same line."""
     return _definitions_by_line(code.co_filename).get(code.co_firstlineno, [])
 
@@ -170,27 +171,23 @@ def _leaves_block(block: list[ast.stmt]) -> bool:
 
 
 def _mentions_training(node: ast.AST) -> bool:
-    return any(
-        (isinstance(n, ast.Attribute) and n.attr == "training") or (isinstance(n, ast.Name) and n.id == "training")
-        for n in ast.walk(node)
-    )
+    return any("training" in (getattr(each, "attr", ""), getattr(each, "id", "")) for each in ast.walk(node))
 
 
-def _is_submodule(function: ast.expr) -> bool:
-    """Return whether a call is `self.dropout(x)`, a submodule whose own forward is checked."""
-    return isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "self"
+def _is_of_self(node: ast.expr | None) -> bool:
+    """Return whether a node is an attribute of `self`, such as a submodule, whose own forward is checked."""
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
 
 
-def _is_harmless(name: str, call: ast.Call, attributes: Mapping[str, object]) -> bool:
+def _is_harmless(name: str, called: object, call: ast.Call, attributes: Mapping[str, object]) -> bool:
     """Return whether the arguments of a call rule out a draw: dropout is off, or a generator is passed."""
     given = {keyword.arg: keyword.value for keyword in call.keywords}
-    for argument, position in _SWITCHES.get(name.strip("_"), ()):
-        if len(call.args) > position and not any(isinstance(each, ast.Starred) for each in call.args):
-            given.setdefault(argument, call.args[position])
+    if not any(isinstance(each, ast.Starred) for each in call.args):
+        given = {**dict(zip(_parameters_of(called), call.args, strict=False)), **given}
     if name == "scaled_dot_product_attention" and "dropout_p" not in given:
         return True
     generator = given.get("generator")
-    if isinstance(generator, ast.Attribute) and isinstance(generator.value, ast.Name) and generator.value.id == "self":
+    if isinstance(generator, ast.Attribute) and _is_of_self(generator):
         return attributes.get(generator.attr, UNKNOWN) is not None
     if generator is not None and not isinstance(generator, ast.Constant | ast.Name):
         return True
@@ -200,11 +197,8 @@ def _is_harmless(name: str, call: ast.Call, attributes: Mapping[str, object]) ->
     return any(value is not None and not value for value in off)
 
 
-_DROPOUT = (("p", 1), ("training", 2))
-_SWITCHES = {
-    **dict.fromkeys(("dropout", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"), _DROPOUT),
-    **dict.fromkeys(("dropout1d", "dropout2d", "dropout3d"), _DROPOUT),
-    "scaled_dot_product_attention": (("dropout_p", 4),),
-    "rrelu": (("training", 3),),
-}
-"""Arguments that can switch a draw off, with their positions."""
+def _parameters_of(called: object) -> tuple[str, ...]:
+    """Return the names of a function's parameters, or none if it is unknown."""
+    if called is scaled_dot_product_attention:
+        return "query", "key", "value", "attn_mask", "dropout_p"
+    return called.__code__.co_varnames[: called.__code__.co_argcount] if isinstance(called, FunctionType) else ()

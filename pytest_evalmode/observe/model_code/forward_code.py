@@ -1,8 +1,4 @@
-"""Properties of a forward, read from its code: depends on the mode, may draw random numbers, disables autograd.
-
-The code is never run. It covers every function that a forward can reach: methods of the module's class and its bases
-other than `nn.Module`, and the plain functions that these name.
-"""
+"""Properties of a forward, read from its code: depends on the mode, may draw random numbers, disables autograd."""
 
 from __future__ import annotations
 
@@ -10,12 +6,13 @@ import ast
 import dis
 import inspect
 import os
+import re
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from types import CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -34,6 +31,7 @@ _NO_GRAD = frozenset({"no_grad", "inference_mode", "set_grad_enabled"})
 _MODULE_CALLS = frozenset({"__call__", "_call_impl", "_wrapped_call_impl", "_wrapped_call"})
 _NOT_FORWARD = frozenset({"__init__", "train", "eval", "training"})
 _MAX_FUNCTIONS = 400
+_EMPTY = CellType()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +44,33 @@ class Traits:
     """It names a function that draws random numbers."""
     disables_grad: bool
     """It disables autograd itself."""
+    may_write: bool
+    """It sets attributes, of itself or of another object, or may write to a tensor in place."""
 
 
-_traits: WeakKeyDictionary[type[nn.Module], tuple[ref[FunctionType] | None, Traits]] = WeakKeyDictionary()
-"""The traits of a type, and the forward that they were read from. A strong reference would keep the type alive."""
+_traits: WeakKeyDictionary[type[nn.Module], tuple[list[ref[FunctionType] | None], Traits]] = WeakKeyDictionary()
+"""The traits of a type, and its forward and `__call__` when they were read. Strong references would keep it alive."""
 
 
 def module_traits(module: nn.Module) -> Traits:
     """Return the traits of a module: those of its type, unless the instance has its own `forward`."""
-    return _read(type(module), *_forwards(module)) if "forward" in vars(module) else type_traits(type(module))
+    return _read(type(module), *forwards_of(module)) if "forward" in vars(module) else type_traits(type(module))
 
 
 def type_traits(cls: type[nn.Module]) -> Traits:
-    """Return the traits of a type; its code is read once, and again if its forward was replaced, by a test's mock."""
+    """Return the traits of a type; its code is read once, and again if its forward or `__call__` was replaced."""
     forward = next(vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base))
-    function = _as_function(forward)
-    known, traits = _traits.get(cls, (None, None))
-    if traits is None or (known and known()) is not function:
+    functions = [_as_function(forward), _as_function(inspect.unwrap(cls.__call__))]
+    known, traits = _traits.get(cls, ([], None))
+    if traits is None or [each and each() for each in known] != functions:
         traits = _read(cls, forward, *_call_overrides(cls))
-        _traits[cls] = ref(function) if function else None, traits
+        _traits[cls] = [ref(function) if function else None for function in functions], traits
     return traits
 
 
 def _call_overrides(cls: type[nn.Module]) -> list[FunctionType]:
     """Return the functions with which a type and its bases replace `nn.Module.__call__` without calling it."""
-    calls = [call for call in _definitions(cls, "__call__") if bypasses_module_call(call)]
+    calls = [call for call in definitions_in(cls.__mro__, "__call__") if bypasses_module_call(call)]
     return [inspect.unwrap(call) for call in calls]
 
 
@@ -81,29 +81,21 @@ def bypasses_module_call(call: object) -> bool:
 
 
 def find_draw_calls(module: nn.Module, method: str = "") -> list[DrawCall]:
-    """Return the calls in a module's code that may have drawn random numbers, the likeliest first.
+    """Return the calls in a module's forward or other method that may have drawn random numbers, the likeliest first.
 
     A call that does not depend on the mode is likelier than one that does.  Calls that cannot draw with the module's
     present mode and settings are left out.
-
-    Args:
-        module: the module.
-        method: a method to read instead of the forward and its hooks.
     """
     functions = functions_of(module, method)
     attributes = dict(ChainMap(vars(module), *(dict(vars(base)) for base in type(module).__mro__)))
-    for name in chain.from_iterable(_stored_attributes(function.__code__) for function in functions):
-        attributes.pop(name, None)  # when the call ran, it may have had another value
+    for step in chain.from_iterable(dis.get_instructions(function.__code__) for function in functions):
+        if step.opname == "STORE_ATTR":
+            attributes.pop(step.argval, None)  # when the call ran, it may have had another value
     draws = dict.fromkeys(draw for function in functions for draw in draw_calls_in(function, attributes))
     if not any("training" in _names(function.__code__) for function in functions):
         # The module never reads its mode, so the `training` argument of a helper does not depend on it.
         draws = {replace(draw, gated=False): None for draw in draws}
     return sorted(draws, key=lambda draw: (draw.gated, draw.optional))
-
-
-def _stored_attributes(code: CodeType) -> Iterator[str]:
-    """Yield the names of the attributes that a function sets."""
-    return (step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
 
 
 def find_method_calls(module: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -115,39 +107,35 @@ def find_method_calls(module: nn.Module) -> list[tuple[nn.Module, str]]:
     for function in functions_of(module):
         if function.__code__.co_filename.startswith(_TORCH):
             continue
-        for node in chain.from_iterable(map(ast.walk, definitions_of(function))):
+        for node in chain.from_iterable(map(ast.walk, definitions_of(function.__code__))):
             if isinstance(node, ast.Attribute):
                 owner, method = node.value, node.attr
                 name = owner.attr if isinstance(owner, ast.Attribute) and ast.unparse(owner.value) == "self" else ""
                 part = module._modules.get(name)
-                if part is not None and method not in _MODULE_ATTRIBUTES and _definitions(type(part), method):
+                if part is not None and method not in _MODULE_ATTRIBUTES and definitions_in(type(part).__mro__, method):
                     calls[part, method] = None
-                elif part is None and method == "forward" and not _is_own_forward(owner):
+                elif part is None and method == "forward" and not _SELF.fullmatch(ast.unparse(owner)):
                     calls.update({(inner, method): None for inner in all_modules(module)[1:]})
     return list(calls)
 
 
 _TORCH = os.path.dirname(os.path.dirname(nn.__file__)) + os.sep
 _MODULE_ATTRIBUTES = frozenset(dir(nn.Module)) - {"forward"}
-
-
-def _is_own_forward(owner: ast.expr) -> bool:
-    """Return whether the owner of a `forward` is `super()` or `self`."""
-    return ast.unparse(owner) == "self" or (isinstance(owner, ast.Call) and ast.unparse(owner.func) == "super")
+_SELF = re.compile(r"self|super\([^()]*\)")
 
 
 def functions_of(module: nn.Module, method: str = "") -> list[FunctionType]:
     """Return the functions that a module's forward and hooks can reach, or those that another method can reach."""
     starts: list[Any]
     if method and method != "forward":
-        starts = _definitions(type(module), method)[:1]
+        starts = definitions_in(type(module).__mro__, method)[:1]
     else:
         own = [*vars(module).values(), *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        starts = [*filter(_as_function, own), *_forwards(module)]
+        starts = [*filter(_as_function, own), *forwards_of(module)]
     return list(chain.from_iterable(_reachable(type(module), start) for start in starts))
 
 
-def _forwards(module: nn.Module) -> list[Any]:
+def forwards_of(module: nn.Module) -> list[Any]:
     """Return the forward of a module as it is stored: that of a traced module is a descriptor that must not be called.
 
     If the instance has its own `forward` that hides what it calls, such as a mock, that of its type is included.
@@ -156,16 +144,17 @@ def _forwards(module: nn.Module) -> list[Any]:
     own, of_type = vars(module).get("forward"), [inspect.getattr_static(cls, "forward"), *_call_overrides(cls)]
     if own is None:
         return of_type
-    function = _plain(own)
+    function = plain_function(own)
     return [own, *of_type] if function is None or hasattr(function, "mock") else [own]
 
 
 def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
     names: set[str] = set()
-    may_draw = disables_grad = False
+    may_draw = disables_grad = may_write = False
     for function in chain.from_iterable(_reachable(owner, forward) for forward in forwards):
         names |= _names(function.__code__)
         may_draw |= mentions_draw(function.__code__) or _builds_module(function)
+        may_write |= any(map(_is_write, dis.get_instructions(function.__code__)))
         # A context manager used as a decorator runs in a wrapper defined in torch/utils/_contextlib.py.
         disables_grad |= function.__code__.co_filename.endswith("_contextlib.py")
     return Traits(
@@ -174,7 +163,17 @@ def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
         # Torch's own layers use no_grad() only to initialize their weights.
         disables_grad=not python_module(owner).startswith("torch.nn.")
         and (disables_grad or not names.isdisjoint(_NO_GRAD)),
+        may_write=may_write or any(map(_is_in_place, names)),
     )
+
+
+def _is_write(step: dis.Instruction) -> bool:
+    """Return whether an instruction is one of `a.b = x`, `a[i] = x` and `a += x`."""
+    return step.opname in {"STORE_ATTR", "STORE_SUBSCR"} or (step.opname == "BINARY_OP" and step.argrepr.endswith("="))
+
+
+def _is_in_place(name: str) -> bool:
+    return name == "inplace" or (name.endswith("_") and not name.endswith("__"))
 
 
 def _builds_module(function: FunctionType) -> bool:
@@ -195,25 +194,26 @@ def _reachable(owner: type[nn.Module], forward: Any) -> Iterator[FunctionType]:
         value = pending.pop(0)
         if isinstance(value, partial):
             pending.append(getattr(value, "__wrapped__", None))
-        function = _plain(value)
+        function = plain_function(value)
         if function is None or id(function) in seen:
             continue
         seen.add(id(function))
         yield function
         pending.append(getattr(function, "__wrapped__", None))
         pending.append(getattr(getattr(function, "mock", None), "side_effect", None))
-        pending.extend(cell.cell_contents for cell in function.__closure__ or () if _contains_function(cell))
+        cells = (cell.cell_contents for cell in function.__closure__ or () if cell != _EMPTY)
+        pending.extend(value for value in cells if type(value) in (FunctionType, MethodType))
         # A name that the code mentions may be a method of the type or a plain function of the same Python module.
         names = _names(function.__code__)
         for name in sorted(names - _NOT_FORWARD):
-            methods = _definitions(owner, name)
+            methods = definitions_in(owner.__mro__, name)
             pending.extend(methods if "super" in names else methods[:1])
             helper = function.__globals__.get(name)
             if _as_function(helper) and not python_module(helper).startswith("torch."):
                 pending.append(helper)
 
 
-def _plain(value: Any) -> FunctionType | None:
+def plain_function(value: Any) -> FunctionType | None:
     """Return the function inside a partial, a method, a property or a static method."""
     while isinstance(value, partial):
         value = value.func
@@ -227,20 +227,9 @@ def _as_function(value: Any) -> FunctionType | None:
     return value if type(value) is FunctionType else None  # isinstance() is true for a mock with a spec
 
 
-def _contains_function(cell: Any) -> bool:
-    try:
-        return isinstance(cell.cell_contents, FunctionType | MethodType)
-    except ValueError:
-        return False
-
-
-def _definitions(owner: type[nn.Module], name: str) -> list[Any]:
-    """Return the definitions of a name in a type and its bases, unbound and without calling a descriptor.
-
-    A mixin may come after `nn.Module` in the method resolution order.
-    """
-    bases = [base for base in owner.__mro__ if base is not nn.Module and base is not object]
-    return [base.__dict__[name] for base in bases if name in base.__dict__]
+def definitions_in(bases: Iterable[type], name: str) -> list[Any]:
+    """Return the definitions of a name in some bases of a type, unbound and without calling a descriptor."""
+    return [vars(base)[name] for base in bases if name in vars(base) and base not in (nn.Module, object)]
 
 
 def _names(code: CodeType) -> set[str]:

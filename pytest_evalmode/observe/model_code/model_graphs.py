@@ -1,8 +1,4 @@
-"""Models that are graphs: TorchScript, FX and `torch.export`.
-
-Their type reveals nothing about their forward, and the `training` flag of an exported or traced model means nothing, so
-their graph is read.
-"""
+"""Models that are graphs: TorchScript, FX and `torch.export`. Their type reveals nothing about their forward."""
 
 from __future__ import annotations
 

@@ -22,10 +22,6 @@ def find_writes(model: nn.Module, path: str) -> Iterator[Line]:
     """Yield the lines that write to a tensor, in the forward of the module that owns it, then of those around it.
 
     A module in training mode is left out: it may write.
-
-    Args:
-        model: the model.
-        path: the path of the tensor.
     """
     parts = dict(modules.walk(model))
     by_iteration: list[Line] = []
@@ -34,7 +30,7 @@ def find_writes(model: nn.Module, path: str) -> Iterator[Line]:
         module = parts.get(owner)
         for function in forward_code.functions_of(module) if module and not modules.training_flag(module) else ():
             iterates = not _ITERATIONS.isdisjoint(function.__code__.co_names)
-            for node in chain.from_iterable(map(ast.walk, definitions_of(function))):
+            for node in chain.from_iterable(map(ast.walk, definitions_of(function.__code__))):
                 for target in _targets(node):
                     line = function.__code__, getattr(node, "lineno", 0)
                     root, has_data = _root_of(target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pytest_evalmode.observe.state.flag_snapshots import Flags, find_leaks, read_global_flags
-from pytest_evalmode.trace import GlobalDrift, Leak
+from pytest_evalmode.trace import Drift, Leak
 
 
 @dataclass(slots=True)
@@ -17,7 +17,7 @@ class GlobalStateHistory:
 
     session_start: Flags = field(default_factory=read_global_flags)
     """The flags when the session began."""
-    _drift: GlobalDrift | None = None
+    _drift: Drift | None = None
     _test_start: Flags = field(default_factory=dict)
     """The flags when the current test began."""
     _last_guarded: Flags | None = None
@@ -34,7 +34,7 @@ class GlobalStateHistory:
         self._test_start = self._read()
         self._drift = self._find_drift(self._test_start)
 
-    def pop_drift(self) -> tuple[GlobalDrift, ...]:
+    def pop_drift(self) -> tuple[Drift, ...]:
         """Return the drift that was noticed in the current test, if any.  It is returned once."""
         drift, self._drift = self._drift, None
         return () if drift is None else (drift,)
@@ -63,11 +63,11 @@ class GlobalStateHistory:
             flags.update((leak.name, leak.before) for leak in leaks if flags[leak.name] == leak.after)
         return flags
 
-    def _find_drift(self, now: Flags) -> GlobalDrift | None:
+    def _find_drift(self, now: Flags) -> Drift | None:
         leaks = find_leaks(None, self._last_guarded, now) if self._last_guarded is not None else ()
         # A flag that has its value of the session's start again was restored.
         changes = tuple(leak for leak in leaks if leak.after != self.session_start[leak.name])
         if not changes:
             return None
         changed_by = dict.fromkeys(self._changed_by[leak.name] for leak in changes if leak.name in self._changed_by)
-        return GlobalDrift(changes, self._last_seen_by, tuple(reversed(self._between)), tuple(changed_by))
+        return Drift(None, changes, self._last_seen_by, tuple(reversed(self._between)), tuple(changed_by))

@@ -62,16 +62,10 @@ class SessionHistory:
         self._dropped += old
 
     def find_drift(self, module: nn.Module, name: str, now: Snapshot) -> Drift | None:
-        """Compare a shared model with its state at the end of the last guarded test.
+        """Compare a shared model, whose name begins with that of its fixture, with the end of the last guarded test.
 
-        Args:
-            module: the model.
-            name: its name, which begins with the name of the fixture that provides it.
-            now: its current state.
-
-        Returns:
-            The changes, and the events since, most likely cause first: events that had the model's fixture, then tests
-            before fixtures, then the most recent ones.  None if nothing changed or the model was not seen before.
+        Return the changes, and the events since, most likely cause first: events that had the model's fixture, then
+        tests before fixtures, then the most recent ones.  None if nothing changed or the model was not seen before.
         """
         seen = self._last_seen.get(id(module))
         if seen is None or seen.module() is not module:

@@ -10,14 +10,9 @@ from pytest_evalmode.observe.modules import ModuleTables, NamedModules, walk
 
 
 def find_surviving_submodules(dying: ModuleTables, skip: Container[int]) -> tuple[NamedModules, list[Any]]:
-    """Return the submodules of a dying model that something else still references, and those that die with it.
+    """Return the submodules of a dying model that something else still references, with paths, and those that die.
 
-    Args:
-        dying: the tables of the model that is being freed.
-        skip: ids of submodules to leave out, with everything below them.
-
-    Returns:
-        The survivors with their paths in the model (without the submodules of a survivor), and the modules that die.
+    The submodules of a survivor are left out, as are those whose id is in `skip`, with everything below them.
     """
     survivors: dict[int, tuple[str, Any]] = {}
     dead: list[Any] = [dying]

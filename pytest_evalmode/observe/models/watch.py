@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import CodeType
 
@@ -17,12 +17,19 @@ from pytest_evalmode.observe.models.registry import Registry
 from pytest_evalmode.observe.models.surviving_submodules import find_surviving_submodules
 from pytest_evalmode.observe.models.tracked_model import TrackedModel
 from pytest_evalmode.observe.patches import Observer
+from pytest_evalmode.observe.private_api import disable_torch_function
 from pytest_evalmode.observe.state import devices, snapshot
-from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_of, is_unchanged, undisturbed
+from pytest_evalmode.observe.state.fingerprint import (
+    Fingerprint,
+    fingerprint_of,
+    has_same_bytes,
+    is_unchanged,
+    undisturbed,
+)
 from pytest_evalmode.observe.state.snapshot import Snapshot
 from pytest_evalmode.trace import Site, TensorChange
 
-_SAMPLE = 16
+_SAMPLE = 8
 """Number of small tensors that are compared around a model's first forward."""
 
 
@@ -94,9 +101,12 @@ class Watch(Observer):
             model.dates = dict.fromkeys((*own, *names[:: len(names) // (_SAMPLE - len(own)) + 1]), "after")
         if begins and model.seen_late:
             return
-        with undisturbed():
-            for name in [name for name, date in model.dates.items() if date == "after"]:
-                old, tensor = before.fingerprints[name], snapshot.find_tensor(root, name)
+        known = [(name, before.fingerprints[name]) for name, date in model.dates.items() if date == "after"]
+        with disable_torch_function():  # nothing is dispatched
+            found = [(name, old, snapshot.find_tensor(root, name)) for name, old in known]
+            found = [(name, old, tensor) for name, old, tensor in found if not has_same_bytes(old, tensor)]
+        with undisturbed() if found else nullcontext():
+            for name, old, tensor in found:
                 if tensor is not None and not is_unchanged(old, fingerprint_of(tensor, old.has_values), tensor):
                     model.dates[name] = "before" if begins else "inside"
                     if not begins:

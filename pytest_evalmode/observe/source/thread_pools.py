@@ -5,7 +5,6 @@ A worker of `asyncio.to_thread` or a `ThreadPoolExecutor` that runs a model dire
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_evalmode.observe import patches
-from pytest_evalmode.observe.patches import Observer
+from pytest_evalmode.observe.patches import Call, Observer
 
 if TYPE_CHECKING:
     from concurrent.futures.thread import _WorkItem
@@ -43,25 +42,18 @@ class ThreadPools(Observer):
         super().__init__()
         self._is_user_code = is_user_code
 
-    def add_work(self, work: _WorkItem[Any], frame: FrameType | None) -> None:
-        """Record which user code has submitted work, in a frame or outside of it."""
-        with self.errors:
-            while frame is not None and not self._is_user_code(frame.f_code):
-                frame = frame.f_back
-            if frame is not None:
-                _positions.setdefault(work, FramePosition(frame.f_code, frame.f_lineno))
+    def add_work(self, call: Call) -> None:
+        """Record which user code has submitted work."""
+        frame: FrameType | None = call.frame
+        while frame is not None and not self._is_user_code(frame.f_code):
+            frame = frame.f_back
+        if frame is not None:
+            _positions.setdefault(call.args[0], FramePosition(frame.f_code, frame.f_lineno))
 
 
 def submission_position() -> FramePosition | None:
     """Return the user's line that submitted the work that this thread runs, or None outside of a pool."""
     return _current_work.position
-
-
-@patches.work_item_init.replace_with
-def _observed_init(self: _WorkItem[Any], *args: Any, **kwargs: Any) -> None:
-    patches.work_item_init.original(self, *args, **kwargs)
-    for observer in patches.work_item_init.observers:
-        observer.add_work(self, sys._getframe(1))
 
 
 @patches.work_item_run.replace_with

@@ -15,10 +15,8 @@ _LIBRARIES = (str(Path(sysconfig.get_paths()["stdlib"]).resolve()), f"{Path(__fi
 def user_path(name: str, root: Path | None) -> str | None:
     """Return the path of a file as it is reported, or None if it is not user code.
 
-    Args:
-        name: a `co_filename`.
-        root: the resolved path of the folder to which user code is limited, pytest's rootdir. Without one (in a script)
-            user code may be anywhere, and is reported relative to the working directory.
+    User code is limited to `root`, pytest's rootdir. Without one (in a script) it may be anywhere, and is reported
+    relative to the working directory.
     """
     if name.startswith("<"):
         return None

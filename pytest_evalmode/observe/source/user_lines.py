@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+from functools import cache, partial
 from pathlib import Path, PurePath
 from threading import get_ident
 from types import CodeType, FrameType
@@ -14,17 +15,20 @@ from pytest_evalmode.observe.source.thread_pools import FramePosition
 from pytest_evalmode.observe.source.user_code import user_path
 from pytest_evalmode.trace import Site
 
-# Python modules of torch that run a forward to make another model of it. jit.trace runs it again to check the result,
-# when torch.jit.is_tracing() is false.
-_TRACERS = ("torch.jit._trace", "torch.onnx.", "torch.export.", "torch._export.", "torch.ao.quantization.")
-# Runs a copy in training mode on purpose, to compare the outputs.
-_TRAINING_RUNS = ("pytest_evalmode.probes.training_run",)
-# Runs a parametrization when it is registered and whenever the weight is read.
-_PARAMETRIZERS = ("torch.nn.utils.parametrize",)
-# Runs a forward with other tensors in place of the model's own: functional_call().
-_FUNCTIONAL_CALLERS = ("torch.nn.utils.stateless",)
+# Python modules that run a forward to make something else: a graph (jit.trace runs it again to check the result, when
+# torch.jit.is_tracing() is false), a parametrized weight, a probe's comparison with training mode.
+_BUILDERS = (
+    "torch.jit._trace",
+    "torch.onnx.",
+    "torch.export.",
+    "torch._export.",
+    "torch.ao.quantization.",
+    "torch.nn.utils.parametrize",
+    "pytest_evalmode.probes.training_run",
+)
+_FUNCTIONAL_CALL = "torch.nn.utils.stateless"
 # Runs a forward again in backward(), to compute what it did not keep.
-_CHECKPOINTS, _BACKWARD = "torch.utils.checkpoint", "torch.autograd"
+_CHECKPOINT, _BACKWARD = "torch.utils.checkpoint", "torch.autograd"
 
 
 class Caller(NamedTuple):
@@ -54,13 +58,14 @@ class UserLines:
     """
 
     def __init__(self, root: Path | None = None, test_files: tuple[str, ...] = ()) -> None:
-        self._root = root.resolve() if root else None
-        self._test_patterns = test_files
+        resolved = root.resolve() if root else None
+        self._path = cache(partial(user_path, root=resolved))
+        """The path of a file as it is reported, or None if it is not the user's."""
+        self._is_test_file = cache(lambda file: bool(self._path(file)) and any(map(PurePath(file).match, test_files)))
+        self._has_test_files = bool(test_files)
         self._thread = get_ident()
         self._worker_threads: set[int] = set()
         """Other threads that have run a model."""
-        self._user_files: dict[str, str | None] = {}
-        self._test_files: dict[str, bool] = {}
 
     def find_caller(self, frame: FrameType | None) -> Caller:
         """Find the innermost user frame from a frame outwards, and the functions of torch in between.
@@ -70,60 +75,42 @@ class UserLines:
         """
         if self.is_worker_thread():
             self._worker_threads.add(get_ident())
+        found: FrameType | FramePosition | None = frame
         by_functional_call = by_checkpoint = False
-        while frame is not None:
-            if self._file(frame.f_code):
-                return Caller(frame, self._test_frame(frame), by_functional_call=by_functional_call)
+        while frame is not None and not self._path(frame.f_code.co_filename):
             name = frame.f_globals.get("__name__", "")
-            if name.startswith(_TRACERS) or name in _PARAMETRIZERS or name in _TRAINING_RUNS:
+            # A checkpoint runs a part of a forward that was observed already.
+            if name.startswith(_BUILDERS) or (by_checkpoint and name == _BACKWARD):
                 return Caller(None, by_tracer=True)
-            by_functional_call |= name in _FUNCTIONAL_CALLERS
-            by_checkpoint |= name == _CHECKPOINTS
-            if by_checkpoint and name == _BACKWARD:  # a part of a forward that was observed already
+            by_functional_call |= name == _FUNCTIONAL_CALL
+            by_checkpoint |= name == _CHECKPOINT
+            found = frame = frame.f_back
+        if frame is None and self.is_worker_thread():
+            if by_checkpoint:  # autograd runs backward() on a device in a thread of its own
                 return Caller(None, by_tracer=True)
-            frame = frame.f_back
-        if by_checkpoint and self.is_worker_thread():  # autograd runs backward() on a device in a thread of its own
-            return Caller(None, by_tracer=True)
-        if not self.is_worker_thread():
-            return Caller(None, by_functional_call=by_functional_call)
-        submission = thread_pools.submission_position()
-        if submission is not None and self._file(submission.f_code):
-            return Caller(submission, by_functional_call=by_functional_call)
-        opener = self._user_frame(current_frames().get(self._thread))
-        return Caller(opener, self._test_frame(opener), by_functional_call=by_functional_call)
+            found = thread_pools.submission_position()
+            if found is None or not self._path(found.f_code.co_filename):
+                found = frame = self._user_frame(current_frames().get(self._thread))
+        return Caller(found, self._test_frame(frame), by_functional_call=by_functional_call)
 
     def _test_frame(self, caller: FrameType | None) -> FrameType | None:
         """Return the innermost frame in a test file from a frame outwards, or None if it is that frame itself."""
-        frame = caller if self._test_patterns else None
-        while frame is not None and not self._is_test_file(frame.f_code):
+        frame = caller if self._has_test_files else None
+        while frame is not None and not self._is_test_file(frame.f_code.co_filename):
             frame = frame.f_back
         return None if frame is caller else frame
 
-    def _is_test_file(self, code: CodeType) -> bool:
-        name = code.co_filename
-        try:
-            return self._test_files[name]
-        except KeyError:
-            is_test = self.is_user_code(code) and any(map(PurePath(name).match, self._test_patterns))
-            self._test_files[name] = is_test
-            return is_test
+    def find_line(self, frame: FrameType | None, end: FrameType | None = None) -> Site | None:
+        """Return the innermost user line from a frame outwards, before `end` is reached.
 
-    def find_line(self, frame: FrameType | None) -> Site | None:
-        """Return the innermost user line from a frame outwards."""
-        return self.find_line_inside(frame, None)
-
-    def find_line_inside(self, frame: FrameType | None, model_frame: FrameType | None) -> Site | None:
-        """Return the innermost user line from a frame outwards, before `model_frame` is reached.
-
-        If a model's forward began in `model_frame`, this is a line in the model's own code.
+        If a model's forward began in `end`, this is a line in the model's own code.
         """
-        frame = self._user_frame(frame, model_frame)
+        frame = self._user_frame(frame, end)
         return None if frame is None else self.site(frame.f_code, frame.f_lineno)
 
     def _user_frame(self, frame: FrameType | None, end: FrameType | None = None) -> FrameType | None:
-        """Return the innermost frame of user code from a frame outwards, before `end` is reached."""
         while frame is not None and frame is not end:
-            if self._file(frame.f_code):
+            if self._path(frame.f_code.co_filename):
                 return frame
             frame = frame.f_back
         return None
@@ -140,17 +127,9 @@ class UserLines:
 
     def is_user_code(self, code: CodeType) -> bool:
         """Return whether a code object comes from a file of the user."""
-        return self._file(code) is not None
+        return self._path(code.co_filename) is not None
 
     def site(self, code: CodeType, line: int) -> Site | None:
         """Return a line of a code object with its path relative to the root, or None if it is not user code."""
-        file = self._file(code)
+        file = self._path(code.co_filename)
         return Site(file, line, linecache.getline(code.co_filename, line).strip()) if file else None
-
-    def _file(self, code: CodeType) -> str | None:
-        name = code.co_filename
-        try:
-            return self._user_files[name]
-        except KeyError:
-            file = self._user_files[name] = user_path(name, self._root)
-            return file

@@ -43,6 +43,8 @@ class TrackedBlock:
     partial_content: tuple[bytes, ...]
     """The bytes in its partial pages, which are compared each time."""
     penalty: int
+    is_tracked: bool = True
+    """False if the kernel cannot track it, or if it is written too often."""
     digest: bytes | None = None
 
 
@@ -64,8 +66,6 @@ class DigestCache:
         self._lock = forks.new_lock(self)
         self._tracker: WriteTracker | None = None
         self._blocks: dict[Range, TrackedBlock] = {}
-        self._untracked: dict[Range, Any] = {}
-        """The storages that cannot be tracked, or are written too often."""
         self._pending_bytes = 0
         """How many trackable bytes were read since tracking last started."""
 
@@ -94,7 +94,6 @@ class DigestCache:
         if tracker is not self._tracker:
             self._tracker = tracker
             self._blocks.clear()
-            self._untracked.clear()
 
     def _drop_written(self, blocks: list[TrackedBlock]) -> list[tuple[Range, tuple[bytes, ...], bytes]]:
         """Drop the digests of blocks that were written; return the ranges, partial contents and digests of the rest."""
@@ -125,18 +124,14 @@ class DigestCache:
                 for r, tensor in wanted.items()
                 if not (in_use and tensor.is_pinned())  # the kernel does not see writes of a device
             ]
-            eligible = [block for block in blocks if block.penalty < _MAX_PENALTY and block.span.start < block.span.end]
-            self._invalidate([block.span for block in eligible])
-            tracked = write_tracking.ask(WriteTracker.track, {block.span for block in eligible})
+            eligible = {b.span for b in blocks if b.penalty < _MAX_PENALTY and b.span.start < b.span.end}
+            self._invalidate(eligible)
+            tracked = write_tracking.ask(WriteTracker.track, eligible)
             for block in blocks:
-                if block.penalty < _MAX_PENALTY and block.span in tracked:
-                    self._blocks[block.range] = block
-                else:
-                    self._untracked[block.range] = block.storage
-                    self._blocks.pop(block.range, None)
-            written_often = {block.span for block in blocks if block.penalty >= _MAX_PENALTY}
-            write_tracking.ask(WriteTracker.untrack, written_often)
-            return [block for block in blocks if self._blocks.get(block.range) is block]
+                block.is_tracked = block.penalty < _MAX_PENALTY and block.span in tracked
+                self._blocks[block.range] = block
+            write_tracking.ask(WriteTracker.untrack, {b.span for b in blocks if b.penalty >= _MAX_PENALTY})
+            return [block for block in blocks if block.is_tracked]
 
     def _block(self, range_: Range, storage: Any) -> TrackedBlock:
         span = _whole_pages(range_)
@@ -145,10 +140,12 @@ class DigestCache:
         return TrackedBlock(range_, span, storage, _partial_content(range_), penalty)
 
     def _is_untracked(self, range_: Range, tensor: Tensor) -> bool:
-        storage = self._untracked.get(range_)
-        return bool(storage and not storage.expired() and storage.cdata == tensor.untyped_storage()._cdata)
+        block = self._blocks.get(range_)
+        if block is None or block.is_tracked or block.storage.expired():
+            return False
+        return bool(block.storage.cdata == tensor.untyped_storage()._cdata)
 
-    def _invalidate(self, spans: list[Span]) -> None:
+    def _invalidate(self, spans: Collection[Span]) -> None:
         """Drop the digests of blocks that overlap with pages whose tracking starts anew, such as a view's pages.
 
         The kernel can no longer report earlier writes to these pages.
@@ -169,8 +166,7 @@ class DigestCache:
         dead = [block for block in list(self._blocks.values()) if block.storage.expired()]
         for block in dead:
             del self._blocks[block.range]
-        write_tracking.ask(WriteTracker.untrack, {block.span for block in dead})
-        self._untracked = {range_: storage for range_, storage in self._untracked.items() if not storage.expired()}
+        write_tracking.ask(WriteTracker.untrack, {block.span for block in dead if block.is_tracked})
 
 
 def _whole_pages(range_: Range) -> Span:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
@@ -45,18 +44,10 @@ def find_large(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
     }
 
 
-@contextmanager
-def compute_digests(tensors: Mapping[int, Tensor], *, untracked: bool = False) -> Iterator[dict[int, bytes]]:
-    """Hash large tensors on threads while the body of the `with` statement runs.
+def compute_digests(tensors: Mapping[int, Tensor], *, untracked: bool = False) -> dict[int, bytes]:
+    """Hash large contiguous tensors in host memory, by any key, on as many threads as torch uses.
 
-    Uses as many threads as torch does: xxh3 releases the GIL.
-
-    Args:
-        tensors: contiguous tensors in host memory, by any key.
-        untracked: whether to leave writes to them untracked, for tensors that are read only once.
-
-    Yields:
-        A dict that has the digest of each tensor, by its key, when the `with` statement ends.
+    xxh3 releases the GIL.  Writes to tensors that are read only once are left `untracked`.
     """
     ranges = {key: (tensor.data_ptr(), tensor.nbytes) for key, tensor in tensors.items()}
     known = digest_cache.find_digests(dict.fromkeys(ranges.values()))
@@ -75,12 +66,10 @@ def compute_digests(tensors: Mapping[int, Tensor], *, untracked: bool = False) -
         for piece in shared_queue:
             hashed[piece] = digest(*piece)
 
-    results: dict[int, bytes] = {}
     helpers = [Thread(target=read) for _ in range(helper_count)]
     for helper in helpers:
         helper.start()
     try:
-        yield results
         read()
     finally:
         for helper in helpers:
@@ -89,15 +78,11 @@ def compute_digests(tensors: Mapping[int, Tensor], *, untracked: bool = False) -
     known.update((range_, _join([hashed[piece] for piece in its])) for range_, its in pieces.items())
     for block in tracked:
         block.digest = known[block.range]
-    results.update((key, known[range_]) for key, range_ in ranges.items())
+    return {key: known[range_] for key, range_ in ranges.items()}
 
 
 def read_device_tensors(tensors: Iterable[Tensor]) -> dict[int, bytes]:
-    """Read the tensors that are on an accelerator.  Call it inside `undisturbed()`.
-
-    Returns:
-        By the `id` of a tensor: its bytes if it is small, else the sums of its segments, as `devices.read` has them.
-    """
+    """Read the tensors that are on an accelerator, by `id`, as `devices.read` does.  Call it inside `undisturbed()`."""
     in_place: dict[int, Tensor] = {}
     copied: dict[int, Tensor] = {}
     for tensor in tensors:
@@ -118,7 +103,7 @@ def read_device_tensors(tensors: Iterable[Tensor]) -> dict[int, bytes]:
 
 
 def wait_for_devices(tensors: Iterable[Tensor]) -> None:
-    """Wait until no device can still write to these tensors.  A device also writes to pinned memory of the host."""
+    """Wait until no stream of a device can still write to these tensors, or to pinned memory of the host."""
     kind = torch.accelerator.current_accelerator()
     pending: set[torch.device] = set()
     for tensor in tensors:
@@ -126,7 +111,8 @@ def wait_for_devices(tensors: Iterable[Tensor]) -> None:
             pending.add(tensor.device)
         elif kind is not None and host_address(tensor, tensor.dtype) and tensor.is_pinned():
             pending.add(torch.device(kind.type))
-    devices.synchronize(pending)
+    for device in pending:
+        torch.accelerator.synchronize(device)
 
 
 def signed_zero_width(address: int, size: int, dtype: torch.dtype) -> int:

@@ -78,12 +78,9 @@ def undisturbed() -> Iterator[None]:
 
 
 def fingerprint_of(tensor: Tensor, store_values: bool = True, known: bytes | None = None) -> Fingerprint:
-    """Read a tensor of any dtype, layout or subclass.  Call it inside `undisturbed()`.
+    """Read a tensor of any dtype, layout or subclass, and store its bytes if it is small.  Call it in `undisturbed()`.
 
-    Args:
-        tensor: the tensor.
-        store_values: whether to store its bytes if it is small.
-        known: its digest or data, if `compute_digests` or `read_device_tensors` has read it already.
+    `known` is its digest or data, if `compute_digests` or `read_device_tensors` has read it already.
     """
     dtype = tensor.dtype
     address = host_address(tensor, dtype)
@@ -96,13 +93,18 @@ def fingerprint_of(tensor: Tensor, store_values: bool = True, known: bytes | Non
     return _new_tuple(Fingerprint, (tensor.shape, dtype, _CPU, None, bits, has_values, size, True, False))
 
 
+def has_same_bytes(before: Fingerprint, tensor: Tensor | None) -> bool:
+    """Return whether a tensor surely has the bytes that were stored.  Dispatches no operator."""
+    if tensor is None or tensor.shape != before.shape or tensor.dtype != before.dtype:
+        return False
+    address = host_address(tensor, before.dtype)
+    return bool(address) and block_type(before.size).from_address(address).raw == before.bits
+
+
 def is_unchanged(before: Fingerprint, now: Fingerprint, tensor: Tensor) -> bool:
     """Return whether a tensor has the same content as before.  Its layout in memory and signs of zeros do not count.
 
-    Args:
-        before: its earlier fingerprint.
-        now: its current fingerprint.
-        tensor: the tensor, which is read again if its layout in memory changed.
+    The tensor is read again if its layout changed.
     """
     if before.initialized != now.initialized or before[:3] != now[:3]:
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -18,7 +18,8 @@ from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.private_api import HOOK_TABLES, DeviceContext, function_modes
 from pytest_evalmode.trace import FlagValue, Hooks, Leak
 
-_ALL_HOOKS: Callable[[nn.Module], Iterable[Mapping[int, object]]] = attrgetter(*HOOK_TABLES)
+_ALL_HOOKS: Callable[[nn.Module], Collection[Mapping[int, object]]] = attrgetter(*HOOK_TABLES)
+_HOOKS = tuple(name.lstrip("_") for name in HOOK_TABLES)
 _CPU = torch.device("cpu")
 
 Flags = dict[str, FlagValue]
@@ -37,40 +38,49 @@ class FlagTracker:
     session_start: Flags = field(default_factory=dict)
     """The flags when the session began, if known.  Restoring these values is not a leak."""
 
-    def find_leaks(self, model: str | None, now: Flags, own_hooks: Container[int] = ()) -> list[Leak]:
+    def find_leaks(self, model: str | None, now: Flags, own_hooks: Collection[int] = ()) -> list[Leak]:
         """Return what changed since the last call or pause, except for hooks that the model itself added or removed."""
-        self.window_start, self.latest, self.before_change, now = (
-            _without(own_hooks, flags) for flags in (self.window_start, self.latest, self.before_change, now)
-        )
+        if own_hooks:
+            self.window_start, self.latest, self.before_change, now = (
+                _without(own_hooks, flags) for flags in (self.window_start, self.latest, self.before_change, now)
+            )
         leaks = list(find_leaks(model, self.latest, now))
         for leak in leaks:
-            self.before_change.setdefault(leak.name, self.latest[leak.name])
+            self.before_change.setdefault(leak.name, leak.before)
         self.latest = now
         return leaks
 
     def restored(self) -> set[str]:
-        """Return the names of the flags that have an earlier value again: such a change is not a leak."""
-        earlier = self.window_start, self.before_change, self.session_start
+        """Return the names of the flags that changed and have an earlier value again: such a change is not a leak."""
         return {
-            name for name, now in self.latest.items() if any(name in flags and flags[name] == now for flags in earlier)
+            name
+            for name, before in self.before_change.items()
+            if (now := _value(self.latest, name)) in (before, _value(self.window_start, name))
+            or (name in self.session_start and now == self.session_start[name])
         }
 
 
 def read_model_flags(module: nn.Module, skip: Container[int] = ()) -> Flags:
-    """Return the flags of a model's modules and parameters by name, without submodules whose id is in `skip`."""
+    """Return the flags of a model's modules and parameters by name, without submodules whose id is in `skip`.
+
+    Only hooks and gradients that exist have an entry: most modules and parameters have none.
+    """
     flags: Flags = {}
     for path, part in modules.walk(module, skip):
         prefix = f"{path}." if path else ""
         training = modules.training_flag(part)
-        if training is not None:
-            flags[f"{prefix}training"] = bool(training)
-        for hooks, table in zip(HOOK_TABLES, _tables(part), strict=True):
-            names = ((key, getattr(hook, "__qualname__", type(hook).__name__)) for key, hook in (table or {}).items())
-            flags[f"{prefix}{hooks.lstrip('_')}"] = Hooks(names)
+        flags[f"{prefix}training"] = None if training is None else bool(training)
+        tables = _tables(part)
+        if any(tables):
+            for hooks, table in zip(_HOOKS, tables, strict=True):
+                if table:
+                    names = ((key, getattr(hook, "__qualname__", type(hook).__name__)) for key, hook in table.items())
+                    flags[f"{prefix}{hooks}"] = Hooks(names)
         for name, parameter in part._parameters.items():
             if parameter is not None:
                 flags[f"{prefix}{name}.requires_grad"] = parameter.requires_grad
-                flags[f"{prefix}{name}.grad"] = _grad(parameter)
+                if parameter.is_leaf and parameter.grad is not None:
+                    flags[f"{prefix}{name}.grad"] = _describe_gradient(parameter.grad)
     return flags
 
 
@@ -81,10 +91,24 @@ def read_global_flags(names: Iterable[str] = ()) -> Flags:
 
 def find_leaks(model: str | None, before: Flags, now: Flags) -> Iterator[Leak]:
     """Yield the flags that changed.  An added or removed module or parameter is a change of state, not a leak."""
-    for name, old in before.items():
-        new = now.get(name, old)
-        if old != new:
-            yield Leak(model, name, old, new)
+    for name in {**now, **before} if now != before else ():
+        if all(_owner(name) in flags for flags in (before, now)):
+            old, new = _value(before, name), _value(now, name)
+            if old != new:
+                yield Leak(model, name, old, new)
+
+
+def _value(flags: Flags, name: str) -> FlagValue:
+    """Return the value of a flag; that of hooks and gradients without an entry is that there are none."""
+    return flags.get(name, Hooks() if name.rpartition(".")[2] in _HOOKS else None)
+
+
+def _owner(name: str) -> str:
+    """Return the flag that exists if the module or parameter exists that a flag belongs to."""
+    path, dot, flag = name.rpartition(".")
+    if flag == "grad":
+        return f"{path}.requires_grad"
+    return f"{path}{dot}training" if flag in _HOOKS else name
 
 
 def hooks_of(parts: Iterable[nn.Module]) -> dict[int, object]:
@@ -99,11 +123,7 @@ def hooks_changed_by_model(
     """Return the keys of hooks that were added or removed in a forward, but not by the user's code.
 
     A lazy module removes its own hook once it has its shape; a library may add hooks when its model first runs.
-
-    Args:
-        before: the hooks before the forward.
-        parts: the modules of the model, after the forward.
-        is_user: returns whether code is the user's.
+    `before` has the hooks before the forward, `parts` the modules after it.
     """
     now = hooks_of(parts)
     added = {key for key in now.keys() - before.keys() if (code := code_of(now[key])) is not None and not is_user(code)}
@@ -118,14 +138,14 @@ def code_of(hook: object) -> CodeType | None:
     return getattr(function, "__code__", None) or getattr(type(hook).__call__, "__code__", None)
 
 
-def _tables(part: nn.Module) -> Iterable[Mapping[int, object]]:
+def _tables(part: nn.Module) -> Collection[Mapping[int, object]]:
     try:
         return _ALL_HOOKS(part)
     except AttributeError:  # scripted, or made by another version of torch
         return [getattr(part, name, None) or {} for name in HOOK_TABLES]
 
 
-def _without(own_hooks: Container[int], flags: Flags) -> Flags:
+def _without(own_hooks: Collection[int], flags: Flags) -> Flags:
     return {
         name: Hooks((key, hook) for key, hook in value.items() if key not in own_hooks)
         if isinstance(value, Hooks)
@@ -134,10 +154,7 @@ def _without(own_hooks: Container[int], flags: Flags) -> Flags:
     }
 
 
-def _grad(parameter: torch.Tensor) -> str | None:
-    grad = parameter.grad if parameter.is_leaf else None
-    if grad is None:
-        return None
+def _describe_gradient(grad: torch.Tensor) -> str:
     version = "inference" if grad.is_inference() else f"version {grad._version}"
     return f"tensor of shape {tuple(grad.shape)}, {version}"
 

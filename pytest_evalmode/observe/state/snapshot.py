@@ -140,18 +140,16 @@ def _read_snapshot(
     tensors = [*saved, *not_saved]
     large = find_large(tensor for _, tensor in tensors)
     budget = max(_VALUE_BUDGET, sum(tensor.nbytes for tensor in large.values()) // _VALUE_BUDGET_SHARE)
+    digests = {**device_data, **compute_digests(large, untracked=untracked)}
     read: dict[int, Fingerprint] = {}  # a tied tensor is read once
-    with compute_digests(large, untracked=untracked) as digests:
-        for name, tensor in tensors:
-            key = id(tensor)
-            if key not in read and key not in large:
-                old = known.get(name)
-                store_values = budget > 0 if old is None else old.has_values
-                fingerprint = read[key] = fingerprint_of(tensor, store_values, device_data.get(key))
-                if fingerprint.has_values:
-                    budget -= fingerprint.size
-    for key, tensor in large.items():
-        read[key] = fingerprint_of(tensor, False, digests[key])
+    for name, tensor in tensors:
+        key = id(tensor)
+        if key not in read:
+            old = known.get(name)
+            store_values = key not in large and (budget > 0 if old is None else old.has_values)
+            fingerprint = read[key] = fingerprint_of(tensor, store_values, digests.get(key))
+            if fingerprint.has_values:
+                budget -= fingerprint.size
     unsaved = {id(tensor) for _, tensor in not_saved} - {id(tensor) for _, tensor in saved} if not_saved else set()
     return Snapshot(
         fingerprints={name: read[id(tensor)] for name, tensor in tensors},
@@ -216,17 +214,16 @@ def named_tensors(parts: NamedModules) -> tuple[list[NamedTensor], list[NamedTen
 
 
 def find_tensor(root: nn.Module, path: str) -> Tensor | None:
-    """Return a parameter or buffer by the name that `take_snapshot()` gives it."""
-    part = root
+    """Return a parameter or buffer by its qualified name; None if it was removed or is inside a wrapper."""
+    part: Any = root
     *steps, name = path.split(".")
-    for step in steps:
-        part = part if step in part._modules else modules.unwrap(part)
-        if step not in part._modules or (child := part._modules[step]) is None:
-            return None
-        part = child
-    # The tables of a ScriptModule have no `get()`.
-    tables = (table for each in (part, modules.unwrap(part)) for table in (each._parameters, each._buffers))
-    return next((table[name] for table in tables if name in table), None)
+    try:
+        for step in steps:
+            part = part._modules[step]
+        tensor: Tensor | None = (part._parameters if name in part._parameters else part._buffers)[name]
+    except (AttributeError, KeyError):
+        return None
+    return tensor
 
 
 def _unpack(value: object) -> Iterator[Tensor]:

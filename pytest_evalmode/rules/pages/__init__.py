@@ -10,15 +10,7 @@ from pytest_evalmode.rules import RULE_NAMES
 
 
 def page_of(rule: str, *, also: Iterable[str] = ()) -> str:
-    """Return the page of a built-in rule as Markdown.
-
-    Args:
-        rule: The name of the rule.
-        also: Names of custom rules, which have no page.  They are listed in the error.
-
-    Raises:
-        LookupError: The name is unknown.  The message lists the valid names.
-    """
+    """Return the page of a built-in rule as Markdown, or raise LookupError, which also lists the custom rules."""
     if rule not in RULE_NAMES:
         raise LookupError(f"unknown rule {rule!r} ({suggest_choices(rule, (*RULE_NAMES, *also))})")
     return (Path(__file__).parent / f"{rule}.md").read_text(encoding="utf-8")

@@ -6,11 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_evalmode.errors import GuardError
-from pytest_evalmode.rules import RuleError
 from pytest_evalmode.session import fixtures, user_hooks
-from pytest_evalmode.session.guarded_test.guard_setup import new_guard, policy_and_rules_of
-from pytest_evalmode.session.guarded_test.item_reporter import ItemReporter
+from pytest_evalmode.session.guarded_test.guard_setup import ItemReporter, new_guard, policy_and_rules_of
 from pytest_evalmode.session.guarded_test.outcome import (
     NO_RESULT_EXCEPTIONS,
     add_note,
@@ -18,9 +15,9 @@ from pytest_evalmode.session.guarded_test.outcome import (
     remove_plugin_frames,
 )
 from pytest_evalmode.session.guarded_test.unittest_cases import pause_in_setup_methods, testcase_exception
-from pytest_evalmode.session.guarded_test.user_properties import add_record, add_suggestion, read_byte_counts
+from pytest_evalmode.session.guarded_test.user_properties import add_record, add_suggestion
 from pytest_evalmode.session.settings import SETTINGS
-from pytest_evalmode.session.stash import BYTES_AT_START, GUARD, KEEP_ALIVE, MARKS, MODELS, RUNNING_ITEM
+from pytest_evalmode.session.stash import GUARD, RUNNING_ITEM
 
 if TYPE_CHECKING:
     from pluggy import Result
@@ -30,9 +27,7 @@ if TYPE_CHECKING:
 
 def prepare(item: pytest.Item) -> None:
     """Create the guard of a test, a new one for each rerun.  Fails the test if its marks are invalid."""
-    policy, custom_rules = policy_and_rules_of(item)
-    item.stash[GUARD] = new_guard(item, policy, custom_rules)
-    item.stash[MARKS] = _marks(item)
+    item.stash[GUARD] = new_guard(item)
 
 
 def guard_of(item: pytest.Item) -> Guard:
@@ -55,8 +50,7 @@ def begin(item: pytest.Item) -> None:
     if GUARD not in item.stash:
         prepare(item)
     guard = item.stash[GUARD]
-    if item.stash[MARKS] != _marks(item):
-        guard.window.policy = policy_and_rules_of(item)[0]
+    guard.window.policy = policy_and_rules_of(item)[0]
     pause_in_setup_methods(guard, item)
     _open(guard, item)
 
@@ -80,9 +74,6 @@ def end(item: pytest.Item, outcome: Result[object]) -> None:
     settings = item.config.stash[SETTINGS]
     is_marked = item.get_closest_marker(settings.marker) is not None
     has_result = not isinstance(own_failure, NO_RESULT_EXCEPTIONS)  # without one, violations are not shown
-    if KEEP_ALIVE in item.stash:
-        item.stash[KEEP_ALIVE].stop()
-        item.stash[MODELS] = guard.window.observers.watch.registry.living_models()
     window = guard.window
     window.close(item.nodeid, finished=own_failure is None, needs_forward=is_marked, report_drift=has_result)
     if settings.suggest and not settings.is_guarded(item):
@@ -101,45 +92,7 @@ def end(item: pytest.Item, outcome: Result[object]) -> None:
             fail_or_warn(item, failing, outcome, warn=settings.mode == "warn")
 
 
-def report_guard_error(item: pytest.Item, outcome: Result[object]) -> None:
-    """Release the guard at teardown; if it failed itself, raise GuardError, regardless of the test's own result."""
-    guard = item.stash[GUARD]
-    del item.stash[GUARD]
-    failures = guard.window.failures
-    if not failures or item.config.stash[SETTINGS].suggest:
-        return
-    from pytest_evalmode.guards import guard_error
-
-    first = failures[0]
-    is_users = isinstance(first, (user_hooks.HookError, RuleError))  # an error in a user's hook or rule
-    error = GuardError(str(first)) if is_users else guard_error(failures)
-    teardown_error = outcome.exception
-    if isinstance(teardown_error, (pytest.exit.Exception, KeyboardInterrupt)):
-        teardown_error.add_note(f"\n{error}")
-    elif isinstance(teardown_error, Exception | pytest.fail.Exception):
-        errors = [teardown_error, error]
-        outcome.force_exception(BaseExceptionGroup("the teardown of the test and its guard both failed", errors))
-    else:
-        outcome.force_exception(error)
-
-
-def override_xfail(error: BaseException, report: pytest.TestReport) -> None:
-    """Report a GuardError as an error even in a test marked `xfail`."""
-    if isinstance(error, GuardError) or (isinstance(error, BaseExceptionGroup) and error.subgroup(GuardError)):
-        report.outcome = "failed"
-        report.__dict__.pop("wasxfail", None)
-
-
-def _marks(item: pytest.Item) -> list[pytest.Mark]:
-    return list(item.iter_markers(item.config.stash[SETTINGS].marker))
-
-
 def _open(guard: Guard, item: pytest.Item) -> None:
-    item.stash[BYTES_AT_START] = read_byte_counts()
-    if item.config.getoption("usepdb", False):
-        from pytest_evalmode.observe.forwards.keep_alive import KeepAlive
-
-        item.stash[KEEP_ALIVE] = KeepAlive()
     guard.window.open()
     with guard.window.safely():
         for name, value, shared, defined_at in fixtures.values_passed_to(item):

@@ -44,16 +44,11 @@ _UNITTEST = ("unittest.case", "unittest.async_case")
 
 
 def _paused_around(guard: Guard, function: Callable[[], Any]) -> Callable[[], Any]:
-    if iscoroutinefunction(function):
+    if not iscoroutinefunction(function):
+        return guard.paused()(function)
 
-        async def run_async() -> Any:
-            with guard.paused():
-                return await function()
-
-        return run_async
-
-    def run() -> Any:
+    async def run() -> Any:
         with guard.paused():
-            return function()
+            return await function()
 
     return run

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_evalmode.session.record.collected_tests import CollectedTests
-from pytest_evalmode.session.settings import SETTINGS
 from pytest_evalmode.session.stash import LOCK_PROPERTY
 
 if TYPE_CHECKING:
@@ -25,24 +24,20 @@ class LockStarter:
         self._collected = collected
         self._reports: list[pytest.TestReport] = []
 
-    def pytest_sessionstart(self) -> None:
-        if self._config.stash[SETTINGS].update_lock:
-            self._start()
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call":
             self._reports.append(report)
         if LOCK_PROPERTY in dict(report.user_properties):
-            self._start()
+            self.start()
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         files = {report.nodeid.partition("::")[0] for report in self._reports}
         folders = {(self._config.rootpath / file).parent for file in files}
         if any((folder / "__evalmode__").is_dir() for folder in folders):
-            self._start().pytest_sessionfinish(session, exitstatus)  # too late for pytest to call it
+            self.start().pytest_sessionfinish(session, exitstatus)  # too late for pytest to call it
 
-    def _start(self) -> LockSession:
+    def start(self) -> LockSession:
         """Replace this plugin by `LockSession`, and pass it the reports so far."""
         from pytest_evalmode.lock.session_locks import LockSession
 

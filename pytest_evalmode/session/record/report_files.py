@@ -1,16 +1,39 @@
-"""The files written at the end of a session: JSON report, HTML report, and step summary of GitHub Actions."""
+"""The results of a session and the files written from them: JSON and HTML report, step summary, baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_evalmode.session.record.results import SessionResults
-from pytest_evalmode.session.settings import SETTINGS, Settings, step_summary_path, uses_toml
+from pytest_evalmode.session.settings import SETTINGS, is_whole_suite, step_summary_path, uses_toml
+
+if TYPE_CHECKING:
+    from pytest_evalmode.report.baseline import ObservedViolations
+    from pytest_evalmode.report.suggest import Suggestion
+
+
+class SessionResults:
+    """The records of guarded tests, and the unguarded tests that ran."""
+
+    def __init__(self) -> None:
+        self.guarded: dict[str, dict[str, Any]] = {}
+        """The records of the guarded tests by node id, as in `report/ledger.py`."""
+        self.unguarded: set[str] = set()
+        """Node ids of the tests that passed without a guard."""
+        self.suggestions: dict[str, Suggestion] = {}
+        self.stale: list[tuple[str, str]] = []
+        """Test and rule of the entries of the baseline whose tests ran without breaking that rule."""
+
+    def observed_violations(self) -> dict[str, ObservedViolations]:
+        """Return the violations of each test that ran; an unguarded test has none."""
+        from pytest_evalmode.report.baseline import ObservedViolations, observed_violations
+
+        unguarded = dict.fromkeys(self.unguarded, ObservedViolations(frozenset()))
+        return {**unguarded, **observed_violations(self.guarded.values())}
 
 
 class FileMessage(NamedTuple):
@@ -23,62 +46,89 @@ class FileMessage(NamedTuple):
 
 
 def write_files(results: SessionResults, config: pytest.Config) -> Iterator[FileMessage]:
-    """Write the files that this run asks for; yield a message for each."""
+    """Write the reports that this run asks for; yield a message for each."""
     settings = config.stash[SETTINGS]
-    report, html, summary = settings.report, settings.html, step_summary_path()
-    if report is not None:
-        error = write_or_report("--evalmode-report", report, partial(_write_report, results, settings))
-        yield error or FileMessage(f"evalmode report: {report}")
-    if html is not None:
-        write_page = partial(_write_page, results, settings, toml=uses_toml(config))
-        error = write_or_report("--evalmode-html", html, write_page)
-        yield error or FileMessage(f"evalmode html: {html}")
-    if summary is not None and results.ledger:
-        error = write_or_report("GITHUB_STEP_SUMMARY", summary, partial(_write_step_summary, results, settings))
-        if error is not None:
+    summary = step_summary_path() if results.guarded else None
+    for option, path, write in (
+        ("--evalmode-report", settings.report, _write_report),
+        ("--evalmode-html", settings.html, _write_page),
+        ("GITHUB_STEP_SUMMARY", summary, _write_summary),
+    ):
+        if path is None:
+            continue
+        error = _try_to_write(option, path, partial(write, path, results, config))
+        if path is not summary:
+            yield error or FileMessage(f"evalmode {option.removeprefix('--evalmode-')}: {path}")
+        elif error is not None:
             yield error._replace(fails_run=False)  # the environment asked for it, not the user
 
 
-def write_or_report(option: str, path: Path, write: Callable[[Path], object]) -> FileMessage | None:
+def update_baseline(
+    results: SessionResults, config: pytest.Config, exitstatus: int, is_gone: Callable[[str], bool]
+) -> Iterator[FileMessage]:
+    """Update the baseline file and yield a message; in a distributed run, only the first rank does.
+
+    Entries of tests that no longer exist are removed only if the whole suite ran to its end.
+    """
+    from pytest_evalmode.file_writing import replace_file
+    from pytest_evalmode.report.baseline import format_baseline, merge_observed
+
+    settings = config.stash[SETTINGS]
+    path, rank = settings.baseline, settings.rank
+    if path is None or (rank is not None and rank.number) or exitstatus == pytest.ExitCode.INTERNAL_ERROR:
+        return
+    finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+    whole_suite = finished and is_whole_suite(config)
+    observed = results.observed_violations()
+    known = merge_observed(settings.known or {}, observed, lambda test: whole_suite and is_gone(test))
+    data = format_baseline(known).encode("utf-8")
+    error = _try_to_write("--evalmode-update-baseline", path, lambda: replace_file(path, data))
+    violations = sum(map(len, known.values()))
+    summary = f"{violations} known violations in {len(known)} tests" if violations else "no known violation"
+    yield error or FileMessage(f"evalmode baseline: {path}: {summary}")
+
+
+def _try_to_write(option: str, path: Path, write: Callable[[], object]) -> FileMessage | None:
     """Write a file, and create missing folders; return a message if that failed.
 
     Nothing is raised, because pytest has yet to report how the tests ended.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
+        write()
     except OSError as error:
         return FileMessage(f"{option}: {path} could not be written: {error.strerror}", is_error=True, fails_run=True)
     return None
 
 
-def _write_report(results: SessionResults, settings: Settings, path: Path) -> None:
-    results.get_ledger().write(path, settings.mode, settings.strict)
+def _write_report(path: Path, results: SessionResults, config: pytest.Config) -> None:
+    from pytest_evalmode.report.ledger import write_report
+
+    settings = config.stash[SETTINGS]
+    write_report(path, results.guarded.values(), settings.mode, settings.strict)
 
 
-def _write_page(results: SessionResults, settings: Settings, path: Path, *, toml: bool) -> None:
+def _write_page(path: Path, results: SessionResults, config: pytest.Config) -> None:
     from pytest_evalmode.report import suggest
     from pytest_evalmode.report.page import render_page
 
-    ledger = results.get_ledger()
+    settings = config.stash[SETTINGS]
     text = render_page(
-        list(ledger.tests),
-        totals=ledger.totals(),
+        list(results.guarded.values()),
         mode=settings.mode,
         strict=settings.strict,
         known=settings.applied_baseline,
         unmarked=suggest.unmarked_tests(results.suggestions),
-        advice=list(suggest.marking_advice(results.suggestions, settings.marker, toml=toml)),
+        advice=list(suggest.marking_advice(results.suggestions, settings.marker, toml=uses_toml(config))),
         failed=suggest.failed_guards(results.suggestions),
         unguarded=0 if settings.suggest else len(results.unguarded),
     )
     path.write_text(text, encoding="utf-8")
 
 
-def _write_step_summary(results: SessionResults, settings: Settings, path: Path) -> None:
+def _write_summary(path: Path, results: SessionResults, config: pytest.Config) -> None:
     """Append the summary to the file: earlier parts of the step may have written to it."""
     from pytest_evalmode.report.markdown import render_step_summary
 
-    ledger = results.get_ledger()
     with path.open("a", encoding="utf-8") as file:
-        file.write(render_step_summary(list(ledger.tests), ledger.totals(), settings.applied_baseline))
+        file.write(render_step_summary(list(results.guarded.values()), config.stash[SETTINGS].applied_baseline))

@@ -158,3 +158,65 @@ def test_a_read_that_raises_does_not_hide_the_next_forward() -> None:
             layer.weight  # noqa: B018
         nn.Sequential(nn.Linear(4, 4), nn.Dropout())(torch.ones(1, 4))
     assert rules(g) == {"train-mode"}
+
+
+class Kernel(nn.Module):
+    """A model that computes a weight in a property, with a module that has no parameters, and checks what is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw_scale = nn.Parameter(torch.zeros(5))
+        self.transform = nn.Softplus()
+        self.head = nn.Linear(5, 2)
+
+    @property
+    def scale(self) -> Tensor:
+        positive: Tensor = self.transform(self.raw_scale)
+        return positive
+
+    def set_scale(self, raw: Tensor) -> None:
+        if not (self.transform(raw) > 0).all():
+            raise ValueError("out of bounds")
+        self.raw_scale.data.copy_(raw)
+
+    def encode(self, x: Tensor) -> Tensor:
+        y: Tensor = self.transform(x * self.raw_scale)
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(x / self.scale)
+        return y
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_weight_that_a_property_computes_is_not_a_forward(grad: bool, strict: bool) -> None:
+    with watching(strict=strict) as g:
+        model = Kernel().eval()
+        with torch.set_grad_enabled(grad):
+            model.set_scale(model.scale.detach() + 1)
+            model.set_scale(model.scale.detach() + 1)
+        with torch.no_grad():
+            model(X)
+    assert g.violations == []
+
+
+def test_a_change_after_the_first_forward_is_still_reported() -> None:
+    with watching() as g, torch.no_grad():
+        model = Kernel().eval()
+        model(X)
+        model.set_scale(model.scale + 1)
+    assert only(g, "state-mutated").subjects == ("Kernel.raw_scale",)
+
+
+def test_a_method_that_uses_weights_is_a_forward_although_it_runs_a_module_without_any() -> None:
+    with watching() as g:
+        Kernel().eval().encode(X)
+    assert only(g, "grad-mode").model == "Kernel"
+
+
+@torch.no_grad()
+def test_such_a_method_counts_as_a_forward() -> None:
+    with watching(strict=True) as g:
+        Kernel().eval().encode(X)
+    assert g.violations == []

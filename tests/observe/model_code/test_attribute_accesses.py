@@ -221,6 +221,25 @@ class ReadsOnALoop(Base):
         return x
 
 
+class NumbersItsLayers(WritesFirst):
+    def forward(self, x: Tensor) -> Tensor:
+        for i in range(1):
+            x = getattr(self, f"layer{i or ''}")(x) + getattr(self, "la" + "yer")(x)
+        return super().forward(x)
+
+
+class LooksUpAnyName(WritesFirst):
+    def forward(self, x: Tensor, name: str = "") -> Tensor:
+        y: Tensor = getattr(self, name)(x)
+        return super().forward(y)
+
+
+class NamesItByPrefix(WritesFirst):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + getattr(self, f"ke{'pt'}")
+        return super().forward(y)
+
+
 FRESH: dict[str, Callable[[], nn.Module]] = {
     "written first": WritesFirst,
     "written only": WritesOnly,
@@ -229,6 +248,7 @@ FRESH: dict[str, Callable[[], nn.Module]] = {
     "inherited": Inherits,
     "in a closure": InClosure,
     "by a hook": Hooked,
+    "beside numbered layers": NumbersItsLayers,
 }
 CARRIED: dict[str, Callable[[], nn.Module]] = {
     "counted": Counts,
@@ -244,6 +264,8 @@ CARRIED: dict[str, Callable[[], nn.Module]] = {
     "in a hook": CountsInHook,
     "written elsewhere": Overwrites,
     "in a loop": ReadsOnALoop,
+    "maybe by name": LooksUpAnyName,
+    "by a prefix of its name": NamesItByPrefix,
 }
 
 
@@ -266,6 +288,10 @@ def test_the_container_may_write_it() -> None:
     model = Container()
     assert attribute_use(model.blocks[0], "kept", [model]) == "fresh"
     assert attribute_use(model.blocks[0], "kept", []) == "carried"
+
+
+def test_a_container_that_looks_up_its_own_parts_does_not_read_it() -> None:
+    assert attribute_use(WritesFirst(), "kept", [LooksUpAnyName()]) == "fresh"
 
 
 def test_code_without_source_is_unclear() -> None:

@@ -260,7 +260,6 @@ RESULTS = {
 }
 WAYS: dict[str, tuple[list[str], set[str]]] = {
     "as written": ([], set(RESULTS)),
-    "two workers": (["-n2"], set(RESULTS)),
     "by name": (["-k", "frozen or clean or leaks"], {"frozen", "clean", "leaks"}),
     "the failed": (["--lf"], {"no_forward", "frozen", "unused", "leaks", "partial"}),
     "the failed first": (["--ff"], set(RESULTS)),
@@ -268,7 +267,13 @@ WAYS: dict[str, tuple[list[str], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("args", "ran"), WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize(
+    ("args", "ran"),
+    [
+        *(pytest.param(*way, id=name) for name, way in WAYS.items()),
+        pytest.param(["-n2"], set(RESULTS), id="xdist", marks=[pytest.mark.xdist, pytest.mark.repetition]),
+    ],
+)
 def test_neither_selection_nor_order_changes_a_result(
     pytester: pytest.Pytester, args: list[str], ran: set[str]
 ) -> None:
@@ -287,6 +292,7 @@ def test_the_reverse_order_changes_no_result(pytester: pytest.Pytester) -> None:
     assert {t["nodeid"].partition("::test_")[2]: {v["rule"] for v in t["violations"]} for t in tests} == RESULTS
 
 
+@pytest.mark.xdist
 def test_each_xdist_worker_sees_its_own_order(pytester: pytest.Pytester) -> None:
     group = "@pytest.mark.xdist_group('{}')\n"
     first, trains, last = (

@@ -9,7 +9,7 @@ from torch.backends import cudnn
 
 from pytest_evalmode.observe.models.global_state import GlobalStateHistory
 from pytest_evalmode.observe.state.flag_snapshots import read_global_flags
-from pytest_evalmode.trace import GlobalDrift
+from pytest_evalmode.trace import Drift, Leak
 from tests.suites import json_report, write
 
 
@@ -20,7 +20,7 @@ def _restore_cudnn_flags() -> Iterator[None]:
     cudnn.benchmark, cudnn.deterministic = before
 
 
-def guarded(history: GlobalStateHistory, name: str = "guarded") -> tuple[GlobalDrift, ...]:
+def guarded(history: GlobalStateHistory, name: str = "guarded") -> tuple[Drift, ...]:
     """Run a guarded test that does nothing, and return the drift that it reports."""
     history.begin_test()
     drift = history.pop_drift()
@@ -42,7 +42,7 @@ def test_drift_names_the_test_that_changed_a_flag_and_the_tests_that_ran() -> No
     unguarded(history, "sets", benchmark=True)
     unguarded(history, "later")
     (drift,) = guarded(history)
-    assert [(leak.name, leak.before, leak.after) for leak in drift.changes] == [("cudnn.benchmark", False, True)]
+    assert drift.changes == (Leak(None, "cudnn.benchmark", False, True),)
     assert (drift.last_seen_by, drift.between, drift.changed_by) == ("first", ("later", "sets", "quiet"), ("sets",))
     assert guarded(history) == ()  # reported only once
 

@@ -146,17 +146,17 @@ def test_a_worker_with_user_code_has_its_own_line(probe: Probe) -> None:
     assert probe.line() == first_line(work)
 
 
-def test_find_line_inside_ends_at_the_model() -> None:
+def test_the_search_for_a_line_ends_at_the_model() -> None:
     user_lines = UserLines()
 
     def inner() -> Site | None:
-        return user_lines.find_line_inside(sys._getframe(), model)
+        return user_lines.find_line(sys._getframe(), model)
 
     model: FrameType = sys._getframe()
     site = inner()
     assert site is not None
-    assert site.source == "return user_lines.find_line_inside(sys._getframe(), model)"
-    assert user_lines.find_line_inside(model, model) is None
+    assert site.source == "return user_lines.find_line(sys._getframe(), model)"
+    assert user_lines.find_line(model, model) is None
 
 
 def test_other_active_threads_are_found() -> None:

@@ -187,8 +187,14 @@ models = st.recursive(
 )
 
 
+FILTERED = [HealthCheck.filter_too_much, HealthCheck.too_slow]
+
+
 @given(model=models, data=st.data())
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@settings(
+    max_examples=5 * settings().max_examples,
+    suppress_health_check=FILTERED,
+)
 def test_exactly_the_changes_are_reported(model: Node, data: st.DataObject) -> None:
     nodes = {path: node for path, node in model.eval().named_modules() if isinstance(node, Node)}
     places = [(path, name) for path, node in nodes.items() for name in node.kinds]
@@ -294,7 +300,10 @@ large = st.builds(
 
 @pytest.mark.skipif(write_tracking.tracker() is None, reason="the kernel does not track writes")
 @given(specs=st.lists(large, min_size=1, max_size=4), below=st.lists(large, max_size=2), data=st.data())
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@settings(
+    max_examples=2 * settings().max_examples,
+    suppress_health_check=FILTERED,
+)
 def test_write_tracking_and_full_reads_report_the_same(
     specs: list[TensorSpec], below: list[TensorSpec], data: st.DataObject
 ) -> None:

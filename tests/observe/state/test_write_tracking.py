@@ -7,8 +7,6 @@ import gc
 import mmap
 import os
 import platform
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +25,7 @@ from pytest_evalmode.observe.state import digest_cache, digests, snapshot, write
 from pytest_evalmode.observe.state.fingerprint import undisturbed
 from pytest_evalmode.observe.state.memory_mappings import PAGE, Mappings, Span
 from pytest_evalmode.observe.state.snapshot import Snapshot
+from tests import forked
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 SIDE = 512
@@ -429,6 +428,7 @@ import torch
 from pytest_evalmode import guard
 from pytest_evalmode.errors import HygieneError
 from pytest_evalmode.observe.state import write_tracking
+write_tracking.reset()
 model = torch.nn.Linear(512, 512).eval()
 with guard(model):
     pass
@@ -443,7 +443,8 @@ except HygieneError as error:
 
 
 @pytest.mark.slow
-def test_everything_is_read_if_seccomp_refuses_userfaultfd() -> None:
-    code = REFUSED.format(number=write_tracking._NR_USERFAULTFD[platform.machine()])
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def test_everything_is_read_if_seccomp_refuses_userfaultfd(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(REFUSED.format(number=write_tracking._NR_USERFAULTFD[platform.machine()]), encoding="utf-8")
+    result = forked.run_script(script)
     assert result.stdout == "reported\n", result.stderr

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pytest_evalmode.lock.causes.cause import NOT_BEFORE, Array, Cause, Step, format_numbers
+from pytest_evalmode.lock.causes.proof import fit_lines
 
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -48,8 +49,6 @@ def known_codings(channels: int) -> tuple[Coding, ...]:
         Coding("unit", "", ones, 0 * ones),
         Coding("bytes", "", 255 * ones, 0 * ones),
         Coding("divided", "", ones / 255, 0 * ones),
-        Coding("inverted", "", -ones, ones),
-        Coding("inverted bytes", "", -255 * ones, 255 * ones),
     ]
     for name, statistics in _STATISTICS.items():
         if len(statistics[0]) in (1, channels):
@@ -91,37 +90,21 @@ def fitted_codings(was: Array, now: Array) -> Iterator[Coding]:
     The step between two levels follows from the values; which level the darkest has does not. It is taken as 0, and
     then the brightest as 255.
     """
-    channels = [np.unique(np.stack([was, now])[:, :, channel]) for channel in range(was.shape[1])]
-    steps = [_step_between_levels(values) for values in channels]
-    if all(steps):
-        low, high, step = (
-            np.reshape(each, (1, -1, 1, 1))
-            for each in ([values[0] for values in channels], [values[-1] for values in channels], steps)
-        )
-        yield Coding("normalized", "", 255 * step, low)
-        yield Coding("normalized", "", 255 * step, high - 255 * step)
-
-
-def _step_between_levels(values: Array) -> float:
-    """Return the greatest number that divides the distances between sorted values; 0 if it gives over 256 levels."""
-    span = float(values[-1] - values[0])
-    smallest, noise = span / 256, span / 256 / 50
-    step = 0.0
-    for distance in np.unique(np.diff(values)):
-        rest = float(distance)
-        while rest > noise:
-            step, rest = rest, abs(step - rest * round(step / rest))
-        if 0 < step < smallest:
-            return 0.0
-    return span / round(span / step) if step else 0.0
+    both, axes = np.concatenate([was, now]), (0, 2, 3)
+    low, high = both.min(axes, keepdims=True), both.max(axes, keepdims=True)
+    span = (high - low).astype(float)
+    gaps = [np.diff(np.unique(both[:, channel])) for channel in range(both.shape[1])]
+    steps = [each[each > most / 1e4].min(initial=most) for each, most in zip(gaps, span.ravel(), strict=True)]
+    if min(steps) > 0:
+        scale = 255 * span / np.round(span / np.reshape(steps, span.shape))
+        yield Coding("normalized", "", scale, low)
+        yield Coding("normalized", "", scale, high - scale)
 
 
 # How the coding changed: the families before and now, the kind and the words.
 _CHANGES: tuple[tuple[str, str, str, str], ...] = (
     ("bytes", "unit", "range", "given in 0..1, not 0..255"),
     ("unit", "bytes", "range", "given in 0..255, not 0..1"),
-    ("unit", "inverted", "inverted", "inverted (dark and bright swapped)"),
-    ("bytes", "inverted bytes", "inverted", "inverted (dark and bright swapped)"),
     ("unit bytes", "divided", "range", "divided by 255 once more"),
     ("unit bytes", "normalized", "normalised", "normalized ({} mean and std)" + NOT_BEFORE),
     ("normalized", "unit", "not normalised", "not normalized ({} mean and std)"),
@@ -149,8 +132,7 @@ def change_of_coding(old: Coding, new: Coding) -> Step | None:
         if old.family in before.split() and new.family == after:
             differs = old.name != new.name
             if differs == (old.family == new.family) or not (old.name and new.name):
-                names = (new.name or old.name, old.name)
-                return Step(kind, words.format(*names), {"statistics": names if differs and old.name else names[0]})
+                return Step(kind, words.format(new.name or old.name, old.name))
     return None
 
 
@@ -158,11 +140,7 @@ def _recodings(a: Array, b: Array) -> Iterator[tuple[Coding | None, Coding | Non
     """Yield the known changes that are near the fitted scale and shift, the nearest first, and then the fitted one."""
     if a.shape != b.shape or a.ndim != 4:
         return
-    axes = (0, 2, 3)
-    mean_a, mean_b = a.mean(axes, keepdims=True), b.mean(axes, keepdims=True)
-    spread = ((a - mean_a) ** 2).sum(axes, keepdims=True)
-    product = ((a - mean_a) * (b - mean_b)).sum(axes, keepdims=True)
-    fitted = np.where(spread > 0, product / np.where(spread > 0, spread, 1), 1.0)
+    fitted, fitted_shift = fit_lines(a, b, (0, 2, 3))
     near = []
     for old in codings_of(a):
         for new in known_codings(a.shape[1]):
@@ -172,47 +150,40 @@ def _recodings(a: Array, b: Array) -> Iterator[tuple[Coding | None, Coding | Non
                 near.append((round(float(np.abs(a * scale + shift - b).max()), 3), old, new, scale, shift))
     yield from (each[1:] for each in sorted(near, key=lambda each: each[0]))
     if np.all(fitted > 0):
-        yield None, None, fitted, mean_b - fitted * mean_a
+        yield None, None, fitted, fitted_shift
 
 
 def _describe_recoding(a: Array, b: Array, recoding: tuple[Coding | None, Coding | None, Array, Array]) -> Step:
     """Describe a change of the coding; a fitted one as a mean and std if the coding before or now is known."""
     old, new, scale, shift = recoding
-    details: dict[str, object] = {"scale": _tuple(scale), "shift": _tuple(shift)}
     if old is not None and new is not None and (step := change_of_coding(old, new)) is not None:
-        return Step(step.kind, step.words, {**step.details, **details})
+        return step
     before, after = (next(iter(codings_of(each)), None) for each in (a, b))
+    was_centered, is_centered = _is_centered(a), _is_centered(b)
+    if after is not None and after.family != "normalized" and was_centered and not is_centered:
+        statistics = _mean_and_std(after.scale / scale, (after.shift - shift) / scale)
+        return Step("not normalised", f"not normalized ({statistics})")
+    if before is not None and (before.family != "normalized" or has_levels(before, a)):
+        statistics = _mean_and_std(scale * before.scale, shift + scale * before.shift)
+        if before.family == "normalized":
+            return Step("other statistics", f"normalized with other statistics ({statistics}, not {before.name})")
+        if is_centered:
+            return Step("normalised", f"normalized ({statistics}){NOT_BEFORE}")
     words = f"scaled by {format_numbers(scale)}"
     if np.abs(shift).max() > 1e-6 * np.abs(b).max():
         words += f" and shifted by {format_numbers(shift)}"
-    if before is not None and before.family != "normalized" and _is_centered(b):
-        statistics, details = _mean_and_std(scale * before.scale, shift + scale * before.shift, details)
-        return Step("normalised", f"normalized ({statistics}){NOT_BEFORE}", details)
-    if after is not None and after.family != "normalized" and _is_centered(a) and not _is_centered(b):
-        statistics, details = _mean_and_std(after.scale / scale, (after.shift - shift) / scale, details)
-        return Step("not normalised", f"not normalized ({statistics})", details)
-    if before is not None and before.family == "normalized" and has_levels(before, a):
-        statistics, details = _mean_and_std(scale * before.scale, shift + scale * before.shift, details)
-        words = f"normalized with other statistics ({statistics}, not {before.name})"
-        return Step("other statistics", words, details)
-    if _is_centered(a) and _is_centered(b):
-        return Step("other statistics", f"normalized with other statistics: {words} per channel", details)
-    return Step("scale", words, details)
+    if was_centered and is_centered:
+        return Step("other statistics", f"normalized with other statistics: {words} per channel")
+    return Step("scale", words)
 
 
-def _mean_and_std(scale: Array, shift: Array, details: dict[str, object]) -> tuple[str, dict[str, object]]:
+def _mean_and_std(scale: Array, shift: Array) -> str:
     """Return the mean and std, for pixels in 0..1, that give a scale and shift of pixels."""
-    mean, std = -shift / scale, 1 / scale
-    more = {"mean": _tuple(mean), "std": _tuple(std)}
-    return f"mean {format_numbers(mean.ravel())}, std {format_numbers(std.ravel())}", {**details, **more}
+    return f"mean {format_numbers(-shift / scale)}, std {format_numbers(1 / scale)}"
 
 
 def _is_centered(values: Array) -> bool:
     return bool(values.min() < -_OVERSHOOT * values.max())
-
-
-def _tuple(values: Array) -> tuple[float, ...]:
-    return tuple(float(f"{each:.6g}") for each in np.ravel(values))
 
 
 RECODED = Cause(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,27 +13,37 @@ from pytest_evalmode.lock.causes import numbers, proof, statistics
 from pytest_evalmode.lock.causes.cause import RANDOM, Array, Step
 from pytest_evalmode.lock.causes.images import codings, layout, levels, moves
 from pytest_evalmode.lock.causes.images.codings import Coding
-from pytest_evalmode.lock.causes.search import Moved, Proof, search
+from pytest_evalmode.lock.causes.proof import Proof, simplest
 
+_MAX_MOVES = 2
+_MAX_NEAR = 3  # moved images on which the causes that take long are tried
 _EXACT = 0.999  # correlation from which an exact change of the values is possible
 _SIMILAR = 0.7  # correlation from which a change of the levels is possible
 _MAX_PIXELS = 4096  # per channel, to compute the correlation
 _MAX_SINGLE = 12  # images that are explained one by one
 _MAX_KINDS = 3  # of steps that explain images one by one
-_MARGIN = 16  # pixels at the borders of a cropped image, which depend on pixels that are not stored
+
+
+class Moved(NamedTuple):
+    """The locked images after moves, beside the current ones."""
+
+    was: Array
+    now: Array
+    similarity: float
+    """The correlation of both; 0.0 if no cause can explain the rest."""
+    steps: tuple[Step, ...] = ()
+    kinds: int = 0
+    """How many kinds of moves were already tried."""
 
 
 def explain_images(was: Array, now: Array, *, is_cropped: bool = False) -> tuple[str, list[Step]] | None:
     """Return the noun and the steps that reproduce the current images; None if no known cause does.
 
-    Args:
-        was: The locked images: numeric, finite, in any layout that `read_as_images` knows, any range and dtype.
-        now: The current images, likewise; layout, shape and dtype may differ.
-        is_cropped: Whether these are only the centers of the images.
+    Layout, shape and dtype may differ; with `is_cropped`, these are only the centers of the images.
     """
     for layout_steps, old, new in layout.pair_layouts(was, now):
         noun = "images" if old.is_certain or new.is_certain else "inputs"
-        steps = _explain(old.images, new.images, is_cropped)
+        steps = _search(old.images, new.images, is_cropped)
         if steps is None and len(old.images) == len(new.images) > 1 and not layout_steps:
             steps = _explain_each(old.images, new.images, is_cropped)
         if steps is not None:
@@ -40,15 +51,36 @@ def explain_images(was: Array, now: Array, *, is_cropped: bool = False) -> tuple
     return None
 
 
-def _explain(a: Array, b: Array, is_cropped: bool, *, is_one_of_many: bool = False) -> list[Step] | None:
-    """Search for the steps between images of shape (samples, channels, rows, columns).
+def _search(a: Array, b: Array, is_cropped: bool, *, is_one_of_many: bool = False) -> list[Step] | None:
+    """Try no move, one move and two moves; the first that leaves equal values or a proven cause wins.
 
-    For one image of many, causes that take long are not tried.
+    Causes that take long are only tried after the moves that leave the most similar images.
     """
-    places = partial(moves.try_places, is_cropped=is_cropped)
-    of_levels = partial(_prove_levels, is_cropped=is_cropped, with_jpeg=not is_one_of_many)
-    provers = (_prove_values, _prove_functions, of_levels)
-    return search(a, b, (moves.try_orders, moves.try_turns, places, moves.try_channels), provers, _correlate)
+    reached, tried = [Moved(a, b, _correlate(a, b))], list[Moved]()
+    for _ in range(_MAX_MOVES + 1):
+        steps = _prove(_prove_values, reached)
+        if steps is not None:
+            return steps
+        tried += reached
+        reached = [each for before in reached for each in _move(before, is_cropped)]
+    best = max(each.similarity for each in tried)
+    near = [each for each in tried if 1 - each.similarity < 1.5 * (1 - best) + 1e-9]
+    near = sorted(near, key=lambda each: (len(each.steps), -each.similarity))[:_MAX_NEAR]
+    prove_slowly = partial(_prove_slowly, is_cropped=is_cropped, with_jpeg=not is_one_of_many)
+    return next((steps for each in near if (steps := _prove(prove_slowly, [each])) is not None), None)
+
+
+def _prove(prover: Callable[[Moved], Iterable[Proof]], reached: Iterable[Moved]) -> list[Step] | None:
+    proofs = ((each, proof) for each in reached if each.similarity > 0 for proof in prover(each))
+    return simplest([Proof((*moved.steps, *proof.steps), proof.fitted) for moved, proof in proofs])
+
+
+def _move(before: Moved, is_cropped: bool) -> Iterator[Moved]:
+    try_turns, try_shifts = (partial(each, is_cropped=is_cropped) for each in (moves.try_turns, moves.try_shifts))
+    kinds: Sequence[moves.Moves] = (try_turns, try_shifts, moves.try_channels)
+    for i, try_moves in list(enumerate(kinds, 1))[before.kinds :]:
+        for steps, was, now in try_moves(before.was, before.now):
+            yield Moved(was, now, _correlate(was, now), (*before.steps, *steps), i)
 
 
 def _explain_each(a: Array, b: Array, is_cropped: bool) -> list[Step] | None:
@@ -57,7 +89,7 @@ def _explain_each(a: Array, b: Array, is_cropped: bool) -> list[Step] | None:
     indices = range(len(a))[:: -(-len(a) // _MAX_SINGLE)]
     for i in indices:
         one, other = a[i : i + 1], b[i : i + 1]
-        steps = [] if np.array_equal(one, other) else _explain(one, other, is_cropped, is_one_of_many=True)
+        steps = [] if np.array_equal(one, other) else _search(one, other, is_cropped, is_one_of_many=True)
         if steps is None:
             return None
         for step in steps:
@@ -69,7 +101,7 @@ def _explain_each(a: Array, b: Array, is_cropped: bool) -> list[Step] | None:
     for kind, words in words_by_kind.items():
         verb = words[0].split(" ")[0].removesuffix(":")
         how = words[0] if len(set(words)) == 1 else f"{verb} differently per sample"
-        steps.append(Step(kind, f"{how} (in {len(words)} of {scope})", {"augmented": True}))
+        steps.append(Step(kind, f"{how} (in {len(words)} of {scope})"))
     return [*steps[:-1], replace(steps[-1], words=f"{steps[-1].words}: {RANDOM}")]
 
 
@@ -99,18 +131,11 @@ def _prove_values(moved: Moved) -> Iterator[Proof]:
         yield Proof(())
         return
     rounded = proof.explain_rounding(moved.was, moved.now)
-    if rounded is not None and "rounded" in rounded.details:
+    if rounded is not None and rounded.words.startswith("rounded"):
         yield Proof((rounded,))
     # After fitted numbers, rounding to whole ones is left to the causes that act on levels.
     yield from (each for each in proof.prove((codings.RECODED,), pair) if len(each.steps) == 1 or not each.fitted)
     yield from _prove_pixels(moved)
-
-
-def _prove_functions(moved: Moved) -> Iterator[Proof]:
-    """Prove a function of the values, or statistics of their own."""
-    if not moved.steps:
-        causes = (*numbers.FUNCTIONS, numbers.CLIPPED, numbers.THRESHOLD, *statistics.STATISTICS)
-        yield from proof.prove(causes, proof.Pair(moved.was, moved.now))
 
 
 def _prove_pixels(moved: Moved) -> Iterator[Proof]:
@@ -121,59 +146,32 @@ def _prove_pixels(moved: Moved) -> Iterator[Proof]:
         yield from proof.prove(levels.UNROUNDED, proof.Pair(x, y))
 
 
-def _prove_levels(moved: Moved, *, is_cropped: bool, with_jpeg: bool) -> Iterator[Proof]:
-    """Prove causes that act on 8-bit levels, before the moves or after them, and perhaps a change of the coding."""
+def _prove_slowly(moved: Moved, *, is_cropped: bool, with_jpeg: bool) -> Iterator[Proof]:
+    """Prove functions of the values, statistics of their own, and causes that act on 8-bit levels.
+
+    After a cause that acts on levels, the coding may have changed too.
+    """
+    if not moved.steps:
+        causes = (*numbers.FUNCTIONS, numbers.CLIPPED, *statistics.STATISTICS)
+        yield from proof.prove(causes, proof.Pair(moved.was, moved.now))
     yield from _prove_pixels(moved)
-    for old in codings.codings_of(moved.was):
-        for new in codings.codings_of(moved.now):
+    for old, new, recoding in _pair_codings(moved.was, moved.now):
+        x, y = np.round(old.to_levels(moved.was)), np.round(new.to_levels(moved.now))
+        causes = levels.POINTWISE + (levels.jpeg(y, is_cropped),) * with_jpeg
+        for each in proof.prove(causes, proof.Pair(x, y, levels=True)):
+            yield Proof((*each.steps, *recoding), each.fitted)
+
+
+def _pair_codings(was: Array, now: Array) -> Iterator[tuple[Coding, Coding, tuple[Step, ...]]]:
+    """Yield the codings in which images have levels, before and now, and the step between them."""
+    known = codings.codings_of(was)
+    for old in known:
+        for new in codings.codings_of(now):
             step = codings.change_of_coding(old, new)
             is_same = (old.family, old.name) == (new.family, new.name)
-            if not codings.has_levels(new, moved.now) or (step is None and not is_same):
-                continue
-            recoding = () if is_same or step is None else (step,)
-            for each in _prove_coded(moved, old, new, is_cropped, with_jpeg):
-                yield Proof((*each.steps, *recoding), each.fitted)
-    if moved.was.shape == moved.now.shape and not any(
-        codings.has_levels(each, moved.was) for each in codings.codings_of(moved.was)
-    ):
-        for own in codings.fitted_codings(moved.was, moved.now):
-            yield from _prove_coded(moved, own, own, is_cropped, with_jpeg)
-
-
-def _prove_coded(moved: Moved, old: Coding, new: Coding, is_cropped: bool, with_jpeg: bool) -> Iterator[Proof]:
-    x, y = old.to_levels(moved.was), np.round(new.to_levels(moved.now))
-    if not codings.has_levels(old, moved.was):
-        yield from proof.prove((levels.ROUNDED,), proof.Pair(x, y, levels=True))
-        return
-    yield from proof.prove(levels.POINTWISE, proof.Pair(np.round(x), y, levels=True))
-    start = moved.origin[0]
-    undone = _undo(moved, start.shape, y) if with_jpeg else None
-    if undone is not None:  # compression came before the moves
-        margin = _MARGIN if is_cropped and min(start.shape[2:]) > 3 * _MARGIN else 0
-        before = np.round(old.to_levels(start))
-        jpeg = replace(levels.JPEG, apply=_inside(margin, undone, levels.JPEG.apply))
-        yield from proof.prove((jpeg,), proof.Pair(before, undone, levels=True))
-
-
-def _undo(moved: Moved, shape: tuple[int, ...], after: Array) -> Array | None:
-    """Return the current levels in the places that they had before the moves; None if some are not known."""
-    size = int(np.prod(shape))
-    places = moved.move(np.arange(size).reshape(shape))
-    undone = np.full(size, np.nan)
-    if places.size == after.size == size and places.dtype.kind == "i":
-        undone[places.ravel()] = after.ravel()
-    return None if np.isnan(undone).any() else undone.reshape(shape)
-
-
-def _inside(margin: int, known: Array, apply: Callable[[Array, object], Array]) -> Callable[[Array, object], Array]:
-    """Return a function that applies a cause, except near the borders."""
-
-    def apply_inside(levels: Array, parameters: object) -> Array:
-        out, applied = known.copy(), apply(levels, parameters)
-        if applied.shape != out.shape:
-            return applied
-        part = (..., slice(margin, -margin or None), slice(margin, -margin or None))
-        out[part] = applied[part]
-        return out
-
-    return apply_inside
+            if (step is not None or is_same) and codings.has_levels(old, was) and codings.has_levels(new, now):
+                yield old, new, () if is_same or step is None else (step,)
+    if was.shape == now.shape and not any(codings.has_levels(each, was) for each in known):
+        for own in codings.fitted_codings(was, now):
+            if codings.has_levels(own, was) and codings.has_levels(own, now):
+                yield own, own, ()

@@ -22,14 +22,7 @@ class ImageBatch(NamedTuple):
 
 
 def read_as_images(array: Array) -> list[ImageBatch]:
-    """Return the layouts in which an array can be read as images, the likeliest first.
-
-    Args:
-        array: A numeric array of any shape, range and dtype.
-
-    Returns:
-        One `ImageBatch` per possible layout; an empty list if the array cannot be images.
-    """
+    """Return the layouts in which a numeric array can be read as images, the likeliest first; maybe none."""
     readings: list[ImageBatch] = []
     shape = array.shape
     if array.ndim == 5:
@@ -62,16 +55,11 @@ def pair_layouts(was: Array, now: Array) -> Iterator[tuple[list[Step], ImageBatc
     for a in old:
         for b in new:
             if b.layout != a.layout:
-                details = {"layout": (a.layout, b.layout), "shape": (was.shape, now.shape)}
-                yield [Step("layout", f"laid out as {b.layout}, not {a.layout}", details)], a, b
+                yield [Step("layout", f"laid out as {b.layout}, not {a.layout}")], a, b
 
 
 def find_reshape(was: Array, now: Array) -> Step | None:
     """Find a change of the shape that keeps the values in the same order."""
     if was.shape == now.shape or was.size != now.size or not np.array_equal(was.ravel(), now.ravel()):
         return None
-    if [n for n in was.shape if n != 1] == [n for n in now.shape if n != 1]:
-        words = f"given in shape {now.shape}, not {was.shape} (an axis of size 1 was added or removed)"
-    else:
-        words = f"reshaped to {now.shape} from {was.shape} with the values in the same order"
-    return Step("shape", words, {"shape": (was.shape, now.shape)})
+    return Step("shape", f"given in shape {now.shape}, not {was.shape}, with the values in the same order")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from itertools import product
 
 import numpy as np
 
@@ -21,9 +21,10 @@ except ImportError:  # without Pillow, compression is not recognized
     Image = None  # type: ignore[assignment]
 
 _GRAYS = ((0.299, 0.587, 0.114), (0.2126, 0.7152, 0.0722), (1 / 3, 1 / 3, 1 / 3))
-_SUBSAMPLINGS = {2: "4:2:0", 0: "4:4:4", 1: "4:2:2"}
+_SUBSAMPLINGS = (2, 0, 1)  # of the chroma, as Pillow numbers them: 4:2:0, 4:4:4, 4:2:2
 _PART = 64  # pixels of one image on which qualities are tried
 _MAX_LEFT = 0.3  # share of the squared difference that may be left in that part
+_MARGIN = 16  # pixels at the borders of a cropped image, which depend on pixels that are not stored
 _MIN_CHANGE = 0.25  # squared levels: less is not searched for a quality
 
 
@@ -71,12 +72,12 @@ def _gammas(a: Array, b: Array) -> Iterator[float]:
 
 def _describe_factor(_: Array, __: Array, factor: float) -> Step:
     word = "darkened" if factor < 1 else "brightened"
-    return Step("brightness", f"{word}: levels multiplied by {factor:.4g}", {"factor": factor})
+    return Step("brightness", f"{word}: levels multiplied by {factor:.4g}")
 
 
 def _describe_line(_: Array, __: Array, p: tuple[float, float]) -> Step:
     words = f"changed in brightness and contrast: levels multiplied by {p[0]:.4g} and shifted by {p[1]:.4g}"
-    return Step("brightness", words, {"factor": p[0], "shift": p[1]})
+    return Step("brightness", words)
 
 
 POINTWISE = (
@@ -86,41 +87,19 @@ POINTWISE = (
         lambda a, b, _: Step("range", "given in the limited video range (16..235)"),
         residual=1,
     ),
-    Cause(
-        same_shape,
-        lambda x, _: (x - 16) * (255 / 219),
-        lambda a, b, _: Step("range", "expanded from the limited video range (16..235) to 0..255"),
-        residual=1,
-    ),
     Cause(same_shape, lambda x, _: 255 - x, lambda a, b, _: Step("inverted", "inverted (dark and bright swapped)")),
     Cause(_grays, _to_gray, lambda a, b, _: Step("grey", "converted to grayscale"), residual=1),
     Cause(_factors, lambda x, f: x * f, _describe_factor, lambda _: 1, residual=1),
     Cause(
         _gammas,
         lambda x, g: 255 * (np.clip(x, 0, 255) / 255) ** g,
-        lambda a, b, g: Step("curve", f"given with another gamma (raised to the power of {g:.3g})", {"gamma": g}),
+        lambda a, b, g: Step("curve", f"given with another gamma (raised to the power of {g:.3g})"),
         lambda _: 1,
         residual=1,
     ),
     Cause(_lines, lambda x, p: x * p[0] + p[1], _describe_line, lambda _: 2, residual=1),
 )
 UNROUNDED = tuple(replace(each, residual=0.0) for each in POINTWISE)
-
-
-# Values between levels that were rounded to levels: parameters are the function and its words.
-
-
-def _roundings(a: Array, b: Array) -> Iterator[tuple[Any, str]]:
-    if a.shape == b.shape and float(np.mean(np.abs(a - np.round(a)) > 0.01)) >= 0.5:
-        yield np.round, "rounded"
-        yield np.floor, "rounded down"
-
-
-ROUNDED = Cause(
-    _roundings,
-    lambda x, p: p[0](x + (1e-3 if p[0] is np.floor else 0)),
-    lambda a, b, p: Step("rounding", f"{p[1]} to 8-bit levels (uint8)", {"rounded": "8-bit levels"}),
-)
 
 
 # Compression, made by Pillow: parameters are the quality, and the subsampling of the chroma as Pillow numbers it.
@@ -138,42 +117,39 @@ def compress(levels: Array, parameters: tuple[int, int]) -> Array:
     return np.stack(compressed)
 
 
-def _most_changed(a: Array, b: Array) -> tuple[Array, Array] | None:
-    """Return the corner of the image that changed most, to try qualities on; None if these are no changed pictures."""
-    if Image is None or a.shape != b.shape or a.shape[1] not in (1, 3):
-        return None
-    changes = np.mean((a - b) ** 2, (1, 2, 3))
-    most = slice(int(changes.argmax()), int(changes.argmax()) + 1)
-    return (a[most, :, :_PART, :_PART], b[most, :, :_PART, :_PART]) if changes.mean() >= _MIN_CHANGE else None
-
-
-def _left(x: Array, y: Array) -> float:
-    """Return the mean squared difference, without the last pixels, which depend on pixels outside of the part."""
-    return float(np.mean((x - y)[:, :, :-4, :-4] ** 2))
-
-
 def _qualities(a: Array, b: Array) -> Iterator[tuple[int, int]]:
-    """Propose the qualities that fit the luma of a part of one image best, with each subsampling of the chroma."""
-    part = _most_changed(a, b)
-    if part is None:
+    """Propose the qualities that fit the luma of a part of the most changed image best, with each subsampling."""
+    if Image is None or a.shape != b.shape or a.shape[1] not in (1, 3):
+        return
+    changes = np.mean((a - b) ** 2, (1, 2, 3))
+    if changes.mean() < _MIN_CHANGE:
         return
     weights = np.array(_GRAYS[0] if a.shape[1] == 3 else (1.0,))[:, None, None]
-    x, y = ((each * weights).sum(1, keepdims=True) for each in part)
-    errors = {quality: _left(compress(x, (quality, 0)), y) for quality in [*range(10, 101, 5), 98]}
-    for quality in sorted(errors, key=errors.__getitem__)[:3]:
-        near = [each for each in range(quality - 4, quality + 5) if each <= 100 and each not in errors]
-        errors |= {each: _left(compress(x, (each, 0)), y) for each in near}
+    at = int(changes.argmax())
+    x, y = ((each[at, :, :_PART, :_PART] * weights).sum(0)[None, None] for each in (a, b))
+
+    def left(values: Array) -> float:
+        return float(np.mean((values - y)[:, :, :-4, :-4] ** 2))  # the last pixels depend on pixels outside the part
+
+    errors = {quality: left(compress(x, (quality, 0))) for quality in range(10, 101)}
     best = sorted(errors, key=errors.__getitem__)[:2]
-    if errors[best[0]] <= _MAX_LEFT * max(_left(x, y), _MIN_CHANGE):
-        for quality in best:
-            yield from ((quality, subsampling) for subsampling in (_SUBSAMPLINGS if a.shape[1] == 3 else (0,)))
+    if errors[best[0]] <= _MAX_LEFT * max(left(x), _MIN_CHANGE):
+        yield from product(best, _SUBSAMPLINGS if a.shape[1] == 3 else (0,))
 
 
 def _describe_jpeg(a: Array, b: Array, parameters: tuple[int, int]) -> Step:
     noise = 10 * np.log10(255**2 / float(np.mean((a - b) ** 2)))
-    details: dict[str, object] = {"quality": parameters[0], "psnr": noise}
-    details |= {"chroma": _SUBSAMPLINGS[parameters[1]]} if a.shape[1] == 3 else {}
-    return Step("jpeg", f"re-encoded as JPEG (quality {parameters[0]}; PSNR {noise:.1f} dB)", details)
+    return Step("jpeg", f"re-encoded as JPEG (quality {parameters[0]}; PSNR {noise:.1f} dB)")
 
 
-JPEG = Cause(_qualities, compress, _describe_jpeg, lambda _: 2, residual=1)
+def jpeg(now: Array, is_cropped: bool) -> Cause:
+    """Return the cause of compression; pixels at the borders of cropped images depend on others that are not stored."""
+    margin = _MARGIN if is_cropped and min(now.shape[2:]) > 3 * _MARGIN else 0
+    part = (..., slice(margin, -margin or None), slice(margin, -margin or None))
+
+    def apply(levels: Array, parameters: tuple[int, int]) -> Array:
+        compressed, out = compress(levels, parameters), now.copy()
+        out[part] = compressed[part]
+        return out
+
+    return Cause(_qualities, apply, _describe_jpeg, lambda _: 2, residual=1)

@@ -7,7 +7,6 @@ from collections import Counter
 import numpy as np
 
 from pytest_evalmode.lock.causes.cause import Array, Diagnosis, Step, join_steps
-from pytest_evalmode.lock.causes.order import match_samples, order_steps
 
 
 def find_padding_id(ids: Array) -> int | None:
@@ -38,28 +37,20 @@ def strip_padding(ids: Array, padding_id: int | None) -> list[tuple[int, ...]]:
 def describe_padding(was: Array, now: Array, ids: tuple[int | None, int | None], *, changed: bool) -> list[Step] | None:
     """Return a step if the padding id, side or length changed, else no step; None if rows are padded on both sides.
 
-    Args:
-        was: The locked token ids or mask, of shape (texts, tokens).
-        now: The current ones; both sizes may differ.
-        ids: The locked and the current padding id, as far as known.
-        changed: Whether the texts changed too; a different length is then not reported.
+    With `changed`, the texts changed too; another length is then not reported.
     """
     a, b = ids
     old, new = _side(was, a), _side(now, b)
     if "both" in (old, new):
         return None
     words: list[str] = []
-    details: dict[str, object] = {}
     if a is not None and b is not None and a != b:
         words.append(f"padded with id {b}, not {a}")
-        details["filler"] = (a, b)
     if old and new and old != new:
         words.append(f"padded on the {new}, not on the {old}")
-        details["side"] = (old, new)
     if was.shape[1] != now.shape[1] and not changed:
         words.append(f"padded to {now.shape[1]} tokens, not {was.shape[1]}")
-        details["width"] = (was.shape[1], now.shape[1])
-    return [Step("padding", " and ".join(words), details)] if words else []
+    return [Step("padding", " and ".join(words))] if words else []
 
 
 def _side(ids: Array, padding_id: int | None) -> str:
@@ -67,37 +58,17 @@ def _side(ids: Array, padding_id: int | None) -> str:
     return "both" if left and right else "left" if left else "right" if right else ""
 
 
-def describe_truncation(words: str, side: str, cut: list[int], n: int, length: int) -> Step:
-    details = {"length": length, "side": side, "texts": tuple(cut[:32])}
-    return Step("truncation", f"{words} {side} ({len(cut)} of {n} texts)", details)
-
-
 def explain_masks(was: Array, now: Array) -> Diagnosis | None:
-    """Return the diagnosis of attention masks (1 for text, 0 for padding); None without a known cause."""
+    """Return the diagnosis of attention masks (1 for text, 0 for padding); None without a known cause.
+
+    Texts of other lengths are explained by the token ids beside a mask.
+    """
     if was.shape == now.shape and np.array_equal(was, 1 - now):
         return join_steps("tokens", [Step("inverted", "marked the opposite way (padding instead of text)")])
     if _is_inside(now).any() or _is_inside(was).any():
         return _explain_holes(was, now)
-    old, new = (each.sum(1).tolist() for each in (was, now))
-    steps: list[Step] = []
-    if len(old) != len(new) or (old != new and sorted(old) == sorted(new)):
-        index = match_samples(old, new)
-        if index is None:
-            return None
-        steps += order_steps(len(old), index)
-    elif old != new:
-        most = max(new)
-        shift = next((b - a for a, b in zip(old, new, strict=True) if b < most), new[0] - old[0])
-        cut = [i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a + shift != b]
-        if any(new[i] != most or old[i] + shift < most for i in cut):
-            return None
-        if shift:
-            words = f"{abs(shift)} {'more' if shift > 0 else 'fewer'} per text according to the mask"
-            steps.append(Step("length", words, {"tokens": shift}))
-        if cut:
-            steps.append(describe_truncation(f"cut to {most} tokens", "according to the mask", cut, len(old), most))
-    padded = describe_padding(was, now, (0, 0), changed=bool(steps))
-    return None if padded is None or not (steps or padded) else join_steps("tokens", [*steps, *padded])
+    padded = describe_padding(was, now, (0, 0), changed=False)
+    return join_steps("tokens", padded) if padded and np.array_equal(was.sum(1), now.sum(1)) else None
 
 
 def _is_inside(mask: Array) -> Array:
@@ -117,4 +88,4 @@ def _explain_holes(was: Array, now: Array) -> Diagnosis | None:
     more = f", {masked - len(inside)} at an end" if masked > len(inside) else ""
     first = f"first: text {inside[0][0]}, token {inside[0][1]}"
     words = f"masked in {masked} more place{'s' * (masked > 1)}: {len(inside)} inside a text ({first}){more}"
-    return join_steps("tokens", [Step("hole", words, {"holes": tuple(map(tuple, inside[:32]))})])
+    return join_steps("tokens", [Step("hole", words)])

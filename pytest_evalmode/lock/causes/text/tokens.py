@@ -1,11 +1,10 @@
-"""Causes of changed token ids, which act on rows without padding: special tokens, prompts, truncation, vocabulary."""
+"""Causes of changed token ids, which act on rows without padding: special tokens, other ids, prompts, truncation."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from difflib import SequenceMatcher
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 
 from pytest_evalmode.lock.causes.cause import Array, Diagnosis, Step, join_steps
 from pytest_evalmode.lock.causes.order import match_samples, order_steps
-from pytest_evalmode.lock.causes.search import Move, Moved, Proof, search
 from pytest_evalmode.lock.causes.text import padding
 
 Row = tuple[int, ...]  # the token ids of one text
@@ -70,42 +68,39 @@ def explain_ragged(old: Rows, new: Rows) -> Diagnosis:
 
 
 def _explain_rows(old: Rows, new: Rows) -> list[Step] | None:
-    return search(old, new, (_try_orders, _try_special_tokens), _PROVERS, _similarity, most=len(_ENDS))
-
-
-def _similarity(old: Rows, new: Rows) -> float:
-    return float(len(old) == len(new))
-
-
-def _try_orders(old: Rows, new: Rows) -> Iterator[Move]:
+    """Return the steps between rows: another order, or special tokens at the ends and one change between these."""
     index = match_samples(old, new)
     if index is not None:
-        yield Move(tuple(order_steps(len(old), index)), lambda rows: [rows[i] for i in index])
+        return order_steps(len(old), index)
+    between = sorted(_without_ends(old, new), key=lambda each: len(each[0])) if len(old) == len(new) else []
+    for special, a, b, _ in between:
+        if a == b:
+            return special
+    for special, a, b, counts in between:
+        step = _find_replaced(a, b) or _find_prompt(a, b) or _find_truncation(a, b, counts)
+        if step is not None:
+            return [*special, step]
+    unknown = _find_unknown(old, new) if between else None
+    return None if unknown is None else [unknown]
 
 
-def _try_special_tokens(old: Rows, new: Rows) -> Iterator[Move]:
-    """Remove the special tokens at both ends, in each possible number, the fewest first."""
-    for i, j, k, m in _ENDS[1:]:
-        old_ends, new_ends = _common_ends(old, i, k), _common_ends(new, j, m)
-        if old_ends is None or new_ends is None:
-            continue
-        (start, end), (new_start, new_end) = old_ends, new_ends
-        # Outermost tokens that both sides share are not part of the change; fewer tokens explain it then.
-        differ = (not start or not new_start or start[0] != new_start[0]) and (
-            not end or not new_end or end[-1] != new_end[-1]
-        )
-        steps = () if old_ends == new_ends else (_describe_ends(old_ends, new_ends),)
-        if not steps or differ or (start == new_start) != (end == new_end):
-            yield Move(steps, partial(_cut, head=i, tail=k), partial(_cut, head=j, tail=m))
+def _without_ends(old: Rows, new: Rows) -> Iterator[tuple[list[Step], Rows, Rows, tuple[int, int]]]:
+    """Yield the steps that explain the special tokens, the rows without these, and how many these were and are.
 
-
-def _cut(rows: Rows, head: int, tail: int) -> Rows:
-    return [row[head : len(row) - tail] for row in rows]
+    Each possible number of special tokens is tried, the fewest first.
+    """
+    for head, new_head, tail, new_tail in _ENDS:
+        ends, new_ends = _common_ends(old, head, tail), _common_ends(new, new_head, new_tail)
+        if ends is not None and new_ends is not None:
+            rows = [row[head : len(row) - tail] for row in old]
+            new_rows = [row[new_head : len(row) - new_tail] for row in new]
+            steps = [_describe_ends(ends, new_ends)] if ends != new_ends else []
+            yield steps, rows, new_rows, (head + tail, new_head + new_tail)
 
 
 def _common_ends(rows: Rows, head: int, tail: int) -> tuple[Row, Row] | None:
     """Return the tokens at both ends if they are the same in all rows."""
-    if min(map(len, rows)) < head + tail:
+    if min(map(len, rows), default=0) < head + tail:
         return None
     distinct = {(row[:head], row[len(row) - tail :]) for row in rows}
     return distinct.pop() if len(distinct) == 1 else None
@@ -118,43 +113,42 @@ def _describe_ends(old: tuple[Row, Row], new: tuple[Row, Row]) -> Step:
             words.append(f"given with {_ids(b)} instead of {_ids(a)} at the {where}")
         elif a != b:
             words.append(f"given {f'with {_ids(b)} added' if b else f'without {_ids(a)}'} at the {where}")
-    return Step("special tokens", " and ".join(words), {"special tokens": (old, new)})
+    return Step("special tokens", " and ".join(words))
 
 
 def _ids(row: Row) -> str:
     return f"id {row[0]}" if len(row) == 1 else f"ids {row}"
 
 
-def _find_equal(moved: Moved) -> Step | None:
-    return Step("", "") if moved.was == moved.now else None
-
-
-def _find_replaced(moved: Moved) -> Step | None:
-    """Find a few ids that were replaced by others everywhere."""
-    old, pairs = moved.was, _id_mapping(moved.was, moved.now)
-    if not pairs or len(pairs) > _MAX_REPLACED or len(pairs) * 2 > len({id_ for row in old for id_ in row}):
+def _find_replaced(old: Rows, new: Rows) -> Step | None:
+    """Find a few ids that were replaced by others everywhere; an id that occurs once does not show that."""
+    if list(map(len, old)) != list(map(len, new)):
         return None
-    if any(sum(row.count(id_) for row in old) < 2 for id_ in pairs):
-        return None  # a single occurrence does not show that an id is replaced everywhere
-    shown = ", ".join(f"id {b} instead of {a}" for a, b in pairs.items())
-    return Step("special tokens", f"given with {shown} everywhere", {"replaced": pairs})
+    ids = [id_ for row in old for id_ in row]
+    pairs = set(zip(ids, (id_ for row in new for id_ in row), strict=True))
+    mapping = {a: b for a, b in sorted(pairs) if a != b}
+    is_one_to_one = len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+    is_confirmed = all(ids.count(id_) > 1 for id_ in list(mapping)[: _MAX_REPLACED + 1])
+    if not is_one_to_one or not is_confirmed or len(mapping) > min(_MAX_REPLACED, len(set(ids)) // 2):
+        return None
+    return Step(
+        "special tokens", f"given with {', '.join(f'id {b} instead of {a}' for a, b in mapping.items())} everywhere"
+    )
 
 
-def _find_prompt(moved: Moved) -> Step | None:
-    found = find_affix(moved.was, moved.now)
+def _find_prompt(old: Rows, new: Rows) -> Step | None:
+    found = find_affix(old, new)
     if found is None:
         return None
     affix, is_new, is_start = found
     words = f"given {'with' if is_new else 'without'} {len(affix)} {'more ' * is_new}tokens"
-    words += f" at the {'start' if is_start else 'end'} of every text: ids {affix}"
-    return Step("prompt", words, {"tokens": len(affix)})
+    return Step("prompt", f"{words} at the {'start' if is_start else 'end'} of every text: ids {affix}")
 
 
 def find_affix(old: list[Any], new: list[Any]) -> tuple[Any, bool, bool] | None:
-    """Return what all current texts have before or after the locked ones, or the reverse.
+    """Return what all current texts have before or after the locked ones, or the reverse; None if there is nothing.
 
-    Returns:
-        The affix, whether it is new, and whether it is at the start; None if there is none.
+    With it come whether it is new, and whether it is at the start.
     """
     for longer, shorter in ((new, old), (old, new)):
         pairs = list(zip(longer, shorter, strict=True))
@@ -169,85 +163,27 @@ def find_affix(old: list[Any], new: list[Any]) -> tuple[Any, bool, bool] | None:
     return None
 
 
-def _find_truncation(moved: Moved) -> Step | None:
-    """Find rows that were cut at one end to the same length."""
-    before, after = moved.origin
-    removed = len(before[0]) - len(moved.was[0]) if not moved.steps or len(before) == len(moved.was) else 0
-    if min(map(len, (*before, *after))) <= removed:
-        return None
-    for long, short, words, rows in (
-        (moved.was, moved.now, "cut to {} tokens", after),
-        (moved.now, moved.was, "not cut to {} tokens", before),
-    ):
+def _find_truncation(old: Rows, new: Rows, special: tuple[int, int]) -> Step | None:
+    """Find rows that were cut at one end to the same length, which includes the special tokens."""
+    for long, short, words, more in ((old, new, "cut", special[1]), (new, old, "not cut", special[0])):
         cut = [i for i, (a, b) in enumerate(zip(long, short, strict=True)) if a != b]
-        lengths = {len(short[i]) for i in cut}
-        if len(lengths) != 1 or any(len(row) > max(lengths) for row in short):
-            continue
-        for side, is_start in (("at the end", True), ("at the start", False)):
-            if all(
-                len(short[i]) < len(long[i])
-                and short[i] == (long[i][: len(short[i])] if is_start else long[i][-len(short[i]) :])
-                for i in cut
-            ):
-                length = max(map(len, rows))
-                return padding.describe_truncation(words.format(length), side, cut, len(long), length)
+        n = max(map(len, short))
+        if n and all(len(long[i]) > len(short[i]) == n for i in cut):
+            for side, part in (("at the end", slice(n)), ("at the start", slice(-n, None))):
+                if all(short[i] == long[i][part] for i in cut):
+                    return Step("truncation", f"{words} to {n + more} tokens {side} ({len(cut)} of {len(long)} texts)")
     return None
 
 
-def _find_vocabulary(moved: Moved) -> Step | None:
-    """Find a one-to-one mapping of ids, with ids that recur often enough to confirm it."""
-    old, pairs = moved.was, _id_mapping(moved.was, moved.now)
-    if moved.functions or pairs is None or len(pairs) <= _MAX_REPLACED:
+def _find_unknown(old: Rows, new: Rows) -> Step | None:
+    """Find stretches of ids that all became one id that is new: that of the unknown token."""
+    changes = [
+        b[k:m]
+        for a, b in zip(old, new, strict=True)
+        for tag, _, _, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+        if tag != "equal"
+    ]
+    ids = {id_ for stretch in changes for id_ in stretch}
+    if len(ids) != 1 or len(changes) < 2 or any(ids & set(row) for row in old):
         return None
-    if 2 * sum(map(len, old)) < 3 * len({id_ for row in old for id_ in row}):
-        return None
-    shifts = {new - old for old, new in pairs.items()}
-    how = f"all shifted by {shifts.pop()}" if len(shifts) == 1 else "mapped one to one"
-    words = f"given in another vocabulary ({len(pairs)} ids differ, {how})"
-    return Step("vocabulary", words, {"replaced": dict(list(pairs.items())[:32])})
-
-
-def _id_mapping(old: Rows, new: Rows) -> dict[int, int] | None:
-    """Return the ids that changed, each with its new id, if the mapping is one to one."""
-    if [len(row) for row in old] != [len(row) for row in new]:
-        return None
-    pairs = {(a, b) for row, other in zip(old, new, strict=True) for a, b in zip(row, other, strict=True)}
-    new_ids = dict(pairs)
-    if len(new_ids) != len(pairs) or len(set(new_ids.values())) != len(new_ids):
-        return None
-    return {a: b for a, b in sorted(new_ids.items()) if a != b}
-
-
-def _find_unknown(moved: Moved) -> Step | None:
-    """Find stretches of ids that all became one id, or the reverse: the id of the unknown token."""
-    for a, b, words in (
-        (moved.was, moved.now, "unknown (id {}) that were known before"),
-        (moved.now, moved.was, "known that were unknown (id {}) before"),
-    ):
-        if moved.functions:
-            return None
-        changes = [
-            new[k:m]
-            for old, new in zip(a, b, strict=True)
-            for tag, _, _, k, m in SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
-            if tag != "equal"
-        ]
-        ids = {id_ for stretch in changes for id_ in stretch}
-        if len(ids) == 1 and len(changes) > 1 and not any(ids & set(row) for row in a):
-            unknown = f"given with {len(changes)} words {words.format(*ids)}"
-            return Step("unknown tokens", unknown, {"unknown": (*ids,), "words": len(changes)})
-    return None
-
-
-def _prover(find: Callable[[Moved], Step | None]) -> Callable[[Moved], Iterator[Proof]]:
-    def prove(moved: Moved) -> Iterator[Proof]:
-        step = find(moved)
-        if step is not None:
-            yield Proof((step,) if step.words else ())
-
-    return prove
-
-
-_PROVERS = tuple(
-    map(_prover, (_find_equal, _find_replaced, _find_prompt, _find_truncation, _find_vocabulary, _find_unknown))
-)
+    return Step("unknown tokens", f"given with {len(changes)} words unknown (id {ids.pop()}) that were known before")

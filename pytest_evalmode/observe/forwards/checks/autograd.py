@@ -11,7 +11,7 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.autograd.graph import Node
 
 from pytest_evalmode.observe import modules
-from pytest_evalmode.observe.calls import gradients
+from pytest_evalmode.observe.calls import model_operations
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.context import RAISED, ForwardContext
 from pytest_evalmode.observe.model_code import forward_code
@@ -55,7 +55,7 @@ class AutogradCheck(ForwardCheck):
         elif is_tensor(output) and requires_grad(output):
             # If the caller had left grad mode on, the fault is the caller's, not that of a line in the model.
             user_lines = self.window.user_lines
-            cause = None if forward.grad_enabled else user_lines.find_line_inside(frame.f_back, forward.frame)
+            cause = None if forward.grad_enabled else user_lines.find_line(frame.f_back, forward.frame)
             self.inner = Observation(forward.module_info(module), cause, "its output requires grad")
 
     def end(self, output: object) -> Mapping[str, object]:
@@ -64,7 +64,7 @@ class AutogradCheck(ForwardCheck):
         nodes = output_nodes(output, self.forward.inputs)
         observation = self._observe(output, has_graph=bool(nodes))
         if observation is not None:
-            gradients.mark_nodes(nodes, self.forward.model.name)
+            model_operations.mark_nodes(nodes, self.forward.model.name)
         return {"autograd": observation}
 
     def _has_recordable_parameters(self, module: nn.Module) -> bool:

@@ -38,7 +38,7 @@ class BatchStatisticsCheck(ForwardCheck):
         if not isinstance(module, BatchNorm) or self._is_explained(module) or id(module) in self.observations:
             return
         if _uses_batch_statistics(module):
-            self._note(module, self.window.user_lines.find_line_inside(frame.f_back, self.forward.frame))
+            self._note(module, self.window.user_lines.find_line(frame.f_back, self.forward.frame))
 
     def end(self, output: object) -> Mapping[str, object]:
         return {"batch_stats": tuple(self.observations.values())}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping
 from sys import getrefcount
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,9 +13,6 @@ from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.source import references
 from pytest_evalmode.observe.state import devices
 from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_of, is_tensor, is_unchanged, undisturbed
-
-Inputs = list[tuple[str, Tensor, Fingerprint, bool]]
-"""Name, tensor, fingerprint before the forward, and whether another tensor shares its memory."""
 
 
 class InputChangeCheck(ForwardCheck):
@@ -28,14 +23,25 @@ class InputChangeCheck(ForwardCheck):
     """
 
     def begin(self) -> None:
-        self.before: Inputs = []
+        self.before: list[tuple[str, Tensor, Fingerprint, bool]] = []
+        """Name, tensor, fingerprint before the forward, and whether another tensor shares its memory."""
         if not devices.is_capturing():  # nothing is computed then
             with undisturbed():
-                self.before = read_inputs(*self.forward.inputs)
+                self.before = [
+                    (name, value, fingerprint_of(value), references.has_shared_memory(value))
+                    for name, value in _leaves(*self.forward.inputs)
+                    if is_tensor(value)
+                ]
 
     def end(self, output: object) -> Mapping[str, object]:
         with undisturbed():
-            return {"inputs": find_changes(self.before, partial(self._is_referenced, output))}
+            changed = [
+                name
+                for name, tensor, was, is_shared in self.before
+                if not is_unchanged(was, fingerprint_of(tensor, was.has_values), tensor)
+                and self._is_referenced(output, name, tensor, is_shared)
+            ]
+        return {"inputs": tuple(changed)}
 
     def _is_referenced(self, output: object, name: str, tensor: Tensor, is_shared: bool) -> bool:
         """Return whether something else references an argument; searched once for each line and argument."""
@@ -55,45 +61,20 @@ class InputChangeCheck(ForwardCheck):
         return referenced[key]
 
 
-def read_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
-    """Return the tensors among the arguments of a forward, with their fingerprints.
-
-    Lists, tuples and dicts are searched, other objects are not: they serve as caches.  Call it inside `undisturbed()`.
-    """
-    return [
-        (name, value, fingerprint_of(value), references.has_shared_memory(value))
-        for name, value in _leaves(args, kwargs)
-        if is_tensor(value)
-    ]
-
-
 def contains_module(args: tuple[Any, ...], kwargs: Mapping[str, Any], module: nn.Module) -> bool:
     """Return whether a module is among the arguments, lists, tuples and dicts included."""
     return any(value is module for _, value in _leaves(args, kwargs))
 
 
-def find_changes(before: Inputs, is_referenced: Callable[[str, Tensor, bool], bool]) -> tuple[str, ...]:
-    """Return the names of the arguments that changed and are referenced elsewhere; call it inside `undisturbed()`.
-
-    `is_referenced` gets the name, the tensor, and whether another tensor shares its memory.
-    """
-    return tuple(
-        name
-        for name, tensor, was, is_shared in before
-        if not is_unchanged(was, fingerprint_of(tensor, was.has_values), tensor)
-        and is_referenced(name, tensor, is_shared)
-    )
-
-
 def _leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what lists, tuples and dicts among the arguments hold; other objects serve as caches."""
     seen: set[int] = set()  # a list may contain itself
-    waiting: deque[tuple[str, object]] = deque((f"argument {i}", value) for i, value in enumerate(args))
-    waiting.extend((f"argument {name!r}", value) for name, value in kwargs.items())
-    while waiting:
-        name, value = waiting.popleft()
+    found = [(f"argument {i}", value) for i, value in enumerate(args)]
+    found += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+    for name, value in found:
         if type(value) not in (list, tuple, dict):
             yield name, value
         elif id(value) not in seen:
             seen.add(id(value))
-            items = value.items() if isinstance(value, dict) else enumerate(cast(Sequence[object], value))
-            waiting.extend((f"{name}[{key!r}]", item) for key, item in items)
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            found.extend((f"{name}[{key!r}]", item) for key, item in items)

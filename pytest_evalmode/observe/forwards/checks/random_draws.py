@@ -1,12 +1,12 @@
 """Checks for forwards that drew random numbers from a global generator.
 
-A generator does not record which module drew.  So its state is read wherever a module that may draw starts or ends,
-and a change is blamed on the module that ran in between.
+The generator's state is read wherever a module that may draw starts or ends: the module in between made the change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
+from itertools import chain
 from types import FrameType
 
 from torch import nn
@@ -43,12 +43,12 @@ class RandomDrawCheck(ForwardCheck):
             self.interrupt(frame)
 
     def leave(self, module: nn.Module, output: object, frame: FrameType) -> None:
-        if self._is_boundary(module) and self._has_drawn() and not self._is_explained(module):
-            self._blame(frame, frame)
+        if self._is_boundary(module) and self._has_drawn():
+            self._blame(frame)
 
     def interrupt(self, frame: FrameType) -> None:
         if self._has_drawn():
-            self._blame(callers.enclosing_forward_frame(frame), frame)
+            self._blame(callers.enclosing_forward_frame(frame))
 
     def resume(self) -> None:
         self.state = generators.state()  # the checks of the model that ran have reported its draws
@@ -56,7 +56,7 @@ class RandomDrawCheck(ForwardCheck):
     def end(self, output: object) -> Mapping[str, object]:
         forward = self.forward
         if self._has_drawn():
-            self._blame(forward.frame, forward.frame)
+            self._blame(forward.frame)
         for drawer, training in self.training_inside.items():
             if not training <= self.observed:  # one may have run as `module.forward(x)`, which is not observed
                 self.observations.pop(drawer, None)
@@ -90,38 +90,30 @@ class RandomDrawCheck(ForwardCheck):
     def _is_boundary(self, module: nn.Module) -> bool:
         """Return whether the module may draw, so that its draws must be kept apart from those around it."""
         key, tree = id(module), self.forward.tree
-        if key in tree.may_draw or key in self.forward.lazy or key in self.training:
+        if key in tree.may_draw or self._is_explained(module):
             return True
         hooked = module._forward_pre_hooks or module._forward_hooks  # a draw of a hook is blamed on the module
-        if key not in tree.module_ids and (hooked or forward_code.module_traits(module).may_draw):
-            return True
-        return self._depends_on_mode(module) or self._has_compiled_training_module(module)
+        return key not in tree.module_ids and bool(hooked or forward_code.module_traits(module).may_draw)
 
     def _is_explained(self, module: nn.Module) -> bool:
         """Return whether draws are expected: the module initializes itself, or train-mode reports that it may draw."""
-        key = id(module)
-        if key in self.training or key in self.forward.lazy or self._depends_on_mode(module):
+        forward, key = self.forward, id(module)
+        if key in self.training or key in forward.lazy or self._depends_on_mode(module):
             return True
-        return self._has_compiled_training_module(module)
+        # A module in training mode may be compiled into this one, so that its forward is not observed.
+        if not forward.training or (key in forward.tree.module_ids and not forward.tree.opaque):
+            return False
+        return modules.is_opaque(module) and any(id(p) in forward.training for p in modules.all_modules(module))
 
     def _depends_on_mode(self, module: nn.Module) -> bool:
         """Return whether train-mode reports a module whose code reads its mode."""
         observation = self.forward.training.get(id(module))
         return observation is not None and observation.module.mode_dependent
 
-    def _has_compiled_training_module(self, module: nn.Module) -> bool:
-        """Return whether a module in training mode is compiled into this one, so that its forward is not observed."""
-        training, tree = self.forward.training, self.forward.tree
-        if not training or (id(module) in tree.module_ids and not tree.opaque):
-            return False
-        return modules.is_opaque(module) and any(id(p) in training for p in modules.all_modules(module))
-
-    def _blame(self, start: FrameType, frame: FrameType) -> None:
+    def _blame(self, start: FrameType) -> None:
         """Note which module drew, unless its training mode explains that.
 
-        Args:
-            start: The frame in which the forward started that was running when the generator changed.
-            frame: The frame of the forward that is starting or ending now.
+        `start` is the frame in which the forward began that was running when the generator changed.
         """
         forward, user_lines = self.forward, self.window.user_lines
         while not self._is_explained(module := callers.module_of_frame(start)):
@@ -135,7 +127,7 @@ class RandomDrawCheck(ForwardCheck):
             return
         if may_be_other_thread(module, calls, user_lines) or self._depends_on_mode(drawer):
             return
-        always_draws = bool(calls) and not (calls[0].gated or calls[0].optional)
+        always_draws = bool(calls) and calls[0].is_certain
         in_training = modules.training_flag(drawer) and forward.is_model and not model_graphs.is_exported(drawer)
         if in_training and not always_draws:
             if id(drawer) not in forward.training:  # it has drawn, so it depends on the mode
@@ -149,7 +141,7 @@ class RandomDrawCheck(ForwardCheck):
             }
         cause = first_user_line(calls, user_lines)
         if cause is None and module is not forward.root:
-            cause = user_lines.find_line_inside(start.f_back, forward.frame)
+            cause = user_lines.find_line(start.f_back, forward.frame)
         why = f"{calls[0].text}(...)" if calls else ""
         observation = self._observe(drawer, cause, why, is_graph=isinstance(drawer, GRAPH_TYPES))
         self.observations.setdefault(id(drawer), observation)
@@ -159,17 +151,14 @@ class RandomDrawCheck(ForwardCheck):
 
         It is the module itself, or a part of it whose code ran unobserved: compiled, or called as `part.forward(x)`.
         """
-        own = [call for call in forward_code.find_draw_calls(module) if not call.host]
-        if own and not (own[0].gated or own[0].optional):
-            return module, own
-        likely: list[tuple[nn.Module, list[DrawCall]]] = [(module, own)] if own else []
-        for part, method in self._find_unobserved(module):
+        likely: tuple[nn.Module, list[DrawCall]] = module, []
+        for part, method in chain([(module, "")], self._find_unobserved(module)):
             calls = [call for call in forward_code.find_draw_calls(part, method) if not call.host]
-            if calls and not (calls[0].gated or calls[0].optional):
+            if calls and calls[0].is_certain:
                 return part, calls
-            if calls and (modules.training_flag(part) or not calls[0].gated):
-                likely.append((part, calls))
-        return likely[0] if likely else (module, [])
+            if calls and not likely[1] and (part is module or modules.training_flag(part) or not calls[0].gated):
+                likely = part, calls
+        return likely
 
     def _find_unobserved(self, module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         """Yield the parts of a module whose code may have run without their forward being observed, with the method."""
@@ -200,7 +189,7 @@ def may_be_other_thread(module: nn.Module, calls: list[DrawCall], user_lines: Us
     """Return whether another thread may have drawn: one is active, and every call in `calls` depends on the mode."""
     if not user_lines.has_other_active_threads() or model_graphs.may_draw(module):
         return False
-    return all(call.gated or call.optional for call in calls)
+    return not any(call.is_certain for call in calls)
 
 
 def first_user_line(calls: list[DrawCall], user_lines: UserLines) -> Site | None:

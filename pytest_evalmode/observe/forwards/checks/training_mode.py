@@ -20,17 +20,6 @@ from pytest_evalmode.observe.state.fingerprint import is_tensor
 from pytest_evalmode.trace import Observation, Site
 
 
-class _HashedOnce(tuple[Observation, ...]):
-    """Observations that are the same in many forwards; their hash is computed once."""
-
-    _hash: int | None = None
-
-    def __hash__(self) -> int:
-        if self._hash is None:
-            self._hash = super().__hash__()
-        return self._hash
-
-
 @dataclass(slots=True, eq=False)
 class _Cache:
     """The observations about the modules of a tree that are in training mode, valid while `key` is equal."""
@@ -58,8 +47,7 @@ class TrainingModeCheck(ForwardCheck):
             self.window.watch.registry.name_version,
             self.window.mode_changes.change_count,
             forward.cause,
-            # Whether the mode matters depends on these.
-            (grad_flags(forward), _dropout_rates(forward.parts)) if tree.training else None,
+            grad_flags(forward) if tree.training else None,  # whether the mode matters depends on them
         )
         cache = tree.caches.get(TrainingModeCheck)
         if cache is None or cache.key != key:
@@ -83,7 +71,7 @@ class TrainingModeCheck(ForwardCheck):
         else:
             self._add([module])
         if key in training and training[key].cause is None and module is not self.forward.root:
-            cause = self.window.user_lines.find_line_inside(frame.f_back, self.forward.frame)
+            cause = self.window.user_lines.find_line(frame.f_back, self.forward.frame)
             training[key] = replace(training[key], cause=cause)
             if key in cache.observations:
                 cache.observations[key] = training[key]
@@ -95,7 +83,7 @@ class TrainingModeCheck(ForwardCheck):
     def end(self, output: object) -> Mapping[str, object]:
         cache, tree, observations = self.cache, self.forward.tree, self.forward.training.values()
         if len(observations) != len(cache.result) or not all(map(is_, observations, cache.result)):
-            cache.result = _HashedOnce(observations)
+            cache.result = tuple(observations)
         elif tree.training and not cache.settled:
             # Two forwards in a row gave the same result.  Not settled: modules that may draw in eval mode too, that
             # depend on the mode, or whose line may yet be found.
@@ -115,12 +103,6 @@ class TrainingModeCheck(ForwardCheck):
         training = self.forward.training
         added = find_training_modules(self.forward, parts, cause, why)
         training.update({key: replace(each, switched_in_forward=True) for key, each in added.items()} | training)
-
-
-def _dropout_rates(parts: list[nn.Module]) -> list[object]:
-    """Return the rates of all dropouts; modules are many and their types few."""
-    dropouts = {kind for kind in set(map(type, parts)) if issubclass(kind, modules.DROPOUTS)}
-    return [vars(part).get("p") for part in parts if type(part) in dropouts] if dropouts else []
 
 
 def find_training_modules(

@@ -206,6 +206,17 @@ def test_a_weight_that_torch_computes_before_each_forward_is_ignored(norm: Calla
     ]
 
 
+@torch.no_grad()
+def test_the_list_of_its_weights_that_a_recurrent_layer_keeps_is_ignored() -> None:
+    """It is made anew once a weight was replaced."""
+    model = nn.Sequential(nn.LSTM(4, 4), nn.Identity()).eval()
+    weights = {name: parameter + 1 for name, parameter in model.named_parameters()}
+    with watching(strict=True) as g:
+        torch.func.functional_call(model, weights, (torch.ones(2, 3, 4),))
+        model(torch.ones(2, 3, 4))
+    assert g.violations == []
+
+
 # --- state that one forward stores and the next reads
 
 

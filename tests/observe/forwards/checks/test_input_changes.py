@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +13,18 @@ from torch import nn
 
 from pytest_evalmode import guard
 from tests.nets import Net, batch, only, rules, watching
+from tests.repetitions import mark_repetitions
 from tests.strict import Transform, broken_rules, parametrize_cases
+
+both_grads = pytest.mark.parametrize("grad", mark_repetitions([torch.no_grad, torch.inference_mode], [torch.no_grad]))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _unfrozen() -> Iterator[None]:
+    """The objects that refer to a tensor are found only if the garbage collector tracks them."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
 
 
 def looped() -> list[Any]:
@@ -38,7 +50,7 @@ WRITES: dict[str, tuple[Callable[..., object], Callable[[], tuple[Any, ...]], st
 
 
 @parametrize_cases(WRITES)
-@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
+@both_grads
 def test_a_changed_input_is_reported(case: Any, grad: Callable[[], Any]) -> None:
     write, make_inputs, name = case
     inputs = make_inputs()
@@ -111,7 +123,7 @@ class Overwrites(nn.Module):
 
 
 @parametrize_cases(TEMPORARIES)
-@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
+@both_grads
 def test_a_temporary_may_be_changed(case: Call, grad: Callable[[], Any]) -> None:
     x = batch()
     with guard(strict=True), grad():
@@ -133,7 +145,7 @@ def test_a_referenced_input_in_an_assert_may_not_be_changed() -> None:
 
 
 @parametrize_cases(REFERENCED)
-@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
+@both_grads
 def test_a_referenced_input_may_not_be_changed(case: Call, grad: Callable[[], Any]) -> None:
     x = batch()
     with watching(strict=True) as g, grad():
@@ -248,7 +260,7 @@ OF_THE_USER: dict[str, Callable[[Features, torch.Tensor], object]] = {
 
 
 @parametrize_cases(INTERMEDIATE)
-@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
+@both_grads
 def test_a_method_may_change_its_own_tensors(case: Any, grad: Callable[[], Any]) -> None:
     model, x = Features().eval(), batch()
     with watching(strict=True) as g, grad():

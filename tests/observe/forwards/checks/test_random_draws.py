@@ -484,7 +484,11 @@ def test_private_generators_are_clean() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("draw", "is_reported"), [("numpy.random.rand()", True), ("numpy.random.default_rng(0).random()", False)]
+    ("draw", "is_reported"),
+    [
+        ("numpy.random.rand()", True),
+        pytest.param("numpy.random.default_rng(0).random()", False, marks=pytest.mark.repetition),
+    ],
 )
 def test_the_first_numpy_draw_of_a_process_is_reported(draw: str, is_reported: bool) -> None:
     """NumPy imports `numpy.random` when it is first used."""

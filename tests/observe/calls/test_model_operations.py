@@ -12,14 +12,14 @@ from torch.autograd import grad  # by its name, as many import it
 from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.checkpoint import checkpoint
 
-from pytest_evalmode.observe.calls import gradients
+from pytest_evalmode.observe.calls import model_operations
 from pytest_evalmode.rules import Violation
 from tests.nets import Net, batch, watching
 
 
 def line_of(function: Any, text: str) -> str:
     lines, begin = inspect.getsourcelines(function)
-    return f"test_gradients.py:{next(i for i, line in enumerate(lines, begin) if text in line)}"
+    return f"test_model_operations.py:{next(i for i, line in enumerate(lines, begin) if text in line)}"
 
 
 def violation_of(model: nn.Module, run: Any, rule: str) -> Violation:
@@ -94,7 +94,7 @@ def test_a_graph_is_searched_until_its_models_are_found(monkeypatch: pytest.Monk
 
     with watching(first, second) as g:
         output = first(images).sum()
-        monkeypatch.setattr(gradients, "node_metadata", node_metadata)
+        monkeypatch.setattr(model_operations, "node_metadata", node_metadata)
         for _ in range(3):
             grad(output, images, retain_graph=True)
         assert len(visited) == 2  # the sum and the output
@@ -106,7 +106,7 @@ def test_a_graph_is_searched_until_its_models_are_found(monkeypatch: pytest.Monk
 
 
 def test_a_graph_without_models_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradients, "node_metadata", None)
+    monkeypatch.setattr(model_operations, "node_metadata", None)
     images = batch().requires_grad_()
     with watching(Net()) as g:
         grad(images.square().sum(), images)

@@ -196,17 +196,17 @@ class Hooks(dict[int, str]):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A submodule; one that replaces another of the same type differs from it."""
+    """A submodule or tensor; one that replaces another differs from it, although both have the same text."""
 
     key: int
-    type_name: str
+    text: str
 
     def __str__(self) -> str:
-        return self.type_name
+        return self.text
 
 
 FlagValue = bool | str | Hooks | Part | None
-"""Whether something is on, a value of any other type as text, hooks, a submodule, or None for no gradient."""
+"""Whether something is on, a value of any other type as text, hooks, a submodule or tensor, or None for no gradient."""
 
 
 @dataclass(frozen=True, slots=True)

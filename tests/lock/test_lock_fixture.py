@@ -435,7 +435,8 @@ def test_two_processes_that_update_at_once_lose_nothing(pytester: pytest.Pyteste
     command = ("-q", "-p", "no:cacheprovider", UPDATE, "-k")
     with ThreadPoolExecutor() as pool:
         runs = pool.map(lambda which: forked.run_pytest(pytester.path, *command, which), ("not TestIt", "TestIt"))
-    assert [run.returncode for run in runs] == [0, 0]
+    for run in runs:
+        assert run.returncode == 0, run.stdout + run.stderr
     assert len(lock(pytester)) == 7
 
 

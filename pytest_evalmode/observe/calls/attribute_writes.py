@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import FrameType, MethodType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.compiler import is_compiling
 
@@ -18,10 +19,12 @@ from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Observer
 from pytest_evalmode.observe.source import callers
 from pytest_evalmode.observe.source.user_lines import UserLines
+from pytest_evalmode.observe.state.fingerprint import is_tensor
 from pytest_evalmode.trace import FlagValue, Leak, Part, Site
 
 _ABSENT = object()
 _MAX_LENGTH = 120
+_PLAIN_TYPES = (bool, int, float, complex, str, tuple, list, dict)
 _RESTORED_BY = "_pytest.monkeypatch"
 """The module of pytest that restores what it sets, after the window."""
 
@@ -60,7 +63,7 @@ class AttributeWrites(Observer):
             if frame.f_globals.get("__name__") == _RESTORED_BY:
                 return
             is_part = name == "forward" or isinstance(value, nn.Module)
-            if not is_part and not (value is None or isinstance(value, bool | int | float | complex | str | tuple)):
+            if not is_part and not (value is None or is_tensor(value) or isinstance(value, _PLAIN_TYPES)):
                 return
             # A library may replace a part or a forward; a plain attribute counts if the test's own code sets it.
             is_users = self._user_lines.is_user_code(frame.f_code) and not callers.is_in_module_method(frame)
@@ -103,6 +106,8 @@ def _looked_up(module: nn.Module, name: str, value: object) -> object:
 
 def _is_equal(one: object, other: object) -> bool:
     try:
+        if is_tensor(one) and is_tensor(other):
+            return one is other or torch.equal(one, other)
         return one is other or (type(one) is type(other) and bool(one == other))
     except Exception:  # tensors in a tuple
         return False
@@ -113,6 +118,8 @@ def _describe(value: object) -> FlagValue:
         return "(absent)"
     if isinstance(value, nn.Module):
         return Part(id(value), modules.type_name(value))
+    if is_tensor(value):
+        return Part(id(value), f"tensor of shape {tuple(value.shape)}")
     text = getattr(value, "__qualname__", None)
     return text if isinstance(text, str) else repr(value)[:_MAX_LENGTH]
 

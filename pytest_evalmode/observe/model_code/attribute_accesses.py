@@ -48,7 +48,10 @@ def attribute_use(module: nn.Module, attribute: str, others: Iterable[nn.Module]
     """
     own, states = _NONE, _NONE
     try:
-        for start in (*forwards_of(module), *module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+        # A forward that was replaced on the instance mostly calls that of the type.
+        replaced = [inspect.getattr_static(type(module), "forward")] if "forward" in vars(module) else []
+        hooks = *module._forward_hooks.values(), *module._forward_pre_hooks.values()
+        for start in (*forwards_of(module), *replaced, *hooks):
             if (function := _plain(start)) is None:
                 return "carried"
             own |= _Walk(type(module), attribute).function(_NONE, function)

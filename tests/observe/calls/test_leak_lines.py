@@ -20,6 +20,8 @@ class Model(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
         self.drop, self.scale = nn.Dropout(0.5), 1.0
+        self.mean, self.options = torch.zeros(2), {"k": 1}
+        self.register_buffer("table", torch.zeros(2))
         self.heads = nn.ModuleDict({"a": nn.ReLU()})
         self.kind: Any = None
         self.seen = 0
@@ -82,6 +84,14 @@ def sets_existing_attribute(model: Any, _: Guard) -> None:
     model.scale = 2.0
 
 
+def sets_a_tensor(model: Any, _: Guard) -> None:
+    model.mean = torch.ones(2)
+
+
+def sets_a_dict(model: Any, _: Guard) -> None:
+    model.options = {"k": 2}
+
+
 LEAKS: dict[Callable[[Any, Guard], object], str] = {
     replaces_forward: "Model.layers.0.forward changed from (absent) to replaces_forward.<locals>.<lambda>",
     replaces_submodule: "Model.layers.1 changed from ReLU to GELU",
@@ -90,6 +100,8 @@ LEAKS: dict[Callable[[Any, Guard], object], str] = {
     replaces_by_one_of_the_same_type: "Model.drop changed from Dropout to another Dropout",
     replaces_by_add_module: "Model.layers.1 changed from ReLU to GELU",
     sets_probability: "Model.drop.p changed from 0.5 to 0.1",
+    sets_a_tensor: "Model.mean changed from tensor of shape (2,) to another tensor of shape (2,)",
+    sets_a_dict: "Model.options changed from {'k': 1} to {'k': 2}",
     sets_new_attribute: "Model.temperature changed from (absent) to 2.0",
     sets_existing_attribute: "Model.scale changed from 1.0 to 2.0",
 }
@@ -138,6 +150,10 @@ def sets_an_equal_value(model: Any, _: Guard) -> None:
     model.scale = 1.0
 
 
+def sets_equal_tensors(model: Any, _: Guard) -> None:
+    model.mean, model.table, model.options = torch.zeros(2), torch.zeros(2), {"k": 1}
+
+
 def sets_in_pause(model: Any, g: Guard) -> None:
     with g.paused():
         model.scale = 2.0
@@ -163,6 +179,7 @@ CLEAN = [
     restores_a_submodule,
     restores_part_of_a_dict,
     sets_an_equal_value,
+    sets_equal_tensors,
     sets_in_pause,
     runs_a_method,
 ]

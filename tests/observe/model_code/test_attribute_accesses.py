@@ -240,6 +240,22 @@ class NamesItByPrefix(WritesFirst):
         return super().forward(y)
 
 
+def wrapped(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Return a function that makes a module whose forward was replaced on the instance, as accelerate does."""
+
+    def make_wrapped() -> nn.Module:
+        module: Any = make()
+        old = module.forward
+
+        def forward(*args: Any) -> Any:
+            return old(*args)
+
+        module.forward = forward
+        return module
+
+    return make_wrapped
+
+
 FRESH: dict[str, Callable[[], nn.Module]] = {
     "written first": WritesFirst,
     "written only": WritesOnly,
@@ -249,6 +265,7 @@ FRESH: dict[str, Callable[[], nn.Module]] = {
     "in a closure": InClosure,
     "by a hook": Hooked,
     "beside numbered layers": NumbersItsLayers,
+    "in a wrapped forward": wrapped(WritesFirst),
 }
 CARRIED: dict[str, Callable[[], nn.Module]] = {
     "counted": Counts,
@@ -265,6 +282,7 @@ CARRIED: dict[str, Callable[[], nn.Module]] = {
     "written elsewhere": Overwrites,
     "in a loop": ReadsOnALoop,
     "maybe by name": LooksUpAnyName,
+    "in a wrapped forward": wrapped(Counts),
     "by a prefix of its name": NamesItByPrefix,
 }
 

@@ -206,7 +206,7 @@ class Peak(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_extra_memory_is_bounded(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "SEGMENT_BYTES", 1 << 7)
+    monkeypatch.setattr(devices, "SEGMENT_BYTES", 1 << 10)
     monkeypatch.setattr(devices, "CHUNK_BYTES", 1 << 12)
     monkeypatch.setattr(devices, "SMALL_BYTES", 1 << 6)
     devices._is_exact(CPU)

@@ -146,7 +146,7 @@ class Subject:
         )
 
 
-class CannotRun(Exception):
+class CannotRunError(Exception):
     """An architecture that cannot be built or called here, with or without the guard."""
 
 
@@ -154,15 +154,15 @@ def check(architecture: Architecture) -> Result:
     """Run an architecture with and without the guard, carefully and carelessly.
 
     Raises:
-        CannotRun: The plain call failed.
+        CannotRunError: The plain call failed.
     """
     try:
         subject = Subject(architecture)
         first = subject.run()  # may fill caches of the process
     except Exception as error:
-        raise CannotRun(f"{type(error).__name__}: {error}") from error
+        raise CannotRunError(f"{type(error).__name__}: {error}") from error
     if first.error:
-        raise CannotRun(first.error)
+        raise CannotRunError(first.error)
     plain, guarded = subject.run(), subject.run(guarded={})
     strict = subject.run(guarded={"strict": True})
     training, guarded_training = subject.run(training=True), subject.run(training=True, guarded={})

@@ -21,7 +21,7 @@ Each model is built with random weights and called without the guard and with it
 forgotten `eval()`, and after a forgotten `no_grad()`. Outputs, random generators, state and the functions of torch must
 be the same bit for bit with and without the guard.
 
-| library | architectures | reported though clean | forgotten `eval()` missed | forgotten `no_grad()` missed | changed by the guard |
+| library | architectures | false alarms | missed `eval()` | missed `no_grad()` | changed by the guard |
 |---|---|---|---|---|---|
 {architectures}
 
@@ -81,7 +81,7 @@ def _kind(deviation: str) -> str:
         return "eval"
     if "no_grad()" in deviation and "missed" in deviation:
         return "no_grad"
-    return "changed" if "another result" in deviation or "left behind" in deviation else "reported"
+    return "changed" if "changes the result" in deviation or "left behind" in deviation else "reported"
 
 
 def _suite(name: str, rows: list[Row]) -> str:

@@ -6,7 +6,6 @@ import json
 import resource
 import shutil
 import subprocess
-import sys
 import tarfile
 import tomllib
 from collections import Counter

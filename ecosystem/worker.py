@@ -1,7 +1,7 @@
 """`python -m ecosystem.worker LIBRARY RESULTS`: check the architectures of a library that RESULTS does not have yet.
 
-Runs in the environment of the library.  A line is written before and after each architecture: one that crashes the process
-is known to the next call, which goes on behind it.
+Runs in the environment of the library.  A line is written before and after each architecture: one that crashes the
+process is known to the next call, which goes on behind it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(library: str, results: Path, shard: tuple[int, int]) -> None:
         results: JSON lines, appended to.
         shard: The number of this shard, from 1, and how many there are.
     """
-    from ecosystem.architectures import CannotRun, check
+    from ecosystem.architectures import CannotRunError, check
 
     warnings.simplefilter("ignore")
     known = {json.loads(line)["name"] for line in results.read_text().splitlines()} if results.exists() else set()
@@ -39,7 +39,7 @@ def main(library: str, results: Path, shard: tuple[int, int]) -> None:
             signal.alarm(SECONDS)
             try:
                 row: dict[str, Any] = check(architecture).as_row()
-            except CannotRun as error:
+            except CannotRunError as error:
                 row = {"name": architecture.name, "skipped": str(error)[:200].replace("\n", " ")}
             except TimeoutError as error:
                 row = {"name": architecture.name, "skipped": str(error)}

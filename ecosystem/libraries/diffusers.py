@@ -128,7 +128,12 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "SD3Transformer2DModel": (
         HEADS
         | {"sample_size": 16, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2}
-        | {"joint_attention_dim": 8, "caption_projection_dim": 16, "pooled_projection_dim": 8, "pos_embed_max_size": 16},
+        | {
+            "joint_attention_dim": 8,
+            "caption_projection_dim": 16,
+            "pooled_projection_dim": 8,
+            "pos_embed_max_size": 16,
+        },
         HIDDEN | {"encoder_hidden_states": TEXT, "pooled_projections": randn(1, 8)},
     ),
     "FluxTransformer2DModel": (

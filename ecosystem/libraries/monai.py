@@ -53,7 +53,14 @@ NETWORKS: dict[str, tuple[dict[str, Any], Tensor | dict[str, Tensor]]] = {
     "HighResNet": ({"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "dropout_prob": 0.1}, IMAGE),
     "HoVerNet": ({"mode": "fast", "in_channels": 3}, rand(1, 3, 256, 256)),
     "MaskedAutoEncoderViT": (
-        {"in_channels": 1, "img_size": 64, "patch_size": 16, "spatial_dims": 2, "num_layers": 2, "decoder_num_layers": 1}
+        {
+            "in_channels": 1,
+            "img_size": 64,
+            "patch_size": 16,
+            "spatial_dims": 2,
+            "num_layers": 2,
+            "decoder_num_layers": 1,
+        }
         | {"decoder_hidden_size": 48, "decoder_mlp_dim": 64, "decoder_num_heads": 4}
         | TRANSFORMER,
         IMAGE,

@@ -35,7 +35,14 @@ LENGTHS = tensor([20, 15])
 
 MODELS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...]]] = {
     "Conformer": (
-        {"input_dim": 16, "num_heads": 2, "ffn_dim": 32, "num_layers": 2, "depthwise_conv_kernel_size": 3, "dropout": 0.1},
+        {
+            "input_dim": 16,
+            "num_heads": 2,
+            "ffn_dim": 32,
+            "num_layers": 2,
+            "depthwise_conv_kernel_size": 3,
+            "dropout": 0.1,
+        },
         (randn(2, 20, 16), LENGTHS),
     ),
     "ConvTasNet": (

@@ -39,16 +39,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "levit.LeViT": {"image_size": 64, "num_classes": 5, "dim": (32, 48), "depth": 1, "heads": (2, 3)}
     | {"mlp_mult": 2, "stages": 2, "dropout": 0.1},
     "cvt.CvT": {"num_classes": 5, "dropout": 0.1},
-    "twins_svt.TwinsSVT": {"num_classes": 5, "s1_emb_dim": 8, "s2_emb_dim": 16, "s3_emb_dim": 16, "s4_emb_dim": 16}
-    | {"s1_local_patch_size": 8, "s2_local_patch_size": 2, "s3_local_patch_size": 2, "s4_local_patch_size": 1}
-    | {"s4_patch_size": 1},
     "regionvit.RegionViT": {"dim": (16, 16, 32, 32), "depth": (1, 1, 1, 1), "window_size": 2, "num_classes": 5},
-    "crossformer.CrossFormer": {"num_classes": 5, "dim": (16, 16, 32, 32), "depth": (1, 1, 1, 1)}
-    | {"global_window_size": (4, 2, 2, 1), "local_window_size": 2},
     "scalable_vit.ScalableViT": {"num_classes": 5, "dim": 16, "heads": (2, 2, 2, 2), "depth": (1, 1, 1, 1)}
     | {"ssa_dim_key": (8, 8, 8, 8), "reduction_factor": (2, 2, 1, 1), "window_size": (16, 8, None, None)},
-    "sep_vit.SepViT": {"num_classes": 5, "dim": 16, "dim_head": 8, "heads": (1, 2, 2, 2), "depth": (1, 1, 1, 1)}
-    | {"window_size": 2},
     "max_vit.MaxViT": {"num_classes": 5, "dim_conv_stem": 8, "dim": 16, "dim_head": 8, "depth": (1, 1)}
     | {"window_size": 4, "dropout": 0.1},
     "nest.NesT": {"image_size": 64, "patch_size": 4, "dim": 16, "heads": 2, "num_hierarchies": 2}
@@ -58,10 +51,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "xcit.XCiT": SIZES | BLOCKS | DROPS | {"cls_depth": 1},
     "rvt.RvT": SIZES | BLOCKS | DROPS,
     "learnable_memory_vit.ViT": SIZES | BLOCKS | DROPS,
-    "local_vit.LocalViT": SIZES | BLOCKS | DROPS,
     "parallel_vit.ViT": SIZES | BLOCKS | DROPS | {"num_parallel_branches": 2},
     "ats_vit.ViT": SIZES | BLOCKS | DROPS | {"max_tokens_per_depth": (8, 4)},
-    "es_vit.EsViTTransformer": {"num_classes": 5},
     "normalized_vit.nViT": SIZES | BLOCKS,
 }
 

@@ -244,7 +244,7 @@ def wrapped(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     """Return a function that makes a module whose forward was replaced on the instance, as accelerate does."""
 
     def make_wrapped() -> nn.Module:
-        module: Any = make()
+        module = make()
         old = module.forward
 
         def forward(*args: Any) -> Any:

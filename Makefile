@@ -8,11 +8,11 @@ demo: .venv/ready
 	@$(BIN)/python examples/digits/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not repetition"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not repetition"
 
 # All tests, and those of xdist once more with workers that are started as in a user's run, not forked.
 test-all: lint
-	$(BIN)/python -m pytest -n 2 --hypothesis-profile=many
+	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile=many
 	$(BIN)/python -m pytest -n 2 --new-processes -m xdist
 
 # The fast tests of the core: those that start no suite, process or compiler.

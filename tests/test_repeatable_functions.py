@@ -107,6 +107,13 @@ def test_these_are_repeatable(run: Callable[[], None]) -> None:
     run()
 
 
+@pytest.mark.parametrize("results", [({"a": []}, {"a": [], "b": []}), ([], {}), ([[]], [])])
+def test_another_structure_without_values_is_reported(results: tuple[Any, Any]) -> None:
+    remaining = list(results)
+    with pytest.raises(AssertionError):
+        assert_repeatable(lambda: remaining.pop(0))
+
+
 def test_a_difference_beyond_the_tolerance_is_reported() -> None:
     with pytest.raises(AssertionError, match=r"\['mean'\]\[1\]"):
         assert_repeatable(dithered, DATA, atol=1e-9)

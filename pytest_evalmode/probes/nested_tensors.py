@@ -15,7 +15,7 @@ PADDING = 3
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values in an output that are not containers, with their paths in it: `[0]['logits']`."""
+    """Yield the values in an output that are not containers, or empty ones, with their paths: `[0]['logits']`."""
     if isinstance(value, Mapping):
         items = [(f"{path}[{key!r}]", item) for key, item in value.items()]
     elif isinstance(value, list | tuple):
@@ -25,6 +25,8 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     else:
         yield path, value
         return
+    if not items:
+        yield path, value
     for name, item in items:
         yield from leaves(item, name)
 

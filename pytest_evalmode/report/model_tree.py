@@ -42,7 +42,7 @@ class _Node:
 
 
 def model_trees(trace: Trace) -> dict[str, dict[str, Any]]:
-    """Return the models with marks as nested rows with the keys `name`, `type`, `marks`, `rows` and `modules`."""
+    """Return the models with marks as nested rows: `name`, `type`, `times`, `modules`, `marks` and `rows`."""
     marks: dict[str, dict[str, list[Mark]]] = {}
     for model, path, mark in dict.fromkeys(_marks(trace)):
         marks.setdefault(model, {}).setdefault(path, []).append(mark)

@@ -75,6 +75,7 @@ def render_panel(test: Record) -> str:
 
 def _part(tests: Sequence[Record], by_name: Mapping[str, Record], prefix: str) -> dict[str, Any]:
     """Return the data of one section: root causes and the grid of tests.  Anchors begin with `prefix`."""
+    tests = sorted(tests, key=lambda test: str(test["nodeid"]))  # workers finish in any order
     shown = [_test(test, f"{prefix}{n}") for n, test in enumerate(tests)]
     anchors = {test["nodeid"]: test["anchor"] for test in shown}
     causes = [_cause(cause, by_name[cause.test], anchors) for cause in summarize_causes(tests)]

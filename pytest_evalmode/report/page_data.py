@@ -53,7 +53,7 @@ def _code(root: Path, site: Site, *, is_fixture: bool = False) -> list[Any] | No
     """
     lines = getlines(str(root / site.file))
     first = site.line if is_fixture else max(1, site.line - CONTEXT_LINES)
-    shown = lines[first - 1 :]
+    shown = lines[first - 1 : site.line + (_MAX_FIXTURE_LINES - 1 if is_fixture else CONTEXT_LINES)]
     with suppress(SyntaxError, TokenError):
-        shown = getblock(shown)[:_MAX_FIXTURE_LINES] if is_fixture else shown[: site.line + CONTEXT_LINES - first + 1]
+        shown = getblock(lines[first - 1 :])[: len(shown)] if is_fixture else shown
     return [first, [line.rstrip("\r\n")[:_MAX_WIDTH] for line in shown]] if lines else None

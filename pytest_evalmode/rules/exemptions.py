@@ -86,7 +86,8 @@ def add_near_misses(violation: Violation, segments: PolicySegments) -> Violation
 
 def _nearest(glob: str, paths: Iterable[str]) -> str | None:
     """Return the path that resembles a glob most, as a whole or by its last component, or None."""
-    paths_by_name = {name: path for path in paths for name in (path, path.rpartition(".")[2])}
+    paths = list(paths)  # of several with the same last component, the first
+    paths_by_name = {path.rpartition(".")[2]: path for path in reversed(paths)} | {path: path for path in paths}
     nearest = get_close_matches(glob.strip("*."), paths_by_name, n=1, cutoff=0.5)
     return paths_by_name[nearest[0]] if nearest else None
 

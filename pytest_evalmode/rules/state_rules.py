@@ -42,10 +42,10 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
         of_model = [change for change in changes if change.model == model]
         writes = [] if step or backward else [write for write in trace.writes if write.at and model in write.models]
         weights = [change for change in of_model if not change.buffer]
-        cause = next((write for write in writes if any(_explains(write, change) for change in weights)), None)
+        causes = [write for write in writes if any(_explains(write, change) for change in weights)]
         groups: dict[ModelOperation | None, list[TensorChange]] = {}
         for change in of_model:
-            groups.setdefault(cause if cause and _explains(cause, change) else None, []).append(change)
+            groups.setdefault(next((write for write in causes if _explains(write, change)), None), []).append(change)
         for write, group in groups.items():
             violation = next(_mutations(group))
             has_weights = any(not change.buffer for change in group)
@@ -162,12 +162,15 @@ def state_drifted(trace: Trace) -> Iterator[Violation]:
         names = tuple(f"torch {change.name}" if is_global else change.name for change in drift.changes)
         texts = [describe_change(change) for change in drift.changes]
         first = drift.changes[0]
-        values = f" from {first.before} to {first.after}" if isinstance(first, Leak) and len(names) == 1 else ""
+        changed = f"{first_and_more(names)} changed"
+        if isinstance(first, Leak):
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            changed = f"{names[0]} changed from {first.before} to {first.after}{more}"
         yield Violation(
             model=drift.model,
             subjects=names,
             message=f"{first_and_more(names)} changed since the last guarded test",
-            finding=f"{first_and_more(names)} changed{values} after {drift.last_seen_by} ended; {_run_since(drift)}",
+            finding=f"{changed} after {drift.last_seen_by} ended; {_run_since(drift)}",
             remedy="set it in a context manager, or in a fixture that restores it" if is_global else "",
             count=len(names),
             details={

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import suppress
 from importlib.util import find_spec
 from keyword import iskeyword
 from pathlib import Path, PurePosixPath
@@ -180,6 +181,8 @@ def _parse_baseline(text: str) -> KnownViolations:
 def _is_writable(path: Path) -> bool:
     """Return whether a file can be written at a path, as far as this can be checked without creating it."""
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
         folder = next(folder for folder in path.parents if folder.exists())
         return folder.is_dir() and not path.is_dir()
     except (OSError, ValueError):  # a path too long for the file system, a null byte

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 GUARD: pytest.StashKey[Guard] = pytest.StashKey()
 """The guard of a test, from its setup to its teardown."""
+MARKS: pytest.StashKey[list[pytest.Mark]] = pytest.StashKey()
+"""The marks that the guard of a test was configured by."""
 RUNNING_ITEM: pytest.StashKey[pytest.Item | None] = pytest.StashKey()
 """On the config: the test whose call is running."""
 DROPPED_COUNT: pytest.StashKey[int] = pytest.StashKey()

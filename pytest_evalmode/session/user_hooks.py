@@ -84,8 +84,10 @@ def collect_custom_rules(hooks: Any) -> tuple[Rule, ...]:
     for result in hook():
         added = list(result) if isinstance(result, Iterable) else [None]
         for rule in added:
-            if not isinstance(rule, Rule) or rule.name in (*RULE_NAMES, *(other.name for other in rules)):
-                raise _invalid(hook, result, "an iterable of rules with unique names")
+            if not isinstance(rule, Rule):
+                raise _invalid(hook, result, "an iterable of rules")
+            if rule.name in (*RULE_NAMES, *(other.name for other in rules)):
+                raise _invalid(hook, result, f"rules with unique names, but {rule.name!r} is taken")
             rules.append(rule)
     return tuple(rules)
 

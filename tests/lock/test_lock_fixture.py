@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
+import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_evalmode.lock.lock_folder import write_lock
-from tests import forked, suites
+from tests import suites
 
 UPDATE = "--evalmode-update-lock"
 KINDS_OF_FILES = ("lock.json", "safetensors")
@@ -429,14 +428,16 @@ def test_exact(evalmode_lock):
     suites.run(pytester, "-k", "test_exact").stdout.fnmatch_lines(["*outputs-changed*600 of 600 samples differ*"])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
 def test_two_processes_that_update_at_once_lose_nothing(pytester: pytest.Pytester) -> None:
     suites.write(pytester, PARAMETRIZED)
-    command = ("-q", "-p", "no:cacheprovider", UPDATE, "-k")
-    with ThreadPoolExecutor() as pool:
-        runs = pool.map(lambda which: forked.run_pytest(pytester.path, *command, which), ("not TestIt", "TestIt"))
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", UPDATE, "-k")
+    runs = [
+        pytester.popen([*command, which], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for which in ("not TestIt", "TestIt")
+    ]
     for run in runs:
-        assert run.returncode == 0, run.stdout + run.stderr
+        output, _ = run.communicate()
+        assert run.returncode == 0, output
     assert len(lock(pytester)) == 7
 
 

@@ -135,6 +135,12 @@ def test_an_exemption_that_matches_nothing_gets_a_note_with_the_nearest_name() -
     )
 
 
+def test_the_nearest_name_is_the_first_that_is_spelled_so() -> None:
+    dropped = calls(call(training=(observed("dropout", "Dropout"), observed("block.dropout", "Dropout"))))
+    (note,) = notes(dropped, Policy(train=("dropot",)))
+    assert note.endswith('did you mean "dropout"?')
+
+
 @pytest.mark.parametrize("glob", ["bn", "head", "*norm*"])
 def test_an_exemption_that_matches_or_resembles_nothing_gets_no_note(glob: str) -> None:
     """`head` is only part of the name of a tensor, and resembles none of the names."""

@@ -72,6 +72,12 @@ def test_a_policy_hook_applies_to_its_directory(pytester: pytest.Pytester) -> No
     }
 
 
+def test_the_hooks_run_once_per_test(pytester: pytest.Pytester) -> None:
+    conftest(pytester, "def pytest_evalmode_policy(item, policy):\n    print('policy of', item.name)\n")
+    inner(pytester, DROPOUT)
+    assert str(run(pytester, "-s").stdout).count("policy of test_dropout") == 1
+
+
 def test_a_policy_may_be_stricter_than_the_mark(pytester: pytest.Pytester) -> None:
     write(pytester, DROPOUT.replace("inference", 'inference(train="drop")'))
     conftest(
@@ -396,7 +402,9 @@ def test_an_invalid_result_under_xdist(pytester: pytest.Pytester) -> None:
 def test_two_plugins_with_rules_of_the_same_name(pytester: pytest.Pytester) -> None:
     hook = "pytest_evalmode_rules()"
     write_invalid_hook(pytester, hook, "[nets.rule_named('edge')]", "[nets.rule_named('edge')]")
-    assert "errors" in run(pytester).parseoutcomes()
+    result = run(pytester)
+    assert "errors" in result.parseoutcomes()
+    result.stdout.fnmatch_lines(["*; expected rules with unique names, but 'edge' is taken"])
 
 
 def test_a_hook_that_raises_is_reported_with_its_line(pytester: pytest.Pytester) -> None:

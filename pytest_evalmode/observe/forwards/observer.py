@@ -20,7 +20,7 @@ from pytest_evalmode.observe.calls.mode_changes import ModeChanges
 from pytest_evalmode.observe.calls.timeline import Timeline
 from pytest_evalmode.observe.forwards import model_expressions, unregistered_modules
 from pytest_evalmode.observe.forwards.checks.attribute_changes import AttributeChangeCheck
-from pytest_evalmode.observe.forwards.checks.autograd import AutogradCheck, output_nodes
+from pytest_evalmode.observe.forwards.checks.autograd import AutogradCheck
 from pytest_evalmode.observe.forwards.checks.batch_statistics import BatchStatisticsCheck
 from pytest_evalmode.observe.forwards.checks.check import ForwardCheck
 from pytest_evalmode.observe.forwards.checks.hook_changes import HookChangeCheck
@@ -30,7 +30,6 @@ from pytest_evalmode.observe.forwards.checks.training_mode import TrainingModeCh
 from pytest_evalmode.observe.forwards.checks.unregistered import UnregisteredModuleCheck
 from pytest_evalmode.observe.forwards.context import RAISED, CheckContext, ForwardContext
 from pytest_evalmode.observe.forwards.tree_cache import GRAPH_TYPES, TreeCache
-from pytest_evalmode.observe.model_code.forward_code import module_traits
 from pytest_evalmode.observe.models.mode_dependence import is_mode_dependent
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Observer, Patch, module_call
@@ -212,12 +211,9 @@ class ForwardObserver(Observer):
             return None
         owner, owner_frame = callers.find_calling_model(module, frame, user_lines)
         parts, tree = self._trees.look_up(module)
-        is_called_by_method = owner is not module
-        if is_called_by_method and not (
-            tree.may_draw or any(map(_may_matter, parts)) or output_nodes((args, kwargs), ((), {}))
-        ):
-            # It may compute a weight, as in a property: `softplus(self.raw_scale)` is not a forward of the model.
-            owner, owner_frame = module, frame
+        if owner is not module and not tree.may_draw and not any(map(_has_state_or_mode, parts)):
+            # A property may compute a weight: `softplus(self.raw_scale)` is not a forward of the model.
+            owner, owner_frame = (module, frame) if callers.is_in_property(frame, owner_frame) else (owner, owner_frame)
         caller = user_lines.find_caller(owner_frame.f_back)
         if caller.by_tracer or (owner is not module and user_lines.find_caller(frame.f_back).by_tracer):
             return None
@@ -233,7 +229,7 @@ class ForwardObserver(Observer):
             self._timeline.add_forward(model)
         with self._lock:
             model.forwards += model.is_model
-            self.forward_count += model.is_model or len(parts) > 1 or is_called_by_method
+            self.forward_count += model.is_model or len(parts) > 1
         is_lazy = model.has_uninitialized()
         return ForwardContext(
             window=self._context,
@@ -296,11 +292,9 @@ def _overriding(check_types: tuple[type[ForwardCheck], ...], name: str) -> tuple
     return tuple(i for i, check_type in enumerate(check_types) if method(check_type) is not method(ForwardCheck))
 
 
-def _may_matter(part: nn.Module) -> bool:
-    """Return whether a module has tensors, may write to one or set attributes, depends on the mode or is a graph."""
-    if isinstance(part, GRAPH_TYPES) or modules.has_own_tensors(part) or is_mode_dependent(part):
-        return True
-    return module_traits(part).may_write
+def _has_state_or_mode(part: nn.Module) -> bool:
+    """Return whether a module has tensors, depends on the mode, or is a graph, which may do either."""
+    return isinstance(part, GRAPH_TYPES) or modules.has_own_tensors(part) or is_mode_dependent(part)
 
 
 def _is_model_argument(forward: ForwardContext, module: nn.Module) -> bool:

@@ -44,8 +44,6 @@ class Traits:
     """It names a function that draws random numbers."""
     disables_grad: bool
     """It disables autograd itself."""
-    may_write: bool
-    """It sets attributes, of itself or of another object, or may write to a tensor in place."""
 
 
 _traits: WeakKeyDictionary[type[nn.Module], tuple[list[ref[FunctionType] | None], Traits]] = WeakKeyDictionary()
@@ -150,11 +148,10 @@ def forwards_of(module: nn.Module) -> list[Any]:
 
 def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
     names: set[str] = set()
-    may_draw = disables_grad = may_write = False
+    may_draw = disables_grad = False
     for function in chain.from_iterable(_reachable(owner, forward) for forward in forwards):
         names |= _names(function.__code__)
         may_draw |= mentions_draw(function.__code__) or _builds_module(function)
-        may_write |= any(map(_is_write, dis.get_instructions(function.__code__)))
         # A context manager used as a decorator runs in a wrapper defined in torch/utils/_contextlib.py.
         disables_grad |= function.__code__.co_filename.endswith("_contextlib.py")
     return Traits(
@@ -163,17 +160,7 @@ def _read(owner: type[nn.Module], *forwards: Any) -> Traits:
         # Torch's own layers use no_grad() only to initialize their weights.
         disables_grad=not python_module(owner).startswith("torch.nn.")
         and (disables_grad or not names.isdisjoint(_NO_GRAD)),
-        may_write=may_write or any(map(_is_in_place, names)),
     )
-
-
-def _is_write(step: dis.Instruction) -> bool:
-    """Return whether an instruction is one of `a.b = x`, `a[i] = x` and `a += x`."""
-    return step.opname in {"STORE_ATTR", "STORE_SUBSCR"} or (step.opname == "BINARY_OP" and step.argrepr.endswith("="))
-
-
-def _is_in_place(name: str) -> bool:
-    return name == "inplace" or (name.endswith("_") and not name.endswith("__"))
 
 
 def _builds_module(function: FunctionType) -> bool:

@@ -9,7 +9,7 @@ import sys
 from bdb import Bdb
 from collections.abc import Iterator
 from functools import lru_cache
-from inspect import CO_OPTIMIZED
+from inspect import CO_OPTIMIZED, getattr_static
 from types import CodeType, FrameType
 from typing import TypeGuard
 
@@ -45,6 +45,23 @@ def find_calling_model(module: nn.Module, frame: FrameType, user_lines: UserLine
             break
         caller = caller.f_back
     return model, model_frame
+
+
+def is_in_property(frame: FrameType, end: FrameType) -> bool:
+    """Return whether a property was read or set on the call stack from `frame` outwards to `end`."""
+    caller = frame
+    while caller is not end and caller.f_back is not None:
+        caller = caller.f_back
+        if _is_property(caller):
+            return True
+    return False
+
+
+def _is_property(frame: FrameType) -> bool:
+    """Return whether a frame runs the getter or setter of a property."""
+    if not frame.f_code.co_argcount or is_debugged(frame):
+        return False
+    return isinstance(getattr_static(type(_self_of(frame)), frame.f_code.co_name, None), property)
 
 
 def is_inside_init(frame: FrameType) -> bool:

@@ -154,7 +154,9 @@ def shorten_report(report: pytest.TestReport, error: BaseException, style: str, 
     is_ours = isinstance(error, HygieneViolation | HygieneError | EvalModeWarning)
     if style == "line":  # prints `crash`, and would print our message or note below it
         for entry in longrepr.reprtraceback.reprentries:
-            entry.lines = [] if is_ours else "\n".join(entry.lines).partition(NOTE_HEADING.strip())[0].split("\n")
+            entry.lines = (
+                [] if is_ours else "\n".join(entry.lines).partition(NOTE_HEADING.strip())[0].rstrip().split("\n")
+            )
     if not is_ours:
         return
     crash.message = crash.message.partition("\n")[0]

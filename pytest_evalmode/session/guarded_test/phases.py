@@ -17,7 +17,7 @@ from pytest_evalmode.session.guarded_test.outcome import (
 from pytest_evalmode.session.guarded_test.unittest_cases import pause_in_setup_methods, testcase_exception
 from pytest_evalmode.session.guarded_test.user_properties import add_record, add_suggestion
 from pytest_evalmode.session.settings import SETTINGS
-from pytest_evalmode.session.stash import GUARD, RUNNING_ITEM
+from pytest_evalmode.session.stash import GUARD, MARKS, RUNNING_ITEM
 
 if TYPE_CHECKING:
     from pluggy import Result
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 def prepare(item: pytest.Item) -> None:
     """Create the guard of a test, a new one for each rerun.  Fails the test if its marks are invalid."""
     item.stash[GUARD] = new_guard(item)
+    item.stash[MARKS] = _marks(item)
+
+
+def _marks(item: pytest.Item) -> list[pytest.Mark]:
+    return list(item.iter_markers(item.config.stash[SETTINGS].marker))
 
 
 def guard_of(item: pytest.Item) -> Guard:
@@ -50,7 +55,8 @@ def begin(item: pytest.Item) -> None:
     if GUARD not in item.stash:
         prepare(item)
     guard = item.stash[GUARD]
-    guard.window.policy = policy_and_rules_of(item)[0]
+    if item.stash[MARKS] != _marks(item):
+        guard.window.policy = policy_and_rules_of(item)[0]
     pause_in_setup_methods(guard, item)
     _open(guard, item)
 

@@ -223,6 +223,16 @@ def test_the_line_that_wrote_to_a_whole_model_is_reported(change: Callable[[nn.M
     assert f"call {'load_state_dict' if change is load else 'double'}() before" in violation.remedy
 
 
+def test_each_of_two_writes_is_reported_with_its_line() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    with torch.no_grad(), watching() as g:
+        model(batch())
+        model[0].load_state_dict(nn.Linear(4, 4).state_dict())
+        model[1].double()
+    lines = [violation.since.source for violation in g.violations if violation.since]
+    assert lines == ["model[0].load_state_dict(nn.Linear(4, 4).state_dict())", "model[1].double()"]
+
+
 @pytest.mark.parametrize("others", [(), (load,), (convert,)])
 def test_no_line_is_guessed_for_a_write_to_one_tensor(others: tuple[Callable[[nn.Module], None], ...]) -> None:
     model = Net().eval()

@@ -167,6 +167,8 @@ class Kernel(nn.Module):
         super().__init__()
         self.raw_scale = nn.Parameter(torch.zeros(5))
         self.transform = nn.Softplus()
+        self.register_buffer("calls", torch.zeros(1))
+        self.calls: Tensor
         self.head = nn.Linear(5, 2)
 
     @property
@@ -174,13 +176,22 @@ class Kernel(nn.Module):
         positive: Tensor = self.transform(self.raw_scale)
         return positive
 
-    def set_scale(self, raw: Tensor) -> None:
+    @scale.setter
+    def scale(self, raw: Tensor) -> None:
+        self._check_and_set(raw)
+
+    def _check_and_set(self, raw: Tensor) -> None:
         if not (self.transform(raw) > 0).all():
             raise ValueError("out of bounds")
         self.raw_scale.data.copy_(raw)
 
     def encode(self, x: Tensor) -> Tensor:
         y: Tensor = self.transform(x * self.raw_scale)
+        return y
+
+    def count(self, x: Tensor) -> Tensor:
+        y = self.encode(x)
+        self.calls += 1
         return y
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,8 +205,8 @@ def test_a_weight_that_a_property_computes_is_not_a_forward(grad: bool, strict: 
     with watching(strict=strict) as g:
         model = Kernel().eval()
         with torch.set_grad_enabled(grad):
-            model.set_scale(model.scale.detach() + 1)
-            model.set_scale(model.scale.detach() + 1)
+            model.scale = model.scale.detach() + 1
+            model.scale = model.scale.detach() + 1
         with torch.no_grad():
             model(X)
     assert g.violations == []
@@ -205,7 +216,7 @@ def test_a_change_after_the_first_forward_is_still_reported() -> None:
     with watching() as g, torch.no_grad():
         model = Kernel().eval()
         model(X)
-        model.set_scale(model.scale + 1)
+        model.scale = model.scale + 1
     assert only(g, "state-mutated").subjects == ("Kernel.raw_scale",)
 
 
@@ -213,6 +224,13 @@ def test_a_method_that_uses_weights_is_a_forward_although_it_runs_a_module_witho
     with watching() as g:
         Kernel().eval().encode(X)
     assert only(g, "grad-mode").model == "Kernel"
+
+
+@torch.no_grad()
+def test_what_such_a_method_writes_is_reported() -> None:
+    with watching() as g:
+        Kernel().eval().count(X)
+    assert only(g, "state-mutated").subjects == ("Kernel.calls",)
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ device: .venv/ready
 
 # Public architectures and test suites, compared with the record: `make ecosystem ONLY=timm,zuko` for some of them.
 ecosystem: .venv/ready
-	@$(BIN)/python -m ecosystem $(if $(ONLY),--only $(ONLY)) $(if $(SHARD),--shard $(SHARD))
+	@$(BIN)/python -m ecosystem $(if $(ONLY),--only $(ONLY)) $(if $(SHARD),--shard $(SHARD)) $(if $(ACCEPT),--accept)
 
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir .venv/site

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -38,28 +38,41 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Run:
-    """What one call left behind; `error` is the text of the exception that it raised."""
+    """What one call left behind.
+
+    Attributes:
+        outputs: Fingerprint of the outputs.
+        error: The text of the exception that the call raised.
+        generator: Fingerprint of torch's generator after the call.
+        changes: Fingerprint of the saved tensors that the call changed; empty if there are none.
+        drew: Whether the call drew from the generator.
+        requires_grad: Whether an output requires grad.
+        functions: The functions of torch after the call.
+        rules: The rules that the guard says were broken.
+        seconds: Processor time.
+    """
 
     outputs: str
     error: str
     generator: str
-    state: str
-    state_before: str
-    generator_before: str
+    changes: str
+    drew: bool
     requires_grad: bool
     functions: tuple[int, ...]
     rules: frozenset[str]
-    seconds: float = field(compare=False)
+    seconds: float
 
     @property
     def effects(self) -> tuple[str, str, str]:
         """What a change of the mode would change."""
-        return self.outputs + self.error, self.generator, self.state
+        return self.outputs + self.error, self.generator, self.changes
 
 
 @dataclass(frozen=True)
 class Result:
     """What the guard says of an architecture, and where that differs from a run without the guard.
+
+    The defaults are what the guard says of most architectures.
 
     Attributes:
         clean: Rules broken in eval mode without autograd.
@@ -72,17 +85,17 @@ class Result:
     """
 
     name: str
-    clean: list[str]
-    strict: list[str]
-    training: list[str]
-    recording: list[str]
-    deviations: list[str]
-    plain_seconds: float
-    guarded_seconds: float
+    clean: tuple[str, ...] = ()
+    strict: tuple[str, ...] = ()
+    training: tuple[str, ...] = ("train-mode",)
+    recording: tuple[str, ...] = ("grad-mode",)
+    deviations: tuple[str, ...] = ()
+    plain_seconds: float = 0
+    guarded_seconds: float = 0
 
     def as_row(self) -> dict[str, Any]:
-        """Return the fields that are not empty."""
-        return {name: value for name, value in asdict(self).items() if value or name == "name"}
+        """Return the fields that differ from their defaults."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
 
 
 class Subject:
@@ -121,9 +134,8 @@ class Subject:
         model, inputs = self._copy(), copy.deepcopy(self._inputs)
         with suppress(NotImplementedError):  # an exported graph has no mode
             model.train(training)
-        state_before = fingerprint(model.state_dict())
         seed()
-        generator_before = fingerprint(torch.get_rng_state())
+        generator = torch.get_rng_state()
         observer: AbstractContextManager[Guard | None] = nullcontext() if guarded is None else guard(**guarded)
         g, outputs, text, start = None, None, "", time.process_time()
         try:
@@ -136,9 +148,8 @@ class Subject:
             outputs=fingerprint(outputs),
             error=text,
             generator=fingerprint(torch.get_rng_state()),
-            state=fingerprint(model.state_dict()),
-            state_before=state_before,
-            generator_before=generator_before,
+            changes=changes(self._model.state_dict(), model.state_dict()),
+            drew=not torch.equal(generator, torch.get_rng_state()),
             requires_grad=any(tensor.requires_grad for tensor in tensors(outputs)),
             functions=functions(),
             rules=frozenset(violation.rule for violation in g.violations) if g else frozenset(),
@@ -170,9 +181,9 @@ def check(architecture: Architecture) -> Result:
     again = subject.run()
 
     expected = {"batch-stats"} if subject.has_untracked_norm else set[str]()
-    if plain.generator != plain.generator_before:
+    if plain.drew:
         expected.add("random-forward")
-    if plain.state != plain.state_before:
+    if plain.changes:
         expected.add("state-mutated")
     deviations = [
         *(f"{rule} without a cause" for rule in sorted(guarded.rules - expected)),
@@ -198,11 +209,11 @@ def check(architecture: Architecture) -> Result:
         deviations.append("a patched function was left behind")
     return Result(
         name=architecture.name,
-        clean=sorted(guarded.rules),
-        strict=sorted(strict.rules - guarded.rules),
-        training=sorted(guarded_training.rules),
-        recording=sorted(guarded_recording.rules),
-        deviations=deviations,
+        clean=tuple(sorted(guarded.rules)),
+        strict=tuple(sorted(strict.rules - guarded.rules)),
+        training=tuple(sorted(guarded_training.rules)),
+        recording=tuple(sorted(guarded_recording.rules)),
+        deviations=tuple(deviations),
         plain_seconds=round(plain.seconds + training.seconds + recording.seconds, 4),
         guarded_seconds=round(guarded.seconds + guarded_training.seconds + guarded_recording.seconds, 4),
     )
@@ -233,6 +244,23 @@ def tensors(value: object, depth: int = 8) -> Iterator[Tensor]:
             parts = vars(value).values()
         for part in parts:
             yield from tensors(part, depth - 1)
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return a fingerprint of what differs between two state dicts; empty if nothing does."""
+    digest = hashlib.blake2b(digest_size=16)
+    differing = [name for name in sorted({**before, **after}) if not _same(before.get(name), after.get(name))]
+    for name in differing:
+        digest.update(f"{name} {fingerprint(after.get(name))}".encode())
+    return digest.hexdigest() if differing else ""
+
+
+def _same(before: object, after: object) -> bool:
+    """Return whether two values have the same tensors; equal tensors need no fingerprint."""
+    with suppress(Exception):  # lazy, quantized and wrapped tensors cannot be compared
+        if isinstance(before, Tensor) and isinstance(after, Tensor) and torch.equal(before, after):
+            return before.dtype == after.dtype
+    return fingerprint(before) == fingerprint(after)
 
 
 def fingerprint(value: object) -> str:

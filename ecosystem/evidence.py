@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from ecosystem import record
 from ecosystem.environments import ROOT
@@ -17,16 +18,22 @@ record in `ecosystem/record`, and `make ecosystem` compares the record with what
 
 ## Architectures
 
-Each model is built with random weights and called without the guard and with it: in eval mode without autograd, after a
-forgotten `eval()`, and after a forgotten `no_grad()`. Outputs, random generators, state and the functions of torch must
-be the same bit for bit with and without the guard.
+{ran} architectures of {libraries} libraries, with random weights. Each is called without the guard and with it: in eval
+mode without autograd, after a forgotten `eval()`, and after a forgotten `no_grad()`. A run without the guard shows what
+the guard must report: whether outputs, random generators or saved tensors change, and whether an output requires grad.
+Outputs, generators, saved tensors and the functions of torch must be the same bit for bit with the guard.
 
-| library | architectures | false alarms | missed `eval()` | missed `no_grad()` | changed by the guard |
-|---|---|---|---|---|---|
+| library | architectures | not clean by design | strict | false alarms | missed | changed by the guard | skipped |
+|---|---|---|---|---|---|---|---|
 {architectures}
 
-A model that is not clean in eval mode, because it samples or keeps statistics by design, is not counted as clean:
-{by_design} architectures. Each deviation has a review in the record.
+- *Not clean by design*: in eval mode, the model draws random numbers, changes what it saves or uses the statistics of
+  the batch. The run without the guard shows the same.
+- *Strict*: only `--evalmode-strict` reports the model in eval mode.
+- *False alarms* and *missed*: the guard and the run without it disagree. The reasons are listed below.
+- *Skipped*: the model cannot be built or called without downloads, other packages or more time.
+
+{deviations}
 
 ## Test suites
 
@@ -36,52 +43,83 @@ Every test of a project is guarded. The outcomes with the plugin off and with `-
 |---|---|---|---|---|---|---|
 {suites}
 
-## What was found
-
 {causes}
 
 ## Run it again
 
 ```console
-$ make ecosystem                     # everything: some hours on two cores
-$ make ecosystem ONLY="zuko timm"    # some of it
+$ make ecosystem                    # everything
+$ make ecosystem ONLY=zuko,timm     # some of it
+$ make ecosystem SHARD=1/4          # one of four parts
+$ make ecosystem ACCEPT=1           # also write the record and this page
 ```
 
-Environments, sources and results are kept in `.ecosystem/`. What has run with the same code of the package is not run
-again. The output is Markdown: what is new, what is gone, and the processor time.
+Environments, sources and results are kept in `.ecosystem/`. What has run with the same code is not run again. The
+output is Markdown: what is new, what is gone, and the processor time.
 """
 
 
 def write() -> None:
     """Write the page."""
-    files = {path.stem: record.load(path) for path in sorted(record.FOLDER.glob("*.jsonl"))}
+    PAGE.write_text(render({path.stem: record.load(path) for path in sorted(record.FOLDER.glob("*.jsonl"))}))
+
+
+def render(files: Mapping[str, list[Row]]) -> str:
+    """Return the page.
+
+    Args:
+        files: The rows of each file of the record; the names of suites start with `suite-`.
+    """
     libraries = {name: rows for name, rows in files.items() if not name.startswith("suite-")}
     suites = {name.removeprefix("suite-"): rows for name, rows in files.items() if name.startswith("suite-")}
-    by_design = sum(bool(row.get("clean")) for rows in libraries.values() for row in rows)
+    ran = sum("skipped" not in row for rows in libraries.values() for row in rows)
     found = Counter(row["rule"] for rows in suites.values() for row in rows if row.get(REVIEW, "").startswith("true"))
-    PAGE.write_text(
-        TEXT.format(
-            architectures="\n".join(_architectures(name, rows) for name, rows in libraries.items()),
-            by_design=by_design,
-            suites="\n".join(_suite(name, rows) for name, rows in suites.items()),
-            causes="\n".join(f"- `{rule}`: {count} causes" for rule, count in found.most_common()) or "Nothing yet.",
-        )
+    total = [sum(column) for column in zip(*map(_cells, libraries.values()), strict=True)]
+    return TEXT.format(
+        ran=ran,
+        libraries=len(libraries),
+        architectures="\n".join(
+            [*(_line(name, _cells(rows)) for name, rows in libraries.items()), _line("all", total)]
+        ),
+        deviations="\n".join(_deviations(libraries)) or "The guard and the runs without it agree everywhere.",
+        suites="\n".join(_suite(name, rows) for name, rows in suites.items()),
+        causes="\n".join(f"- `{rule}`: {count} causes" for rule, count in found.most_common()),
     )
 
 
-def _architectures(name: str, rows: list[Row]) -> str:
-    deviations = Counter(_kind(deviation) for row in rows for deviation in row.get("deviations", ()))
-    ran = sum("error" not in row for row in rows)
-    cells = [deviations[kind] for kind in ("reported", "eval", "no_grad", "changed")]
-    return f"| {name} | {ran} | " + " | ".join(map(str, cells)) + " |"
+def _line(name: str, cells: list[int]) -> str:
+    return f"| {name} | " + " | ".join(map(str, cells)) + " |"
+
+
+def _cells(rows: list[Row]) -> list[int]:
+    kinds = Counter(_kind(deviation) for row in rows for deviation in row.get("deviations", ()))
+    skipped = sum("skipped" in row for row in rows)
+    return [
+        len(rows) - skipped,
+        sum("clean" in row and "deviations" not in row for row in rows),
+        sum("strict" in row and "clean" not in row for row in rows),
+        kinds["alarm"],
+        kinds["missed"],
+        kinds["changed"],
+        skipped,
+    ]
+
+
+def _deviations(libraries: Mapping[str, list[Row]]) -> list[str]:
+    """Return a line for each reason of a deviation."""
+    reasons = Counter(
+        (name, deviation, row.get(REVIEW, "not reviewed yet"))
+        for name, rows in libraries.items()
+        for row in rows
+        for deviation in row.get("deviations", ())
+    )
+    return [f"- {name} ({count}): {text}. {review}" for (name, text, review), count in sorted(reasons.items())]
 
 
 def _kind(deviation: str) -> str:
-    if "eval()" in deviation:
-        return "eval"
-    if "no_grad()" in deviation and "missed" in deviation:
-        return "no_grad"
-    return "changed" if "changes the result" in deviation or "left behind" in deviation else "reported"
+    if "missed" in deviation:
+        return "missed"
+    return "alarm" if "without a cause" in deviation or "falsely" in deviation else "changed"
 
 
 def _suite(name: str, rows: list[Row]) -> str:
@@ -91,4 +129,4 @@ def _suite(name: str, rows: list[Row]) -> str:
     verdicts = Counter(row.get(REVIEW, "").partition(":")[0] for row in violations)
     count = sum(row["count"] for row in violations)
     cells = [total["tests"], changed, count, verdicts["true"], verdicts["false"], verdicts["debatable"]]
-    return f"| {name} {total['version']} | " + " | ".join(map(str, cells)) + " |"
+    return _line(f"{name} {total['version']}", cells)

@@ -7,14 +7,21 @@ process is known to the next call, which goes on behind it.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
+import time
 import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-SECONDS = 180
+SECONDS = 60
+"""The processor time that one architecture may take."""
+
+
+class TooLongError(BaseException):
+    """An architecture takes too long; no code of a model or of the guard catches this."""
 
 
 def main(library: str, results: Path, shard: tuple[int, int]) -> None:
@@ -35,21 +42,28 @@ def main(library: str, results: Path, shard: tuple[int, int]) -> None:
             if index % count != number - 1 or architecture.name in known:
                 continue
             print(json.dumps({"name": architecture.name, "deviations": ["the process crashed"]}), file=file)
-            signal.signal(signal.SIGALRM, _too_long)
-            signal.alarm(SECONDS)
+            start = time.process_time()
+            signal.signal(signal.SIGPROF, _too_long)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             try:
                 row: dict[str, Any] = check(architecture).as_row()
             except CannotRunError as error:
-                row = {"name": architecture.name, "skipped": str(error)[:200].replace("\n", " ")}
-            except TimeoutError as error:
+                row = {"name": architecture.name, "skipped": shortened(str(error))}
+            except TooLongError as error:
                 row = {"name": architecture.name, "skipped": str(error)}
             finally:
-                signal.alarm(0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
+            row["seconds"] = round(time.process_time() - start, 2)
             print(json.dumps(row), file=file)
 
 
+def shortened(text: str) -> str:
+    """Return the first words of a message, without what differs from process to process."""
+    return " ".join(re.sub(r"0x[0-9a-f]+|/\S+/", "", text).split())[:80]
+
+
 def _too_long(*args: object) -> None:
-    raise TimeoutError(f"more than {SECONDS} s")
+    raise TooLongError(f"more than {SECONDS} s of processor time")
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def _architectures(name: str, number: int, count: int) -> tuple[list[Row], dict[
     interpreter = python(import_module(f"ecosystem.libraries.{name}").REQUIREMENTS)
     results = _results("ecosystem/architectures.py", "ecosystem/inputs.py", module) / f"{name}.jsonl"
     results.parent.mkdir(parents=True, exist_ok=True)
-    command = [interpreter, "-m", "ecosystem.worker", name, results, f"{number}/{count}"]
+    command = [str(interpreter), "-m", "ecosystem.worker", name, str(results), f"{number}/{count}"]
     progress = -1
     while subprocess.run(command, cwd=WORK, env=variables(), stdout=sys.stderr, check=False).returncode:
         before, progress = progress, len(record.load(results))

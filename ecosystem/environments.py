@@ -31,9 +31,9 @@ def python(requirements: tuple[str, ...]) -> Path:
     installed = record.read_text().split()
     missing = [name for name in (*requirements, *TOOLS) if name not in installed]
     if missing:
-        pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, *missing], check=True)
-        subprocess.run([*pip, "--editable", ROOT], check=True)
+        subprocess.run([*pip, "--editable", str(ROOT)], check=True)
         record.write_text("\n".join(installed + missing))
     return interpreter
 

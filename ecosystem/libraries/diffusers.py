@@ -51,13 +51,6 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         | {"up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"), "attention_head_dim": 4},
         {"sample": randn(1, 4, 2, 16, 16), "timestep": TIME, "encoder_hidden_states": TEXT},
     ),
-    "UNetMotionModel": (
-        BLOCKS
-        | {"down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"), "cross_attention_dim": 8}
-        | {"up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"), "num_attention_heads": 2}
-        | {"motion_num_attention_heads": 2},
-        {"sample": randn(1, 4, 2, 16, 16), "timestep": TIME, "encoder_hidden_states": TEXT},
-    ),
     "UNet1DModel": (
         {"block_out_channels": (8, 8), "in_channels": 8, "out_channels": 8, "extra_in_channels": 0}
         | {"down_block_types": ("DownResnetBlock1D",) * 2, "up_block_types": ("UpResnetBlock1D",), "act_fn": "swish"}
@@ -73,12 +66,6 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "AutoencoderKL": (CODES, {"sample": IMAGE}),
     "AutoencoderKL-sampling": (CODES, {"sample": IMAGE, "sample_posterior": True}),
-    "AsymmetricAutoencoderKL": (
-        CODES
-        | {"layers_per_down_block": 1, "down_block_out_channels": (8, 16)}
-        | {"up_block_out_channels": (8, 16), "layers_per_up_block": 1},
-        {"sample": IMAGE, "mask": rand(1, 1, 32, 32)},
-    ),
     "AutoencoderTiny": (
         {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
         | {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)},
@@ -143,14 +130,6 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"hidden_states": randn(1, 16, 4), "encoder_hidden_states": TEXT, "pooled_projections": randn(1, 8)}
         | {"timestep": TIME / 1000, "img_ids": rand(16, 3), "txt_ids": rand(4, 3), "guidance": tensor([3.5])},
     ),
-    "HunyuanDiT2DModel": (
-        {"sample_size": 16, "num_layers": 2, "patch_size": 2, "num_attention_heads": 2, "hidden_size": 16}
-        | {"in_channels": 4, "cross_attention_dim": 8, "cross_attention_dim_t5": 8, "pooled_projection_dim": 4}
-        | {"text_len": 4, "text_len_t5": 4, "attention_head_dim": 8, "activation_fn": "gelu-approximate"},
-        {"hidden_states": LATENTS, "timestep": TIME, "encoder_hidden_states": TEXT, "encoder_hidden_states_t5": TEXT}
-        | {"text_embedding_mask": rand(1, 4), "text_embedding_mask_t5": rand(1, 4), "style": tensor([0])}
-        | {"image_meta_size": rand(1, 6), "image_rotary_emb": (rand(64, 8), rand(64, 8))},
-    ),
     "PriorTransformer": (
         HEADS | {"num_layers": 2, "embedding_dim": 8, "num_embeddings": 4, "additional_embeddings": 4},
         {"hidden_states": randn(1, 8), "timestep": TIME, "proj_embedding": randn(1, 8)}
@@ -168,13 +147,6 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         | {"in_channels": 4, "out_channels": 4, "time_embed_dim": 2, "text_embed_dim": 8, "num_layers": 1}
         | {"sample_width": 8, "sample_height": 8, "sample_frames": 8, "patch_size": 2, "max_text_seq_length": 4},
         {"hidden_states": randn(1, 2, 4, 8, 8), "timestep": TIME, "encoder_hidden_states": TEXT},
-    ),
-    "LatteTransformer3DModel": (
-        HEADS
-        | {"sample_size": 8, "num_layers": 1, "patch_size": 2, "caption_channels": 8, "in_channels": 4}
-        | {"cross_attention_dim": 16, "out_channels": 8, "norm_type": "ada_norm_single"},
-        {"hidden_states": randn(1, 4, 2, 8, 8), "timestep": TIME, "encoder_hidden_states": TEXT}
-        | {"enable_temporal_attentions": True},
     ),
     "AuraFlowTransformer2DModel": (
         {"sample_size": 16, "patch_size": 2, "in_channels": 4, "num_mmdit_layers": 1, "num_single_dit_layers": 1}

@@ -51,7 +51,7 @@ def _kernel(name: str, settings: dict[str, Any]) -> Any:
 def _exact(name: str, settings: dict[str, Any]) -> Any:
     import gpytorch
 
-    class Process(gpytorch.models.ExactGP):  # type: ignore[misc, name-defined]
+    class Process(gpytorch.models.ExactGP):  # type: ignore[misc]
         def __init__(self) -> None:
             x = rand(6, 2)
             super().__init__(x, x.sum(1), gpytorch.likelihoods.GaussianLikelihood())
@@ -67,7 +67,7 @@ def _variational(name: str) -> Any:
     import gpytorch
     from gpytorch import variational
 
-    class Process(gpytorch.models.ApproximateGP):  # type: ignore[misc, name-defined]
+    class Process(gpytorch.models.ApproximateGP):  # type: ignore[misc]
         def __init__(self) -> None:
             distribution = variational.CholeskyVariationalDistribution(4)
             super().__init__(getattr(variational, name)(self, rand(4, 2), distribution))

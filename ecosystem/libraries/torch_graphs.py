@@ -35,7 +35,7 @@ def architectures() -> Iterator[Architecture]:
     forms: dict[str, Callable[[Any, Any], Any]] = {
         "plain": lambda model, x: model,
         "scripted": lambda model, x: torch.jit.script(model),
-        "traced": lambda model, x: torch.jit.trace(model.eval(), x),
+        "traced": lambda model, x: torch.jit.trace(model.eval(), x),  # type: ignore[no-untyped-call]
         "exported": lambda model, x: torch.export.export(model.eval(), (x,)).module(),
         "compiled": lambda model, x: torch.compile(model, backend="eager"),
         "traced by fx": lambda model, x: torch.fx.symbolic_trace(model),

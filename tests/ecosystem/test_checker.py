@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ DROPOUT = net(nn.Dropout())
 def that_alarms(**settings: Any) -> Iterator[Any]:
     with guard(**settings) as g:
         yield g
-    g.violations.append(SimpleNamespace(rule="batch-stats"))
+    cast("list[Any]", g.violations).append(SimpleNamespace(rule="batch-stats"))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ pytest.importorskip("ecosystem", reason="the source distribution does not have i
 from ecosystem import __main__ as program
 from ecosystem import evidence, record, worker
 
-ROWS = [{"name": "b", "strict": ["buffer-mutated"]}, {"name": "a"}]
+ROWS: list[record.Row] = [{"name": "b", "strict": ["buffer-mutated"]}, {"name": "a"}]
 
 
 def files() -> dict[str, list[record.Row]]:

@@ -25,10 +25,9 @@ def python(requirements: tuple[str, ...]) -> Path:
     """
     folder = WORK / "environments" / requirements[0].replace("==", "-")
     interpreter, record = folder / "bin" / "python", folder / "requirements.txt"
-    if not record.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        record.touch()
-    installed = record.read_text().split()
+    if not interpreter.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    installed = record.read_text().split() if record.exists() else []
     missing = [name for name in (*requirements, *TOOLS) if name not in installed]
     if missing:
         pip = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]

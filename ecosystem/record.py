@@ -24,7 +24,7 @@ def save(path: Path, rows: Iterable[Row]) -> None:
     reviews = {_identity(row): row[REVIEW] for row in load(path) if REVIEW in row}
     merged = [row | {REVIEW: reviews[_identity(row)]} if _identity(row) in reviews else row for row in rows]
     path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in sorted(merged, key=_identity)))
+    path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in sorted(merged, key=_order)))
 
 
 def compare(path: Path, rows: Iterable[Row], *, complete: bool = True) -> tuple[list[Row], list[Row]]:
@@ -38,8 +38,9 @@ def compare(path: Path, rows: Iterable[Row], *, complete: bool = True) -> tuple[
     was = {_identity(row): row for row in load(path)}
     now = {_identity(row): row for row in rows}
     names = {row["name"] for row in now.values()}
-    gone = [was[key] for key in sorted(was.keys() - now.keys()) if complete or was[key]["name"] in names]
-    return [now[key] for key in sorted(now.keys() - was.keys())], gone
+    new = [now[key] for key in now.keys() - was.keys()]
+    gone = [was[key] for key in was.keys() - now.keys() if complete or was[key]["name"] in names]
+    return sorted(new, key=_order), sorted(gone, key=_order)
 
 
 def unreviewed(rows: Iterable[Row]) -> list[Row]:
@@ -48,6 +49,10 @@ def unreviewed(rows: Iterable[Row]) -> list[Row]:
     What is broken by default in eval mode (`clean`) needs no review: the run without the guard shows the same.
     """
     return [row for row in rows if REVIEW not in row and row.keys() & {"strict", "deviations", "outcome", "rule"}]
+
+
+def _order(row: Row) -> tuple[str, str]:
+    return row["name"], _identity(row)
 
 
 def _identity(row: Row) -> str:

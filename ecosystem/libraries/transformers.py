@@ -54,8 +54,8 @@ def architectures() -> Iterator[Architecture]:
         for mapping in mappings:
             names = mapping.get(model_type, ())
             for name in (names,) if isinstance(names, str) else names:
-                model_class = getattr(transformers, name, None)
-                if name in seen or model_class is None:
+                model_class = getattr(transformers, name, object)  # not a model if it needs another package
+                if name in seen or not issubclass(model_class, transformers.PreTrainedModel):
                     continue
                 seen.add(name)
                 build = partial(_build, getattr(transformers, config), model_class)

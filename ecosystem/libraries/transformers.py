@@ -54,7 +54,7 @@ def architectures() -> Iterator[Architecture]:
         for mapping in mappings:
             names = mapping.get(model_type, ())
             for name in (names,) if isinstance(names, str) else names:
-                model_class = getattr(transformers, name, object)  # not a model if it needs another package
+                model_class: Any = getattr(transformers, name, object)  # not a model if it needs another package
                 if name in seen or not issubclass(model_class, transformers.PreTrainedModel):
                     continue
                 seen.add(name)

@@ -31,8 +31,8 @@ def python(requirements: tuple[str, ...]) -> Path:
     installed = record.read_text().split()
     missing = [name for name in (*requirements, *TOOLS) if name not in installed]
     if missing:
-        pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, *missing], check=True)
+        pip: list[str | Path] = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *missing, requirements[0]], check=True)  # or a package may bring another torch
         subprocess.run([*pip, "--editable", ROOT], check=True)
         record.write_text("\n".join(installed + missing))
     return interpreter

@@ -74,7 +74,7 @@ def _call(found: set[str], original: Any, module: nn.Module, args: Any, kwargs: 
     elif before and not torch.equal(generator, torch.get_rng_state()):
         found.add("random-forward")
     weights = any(parameter.requires_grad for parameter in module.parameters())
-    if torch.is_grad_enabled() and (weights or before and _requires_grad(output)):
+    if torch.is_grad_enabled() and (weights or (before and _requires_grad(output))):
         found.add("grad-mode")
     norms = [part for part in modules if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     if any(not norm.training and norm.running_mean is None for norm in norms):

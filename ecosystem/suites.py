@@ -11,7 +11,7 @@ import tarfile
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ MODES = {
 
 GUARDED = ("warn", "enforce")
 
+MODE_DEPENDENT = re.compile(r"Norm|Drop|RNN|LSTM|GRU|Attention")
+"""Classes that a row names: those that training mode may change."""
+
 
 @dataclass(frozen=True)
 class Project:
@@ -39,6 +42,7 @@ class Project:
         requirements: What its tests need besides itself, all pinned.
         tests: Paths within the sdist.
         options: More options of pytest.
+        environment: Environment variables that the tests need.
     """
 
     name: str
@@ -46,13 +50,21 @@ class Project:
     requirements: tuple[str, ...]
     tests: tuple[str, ...]
     options: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def projects() -> list[Project]:
     """Return all projects of `projects.toml`."""
     table = tomllib.loads((ROOT / "ecosystem" / "projects.toml").read_text())
     return [
-        Project(name, row["version"], tuple(row["requirements"]), tuple(row["tests"]), tuple(row.get("options", ())))
+        Project(
+            name,
+            row["version"],
+            tuple(row["requirements"]),
+            tuple(row["tests"]),
+            tuple(row.get("options", ())),
+            row.get("environment", {}),
+        )
         for name, row in table.items()
     ]
 
@@ -70,13 +82,18 @@ def check(project: Project, results: Path) -> None:
     for mode, options in MODES.items():
         if (results / f"{mode}.seconds").exists():
             continue
-        command = [interpreter, "-m", "pytest", "--quiet", "--timeout=600", "--rootdir=.", "-p", "no:cacheprovider"]
+        command: list[str | Path] = [interpreter, "-m", "pytest", "--quiet", "--timeout=600", "--rootdir=."]
+        command += ["-p", "no:cacheprovider"]
         command += ["-p", "ecosystem.seeds", *options]
         command += [f"--evalmode-report={results / mode}.json"] if mode in GUARDED else []
-        environment = variables() | {
-            "ECOSYSTEM_OUTCOMES": str(results / f"{mode}.outcomes.json"),
-            "ECOSYSTEM_ORACLE": str(results / "oracle.json"),
-        }
+        environment = (
+            variables()
+            | project.environment
+            | {
+                "ECOSYSTEM_OUTCOMES": str(results / f"{mode}.outcomes.json"),
+                "ECOSYSTEM_ORACLE": str(results / "oracle.json"),
+            }
+        )
         before = _processor_seconds()
         with open(results / f"{mode}.log", "w") as log:
             subprocess.run(
@@ -127,7 +144,7 @@ def _changed_outcomes(name: str, outcomes: dict[str, dict[str, str]], violated: 
 
 
 def _cause(violation: dict[str, Any]) -> tuple[str, str, str]:
-    """Return the rule, the type or tensor at fault and the fix, without the names and lines that depend on the test."""
+    """Return the rule, the class or tensor at fault and the fix, without what depends on the test."""
     fix = re.sub(r" \([^()]*(\([^()]*\)[^()]*)*\)", "", violation["remedy"]).partition(";")[0]
     fix = re.sub(r"[^\s`]+\.eval\(\)", "model.eval()", fix)
     fix = re.sub(r" (at|after) \S+\.py:\d+.*", "", fix)
@@ -135,7 +152,10 @@ def _cause(violation: dict[str, Any]) -> tuple[str, str, str]:
         return violation["rule"], "", fix
     subject = violation["subjects"][0] if violation["subjects"] else violation["model"]
     kind = re.search(r"\((\w+)\)$", subject)
-    return violation["rule"], kind[1] if kind else subject.rpartition(".")[2], fix
+    at = kind[1] if kind else subject.rpartition(".")[2]
+    if violation["rule"] in ("train-mode", "grad-mode") and not MODE_DEPENDENT.search(at):
+        at = ""  # its parameters require grad: one cause, whatever the class
+    return violation["rule"], at, fix
 
 
 def _source(project: Project, interpreter: Path) -> Path:
@@ -144,7 +164,7 @@ def _source(project: Project, interpreter: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         (folder.parent / "pytest.ini").touch()  # or a project without a configuration is run with that of ours
         archives = WORK / "archives"
-        pip = [interpreter, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:"]
+        pip: list[str | Path] = [interpreter, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:"]
         subprocess.run([*pip, f"--dest={archives}", f"{project.name}=={project.version}"], check=True)
         (archive,) = archives.glob(f"{project.name.replace('-', '?')}-{project.version}.tar.gz")
         unpacked = WORK / "sources" / f"{project.name}.partial"

@@ -28,7 +28,7 @@ MODES = {
 
 GUARDED = ("warn", "enforce")
 
-MODE_DEPENDENT = re.compile(r"Norm|Drop|RNN|LSTM|GRU|Attention")
+MODE_DEPENDENT = re.compile(r"Norm(?!al)|Drop|RNN|LSTM|GRU|Attention")
 """Classes that a row names: those that training mode may change."""
 
 

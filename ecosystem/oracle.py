@@ -65,15 +65,15 @@ def judged() -> Iterator[set[str]]:
 
 def _call(found: set[str], original: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
     modules = list(module.modules())
-    in_training = any(part.training and (_depends_on_mode(part) or _has_own_weights(part)) for part in modules)
+    depends = any(part.training and _depends_on_mode(part) for part in modules)
+    weights = any(parameter.requires_grad for parameter in module.parameters())
     before, generator = _state(module), torch.get_rng_state()
     _models.setdefault(id(module), (module, before))
     output = original(module, *args, **kwargs)
-    if in_training:
+    if depends or any(part.training and _has_own_weights(part) for part in modules):
         found.add("train-mode")
-    elif before and not torch.equal(generator, torch.get_rng_state()):
+    if not depends and list(module.parameters()) and not torch.equal(generator, torch.get_rng_state()):
         found.add("random-forward")
-    weights = any(parameter.requires_grad for parameter in module.parameters())
     if torch.is_grad_enabled() and (weights or (before and _requires_grad(output))):
         found.add("grad-mode")
     norms = [part for part in modules if isinstance(part, nn.modules.batchnorm._BatchNorm)]

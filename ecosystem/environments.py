@@ -30,9 +30,9 @@ def python(requirements: tuple[str, ...]) -> Path:
     installed = record.read_text().split() if record.exists() else []
     missing = [name for name in (*requirements, *TOOLS) if name not in installed]
     if missing:
-        pip = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, *missing], check=True)
-        subprocess.run([*pip, "--editable", str(ROOT)], check=True)
+        pip: list[str | Path] = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *missing, requirements[0]], check=True)  # or a package may bring another torch
+        subprocess.run([*pip, "--editable", ROOT], check=True)
         record.write_text("\n".join(installed + missing))
     return interpreter
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import threading
-import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +20,16 @@ from torch import Tensor, nn
 
 _depth = threading.local()
 _rules: dict[str, set[str]] = {}
-_models: list[tuple[weakref.ref[nn.Module], dict[str, Tensor]]] = []
+_models: dict[int, tuple[nn.Module, dict[str, Tensor]]] = {}
+"""Each model that ran in this test, kept alive so that no other takes its id, and its state before the first call."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Judge the forwards of one test."""
-    found = _rules.setdefault(item.nodeid, set())
-    _models.clear()
-    original = nn.Module.__call__
-
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if getattr(_depth, "value", 0):
-            return original(module, *args, **kwargs)
-        _depth.value = 1
-        try:
-            return _judged(found, original, module, args, kwargs)
-        finally:
-            _depth.value = 0
-
-    nn.Module.__call__ = call  # type: ignore[method-assign]
-    try:
+    with judged() as found:
+        _rules[item.nodeid] = found
         return (yield)
-    finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
-        for reference, before in _models:
-            model = reference()
-            if model is not None and _differs(before, _state(model)):
-                found.add("state-mutated")
-        _models.clear()
 
 
 def pytest_sessionfinish() -> None:
@@ -57,23 +38,46 @@ def pytest_sessionfinish() -> None:
     Path(os.environ["ECOSYSTEM_ORACLE"]).write_text(json.dumps(rows, indent=1))
 
 
-def _judged(found: set[str], original: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+@contextmanager
+def judged() -> Iterator[set[str]]:
+    """Judge the outermost forwards of a block, and yield the set that then has the broken rules."""
+    found: set[str] = set()
+    original = nn.Module.__call__
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if getattr(_depth, "value", 0):
+            return original(module, *args, **kwargs)
+        _depth.value = 1
+        try:
+            return _call(found, original, module, args, kwargs)
+        finally:
+            _depth.value = 0
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        nn.Module.__call__ = original  # type: ignore[method-assign]
+        if any(_differs(before, _state(model)) for model, before in _models.values()):
+            found.add("state-mutated")
+        _models.clear()
+
+
+def _call(found: set[str], original: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
     modules = list(module.modules())
-    in_training = [part for part in modules if part.training and (_depends_on_mode(part) or _has_own_weights(part))]
+    depends = any(part.training and _depends_on_mode(part) for part in modules)
+    weights = any(parameter.requires_grad for parameter in module.parameters())
     before, generator = _state(module), torch.get_rng_state()
-    if all(reference() is not module for reference, _ in _models):
-        _models.append((weakref.ref(module), before))
+    _models.setdefault(id(module), (module, before))
     output = original(module, *args, **kwargs)
-    if in_training:
+    if depends or any(part.training and _has_own_weights(part) for part in modules):
         found.add("train-mode")
-    elif before and not torch.equal(generator, torch.get_rng_state()):
+    if not depends and list(module.parameters()) and not torch.equal(generator, torch.get_rng_state()):
         found.add("random-forward")
-    if before and torch.is_grad_enabled() and _requires_grad(output):
+    if torch.is_grad_enabled() and (weights or (before and _requires_grad(output))):
         found.add("grad-mode")
-    if any(
-        isinstance(part, nn.modules.batchnorm._BatchNorm) and not part.training and part.running_mean is None
-        for part in modules
-    ):
+    norms = [part for part in modules if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    if any(not norm.training and norm.running_mean is None for norm in norms):
         found.add("batch-stats")
     return output
 
@@ -83,7 +87,11 @@ def _depends_on_mode(module: nn.Module) -> bool:
         return module.track_running_stats
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return module.p > 0
-    return isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout > 0
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        return module.dropout > 0
+    own = [base for base in type(module).__mro__ if not base.__module__.startswith("torch.nn.")]
+    codes = (getattr(member, "__code__", None) for base in own for member in vars(base).values())
+    return any("training" in code.co_names for code in codes if code is not None)
 
 
 def _has_own_weights(module: nn.Module) -> bool:

@@ -1,8 +1,9 @@
-"""The test suite of a public project, run with the plugin off, warning and enforcing."""
+"""The test suite of a public project, run with the plugin off, beside the oracle, warning and enforcing."""
 
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -10,14 +11,25 @@ import tarfile
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from ecosystem.environments import ROOT, WORK, python, variables
+from ecosystem.record import Row
 
-MODES = ("off", "warn", "enforce")
+MODES = {
+    "off": ("--evalmode=off",),
+    "warn": ("--evalmode=warn", "--evalmode-all"),
+    "enforce": ("--evalmode=enforce", "--evalmode-all"),
+    "oracle": ("--evalmode=off", "-p", "ecosystem.oracle"),
+}
+"""Each run of the tests and its options."""
+
+GUARDED = ("warn", "enforce")
+
+MODE_DEPENDENT = re.compile(r"Norm(?!al)|Drop|RNN|LSTM|GRU|Attention")
+"""Classes that a row names: those that training mode may change."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,7 @@ class Project:
         requirements: What its tests need besides itself, all pinned.
         tests: Paths within the sdist.
         options: More options of pytest.
+        environment: Environment variables that the tests need.
     """
 
     name: str
@@ -37,13 +50,21 @@ class Project:
     requirements: tuple[str, ...]
     tests: tuple[str, ...]
     options: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def projects() -> list[Project]:
     """Return all projects of `projects.toml`."""
     table = tomllib.loads((ROOT / "ecosystem" / "projects.toml").read_text())
     return [
-        Project(name, row["version"], tuple(row["requirements"]), tuple(row["tests"]), tuple(row.get("options", ())))
+        Project(
+            name,
+            row["version"],
+            tuple(row["requirements"]),
+            tuple(row["tests"]),
+            tuple(row.get("options", ())),
+            row.get("environment", {}),
+        )
         for name, row in table.items()
     ]
 
@@ -58,27 +79,21 @@ def check(project: Project, results: Path) -> None:
     interpreter = python((*project.requirements, f"{project.name}=={project.version}"))
     source = _source(project, interpreter)
     results.mkdir(parents=True, exist_ok=True)
-    for mode in MODES:
+    for mode, options in MODES.items():
         if (results / f"{mode}.seconds").exists():
             continue
-        command = [
-            interpreter,
-            "-m",
-            "pytest",
-            "-p",
-            "ecosystem.seeds",
-            "-p",
-            "no:cacheprovider",
-            "--timeout=600",
-            "--quiet",
-        ]
-        command += (
-            ["-p", "ecosystem.oracle"]
-            if mode == "off"
-            else ["--evalmode-all", f"--evalmode-report={results / f'{mode}.json'}"]
+        command: list[str | Path] = [interpreter, "-m", "pytest", "--quiet", "--timeout=600", "--rootdir=."]
+        command += ["-p", "no:cacheprovider"]
+        command += ["-p", "ecosystem.seeds", *options]
+        command += [f"--evalmode-report={results / mode}.json"] if mode in GUARDED else []
+        environment = (
+            variables()
+            | project.environment
+            | {
+                "ECOSYSTEM_OUTCOMES": str(results / f"{mode}.outcomes.json"),
+                "ECOSYSTEM_ORACLE": str(results / "oracle.json"),
+            }
         )
-        command += [f"--evalmode={mode}", f"--junitxml={results / f'{mode}.xml'}", "-o", "junit_family=xunit2"]
-        environment = variables() | {"ECOSYSTEM_ORACLE": str(results / "oracle.json")}
         before = _processor_seconds()
         with open(results / f"{mode}.log", "w") as log:
             subprocess.run(
@@ -87,23 +102,26 @@ def check(project: Project, results: Path) -> None:
         (results / f"{mode}.seconds").write_text(f"{_processor_seconds() - before:.1f}")
 
 
-def rows(project: Project, results: Path) -> Iterator[dict[str, Any]]:
-    """Yield what the record has of a project: a line of totals, one for each rule and cause, and each deviation."""
-    outcomes = {mode: _outcomes(results / f"{mode}.xml") for mode in MODES}
-    report = json.loads((results / "enforce.json").read_text())
-    found = {test["nodeid"]: test["violations"] for test in report["tests"]}
-    yield {"name": project.name, "version": project.version, "tests": len(outcomes["off"]), "guarded": len(found)}
-    for name in sorted(outcomes["off"] | outcomes["warn"]):
-        was, now = outcomes["off"].get(name, "absent"), outcomes["warn"].get(name, "absent")
-        if was != now:
-            yield {"name": project.name, "outcome": name, "off": was, "warn": now}
-    causes = Counter((v["rule"], v["cause"] or v["at"]) for violations in found.values() for v in violations)
-    for (rule, cause), count in sorted(causes.items(), key=str):
-        yield {"name": project.name, "rule": rule, "at": cause, "count": count}
-    oracle = json.loads((results / "oracle.json").read_text())
+def rows(project: Project, results: Path) -> Iterator[Row]:
+    """Yield what the record has of a project.
+
+    A row of totals, one for each test whose outcome the plugin changes, one for each rule, module or tensor and fix,
+    and one for each rule on which the guard and the oracle disagree.
+    """
+    outcomes = {mode: _load(results / f"{mode}.outcomes.json") for mode in MODES}
+    found = {mode: {test["nodeid"]: test for test in _load(results / f"{mode}.json")["tests"]} for mode in GUARDED}
+    violations = {nodeid: test["violations"] for nodeid, test in found["warn"].items()}
+    oracle = _load(results / "oracle.json")
+
+    tests, guarded = len(outcomes["off"]), len(violations)
+    yield {"name": project.name, "version": project.version, "tests": tests, "guarded": guarded}
+    yield from _changed_outcomes(project.name, outcomes, {nodeid for nodeid, some in violations.items() if some})
+    causes = Counter(_cause(violation) for some in violations.values() for violation in some)
+    for (rule, at, fix), count in sorted(causes.items()):
+        yield {"name": project.name, "rule": rule, "at": at, "fix": fix, "count": count}
     differing = Counter[tuple[str, str]]()
-    for nodeid in found.keys() | oracle.keys():
-        ours, theirs = {violation["rule"] for violation in found.get(nodeid, ())}, set(oracle.get(nodeid, ()))
+    for nodeid in violations.keys() & outcomes["oracle"].keys():
+        ours, theirs = {violation["rule"] for violation in violations[nodeid]}, set(oracle.get(nodeid, ()))
         differing.update(("guard", rule) for rule in ours - theirs)
         differing.update(("oracle", rule) for rule in theirs - ours)
     for (who, rule), count in sorted(differing.items()):
@@ -115,20 +133,38 @@ def seconds(results: Path) -> dict[str, float]:
     return {mode: float((results / f"{mode}.seconds").read_text()) for mode in MODES}
 
 
+def _changed_outcomes(name: str, outcomes: dict[str, dict[str, str]], violated: set[str]) -> Iterator[Row]:
+    """Yield the tests whose outcome is another one than with the plugin off, and not because of a violation."""
+    for nodeid in sorted(set().union(*outcomes.values())):
+        off, *others = (outcomes[mode].get(nodeid, "absent") for mode in MODES)
+        enforced = "failed" if nodeid in violated and off == "passed" else off
+        expected = [off, enforced, off]
+        if others != expected:
+            yield {"name": name, "outcome": nodeid, "off": off} | dict(zip(list(MODES)[1:], others, strict=True))
+
+
+def _cause(violation: dict[str, Any]) -> tuple[str, str, str]:
+    """Return the rule, the class or tensor at fault and the fix, without what depends on the test."""
+    fix = re.sub(r" \([^()]*(\([^()]*\)[^()]*)*\)", "", violation["remedy"]).partition(";")[0]
+    fix = re.sub(r"[^\s`]+\.eval\(\)", "model.eval()", fix)
+    fix = re.sub(r" (at|after) \S+\.py:\d+.*", "", fix)
+    if "trains" in fix:
+        return violation["rule"], "", fix
+    subject = violation["subjects"][0] if violation["subjects"] else violation["model"]
+    kind = re.search(r"\((\w+)\)$", subject)
+    at = kind[1] if kind else subject.rpartition(".")[2]
+    if violation["rule"] in ("train-mode", "grad-mode") and not MODE_DEPENDENT.search(at):
+        at = ""  # its parameters require grad: one cause, whatever the class
+    return violation["rule"], at, fix
+
+
 def _source(project: Project, interpreter: Path) -> Path:
     folder = WORK / "sources" / f"{project.name}-{project.version}"
     if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        (folder.parent / "pytest.ini").touch()  # or a project without a configuration is run with that of ours
         archives = WORK / "archives"
-        pip = [
-            interpreter,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--no-binary=:all:",
-            "--no-build-isolation",
-        ]
+        pip: list[str | Path] = [interpreter, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:"]
         subprocess.run([*pip, f"--dest={archives}", f"{project.name}=={project.version}"], check=True)
         (archive,) = archives.glob(f"{project.name.replace('-', '?')}-{project.version}.tar.gz")
         unpacked = WORK / "sources" / f"{project.name}.partial"
@@ -140,12 +176,8 @@ def _source(project: Project, interpreter: Path) -> Path:
     return folder
 
 
-def _outcomes(path: Path) -> dict[str, str]:
-    outcomes = {}
-    for case in ElementTree.parse(path).iter("testcase"):
-        kinds = {child.tag for child in case} & {"failure", "error", "skipped"}
-        outcomes[f"{case.get('classname')}::{case.get('name')}"] = min(kinds, default="passed")
-    return outcomes
+def _load(path: Path) -> Any:
+    return json.loads(path.read_text())
 
 
 def _processor_seconds() -> float:

@@ -107,8 +107,15 @@ class Subject:
 
     @cached_property
     def _model(self) -> nn.Module:
+        return self._build()
+
+    def _build(self) -> nn.Module:
         seed()
-        return self._architecture.build()
+        model = self._architecture.build()
+        if any(map(nn.parameter.is_lazy, model.parameters())):  # the first call creates the parameters
+            with torch.no_grad():
+                self._architecture.call(model, **copy.deepcopy(self._inputs))
+        return model
 
     @property
     def has_untracked_norm(self) -> bool:
@@ -120,8 +127,7 @@ class Subject:
         try:
             return copy.deepcopy(self._model)
         except Exception:
-            seed()
-            return self._architecture.build()
+            return self._build()
 
     def run(self, *, training: bool = False, recording: bool = False, guarded: dict[str, Any] | None = None) -> Run:
         """Call a copy of the model.

@@ -170,10 +170,9 @@ def _is_valid(array: object) -> bool:
     if not isinstance(array, dict) or any(type(array.get(name)) is not kind for name, kind in _FIELDS.items()):
         return False
     try:
-        kept_indices(array)
+        return all(0 <= i < 1 << 63 for i in kept_indices(array) or ())
     except ValueError:
         return False
-    return True
 
 
 def kept_indices(locked: Entry) -> list[int] | None:

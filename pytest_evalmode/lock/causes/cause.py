@@ -71,6 +71,8 @@ def difference(was: Array, now: Array) -> Array:
     a, b = np.asarray(was, wide), np.asarray(now, wide)
     with np.errstate(invalid="ignore"):
         change = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(b - a))
+    if was.dtype.kind in "iu" and now.dtype.kind in "iu":
+        change = np.maximum(change, was != now)  # float64 cannot hold all of them
     return np.where(np.isnan(change), np.inf, change)
 
 

@@ -35,8 +35,7 @@ def find_not_finite(diff: Differences) -> list[Cause]:
         count = int((~tensor.current.isfinite()).sum())
         if not count or (tensor.values is not None and not np.isfinite(tensor.values[0]).all()):
             return None
-        value = f"{plural(count, 'value')} that {'is' if count == 1 else 'are'}"
-        return Step("not finite", "{names} {has} {} not finite", {"value": value})
+        return Step("not finite", "{names} {has} values that are not finite ({})", {"value": count})
 
     return diff.explain_each(explain)
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128
 
 from pytest_evalmode.lock.arrays.samples import Selection
+from pytest_evalmode.lock.causes.cause import Array
 from pytest_evalmode.lock.lock_file import Entry, LockError
-
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
 
 _MAX_DIGESTS = 4096
 _BLOCK_BYTES = 1 << 20

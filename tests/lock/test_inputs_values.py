@@ -116,6 +116,17 @@ def test_differing_samples_are_counted() -> None:
     assert diagnosis.details["samples"] == (5,)
 
 
+def test_positions_are_those_among_all_samples_if_only_some_are_stored() -> None:
+    stored, all_samples = [7, 30, 900], 3000
+    was = np.arange(6.0).reshape(3, 2)
+    now = was + np.array([[0.0, 0.0], [0.0, 9.5], [0.25, 0.0]])
+    diagnosis = diagnose(was, now, indices=stored, count_was=all_samples, count_now=all_samples)
+    assert diagnosis is not None
+    assert diagnosis.headline.endswith("33% of the stored values, by at most 9.5 at (30, 1)")
+    assert diagnosis.details["where"] == (30, 1)
+    assert diagnosis.details["samples"] == (30, 900)
+
+
 HARMLESS: dict[str, Callable[[Array], Array]] = {
     "a copy": np.copy,
     "not contiguous": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],

@@ -100,7 +100,9 @@ def diagnose(
     order = _explain_order(was, now, scope)
     if order is not None:
         return order
-    if indices is not None and (len(was), len(now)) != counts:
+    if indices is not None and (len(was), len(now)) == counts:
+        indices = None
+    if indices is not None:
         was, now = was[: len(now)], now[: len(was)]
     if is_same:
         return _describe_others(scope, _noun_of(was, now))
@@ -112,7 +114,7 @@ def diagnose(
         return replace(found, headline=f"{found.headline}{more}")
     if counts[0] != counts[1] and was.shape[1:] == now.shape[1:] and was.ndim:
         return Diagnosis(f"values differ, cause not recognized: {counts[1]} samples, not {counts[0]}", (), {})
-    return describe_unrecognized(noun, was, now, scope.words, is_tokens=noun == "tokens")
+    return describe_unrecognized(noun, was, now, scope.words, indices=indices, is_tokens=noun == "tokens")
 
 
 def _count(array: Array) -> int:

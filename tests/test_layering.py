@@ -14,12 +14,11 @@ from tests import forked, suites
 from tests.test_subpackages import PACKAGE, modules
 
 SESSION = {"evalmode_fixture", "fixtures", "options", "settings", "stash", "user_hooks"}
-SESSION |= {
-    f"guarded_test.{name}" for name in ("guard_setup", "outcome", "phases", "unittest_cases", "user_properties")
-}
-SESSION |= {f"record.{name}" for name in (*("collected_tests", "lock_starter", "recorder", "report_files"),)}
+GUARDED_TEST = ("guard_setup", "item_reporter", "outcome", "phases", "unittest_cases", "user_properties")
+RECORD = ("collected_tests", "lock_starter", "recorder", "report_files", "session_results")
+SESSION |= {*(f"guarded_test.{name}" for name in GUARDED_TEST), *(f"record.{name}" for name in RECORD)}
 PYTEST_SIDE = {"plugin", "policy", "file_writing", *(f"session.{name}" for name in SESSION)}
-PYTEST_SIDE |= {f"report.{name}" for name in ("baseline", "ledger", "message", "suggest", "summary")}
+PYTEST_SIDE |= {f"report.{name}" for name in ("baseline", "message", "records", "suggest", "summary")}
 PYTEST_SIDE |= {
     f"lock.{name}" for name in ("host", "lock_file", "lock_fixture", "lock_folder", "sample_store", "session_locks")
 }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial, wraps
+from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -25,25 +25,6 @@ if TYPE_CHECKING:
 
     M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
-P = ParamSpec("P")
-
-
-def _fails_test(
-    method: Callable[Concatenate[EvaluationLock, P], T],
-) -> Callable[Concatenate[EvaluationLock, P], T]:
-    """Turn a LockError into a failure of the test, without a traceback into the plugin; one thread at a time."""
-
-    @wraps(method)
-    def wrapper(self: EvaluationLock, *args: P.args, **kwargs: P.kwargs) -> T:
-        __tracebackhide__ = True
-        try:
-            with self._lock:
-                return method(self, *args, **kwargs)
-        except LockError as error:
-            message = str(error)
-        pytest.fail(message, pytrace=False)
-
-    return wrapper  # type: ignore[return-value]
 
 
 class EvaluationLock:
@@ -59,7 +40,6 @@ class EvaluationLock:
         self._closed = False
         self._lock = forks.new_lock(self)
 
-    @_fails_test
     def model(self, model: M, name: str | None = None) -> M:
         """Lock every parameter and persistent buffer of a model.
 
@@ -72,15 +52,18 @@ class EvaluationLock:
         """
         from torch import nn
 
-        if not isinstance(model, nn.Module):
-            raise LockError(f"evalmode_lock.model(): expected a torch.nn.Module, got {type(model).__name__}")
-        lock = self._opened("model", name)
-        if lock is not None:
-            fingerprints = host.last_fingerprints(model, self._item)
-            lock.model(model, name or host.name_of(model, self._item), fingerprints, self._find_site())
-        return model
+        try:
+            with self._lock:
+                if not isinstance(model, nn.Module):
+                    raise LockError(f"evalmode_lock.model(): expected a torch.nn.Module, got {type(model).__name__}")
+                lock = self._opened("model", name)
+                if lock is not None:
+                    fingerprints = host.last_fingerprints(model, self._item)
+                    lock.model(model, name or host.name_of(model, self._item), fingerprints, self._find_site())
+                return model
+        except LockError as error:
+            raise _failure(error) from None
 
-    @_fails_test
     def inputs(self, batch: T, name: str, *, rtol: float | None = None, atol: float | None = None) -> T:
         """Lock a batch of inputs. Call it for each batch: the samples of one name are compared in order.
 
@@ -94,13 +77,15 @@ class EvaluationLock:
         Returns:
             The batch.
         """
-        tolerance = _tolerance("inputs", rtol, atol)
-        lock = self._opened("inputs", name)
-        if lock is not None:
-            lock.add("inputs", name, batch, tolerance, self._find_site)
-        return batch
+        try:
+            with self._lock:
+                lock = self._opened("inputs", name)
+                if lock is not None:
+                    lock.add("inputs", name, batch, (rtol, atol), self._find_site)
+                return batch
+        except LockError as error:
+            raise _failure(error) from None
 
-    @_fails_test
     def preprocessing(self, transform: T, name: str) -> T:
         """Lock the steps of a transform, processor or tokenizer, and their parameters.
 
@@ -111,12 +96,15 @@ class EvaluationLock:
         Returns:
             The transform.
         """
-        lock = self._opened("preprocessing", name)
-        if lock is not None:
-            lock.preprocessing(transform, name, self._find_site())
-        return transform
+        try:
+            with self._lock:
+                lock = self._opened("preprocessing", name)
+                if lock is not None:
+                    lock.preprocessing(transform, name, self._find_site())
+                return transform
+        except LockError as error:
+            raise _failure(error) from None
 
-    @_fails_test
     def outputs(
         self,
         outputs: T,
@@ -139,13 +127,18 @@ class EvaluationLock:
         Returns:
             The outputs.
         """
-        tolerance = _tolerance("outputs", rtol, atol)
-        if again is not None and not callable(again):
-            raise LockError(f"evalmode_lock.outputs(): again must be a function of the inputs, not {again!r:.80}")
-        lock = self._opened("outputs", name)
-        if lock is not None:
-            lock.add("outputs", name, outputs, tolerance, self._find_site, again)
-        return outputs
+        try:
+            with self._lock:
+                if again is not None and not callable(again):
+                    raise LockError(
+                        f"evalmode_lock.outputs(): again must be a function of the inputs, not {again!r:.80}"
+                    )
+                lock = self._opened("outputs", name)
+                if lock is not None:
+                    lock.add("outputs", name, outputs, (rtol, atol), self._find_site, again)
+                return outputs
+        except LockError as error:
+            raise _failure(error) from None
 
     def finish(self, outcome: Result[object]) -> None:
         """Compare when the call phase ends, and pass the differences to the test's guard, creating one if needed."""
@@ -155,7 +148,7 @@ class EvaluationLock:
         try:
             host.report_changes(self._item, outcome, partial(self._close, self._running))
         except (LockError, pytest.fail.Exception) as error:  # the latter from the user hooks that configure the guard
-            outcome.force_exception(pytest.fail.Exception(str(error), pytrace=False))
+            outcome.force_exception(_failure(error))
 
     def _close(
         self, lock: RunningLock, finished: bool, pause_guard: Callable[[], AbstractContextManager[None]] | None
@@ -197,8 +190,6 @@ def _test_of(item: pytest.Item) -> str:
     return item.nodeid.partition("::")[2] or item.name
 
 
-def _tolerance(method: str, rtol: float | None, atol: float | None) -> dict[str, float | None]:
-    if (rtol is None) != (atol is None):
-        got = f"got rtol={rtol!r}, atol={atol!r}"
-        raise LockError(f"evalmode_lock.{method}(): pass both rtol and atol, or neither ({got})")
-    return {"rtol": rtol, "atol": atol}
+def _failure(error: BaseException) -> BaseException:
+    """Return the failure of the test, without a traceback into the plugin."""
+    return pytest.fail.Exception(str(error), pytrace=False)

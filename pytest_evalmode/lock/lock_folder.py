@@ -106,6 +106,8 @@ def _replace(path: Path, data: bytes, samples: bytes | None) -> None:
     check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     target = sample_path(path)
+    if temporary_path(target).exists():
+        _complete(temporary_path(target))
     if samples is not None and not (target.is_file() and target.read_bytes() == samples):
         replace_file(temporary_path(target), samples)
     if not (path.is_file() and path.read_bytes() == data):

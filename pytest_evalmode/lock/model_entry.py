@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,11 @@ def _group(architecture: Mapping[str, str]) -> dict[str, str]:
     paths = defaultdict(list)
     for path, line in architecture.items():
         paths[line].append(path)
-    return {line: " ".join(each) for line, each in paths.items()}
+    return {line: " ".join(map(_escape, each)) for line, each in paths.items()}
+
+
+def _escape(path: str) -> str:
+    return path.replace("%", "%25").replace(" ", "%20")
 
 
 def parse_records(entry: Entry, where: str) -> dict[str, TensorRecord]:
@@ -117,7 +122,7 @@ def parse_architecture(entry: Entry, where: str) -> dict[str, str]:
     groups = entry.get("architecture")
     if not isinstance(groups, dict) or not all(isinstance(paths, str) for paths in groups.values()):
         raise LockError(f"{where} has no valid architecture; {_REMEDY}")
-    return {path: line for line, paths in groups.items() for path in paths.split(" ")}
+    return {unquote(path): line for line, paths in groups.items() for path in paths.split(" ")}
 
 
 def matches(entry: Entry, contents: ModelContents) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pytest_evalmode.lock.arrays.comparison import compare
-from pytest_evalmode.lock.arrays.named_batches import MetricFunction, NamedBatches, Tolerance
+from pytest_evalmode.lock.arrays.named_batches import MetricFunction, NamedBatches, check_tolerance
 from pytest_evalmode.lock.arrays.packing import pack_streams
 from pytest_evalmode.lock.arrays.recomputed_metrics import describe_recomputed_metrics
 from pytest_evalmode.lock.arrays.stream import Budget, parse_arrays
@@ -96,17 +96,21 @@ class RunningLock:
         kind: str,
         name: str,
         batch: object,
-        tolerance: Tolerance,
+        tolerance: tuple[float | None, float | None],
         find_site: Callable[[], Site | None],
         again: MetricFunction | None = None,
     ) -> None:
-        """Add a batch to the inputs or outputs of a name; they are compared when the test ends."""
+        """Add a batch to the inputs or outputs of a name; they are compared when the test ends.
+
+        `tolerance` is the relative and the absolute one; those of the first batch apply.
+        """
         batches = self._batches.get((kind, name))
         if batches is None:
             entry, locked = self._stored.entries.get(kind, {}).get(name), {}
             with self._lenient():
                 locked = {} if entry is None else parse_arrays(entry, f"{self._path}: {kind} {name!r}")
-            batches = NamedBatches(kind, name, find_site(), tolerance, batch, self._budget, locked, self._update)
+            limits = check_tolerance(kind, *tolerance)
+            batches = NamedBatches(kind, name, find_site(), limits, batch, self._budget, locked, self._update)
             self._batches[kind, name] = batches
             self._used.setdefault((kind, name), "matches")
         batches.again = again

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_evalmode.report.baseline import KnownViolations
 from pytest_evalmode.report.causes import CauseSummary, summarize_causes
-from pytest_evalmode.report.ledger import totals
+from pytest_evalmode.report.records import totals
 from pytest_evalmode.report.summary import exemptions_in_use, split_known, verdict
 from pytest_evalmode.rules.wording import plural
 

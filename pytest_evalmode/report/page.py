@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_evalmode import __version__
 from pytest_evalmode.report.baseline import KnownViolations
 from pytest_evalmode.report.causes import CauseSummary, group_by_cause, rule_order, summarize_causes
-from pytest_evalmode.report.ledger import Record, torch_version, totals
+from pytest_evalmode.report.records import Record, torch_version, totals
 from pytest_evalmode.report.suggest import UnmarkedTest
 from pytest_evalmode.report.summary import exemptions_in_use, may_hide_violations, split_known, verdict
 from pytest_evalmode.rules import RULE_NAMES
@@ -75,7 +75,6 @@ def render_panel(test: Record) -> str:
 
 def _part(tests: Sequence[Record], by_name: Mapping[str, Record], prefix: str) -> dict[str, Any]:
     """Return the data of one section: root causes and the grid of tests.  Anchors begin with `prefix`."""
-    tests = sorted(tests, key=lambda test: str(test["nodeid"]))  # workers finish in any order
     shown = [_test(test, f"{prefix}{n}") for n, test in enumerate(tests)]
     anchors = {test["nodeid"]: test["anchor"] for test in shown}
     causes = [_cause(cause, by_name[cause.test], anchors) for cause in summarize_causes(tests)]

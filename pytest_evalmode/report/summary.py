@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pytest_evalmode.policy import Policy
 from pytest_evalmode.report.baseline import KnownViolations, is_known
 from pytest_evalmode.report.causes import summarize_causes
-from pytest_evalmode.report.ledger import Record, totals
+from pytest_evalmode.report.records import Record, totals
 from pytest_evalmode.rules import RULE_NAMES
 from pytest_evalmode.rules.exemptions import format_exemption
 from pytest_evalmode.rules.wording import plural

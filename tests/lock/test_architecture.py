@@ -62,6 +62,14 @@ def test_equal_layers_share_a_line() -> None:
     assert model_entry.parse_architecture(entry, "test") == contents.architecture
 
 
+def test_names_of_modules_may_have_spaces_and_percent_signs() -> None:
+    net = nn.ModuleDict({"first part": nn.ReLU(), "100%": nn.ReLU(), "a%20b": nn.ReLU(), "a b": nn.ReLU()})
+    contents = model_entry.read_contents(net)
+    entry = model_entry.build_entry(contents)
+    assert model_entry.parse_architecture(entry, "test") == contents.architecture
+    assert model_entry.matches(entry, contents)
+
+
 def test_settings_are_compared_under_any_name() -> None:
     expected = [(f"{i}.1", "variance_epsilon", "1e-06", "0.001") for i in range(3)]
     assert changes(stack(), stack(eps=1e-3)) == expected

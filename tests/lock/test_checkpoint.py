@@ -303,7 +303,7 @@ FAULTS: list[tuple[Fault, tuple[str, ...], list[str], str]] = [
     (through_float8, BOTH, ["rounded"], "were rounded to float8_e4m3fn"),
     (layers_swapped, BOTH, ["exchanged"], r"layer1?.0 and .*layer1?.1 were exchanged \(\d+ tensors\)"),
     (averaged, BOTH, ["values"], "cause not recognized"),
-    (one_nan, BOTH, ["not finite"], ".* has 1 value that is not finite"),
+    (one_nan, BOTH, ["not finite"], r".* has values that are not finite \(1\)"),
     (layer_dropped, BOTH, ["tensors"], "tensors missing"),
 ]
 TABLE = [
@@ -402,3 +402,34 @@ def test_a_head_with_one_output_is_not_loaded_with_its_bias() -> None:
     last_linear(net).reset_parameters()
     (cause,) = diagnose(net, lock, samples)
     assert cause.words.startswith("2 of 6 tensors not loaded: 4.weight and 1 more")
+
+
+def test_tensors_with_different_counts_of_values_that_are_not_finite_share_a_sentence() -> None:
+    net: Any = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    lock, samples = locked(net)
+    with torch.no_grad():
+        for count, layer in enumerate(net, 1):
+            layer.weight.view(-1)[:count] = torch.inf
+    (cause,) = diagnose(net, lock, samples)
+    assert cause.words == "0.weight and 1 more have values that are not finite (1, 2)"
+
+
+@pytest.mark.parametrize("values", [[[0.1, 0.2], [-0.3, 0.4]], [[0.0, 1.0] * 8] * 4, [[-1.0, 0.0, 0.5, 1.0] * 4] * 4])
+def test_few_values_that_lie_on_a_grid_are_not_named_quantized(values: list[list[float]]) -> None:
+    net: Any = nn.Sequential(nn.Linear(2, 2), nn.Linear(len(values[0]), len(values), bias=False))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor(values))
+        lock, samples = locked(net)
+        change = 1e-3 * torch.tensor(values).sign()
+        net[1].weight.copy_(torch.tensor(values) + change)
+        (cause,) = diagnose(net, lock, samples)
+    assert cause.kind != "quantised", cause.words
+
+
+def test_the_modules_without_tensors_that_moved_are_listed() -> None:
+    was = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    lock, samples = locked(was)
+    (cause,) = diagnose(nn.Sequential(was[0], nn.ReLU(), nn.Dropout()), lock, samples)
+    assert cause.tensors == ("2",)
+    (cause,) = diagnose(was[:1], lock, samples)
+    assert cause.tensors == ("1",)

@@ -22,8 +22,8 @@ from pytest_evalmode.trace import LockChange
 from tests.lock import pictures
 
 Use = Callable[[RunningLock], None]
-LOOSE = {"rtol": 1e-4, "atol": 1e-5}
-EXACT = {"rtol": None, "atol": None}
+LOOSE = 1e-4, 1e-5
+EXACT = None, None
 X = torch.from_numpy(pictures.normalize(pictures.digits(200)))
 
 

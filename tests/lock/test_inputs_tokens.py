@@ -147,3 +147,22 @@ def test_unrecognized_texts_are_shown_where_they_differ() -> None:
     diagnosis = diagnose(np.array(["the same beginning, one end"]), np.array(["the same beginning, another end"]))
     assert diagnosis is not None
     assert diagnosis.headline.endswith("first at (0,): 'eginning, another end', not 'eginning, one end'")
+
+
+@pytest.mark.parametrize("at", [slice(3, 3), slice(3, 4)], ids=["inserted", "replaced"])
+def test_inserted_tokens_are_not_named_unknown_words(at: slice) -> None:
+    was = arrays(encode(tokenizer()))["input_ids"]
+    rows = [list(map(int, row)) for row in was]
+    for i in (1, 4, 6):
+        rows[i][at] = [5000]
+    rows = [row[: was.shape[1]] + [0] * (was.shape[1] - len(row)) for row in rows]
+    diagnosis = diagnose(was, np.array(rows))
+    assert diagnosis is not None
+    assert diagnosis.kinds == (() if at.start == at.stop else ("unknown tokens",))
+
+
+def test_texts_in_another_shape_are_not_named_lowercased() -> None:
+    was = np.array(["one", "two", "three", "four"])
+    diagnosis = diagnose(was, was.reshape(2, 2))
+    assert diagnosis is not None
+    assert diagnosis.headline == "texts differ, cause not recognized: shape (2, 2), not (4,)"

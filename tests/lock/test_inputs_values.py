@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits, load_iris  # type: ignore[import-untyp
 from pytest_evalmode.lock.arrays.batch_arrays import arrays
 from pytest_evalmode.lock.arrays.samples import Selection
 from pytest_evalmode.lock.causes import diagnose
+from pytest_evalmode.lock.causes.cause import Diagnosis
 from pytest_evalmode.lock.causes.order import compare_order
 from tests.lock import pictures
 from tests.lock.pictures import Array, normalize
@@ -113,6 +114,17 @@ def test_differing_samples_are_counted() -> None:
     assert diagnosis is not None
     assert diagnosis.headline.endswith("in 1 of 64 samples")
     assert diagnosis.details["samples"] == (5,)
+
+
+def test_positions_are_those_among_all_samples_if_only_some_are_stored() -> None:
+    stored, all_samples = [7, 30, 900], 3000
+    was = np.arange(6.0).reshape(3, 2)
+    now = was + np.array([[0.0, 0.0], [0.0, 9.5], [0.25, 0.0]])
+    diagnosis = diagnose(was, now, indices=stored, count_was=all_samples, count_now=all_samples)
+    assert diagnosis is not None
+    assert diagnosis.headline.endswith("33% of the stored values, by at most 9.5 at (30, 1)")
+    assert diagnosis.details["where"] == (30, 1)
+    assert diagnosis.details["samples"] == (30, 900)
 
 
 HARMLESS: dict[str, Callable[[Array], Array]] = {
@@ -228,3 +240,56 @@ def test_empty_arrays_of_different_dtypes_differ() -> None:
     diagnosis = diagnose(np.zeros((0, 3)), np.zeros((0, 3), np.int8))
     assert diagnosis is not None
     assert diagnosis.headline == "values are empty and have dtype int8, not float64"
+
+
+MANY: Array = np.random.default_rng(0).integers(0, 5, 20_000)
+
+
+def of_many(was: Array, now: Array) -> Diagnosis:
+    """Return the diagnosis of labels of which 64 and the first 4096 digests are stored, as the lock stores them."""
+    some, digests = slice(None, None, len(was) // 64 + 1), slice(4096)
+    diagnosis = diagnose(
+        was[some],
+        now[some],
+        indices=range(len(was))[some],
+        digests_was=was[digests].tolist(),
+        digests_now=now[digests].tolist(),
+        count_was=len(was),
+        count_now=len(now),
+    )
+    assert diagnosis is not None
+    return diagnosis
+
+
+def test_renumbered_labels_are_recognized_among_more_than_have_digests() -> None:
+    assert of_many(MANY, (MANY * 3) % 5).kinds == ("classes",)
+    some_others = np.where(np.arange(len(MANY)) % 1000 == 1, MANY, (MANY * 3) % 5)
+    assert of_many(MANY, some_others).kinds == (), "the digests show that not all labels of a class changed"
+
+
+def test_the_number_of_samples_is_reported_with_the_cause() -> None:
+    table = np.random.default_rng(0).random((20_000, 3))
+    assert of_many(table, 1000 * table[:19_000]).headline.endswith("(thousandths, or kilo); 19000 samples, not 20000")
+    assert of_many(table, 1000 * table).headline.endswith("(thousandths, or kilo)")
+
+
+def test_samples_of_another_dtype_are_not_named_reordered() -> None:
+    """The bytes of the labels are the same, but not what they mean."""
+    labels = np.arange(1, 9, dtype=np.int32)
+    diagnosis = diagnose(labels, labels[::-1].copy().view(np.float32))
+    assert diagnosis is not None
+    assert diagnosis.kinds == ()
+    texts = diagnose(np.array(["a", "bb", "c"]), np.array(["c", "bb", "a"], "U9"))
+    assert texts is not None
+    assert texts.kinds == ("reordered",)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (12,)])
+def test_integers_that_a_float_cannot_hold_differ(shape: tuple[int, ...]) -> None:
+    was = (4 * np.arange(12) + (1 << 53)).reshape(shape)
+    now = was.copy()
+    now.flat[4] += 1
+    diagnosis = diagnose(was, now)
+    assert diagnosis is not None
+    assert diagnosis.details["where"] == np.unravel_index(4, shape)
+    assert "8% of the values" in diagnosis.headline

@@ -27,6 +27,7 @@ from pytest_evalmode.lock.lock_file import (
     read_model,
     read_samples,
     sample_path,
+    temporary_path,
 )
 from pytest_evalmode.lock.lock_folder import NewLock, exclusive, remove_leftovers, write_lock
 from pytest_evalmode.lock.sample_store import key_of, pack, unpack
@@ -165,6 +166,41 @@ def test_an_update_that_fails_leaves_a_lock_with_its_own_samples(
         ended = True
     monkeypatch.undo()
     check_interrupted(path, ended)
+
+
+def test_samples_that_an_interrupted_update_left_do_not_replace_the_right_ones(path: Path) -> None:
+    write(path, FIRST)
+    temporary_path(sample_path(path)).write_bytes(samples(9.0))
+    with exclusive(path.parents[1]):
+        write_lock(path, FIRST)
+    check_samples(path, 1.0)
+
+
+def test_an_update_after_one_that_was_interrupted_can_be_interrupted_too(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock file of the first is in place, but its samples still have their temporary name."""
+    write(path, FIRST)
+    old = sample_path(path).read_bytes()
+    write(path, NEWS[0])
+    sample_path(path).replace(temporary_path(sample_path(path)))
+    sample_path(path).write_bytes(old)
+    check_samples(path, 2.0)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    replace, count = os.replace, iter(range(100))
+    monkeypatch.setattr(os, "replace", lambda *args: full() if next(count) else replace(*args))
+    with pytest.raises(OSError, match="No space"), exclusive(path.parents[1]):
+        write_lock(path, NewLock("test_a", {"outputs": {"accuracy": {"arrays": {"x": {}}}}}, samples(7.0)))
+    check_samples(path, 2.0)
+
+
+def check_samples(path: Path, value: float) -> None:
+    lock = read_lock(path)
+    assert lock is not None
+    assert read_samples(path, lock.samples) == samples(value)
 
 
 def update_killed_before(path: Path, step: int) -> bool:

@@ -82,6 +82,22 @@ def test_a_function_that_is_left_out_is_named(name: str) -> None:
     assert re.match(words, described), described
 
 
+def test_two_causes_that_are_equally_simple_are_both_named() -> None:
+    half = logits(samples=16, classes=5).numpy()
+    was = np.concatenate([half, -half[::-1]])
+    described = describe_change(was, -was)
+    assert described == "samples in reverse order or multiplied by -1 (the sign changed)"
+
+
+def test_the_simpler_cause_is_named_alone() -> None:
+    half = logits(samples=16, classes=5).numpy()
+    assert describe_change(np.concatenate([half, -half]), np.concatenate([-half, half])) == (
+        "multiplied by -1 (the sign changed)"
+    )
+    ramp = np.arange(20.0)[:, None]
+    assert describe_change(ramp, ramp[::-1]) == "samples in reverse order"
+
+
 def test_a_metric_in_percent_is_named() -> None:
     assert describe_change(0.992, 99.2) == "multiplied by 100 (percent, or centi)"
     assert describe_change(87.5, 0.875) == "multiplied by 1/100 (percent, or centi)"

@@ -136,6 +136,10 @@ def slow(**arguments: Any) -> object:
     return Hub.BertJapaneseTokenizer(vocabulary(), **arguments)
 
 
+def slow_cased(do_lower_case: bool = False, **arguments: Any) -> Any:
+    return Hub.ProphetNetTokenizer(vocabulary(), do_lower_case=do_lower_case, **arguments)
+
+
 Pair = tuple[Callable[[], object], Callable[[], object], str]
 CHANGES: dict[str, Pair] = {
     "torchvision": (
@@ -221,6 +225,8 @@ CHANGES: dict[str, Pair] = {
         "ClapFeatureExtractor.hop_length: 480 -> 240",
     ),
     "slow tokenizer": (slow, lambda: slow(split_special_tokens=True), "split_special_tokens: False -> True"),
+    "slow casing": (slow_cased, lambda: slow_cased(do_lower_case=True), "do_lower_case: False -> True"),
+    "slow accents": (slow_cased, lambda: slow_cased(strip_accents=True), "strip_accents: (absent) -> True"),
     "maximum length": (
         lambda: Hub.ByT5Tokenizer(model_max_length=512),
         lambda: Hub.ByT5Tokenizer(model_max_length=128),
@@ -271,6 +277,13 @@ def test_a_call_does_not_change_the_description_of_a_tokenizer() -> None:
     before = describe(fast)
     fast(["a text"], padding="max_length", truncation=True, max_length=16)
     assert find_differences(before, describe(fast)) == []
+
+
+@pytest.mark.parametrize("make", [slow_cased, lambda: Hub.ByT5Tokenizer(), lambda: Hub.CanineTokenizer()])
+def test_a_tokenizer_that_is_saved_and_loaded_has_the_same_description(make: Callable[[], Any], tmp_path: Path) -> None:
+    slow = make()
+    slow.save_pretrained(tmp_path)
+    assert find_differences(describe(slow), describe(type(slow).from_pretrained(tmp_path))) == []
 
 
 def test_a_method_of_a_c_type_is_described() -> None:

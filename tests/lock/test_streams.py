@@ -177,6 +177,23 @@ def test_many_small_batches_equal_one() -> None:
     assert entries(streams(*ragged)) == entries(streams(data[:1], *ragged[0:0], data[1:2], *ragged[1:]))
 
 
+def test_a_batch_that_is_changed_after_the_call_is_locked_as_it_was() -> None:
+    for batch in (X[:1].clone(), X[:1].numpy().copy(), np.array(["a", "b"])):
+        added = named(batch)
+        before = entries(named(batch, batch).streams)
+        added.add(batch)
+        batch[:] = 0
+        assert entries(added.streams) == before
+
+
+def test_batches_of_several_dtypes_and_no_samples_are_gathered() -> None:
+    parts = [X[:1], X[1:1], X[1:2].double(), X[2:3].double(), X[3:4]]
+    assert entries(streams(*parts)) == entries(streams(parts[0], torch.cat(parts[2:4]), parts[4]))
+    empty = np.zeros((3, 0), np.int64)
+    assert entries(streams(empty))["batch"]["samples"] == 3
+    assert entries(streams(empty, empty)) == entries(streams(np.zeros((6, 0), np.int64)))
+
+
 def test_a_batch_takes_little_memory() -> None:
     data = np.zeros((64, 1 << 18), np.float32)  # 64 MB
     for batch in (data, data.reshape(1, -1), data.reshape(-1)):

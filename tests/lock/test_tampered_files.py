@@ -16,7 +16,7 @@ from pytest_evalmode.lock.lock_file import LockError, lock_path
 from pytest_evalmode.lock.lock_folder import NewLock, exclusive, remove_leftovers, write_lock
 from pytest_evalmode.lock.running_lock import RunningLock
 
-EXACT = {"rtol": None, "atol": None}
+EXACT = None, None
 X = torch.rand(12, 5, generator=torch.Generator().manual_seed(0))
 
 
@@ -92,3 +92,13 @@ def test_a_tampered_file_is_one_clear_error_and_an_update_heals_it(tmp_path: Pat
         assert all(message and "\x1b" not in message and "Traceback" not in message for message in messages)
         write(tmp_path)
         assert {each: each.read_bytes() for each in paths} == good
+
+
+@pytest.mark.parametrize("kept", ["99999999999999999999", "0,9223372036854775808", "-99999999999999999999", "1,x"])
+def test_samples_with_impossible_positions_are_one_clear_error(tmp_path: Path, kept: str) -> None:
+    write(tmp_path)
+    path = lock_path(tmp_path / "test_it.py", "test")
+    content = json.loads(path.read_text())
+    content["inputs"]["x"]["arrays"]["rows"]["kept"] = kept
+    path.write_text(json.dumps(content))
+    assert "inputs 'x' has no valid arrays; run pytest --evalmode-update-lock" in compare(tmp_path, 2.0)

@@ -10,9 +10,9 @@ import pytest
 
 from pytest_evalmode.policy import Policy
 from pytest_evalmode.report.causes import RootCause, find_explanations, group_by_cause, root_causes, summarize_causes
-from pytest_evalmode.report.ledger import serialize_record
 from pytest_evalmode.report.markdown import render_step_summary
 from pytest_evalmode.report.page import render_page
+from pytest_evalmode.report.records import serialize_record
 from pytest_evalmode.report.summary import detail_lines
 from pytest_evalmode.rules import Violation
 from pytest_evalmode.trace import Site

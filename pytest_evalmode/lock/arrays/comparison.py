@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,11 +16,11 @@ from pytest_evalmode.lock.arrays.pictures import draw_pictures
 from pytest_evalmode.lock.arrays.stream import Stream, kept_indices, matches
 from pytest_evalmode.lock.arrays.tolerance import find_difference
 from pytest_evalmode.lock.causes import describe_change, diagnose, is_tokens
+from pytest_evalmode.lock.causes.cause import Array
 from pytest_evalmode.lock.lock_file import Entry
 from pytest_evalmode.trace import LockChange
 
 if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
     Samples = Mapping[str, Array]
 
 _MAX_SHOWN = 3

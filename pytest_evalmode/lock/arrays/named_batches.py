@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from pytest_evalmode.lock.arrays.batch_arrays import BatchArray, named_arrays
@@ -24,6 +23,14 @@ MetricFunction = Callable[[Any], object]
 _SMALL = 1 << 16  # bytes up to which all samples of exact inputs are stored
 _MAX_SAMPLES = 64
 _DTYPES = "bool float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 complex64 complex128".split()
+
+
+def check_tolerance(kind: str, rtol: float | None, atol: float | None) -> Tolerance:
+    """Return a tolerance; raise LockError if only one of the two is given."""
+    if (rtol is None) != (atol is None):
+        got = f"got rtol={rtol!r}, atol={atol!r}"
+        raise LockError(f"evalmode_lock.{kind}(): pass both rtol and atol, or neither ({got})")
+    return {"rtol": rtol, "atol": atol}
 
 
 @dataclass(slots=True)
@@ -44,18 +51,18 @@ class NamedBatches:
     """Whether other samples may be selected than the locked ones."""
     again: MetricFunction | None = None
     streams: dict[str, Stream] = field(default_factory=dict)
-    _plain: tuple[torch.dtype, Stream] | None = None
-    """The dtype and the stream of batches that are one tensor, which are then added without a search for arrays."""
+    _plain: Stream | None = None
+    """The stream of batches that are one tensor, which are then added without a search for arrays."""
 
     def add(self, batch: object) -> None:
         """Add a batch: arrays and tensors of any shape, nested in any way; raise LockError for anything else."""
-        if type(batch) is Tensor and self._plain is not None and batch.dtype is self._plain[0] and batch.ndim:
+        if self._plain is not None and type(batch) is Tensor and batch.ndim:
             try:
                 array = batch.numpy()
             except (TypeError, RuntimeError):  # on a device, sparse, with gradients: not as plain as the first
                 pass
             else:
-                self._plain[1].add(array)
+                self._plain.add(array)
                 return
         try:
             arrays = named_arrays(batch)
@@ -67,7 +74,7 @@ class NamedBatches:
         for path, (array, _) in arrays.items():
             self.streams[path].add(array if array.ndim else array[None])
         if type(batch) is Tensor and batch.ndim and str(batch.dtype) == f"torch.{array.dtype.name}":
-            self._plain = batch.dtype, self.streams[path]
+            self._plain = self.streams[path]
 
     def _start(self, arrays: Mapping[str, BatchArray]) -> None:
         """Create the streams of new arrays, the smallest first: the larger ones can use what these leave.

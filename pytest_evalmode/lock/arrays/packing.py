@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pytest_evalmode.lock.arrays.stream import Stream
-
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
+from pytest_evalmode.lock.causes.cause import Array
 
 
 def pack_streams(streams: Mapping[str, Stream]) -> dict[str, Array]:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from pytest_evalmode.lock.causes.cause import Array
 from pytest_evalmode.lock.causes.images import layout
-
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
 
 _MAX_SIDE = 160  # pixels
 _BINS = 32

@@ -7,18 +7,16 @@ do all NaN.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128
 
 from pytest_evalmode.lock.arrays.samples import Selection
+from pytest_evalmode.lock.causes.cause import Array
 from pytest_evalmode.lock.lock_file import Entry, LockError
-
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
 
 _MAX_DIGESTS = 4096
 _BLOCK_BYTES = 1 << 20
@@ -63,43 +61,53 @@ class Stream:
     _parts: list[Array] | None = field(default_factory=list)
     _selection: Selection = field(init=False)
     _digest: Any = field(default_factory=xxh3_128)
-    _form: tuple[object, ...] | None = None
-    _pending: list[Array] = field(default_factory=list)
+    _form: tuple[tuple[int, ...], np.dtype[Any] | str] | None = None
+    _copy: Callable[[Array], Any] = np.ndarray.tobytes
+    """Copies a small batch of this form. Bytes are faster to copy and to join than arrays."""
+    _pending: list[Any] = field(default_factory=list)
     _pending_bytes: int = 0
+    _processed: int = 0
 
     def __post_init__(self) -> None:
         self._selection = Selection(self.room, self.indices)
 
     def add(self, samples: Array) -> None:
         """Add samples: an array of shape (samples, ...). Small batches are gathered first, which is faster."""
-        self.count += len(samples)
         form, size = (samples.shape[1:], samples.dtype), samples.nbytes
         if form != self._form:
             self._change_form(*form)
         if size > _PENDING_BYTES:
             self.flush()
+            self.count += len(samples)
             self._process(samples)
             return
-        self._pending.append(samples.copy())
+        self._pending.append(self._copy(samples))
+        self.count += len(samples)
         self._pending_bytes += size + _PENDING_BYTES // _MAX_PENDING  # many empty samples are many, too
         if self._pending_bytes > _PENDING_BYTES:
             self.flush()
 
     def _change_form(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        form = (shape, "text" if dtype.kind in "US" else dtype)
+        is_text = dtype.kind in "US"  # texts of one batch are longer than those of another
+        form = (shape, "text" if is_text else dtype)
         if form != self._form:
             self.flush()
             if self._form is not None or shape != self.shape:
                 self._digest.update(str(form).encode())
-            self._form = form
+            self._form, self._copy = form, np.ndarray.copy if is_text else np.ndarray.tobytes
 
     def flush(self) -> None:
         """Process the batches that were gathered."""
         pending, self._pending, self._pending_bytes = self._pending, [], 0
-        if pending:
-            self._process(np.concatenate(pending))
+        if pending and self._form is not None:
+            shape, dtype = self._form
+            if dtype == "text":
+                self._process(np.concatenate(pending))
+            else:
+                self._process(np.ndarray((self.count - self._processed, *shape), dtype, b"".join(pending)))
 
     def _process(self, samples: Array) -> None:
+        self._processed += len(samples)
         for rows in _blocks(samples):
             self._hash(rows)
         if self._parts is not None and samples.shape[1:] == self.shape and self.budget.take(samples.nbytes):
@@ -170,10 +178,9 @@ def _is_valid(array: object) -> bool:
     if not isinstance(array, dict) or any(type(array.get(name)) is not kind for name, kind in _FIELDS.items()):
         return False
     try:
-        kept_indices(array)
+        return all(0 <= i < 1 << 63 for i in kept_indices(array) or ())
     except ValueError:
         return False
-    return True
 
 
 def kept_indices(locked: Entry) -> list[int] | None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pytest_evalmode.lock.causes.cause import difference
+from pytest_evalmode.lock.causes.cause import Array, difference
 from pytest_evalmode.lock.lock_file import Entry
-
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
 
 
 def find_difference(

@@ -71,6 +71,8 @@ def difference(was: Array, now: Array) -> Array:
     a, b = np.asarray(was, wide), np.asarray(now, wide)
     with np.errstate(invalid="ignore"):
         change = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(b - a))
+    if was.dtype.kind in "iu" and now.dtype.kind in "iu":
+        change = np.maximum(change, was != now)  # float64 cannot hold all of them
     return np.where(np.isnan(change), np.inf, change)
 
 
@@ -79,10 +81,17 @@ def count_distinct(values: Array) -> int:
     return len(np.unique(values.ravel()[:: max(1, values.size >> 12)]))
 
 
-def describe_unrecognized(noun: str, was: Array, now: Array, scope: str = "", *, is_tokens: bool = False) -> Diagnosis:
-    """Say what differs, where and by how much; `scope` says in how many of all samples, if not in all.
+def describe_unrecognized(
+    noun: str, was: Array, now: Array, scope: str = "", *, indices: Sequence[int] | None = None, is_tokens: bool = False
+) -> Diagnosis:
+    """Say what differs, where and by how much.
 
-    With `is_tokens`, the values are token ids, whose distances mean nothing.
+    Args:
+        noun: What the values are.
+        was, now: The samples that are stored, of shape (samples, ...), or a scalar.
+        scope: In how many of all samples the values differ; empty if in all.
+        indices: Which of all samples are stored; None for all.
+        is_tokens: The values are token ids, whose distances mean nothing.
     """
     start = f"{noun} differ, cause not recognized: "
     if was.shape != now.shape:
@@ -92,25 +101,27 @@ def describe_unrecognized(noun: str, was: Array, now: Array, scope: str = "", *,
     is_text = was.dtype.kind not in "biufc" or now.dtype.kind not in "biufc"
     change = np.asarray(was != now, float) if is_text else difference(was, now)
     at = int(np.flatnonzero(change)[0] if is_tokens else change.argmax())
-    where = tuple(int(i) for i in np.unravel_index(at, change.shape))
+    where = position = tuple(int(i) for i in np.unravel_index(at, change.shape))
+    if indices is not None:
+        where = (indices[position[0]], *position[1:])
     share, most = float((change > 0).mean()), float(change.max())
     details: dict[str, object] = {"share": share, "max": most, "where": where}
     if change.ndim:
-        details["samples"] = tuple(np.flatnonzero((change > 0).reshape(len(change), -1).any(1))[:32].tolist())
+        differing = np.flatnonzero((change > 0).reshape(len(change), -1).any(1))[:32].tolist()
+        details["samples"] = tuple(differing if indices is None else [indices[i] for i in differing])
     values = f"{share:.0%}" if share >= 0.01 else f"{share:.2%}"
+    values += " of the values" if indices is None else " of the stored values"
     if was.dtype == now.dtype == np.uint8 and most == 1:  # which does not prove that it is rounding
-        words = f"{noun} differ by at most 1 level in {values} of the values: rounding, or noise of its size; "
+        words = f"{noun} differ by at most 1 level in {values}: rounding, or noise of its size; "
         return Diagnosis(f"{words}pass rtol and atol if you accept it{f' ({scope})' if scope else ''}", (), details)
     if is_text:
-        words = f"{values} of them, first at {where}{_excerpts(str(was[where]), str(now[where]))}"
+        words = f"{values}, first at {where}{_excerpts(str(was[position]), str(now[position]))}"
     elif np.isinf(most) and (not_finite := int((np.isfinite(was) != np.isfinite(now)).sum())):
-        words = (
-            f"{values} of the values, {not_finite} of them NaN or infinite only before or only now, first at {where}"
-        )
+        words = f"{values}, {not_finite} of them NaN or infinite only before or only now, first at {where}"
     elif is_tokens:
-        words = f"{values} of the values, first at {where}"
+        words = f"{values}, first at {where}"
     else:
-        words = f"{values} of the values, by at most {most:.3g} at {where}"
+        words = f"{values}, by at most {most:.3g} at {where}"
     return Diagnosis(f"{start}{words}{f', {scope}' if scope else ''}", (), details)
 
 

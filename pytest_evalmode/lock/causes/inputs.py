@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,8 @@ class Scope:
     counts: tuple[int, int]
     keys: tuple[Sequence[Hashable], Sequence[Hashable]] | None
     """A key for each of all samples, such as its digest; None if they are not known."""
+    digests: tuple[Sequence[int], Sequence[int]]
+    """Those that are known, of the first samples."""
 
     @property
     def changed(self) -> list[int] | None:
@@ -46,9 +48,9 @@ class Scope:
 
     @property
     def is_mapping(self) -> bool:
-        """Whether each value became one other wherever it occurs."""
-        pairs = set() if self.keys is None else set(zip(*self.keys, strict=False))
-        return bool(pairs) and len(dict(pairs)) == len(pairs)
+        """Whether each value became one other wherever it occurs, as far as the samples are known."""
+        pairs = set(zip(*(self.keys or self.digests), strict=False))
+        return len(dict(pairs)) == len(pairs)
 
     @property
     def words(self) -> str:
@@ -90,24 +92,29 @@ def diagnose(
     """
     was, now = (each.astype(each.dtype.newbyteorder("=")) for each in (np.asarray(was), np.asarray(now)))
     counts = (count_was or _count(was), count_now or _count(now))
-    scope = Scope(counts, _keys(was, now, (digests_was, digests_now), counts))
+    digests = digests_was, digests_now
+    scope = Scope(counts, _keys(was, now, digests, counts), digests)
     is_same = _equal(was, now, rtol, atol)
     if is_same and counts[0] == counts[1] and (rtol or atol or not scope.changed):
         return None
     order = _explain_order(was, now, scope)
     if order is not None:
         return order
-    if indices is not None and (len(was), len(now)) != counts:
+    if indices is not None and (len(was), len(now)) == counts:
+        indices = None
+    if indices is not None:
         was, now = was[: len(now)], now[: len(was)]
     if is_same:
         return _describe_others(scope, _noun_of(was, now))
     is_cropped = shape_was not in (None, was.shape[1:]) or shape_now not in (None, now.shape[1:])
     noun, found = _explain(was, now, scope, is_cropped)
     if found is not None:
-        return found
+        is_cut = counts[0] != counts[1] and len(was) == len(now)  # to what is stored of both
+        more = f"; {counts[1]} samples, not {counts[0]}" if is_cut and found.kinds else ""
+        return replace(found, headline=f"{found.headline}{more}")
     if counts[0] != counts[1] and was.shape[1:] == now.shape[1:] and was.ndim:
         return Diagnosis(f"values differ, cause not recognized: {counts[1]} samples, not {counts[0]}", (), {})
-    return describe_unrecognized(noun, was, now, scope.words, is_tokens=noun == "tokens")
+    return describe_unrecognized(noun, was, now, scope.words, indices=indices, is_tokens=noun == "tokens")
 
 
 def _count(array: Array) -> int:
@@ -145,7 +152,7 @@ def _noun_of(was: Array, now: Array) -> str:
 
 def _explain_order(was: Array, now: Array, scope: Scope) -> Diagnosis | None:
     """Recognize samples that were reordered, dropped, repeated or added; labels may have been renumbered instead."""
-    if scope.keys is None:
+    if scope.keys is None or not (was.dtype == now.dtype or was.dtype.kind == now.dtype.kind == "U"):
         return None
     old, changed = scope.keys[0], scope.changed
     have_labels = was.ndim == 1 and was.dtype.kind in "biuf" and len(set(old)) <= 0.5 * len(old)

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from pytest_evalmode.lock.causes import numbers, proof, statistics
-from pytest_evalmode.lock.causes.cause import Array, count_distinct
+from pytest_evalmode.lock.causes.cause import Array, Step, count_distinct
 from pytest_evalmode.lock.causes.order import match_samples, sample_bytes
-from pytest_evalmode.lock.causes.proof import simplest
 
 _MIN_VALUES = 8  # distinct values needed for any cause but percent
 
@@ -27,20 +26,21 @@ def describe_change(was: object, now: object) -> str | None:
         return None
     if old.shape == new.shape and (rounding := proof.explain_rounding(old, new)) is not None:
         return rounding.words
-    if order := next(_find_orders(old, new), None):
-        return order
-    causes = _CAUSES if count_distinct(old) >= _MIN_VALUES else (numbers.KNOWN_LINES,)
-    steps = simplest(proof.prove(causes, proof.Pair(old, new)))
+    has_evidence = count_distinct(old) >= _MIN_VALUES
+    proofs = proof.prove(_CAUSES if has_evidence else (numbers.KNOWN_LINES,), proof.Pair(old, new))
+    steps = proof.simplest([*_prove_orders(old, new), *proofs] if has_evidence else proofs)
     return None if steps is None else " and ".join(step.words for step in steps)
 
 
-def _find_orders(old: Array, new: Array) -> Iterator[str]:
-    """Yield the order of the slices along each axis, if they are the locked ones."""
-    for axis in range(old.ndim if old.shape == new.shape and count_distinct(old) >= _MIN_VALUES else 0):
+def _prove_orders(old: Array, new: Array) -> Iterator[proof.Proof]:
+    """Yield a proof for each axis along which the slices are the locked ones, in another order."""
+    for axis in range(old.ndim if old.shape == new.shape else 0):
         index = match_samples(*(sample_bytes(np.moveaxis(each, axis, 0)) for each in (old, new)))
         if index is not None and sorted(index) == list(range(old.shape[axis])):
             what = "samples" if axis == 0 else "classes or columns" if axis == old.ndim - 1 else f"dimension {axis}"
-            yield f"{what} in {'reverse' if index == sorted(index)[::-1] else 'another'} order"
+            is_reverse = index == sorted(index)[::-1]
+            words = f"{what} in {'reverse' if is_reverse else 'another'} order"
+            yield proof.Proof((Step(f"order {axis}", words),), 0 if is_reverse else len(index))
 
 
-_CAUSES = (*numbers.POINTWISE, *numbers.OF_CLASSES, *statistics.COLUMNS, *statistics.PLACES)
+_CAUSES = (*numbers.POINTWISE, *numbers.OF_CLASSES, *statistics.COLUMNS, statistics.COLUMN_ORDER)

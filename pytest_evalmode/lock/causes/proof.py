@@ -13,7 +13,7 @@ from pytest_evalmode.lock.causes.cause import Array, Cause, Step, count_distinct
 
 _NOISE = {"float16": 4 * 2.0**-10, "float32": 5e-6, "float64": 1e-10}  # relative; what other hardware or code changes
 _MAX_REST = 0.1  # share of the difference (root mean square) that a cause may leave to rounding
-_MAX_COLUMNS = 256  # of a table
+MAX_COLUMNS = 256  # of a table; more are signals
 _VALUES_PER_NUMBER = 4  # distinct values that must confirm each fitted number
 
 
@@ -165,7 +165,7 @@ def _scale(size: Array) -> Array:
     """Return how large values are around each value: the largest of its column, or of its channel if that is less."""
     if size.ndim < 2:
         return np.maximum(size, 0.0 if size.ndim == 0 else float(size.max()))
-    if size.ndim == 2 and size.shape[1] > _MAX_COLUMNS:  # signals, not a table
+    if size.ndim == 2 and size.shape[1] > MAX_COLUMNS:
         return np.broadcast_to(size.max(1, keepdims=True), size.shape)
     channels = size.max((0, *range(2, size.ndim)), keepdims=True)
     columns = size.max(tuple(range(size.ndim - 1)), keepdims=True) if size.ndim < 4 else channels

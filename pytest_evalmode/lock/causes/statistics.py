@@ -11,15 +11,13 @@ import numpy as np
 from pytest_evalmode.lock.causes.cause import NOT_BEFORE, RANDOM, Array, Cause, Step
 from pytest_evalmode.lock.causes.numbers import same_shape
 from pytest_evalmode.lock.causes.order import match_samples, sample_bytes
-from pytest_evalmode.lock.causes.proof import fit_lines
-
-_MAX_COLUMNS = 256  # of a table; more are signals
+from pytest_evalmode.lock.causes.proof import MAX_COLUMNS, fit_lines
 
 # Places: parameters are the order of the columns, or the axis that was reversed.
 
 
 def _column_order(a: Array, b: Array) -> Iterator[list[int]]:
-    if a.ndim == b.ndim == 2 and len(a) == len(b) >= 2 and a.shape[1] <= _MAX_COLUMNS:
+    if a.ndim == b.ndim == 2 and len(a) == len(b) >= 2 and a.shape[1] <= MAX_COLUMNS:
         index = match_samples(sample_bytes(a.T), sample_bytes(b.T))
         if index is not None and len(set(index)) == len(index):
             yield index
@@ -120,8 +118,9 @@ def _describe_own(_: Array, __: Array, parameters: tuple[tuple[int, ...], str, i
     return Step("standardised", f"standardized per {parameters[1]}{NOT_BEFORE}")
 
 
+COLUMN_ORDER = Cause(_column_order, lambda a, p: a[:, p], _describe_order, len, is_confirmed=True)
 PLACES = (
-    Cause(_column_order, lambda a, p: a[:, p], _describe_order, len, is_confirmed=True),
+    COLUMN_ORDER,
     Cause(same_shape(_long_axes), lambda a, axis: np.flip(a, axis), _describe_flip),
 )
 STATISTICS = (

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 
-from pytest_evalmode.lock.causes.cause import Step
+from pytest_evalmode.lock.causes.cause import Array, Step
 from pytest_evalmode.lock.checkpoint.differences import Cause, ChangedTensor, Differences, owner_of
 from pytest_evalmode.lock.model_entry import sample_grid
 from pytest_evalmode.rules.wording import plural
-
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
 
 
 def find_adapter(diff: Differences) -> Cause | None:

@@ -44,17 +44,18 @@ def find_architecture_changes(diff: Differences, was: Mapping[str, str]) -> Caus
         ):
             one_sided[change.type][change.was is None].append(change.path)
     words = [_describe(*key, paths) for key, paths in changed.items()]
+    names = [path for paths in changed.values() for path in paths]
     for kind, (removed, added) in one_sided.items():
         same = min(len(removed), len(added)) if renamed else 0  # which moved as others did
         for paths, verb in ((removed[same:], "removed"), (added[same:], "added")):
             if paths:
+                names += paths
                 where = "" if renamed else f" ({first_and_more(paths)})"
                 words.append(f"{plural(len(paths), f'{kind} module')} {verb}{where}")
     if not words:
         return None
     more = f" (and {len(words) - _MAX_SHOWN} more)" if len(words) > _MAX_SHOWN else ""
-    paths = [path for names in changed.values() for path in names]
-    return Cause("architecture", "; ".join(words[:_MAX_SHOWN]) + more, tuple(paths))
+    return Cause("architecture", "; ".join(words[:_MAX_SHOWN]) + more, tuple(names))
 
 
 def _parents(path: str) -> list[str]:

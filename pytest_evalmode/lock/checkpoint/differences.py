@@ -6,18 +6,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_evalmode.lock.causes.cause import Step
+from pytest_evalmode.lock.causes.cause import Array, Step
 from pytest_evalmode.lock.model_entry import ModelContents, TensorRecord, sample_grid
 from pytest_evalmode.rules.wording import first_and_more
-
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
 
 RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")

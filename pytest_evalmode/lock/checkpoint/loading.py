@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pytest_evalmode.lock.causes.cause import Step
+from pytest_evalmode.lock.causes.cause import Array, Step
 from pytest_evalmode.lock.checkpoint.differences import (
     Cause,
     ChangedTensor,
@@ -19,9 +18,6 @@ from pytest_evalmode.lock.checkpoint.differences import (
 )
 from pytest_evalmode.lock.checkpoint.initial_values import Distribution, possible_distributions
 from pytest_evalmode.rules.wording import first_and_more, plural
-
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
 
 _MIN_CORRELATED = 32  # values needed to decide whether two tensors are correlated
 _MIN_UNIFORM, _MIN_NORMAL = 64, 384  # values needed to recognize a distribution; a normal one has no bounds
@@ -35,8 +31,7 @@ def find_not_finite(diff: Differences) -> list[Cause]:
         count = int((~tensor.current.isfinite()).sum())
         if not count or (tensor.values is not None and not np.isfinite(tensor.values[0]).all()):
             return None
-        value = f"{plural(count, 'value')} that {'is' if count == 1 else 'are'}"
-        return Step("not finite", "{names} {has} {} not finite", {"value": value})
+        return Step("not finite", "{names} {has} values that are not finite ({})", {"value": count})
 
     return diff.explain_each(explain)
 

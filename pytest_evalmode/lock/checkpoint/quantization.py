@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pytest_evalmode.lock.causes.cause import count_distinct
 from pytest_evalmode.lock.checkpoint.differences import FLOAT_DTYPES, Cause, ChangedTensor, Differences, owner_of
 from pytest_evalmode.lock.checkpoint.pairing import PACKED_PARAMS
 from pytest_evalmode.lock.model_entry import spaced
@@ -18,6 +19,7 @@ _NARROW = ("int8", "int4", "int2", "uint8", "uint4", "uint2", "float8", "float4"
 _SCHEMES = ((4, 7, False), (4, 8, False), (4, 15, True), (8, 127, False), (8, 128, False), (8, 255, True))
 _GROUPS = (256, 128, 64, 32)
 _MIN_GROUP = 16  # values; with fewer, unquantized ones may lie on a grid by chance
+_MIN_DISTINCT = 8  # values; zero and the ends always lie on a grid, and often simple fractions such as a half
 _FIRST = 1 << 14  # values that are tried before all of a tensor are
 _MAX_SLACK = 0.3  # of a step, by which the precision of a dtype may move a value
 
@@ -56,6 +58,8 @@ def find_quantization(tensor: ChangedTensor) -> str | None:
     values, both = tensor.current, tensor.values
     if both is None or len(tensor.now.shape) < 2 or not len(values) or not bool(values.isfinite().all()):
         return None
+    if count_distinct(both[1]) < _MIN_DISTINCT:
+        return None
     rows, (was, now) = tensor.now.shape[0], both
     width = len(values) // rows
     at = [[row * width + column for column in spaced(width, now.shape[1])] for row in spaced(rows, now.shape[0])]
@@ -79,7 +83,7 @@ def find_quantization(tensor: ChangedTensor) -> str | None:
 
 def _groupings(count: int, width: int) -> Iterator[tuple[str, int]]:
     """Yield how values share a scale, the largest groups first, and the number of values in a group."""
-    if width * 2 <= count:
+    if width * 2 <= count and count >= _MIN_GROUP:
         yield "per tensor", count
     if width >= _MIN_GROUP:
         yield "per output channel", width

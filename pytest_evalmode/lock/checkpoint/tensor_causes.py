@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from pytest_evalmode.lock.causes import cause, proof
-from pytest_evalmode.lock.causes.cause import Step, count_distinct
+from pytest_evalmode.lock.causes.cause import Array, Step, count_distinct
 from pytest_evalmode.lock.checkpoint import adapters, quantization
 from pytest_evalmode.lock.checkpoint.differences import FLOAT_DTYPES, Cause, ChangedTensor, Differences, equal
 from pytest_evalmode.rules.wording import first_and_more, plural
-
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
 
 _MIN_VALUES = 8  # distinct values needed to distinguish a factor from chance
 _NARROWER = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
@@ -51,7 +52,11 @@ def _tokenizer(value: Any) -> dict[str, Any]:
     backend = getattr(value, "backend_tokenizer", None)
     if backend is not None:
         return {**fields, **_backend(backend)}
-    flags = {key: each for key, each in vars(value).items() if isinstance(each, bool) and not key.startswith("_")}
+    # Some flags are only among the arguments that it was made with, but so is where it was loaded from.
+    parameters = {name for kind in type(value).__mro__ for name in inspect.signature(kind).parameters}
+    made_with = {key: each for key, each in value.init_kwargs.items() if key in parameters}
+    own = {key: each for key, each in vars(value).items() if not key.startswith("_")}
+    flags = {key: each for key, each in {**made_with, **own}.items() if isinstance(each, bool)}
     return {**flags, **fields, "vocabulary": value.get_vocab()}
 
 

@@ -1,61 +1,23 @@
-"""Creates the guard of a test from its marks, the settings of the run and user hooks, and reports its violations."""
+"""Creates the guard of a test from its marks, the settings of the run and user hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_evalmode.policy import ARGUMENTS, Policy, PolicyError, read_policy
-from pytest_evalmode.reporter import Reporter
-from pytest_evalmode.rules import RULE_NAMES, Rule, Violation
+from pytest_evalmode.rules import RULE_NAMES, Rule
 from pytest_evalmode.session import fixtures, user_hooks
-from pytest_evalmode.session.guarded_test.outcome import HygieneViolation
-from pytest_evalmode.session.settings import SETTINGS, Settings, plain_nodeid
-from pytest_evalmode.session.stash import DROPPED_COUNT, MODE_CHANGES
+from pytest_evalmode.session.guarded_test.item_reporter import ItemReporter
+from pytest_evalmode.session.settings import SETTINGS, Settings
+from pytest_evalmode.session.stash import MODE_CHANGES
 
 if TYPE_CHECKING:
     from pytest_evalmode.guards import Guard
     from pytest_evalmode.observe.calls.mode_changes import ModeChanges
-
-
-class ItemReporter(Reporter):
-    """Reports the violations of one test as HygieneViolation."""
-
-    def __init__(self, item: pytest.Item) -> None:
-        self._item = item
-        self._settings = item.config.stash[SETTINGS]
-
-    def select_reported(self, violations: list[Violation]) -> list[Violation]:
-        """Return the violations that no user hook drops, and count the dropped ones."""
-        reported = user_hooks.apply_violation_hook(self._item, violations)
-        self._item.stash[DROPPED_COUNT] = len(violations) - len(reported)
-        return reported
-
-    def select_raised(self, violations: list[Violation]) -> list[Violation]:
-        """Return the failing violations; under `--evalmode=warn`, `check()` raises for none."""
-        return self.select_failing(violations) if self._settings.mode == "enforce" else []
-
-    def select_failing(self, violations: list[Violation]) -> list[Violation]:
-        """Return the violations that fail the test: those that the baseline does not list.
-
-        None fail under `--evalmode-suggest`, or while the baseline is updated, so that `evalmode.check()` ends no
-        test.  A test marked `xfail` still fails during an update: an expected failure must not be listed in the
-        baseline.
-        """
-        item, settings = self._item, self._settings
-        if settings.suggest:
-            return []
-        if settings.update_baseline:
-            return violations if item.get_closest_marker("xfail") is not None else []
-        known = (settings.known or {}).get(plain_nodeid(item.nodeid, item.config), frozenset())
-        return [violation for violation in violations if (violation.rule, violation.model) not in known]
-
-    def make_error(self, violations: Sequence[Violation]) -> BaseException:
-        """Return the exception that fails the test."""
-        return HygieneViolation(violations, self._settings.marker)
 
 
 def policy_and_rules_of(item: pytest.Item) -> tuple[Policy, tuple[Rule, ...]]:

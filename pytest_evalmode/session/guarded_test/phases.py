@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_evalmode.session import fixtures, user_hooks
-from pytest_evalmode.session.guarded_test.guard_setup import ItemReporter, new_guard, policy_and_rules_of
+from pytest_evalmode.session.guarded_test.guard_setup import new_guard, policy_and_rules_of
+from pytest_evalmode.session.guarded_test.item_reporter import ItemReporter
 from pytest_evalmode.session.guarded_test.outcome import (
     NO_RESULT_EXCEPTIONS,
     add_note,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_evalmode.report.ledger import serialize_record
+from pytest_evalmode.report.records import serialize_record
 from pytest_evalmode.session.settings import Settings
 from pytest_evalmode.session.stash import DROPPED_COUNT, RECORD_PROPERTY, SUGGESTION_PROPERTY, remove_records
 

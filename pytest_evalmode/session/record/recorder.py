@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_evalmode.session.record.collected_tests import CollectedTests
-from pytest_evalmode.session.record.report_files import FileMessage, SessionResults, update_baseline, write_files
+from pytest_evalmode.session.record.report_files import FileMessage, update_baseline, write_files
+from pytest_evalmode.session.record.session_results import SessionResults
 from pytest_evalmode.session.settings import BASELINE_INPUT, SETTINGS, Settings, is_whole_suite, plain_nodeid, uses_toml
 from pytest_evalmode.session.stash import RECORD_PROPERTY, SUGGESTION_PROPERTY
 

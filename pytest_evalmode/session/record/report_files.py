@@ -1,39 +1,18 @@
-"""The results of a session and the files written from them: JSON and HTML report, step summary, baseline."""
+"""The files written from the results of a session: JSON and HTML report, step summary, baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from pytest_evalmode.session.settings import SETTINGS, is_whole_suite, step_summary_path, uses_toml
 
 if TYPE_CHECKING:
-    from pytest_evalmode.report.baseline import ObservedViolations
-    from pytest_evalmode.report.suggest import Suggestion
-
-
-class SessionResults:
-    """The records of guarded tests, and the unguarded tests that ran."""
-
-    def __init__(self) -> None:
-        self.guarded: dict[str, dict[str, Any]] = {}
-        """The records of the guarded tests by node id, as in `report/ledger.py`."""
-        self.unguarded: set[str] = set()
-        """Node ids of the tests that passed without a guard."""
-        self.suggestions: dict[str, Suggestion] = {}
-        self.stale: list[tuple[str, str]] = []
-        """Test and rule of the entries of the baseline whose tests ran without breaking that rule."""
-
-    def observed_violations(self) -> dict[str, ObservedViolations]:
-        """Return the violations of each test that ran; an unguarded test has none."""
-        from pytest_evalmode.report.baseline import ObservedViolations, observed_violations
-
-        unguarded = dict.fromkeys(self.unguarded, ObservedViolations(frozenset()))
-        return {**unguarded, **observed_violations(self.guarded.values())}
+    from pytest_evalmode.session.record.session_results import SessionResults
 
 
 class FileMessage(NamedTuple):
@@ -102,7 +81,7 @@ def _try_to_write(option: str, path: Path, write: Callable[[], object]) -> FileM
 
 
 def _write_report(path: Path, results: SessionResults, config: pytest.Config) -> None:
-    from pytest_evalmode.report.ledger import write_report
+    from pytest_evalmode.report.records import write_report
 
     settings = config.stash[SETTINGS]
     write_report(path, results.guarded.values(), settings.mode, settings.strict)

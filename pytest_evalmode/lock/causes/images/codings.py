@@ -127,7 +127,7 @@ _CHANGES: tuple[tuple[str, str, str, str], ...] = (
 
 
 def change_of_coding(old: Coding, new: Coding) -> Step | None:
-    """Return the step that turns one coding into another; None if nobody makes that change, or if they are equal."""
+    """Return the step that turns one coding into another; None if it is not a known change, or if they are equal."""
     for before, after, kind, words in _CHANGES:
         if old.family in before.split() and new.family == after:
             differs = old.name != new.name

@@ -13,7 +13,7 @@ from pytest_evalmode.lock.causes.text.tokens import find_affix
 def explain_texts(was: Array, now: Array) -> Diagnosis | None:
     """Return the diagnosis of arrays of strings of any shape; None without a known cause."""
     old, new = ([str(each) for each in array.ravel()] for array in (was, now))
-    step = next(_find_changes(old, new), None) if len(old) == len(new) else None
+    step = next(_find_changes(old, new), None) if was.shape == now.shape else None
     return None if step is None else join_steps("texts", [step])
 
 

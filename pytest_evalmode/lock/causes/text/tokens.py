@@ -178,12 +178,14 @@ def _find_truncation(old: Rows, new: Rows, special: tuple[int, int]) -> Step | N
 def _find_unknown(old: Rows, new: Rows) -> Step | None:
     """Find stretches of ids that all became one id that is new: that of the unknown token."""
     changes = [
-        b[k:m]
+        (a[i:j], b[k:m])
         for a, b in zip(old, new, strict=True)
-        for tag, _, _, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+        for tag, i, j, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
         if tag != "equal"
     ]
-    ids = {id_ for stretch in changes for id_ in stretch}
+    ids = {id_ for _, stretch in changes for id_ in stretch}
     if len(ids) != 1 or len(changes) < 2 or any(ids & set(row) for row in old):
+        return None
+    if not all(before and after for before, after in changes):  # tokens were inserted or deleted
         return None
     return Step("unknown tokens", f"given with {len(changes)} words unknown (id {ids.pop()}) that were known before")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -43,9 +44,9 @@ class Run:
     Attributes:
         outputs: Fingerprint of the outputs.
         error: The text of the exception that the call raised.
-        generator: Fingerprint of torch's generator after the call.
+        generators: Fingerprint of the generators of torch, Python and NumPy after the call.
         changes: Fingerprint of the saved tensors that the call changed; empty if there are none.
-        drew: Whether the call drew from the generator.
+        drew: Whether the call drew from torch's generator.
         requires_grad: Whether an output requires grad.
         functions: The functions of torch after the call.
         rules: The rules that the guard says were broken.
@@ -54,7 +55,7 @@ class Run:
 
     outputs: str
     error: str
-    generator: str
+    generators: str
     changes: str
     drew: bool
     requires_grad: bool
@@ -65,7 +66,7 @@ class Run:
     @property
     def effects(self) -> tuple[str, str, str]:
         """What a change of the mode would change."""
-        return self.outputs + self.error, self.generator, self.changes
+        return self.outputs + self.error, self.generators, self.changes
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class Subject:
         return Run(
             outputs=fingerprint(outputs),
             error=text,
-            generator=fingerprint(torch.get_rng_state()),
+            generators=generators(),
             changes=changes(self._model.state_dict(), model.state_dict()),
             drew=not torch.equal(generator, torch.get_rng_state()),
             requires_grad=any(tensor.requires_grad for tensor in tensors(outputs)),
@@ -230,6 +231,13 @@ def seed() -> None:
     torch.manual_seed(0)
     random.seed(0)
     numpy.random.seed(0)
+
+
+def generators() -> str:
+    """Return a digest of the states of the generators of torch, Python and NumPy."""
+    state = torch.get_rng_state().tolist(), random.getstate(), numpy.random.get_state(legacy=True)
+    with numpy.printoptions(threshold=sys.maxsize):
+        return hashlib.blake2b(repr(state).encode(), digest_size=16).hexdigest()
 
 
 def tensors(value: object, depth: int = 8) -> Iterator[Tensor]:

@@ -76,7 +76,9 @@ def draw_calls_in(function: FunctionType, attributes: Mapping[str, object]) -> I
     """Yield the calls in the source of a function that may draw, given the attributes of `self`."""
     code = function.__code__
     for definition in definitions_of(code):
-        for node, gated in _calls(definition, attributes, gated=False):
+        for node, gated in _nodes(definition, attributes, gated=False):
+            if not isinstance(node, ast.Call):
+                continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             called = _resolve(node.func, function)
             host = _host_of(called)
@@ -89,7 +91,19 @@ def draw_calls_in(function: FunctionType, attributes: Mapping[str, object]) -> I
                 text = " ".join(ast.unparse(node.func).split())
                 given = [keyword.value for keyword in node.keywords if keyword.arg == "generator"]
                 optional = any(value_of(value, attributes) is UNKNOWN for value in given)
+                gated |= _mentions_training(node)
                 yield DrawCall(code, node.func.end_lineno or node.lineno, text, gated, optional, host)
+
+
+def names_in(function: FunctionType) -> dict[str, bool]:
+    """Return the names in the source of a function, and whether the mode decides wherever one is mentioned."""
+    names: dict[str, bool] = {}
+    for definition in definitions_of(function.__code__):
+        for node, gated in _nodes(definition, {}, gated=False):
+            if isinstance(node, ast.Attribute | ast.Name):
+                name = node.attr if isinstance(node, ast.Attribute) else node.id
+                names[name] = gated and names.get(name, True)
+    return names
 
 
 def definitions_of(code: CodeType) -> list[ast.AST]:
@@ -147,10 +161,9 @@ def _definitions_by_line(file: str) -> dict[int, list[ast.AST]]:
     return definitions
 
 
-def _calls(node: ast.AST, attributes: Mapping[str, object], *, gated: bool) -> Iterator[tuple[ast.Call, bool]]:
-    """Yield every call below a node that the attributes of `self` do not rule out, and whether the mode decides it."""
-    if isinstance(node, ast.Call):
-        yield node, gated or _mentions_training(node)
+def _nodes(node: ast.AST, attributes: Mapping[str, object], *, gated: bool) -> Iterator[tuple[ast.AST, bool]]:
+    """Yield a node and all below it that the attributes of `self` do not rule out, and whether the mode decides it."""
+    yield node, gated
     children = list(ast.iter_child_nodes(node))
     if isinstance(node, ast.If | ast.IfExp):
         gated |= _mentions_training(node.test)
@@ -158,7 +171,7 @@ def _calls(node: ast.AST, attributes: Mapping[str, object], *, gated: bool) -> I
         blocks = (node.body, node.orelse) if value is UNKNOWN else (node.body,) if value else (node.orelse,)
         children = [node.test, *(each for block in blocks for each in (block if isinstance(block, list) else [block]))]
     for child in children:
-        yield from _calls(child, attributes, gated=gated)
+        yield from _nodes(child, attributes, gated=gated)
         # `if not self.training: return x` decides about all statements that follow it in its block.
         if isinstance(child, ast.If) and _leaves_block(child.body):
             gated |= _mentions_training(child.test)

@@ -24,6 +24,7 @@ from pytest_evalmode.observe.model_code.draw_calls import (
     definitions_of,
     draw_calls_in,
     mentions_draw,
+    names_in,
 )
 from pytest_evalmode.observe.modules import all_modules, python_module
 
@@ -89,11 +90,30 @@ def find_draw_calls(module: nn.Module, method: str = "") -> list[DrawCall]:
     for step in chain.from_iterable(dis.get_instructions(function.__code__) for function in functions):
         if step.opname == "STORE_ATTR":
             attributes.pop(step.argval, None)  # when the call ran, it may have had another value
-    draws = dict.fromkeys(draw for function in functions for draw in draw_calls_in(function, attributes))
+    gated = _find_gated(functions, method or "forward")
+    draws = {
+        replace(draw, gated=draw.gated or function.__name__ in gated): None
+        for function in functions
+        for draw in draw_calls_in(function, attributes)
+    }
     if not any("training" in _names(function.__code__) for function in functions):
         # The module never reads its mode, so the `training` argument of a helper does not depend on it.
         draws = {replace(draw, gated=False): None for draw in draws}
     return sorted(draws, key=lambda draw: (draw.gated, draw.optional))
+
+
+def _find_gated(functions: Iterable[FunctionType], start: str) -> set[str]:
+    """Return the names of functions that others only mention where the mode decides, or that only such ones mention."""
+    mentions = [
+        (function.__name__, name, is_gated)
+        for function in functions
+        for name, is_gated in names_in(function).items()
+        if name not in (function.__name__, start)
+    ]
+    gated = {name for _, name, _ in mentions}
+    while ungated := {name for caller, name, is_gated in mentions if not is_gated and caller not in gated} & gated:
+        gated -= ungated
+    return gated
 
 
 def find_method_calls(module: nn.Module) -> list[tuple[nn.Module, str]]:

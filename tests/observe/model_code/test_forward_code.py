@@ -172,6 +172,55 @@ def test_the_likeliest_draw_comes_first() -> None:
     ]
 
 
+def augment(x: Tensor) -> Tensor:
+    return shift(x) + torch.randn_like(x)
+
+
+def shift(x: Tensor) -> Tensor:
+    return x + torch.rand(1)
+
+
+class Augmented(nn.Module):
+    """Only training mode calls the helpers that draw."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return augment(x) if self.training else x
+
+
+class AugmentedTwice(Augmented):
+    """One of the helpers is called in either mode, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        if not self.training:
+            return shift(x)
+        return self.again(augment(x))
+
+    def again(self, x: Tensor) -> Tensor:
+        return self.again(x) if len(x) > 9 else shift(x)
+
+
+class AlwaysShifted(Augmented):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(shift(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "gated"),
+    [
+        (Augmented(), {"torch.rand": True, "torch.randn_like": True}),
+        (AugmentedTwice(), {"torch.rand": True, "torch.randn_like": True}),
+        (AlwaysShifted(), {"torch.rand": False, "torch.randn_like": True}),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_a_helper_depends_on_the_mode_if_all_its_calls_do(
+    module: nn.Module, gated: dict[str, bool], training: bool
+) -> None:
+    draws = forward_code.find_draw_calls(module.train(training))
+    assert {draw.text: draw.gated for draw in draws} == gated
+
+
 class NoGrad(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,55 @@ def test_a_draw_is_not_blamed_on_the_module_that_starts_next() -> None:
     with watching() as g:
         model(batch())
     assert only(g, "random-forward").subjects == ("Sequential.1.part (UngatedPath)",)
+
+
+# --- a module without a forward, whose method the model calls
+
+
+def shaken(grid: Tensor) -> Tensor:
+    return grid + torch.empty(1).uniform_(-1, 1)
+
+
+class Grid(nn.Module):
+    def embed(self) -> Tensor:
+        grid = torch.ones(4)
+        return shaken(grid) if self.training else grid
+
+
+class UngatedGrid(nn.Module):
+    def embed(self) -> Tensor:
+        return shaken(torch.ones(4))
+
+
+class Embedded(nn.Module):
+    def __init__(self, grid: Any) -> None:
+        super().__init__()
+        self.grid, self.drop, self.lin = grid, nn.Dropout(0.1), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.drop(self.lin(x + self.grid.embed()))
+        return y
+
+
+def test_a_method_that_draws_in_training_mode_is_train_mode() -> None:
+    with torch.no_grad(), watching() as g:
+        Embedded(Grid()).train()(batch())
+    assert "Embedded.grid (Grid)" in only(g, "train-mode").subjects
+
+
+def test_a_method_whose_helper_ignores_the_mode_is_reported() -> None:
+    with torch.no_grad(), watching() as g:
+        Embedded(UngatedGrid()).eval()(batch())
+    violation = only(g, "random-forward")
+    assert violation.subjects == ("Embedded.grid (UngatedGrid)",)
+    assert violation.cause is not None
+    assert "uniform_" in violation.cause.source
+
+
+def test_a_method_whose_helper_draws_in_training_mode_only_is_clean() -> None:
+    with torch.no_grad(), watching() as g:
+        Embedded(Grid()).eval()(batch())
+    assert not g.violations
 
 
 # --- hooks that draw in training mode only

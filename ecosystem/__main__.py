@@ -82,7 +82,8 @@ def section(name: str, rows: list[Row], new: list[Row], gone: list[Row], cost: d
 
 
 def _suite(name: str) -> tuple[list[Row], dict[str, float]]:
-    project, results = PROJECTS[name], _results() / name
+    project = PROJECTS[name]
+    results = _results("ecosystem/oracle.py", "ecosystem/projects.toml", "ecosystem/seeds.py") / name
     suites.check(project, results)
     return list(suites.rows(project, results)), suites.seconds(results)
 

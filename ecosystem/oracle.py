@@ -1,4 +1,4 @@
-"""pytest plugin: judges the five default rules by a plain patch of `nn.Module.__call__`, with no code of the package.
+"""pytest plugin: judges the five default rules by plain patches of `__call__`, with no code of the package.
 
 It knows less than the guard (no wrappers, no exports, no names, no lines), and what it knows it knows in another way. A
 test on which the two disagree is a test to look at.  The rules of each test are written as JSON to `$ECOSYSTEM_ORACLE`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,28 @@ def pytest_sessionfinish() -> None:
 def judged() -> Iterator[set[str]]:
     """Judge the outermost forwards of a block, and yield the set that then has the broken rules."""
     found: set[str] = set()
-    original = nn.Module.__call__
+    originals = {cls: vars(cls)["__call__"] for cls in _classes_with_call(nn.Module)}
+    for cls, original in originals.items():
+        cls.__call__ = _judging(found, original)  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        for cls, original in originals.items():
+            cls.__call__ = original  # type: ignore[method-assign]
+        if any(_differs(before, _state(model)) for model, before in _models.values()):
+            found.add("state-mutated")
+        _models.clear()
 
+
+def _classes_with_call(cls: type[nn.Module]) -> Iterator[type[nn.Module]]:
+    """Yield a class and those of its subclasses that have a `__call__` of their own, but for torch's."""
+    if cls is nn.Module or ("__call__" in vars(cls) and not cls.__module__.startswith("torch.")):
+        yield cls
+    for subclass in cls.__subclasses__():
+        yield from _classes_with_call(subclass)
+
+
+def _judging(found: set[str], original: Callable[..., Any]) -> Callable[..., Any]:
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if getattr(_depth, "value", 0):
             return original(module, *args, **kwargs)
@@ -53,14 +73,7 @@ def judged() -> Iterator[set[str]]:
         finally:
             _depth.value = 0
 
-    nn.Module.__call__ = call  # type: ignore[method-assign]
-    try:
-        yield found
-    finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
-        if any(_differs(before, _state(model)) for model, before in _models.values()):
-            found.add("state-mutated")
-        _models.clear()
+    return call
 
 
 def _call(found: set[str], original: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:

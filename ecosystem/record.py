@@ -12,6 +12,8 @@ Row = dict[str, Any]
 FOLDER = Path(__file__).parent / "record"
 REVIEW = "review"
 """The field that only people write: `true`, `false` or `debatable`, and why."""
+COUNT = "count"
+"""How often a violation occurs in a suite."""
 
 
 def load(path: Path) -> list[Row]:
@@ -20,9 +22,9 @@ def load(path: Path) -> list[Row]:
 
 
 def save(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows, sorted, with the reviews of the rows that are in the file already."""
-    reviews = {_identity(row): row[REVIEW] for row in load(path) if REVIEW in row}
-    merged = [row | {REVIEW: reviews[_identity(row)]} if _identity(row) in reviews else row for row in rows]
+    """Write rows, sorted, with the reviews of the rows that are in the file already; only `count` may have changed."""
+    reviews = {_identity(row | {COUNT: 0}): row[REVIEW] for row in load(path) if REVIEW in row}
+    merged = [row | {REVIEW: reviews[key]} if (key := _identity(row | {COUNT: 0})) in reviews else row for row in rows]
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in sorted(merged, key=_order)))
 

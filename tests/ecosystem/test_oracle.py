@@ -33,6 +33,16 @@ def test_training_mode_of_a_module_that_depends_on_it(index: int) -> None:
     assert "train-mode" in rules(model)
 
 
+def test_a_class_that_calls_forward_itself() -> None:
+    class Direct(nn.Linear):
+        def __call__(self, x: Tensor) -> Tensor:
+            return self.forward(x)
+
+    call = Direct.__call__
+    assert rules(Direct(3, 3).eval()) == {"grad-mode"}
+    assert Direct.__call__ is call
+
+
 def test_training_mode_of_user_code_that_depends_on_it() -> None:
     class Noise(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -51,6 +51,15 @@ def test_a_review_survives_as_long_as_its_row_is_the_same(tmp_path: Path) -> Non
     assert len(record.unreviewed(record.load(path))) == 1
 
 
+def test_a_review_survives_another_count(tmp_path: Path) -> None:
+    path, row = tmp_path / "x.jsonl", {"name": "a", "rule": "train-mode", "at": "", "fix": "", "count": 3}
+    record.save(path, [row | {record.REVIEW: "true: a cache"}])
+    more = row | {"count": 4}
+    assert record.compare(path, [more]) == ([more], [row | {record.REVIEW: "true: a cache"}])
+    record.save(path, [more])
+    assert record.load(path) == [more | {record.REVIEW: "true: a cache"}]
+
+
 def test_what_a_plain_run_shows_too_needs_no_review() -> None:
     assert not record.unreviewed([{"name": "a", "clean": ["random-forward"]}, {"name": "b", "skipped": "ValueError"}])
 

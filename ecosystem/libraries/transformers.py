@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from ecosystem.architectures import Architecture
@@ -40,8 +41,9 @@ SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_sta
 
 def architectures() -> Iterator[Architecture]:
     """Yield each model class of the automatic mappings, and `generate()` of those that have it."""
-    import transformers
-    from transformers.models.auto import configuration_auto, modeling_auto
+    transformers: Any = import_module("transformers")
+    configuration_auto: Any = import_module("transformers.models.auto.configuration_auto")
+    modeling_auto = import_module("transformers.models.auto.modeling_auto")
 
     transformers.logging.set_verbosity_error()
     mappings = [

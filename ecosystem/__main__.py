@@ -20,7 +20,7 @@ from ecosystem.environments import ROOT, WORK, python, variables
 from ecosystem.record import Row
 
 LIBRARIES = [module.name for module in pkgutil.iter_modules(libraries.__path__)]
-PROJECTS = {f"suite-{project.name}": project for project in suites.projects()}
+PROJECTS = {f"{suites.SUITE}{project.name}": project for project in suites.projects()}
 LINES = 50
 """How many new and how many gone rows of a library or suite are printed."""
 
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         differs = differs or bool(new or gone)
         if options.accept:
             record.save(path, rows)
+            record.save_seconds(name, cost)
     if options.accept:
         evidence.write()
     return int(differs)

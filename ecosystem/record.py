@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 Row = dict[str, Any]
+Seconds = dict[str, dict[str, float]]
+"""Processor time by library or suite and by mode.  It differs from run to run, and is not compared."""
 
 FOLDER = Path(__file__).parent / "record"
+_SECONDS = FOLDER / "seconds.json"
 REVIEW = "review"
 """The field that only people write: `true`, `false` or `debatable`, and why."""
 COUNT = "count"
@@ -43,6 +46,17 @@ def compare(path: Path, rows: Iterable[Row], *, complete: bool = True) -> tuple[
     new = [now[key] for key in now.keys() - was.keys()]
     gone = [was[key] for key in was.keys() - now.keys() if complete or was[key]["name"] in names]
     return sorted(new, key=_order), sorted(gone, key=_order)
+
+
+def load_seconds() -> Seconds:
+    """Return the processor time of the runs in the record."""
+    return cast("Seconds", json.loads(_SECONDS.read_text())) if _SECONDS.exists() else {}
+
+
+def save_seconds(name: str, cost: dict[str, float]) -> None:
+    """Write the processor time of a library or suite."""
+    seconds = load_seconds() | {name: {mode: round(value, 1) for mode, value in cost.items()}}
+    _SECONDS.write_text(json.dumps(seconds, indent=1, sort_keys=True) + "\n")
 
 
 def unreviewed(rows: Iterable[Row]) -> list[Row]:

@@ -18,6 +18,9 @@ from typing import Any
 from ecosystem.environments import ROOT, WORK, python, variables
 from ecosystem.record import Row
 
+SUITE = "suite-"
+"""What the names of suites start with, beside those of libraries."""
+
 MODES = {
     "off": ("--evalmode=off",),
     "warn": ("--evalmode=warn", "--evalmode-all"),
@@ -113,15 +116,18 @@ def rows(project: Project, results: Path) -> Iterator[Row]:
     violations = {nodeid: test["violations"] for nodeid, test in found["warn"].items()}
     oracle = _load(results / "oracle.json")
 
-    tests, guarded = len(outcomes["off"]), len(violations)
-    yield {"name": project.name, "version": project.version, "tests": tests, "guarded": guarded}
+    both = violations.keys() & outcomes["oracle"].keys()
+    rules = {nodeid: {violation["rule"] for violation in violations[nodeid]} for nodeid in both}
+    totals = {"tests": len(outcomes["off"]), "guarded": len(violations)}
+    totals["judged"] = sum(len(rules[nodeid] | set(oracle.get(nodeid, ()))) for nodeid in both)
+    yield {"name": project.name, "version": project.version, **totals}
     yield from _changed_outcomes(project.name, outcomes, {nodeid for nodeid, some in violations.items() if some})
     causes = Counter(_cause(violation) for some in violations.values() for violation in some)
     for (rule, at, fix), count in sorted(causes.items()):
         yield {"name": project.name, "rule": rule, "at": at, "fix": fix, "count": count}
     differing = Counter[tuple[str, str]]()
-    for nodeid in violations.keys() & outcomes["oracle"].keys():
-        ours, theirs = {violation["rule"] for violation in violations[nodeid]}, set(oracle.get(nodeid, ()))
+    for nodeid in both:
+        ours, theirs = rules[nodeid], set(oracle.get(nodeid, ()))
         differing.update(("guard", rule) for rule in ours - theirs)
         differing.update(("oracle", rule) for rule in theirs - ours)
     for (who, rule), count in sorted(differing.items()):

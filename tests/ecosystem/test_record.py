@@ -69,7 +69,7 @@ def test_the_record_is_reviewed() -> None:
 
 
 def test_the_page_is_what_the_record_generates() -> None:
-    assert evidence.PAGE.read_text() == evidence.render(files())
+    assert evidence.PAGE.read_text() == evidence.render(files(), record.load_seconds())
 
 
 def test_the_page_counts_alarms_misses_and_changes() -> None:
@@ -84,14 +84,22 @@ def test_the_page_counts_alarms_misses_and_changes() -> None:
                 {"name": "f", "skipped": "ValueError"},
             ],
             "suite-flows": [
-                {"name": "flows", "version": "1.0", "tests": 7, "guarded": 7},
-                {"name": "flows", "rule": "grad-mode", "at": "test_x.py:3", "count": 2, "review": "true: no no_grad"},
+                {"name": "flows", "version": "1.0", "tests": 7, "guarded": 7, "judged": 4},
+                {"name": "flows", "rule": "grad-mode", "at": "Flow", "count": 2, "review": "true: no no_grad"},
+                {"name": "flows", "rule": "grad-mode", "at": "", "count": 3, "review": "true: no no_grad"},
+                {"name": "flows", "rule": "train-mode", "at": "", "count": 1, "review": "false: a cache"},
+                {"name": "flows", "rule": "train-mode", "only": "guard", "count": 1, "review": "oracle: a cache"},
             ],
-        }
+        },
+        {"nets": {"plain": 2.0, "guarded": 3.0}, "suite-flows": {"off": 10.0, "warn": 11.0, "enforce": 12.0}},
     )
-    assert "| nets | 5 | 1 | 1 | 1 | 1 | 1 | 1 |" in page
+    assert "| nets | 5 | 1 | 1 | 1 | 1 | 1 | 1 | 1.50 |" in page
     assert "- nets (1): batch-stats without a cause. debatable: see there" in page
-    assert "| flows 1.0 | 7 | 0 | 2 | 1 | 0 | 0 |" in page
+    assert "7 tests of 1 projects" in page
+    assert "| flows 1.0 | 7 | 0 | 6 | 5 | 1 | 0 | 1.10 |" in page
+    assert "| `grad-mode` | no no_grad | 5 | true |" in page
+    assert "| `train-mode` | a cache | 1 | false |" in page
+    assert "1 of 4 pairs" in page
 
 
 def test_a_section_names_what_is_new_and_counts_what_is_skipped() -> None:

@@ -40,7 +40,7 @@ def written(folder: Path, violations: dict[str, list[dict[str, Any]]], oracle: d
 
 def test_clean_suite_is_one_row(tmp_path: Path) -> None:
     folder = written(tmp_path, {"t.py::test_a": []}, {})
-    assert list(rows(PROJECT, folder)) == [{"name": "net", "version": "1.0", "tests": 1, "guarded": 1}]
+    assert list(rows(PROJECT, folder)) == [{"name": "net", "version": "1.0", "tests": 1, "guarded": 1, "judged": 0}]
 
 
 def test_causes_are_counted_whatever_the_test_and_the_name(tmp_path: Path) -> None:

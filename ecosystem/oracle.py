@@ -50,9 +50,10 @@ def judged() -> Iterator[set[str]]:
     finally:
         for cls, original in originals.items():
             cls.__call__ = original  # type: ignore[method-assign]
-        if any(_differs(before, _state(model)) for model, before in _models.values()):
-            found.add("state-mutated")
+        models = list(_models.values())
         _models.clear()
+        if any(_differs(before, _state(model)) for model, before in models):
+            found.add("state-mutated")
 
 
 def _classes_with_call(cls: type[nn.Module]) -> Iterator[type[nn.Module]]:
@@ -125,6 +126,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
 
 def _differs(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
     return before.keys() != after.keys() or any(
-        before[name].shape != value.shape or not torch.allclose(before[name], value, rtol=0, atol=0, equal_nan=True)
+        (before[name].shape, before[name].dtype) != (value.shape, value.dtype)
+        or not torch.allclose(before[name], value, rtol=0, atol=0, equal_nan=True)
         for name, value in after.items()
     )

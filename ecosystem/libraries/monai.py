@@ -51,7 +51,6 @@ NETWORKS: dict[str, tuple[dict[str, Any], Tensor | dict[str, Tensor]]] = {
     ),
     "Generator": ({"latent_shape": (8,), "start_shape": (8, 4, 4), "channels": (8, 1), "strides": (2, 2)}, rand(2, 8)),
     "HighResNet": ({"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "dropout_prob": 0.1}, IMAGE),
-    "HoVerNet": ({"mode": "fast", "in_channels": 3}, rand(1, 3, 256, 256)),
     "MaskedAutoEncoderViT": (
         {
             "in_channels": 1,

@@ -76,6 +76,14 @@ def test_weight_changed_after_the_forward() -> None:
     assert found == {"state-mutated"}
 
 
+def test_weights_of_another_dtype() -> None:
+    model = clean_model()
+    with judged() as found:
+        model(torch.ones(2, 3))
+        model.double()
+    assert found == {"state-mutated"}
+
+
 def test_weight_changed_before_the_forward() -> None:
     model = clean_model()
     with judged() as found:

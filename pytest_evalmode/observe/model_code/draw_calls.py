@@ -95,10 +95,11 @@ def draw_calls_in(function: FunctionType, attributes: Mapping[str, object]) -> I
                 yield DrawCall(code, node.func.end_lineno or node.lineno, text, gated, optional, host)
 
 
-def names_in(function: FunctionType) -> dict[str, bool]:
-    """Return the names in the source of a function, and whether the mode decides wherever one is mentioned."""
+@lru_cache(maxsize=1024)
+def names_in(code: CodeType) -> Mapping[str, bool]:
+    """Return the names in the source of a code object, and whether the mode decides wherever one is mentioned."""
     names: dict[str, bool] = {}
-    for definition in definitions_of(function.__code__):
+    for definition in definitions_of(code):
         for node, gated in _nodes(definition, {}, gated=False):
             if isinstance(node, ast.Attribute | ast.Name):
                 name = node.attr if isinstance(node, ast.Attribute) else node.id

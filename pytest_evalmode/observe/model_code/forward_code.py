@@ -8,9 +8,9 @@ import inspect
 import os
 import re
 from collections import ChainMap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
@@ -107,7 +107,7 @@ def _find_gated(functions: Iterable[FunctionType], start: str) -> set[str]:
     mentions = [
         (function.__name__, name, is_gated)
         for function in functions
-        for name, is_gated in names_in(function).items()
+        for name, is_gated in names_in(function.__code__).items()
         if name not in (function.__name__, start)
     ]
     gated = {name for _, name, _ in mentions}
@@ -125,16 +125,23 @@ def find_method_calls(module: nn.Module) -> list[tuple[nn.Module, str]]:
     for function in functions_of(module):
         if function.__code__.co_filename.startswith(_TORCH):
             continue
-        for node in chain.from_iterable(map(ast.walk, definitions_of(function.__code__))):
-            if isinstance(node, ast.Attribute):
-                owner, method = node.value, node.attr
-                name = owner.attr if isinstance(owner, ast.Attribute) and ast.unparse(owner.value) == "self" else ""
-                part = module._modules.get(name)
-                if part is not None and method not in _MODULE_ATTRIBUTES and definitions_in(type(part).__mro__, method):
-                    calls[part, method] = None
-                elif part is None and method == "forward" and not _SELF.fullmatch(ast.unparse(owner)):
-                    calls.update({(inner, method): None for inner in all_modules(module)[1:]})
+        for owner, method in _attributes_in(function.__code__):
+            part = module._modules.get(owner.removeprefix("self.")) if owner.startswith("self.") else None
+            if part is not None and method not in _MODULE_ATTRIBUTES and definitions_in(type(part).__mro__, method):
+                calls[part, method] = None
+            elif part is None and method == "forward" and not _SELF.fullmatch(owner):
+                calls.update({(inner, method): None for inner in all_modules(module)[1:]})
     return list(calls)
+
+
+@lru_cache(maxsize=1024)
+def _attributes_in(code: CodeType) -> Sequence[tuple[str, str]]:
+    """Return the attributes of attributes, and each `forward`, in the source of a code object, with their owners."""
+    return [
+        (ast.unparse(node.value), node.attr)
+        for node in chain.from_iterable(map(ast.walk, definitions_of(code)))
+        if isinstance(node, ast.Attribute) and (isinstance(node.value, ast.Attribute) or node.attr == "forward")
+    ]
 
 
 _TORCH = os.path.dirname(os.path.dirname(nn.__file__)) + os.sep

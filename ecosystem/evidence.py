@@ -43,8 +43,8 @@ Outputs, generators, saved tensors and the functions of torch must be the same b
 ## Test suites
 
 {tests} tests of {projects} projects, every one guarded, none written with the guard in mind. The outcomes must be the
-same with the plugin off, with `--evalmode=warn`, and with `--evalmode=enforce` where there is no violation. Each
-violation is judged by its rule and cause.
+same with the plugin off, with `--evalmode=warn`, and with `--evalmode=enforce` where there is no violation. A
+violation counts once per test, rule and cause, and is judged by these.
 
 | project | tests | outcomes changed | violations | true | false | debatable | cost |
 |---|---|---|---|---|---|---|---|
@@ -61,12 +61,12 @@ on {differing} of {pairs} pairs of a test and a rule that either reports; the re
 
 ## Run it again
 
-```console
-$ make ecosystem                    # everything
-$ make ecosystem ONLY=zuko,timm     # some of it
-$ make ecosystem SHARD=1/4          # one of four parts
-$ make ecosystem ACCEPT=1           # also write the record and this page
-```
+| command | what it runs |
+|---|---|
+| `make ecosystem` | everything, in some 40 minutes on two cores |
+| `make ecosystem ONLY=zuko,suite-einops` | some libraries and suites |
+| `make ecosystem SHARD=1/4` | one of four parts |
+| `make ecosystem ACCEPT=1` | everything, and writes the record and this page |
 
 Environments, sources and results are kept in `.ecosystem/`. What has run with the same code is not run again. The
 output is Markdown: what is new, what is gone, and the processor time.

@@ -108,8 +108,8 @@ def check(project: Project, results: Path) -> None:
 def rows(project: Project, results: Path) -> Iterator[Row]:
     """Yield what the record has of a project.
 
-    A row of totals, one for each test whose outcome the plugin changes, one for each rule, module or tensor and fix,
-    and one for each rule on which the guard and the oracle disagree.
+    A row of totals, one for each test whose outcome the plugin changes, one for each rule, module or tensor and fix
+    with the number of tests, and one for each rule on which the guard and the oracle disagree.
     """
     outcomes = {mode: _load(results / f"{mode}.outcomes.json") for mode in MODES}
     found = {mode: {test["nodeid"]: test for test in _load(results / f"{mode}.json")["tests"]} for mode in GUARDED}
@@ -122,7 +122,7 @@ def rows(project: Project, results: Path) -> Iterator[Row]:
     totals["judged"] = sum(len(rules[nodeid] | set(oracle.get(nodeid, ()))) for nodeid in both)
     yield {"name": project.name, "version": project.version, **totals}
     yield from _changed_outcomes(project.name, outcomes, {nodeid for nodeid, some in violations.items() if some})
-    causes = Counter(_cause(violation) for some in violations.values() for violation in some)
+    causes = Counter(cause for some in violations.values() for cause in set(map(_cause, some)))
     for (rule, at, fix), count in sorted(causes.items()):
         yield {"name": project.name, "rule": rule, "at": at, "fix": fix, "count": count}
     differing = Counter[tuple[str, str]]()
@@ -152,8 +152,8 @@ def _changed_outcomes(name: str, outcomes: dict[str, dict[str, str]], violated: 
 def _cause(violation: dict[str, Any]) -> tuple[str, str, str]:
     """Return the rule, the class or tensor at fault and the fix, without what depends on the test."""
     fix = re.sub(r" \([^()]*(\([^()]*\)[^()]*)*\)", "", violation["remedy"]).partition(";")[0]
-    fix = re.sub(r"[^\s`]+\.eval\(\)", "model.eval()", fix)
-    fix = re.sub(r" (at|after) \S+\.py:\d+.*", "", fix)
+    fix = re.sub(r"[^\s`]+\.eval\(\)", "model.eval()", fix).replace(" before the first forward", "")
+    fix = re.sub(r" (before the forward )?(at|after) \S+\.py:\d+.*", "", fix)
     if "trains" in fix:
         return violation["rule"], "", fix
     subject = violation["subjects"][0] if violation["subjects"] else violation["model"]
@@ -161,7 +161,8 @@ def _cause(violation: dict[str, Any]) -> tuple[str, str, str]:
     at = kind[1] if kind else subject.rpartition(".")[2]
     if violation["rule"] in ("train-mode", "grad-mode") and not MODE_DEPENDENT.search(at):
         at = ""  # its parameters require grad: one cause, whatever the class
-    return violation["rule"], at, fix
+    # What wrote to a tensor is not always found: that depends on when models are collected.
+    return violation["rule"], at, "" if violation["rule"] == "state-mutated" else fix
 
 
 def _source(project: Project, interpreter: Path) -> Path:

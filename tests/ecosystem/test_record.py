@@ -54,8 +54,9 @@ def test_a_review_survives_as_long_as_its_row_is_the_same(tmp_path: Path) -> Non
 def test_a_review_survives_another_count(tmp_path: Path) -> None:
     path, row = tmp_path / "x.jsonl", {"name": "a", "rule": "train-mode", "at": "", "fix": "", "count": 3}
     record.save(path, [row | {record.REVIEW: "true: a cache"}])
-    more = row | {"count": 4}
+    more = row | {"count": 6}
     assert record.compare(path, [more]) == ([more], [row | {record.REVIEW: "true: a cache"}])
+    assert record.compare(path, [row | {"count": 5}]) == ([], [])
     record.save(path, [more])
     assert record.load(path) == [more | {record.REVIEW: "true: a cache"}]
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check lint style types examples bench device docs matrix clean
+.PHONY: demo test test-all check lint style types examples bench device ecosystem docs matrix clean
 
 demo: .venv/ready
 	@$(BIN)/python examples/digits/demo.py
@@ -28,6 +28,7 @@ style: .venv/ready
 
 types: .venv/ready
 	$(BIN)/mypy
+	[ ! -d ecosystem ] || $(BIN)/mypy ecosystem
 
 # The examples share a cache, so that mypy analyzes torch only once.
 examples: .venv/ready
@@ -40,6 +41,10 @@ bench: .venv/ready
 
 device: .venv/ready
 	$(BIN)/python -m pytest tests/device
+
+# Public architectures and test suites, compared with the record: `make ecosystem ONLY=timm,zuko` for some of them.
+ecosystem: .venv/ready
+	@$(BIN)/python -m ecosystem $(if $(ONLY),--only $(ONLY)) $(if $(SHARD),--shard $(SHARD)) $(if $(ACCEPT),--accept)
 
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir .venv/site

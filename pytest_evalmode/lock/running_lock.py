@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pytest_evalmode.lock.arrays.comparison import compare
-from pytest_evalmode.lock.arrays.named_batches import MetricFunction, NamedBatches, check_tolerance
+from pytest_evalmode.lock.arrays.named_batches import MetricFunction, NamedBatches, Tolerance, check_tolerance
 from pytest_evalmode.lock.arrays.packing import pack_streams
 from pytest_evalmode.lock.arrays.recomputed_metrics import describe_recomputed_metrics
 from pytest_evalmode.lock.arrays.stream import Budget, parse_arrays
@@ -104,12 +104,13 @@ class RunningLock:
 
         `tolerance` is the relative and the absolute one; those of the first batch apply.
         """
+        check_tolerance(kind, *tolerance)
         batches = self._batches.get((kind, name))
         if batches is None:
             entry, locked = self._stored.entries.get(kind, {}).get(name), {}
             with self._lenient():
                 locked = {} if entry is None else parse_arrays(entry, f"{self._path}: {kind} {name!r}")
-            limits = check_tolerance(kind, *tolerance)
+            limits: Tolerance = {"rtol": tolerance[0], "atol": tolerance[1]}
             batches = NamedBatches(kind, name, find_site(), limits, batch, self._budget, locked, self._update)
             self._batches[kind, name] = batches
             self._used.setdefault((kind, name), "matches")

@@ -486,6 +486,12 @@ def test_an_invalid_argument_is_one_clear_error(pytester: pytest.Pytester, call:
     assert not suites.plugin_lines(result)
 
 
+def test_an_invalid_tolerance_of_a_later_batch_is_an_error(pytester: pytest.Pytester) -> None:
+    calls = [f'evalmode_lock.inputs(torch.ones(2), "x"{tolerance})' for tolerance in ("", ", rtol=0.1")]
+    suites.write(pytester, f"def test_it(evalmode_lock):\n    {calls[0]}\n    {calls[1]}\n")
+    suites.run(pytester).stdout.fnmatch_lines([f"evalmode_lock.inputs(): {BOTH} (got rtol=0.1, atol=None)"])
+
+
 def test_two_models_with_one_name_are_an_error(pytester: pytest.Pytester) -> None:
     suites.write(
         pytester, "def test_it(evalmode_lock):\n    evalmode_lock.model(Net())\n    evalmode_lock.model(Net())\n"

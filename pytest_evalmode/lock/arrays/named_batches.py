@@ -25,12 +25,11 @@ _MAX_SAMPLES = 64
 _DTYPES = "bool float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 complex64 complex128".split()
 
 
-def check_tolerance(kind: str, rtol: float | None, atol: float | None) -> Tolerance:
-    """Return a tolerance; raise LockError if only one of the two is given."""
+def check_tolerance(kind: str, rtol: float | None, atol: float | None) -> None:
+    """Raise LockError if only one of the two tolerances is given."""
     if (rtol is None) != (atol is None):
         got = f"got rtol={rtol!r}, atol={atol!r}"
         raise LockError(f"evalmode_lock.{kind}(): pass both rtol and atol, or neither ({got})")
-    return {"rtol": rtol, "atol": atol}
 
 
 @dataclass(slots=True)

@@ -211,9 +211,10 @@ class ForwardObserver(Observer):
             return None
         owner, owner_frame = callers.find_calling_model(module, frame, user_lines)
         parts, tree = self._trees.look_up(module)
-        if owner is not module and not tree.may_draw and not any(map(_has_state_or_mode, parts)):
+        is_pure = not tree.may_draw and not any(map(_has_state_or_mode, parts))
+        if owner is not module and is_pure and callers.is_in_property(frame, owner_frame):
             # A property may compute a weight: `softplus(self.raw_scale)` is not a forward of the model.
-            owner, owner_frame = (module, frame) if callers.is_in_property(frame, owner_frame) else (owner, owner_frame)
+            owner, owner_frame = module, frame
         caller = user_lines.find_caller(owner_frame.f_back)
         if caller.by_tracer or (owner is not module and user_lines.find_caller(frame.f_back).by_tracer):
             return None

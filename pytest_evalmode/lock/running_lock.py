@@ -104,7 +104,8 @@ class RunningLock:
 
         `tolerance` is the relative and the absolute one; those of the first batch apply.
         """
-        check_tolerance(kind, *tolerance)
+        if tolerance != (None, None):
+            check_tolerance(kind, *tolerance)
         batches = self._batches.get((kind, name))
         if batches is None:
             entry, locked = self._stored.entries.get(kind, {}).get(name), {}

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import os
 import time
 from collections.abc import Generator, Iterator
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
 import pytest
-import torch
 from torch import nn
 
 from benchmarks.models import bert, linears, resnet50
@@ -45,6 +42,11 @@ def test_inference(model, i):
         assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
 """
 
+
+CLASSES = """
+from torch import nn
+classes = [type(f"Module{{i}}", (nn.Module,), {{}}) for i in range({number})]
+"""
 
 NO_MODEL = """
 import unittest, torch
@@ -173,19 +175,18 @@ def kinds_of_suites() -> Iterator[Row]:
 
 
 def many_classes() -> Iterator[Row]:
-    """Compare the window of a small model with one among 1 500 more module classes."""
-    model = nn.Linear(4, 4).eval()
-
-    def window(number: int) -> float:
-        classes = [type(f"Module{i}", (nn.Module,), {}) for i in range(number)]
-        run = partial(guard, model, partial(torch.inference_mode()(model), torch.zeros(1, 4)))
-        seconds = min(warm(run) for _ in range(20))
-        del classes
-        gc.collect()
-        return seconds
-
-    times = interleaved({"few": lambda: window(0), "many": lambda: window(1500)})
-    yield Row("a window among 1 500 more module classes", times.ratio("many", "few"), "x", 1.5)
+    """Compare what a guarded test of a small model costs with the same among 1 500 more module classes."""
+    no_other_plugins = mock.patch.dict(os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    with TemporaryDirectory() as folder, no_other_plugins, one_thread():
+        runs: dict[str, Measure] = {}
+        for number in (0, 1500):
+            suite = Path(folder, f"test_{number}_classes.py")
+            source = CLASSES.format(number=number) + SUITE.format(scope="function", tests=TESTS)
+            suite.write_text(source, encoding="utf-8")
+            runs |= {f"{number}, {mode}": _tests(suite, f"--evalmode={mode}") for mode in ("off", "enforce")}
+        times = interleaved(runs, seconds=20)
+        few, many = (times.extra(f"{number}, enforce", f"{number}, off") for number in (0, 1500))
+        yield Row("a guarded test among 1 500 more module classes, relative to one without them", many / few, "x", 1.5)
 
 
 def _tests(suite: Path, *options: str) -> Measure:

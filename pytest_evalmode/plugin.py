@@ -113,6 +113,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         from pytest_evalmode.session.guarded_test import phases
 
         phases.prepare(item)
+    else:
+        _restore_torch()
 
 
 @pytest.hookimpl(hookwrapper=True, trylast=True)
@@ -162,6 +164,14 @@ def pytest_runtest_makereport(
 
 
 def pytest_unconfigure() -> None:
+    _restore_torch()
     write_tracking = sys.modules.get("pytest_evalmode.observe.state.write_tracking")
     if write_tracking is not None:
         write_tracking.reset()  # this process may run pytest again, with other options
+
+
+def _restore_torch() -> None:
+    """Remove the patches that guarded tests have left in place for the next one."""
+    patches = sys.modules.get("pytest_evalmode.observe.patches")
+    if patches is not None:
+        patches.restore_all()

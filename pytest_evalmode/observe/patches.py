@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from types import CellType, FrameType, FunctionType
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -25,6 +26,8 @@ Level = Literal["default", "strict"]
 _TORCH_GLOBALS = vars(sys.modules[nn.Module.__module__])
 _EMPTY = CellType()
 _lock = forks.new_lock(sys.modules[__name__])
+_keeps = False
+"""Whether the patches of the table stay in place when their last observer stops."""
 
 
 class Call(NamedTuple):
@@ -57,11 +60,14 @@ class Patch:
         self._owner = resolve(owner) if isinstance(owner, str) else owner
         self.is_available = self._owner is not None and hasattr(self._owner, name)
         self.original: Method = getattr(self._owner, name, _missing)
+        self._first_original = self.original
         self._replacement: object = self.original
         self.is_inherited = False
         """Whether the owner itself does not define the function."""
-        self._opaque_wrapper: Method | None = None
-        """Another wrapper around the replacement that hides what it calls, such as a mock."""
+        self.is_kept = False
+        """Whether it has been in place since an earlier observer stopped."""
+        self._hidden_wrapper: Method | None = None
+        """A function of other code that may call the replacement in a way that is not visible, such as a mock."""
         if method:
             self._report_to(method)
 
@@ -89,16 +95,14 @@ class Patch:
             return
         with _lock:
             current = self._current()
-            # The original, which the last stop() restored, never calls the replacement: no need to search it.
-            is_original = current is self.original
             self.observers = (*self.observers, observer)
-            if is_original or (current is not self._opaque_wrapper and not _reaches(current, self._replacement)):
+            if current is self.original or not self._is_called_by(current):
                 self.original = current
                 self.is_inherited = self.name not in vars(self._owner)
                 setattr(self._owner, self.name, self._replacement)
 
-    def stop(self, observer: object) -> None:
-        """Remove an observer, and restore the original after the last one.
+    def stop(self, observer: object, *, keep: bool = False) -> None:
+        """Remove an observer, and restore the original after the last one, unless `keep` leaves the replacement.
 
         If other code has wrapped the replacement, its wrapper stays, and the replacement only calls the original.
         """
@@ -108,10 +112,30 @@ class Patch:
             current = self._current()
             self.observers = tuple(other for other in self.observers if other is not observer)
             if not self.observers and current is self._replacement:
-                if self.is_inherited:
-                    delattr(self._owner, self.name)
-                else:
-                    setattr(self._owner, self.name, self.original)
+                # Other code may restore what it has replaced, so a replacement of its function must not be kept.
+                self.is_kept = keep and (self.is_inherited or self.original is self._first_original)
+                if not self.is_kept:
+                    self._restore_original()
+
+    def release(self) -> None:
+        """Keep the replacement in place no longer: restore the original unless an observer runs."""
+        self.is_kept = False
+        if self.observers:
+            return
+        if (current := self._current()) is self._replacement:
+            self._restore_original()
+        elif current is not self.original:
+            self._hidden_wrapper = current
+
+    def _restore_original(self) -> None:
+        if self.is_inherited:
+            delattr(self._owner, self.name)
+        else:
+            setattr(self._owner, self.name, self.original)
+
+    def _is_called_by(self, current: Method) -> bool:
+        """Return whether the function in place is the replacement or may call it."""
+        return self.is_kept or current is self._hidden_wrapper or _reaches(current, self._replacement)
 
     def _current(self) -> Method:
         """Return the function that is in place now, and note if it is a mock that wraps the replacement."""
@@ -119,7 +143,7 @@ class Patch:
         current: Method = attributes[self.name] if self.name in attributes else getattr(self._owner, self.name)
         hides_calls = not isinstance(current, FunctionType) or hasattr(current, "mock")
         if self.observers and current is not self.original and hides_calls:
-            self._opaque_wrapper = current
+            self._hidden_wrapper = current
         return current
 
 
@@ -195,6 +219,27 @@ SETTERS: dict[Patch, tuple[str, ...]] = {
 TABLE = (*(value for value in list(globals().values()) if isinstance(value, Patch)), *SETTERS)
 
 
+def keep_in_place() -> None:
+    """Leave patches in place between windows, until `restore_all()`.
+
+    When a method such as `nn.Module.__call__` is replaced, CPython updates all subclasses, which takes milliseconds if
+    there are a thousand.
+    """
+    global _keeps
+    _keeps = True
+
+
+def restore_all() -> None:
+    """Remove the patches that `keep_in_place()` has left. An error in one leaves no other in place."""
+    global _keeps
+    _keeps = False
+    with _lock:
+        for patch in TABLE:
+            if patch.is_kept:
+                with suppress(Exception):
+                    patch.release()
+
+
 class Observer:
     """Base class of what observes a window: its patches are in place from `start()` to `stop()`."""
 
@@ -219,7 +264,7 @@ class Observer:
         """Remove the patches, whether or not they were installed. An error in one leaves no other in place."""
         for patch in self.patched:
             with self.errors:
-                patch.stop(self)
+                patch.stop(self, keep=_keeps)
         _running.discard(self)
 
 
@@ -228,6 +273,7 @@ _running: set[Observer] = set()
 
 @forks.run_in_child
 def _stop_all() -> None:
+    restore_all()
     for observer in list(_running):
         with observer.errors:
             observer.stop()

@@ -1,7 +1,6 @@
 """Observation of classes that override `nn.Module.__call__`.
 
-Such a class is found when a window opens, or when it is defined in a window, and gets a patch of its own until the last
-window closes.
+Such a class is found when a window opens, or when it is defined, and gets a patch of its own in each window.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import FunctionType
 from typing import Any
+from weakref import ref
 
 from torch import nn
 
@@ -21,8 +21,10 @@ from pytest_evalmode.observe.model_code import forward_code
 from pytest_evalmode.observe.patches import Observer, Patch
 
 _CALL, _INIT_SUBCLASS = "__call__", "__init_subclass__"
-_patches: dict[tuple[type, str], Patch] = {}
-"""The patches of classes that are in place, by class and name, shared by all windows."""
+_patches: dict[tuple[int, str], Patch] = {}
+"""The patches of classes that are in place, by `id` and name, shared by all windows."""
+_candidates: list[ref[type]] = []
+"""The classes that a window must look at, up to date while `patches.init_subclass` is kept in place."""
 _lock = forks.new_lock(sys.modules[__name__])
 
 
@@ -32,8 +34,16 @@ class CallOverrides(Observer):
     patched = (patches.init_subclass,)
 
     def start(self, *, strict: bool = False) -> None:
+        are_known = patches.init_subclass.is_kept
+        if not are_known:
+            _candidates.clear()
         super().start(strict=strict)
-        self._patch(_find_overrides())
+        if are_known:
+            classes = [cls for candidate in _candidates if (cls := candidate()) is not None]
+            classes += _find_overrides(filter(_bypasses_init_subclass, classes))
+        else:
+            _candidates.extend(map(ref, classes := _find_overrides([nn.Module])))
+        self._patch(classes)
 
     def add_class(self, cls: type[nn.Module]) -> None:
         """Patch a class that was just defined, if that is needed."""
@@ -53,30 +63,27 @@ class CallOverrides(Observer):
         with _lock:
             for cls in classes:
                 for name, needs_patch, observe in _OVERRIDES:
-                    patch = _patches.get((cls, name))
+                    patch = _patches.get((id(cls), name))
                     if patch is None and needs_patch(cls):
                         observe(patch := Patch(cls, name))
                     if patch is not None and self not in patch.observers:
                         with suppress(Exception):  # a class may refuse attributes
                             patch.start(self)
-                            _patches[cls, name] = patch
+                            _patches[id(cls), name] = patch
 
 
-def _find_overrides() -> list[type]:
-    """Return the classes of modules with a `__call__` or `__init_subclass__` of their own, and a few others.
-
-    Each window walks all classes, often more than a thousand. So this is written for speed.
-    """
-    usual, subclasses = nn.Module.__call__, type.__subclasses__
-    classes: list[Any] = [nn.Module]
-    overrides = []
+def _find_overrides(roots: Iterable[type]) -> list[type]:
+    """Return the classes that may override `__call__`, among all below some classes and these."""
+    subclasses, classes = type.__subclasses__, [*roots]
     for cls in classes:
-        if found := subclasses(cls):
-            classes += found
-        own = cls.__dict__
-        if _CALL in own or _INIT_SUBCLASS in own or (len(cls.__bases__) > 1 and cls.__call__ is not usual):
-            overrides.append(cls)
-    return overrides
+        classes += subclasses(cls)
+    return list(filter(_may_override, classes))
+
+
+def _may_override(cls: Any) -> bool:
+    """Return whether a class may have its own `__call__`, or an `__init_subclass__` that hides new classes."""
+    own = cls.__dict__
+    return _CALL in own or _INIT_SUBCLASS in own or (len(cls.__bases__) > 1 and cls.__call__ is not nn.Module.__call__)
 
 
 def _bypasses_call(cls: type) -> bool:
@@ -107,6 +114,9 @@ def _observe_subclasses(patch: Patch) -> None:
     def _observed(cls: type[nn.Module], **kwargs: Any) -> None:
         original = super(nn.Module, cls).__init_subclass__ if patch.is_inherited else patch.original.__get__(None, cls)
         original(**kwargs)
+        with suppress(Exception):  # a metaclass may do anything
+            if _may_override(cls):
+                _candidates.append(ref(cls))
         for observer in patch.observers:
             observer.add_class(cls)
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from operator import attrgetter
 from time import perf_counter
 from types import FrameType
@@ -287,6 +288,7 @@ class ForwardObserver(Observer):
             check.resume()
 
 
+@cache
 def _overriding(check_types: tuple[type[ForwardCheck], ...], name: str) -> tuple[int, ...]:
     """Return the indices of the checks that override a method."""
     method = attrgetter(name)

@@ -7,9 +7,10 @@ import dis
 import linecache
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 
 from torch import nn
@@ -75,24 +76,36 @@ def mentions_draw(code: CodeType) -> bool:
 def draw_calls_in(function: FunctionType, attributes: Mapping[str, object]) -> Iterator[DrawCall]:
     """Yield the calls in the source of a function that may draw, given the attributes of `self`."""
     code = function.__code__
-    for definition in definitions_of(code):
-        for node, gated in _nodes(definition, attributes, gated=False):
-            if not isinstance(node, ast.Call):
-                continue
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            called = _resolve(node.func, function)
-            host = _host_of(called)
-            draws = builds_drawing_module(called) or (
-                name.strip("_") in DRAWING_FUNCTIONS
-                and not _is_of_self(node.func)
-                and not _is_harmless(name, called, node, attributes)
-            )
-            if host or draws:
-                text = " ".join(ast.unparse(node.func).split())
-                given = [keyword.value for keyword in node.keywords if keyword.arg == "generator"]
-                optional = any(value_of(value, attributes) is UNKNOWN for value in given)
-                gated |= _mentions_training(node)
-                yield DrawCall(code, node.func.end_lineno or node.lineno, text, gated, optional, host)
+    if all(_drawing_library(call, function) is None for call in _calls_in(code)):
+        return  # most functions end here
+    for node, gated in chain.from_iterable(_nodes(each, attributes, gated=False) for each in definitions_of(code)):
+        if not isinstance(node, ast.Call) or (library := _drawing_library(node, function)) is None:
+            continue
+        called = _resolve(node.func, function)
+        if library or builds_drawing_module(called) or not _is_harmless(called, node, attributes):
+            text = " ".join(ast.unparse(node.func).split())
+            given = [keyword.value for keyword in node.keywords if keyword.arg == "generator"]
+            optional = any(value_of(value, attributes) is UNKNOWN for value in given)
+            is_gated = gated or _mentions_training(node)
+            yield DrawCall(code, node.func.end_lineno or node.lineno, text, is_gated, optional, library)
+
+
+@lru_cache(maxsize=1024)
+def _calls_in(code: CodeType) -> Sequence[ast.Call]:
+    """Return all calls in the source of a code object."""
+    return [node for each in definitions_of(code) for node in ast.walk(each) if isinstance(node, ast.Call)]
+
+
+def _drawing_library(call: ast.Call, function: FunctionType) -> str | None:
+    """Return the library whose generator a call may use, "" for torch, or None if it is no drawing function."""
+    called = _resolve(call.func, function)
+    host = _host_of(called)
+    names_draw = _name_of(call).strip("_") in DRAWING_FUNCTIONS and not _is_of_self(call.func)
+    return host if host or names_draw or builds_drawing_module(called) else None
+
+
+def _name_of(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
 @lru_cache(maxsize=1024)
@@ -193,8 +206,9 @@ def _is_of_self(node: ast.expr | None) -> bool:
     return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
 
 
-def _is_harmless(name: str, called: object, call: ast.Call, attributes: Mapping[str, object]) -> bool:
+def _is_harmless(called: object, call: ast.Call, attributes: Mapping[str, object]) -> bool:
     """Return whether the arguments of a call rule out a draw: dropout is off, or a generator is passed."""
+    name = _name_of(call)
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     if not any(isinstance(each, ast.Starred) for each in call.args):
         given = {**dict(zip(_parameters_of(called), call.args, strict=False)), **given}

@@ -87,9 +87,8 @@ def find_draw_calls(module: nn.Module, method: str = "") -> list[DrawCall]:
     """
     functions = functions_of(module, method)
     attributes = dict(ChainMap(vars(module), *(dict(vars(base)) for base in type(module).__mro__)))
-    for step in chain.from_iterable(dis.get_instructions(function.__code__) for function in functions):
-        if step.opname == "STORE_ATTR":
-            attributes.pop(step.argval, None)  # when the call ran, it may have had another value
+    for name in set().union(*(_stored_attributes(function.__code__) for function in functions)):
+        attributes.pop(name, None)  # when the call ran, it may have had another value
     gated = _find_gated(functions, method or "forward")
     draws = {
         replace(draw, gated=draw.gated or function.__name__ in gated): None
@@ -100,6 +99,12 @@ def find_draw_calls(module: nn.Module, method: str = "") -> list[DrawCall]:
         # The module never reads its mode, so the `training` argument of a helper does not depend on it.
         draws = {replace(draw, gated=False): None for draw in draws}
     return sorted(draws, key=lambda draw: (draw.gated, draw.optional))
+
+
+@lru_cache(maxsize=1024)
+def _stored_attributes(code: CodeType) -> frozenset[str]:
+    """Return the names of the attributes that a code object assigns."""
+    return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
 
 
 def _find_gated(functions: Iterable[FunctionType], start: str) -> set[str]:
@@ -246,7 +251,8 @@ def definitions_in(bases: Iterable[type], name: str) -> list[Any]:
     return [vars(base)[name] for base in bases if name in vars(base) and base not in (nn.Module, object)]
 
 
-def _names(code: CodeType) -> set[str]:
+@lru_cache(maxsize=4096)
+def _names(code: CodeType) -> frozenset[str]:
     """Return the globals and attributes that a function names, also in inner functions and `getattr(x, "training")`."""
     names = set(code.co_names)
     for constant in code.co_consts:
@@ -254,4 +260,4 @@ def _names(code: CodeType) -> set[str]:
             names |= _names(constant)
         elif constant == "training" and "getattr" in names:
             names.add(constant)
-    return names
+    return frozenset(names)

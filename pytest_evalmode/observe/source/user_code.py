@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sysconfig
 from contextlib import suppress
+from functools import lru_cache
 from os import getcwd
 from pathlib import Path
 
@@ -20,15 +21,21 @@ def user_path(name: str, root: Path | None) -> str | None:
     """
     if name.startswith("<"):
         return None
+    if root is not None and os.path.isabs(name):
+        return _path_below(root, name)
     path, base = Path(name), root
     with suppress(OSError):  # the working directory may have been deleted
         path = path.resolve()
         base = root or Path(getcwd())
-    if is_installed(path):
-        return None
     if base is not None and path.is_relative_to(base):
-        return path.relative_to(base).as_posix()
-    return None if root else str(path)
+        return _path_below(base, str(path))
+    return None if root or is_installed(path) else str(path)
+
+
+@lru_cache(maxsize=4096)  # each window asks for the same files
+def _path_below(root: Path, name: str) -> str | None:
+    path = Path(name).resolve()
+    return None if is_installed(path) or not path.is_relative_to(root) else path.relative_to(root).as_posix()
 
 
 def is_installed(path: Path) -> bool:

@@ -48,7 +48,9 @@ def new_guard(item: pytest.Item) -> Guard:
     """Return the guard of a test, configured by its marks, user hooks and the settings of the run."""
     from pytest_evalmode.guards import Guard
     from pytest_evalmode.guards.config import GuardConfig
+    from pytest_evalmode.observe import patches
 
+    patches.keep_in_place()  # until the next test that is not guarded
     policy, custom_rules = policy_and_rules_of(item)
     settings = item.config.stash[SETTINGS]
     if settings.full_read:

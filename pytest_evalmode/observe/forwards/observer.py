@@ -30,7 +30,7 @@ from pytest_evalmode.observe.forwards.checks.random_draws import RandomDrawCheck
 from pytest_evalmode.observe.forwards.checks.training_mode import TrainingModeCheck
 from pytest_evalmode.observe.forwards.checks.unregistered import UnregisteredModuleCheck
 from pytest_evalmode.observe.forwards.context import RAISED, CheckContext, ForwardContext
-from pytest_evalmode.observe.forwards.tree_cache import GRAPH_TYPES, TreeCache
+from pytest_evalmode.observe.forwards.tree_cache import GRAPH_TYPES, TreeCache, TreeInfo
 from pytest_evalmode.observe.models.mode_dependence import is_mode_dependent
 from pytest_evalmode.observe.models.watch import Watch
 from pytest_evalmode.observe.patches import Observer, Patch, module_call
@@ -71,12 +71,10 @@ class _Running:
             check.begin()
         self.autograd = next(check for check in self.checks if isinstance(check, AutogradCheck))
         self.settled = next(check.settled for check in self.checks if isinstance(check, TrainingModeCheck))
-        """Modules in training mode that, once autograd is known to record, are only checked for random draws."""
-        self.skippable = frozenset[int]()
-        """Modules that need no check while in eval mode with grad mode off; empty if grad mode was on at the start."""
-        if not forward.grad_enabled:
-            unskippable = forward.lazy.union(*(check.unskippable for check in self.checks))
-            self.skippable = forward.tree.skippable - unskippable if unskippable else forward.tree.skippable
+        """Modules in training mode, only checked for random draws once nothing more can be known of autograd."""
+        unskippable = forward.lazy.union(*(check.unskippable for check in self.checks))
+        self.skippable = forward.tree.skippable - unskippable if unskippable else forward.tree.skippable
+        """Modules that need no check then while they are in eval mode."""
 
 
 class _ThreadState(threading.local):
@@ -128,18 +126,16 @@ class ForwardObserver(Observer):
         running, key = self._thread.running, id(module)
         checks, is_new = self._enter_checks, running is None
         if running is not None:
+            is_known = running.autograd.inner is not None or not (running.forward.grad_enabled or is_grad_enabled())
             # Most forwards of inner modules end here: nothing can be wrong with a skippable module in eval mode.
-            if key in running.skippable and not (is_grad_enabled() or module.__dict__.get("training")):
+            if is_known and key in running.skippable and not module.__dict__.get("training"):
                 return False
-            forward = running.forward
-            if key in running.settled and (
-                running.autograd.inner is not None or not (forward.grad_enabled or is_grad_enabled())
-            ):
-                if key not in forward.tree.may_draw:
+            if is_known and key in running.settled:
+                if key not in running.forward.tree.may_draw:
                     return False
                 checks = _DRAW_ONLY
             else:
-                is_new = not forward.includes(key)
+                is_new = not running.forward.includes(key)
         if is_new and (self._thread.is_ignoring or not modules.is_initialized(module)):
             return False
         frame, start = sys._getframe(1), perf_counter() if is_new else 0.0
@@ -212,8 +208,7 @@ class ForwardObserver(Observer):
             return None
         owner, owner_frame = callers.find_calling_model(module, frame, user_lines)
         parts, tree = self._trees.look_up(module)
-        is_pure = not tree.may_draw and not any(map(_has_state_or_mode, parts))
-        if owner is not module and is_pure and callers.is_in_property(frame, owner_frame):
+        if owner is not module and _computes_weight(parts, tree) and callers.is_in_property(frame, owner_frame):
             # A property may compute a weight: `softplus(self.raw_scale)` is not a forward of the model.
             owner, owner_frame = module, frame
         caller = user_lines.find_caller(owner_frame.f_back)
@@ -295,9 +290,11 @@ def _overriding(check_types: tuple[type[ForwardCheck], ...], name: str) -> tuple
     return tuple(i for i, check_type in enumerate(check_types) if method(check_type) is not method(ForwardCheck))
 
 
-def _has_state_or_mode(part: nn.Module) -> bool:
-    """Return whether a module has tensors, depends on the mode, or is a graph, which may do either."""
-    return isinstance(part, GRAPH_TYPES) or modules.has_own_tensors(part) or is_mode_dependent(part)
+def _computes_weight(parts: list[nn.Module], tree: TreeInfo) -> bool:
+    """Return whether a module may only compute a weight: it draws nothing, has no tensors and ignores the mode."""
+    return not tree.may_draw and not any(
+        isinstance(part, GRAPH_TYPES) or modules.has_own_tensors(part) or is_mode_dependent(part) for part in parts
+    )
 
 
 def _is_model_argument(forward: ForwardContext, module: nn.Module) -> bool:

@@ -6,13 +6,17 @@ defined beside its observer.
 
 from __future__ import annotations
 
+import concurrent.futures
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
-from types import CellType, FrameType, FunctionType
+from pathlib import Path
+from types import BuiltinFunctionType, CellType, CodeType, FrameType, FunctionType
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import nn
 from torch.compiler import is_compiling
 
@@ -23,6 +27,7 @@ from pytest_evalmode.observe.private_api import resolve
 Method = Callable[..., Any]
 Level = Literal["default", "strict"]
 
+_LIBRARIES = tuple(f"{Path(str(module.__file__)).parent}{os.sep}" for module in (torch, concurrent.futures))
 _TORCH_GLOBALS = vars(sys.modules[nn.Module.__module__])
 _EMPTY = CellType()
 _lock = forks.new_lock(sys.modules[__name__])
@@ -60,7 +65,6 @@ class Patch:
         self._owner = resolve(owner) if isinstance(owner, str) else owner
         self.is_available = self._owner is not None and hasattr(self._owner, name)
         self.original: Method = getattr(self._owner, name, _missing)
-        self._first_original = self.original
         self._replacement: object = self.original
         self.is_inherited = False
         """Whether the owner itself does not define the function."""
@@ -113,7 +117,7 @@ class Patch:
             self.observers = tuple(other for other in self.observers if other is not observer)
             if not self.observers and current is self._replacement:
                 # Other code may restore what it has replaced, so a replacement of its function must not be kept.
-                self.is_kept = keep and (self.is_inherited or self.original is self._first_original)
+                self.is_kept = keep and _is_unpatched(self.original)
                 if not self.is_kept:
                     self._restore_original()
 
@@ -124,7 +128,7 @@ class Patch:
             return
         if (current := self._current()) is self._replacement:
             self._restore_original()
-        elif current is not self.original:
+        elif not _is_unpatched(current):
             self._hidden_wrapper = current
 
     def _restore_original(self) -> None:
@@ -135,7 +139,8 @@ class Patch:
 
     def _is_called_by(self, current: Method) -> bool:
         """Return whether the function in place is the replacement or may call it."""
-        return self.is_kept or current is self._hidden_wrapper or _reaches(current, self._replacement)
+        is_wrapper = current is self._hidden_wrapper or _reaches(current, self._replacement)
+        return is_wrapper or (self.is_kept and not _is_unpatched(current))
 
     def _current(self) -> Method:
         """Return the function that is in place now, and note if it is a mock that wraps the replacement."""
@@ -148,6 +153,14 @@ class Patch:
 
 
 def _missing(*args: object, **kwargs: object) -> None: ...
+
+
+def _is_unpatched(function: object) -> bool:
+    """Return whether a function is defined by torch or the standard library, and does not come from other code."""
+    code = getattr(function, "__code__", None)
+    if isinstance(code, CodeType):
+        return code.co_filename.startswith(_LIBRARIES)
+    return isinstance(function, BuiltinFunctionType)
 
 
 def _reaches(method: object, function: object) -> bool:

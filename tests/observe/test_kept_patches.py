@@ -156,6 +156,22 @@ def test_a_method_that_a_fixture_replaced_is_restored_by_it(before: bool, monkey
     assert Net()(x) is not x
 
 
+def test_every_function_of_the_table_counts_as_unpatched() -> None:
+    assert [patch.name for patch in patches.TABLE if not patches._is_unpatched(patch.original)] == []
+
+
+def test_a_method_is_observed_that_was_replaced_before_the_package_was_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nn.Module, "__call__", wrapper := hidden(ORIGINAL))
+    monkeypatch.setattr(patches.module_call, "original", wrapper)
+    assert observed() == {"train-mode"}
+    monkeypatch.undo()
+    assert observed() == {"train-mode"}
+    patches.restore_all()
+    assert observed() == {"train-mode"}
+
+
 # --- classes that override `__call__`
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryFile
@@ -100,16 +100,28 @@ class Worker(Popen2IO):
             os.kill(self._pid, signal.SIGKILL)
 
 
+Wait = Callable[[], CompletedProcess[str]]
+"""Waits until a process has ended, and returns what it has printed."""
+
+
 def run_pytest(
     folder: Path, *args: str | Path, stdin: bytes = b"", env: dict[str, str] | None = None
 ) -> CompletedProcess[str]:
     """Run `python -m pytest` in a folder."""
+    return start_pytest(folder, *args, stdin=stdin, env=env)()
+
+
+def start_pytest(folder: Path, *args: str | Path, stdin: bytes = b"", env: dict[str, str] | None = None) -> Wait:
+    """Start `python -m pytest` in a folder, from the main thread.
+
+    A child destroys the state of the other threads, and a process group in there waits for threads that it lacks.
+    """
 
     def action() -> None:
         sys.argv[:] = [pytest.__file__, *map(str, args)]
         raise SystemExit(pytest.main(list(map(str, args))))
 
-    return _run(action, folder, stdin, env or {})
+    return _start(action, folder, stdin, env or {})
 
 
 def run_script(script: Path) -> CompletedProcess[str]:
@@ -119,10 +131,10 @@ def run_script(script: Path) -> CompletedProcess[str]:
         sys.argv[:] = [str(script)]
         runpy.run_path(str(script), run_name="__main__")
 
-    return _run(action, script.parent, b"", {})
+    return _start(action, script.parent, b"", {})()
 
 
-def _run(action: Callable[[], object], folder: Path, stdin: bytes, env: dict[str, str]) -> CompletedProcess[str]:
+def _start(action: Callable[[], object], folder: Path, stdin: bytes, env: dict[str, str]) -> Wait:
     def prepared() -> None:
         os.chdir(folder)
         os.environ.update(env)
@@ -130,16 +142,23 @@ def _run(action: Callable[[], object], folder: Path, stdin: bytes, env: dict[str
         _forget_modules_below(folder)
         action()
 
-    with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
+    with TemporaryFile() as given, ExitStack() as stack:
+        out, err = (stack.enter_context(TemporaryFile()) for _ in range(2))
         given.write(stdin)
         given.seek(0)
         pid = fork(prepared, given.fileno(), out.fileno(), err.fileno())
-        limit = Timer(SECONDS, os.kill, (pid, signal.SIGKILL))
-        limit.start()
-        try:
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        finally:
-            limit.cancel()
-        out.seek(0)
-        err.seek(0)
-        return CompletedProcess([], code, out.read().decode(), err.read().decode())
+        outputs = stack.pop_all()
+    limit = Timer(SECONDS, os.kill, (pid, signal.SIGKILL))
+    limit.start()
+
+    def wait() -> CompletedProcess[str]:
+        with outputs:
+            try:
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            finally:
+                limit.cancel()
+            out.seek(0)
+            err.seek(0)
+            return CompletedProcess([], code, out.read().decode(), err.read().decode())
+
+    return wait

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -121,12 +120,11 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     command = ["-c", os.devnull, "--rootdir=.", *suites.PLAIN, "--evalmode-report=report.json", *options]
     import_module("torch.distributed.fsdp")  # once, not in each rank
 
-    def run(rank: int) -> str:
+    def start(rank: int) -> forked.Wait:
         env = {"RANK": str(rank), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
-        return forked.run_pytest(folder, *command, env=env).stdout
+        return forked.start_pytest(folder, *command, env=env)
 
-    with ThreadPoolExecutor() as pool:
-        outputs = list(pool.map(run, (0, 1)))
+    outputs = [wait().stdout for wait in [start(rank) for rank in (0, 1)]]
     reports = []
     for rank, output in enumerate(outputs):
         report = json.loads((folder / f"report.rank{rank}.json").read_text(encoding="utf-8"))

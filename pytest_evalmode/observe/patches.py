@@ -122,7 +122,7 @@ class Patch:
                     self._restore_original()
 
     def release(self) -> None:
-        """Keep the replacement in place no longer: restore the original unless an observer runs."""
+        """Stop keeping the replacement in place: restore the original unless an observer runs."""
         self.is_kept = False
         if self.observers:
             return

@@ -69,7 +69,9 @@ class Patch:
         self.is_inherited = False
         """Whether the owner itself does not define the function."""
         self.is_kept = False
-        """Whether it has been in place since an earlier observer stopped."""
+        """Whether it may still be in place after its last observer has stopped."""
+        self._kept_over: Method | None = None
+        """What it calls while no observer runs, once it has been kept."""
         self._hidden_wrapper: Method | None = None
         """A function of other code that may call the replacement in a way that is not visible, such as a mock."""
         if method:
@@ -117,8 +119,9 @@ class Patch:
             self.observers = tuple(other for other in self.observers if other is not observer)
             if not self.observers and current is self._replacement:
                 # Other code may restore what it has replaced, so a replacement of its function must not be kept.
-                self.is_kept = keep and _is_unpatched(self.original)
-                if not self.is_kept:
+                if keep and _is_unpatched(self.original):
+                    self.is_kept, self._kept_over = True, self.original
+                else:
                     self._restore_original()
 
     def release(self) -> None:
@@ -128,7 +131,7 @@ class Patch:
             return
         if (current := self._current()) is self._replacement:
             self._restore_original()
-        elif not _is_unpatched(current):
+        elif self._may_hide(current):
             self._hidden_wrapper = current
 
     def _restore_original(self) -> None:
@@ -136,11 +139,17 @@ class Patch:
             delattr(self._owner, self.name)
         else:
             setattr(self._owner, self.name, self.original)
+        # A fixture that found the replacement in place puts it back, when what has just been restored may be gone.
+        self.original = self._kept_over or self.original
 
     def _is_called_by(self, current: Method) -> bool:
         """Return whether the function in place is the replacement or may call it."""
         is_wrapper = current is self._hidden_wrapper or _reaches(current, self._replacement)
-        return is_wrapper or (self.is_kept and not _is_unpatched(current))
+        return is_wrapper or (self.is_kept and self._may_hide(current))
+
+    def _may_hide(self, current: Method) -> bool:
+        """Return whether a function may call the kept replacement in a way that is not visible."""
+        return not _is_unpatched(current) and not _reaches(current, self._kept_over)
 
     def _current(self) -> Method:
         """Return the function that is in place now, and note if it is a mock that wraps the replacement."""

@@ -156,6 +156,37 @@ def test_a_method_that_a_fixture_replaced_is_restored_by_it(before: bool, monkey
     assert Net()(x) is not x
 
 
+@pytest.mark.parametrize("until", ["the next window", "an unguarded test"])
+@pytest.mark.parametrize("undo", ["to what was there", "to torch's own"])
+def test_a_wrapper_of_torchs_own_method_is_observed(until: str, undo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return ORIGINAL(self, *args, **kwargs)
+
+    observed()
+    monkeypatch.setattr(nn.Module, "__call__", wrapper)
+    for _ in range(2):
+        assert observed() == {"train-mode"}
+    assert nn.Module.__call__ is wrapper
+    if until == "an unguarded test":
+        patches.restore_all()
+        assert nn.Module.__call__ is wrapper
+        patches.keep_in_place()
+        assert observed() == {"train-mode"}
+    monkeypatch.undo()
+    if undo == "to torch's own":
+        nn.Module.__call__ = ORIGINAL  # type: ignore[method-assign]
+    before = calls
+    Net()(batch())
+    for _ in range(2):
+        assert observed() == {"train-mode"}
+    assert before
+    assert calls == before
+
+
 def test_every_function_of_the_table_counts_as_unpatched() -> None:
     assert [patch.name for patch in patches.TABLE if not patches._is_unpatched(patch.original)] == []
 

@@ -260,10 +260,8 @@ class ForwardObserver(Observer):
             self._context.watch.date_changes(forward.model)
         if any(fields.values()):
             owner, root, lines = forward.owner, forward.root, (forward.call_line, forward.innermost_line)
-            parts = forward.parts if owner is root else modules.all_modules(owner)
             fields["ran"] = forward.module_info(owner)
             fields["by"] = None if owner is root else forward.module_info(root)
-            fields["modules"] = len(parts) + sum(late.path is not None for late in forward.late_modules.values())
             fields["all_training"] = bool(fields["training"] and modules.training_flag(owner))
             with self._lock:
                 # A model often runs many times with the same result: then its last call is counted, not hashed again.
@@ -275,7 +273,10 @@ class ForwardObserver(Observer):
                         caller = self._context.user_lines.find_caller(forward.owner_frame.f_back)
                         path = fields["ran"].suffix
                         expression = model_expressions.find_expression(owner, forward.model, path, caller)
-                    call = ForwardCall(at=at, through=through, expression=expression, **fields)
+                    parts = forward.parts if owner is root else modules.all_modules(owner)
+                    late = sum(late.path is not None for late in forward.late_modules.values())
+                    size = len(parts) + late
+                    call = ForwardCall(at=at, through=through, expression=expression, modules=size, **fields)
                     count = self._calls.setdefault(call, [0])
                     forward.tree.caches[ForwardObserver] = self._calls, lines, fields, count
                 count[0] += 1
@@ -292,9 +293,9 @@ def _overriding(check_types: tuple[type[ForwardCheck], ...], name: str) -> tuple
 
 def _computes_weight(parts: list[nn.Module], tree: TreeInfo) -> bool:
     """Return whether a module may only compute a weight: it draws nothing, has no tensors and ignores the mode."""
-    return not tree.may_draw and not any(
-        isinstance(part, GRAPH_TYPES) or modules.has_own_tensors(part) or is_mode_dependent(part) for part in parts
-    )
+    if tree.may_draw or any(map(modules.has_own_tensors, parts)):
+        return False
+    return not any(isinstance(part, GRAPH_TYPES) or is_mode_dependent(part) for part in parts)
 
 
 def _is_model_argument(forward: ForwardContext, module: nn.Module) -> bool:

@@ -59,7 +59,8 @@ def module_traits(module: nn.Module) -> Traits:
 def type_traits(cls: type[nn.Module]) -> Traits:
     """Return the traits of a type; its code is read once, and again if its forward or `__call__` was replaced."""
     forward = next(vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base))
-    functions = [_as_function(forward), _as_function(inspect.unwrap(cls.__call__))]
+    call = None if cls.__call__ is nn.Module.__call__ else inspect.unwrap(cls.__call__)
+    functions = [_as_function(forward), _as_function(call)]
     known, traits = _traits.get(cls, ([], None))
     if traits is None or [each and each() for each in known] != functions:
         traits = _read(cls, forward, *_call_overrides(cls))

@@ -21,10 +21,10 @@ from torch import nn
 from pytest_evalmode.observe.model_code.draw_calls import (
     DrawCall,
     builds_drawing_module,
-    definitions_of,
     draw_calls_in,
     mentions_draw,
     names_in,
+    nodes_of,
 )
 from pytest_evalmode.observe.modules import all_modules, python_module
 
@@ -144,7 +144,7 @@ def _attributes_in(code: CodeType) -> Sequence[tuple[str, str]]:
     """Return the attributes of attributes, and each `forward`, in the source of a code object, with their owners."""
     return [
         (ast.unparse(node.value), node.attr)
-        for node in chain.from_iterable(map(ast.walk, definitions_of(code)))
+        for node in nodes_of(code)
         if isinstance(node, ast.Attribute) and (isinstance(node.value, ast.Attribute) or node.attr == "forward")
     ]
 

@@ -293,7 +293,7 @@ def _overriding(check_types: tuple[type[ForwardCheck], ...], name: str) -> tuple
 def _computes_weight(parts: list[nn.Module], tree: TreeInfo) -> bool:
     """Return whether a module may only compute a weight: it draws nothing, has no tensors and ignores the mode."""
     return not tree.may_draw and not any(
-        isinstance(part, GRAPH_TYPES) or modules.has_own_tensors(part) or is_mode_dependent(part) for part in parts
+        isinstance(part, GRAPH_TYPES) or modules.own_tensors(part) or is_mode_dependent(part) for part in parts
     )
 
 

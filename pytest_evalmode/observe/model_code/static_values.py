@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 UNKNOWN: Final = object()
@@ -45,7 +46,8 @@ def value_of(node: ast.AST | None, attributes: Mapping[str, object]) -> object:
             return value if value is UNKNOWN else value_of(body if value else orelse, attributes)
         case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARISONS:
             values = value_of(left, attributes), value_of(right, attributes)
-            return UNKNOWN if UNKNOWN in values else _compare(_COMPARISONS[type(op)], *values)
+            with suppress(TypeError):  # None < 0, for example
+                return UNKNOWN if UNKNOWN in values else _COMPARISONS[type(op)](*values)
     return UNKNOWN
 
 
@@ -54,10 +56,3 @@ def _value_of_operands(is_or: bool, values: list[object]) -> object:
     if any(value is not UNKNOWN and bool(value) is is_or for value in values):
         return is_or
     return UNKNOWN if UNKNOWN in values else values[-1]
-
-
-def _compare(compare: Callable[[Any, Any], object], left: object, right: object) -> object:
-    try:
-        return compare(left, right)
-    except TypeError:  # None < 0, for example
-        return UNKNOWN

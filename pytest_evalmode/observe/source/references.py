@@ -85,6 +85,6 @@ def _is_transparent(owner: object) -> bool:
 
 def _variables(frame: FrameType | None, user_lines: UserLines) -> Iterator[object]:
     while frame is not None:
-        if user_lines.is_user_code(frame.f_code) and not callers.is_debugged(frame):
+        if user_lines.is_user_code(frame.f_code):
             yield from callers.locals_of(frame).values()
         frame = frame.f_back

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -34,12 +34,11 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
         for name in (call.ran.model, *(observation.module.model for observation in call.training))
     }
     graphs = {call.ran.model for call in trace.calls if any(o.is_graph for o in (*call.draws, *call.batch_stats))}
-    for violation in _mutations(change for change in trace.changes if change.persistent and change.frozen):
-        yield replace(violation, remedy=_FROZEN_REMEDY, never_intended=True)
-    changes = [change for change in trace.changes if change.persistent and not change.frozen]
-    for model in dict.fromkeys(change.model for change in changes):
+    for changes in _by_model(change for change in trace.changes if change.persistent and change.frozen):
+        yield replace(_mutation(changes), remedy=_FROZEN_REMEDY, never_intended=True)
+    for of_model in _by_model(change for change in trace.changes if change.persistent and not change.frozen):
+        model = of_model[0].model
         step, backward = first_optimizer_step(trace, model), first_backward(trace, model)
-        of_model = [change for change in changes if change.model == model]
         writes = [] if step or backward else [write for write in trace.writes if write.at and model in write.models]
         weights = [change for change in of_model if not change.buffer]
         causes = [write for write in writes if any(_explains(write, change) for change in weights)]
@@ -47,7 +46,7 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
         for change in of_model:
             groups.setdefault(next((write for write in causes if _explains(write, change)), None), []).append(change)
         for write, group in groups.items():
-            violation = next(_mutations(group))
+            violation = _mutation(group)
             has_weights = any(not change.buffer for change in group)
             if model in training:
                 violation = replace(violation, at=training[model] or violation.at)
@@ -79,8 +78,8 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
     remedy="compute it in __init__; if it is a cache, list it in mutable=[...]",
 )
 def buffer_mutated(trace: Trace) -> Iterator[Violation]:
-    for violation in _mutations(change for change in trace.changes if not change.persistent):
-        yield _explain_by_training(violation, trace)
+    for changes in _by_model(change for change in trace.changes if not change.persistent):
+        yield _explain_by_training(_mutation(changes), trace)
 
 
 @rule(
@@ -259,23 +258,27 @@ def _common_prefix(load: Load) -> str:
     return ""
 
 
-def _mutations(changes: Iterable[TensorChange]) -> Iterator[Violation]:
-    """Yield one violation for each model whose tensors changed."""
-    all_changes = list(changes)
-    for model in dict.fromkeys(change.model for change in all_changes):
-        of_model = [change for change in all_changes if change.model == model]
-        names = tuple(change.name for change in of_model)
-        extent = f"    {describe_change(of_model[0])}" if describe_change(of_model[0]) else ""
-        yield Violation(
-            model=model,
-            subjects=names,
-            message=f"{first_and_more(names)} changed",
-            finding=f"{first_and_more(names)} changed{extent}",
-            at=of_model[0].last_forward,
-            count=len(of_model),
-            details={"changes": {change.name: describe_change(change) for change in of_model}},
-            mutable=tuple(change.path for change in of_model),
-        )
+def _by_model(changes: Iterable[TensorChange]) -> Iterable[list[TensorChange]]:
+    groups: dict[str, list[TensorChange]] = {}
+    for change in changes:
+        groups.setdefault(change.model, []).append(change)
+    return groups.values()
+
+
+def _mutation(changes: Sequence[TensorChange]) -> Violation:
+    """Return a violation for tensors of one model that changed."""
+    extents = {change.name: describe_change(change) for change in changes}
+    changed = f"{first_and_more(list(extents))} changed"
+    return Violation(
+        model=changes[0].model,
+        subjects=tuple(extents),
+        message=changed,
+        finding=f"{changed}    {describe_change(changes[0])}".rstrip(),
+        at=changes[0].last_forward,
+        count=len(changes),
+        details={"changes": extents},
+        mutable=tuple(change.path for change in changes),
+    )
 
 
 def describe_change(change: TensorChange | Leak) -> str:

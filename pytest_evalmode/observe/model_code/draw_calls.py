@@ -191,14 +191,10 @@ def _nodes(node: ast.AST, attributes: Mapping[str, object], *, gated: bool) -> I
     for child in children:
         yield from _nodes(child, attributes, gated=gated)
         # `if not self.training: return x` decides about all statements that follow it in its block.
-        if isinstance(child, ast.If) and _leaves_block(child.body):
+        if isinstance(child, ast.If) and isinstance(child.body[-1], ast.Return | ast.Raise | ast.Continue | ast.Break):
             gated |= _mentions_training(child.test)
             if value_of(child.test, attributes) not in (UNKNOWN, False, None, 0):
                 break
-
-
-def _leaves_block(block: list[ast.stmt]) -> bool:
-    return isinstance(block[-1], ast.Return | ast.Raise | ast.Continue | ast.Break)
 
 
 def _mentions_training(node: ast.AST) -> bool:

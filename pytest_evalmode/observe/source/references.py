@@ -63,9 +63,8 @@ def is_referenced(tensor: Tensor, frame: FrameType | None, user_lines: UserLines
         pending = tuple(each for each in referrers if id(each) not in ignored_ids and _may_refer(each, seen))
         if not pending:
             return False
-        for owner in pending:
-            if not _is_transparent(owner):
-                return True
+        if not all(map(_is_transparent, pending)):
+            return True
         own += (referrers, pending)
         seen.update(map(id, (referrers, pending, *pending)))
     return True

@@ -78,10 +78,7 @@ def all_modules(module: nn.Module) -> list[nn.Module]:
 
 
 def walk(module: nn.Module | ModuleTables, skip: Container[int] = ()) -> NamedModules:
-    """Return a module and its submodules as `named_modules()` does, but without the names that wrappers add.
-
-    Submodules whose `id` is in `skip` are left out together with their own submodules.
-    """
+    """Return the named modules of a module, without names that wrappers add and parts whose `id` is in `skip`."""
     result: dict[int, tuple[str, Any]] = {}
     pending: list[tuple[str, Any]] = [("", module)]
     while pending:

@@ -46,10 +46,7 @@ it, others only read it.  "carried": a forward may read what an earlier one has 
 
 
 def attribute_use(module: nn.Module, attribute: str, others: Iterable[nn.Module]) -> Use:
-    """Return how forwards use an attribute of a module.
-
-    `others` are the other modules of the model: their code may set the attribute too.
-    """
+    """Return how forwards use an attribute of a module; the code of the model's other modules may set it too."""
     own, states = _NONE, _NONE
     try:
         # A forward that was replaced on the instance mostly calls that of the type.

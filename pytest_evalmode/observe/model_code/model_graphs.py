@@ -56,8 +56,8 @@ def describe_batch_stats(module: nn.Module) -> Iterator[str]:
 
 def may_draw(module: nn.Module) -> bool:
     """Return whether a TorchScript graph contains an operator that draws random numbers."""
-    graph = _graph(module, "inlined_graph") if isinstance(module, ScriptModule) else None
-    return graph is not None and any(f"aten::{name}" in str(graph) for name in DRAWING_FUNCTIONS)
+    text = str(_graph(module, "inlined_graph")) if isinstance(module, ScriptModule) else ""
+    return any(f"aten::{name}" in text for name in DRAWING_FUNCTIONS)
 
 
 def _depends_on_input(node: object) -> bool:

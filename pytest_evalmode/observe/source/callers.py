@@ -57,10 +57,7 @@ def is_in_property(frame: FrameType, end: FrameType) -> bool:
 
 
 def is_inside_init(frame: FrameType) -> bool:
-    """Return whether the `__init__` of a module is on the stack.
-
-    It may run other modules to infer a size, before their weights are initialized or loaded.
-    """
+    """Return whether the `__init__` of a module is on the stack: it may run other modules to infer a size."""
     caller = frame.f_back
     while caller is not None:
         name = caller.f_code.co_name

@@ -78,10 +78,7 @@ def all_modules(module: nn.Module) -> list[nn.Module]:
 
 
 def walk(module: nn.Module | ModuleTables, skip: Container[int] = ()) -> NamedModules:
-    """Return a module and its submodules as `named_modules()` does, but without the names that wrappers add.
-
-    Submodules whose `id` is in `skip` are left out together with their own submodules.
-    """
+    """Return the named modules of a module, without names that wrappers add and parts whose `id` is in `skip`."""
     result: dict[int, tuple[str, Any]] = {}
     pending: list[tuple[str, Any]] = [("", module)]
     while pending:
@@ -174,16 +171,14 @@ def has_own_parameters(module: nn.Module) -> bool:
     return any(parameter is not None for parameter in module._parameters.values())
 
 
+def own_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """Return the parameters and buffers of a module itself, not of its submodules."""
+    return [tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None]
+
+
 def has_lazy_tensors(module: nn.Module) -> bool:
     """Return whether a module itself has parameters or buffers whose shape is still unknown, as in a lazy layer."""
-    return any(
-        tensor is not None and is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())
-    )
-
-
-def has_own_tensors(module: nn.Module) -> bool:
-    """Return whether a module itself has a parameter or buffer that is not None."""
-    return any(tensor is not None for tensor in (*module._parameters.values(), *module._buffers.values()))
+    return any(map(is_lazy, own_tensors(module)))
 
 
 def packed_weights(part: nn.Module | ModuleTables) -> Mapping[str, Any]:
@@ -198,7 +193,7 @@ def packed_weights(part: nn.Module | ModuleTables) -> Mapping[str, Any]:
 
 def has_tensors(module: nn.Module) -> bool:
     """Return whether a module or one of its submodules has a parameter or buffer."""
-    return any(map(has_own_tensors, all_modules(module)))
+    return any(map(own_tensors, all_modules(module)))
 
 
 def is_model(parts: NamedModules) -> bool:

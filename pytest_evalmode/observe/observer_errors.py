@@ -4,15 +4,11 @@ from __future__ import annotations
 
 
 class ObserverErrors(list[Exception]):
-    """A list of errors that ignores those caused by an exhausted stack.
-
-    An observer that is called close to the recursion limit cannot work. This must not fail the test.
-
-    Every exception that is raised in a `with` statement of the list is added to it instead.
-    """
+    """The errors of an observer; an exception that is raised in a `with` statement of the list is added to it."""
 
     def append(self, error: Exception) -> None:
-        """Add an error, unless it is a `RecursionError` or wraps one, as ctypes does."""
+        """Add an error, unless the stack was exhausted: an observer near the recursion limit must not fail the test."""
+        # ctypes wraps a RecursionError.
         if not (isinstance(error, RecursionError) or RecursionError.__name__ in str(error)):
             super().append(error)
 

@@ -76,10 +76,8 @@ def format_baseline(known: KnownViolations) -> str:
     return json.dumps({"schema": SCHEMA, "known": table}, indent=1, ensure_ascii=False) + "\n"
 
 
-def _sort_key(key: ViolationKey) -> tuple[str, bool, str]:
-    """Sort None before the names of models."""
-    rule, model = key
-    return rule, model is not None, model or ""
+def _sort_key(key: ViolationKey) -> tuple[str, str]:
+    return key[0], key[1] or ""  # None comes before the names of models
 
 
 def find_stale(known: KnownViolations, observed: Mapping[str, ObservedViolations]) -> list[tuple[str, str]]:

@@ -40,10 +40,7 @@ def find_explanations(violations: Sequence[Violation]) -> list[Violation]:
 
 
 def _explains(cause: Violation, other: Violation) -> bool:
-    """Whether another violation is a consequence of this one.
-
-    Both must be in the same model, or the cause in a submodule that is reported as a model.
-    """
+    """Whether a violation of the same model, or of one around it, is a consequence of this one."""
     if cause.rule not in other.because:
         return False
     names = (cause.model, *(subject.partition(" ")[0] for subject in cause.subjects))
@@ -97,7 +94,7 @@ def summarize_causes(tests: Iterable[Mapping[str, Any]]) -> list[CauseSummary]:
     entries: dict[RootCause, list[tuple[str, ViolationRecord]]] = {}
     for test in tests:
         for violation in test["violations"]:
-            entries.setdefault(_root_of(violation), []).append((test["nodeid"], violation))
+            entries.setdefault(RootCause(*violation["root"]), []).append((test["nodeid"], violation))
     causes = [_summarize(root, group) for root, group in entries.items()]
     return sorted(causes, key=lambda cause: (-len(cause.tests), rule_order(cause.rules[0])))
 
@@ -113,18 +110,15 @@ def group_by_cause(violations: Iterable[ViolationRecord]) -> list[tuple[Violatio
     """Return the violations of one test that no other explains, each with its consequences."""
     entries: list[tuple[ViolationRecord, list[ViolationRecord]]] = []
     for violation in violations:
-        root = _root_of(violation)
-        causes = [entry for entry in entries if _root_of(entry[0]) == root and entry[0]["rule"] == root.rule]
-        if causes and violation["rule"] != root.rule:
+        root = violation["root"]
+        rule = RootCause(*root).rule
+        causes = [entry for entry in entries if entry[0]["root"] == root and entry[0]["rule"] == rule]
+        if causes and violation["rule"] != rule:
             # Prefer the cause of the same model.
             max(causes, key=lambda entry: entry[0]["model"] == violation["model"])[1].append(violation)
         else:
             entries.append((violation, []))
     return entries
-
-
-def _root_of(violation: ViolationRecord) -> RootCause:
-    return RootCause(*violation["root"])
 
 
 def rule_order(rule: str) -> tuple[int, str]:

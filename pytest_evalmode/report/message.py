@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -125,13 +126,9 @@ def _exemption_arguments(violations: Sequence[Violation]) -> str:
             mutable += violation.mutable
         elif violation.rule != "unused-exemption":
             allow.append(violation.rule)
-    arguments = (
-        ("allow", list(dict.fromkeys(allow))),
-        ("train", narrowest_globs(train)),
-        ("mutable", narrowest_globs(mutable)),
-    )
-    quoted = [(name, ", ".join(f'"{value}"' for value in values)) for name, values in arguments]
-    return ", ".join(f"{name}=[{values}]" for name, values in quoted if values)
+    globs = {"train": narrowest_globs(train), "mutable": narrowest_globs(mutable)}
+    arguments = {"allow": list(dict.fromkeys(allow)), **globs}
+    return ", ".join(f"{name}={json.dumps(values, ensure_ascii=False)}" for name, values in arguments.items() if values)
 
 
 def rules_table(rules: Iterable[Rule] = RULES) -> str:

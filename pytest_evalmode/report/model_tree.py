@@ -30,11 +30,9 @@ class _Node:
     marks: list[Mark]
     children: list[_Node] = field(default_factory=list)
 
-    def branch(self) -> Iterator[_Node]:
-        """Yield the module and all modules below it."""
-        yield self
-        for child in self.children:
-            yield from child.branch()
+    def branch(self) -> list[_Node]:
+        """Return the module and all modules below it."""
+        return [self, *(node for child in self.children for node in child.branch())]
 
     def all_marks(self) -> list[Mark]:
         """Return the marks of the module and of all modules below it."""
@@ -55,18 +53,18 @@ def _marks(trace: Trace) -> Iterator[tuple[str, str, Mark]]:
     """Yield the marks of a window, each with its model and the path of its module."""
     switches = {observation.since for call in trace.calls for observation in call.training}
     for call in trace.calls:
-        for observation in call.training:
-            # A line that switched all modules is shown with the violation, not with each module.
-            since = f"since {observation.since}" if observation.since and len(switches) > 1 else ""
-            yield observation.module.model, observation.module.path, ("training", since)
         for kind, observations in (
+            ("training", call.training),
             ("recorded autograd", (call.autograd,) if call.autograd else ()),
             ("used batch statistics", call.batch_stats),
             ("drew random numbers", call.draws),
             ("unregistered", call.unregistered),
         ):
             for observation in observations:
-                yield observation.module.model, observation.module.path, (kind, observation.why)
+                # A line that switched all modules is shown with the violation, not with each module.
+                since = f"since {observation.since}" if observation.since and len(switches) > 1 else ""
+                text = since if kind == "training" else observation.why
+                yield observation.module.model, observation.module.path, (kind, text)
         for change in call.attributes:
             text = f"{change.attribute}: {change.before} -> {change.after}"
             yield change.module.model, change.module.path, ("changed", text)
@@ -111,7 +109,7 @@ def _row(group: Sequence[_Node], depth: int) -> dict[str, Any]:
         "name": node.name if len(group) == 1 else f"{node.name} … {group[-1].name}",
         "type": types.pop() if len(types) == 1 else "",
         "times": len(group),
-        "modules": sum(len(list(node.branch())) for node in group),
+        "modules": sum(len(node.branch()) for node in group),
         "marks": node.marks if is_expanded else _summarize(marks),
         "rows": [_row(group, depth - 1) for group in _groups(node)] if is_expanded else [],
     }
@@ -140,9 +138,8 @@ def _summarize(marks: list[Mark]) -> list[Mark]:
     """Return one mark per kind: the number of marks and the text of the first."""
     counts = Counter(kind for kind, _ in marks)
     firsts = dict(reversed(marks))
+    nouns = {"changed": "tensor"}
     return [
-        (kind, firsts[kind])
-        if n == 1
-        else (kind, f"{plural(n, 'tensor' if kind == 'changed' else 'module')}: {firsts[kind]}".rstrip(": "))
+        (kind, firsts[kind] if n == 1 else f"{plural(n, nouns.get(kind, 'module'))}: {firsts[kind]}".rstrip(": "))
         for kind, n in counts.items()
     ]

@@ -85,7 +85,6 @@ def _part(tests: Sequence[Record], by_name: Mapping[str, Record], prefix: str) -
         "more_causes": causes[_TOP_CAUSES:],
         "rules": rules,
         "explained": next((rule for rule, _ in rules if rule in RULE_NAMES), None),
-        "columns": {rule: column for column, (rule, _) in enumerate(rules, 2)},
         "tests": shown,
         "violations": sum(len(test["violations"]) for test in tests),
     }

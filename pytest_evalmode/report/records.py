@@ -17,6 +17,7 @@ from pytest_evalmode.trace import WatchedModel
 
 SCHEMA = 1
 _PAGE_ONLY = ("root", "finding", "since")
+_RECORDED = ("rule", "model", "subjects", "message", "remedy", "at", "cause", "count", "details", "finding", "since")
 _NOT_REPORTED = ("exemptions", "unjudged", "guarded", "finished", "dropped", "shown")
 
 Record = Mapping[str, Any]
@@ -35,34 +36,20 @@ def serialize_record(
 
     `others` are the keys that the JSON report does not have.
     """
-    watched = [
-        {"name": m.name, "type": m.type, "tensors": m.tensors, "bytes": m.bytes, "forwards": m.forwards} for m in models
-    ]
+    watched = ("name", "type", "tensors", "bytes", "forwards")
     record = {
         "reason": "; ".join(policy.reasons) or None,
         "forwards": sum(model.forwards for model in models),
         "seconds": round(seconds, 6),
-        "models": watched,
+        "models": [{name: getattr(model, name) for name in watched} for model in models],
         "violations": [_violation_record(*pair) for pair in zip(violations, root_causes(violations), strict=True)],
     }
-    return json.dumps({**record, **others}, default=str)  # user rules may put any object into `details`
+    return json.dumps({**record, **others}, default=str)  # for lines, and any object of a user rule in `details`
 
 
 def _violation_record(violation: Violation, root: RootCause) -> Record:
-    return {
-        "rule": violation.rule,
-        "model": violation.model,
-        "subjects": list(violation.subjects),
-        "message": violation.message,
-        "remedy": violation.remedy,
-        "at": str(violation.at) if violation.at else None,
-        "cause": str(violation.cause) if violation.cause else None,
-        "count": violation.count,
-        "details": dict(violation.details),
-        "root": list(root),
-        "finding": violation.finding,
-        "since": str(violation.since) if violation.since else None,
-    }
+    values = {name: getattr(violation, name) for name in _RECORDED}
+    return {**values, "subjects": list(violation.subjects), "details": dict(violation.details), "root": root}
 
 
 def _reported(test: Record) -> Record:

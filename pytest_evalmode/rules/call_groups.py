@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_evalmode.rules.rule import Violation
-from pytest_evalmode.rules.wording import first_and_more, title, titles
+from pytest_evalmode.rules.wording import first_and_more, title
 from pytest_evalmode.trace import ForwardCall, ModuleInfo, Observation, Trace
 
 
@@ -58,7 +58,7 @@ def count_runs(calls: Iterable[ForwardCall]) -> int:
 
 def module_names(observations: Iterable[Observation]) -> str:
     """Return the observed modules for a sentence: `model.bn1 (BatchNorm2d) and 52 more`."""
-    return first_and_more(titles(observation.module for observation in observations))
+    return first_and_more([title(observation.module) for observation in observations])
 
 
 def model_names(calls: Iterable[ForwardCall]) -> str:

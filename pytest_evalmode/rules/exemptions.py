@@ -37,12 +37,18 @@ def unused_exemption(trace: Trace) -> Iterator[Violation]:
 
 
 def remove_exempted(trace: Trace, policy: Policy) -> Trace:
-    """Return the trace without the modules that may be in training mode and the tensors that may change."""
-    return replace(
-        trace,
-        calls=tuple(_remove_exempted_modules(call, policy) for call in trace.calls),
-        changes=tuple(c for c in trace.changes if not matches(c.model, c.path, policy.mutable)),
-    )
+    """Return the trace without the modules that may be in training mode, their draws, and tensors that may change."""
+
+    def is_exempted(observation: Observation) -> bool:
+        return matches(observation.module.model, observation.module.path, policy.train)
+
+    def remove_modules(call: ForwardCall) -> ForwardCall:
+        training = tuple(each for each in call.training if not is_exempted(each))
+        draws = tuple(each for each in call.draws if not (each.training and is_exempted(each)))
+        return replace(call, training=training, draws=draws)
+
+    changes = tuple(c for c in trace.changes if not matches(c.model, c.path, policy.mutable))
+    return replace(trace, calls=tuple(map(remove_modules, trace.calls)), changes=changes)
 
 
 def find_unused(segments: PolicySegments, rules: Sequence[Rule]) -> list[str]:
@@ -56,11 +62,10 @@ def is_needed(exemption: Exemption, segments: PolicySegments, rules: Iterable[Ru
     kind, value = exemption
     segments = [(trace, policy) for trace, policy in segments if exemption in policy.exemptions] or segments
     if kind == "train":
-        calls = (call for trace, _ in segments for call in trace.calls)
-        modules = [
-            o.module for call in calls for o in (*call.training, *(draw for draw in call.draws if draw.training))
-        ]
-        return any(matches(module.model, module.path, [value]) for module in modules)
+        calls = [call for trace, _ in segments for call in trace.calls]
+        observations = [each for call in calls for each in call.training]
+        observations += [draw for call in calls for draw in call.draws if draw.training]
+        return any(matches(each.module.model, each.module.path, [value]) for each in observations)
     if kind == "mutable":
         return any(matches(change.model, change.path, [value]) for trace, _ in segments for change in trace.changes)
     return value == unused_exemption.name or any(
@@ -95,17 +100,6 @@ def _nearest(glob: str, paths: Iterable[str]) -> str | None:
 def format_exemption(exemption: Exemption) -> str:
     """Return an exemption as an argument of the marker: `train="drop"`."""
     return f'{exemption[0]}="{exemption[1]}"'
-
-
-def _remove_exempted_modules(call: ForwardCall, policy: Policy) -> ForwardCall:
-    """Return a forward without the modules that may be in training mode, and without what they drew in that mode."""
-
-    def is_exempted(observation: Observation) -> bool:
-        return matches(observation.module.model, observation.module.path, policy.train)
-
-    training = tuple(each for each in call.training if not is_exempted(each))
-    draws = tuple(each for each in call.draws if not (each.training and is_exempted(each)))
-    return replace(call, training=training, draws=draws)
 
 
 def is_inside(model: str, path: str, globs: Iterable[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 
 from pytest_evalmode.rules.rule import Violation, rule
@@ -20,9 +20,8 @@ from pytest_evalmode.trace import Hooks, Leak, Site, Trace
 def model_leaked(trace: Trace) -> Iterator[Violation]:
     for model in dict.fromkeys(leak.model for leak in trace.leaks if leak.model is not None):
         leaks = [leak for leak in trace.leaks if leak.model == model]
-        lines = [_line_of(leak, trace) for leak in leaks]
         is_eval = all(f".{leak.name}".endswith(".training") and leak.after is False for leak in leaks)
-        yield _leak_violation(model, leaks, lines, _EVAL_IN_FIXTURE if is_eval else "")
+        yield _leak_violation(trace, leaks, _EVAL_IN_FIXTURE if is_eval else "")
 
 
 _EVAL_IN_FIXTURE = "call eval() where the shared model is created (its fixture): then every test gets it in eval mode"
@@ -38,8 +37,7 @@ _EVAL_IN_FIXTURE = "call eval() where the shared model is created (its fixture):
 def global_leaked(trace: Trace) -> Iterator[Violation]:
     leaks = [leak for leak in trace.leaks if leak.model is None]
     if leaks:
-        lines = [leak.at for leak in leaks]
-        yield _leak_violation(None, leaks, lines, _SUSPENDED if all(leak.suspended for leak in leaks) else "")
+        yield _leak_violation(trace, leaks, _SUSPENDED if all(leak.suspended for leak in leaks) else "")
 
 
 _SUSPENDED = (
@@ -48,7 +46,10 @@ _SUSPENDED = (
 )
 
 
-def _leak_violation(model: str | None, leaks: list[Leak], lines: Sequence[Site | None], remedy: str) -> Violation:
+def _leak_violation(trace: Trace, leaks: list[Leak], remedy: str) -> Violation:
+    """Return a violation for the leaks of one model, or of torch's global state."""
+    model = leaks[0].model
+    lines = [_line_of(leak, trace) for leak in leaks]
     subjects = [f"torch {leak.name}" if model is None else f"{model}.{leak.name}" for leak in leaks]
     sentences = _sentences(leaks)
     at, *others = dict.fromkeys(line for line in lines if line is not None) or (None,)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 from pytest_evalmode.rules.call_groups import calls_by_model, violation_of_calls
 from pytest_evalmode.rules.rule import Violation, rule
@@ -17,7 +18,7 @@ from pytest_evalmode.rules.training_calls import (
     pause_remedy,
 )
 from pytest_evalmode.rules.wording import first_and_more, plural, title
-from pytest_evalmode.trace import Drift, Leak, Load, ModelOperation, TensorChange, Trace
+from pytest_evalmode.trace import Drift, Leak, Load, ModelOperation, Site, TensorChange, Trace
 
 
 @rule(
@@ -34,12 +35,11 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
         for name in (call.ran.model, *(observation.module.model for observation in call.training))
     }
     graphs = {call.ran.model for call in trace.calls if any(o.is_graph for o in (*call.draws, *call.batch_stats))}
-    for violation in _mutations(change for change in trace.changes if change.persistent and change.frozen):
-        yield replace(violation, remedy=_FROZEN_REMEDY, never_intended=True)
-    changes = [change for change in trace.changes if change.persistent and not change.frozen]
-    for model in dict.fromkeys(change.model for change in changes):
+    for changes in _by_model(change for change in trace.changes if change.persistent and change.frozen):
+        yield _mutation(changes, changes[0].last_forward, remedy=_FROZEN_REMEDY, never_intended=True)
+    for of_model in _by_model(change for change in trace.changes if change.persistent and not change.frozen):
+        model = of_model[0].model
         step, backward = first_optimizer_step(trace, model), first_backward(trace, model)
-        of_model = [change for change in changes if change.model == model]
         writes = [] if step or backward else [write for write in trace.writes if write.at and model in write.models]
         weights = [change for change in of_model if not change.buffer]
         causes = [write for write in writes if any(_explains(write, change) for change in weights)]
@@ -47,29 +47,24 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
         for change in of_model:
             groups.setdefault(next((write for write in causes if _explains(write, change)), None), []).append(change)
         for write, group in groups.items():
-            violation = next(_mutations(group))
             has_weights = any(not change.buffer for change in group)
-            if model in training:
-                violation = replace(violation, at=training[model] or violation.at)
+            at = training.get(model) or group[0].last_forward
             # The most specific explanation comes first.  Training mode and graphs change buffers, but never weights.
             if step:
-                details = {**violation.details, **operation_details(trained=step)}
-                because = ("train-mode", "grad-mode")
-                remedy = pause_remedy(step)
-                yield replace(violation, remedy=remedy, details=details, because=because, never_intended=True)
+                details, because = operation_details(trained=step), ("train-mode", "grad-mode")
+                yield _mutation(group, at, details, remedy=pause_remedy(step), because=because, never_intended=True)
             elif has_weights and backward:
                 pause = pause_if(f"the test trains on purpose ({format_operation(backward)})")
-                yield replace(violation, remedy=f"{pause}; otherwise {_UNKNOWN_WRITE_REMEDY}")
+                yield _mutation(group, at, remedy=f"{pause}; otherwise {_UNKNOWN_WRITE_REMEDY}")
             elif write:
-                details = {**violation.details, **operation_details(written=write)}
-                remedy = _WRITE_REMEDY.format(write.name)
-                yield replace(violation, at=write.at, since=write.at, remedy=remedy, details=details)
+                details, remedy = operation_details(written=write), _WRITE_REMEDY.format(write.name)
+                yield _mutation(group, write.at, details, since=write.at, remedy=remedy)
             elif has_weights or not (model in training or model in graphs):
-                yield _date(violation, group)
+                yield _dated_mutation(group, at)
             elif model in graphs:
-                yield replace(violation, because=("train-mode", "batch-stats", "random-forward"))
+                yield _mutation(group, at, because=("train-mode", "batch-stats", "random-forward"))
             else:
-                yield _explain_by_training(violation, trace)
+                yield _explain_by_training(_mutation(group, at), trace)
 
 
 @rule(
@@ -79,8 +74,8 @@ def state_mutated(trace: Trace) -> Iterator[Violation]:
     remedy="compute it in __init__; if it is a cache, list it in mutable=[...]",
 )
 def buffer_mutated(trace: Trace) -> Iterator[Violation]:
-    for violation in _mutations(change for change in trace.changes if not change.persistent):
-        yield _explain_by_training(violation, trace)
+    for changes in _by_model(change for change in trace.changes if not change.persistent):
+        yield _explain_by_training(_mutation(changes, changes[0].last_forward), trace)
 
 
 @rule(
@@ -203,8 +198,8 @@ def _explains(write: ModelOperation, change: TensorChange) -> bool:
     return change.what in ("dtype", "device") and write.name != "requires_grad_()"
 
 
-def _date(violation: Violation, changes: list[TensorChange]) -> Violation:
-    """Return a violation whose writer is unknown with when the tensors changed, and a remedy that fits."""
+def _dated_mutation(changes: list[TensorChange], at: Site | None) -> Violation:
+    """Return a violation for a write by unknown code, with when the tensors changed, and a remedy that fits."""
     dated = {change.written for change in changes}
     first, cause, when, remedy = changes[0].first_forward, None, "", _UNKNOWN_WRITE_REMEDY
     if "before" in dated:
@@ -226,9 +221,8 @@ def _date(violation: Violation, changes: list[TensorChange]) -> Violation:
                 "evalmode.watch(model) before the swap"
             )
     if not when:
-        return replace(violation, remedy=remedy)
-    details = {**violation.details, "when": when}
-    return replace(violation, at=first, cause=cause, details=details, remedy=remedy)
+        return _mutation(changes, at, remedy=remedy)
+    return _mutation(changes, first, {"when": when}, cause=cause, remedy=remedy)
 
 
 def _run_since(drift: Drift) -> str:
@@ -259,23 +253,30 @@ def _common_prefix(load: Load) -> str:
     return ""
 
 
-def _mutations(changes: Iterable[TensorChange]) -> Iterator[Violation]:
-    """Yield one violation for each model whose tensors changed."""
-    all_changes = list(changes)
-    for model in dict.fromkeys(change.model for change in all_changes):
-        of_model = [change for change in all_changes if change.model == model]
-        names = tuple(change.name for change in of_model)
-        extent = f"    {describe_change(of_model[0])}" if describe_change(of_model[0]) else ""
-        yield Violation(
-            model=model,
-            subjects=names,
-            message=f"{first_and_more(names)} changed",
-            finding=f"{first_and_more(names)} changed{extent}",
-            at=of_model[0].last_forward,
-            count=len(of_model),
-            details={"changes": {change.name: describe_change(change) for change in of_model}},
-            mutable=tuple(change.path for change in of_model),
-        )
+def _by_model(changes: Iterable[TensorChange]) -> Iterable[list[TensorChange]]:
+    groups: dict[str, list[TensorChange]] = {}
+    for change in changes:
+        groups.setdefault(change.model, []).append(change)
+    return groups.values()
+
+
+def _mutation(
+    changes: Sequence[TensorChange], at: Site | None, details: Mapping[str, str] | None = None, **fields: Any
+) -> Violation:
+    """Return a violation for tensors of one model that changed; `fields` are its other fields."""
+    extents = {change.name: describe_change(change) for change in changes}
+    changed = f"{first_and_more(list(extents))} changed"
+    return Violation(
+        model=changes[0].model,
+        subjects=tuple(extents),
+        message=changed,
+        finding=f"{changed}    {describe_change(changes[0])}".rstrip(),
+        at=at,
+        count=len(changes),
+        details={"changes": extents, **(details or {})},
+        mutable=tuple(change.path for change in changes),
+        **fields,
+    )
 
 
 def describe_change(change: TensorChange | Leak) -> str:

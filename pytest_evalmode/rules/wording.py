@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from pytest_evalmode.trace import ModuleInfo
 
@@ -20,10 +20,6 @@ def times(n: int) -> str:
 def title(module: ModuleInfo) -> str:
     """Return a module for a headline: `model (ResNet)`, or `ResNet` if the model is named after its type."""
     return module.type if module.name == module.type else str(module)
-
-
-def titles(modules: Iterable[ModuleInfo]) -> list[str]:
-    return [title(module) for module in modules]
 
 
 def first_and_more(names: Sequence[str]) -> str:

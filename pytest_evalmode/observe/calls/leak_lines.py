@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from gc import get_objects
-from itertools import chain
 from types import AsyncGeneratorType, FrameType, GeneratorType
 from typing import Any
 
@@ -66,7 +65,7 @@ def _frame_of(generator: Any) -> FrameType | None:
 
 def _grad_contexts(frame: FrameType) -> Iterator[int]:
     """Yield the lines of the `with` statements around a frame's line that set grad mode."""
-    for node in chain.from_iterable(map(ast.walk, draw_calls.definitions_of(frame.f_code))):
+    for node in draw_calls.nodes_of(frame.f_code):
         if isinstance(node, ast.With) and node.lineno <= frame.f_lineno <= (node.end_lineno or node.lineno):
             expressions = [ast.unparse(item.context_expr) for item in node.items]
             if any(name in expression for name in _GRAD_CONTEXTS for expression in expressions):

@@ -24,7 +24,7 @@ def find_expression(owner: nn.Module, model: TrackedModel, code: str, caller: Ca
         return model.name + code
     root = (model.parent or model).module()
     for frame in (caller.test_frame, caller.frame):
-        if isinstance(frame, FrameType) and not callers.is_debugged(frame):
+        if isinstance(frame, FrameType):
             for name, found in _variables(frame):
                 if found is owner:
                     return name

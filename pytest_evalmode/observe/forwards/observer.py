@@ -293,7 +293,7 @@ def _overriding(check_types: tuple[type[ForwardCheck], ...], name: str) -> tuple
 
 def _computes_weight(parts: list[nn.Module], tree: TreeInfo) -> bool:
     """Return whether a module may only compute a weight: it draws nothing, has no tensors and ignores the mode."""
-    if tree.may_draw or any(map(modules.has_own_tensors, parts)):
+    if tree.may_draw or any(map(modules.own_tensors, parts)):
         return False
     return not any(isinstance(part, GRAPH_TYPES) or is_mode_dependent(part) for part in parts)
 

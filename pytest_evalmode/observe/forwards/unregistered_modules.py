@@ -41,7 +41,7 @@ def add_late_module(forward: ForwardContext, module: nn.Module, frame: FrameType
     parent = forward.module_info(caller)
     step = discovery.attribute_of(caller, module) or f"<{modules.type_name(module)}>"
     is_model = False
-    if any(map(modules.has_own_tensors, parts)):
+    if any(map(modules.own_tensors, parts)):
         model = forward.window.watch.add(module, f"{parent.name}.{step}")
         model.last_call = user_lines.find_caller(frame.f_back).line or model.last_call
         model.forwards += model.is_model

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Iterable
 from itertools import chain
 from types import FunctionType
@@ -30,6 +31,9 @@ _NEXT = {
 }
 _CONTEXTS = {ast.Load: "read", ast.Store: "write", ast.Del: "write"}
 _HARMLESS_CALLS = frozenset({"super", "isinstance", "type", "len", "id", "print"})
+_BY_NAME = frozenset({"getattr", "setattr", "hasattr", "delattr"})
+_PREFIX = re.compile(r"f?['\"](\w*)")
+"""The constant text with which the source of a string begins: `layer` in `f"layer{i}"`."""
 
 
 class _UnclearError(Exception):
@@ -42,10 +46,7 @@ it, others only read it.  "carried": a forward may read what an earlier one has 
 
 
 def attribute_use(module: nn.Module, attribute: str, others: Iterable[nn.Module]) -> Use:
-    """Return how forwards use an attribute of a module.
-
-    `others` are the other modules of the model: their code may set the attribute too.
-    """
+    """Return how forwards use an attribute of a module; the code of the model's other modules may set it too."""
     own, states = _NONE, _NONE
     try:
         # A forward that was replaced on the instance mostly calls that of the type.
@@ -70,8 +71,8 @@ class _Walk:
     """A walk through the code that a forward runs, for one attribute."""
 
     def __init__(self, owner: type | None, attribute: str) -> None:
-        self._owner = owner
-        """None if the code is another module's: then an attribute of any object but itself counts."""
+        self._bases = owner.__mro__ if owner is not None else ()
+        """Empty if the code is another module's: then an attribute of any object but itself counts."""
         self._attribute = attribute
         self._stack: list[tuple[FunctionType, str]] = []
         """The functions that are being walked, each with the name of its first parameter."""
@@ -83,9 +84,9 @@ class _Walk:
             return states
         definitions = definitions_of(function.__code__)
         if len(definitions) != 1:
-            if self._owner is None:
-                return states
-            raise _UnclearError
+            if self._bases:
+                raise _UnclearError
+            return states
         parameters = function.__code__.co_varnames[: function.__code__.co_argcount]
         self._stack.append((function, parameters[0] if parameters else ""))
         self._returned.append(frozenset())
@@ -114,11 +115,9 @@ class _Walk:
             case ast.AnnAssign() | ast.NamedExpr():
                 return self._visit(states, node.value, node.target) if node.value else states
             case ast.AugAssign():
-                target: Any = node.target
-                is_element = isinstance(target, ast.Subscript)
-                read = target.value if is_element else target
+                read = node.target.value if isinstance(node.target, ast.Subscript) else node.target
                 states = self._access(states, "read") if self._is_attribute(read) else states
-                return self._visit(states, node.value, target)
+                return self._visit(states, node.value, node.target)
             case ast.If() | ast.IfExp():
                 states = self._visit(states, node.test)
                 return self._visit(states, node.body) | self._visit(states, node.orelse)
@@ -148,9 +147,15 @@ class _Walk:
                 return self._visit_attribute(states, node)
             case ast.Subscript() if not isinstance(node.ctx, ast.Load) and self._is_attribute(node.value):
                 return self._access(self._visit(states, node.slice), "element")
+            case ast.Call(func=ast.Name(id=name)) if name in _HARMLESS_CALLS:
+                return self._visit(states, [each for each in node.args if not self._is_self(each)], node.keywords)
+            case ast.Call(func=ast.Name(id=name), args=[of, key, *rest]) if name in _BY_NAME and self._is_self(of):
+                return self._visit_access_by_name(self._visit(states, key, rest), name, key)
+            case ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Name(id="super")), attr=name)) if self._bases:
+                return self._call(self._visit(states, node.args, node.keywords), name, self._bases_after_current())
             case ast.Call():
-                return self._visit_call(states, node)
-            case ast.Name() if node.id == self._stack[-1][1] and self._owner is not None:
+                return self._visit(states, node.args, node.keywords, node.func)
+            case ast.Name() if self._is_self(node) and self._bases:
                 raise _UnclearError  # the module itself is passed on
             case _:
                 return self._visit(states, *(value for _, value in ast.iter_fields(node)))
@@ -168,26 +173,18 @@ class _Walk:
             return self._access(states, _CONTEXTS[type(node.ctx)])
         if not self._is_self(node.value):
             return self._visit(states, node.value)
-        return self._call(states, node.attr, self._owner.__mro__ if self._owner is not None else ())
+        return self._call(states, node.attr, self._bases)
 
-    def _visit_call(self, states: States, node: ast.Call) -> States:
-        called, arguments = node.func, [*node.args, *(keyword.value for keyword in node.keywords)]
-        name = called.id if isinstance(called, ast.Name) else ""
-        if name in _HARMLESS_CALLS:
-            return self._visit(states, *(each for each in arguments if not self._is_self(each)))
-        if name in ("getattr", "setattr", "hasattr", "delattr") and len(arguments) > 1 and self._is_self(arguments[0]):
-            states = self._visit(states, *arguments[1:])
-            if self._owner is None or not self._attribute.startswith(prefix := _constant_prefix(arguments[1])):
-                return states  # another module's own attribute, or another name
-            if not isinstance(arguments[1], ast.Constant):
-                raise _UnclearError
-            access = "write" if name == "setattr" else "read"
-            return self._access(states, access) if prefix == self._attribute else states
-        if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Call) and self._owner is not None:
-            inner = called.value.func
-            if isinstance(inner, ast.Name) and inner.id == "super":
-                return self._call(self._visit(states, *arguments), called.attr, self._bases_after_current())
-        return self._visit(states, *arguments, called)
+    def _visit_access_by_name(self, states: States, function: str, name: ast.expr) -> States:
+        """Return the states after a call such as `getattr(self, f"layer{i}")`."""
+        is_text = isinstance(name, ast.JoinedStr | ast.BinOp | ast.Constant)
+        prefix = _PREFIX.match(ast.unparse(name)) if is_text else None
+        if not self._bases or (prefix and not self._attribute.startswith(prefix[1])):
+            return states  # another module's own attribute, or another name
+        if not isinstance(name, ast.Constant):
+            raise _UnclearError
+        access = "write" if function == "setattr" else "read"
+        return self._access(states, access) if name.value == self._attribute else states
 
     def _access(self, states: States, access: str) -> States:
         return frozenset(_NEXT[access][state] for state in states)
@@ -196,18 +193,17 @@ class _Walk:
         """Return whether a node is the attribute."""
         if not isinstance(node, ast.Attribute) or node.attr != self._attribute:
             return False
-        return self._is_self(node.value) == (self._owner is not None)
+        return self._is_self(node.value) == bool(self._bases)
 
     def _is_self(self, node: ast.AST) -> bool:
         return isinstance(node, ast.Name) and node.id == self._stack[-1][1]
 
     def _bases_after_current(self) -> tuple[type, ...]:
         """Return the bases after the one that defines the current function."""
-        assert self._owner is not None
         code = self._stack[-1][0].__code__
-        for i, base in enumerate(self._owner.__mro__):
+        for i, base in enumerate(self._bases):
             if any(getattr(_plain(value), "__code__", None) is code for value in vars(base).values()):
-                return self._owner.__mro__[i + 1 :]
+                return self._bases[i + 1 :]
         raise _UnclearError
 
     def _call(self, states: States, name: str, bases: Iterable[type]) -> States:
@@ -215,19 +211,6 @@ class _Walk:
         methods = definitions_in(bases, name)
         function = _plain(methods[0]) if methods else None
         return self.function(states, function) if function is not None else states
-
-
-def _constant_prefix(name: ast.expr) -> str:
-    """Return the constant text with which a string begins: `layer` for `f"layer{i}"`."""
-    match name:
-        case ast.JoinedStr(values=[first, *_]):
-            return _constant_prefix(first)
-        case ast.BinOp(left=left, op=ast.Add()):
-            return _constant_prefix(left)
-        case ast.Constant(value=str(text)):
-            return text
-        case _:
-            return ""
 
 
 def _plain(value: Any) -> FunctionType | None:

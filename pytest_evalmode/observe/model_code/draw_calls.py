@@ -93,7 +93,7 @@ def draw_calls_in(function: FunctionType, attributes: Mapping[str, object]) -> I
 @lru_cache(maxsize=1024)
 def _calls_in(code: CodeType) -> Sequence[ast.Call]:
     """Return all calls in the source of a code object."""
-    return [node for each in definitions_of(code) for node in ast.walk(each) if isinstance(node, ast.Call)]
+    return [node for node in nodes_of(code) if isinstance(node, ast.Call)]
 
 
 def _drawing_library(call: ast.Call, function: FunctionType) -> str | None:
@@ -125,6 +125,11 @@ def definitions_of(code: CodeType) -> list[ast.AST]:
     return _definitions_by_line(code.co_filename).get(code.co_firstlineno, [])
 
 
+def nodes_of(code: CodeType) -> Iterator[ast.AST]:
+    """Return all nodes in the source of a code object."""
+    return chain.from_iterable(map(ast.walk, definitions_of(code)))
+
+
 def builds_drawing_module(called: object) -> bool:
     """Return whether a called object is a type of modules that initializes its parameters at random."""
     if not (isinstance(called, type) and issubclass(called, nn.Module)):
@@ -150,13 +155,12 @@ def _resolve(called: ast.expr, function: FunctionType) -> object:
 
 def _host_of(value: object) -> str:
     """Return `PYTHON` or `NUMPY` if a called object uses that library's global generator."""
-    generator = getattr(value, "__self__", None) if isinstance(value, MethodType | BuiltinMethodType) else None
-    if generator is None:
+    if not isinstance(value, MethodType | BuiltinMethodType):
         return ""
     numpy = sys.modules.get("numpy.random")
-    if numpy is not None and generator is getattr(numpy.rand, "__self__", None):
+    if numpy is not None and value.__self__ is getattr(numpy.rand, "__self__", UNKNOWN):
         return NUMPY
-    return PYTHON if generator is _PYTHON_GENERATOR else ""
+    return PYTHON if value.__self__ is _PYTHON_GENERATOR else ""
 
 
 @lru_cache(maxsize=32)
@@ -187,14 +191,10 @@ def _nodes(node: ast.AST, attributes: Mapping[str, object], *, gated: bool) -> I
     for child in children:
         yield from _nodes(child, attributes, gated=gated)
         # `if not self.training: return x` decides about all statements that follow it in its block.
-        if isinstance(child, ast.If) and _leaves_block(child.body):
+        if isinstance(child, ast.If) and isinstance(child.body[-1], ast.Return | ast.Raise | ast.Continue | ast.Break):
             gated |= _mentions_training(child.test)
             if value_of(child.test, attributes) not in (UNKNOWN, False, None, 0):
                 break
-
-
-def _leaves_block(block: list[ast.stmt]) -> bool:
-    return isinstance(block[-1], ast.Return | ast.Raise | ast.Continue | ast.Break)
 
 
 def _mentions_training(node: ast.AST) -> bool:

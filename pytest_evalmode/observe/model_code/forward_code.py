@@ -21,10 +21,10 @@ from torch import nn
 from pytest_evalmode.observe.model_code.draw_calls import (
     DrawCall,
     builds_drawing_module,
-    definitions_of,
     draw_calls_in,
     mentions_draw,
     names_in,
+    nodes_of,
 )
 from pytest_evalmode.observe.modules import all_modules, python_module
 
@@ -90,15 +90,14 @@ def find_draw_calls(module: nn.Module, method: str = "") -> list[DrawCall]:
     attributes = dict(ChainMap(vars(module), *(dict(vars(base)) for base in type(module).__mro__)))
     for name in set().union(*(_stored_attributes(function.__code__) for function in functions)):
         attributes.pop(name, None)  # when the call ran, it may have had another value
+    # If the module never reads its mode, the `training` argument of a helper does not depend on it.
+    reads_mode = any("training" in _names(function.__code__) for function in functions)
     gated = _find_gated(functions, method or "forward")
-    draws = {
-        replace(draw, gated=draw.gated or function.__name__ in gated): None
+    draws = dict.fromkeys(
+        replace(draw, gated=reads_mode and (draw.gated or function.__name__ in gated))
         for function in functions
         for draw in draw_calls_in(function, attributes)
-    }
-    if not any("training" in _names(function.__code__) for function in functions):
-        # The module never reads its mode, so the `training` argument of a helper does not depend on it.
-        draws = {replace(draw, gated=False): None for draw in draws}
+    )
     return sorted(draws, key=lambda draw: (draw.gated, draw.optional))
 
 
@@ -145,7 +144,7 @@ def _attributes_in(code: CodeType) -> Sequence[tuple[str, str]]:
     """Return the attributes of attributes, and each `forward`, in the source of a code object, with their owners."""
     return [
         (ast.unparse(node.value), node.attr)
-        for node in chain.from_iterable(map(ast.walk, definitions_of(code)))
+        for node in nodes_of(code)
         if isinstance(node, ast.Attribute) and (isinstance(node.value, ast.Attribute) or node.attr == "forward")
     ]
 

@@ -42,20 +42,9 @@ def reads_training(module: ScriptModule) -> bool:
 
 def describe_batch_stats(module: nn.Module) -> Iterator[str]:
     """Yield a sentence per batch norm of a graph in eval mode that normalizes with the batch's own statistics."""
-    if isinstance(module, GraphModule):
-        yield from _fx_batch_stats(module)
-    elif isinstance(module, ScriptModule):
+    if isinstance(module, ScriptModule):
         yield from _script_batch_stats(module)
-
-
-def may_draw(module: nn.Module) -> bool:
-    """Return whether a TorchScript graph contains an operator that draws random numbers."""
-    graph = _graph(module, "inlined_graph") if isinstance(module, ScriptModule) else None
-    return graph is not None and any(f"aten::{name}" in str(graph) for name in DRAWING_FUNCTIONS)
-
-
-def _fx_batch_stats(module: GraphModule) -> Iterator[str]:
-    for node in module.graph.nodes:
+    for node in module.graph.nodes if isinstance(module, GraphModule) else ():
         name = str(node.target) if isinstance(node.target, OpOverload) else ""
         if "batch_norm" not in name and node.target is not F.batch_norm:
             continue
@@ -63,6 +52,12 @@ def _fx_batch_stats(module: GraphModule) -> Iterator[str]:
         arguments = normalized.kwargs if normalized else node.kwargs
         if arguments.get("training") is True and _depends_on_input(node.args[0]):
             yield f"{name or 'F.batch_norm'} is in the graph with training=True"
+
+
+def may_draw(module: nn.Module) -> bool:
+    """Return whether a TorchScript graph contains an operator that draws random numbers."""
+    text = str(_graph(module, "inlined_graph")) if isinstance(module, ScriptModule) else ""
+    return any(f"aten::{name}" in text for name in DRAWING_FUNCTIONS)
 
 
 def _depends_on_input(node: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 UNKNOWN: Final = object()
@@ -39,25 +40,15 @@ def value_of(node: ast.AST | None, attributes: Mapping[str, object]) -> object:
             value = value_of(operand, attributes)
             return value if value is UNKNOWN else not value
         case ast.BoolOp(op=op, values=operands):
-            return _value_of_operands(isinstance(op, ast.Or), [value_of(each, attributes) for each in operands])
+            values, is_or = [value_of(each, attributes) for each in operands], isinstance(op, ast.Or)
+            if any(value is not UNKNOWN and bool(value) is is_or for value in values):
+                return is_or  # one operand decides it alone
+            return UNKNOWN if UNKNOWN in values else values[-1]
         case ast.IfExp(test=test, body=body, orelse=orelse):
             value = value_of(test, attributes)
             return value if value is UNKNOWN else value_of(body if value else orelse, attributes)
         case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARISONS:
-            values = value_of(left, attributes), value_of(right, attributes)
-            return UNKNOWN if UNKNOWN in values else _compare(_COMPARISONS[type(op)], *values)
+            values = [value_of(left, attributes), value_of(right, attributes)]
+            with suppress(TypeError):  # None < 0, for example
+                return UNKNOWN if UNKNOWN in values else _COMPARISONS[type(op)](*values)
     return UNKNOWN
-
-
-def _value_of_operands(is_or: bool, values: list[object]) -> object:
-    """Return the value of `a or b`, or of `a and b`: one operand may decide it alone."""
-    if any(value is not UNKNOWN and bool(value) is is_or for value in values):
-        return is_or
-    return UNKNOWN if UNKNOWN in values else values[-1]
-
-
-def _compare(compare: Callable[[Any, Any], object], left: object, right: object) -> object:
-    try:
-        return compare(left, right)
-    except TypeError:  # None < 0, for example
-        return UNKNOWN

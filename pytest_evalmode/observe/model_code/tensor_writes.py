@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
-from itertools import chain
 from types import CodeType
 
 from torch import nn
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.model_code import forward_code
-from pytest_evalmode.observe.model_code.draw_calls import definitions_of
+from pytest_evalmode.observe.model_code.draw_calls import nodes_of
 
 Line = tuple[CodeType, int]
 
 _ITERATIONS = frozenset({"parameters", "buffers", "named_parameters", "named_buffers", "state_dict"})
+_ROOT = re.compile(r"(self\.)?\w+")
+"""The variable or attribute of `self` that an expression begins with."""
+_DATA = re.compile(r"\.data\b")
 
 
 def find_writes(model: nn.Module, path: str) -> Iterator[Line]:
@@ -25,44 +28,30 @@ def find_writes(model: nn.Module, path: str) -> Iterator[Line]:
     """
     parts = dict(modules.walk(model))
     by_iteration: list[Line] = []
-    owner, _, name = path.rpartition(".")
-    while True:
-        module = parts.get(owner)
+    steps = path.split(".")
+    for depth in reversed(range(len(steps))):
+        module = parts.get(".".join(steps[:depth]))
         for function in forward_code.functions_of(module) if module and not modules.training_flag(module) else ():
             iterates = not _ITERATIONS.isdisjoint(function.__code__.co_names)
-            for node in chain.from_iterable(map(ast.walk, definitions_of(function.__code__))):
-                for target in _targets(node):
+            for node in nodes_of(function.__code__):
+                for target in map(ast.unparse, _targets(node)):
                     line = function.__code__, getattr(node, "lineno", 0)
-                    root, has_data = _root_of(target)
-                    if root == f"self.{name}":
+                    root = _ROOT.match(target)
+                    if root and root[0] == f"self.{steps[depth]}":
                         yield line
-                    elif has_data and iterates and "." not in root:
+                    elif root and not root[1] and iterates and _DATA.search(target):
                         by_iteration.append(line)
-        if not owner:
-            break
-        owner, _, name = owner.rpartition(".")
     yield from by_iteration
 
 
 def _targets(node: ast.AST) -> list[ast.expr]:
     """Return the expressions that a statement or call writes to: `x` in `x[0] = 1`, `x.data = y` and `x.add_(1)`."""
+    targets: list[ast.expr] = []
     match node:
-        case ast.Assign(targets=targets):
-            return targets
-        case ast.AugAssign(target=target):
-            return [target]
+        case ast.Assign():
+            targets = node.targets
+        case ast.AugAssign():
+            targets = [node.target]
         case ast.Call(func=ast.Attribute(value=value, attr=name)) if name.endswith("_") and not name.endswith("__"):
-            return [value]
-    return []
-
-
-def _root_of(target: ast.expr) -> tuple[str, bool]:
-    """Return the variable or attribute of `self` that an expression begins with, and whether it reads `.data`."""
-    has_data = False
-    while isinstance(target, ast.Attribute | ast.Subscript | ast.Call):
-        if isinstance(target, ast.Attribute):
-            if isinstance(target.value, ast.Name) and target.value.id == "self":
-                return f"self.{target.attr}", has_data
-            has_data |= target.attr == "data"
-        target = target.func if isinstance(target, ast.Call) else target.value
-    return target.id if isinstance(target, ast.Name) else ".", has_data
+            targets = [value]
+    return [target for target in targets if isinstance(target, ast.Attribute | ast.Subscript | ast.Call)]

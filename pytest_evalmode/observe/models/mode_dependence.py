@@ -25,7 +25,7 @@ def _has_no_effect(module: nn.Module) -> bool:
         # A rate of zero, in a module that holds nothing else. If it draws all the same, `RandomDrawCheck` reports it.
         own = [value for name, value in vars(module).items() if name not in modules.TORCH_ATTRIBUTES]
         numbers = [value for value in own if isinstance(value, Number) and not isinstance(value, bool)]
-        return bool(numbers) and not any(numbers) and not module._modules and not modules.has_own_tensors(module)
+        return bool(numbers) and not any(numbers) and not module._modules and not modules.own_tensors(module)
     if isinstance(module, (BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)):
         return module.running_mean is None and module.running_var is None
     if isinstance(module, modules.DROPOUTS):

@@ -195,7 +195,7 @@ class Watch(Observer):
             self._compare(model)
             before = model.snapshot
             living, dead = find_surviving_submodules(model.tables, model.submodels) if model.tables else ([], [])
-            is_wrapper = bool(dead) and not any(map(modules.has_own_tensors, dead))
+            is_wrapper = bool(dead) and not any(map(modules.own_tensors, dead))
         finally:
             model.release()
         # Forget wrappers and modules that are not models: a loss or an activation may be made for each batch.

@@ -37,10 +37,9 @@ def find_calling_model(module: nn.Module, frame: FrameType, user_lines: UserLine
         name = _method_name(caller.f_code)
         if _is_module_method(name, caller.f_globals.get("__name__", "")):
             # A comprehension or an inner function of the method has another name: its first argument is not `self`.
-            if caller.f_code.co_qualname == name and caller.f_code.co_argcount and not is_debugged(caller):
-                instance = _self_of(caller)
-                if _contains(instance, model):
-                    model, model_frame = (module, frame) if modules.is_metric(instance) else (instance, caller)
+            instance = _first_argument(caller) if caller.f_code.co_qualname == name else None
+            if _is_module(instance) and any(part is model for part in modules.all_modules(instance)):
+                model, model_frame = (module, frame) if modules.is_metric(instance) else (instance, caller)
         elif user_lines.is_user_code(caller.f_code):
             break
         caller = caller.f_back
@@ -52,31 +51,20 @@ def is_in_property(frame: FrameType, end: FrameType) -> bool:
     caller = frame
     while caller is not end and caller.f_back is not None:
         caller = caller.f_back
-        if _is_property(caller):
+        if isinstance(getattr_static(type(_first_argument(caller)), caller.f_code.co_name, None), property):
             return True
     return False
 
 
-def _is_property(frame: FrameType) -> bool:
-    """Return whether a frame runs the getter or setter of a property."""
-    if not frame.f_code.co_argcount or is_debugged(frame):
-        return False
-    return isinstance(getattr_static(type(_self_of(frame)), frame.f_code.co_name, None), property)
-
-
 def is_inside_init(frame: FrameType) -> bool:
-    """Return whether the `__init__` of a module is on the stack.
-
-    It may run other modules to infer a size, before their weights are initialized or loaded.
-    """
+    """Return whether the `__init__` of a module is on the stack: it may run other modules to infer a size."""
     caller = frame.f_back
     while caller is not None:
         name = caller.f_code.co_name
         if name in _INIT_OR_PYTEST:
             if name != "__init__":
                 return False
-            is_method = _is_module_method(_method_name(caller.f_code), caller.f_globals.get("__name__", ""))
-            if is_method and caller.f_code.co_argcount and not is_debugged(caller) and _is_module(_self_of(caller)):
+            if is_in_module_method(caller) and _is_module(_first_argument(caller)):
                 return True
         caller = caller.f_back
     return False
@@ -94,11 +82,6 @@ def is_inside_forward(frame: FrameType | None) -> bool:
     return frame is not None
 
 
-def _contains(instance: object, module: nn.Module) -> TypeGuard[nn.Module]:
-    """Return whether an object is an initialized module that contains another."""
-    return _is_module(instance) and any(p is module for p in modules.all_modules(instance))
-
-
 def _is_module(instance: object) -> TypeGuard[nn.Module]:
     return isinstance(instance, nn.Module) and modules.is_initialized(instance)
 
@@ -114,26 +97,21 @@ def enclosing_forward_frame(frame: FrameType) -> FrameType:
 
 
 def module_of_frame(frame: FrameType) -> nn.Module:
-    """Return the module whose forward begins in a frame: its first argument."""
-    module = _self_of(frame)
+    """Return the module that is the first argument of a function of torch, or of one that replaces it."""
+    module = frame.f_locals[frame.f_code.co_varnames[0]]
     assert isinstance(module, nn.Module)
     return module
-
-
-def is_debugged(frame: FrameType) -> bool:
-    """Return whether a debugger traces a frame.
-
-    Before Python 3.13, reading the locals of such a frame undoes assignments that were made in the debugger.
-    """
-    return isinstance(getattr(frame.f_trace, "__self__", None), Bdb)
 
 
 def locals_of(frame: FrameType) -> dict[str, object]:
     """Return a copy of the local variables of a frame, without those that pytest adds to an `assert`.
 
     Before Python 3.13, `f_locals` is a dict that the frame of a function keeps, so objects would outlive a `del` in the
-    function.  The dict is therefore cleared, unless the code has called `locals()` and shares it.
+    function.  The dict is therefore cleared, unless the code has called `locals()` and shares it.  If a debugger traces
+    the frame, reading it would undo assignments that were made there, so nothing is returned.
     """
+    if isinstance(getattr(frame.f_trace, "__self__", None), Bdb):
+        return {}
     variables = frame.f_locals
     values = dict(variables)
     is_function = frame.f_code.co_flags & CO_OPTIMIZED
@@ -149,9 +127,9 @@ _UNSHARED = 3
 """References to the dict of a frame if nothing else has it: the frame's, the variable's and the argument's."""
 
 
-def _self_of(frame: FrameType) -> object:
-    """Return the first argument of a running method."""
-    return locals_of(frame).get(frame.f_code.co_varnames[0])
+def _first_argument(frame: FrameType) -> object:
+    """Return the first argument of a running function; None if it has none or is debugged."""
+    return locals_of(frame).get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
 
 
 def _method_name(code: CodeType) -> str:

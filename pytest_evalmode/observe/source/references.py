@@ -63,9 +63,8 @@ def is_referenced(tensor: Tensor, frame: FrameType | None, user_lines: UserLines
         pending = tuple(each for each in referrers if id(each) not in ignored_ids and _may_refer(each, seen))
         if not pending:
             return False
-        for owner in pending:
-            if not _is_transparent(owner):
-                return True
+        if not all(map(_is_transparent, pending)):
+            return True
         own += (referrers, pending)
         seen.update(map(id, (referrers, pending, *pending)))
     return True
@@ -85,6 +84,6 @@ def _is_transparent(owner: object) -> bool:
 
 def _variables(frame: FrameType | None, user_lines: UserLines) -> Iterator[object]:
     while frame is not None:
-        if user_lines.is_user_code(frame.f_code) and not callers.is_debugged(frame):
+        if user_lines.is_user_code(frame.f_code):
             yield from callers.locals_of(frame).values()
         frame = frame.f_back

@@ -29,7 +29,8 @@ class _CurrentWork(threading.local):
     position: FramePosition | None = None
 
 
-_current_work = _CurrentWork()
+current_work = _CurrentWork()
+"""The user's line that submitted the work that a thread of a pool runs."""
 _positions: weakref.WeakKeyDictionary[_WorkItem[Any], FramePosition] = weakref.WeakKeyDictionary()
 
 
@@ -51,15 +52,10 @@ class ThreadPools(Observer):
             _positions.setdefault(call.args[0], FramePosition(frame.f_code, frame.f_lineno))
 
 
-def submission_position() -> FramePosition | None:
-    """Return the user's line that submitted the work that this thread runs, or None outside of a pool."""
-    return _current_work.position
-
-
 @patches.work_item_run.replace_with
 def _observed_run(self: _WorkItem[Any], *args: Any, **kwargs: Any) -> None:
-    _current_work.position = _positions.get(self)
+    current_work.position = _positions.get(self)
     try:
         patches.work_item_run.original(self, *args, **kwargs)
     finally:
-        _current_work.position = None
+        current_work.position = None

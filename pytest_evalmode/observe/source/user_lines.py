@@ -10,8 +10,7 @@ from types import CodeType, FrameType
 from typing import NamedTuple
 
 from pytest_evalmode.observe.private_api import current_frames
-from pytest_evalmode.observe.source import thread_pools
-from pytest_evalmode.observe.source.thread_pools import FramePosition
+from pytest_evalmode.observe.source.thread_pools import FramePosition, current_work
 from pytest_evalmode.observe.source.user_code import user_path
 from pytest_evalmode.trace import Site
 
@@ -88,7 +87,7 @@ class UserLines:
         if frame is None and self.is_worker_thread():
             if by_checkpoint:  # autograd runs backward() on a device in a thread of its own
                 return Caller(None, by_tracer=True)
-            found = thread_pools.submission_position()
+            found = current_work.position
             if found is None or not self._path(found.f_code.co_filename):
                 found = frame = self._user_frame(current_frames().get(self._thread))
         return Caller(found, self._test_frame(frame), by_functional_call=by_functional_call)

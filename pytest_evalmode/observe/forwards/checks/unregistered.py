@@ -19,7 +19,7 @@ class UnregisteredModuleCheck(ForwardCheck):
         self.observations: list[Observation] = []
 
     def add_modules(self, arrival: Arrival) -> None:
-        module, matters = arrival.parts[0], (modules.has_own_tensors, mode_dependence.is_mode_dependent)
+        module, matters = arrival.parts[0], (modules.own_tensors, mode_dependence.is_mode_dependent)
         relevant = arrival.why and any(test(part) for part in arrival.parts for test in matters)
         if relevant and not model_graphs.is_exported(module):
             self.observations.append(Observation(self.forward.module_info(module), arrival.cause))

@@ -142,7 +142,7 @@ def assert_eval_matters(model: nn.Module, *inputs: Any, **named: Any) -> None:
         evaluated = run(*inputs, **named)
     with copied(model, "assert_eval_matters") as (trained_model, run):
         trained = run_in_training_mode(trained_model, run, inputs, named)
-    if first_difference(evaluated.output, trained.output) is not None:
+    if first_difference(evaluated.output, trained.output, Tolerance()) is not None:
         return
     mode_dependent = [
         f"{path} ({modules.type_name(part)})"

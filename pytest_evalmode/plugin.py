@@ -16,11 +16,10 @@ from pluggy import Result
 from pytest_evalmode.session import hookspecs
 from pytest_evalmode.session.evalmode_fixture import LOCK, evalmode, evalmode_lock
 from pytest_evalmode.session.fixtures import (
-    begin_test,
-    end_test,
     forget_fixture,
     get_history,
     observe_fixture_setup,
+    observe_global_state,
     record_event,
     record_fixture_value,
 )
@@ -88,9 +87,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 # Old-style wrappers, here and below: a new-style one would add its own frame to the traceback of an exception.
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Result[object], None]:
-    begin_test(item)
-    yield
-    end_test(item)
+    with observe_global_state(item):
+        yield
 
 
 @pytest.hookimpl(hookwrapper=True)

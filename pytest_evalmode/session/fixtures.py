@@ -46,17 +46,16 @@ def record_fixture_value(fixturedef: pytest.FixtureDef[Any], value: object, requ
             guard.window.watch_fixture_value(value, fixturedef.argname, shared=shared, defined_at=line)
 
 
-def begin_test(item: pytest.Item) -> None:
-    """Record the global state at the start of a test, before its setup."""
-    if HISTORY in item.config.stash:
-        item.config.stash[HISTORY].global_state.begin_test()
-
-
-def end_test(item: pytest.Item) -> None:
-    """Record the global state at the end of a test, after its teardown."""
-    if HISTORY in item.config.stash:
-        guarded = any(name == RECORD_PROPERTY for name, _ in item.user_properties)
-        item.config.stash[HISTORY].global_state.end_test(item.nodeid, guarded=guarded)
+@contextmanager
+def observe_global_state(item: pytest.Item) -> Iterator[None]:
+    """Record torch's global state before the setup of a test and after its teardown."""
+    stash = item.config.stash
+    if HISTORY in stash:
+        stash[HISTORY].global_state.begin_test()
+    yield
+    if HISTORY in stash:
+        guarded = RECORD_PROPERTY in dict(item.user_properties)
+        stash[HISTORY].global_state.end_test(item.nodeid, guarded=guarded)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from pytest_evalmode.session.fixtures import (
 )
 from pytest_evalmode.session.options import add_options, read_settings
 from pytest_evalmode.session.record.collected_tests import CollectedTests
-from pytest_evalmode.session.record.lock_starter import LockStarter
+from pytest_evalmode.session.record.lock_records import LockRecords
 from pytest_evalmode.session.record.recorder import Recorder
 from pytest_evalmode.session.settings import SETTINGS, is_worker
 from pytest_evalmode.session.stash import GUARD, RUNNING_ITEM, remove_records
@@ -62,10 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(collected, "evalmode-collected")
     if not is_worker(config):  # xdist workers send their reports to the controller
         config.pluginmanager.register(Recorder(config, collected), "evalmode-recorder")
-        lock_starter = LockStarter(config, collected)
-        config.pluginmanager.register(lock_starter, "evalmode-lock-starter")
-        if settings.update_lock:
-            lock_starter.start()
+        config.pluginmanager.register(LockRecords(config, collected), "evalmode-lock-records")
     config.addinivalue_line(
         "markers",
         f"{settings.marker}(*, allow=(), train=(), mutable=(), reason=None): fail the test if its PyTorch inference "

@@ -34,7 +34,8 @@ def record_fixture_value(fixturedef: pytest.FixtureDef[Any], value: object, requ
     Values that outlive a test are kept until the fixture is torn down.  If a test set the fixture up in its call, by
     `request.getfixturevalue`, the test's guard starts watching the value.
     """
-    if fixturedef.scope != "function":
+    shared = fixturedef.scope != "function"
+    if shared:
         request.config.stash.setdefault(_SHARED_VALUES, {})[id(fixturedef)] = value
     if fixturedef.argname != "evalmode":
         _record_fixture_event("setup", fixturedef, request)
@@ -42,7 +43,6 @@ def record_fixture_value(fixturedef: pytest.FixtureDef[Any], value: object, requ
     if guard is not None:
         with guard.window.safely():
             line = _definition_line(fixturedef, request.config)
-            shared = fixturedef.scope != "function"
             guard.window.watch_fixture_value(value, fixturedef.argname, shared=shared, defined_at=line)
 
 

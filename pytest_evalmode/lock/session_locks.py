@@ -19,7 +19,7 @@ _MAX_LINES = 20
 
 
 class LockSession:
-    """Updates the lock files of a session's tests, and reports what it did in the terminal summary.
+    """Updates the lock files of a session's tests, and adds its results to the terminal summary.
 
     Args:
         config: The configuration of the run.

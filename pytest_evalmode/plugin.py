@@ -16,17 +16,16 @@ from pluggy import Result
 from pytest_evalmode.session import hookspecs
 from pytest_evalmode.session.evalmode_fixture import LOCK, evalmode, evalmode_lock
 from pytest_evalmode.session.fixtures import (
-    begin_test,
-    end_test,
     forget_fixture,
     get_history,
     observe_fixture_setup,
+    observe_global_state,
     record_event,
     record_fixture_value,
 )
 from pytest_evalmode.session.options import add_options, read_settings
 from pytest_evalmode.session.record.collected_tests import CollectedTests
-from pytest_evalmode.session.record.lock_starter import LockStarter
+from pytest_evalmode.session.record.lock_records import LockRecords
 from pytest_evalmode.session.record.recorder import Recorder
 from pytest_evalmode.session.settings import SETTINGS, is_worker
 from pytest_evalmode.session.stash import GUARD, RUNNING_ITEM, remove_records
@@ -63,10 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(collected, "evalmode-collected")
     if not is_worker(config):  # xdist workers send their reports to the controller
         config.pluginmanager.register(Recorder(config, collected), "evalmode-recorder")
-        lock_starter = LockStarter(config, collected)
-        config.pluginmanager.register(lock_starter, "evalmode-lock-starter")
-        if settings.update_lock:
-            lock_starter.start()
+        config.pluginmanager.register(LockRecords(config, collected), "evalmode-lock-records")
     config.addinivalue_line(
         "markers",
         f"{settings.marker}(*, allow=(), train=(), mutable=(), reason=None): fail the test if its PyTorch inference "
@@ -88,9 +84,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 # Old-style wrappers, here and below: a new-style one would add its own frame to the traceback of an exception.
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Result[object], None]:
-    begin_test(item)
-    yield
-    end_test(item)
+    with observe_global_state(item):
+        yield
 
 
 @pytest.hookimpl(hookwrapper=True)

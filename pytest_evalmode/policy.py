@@ -39,14 +39,15 @@ class Policy:
     def __post_init__(self) -> None:
         object.__setattr__(self, "allow", frozenset(read_strings("Policy()", "allow", self.allow)))
         for name in ("train", "mutable", "reasons"):
-            object.__setattr__(self, name, read_strings("Policy()", name, getattr(self, name)))
+            unique = dict.fromkeys(read_strings("Policy()", name, getattr(self, name)))
+            object.__setattr__(self, name, tuple(unique))
 
     def __or__(self, other: Policy) -> Policy:
         return Policy(
             self.allow | other.allow,
-            _merge(self.train, other.train),
-            _merge(self.mutable, other.mutable),
-            _merge(self.reasons, other.reasons),
+            (*self.train, *other.train),
+            (*self.mutable, *other.mutable),
+            (*self.reasons, *other.reasons),
             tuple(dict.fromkeys((*self.exemptions, *other.exemptions))),
         )
 
@@ -65,8 +66,7 @@ def read_policy(where: str, arguments: Mapping[str, object], rules: Collection[s
         raise PolicyError(f"{where}: reason must be a string, not {reason!r}")
     if reason is not None and reason.strip() in ("...", "…"):
         raise PolicyError(f"{where}: replace the placeholder reason={reason!r} with the reason")
-    train = read_strings(where, "train", arguments.get("train", ()))
-    mutable = read_strings(where, "mutable", arguments.get("mutable", ()))
+    train, mutable = (read_strings(where, name, arguments.get(name, ())) for name in ("train", "mutable"))
     given = (("allow", allow), ("train", train), ("mutable", mutable))
     exemptions = tuple((name, value) for name, values in given for value in values)
     return Policy(frozenset(allow), train, mutable, (reason,) if reason else (), exemptions)
@@ -85,7 +85,3 @@ def suggest_choices(invalid: str, valid: Collection[str]) -> str:
 
     similar = get_close_matches(invalid, valid, n=1, cutoff=0.5)
     return (f"did you mean {similar[0]!r}? " if similar else "") + f"choose from {', '.join(valid)}"
-
-
-def _merge(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*first, *second)))

@@ -15,7 +15,7 @@ from tests.test_subpackages import PACKAGE, modules
 
 SESSION = {"evalmode_fixture", "fixtures", "options", "settings", "stash", "user_hooks"}
 GUARDED_TEST = ("guard_setup", "item_reporter", "outcome", "phases", "unittest_cases", "user_properties")
-RECORD = ("collected_tests", "lock_starter", "recorder", "report_files", "session_results")
+RECORD = ("collected_tests", "lock_records", "recorder", "report_files", "session_results")
 SESSION |= {*(f"guarded_test.{name}" for name in GUARDED_TEST), *(f"record.{name}" for name in RECORD)}
 PYTEST_SIDE = {"plugin", "policy", "file_writing", *(f"session.{name}" for name in SESSION)}
 PYTEST_SIDE |= {f"report.{name}" for name in ("baseline", "message", "records", "suggest", "summary")}

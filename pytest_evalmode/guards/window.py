@@ -41,8 +41,7 @@ class Window:
         self.is_listening = False
         self._finished = False
         self._seconds = 0.0
-        self._strict = config.strict
-        self._history = config.history
+        self._config = config
         self._failures = ObserverErrors()
         self.fixtures: dict[str, tuple[str, Site]] = {}
         """The fixture that provided a model, as (name, line of its definition), by the model's name."""
@@ -78,13 +77,13 @@ class Window:
             if defined_at is not None:
                 self.fixtures.setdefault(path, (name, defined_at))
             if shared:
-                self.observers.watch_shared(model, self._history)
+                self.observers.watch_shared(model, self._config.history)
 
     def open(self) -> None:
         self.is_open = self.was_opened = True
         _open_windows.add(self)
         with self.safely():
-            self.observers.read_baselines(self._history)
+            self.observers.read_baselines(self._config.history)
         self._listen()
 
     def close(
@@ -214,13 +213,13 @@ class Window:
 
     def _add_final_facts(self, name: str, needs_forward: bool, report_drift: bool) -> None:
         """Add the facts that are known only when the window closes."""
-        if not self._strict:  # only strict rules use them
+        if not self._config.strict:  # only strict rules use them
             return
         self.segments.restored_settings = self.observers.restored_settings()
-        trace = self.observers.final_trace(self._history, needs_forward=needs_forward, report_drift=report_drift)
+        trace = self.observers.final_trace(self._config.history, needs_forward=needs_forward, report_drift=report_drift)
         self.segments.add(trace, self.policy)
-        if self._history is not None:
-            self.observers.shared.save_to(self._history, name, include_drifted=report_drift)
+        if self._config.history is not None:
+            self.observers.shared.save_to(self._config.history, name, include_drifted=report_drift)
 
 
 _MAX_CHOICES = 10

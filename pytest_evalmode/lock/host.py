@@ -46,15 +46,6 @@ def attach_record(item: pytest.Item, record: str) -> None:
     item.user_properties.append((LOCK_PROPERTY, record))
 
 
-def detach_record(report: pytest.TestReport) -> str | None:
-    """Remove the record of a test's lock from its report, and return it."""
-    from pytest_evalmode.session.stash import LOCK_PROPERTY
-
-    record = dict(report.user_properties).get(LOCK_PROPERTY)
-    report.user_properties = [each for each in report.user_properties if each[0] != LOCK_PROPERTY]
-    return None if record is None else str(record)
-
-
 def find_site(root: Path) -> Site | None:
     """Return the innermost line of the user on the stack."""
     from pytest_evalmode.observe.source.user_lines import UserLines

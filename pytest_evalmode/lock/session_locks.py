@@ -1,13 +1,9 @@
-"""The plugin of the session that writes the lock files and reports unused entries.
-
-It works from the test reports, which under xdist arrive in the controller.
-"""
+"""The end of a session with the lock: writes the lock files and reports unused entries."""
 
 from __future__ import annotations
 
-import json
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_evalmode.lock import host
-from pytest_evalmode.lock.lock_file import FOLDER, MODELS, Entry, LockError, escape, lock_path, read_lock
+from pytest_evalmode.lock.lock_file import FOLDER, MODELS, LockError, escape, lock_path, read_lock
 from pytest_evalmode.lock.lock_folder import NewLock, exclusive, find_ignored, remove_leftovers, write_lock
 
 _MAX_NAMES = 10
@@ -23,39 +19,37 @@ _MAX_LINES = 20
 
 
 class LockSession:
-    """Gathers the lock records of a session's tests and updates the lock files; the last report of a test counts."""
+    """Updates the lock files of a session's tests, and adds its results to the terminal summary.
 
-    def __init__(self, config: pytest.Config, is_gone: Callable[[str], bool]) -> None:
-        """Create the plugin; `is_gone` returns whether the test with a node id no longer exists."""
+    Args:
+        config: The configuration of the run.
+        is_gone: Returns whether the test with a node id no longer exists.
+        records: The lock record of each test that passed; None if it did not use the lock.
+        models: The records of models by digest, which many tests may share.
+        not_passed: Tests that used the lock and did not pass.
+    """
+
+    def __init__(
+        self,
+        config: pytest.Config,
+        is_gone: Callable[[str], bool],
+        records: Mapping[str, dict[str, Any] | None],
+        models: Mapping[str, Any],
+        not_passed: set[str],
+    ) -> None:
         self._config = config
         self._is_gone = is_gone
-        self._records: dict[str, dict[str, Any] | None] = {}
-        """The lock record of each test that passed; None if it did not use the lock."""
-        self._models: dict[str, tuple[Entry, bytes | None]] = {}
-        """The records of models by digest, which many tests may share."""
-        self._not_passed: set[str] = set()
-        """Tests that used the lock and did not pass."""
+        self._records = records
+        self._models = models
+        self._not_passed = not_passed
         self._failed: set[str] = set()
         """Tests whose lock could not be written."""
         self._errors: dict[str, None] = {}
         self._lines: list[tuple[str, bool]] = []
         """Lines of the terminal summary, and whether each is an error."""
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        text = host.detach_record(report)  # JUnit would write this megabyte of samples
-        if report.when != "call":
-            return
-        self._records.pop(report.nodeid, None)
-        self._not_passed.discard(report.nodeid)
-        if report.passed:
-            record = self._records[report.nodeid] = None if text is None else json.loads(text)
-            models = record.pop("models", {}) if record is not None else {}
-            self._models |= {key: (entry, _to_bytes(data)) for key, (entry, data) in models.items()}
-        elif text is not None:
-            self._not_passed.add(report.nodeid)
-
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+    def finish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Update the lock files and find unused entries; an error fails the run."""
         finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         whole_suite = finished and host.is_whole_suite(self._config)
         update = host.settings_of(self._config).update_lock
@@ -142,7 +136,8 @@ class LockSession:
         for path, nodeid in new.items():
             record = self._records[nodeid] or {}
             keys = {entry["record"] for entry in record["entries"].get("model", {}).values()}
-            models = {key: self._models[key] for key in keys if key in self._models}
+            found = {key: self._models[key] for key in keys if key in self._models}
+            models = {key: (entry, _to_bytes(data)) for key, (entry, data) in found.items()}
             lock = NewLock(nodeid.partition("::")[2], record["entries"], _to_bytes(record["samples"]), models)
             with self._reporting_errors({nodeid}):
                 write_lock(path, lock, stale.get(path, ()))

@@ -141,8 +141,8 @@ def assert_eval_matters(model: nn.Module, *inputs: Any, **named: Any) -> None:
     with copied_for_inference(model, "assert_eval_matters") as run:
         evaluated = run(*inputs, **named)
     with copied(model, "assert_eval_matters") as (trained_model, run):
-        trained = run_in_training_mode(trained_model, run, inputs, named)
-    if first_difference(evaluated.output, trained.output) is not None:
+        trained = run_in_training_mode(trained_model, partial(run, *inputs, **named))
+    if first_difference(evaluated.output, trained.output, Tolerance()) is not None:
         return
     mode_dependent = [
         f"{path} ({modules.type_name(part)})"

@@ -36,7 +36,7 @@ def assert_function_repeatable(
     args = tuple(copies.get(id(value), value) for value in args)
     named = {name: copies.get(id(value), value) for name, value in named.items()}
     with ExitStack() as stack:
-        stack.enter_context(_kept_generators())
+        _restore_generators_at_end(stack)
         stack.enter_context(torch.no_grad())
         for model in copies.values():
             stack.enter_context(inference(model))
@@ -71,10 +71,10 @@ def _comparable(value: Any) -> object:
 
 def _first_difference(first: Mapping[str, object], second: Mapping[str, object], tolerance: Tolerance) -> str | None:
     """Return the path of the first difference and how large it is, or None."""
-    for path, old in first.items():
-        if path not in second:
-            return f"result{path} is missing"
-        new = second[path]
+    for path in {**first, **second}:
+        if path not in first or path not in second:
+            return f"result{path} is {'new' if path in second else 'missing'}"
+        old, new = first[path], second[path]
         if isinstance(old, Tensor) and isinstance(new, Tensor):
             how = tensor_difference(old, new, tolerance)
             if how is not None:
@@ -82,7 +82,7 @@ def _first_difference(first: Mapping[str, object], second: Mapping[str, object],
                 return f"result{path} {values}"
         elif type(old) is not type(new) or old != new:
             return f"result{path} {old!r} -> {new!r}"
-    return next((f"result{path} is new" for path in second if path not in first), None)
+    return None
 
 
 def _seed(seed: int) -> None:
@@ -93,19 +93,14 @@ def _seed(seed: int) -> None:
         numpy.seed(seed)
 
 
-@contextmanager
-def _kept_generators() -> Iterator[None]:
-    """Restore the global generators of torch, Python and NumPy afterwards."""
+def _restore_generators_at_end(stack: ExitStack) -> None:
+    """Restore the global generators of torch, Python and NumPy when the stack is closed."""
+    stack.callback(random.setstate, random.getstate())
     numpy = sys.modules.get("numpy.random")
-    python_state, numpy_state = random.getstate(), numpy.get_state() if numpy is not None else None
+    if numpy is not None:
+        stack.callback(numpy.set_state, numpy.get_state())
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        if numpy is not None:
-            numpy.set_state(numpy_state)
+    stack.enter_context(torch.random.fork_rng(devices=devices))
 
 
 @contextmanager

@@ -30,9 +30,6 @@ class Tolerance(NamedTuple):
         return ~torch.isclose(after, before, rtol=rtol, atol=atol, equal_nan=True)
 
 
-EXACT = Tolerance()
-
-
 class Difference(NamedTuple):
     """How two outputs differ, and in which sample if it is known that others do not depend on it."""
 
@@ -40,7 +37,7 @@ class Difference(NamedTuple):
     sample: int | None = None
 
 
-def first_difference(before: Tensors, after: Tensors, tolerance: Tolerance = EXACT) -> Difference | None:
+def first_difference(before: Tensors, after: Tensors, tolerance: Tolerance) -> Difference | None:
     """Return the first difference between two outputs, or None."""
     if before.keys() != after.keys():
         return Difference("different structure")
@@ -48,7 +45,7 @@ def first_difference(before: Tensors, after: Tensors, tolerance: Tolerance = EXA
     return next((Difference(how) for how in differences if how is not None), None)
 
 
-def tensor_difference(old: Tensor, new: Tensor, tolerance: Tolerance = EXACT) -> str | None:
+def tensor_difference(old: Tensor, new: Tensor, tolerance: Tolerance) -> str | None:
     """Describe the difference between two tensors, or return None."""
     if old.shape != new.shape or old.dtype != new.dtype:
         return f"{old.dtype} {tuple(old.shape)} -> {new.dtype} {tuple(new.shape)}"

@@ -5,24 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from pytest_evalmode.evaluation import inference
+from pytest_evalmode.guards import require_module
 from pytest_evalmode.observe import modules
 from pytest_evalmode.probes.nested_tensors import copy_tensor, copy_tensors, map_tensors
 
 
-@dataclass(slots=True)
-class Run:
+class Run(NamedTuple):
     """The output of a model, and the outputs of its modules, ordered by the end of their forwards."""
 
     output: dict[str, Tensor]
-    modules: list[tuple[str, dict[str, Tensor]]] = field(default_factory=list)
+    modules: list[tuple[str, dict[str, Tensor]]]
 
 
 @contextmanager
@@ -38,8 +37,7 @@ def copied(model: nn.Module, probe: str) -> Iterator[tuple[nn.Module, Callable[.
 
     `probe` is the name of the calling probe, for errors.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{probe}(model): expected a torch.nn.Module, got {type(model).__name__}")
+    require_module(f"{probe}(model)", model)
     try:
         model_copy = copy.deepcopy(model)
     except Exception as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,10 +10,8 @@ from torch import nn
 from pytest_evalmode.probes.probe_runs import Run
 
 
-def run_in_training_mode(
-    model: nn.Module, run: Callable[..., Run], inputs: tuple[Any, ...], named: dict[str, Any]
-) -> Run:
+def run_in_training_mode(model: nn.Module, run: Callable[[], Run]) -> Run:
     """Switch a copied model to training mode and run it with autograd off."""
     model.train()
     with torch.no_grad():
-        return run(*inputs, **named)
+        return run()

@@ -34,7 +34,8 @@ def record_fixture_value(fixturedef: pytest.FixtureDef[Any], value: object, requ
     Values that outlive a test are kept until the fixture is torn down.  If a test set the fixture up in its call, by
     `request.getfixturevalue`, the test's guard starts watching the value.
     """
-    if fixturedef.scope != "function":
+    shared = fixturedef.scope != "function"
+    if shared:
         request.config.stash.setdefault(_SHARED_VALUES, {})[id(fixturedef)] = value
     if fixturedef.argname != "evalmode":
         _record_fixture_event("setup", fixturedef, request)
@@ -42,21 +43,19 @@ def record_fixture_value(fixturedef: pytest.FixtureDef[Any], value: object, requ
     if guard is not None:
         with guard.window.safely():
             line = _definition_line(fixturedef, request.config)
-            shared = fixturedef.scope != "function"
             guard.window.watch_fixture_value(value, fixturedef.argname, shared=shared, defined_at=line)
 
 
-def begin_test(item: pytest.Item) -> None:
-    """Record the global state at the start of a test, before its setup."""
-    if HISTORY in item.config.stash:
-        item.config.stash[HISTORY].global_state.begin_test()
-
-
-def end_test(item: pytest.Item) -> None:
-    """Record the global state at the end of a test, after its teardown."""
-    if HISTORY in item.config.stash:
-        guarded = any(name == RECORD_PROPERTY for name, _ in item.user_properties)
-        item.config.stash[HISTORY].global_state.end_test(item.nodeid, guarded=guarded)
+@contextmanager
+def observe_global_state(item: pytest.Item) -> Iterator[None]:
+    """Record torch's global state before the setup of a test and after its teardown."""
+    stash = item.config.stash
+    if HISTORY in stash:
+        stash[HISTORY].global_state.begin_test()
+    yield
+    if HISTORY in stash:
+        guarded = RECORD_PROPERTY in dict(item.user_properties)
+        stash[HISTORY].global_state.end_test(item.nodeid, guarded=guarded)
 
 
 @contextmanager

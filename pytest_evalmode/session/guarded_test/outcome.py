@@ -18,7 +18,6 @@ from pytest_evalmode.rules import RuleError, Violation
 from pytest_evalmode.session.settings import SETTINGS
 from pytest_evalmode.session.stash import GUARD
 from pytest_evalmode.session.user_hooks import HookError
-from pytest_evalmode.trace import Site
 
 if TYPE_CHECKING:
     from pluggy import Result
@@ -65,7 +64,8 @@ def _new_violation(violations: Sequence[Violation], marker: str) -> HygieneViola
 def fail_or_warn(item: pytest.Item, violations: list[Violation], outcome: Result[object], *, warn: bool) -> None:
     """Fail the test with HygieneViolation, or warn, at the line of user code at fault."""
     error: BaseException = HygieneViolation(violations, item.config.stash[SETTINGS].marker)
-    file, line = _location(violations[0].at, item)
+    at, (path, start, _) = violations[0].at, item.location  # those of the test if the line is not known
+    file, line = str(item.config.rootpath / (at.file if at else path)), at.line if at else (start or 0) + 1
     if warn:
         error = EvalModeWarning(str(error))
         try:
@@ -119,12 +119,6 @@ def add_note(error: BaseException, guard: Guard) -> None:
         error.msg = f"{error.msg}\n{note}"  # pytest prints only the message, without notes
     else:
         error.add_note(note)
-
-
-def _location(site: Site | None, item: pytest.Item) -> tuple[str, int]:
-    """Return the file and line at fault; those of the test if the line is not known."""
-    path, line, _ = item.location
-    return str(item.config.rootpath / (site.file if site else path)), site.line if site else (line or 0) + 1
 
 
 def remove_plugin_frames(error: BaseException) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pytest_evalmode.session.record.collected_tests import CollectedTests
 from pytest_evalmode.session.record.report_files import FileMessage, update_baseline, write_files
 from pytest_evalmode.session.record.session_results import SessionResults
-from pytest_evalmode.session.settings import BASELINE_INPUT, SETTINGS, Settings, is_whole_suite, plain_nodeid, uses_toml
+from pytest_evalmode.session.settings import BASELINE_INPUT, SETTINGS, is_whole_suite, plain_nodeid, uses_toml
 from pytest_evalmode.session.stash import RECORD_PROPERTY, SUGGESTION_PROPERTY
 
 if TYPE_CHECKING:
@@ -41,7 +41,19 @@ class Recorder:
         node.workerinput[BASELINE_INPUT] = None if known is None else format_baseline(known)
 
     def pytest_report_header(self) -> str | None:
-        return _header(self._settings)
+        """Return the line that shows the settings that differ from the defaults."""
+        settings = self._settings
+        parts: list[str] = [settings.mode] if settings.mode != "enforce" else []
+        parts += ["strict"] if settings.strict else []
+        parts += ["suggest"] if settings.suggest else []
+        if settings.known is not None:
+            number = sum(map(len, settings.known.values()))
+            status = "will be updated" if settings.update_baseline else f"{number} known"
+            parts.append(f"baseline {settings.baseline} ({status})")
+        if settings.guarded_paths:
+            paths = settings.guarded_paths
+            parts.append("all tests guarded" if "." in paths else f"guarded: {', '.join(paths)}")
+        return f"evalmode: {', '.join(parts)}" if parts else None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         nodeid = plain_nodeid(report.nodeid, self._config)
@@ -103,21 +115,6 @@ class Recorder:
             terminalreporter.section(f"evalmode, {rank}" if rank else "evalmode")
         for line in lines:
             terminalreporter.line(line.text, **({line.color: True} if line.color else {}))
-
-
-def _header(settings: Settings) -> str | None:
-    """Return the line of pytest's header that shows the settings that differ from the defaults."""
-    parts: list[str] = [settings.mode] if settings.mode != "enforce" else []
-    parts += ["strict"] if settings.strict else []
-    parts += ["suggest"] if settings.suggest else []
-    if settings.known is not None:
-        number = sum(map(len, settings.known.values()))
-        status = "will be updated" if settings.update_baseline else f"{number} known"
-        parts.append(f"baseline {settings.baseline} ({status})")
-    if settings.guarded_paths:
-        paths = settings.guarded_paths
-        parts.append("all tests guarded" if "." in paths else f"guarded: {', '.join(paths)}")
-    return f"evalmode: {', '.join(parts)}" if parts else None
 
 
 def _summary_lines(results: SessionResults, exitstatus: pytest.ExitCode, config: pytest.Config) -> Iterator[Line]:

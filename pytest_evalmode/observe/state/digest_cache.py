@@ -48,17 +48,6 @@ class TrackedBlock:
     digest: bytes | None = None
 
 
-@dataclass(slots=True)
-class ByteCounts:
-    """How many bytes of large tensors were read, and how many the kernel reported as unmodified."""
-
-    read: int = 0
-    skipped: int = 0
-
-
-byte_counts = ByteCounts()
-
-
 class DigestCache:
     """The digests that are known in this process; none if the kernel does not track writes."""
 

@@ -44,17 +44,15 @@ def find_large(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
     }
 
 
-def compute_digests(tensors: Mapping[int, Tensor], *, untracked: bool = False) -> dict[int, bytes]:
+def compute_digests(tensors: Mapping[int, Tensor], *, tracked: bool = True) -> dict[int, bytes]:
     """Hash large contiguous tensors in host memory, by any key, on as many threads as torch uses.
 
-    xxh3 releases the GIL.  Writes to tensors that are read only once are left `untracked`.
+    xxh3 releases the GIL.  Unless `tracked`, writes are not tracked: that is worth it only for what is read again.
     """
     ranges = {key: (tensor.data_ptr(), tensor.nbytes) for key, tensor in tensors.items()}
     known = digest_cache.find_digests(dict.fromkeys(ranges.values()))
     unknown = {range_: tensors[key] for key, range_ in ranges.items() if range_ not in known}
-    digest_cache.byte_counts.read += sum(size for _, size in unknown)
-    digest_cache.byte_counts.skipped += sum(size for _, size in known)
-    tracked = [] if untracked else digest_cache.track(unknown)  # before any of it is read
+    blocks = digest_cache.track(unknown) if tracked else []  # before any of it is read
     pieces = {range_: _pieces(*range_, signed_zero_width(*range_, each.dtype)) for range_, each in unknown.items()}
     # The largest first, so that the threads finish at about the same time.
     queue = sorted(set(chain.from_iterable(pieces.values())), key=itemgetter(1), reverse=True)
@@ -76,7 +74,7 @@ def compute_digests(tensors: Mapping[int, Tensor], *, untracked: bool = False) -
             helper.join()
     # If a helper failed, a piece is missing and this raises: an error in the guard, never a clean result.
     known.update((range_, _join([hashed[piece] for piece in its])) for range_, its in pieces.items())
-    for block in tracked:
+    for block in blocks:
         block.digest = known[block.range]
     return {key: known[range_] for key, range_ in ranges.items()}
 

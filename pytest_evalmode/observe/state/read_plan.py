@@ -73,26 +73,20 @@ class ReadPlan:
 
 
 def make_plan(
-    parts: list[Any], skip: Collection[int], device_data: Mapping[int, bytes], *, include_non_persistent: bool
+    parts: list[Any], tensors: Iterable[Tensor], skip: Collection[int], device_data: Mapping[int, bytes]
 ) -> ReadPlan | None:
-    """Return a plan, made before the tensors are read; None if a model has other than plain modules and tensors.
-
-    Needs `undisturbed()`.
-    """
+    """Return a plan for tensors that are about to be read; None if a model has other than plain modules and tensors."""
     try:
         values, names = _read_tables(parts)
     except (AttributeError, TypeError):  # a scripted module
         return None
-    is_read: list[bool] = []
-    for part in parts:
-        not_saved = () if include_non_persistent else part._non_persistent_buffers_set
-        is_read += [False] * len(part._modules)
-        is_read += [tensor is not None for tensor in part._parameters.values()]
-        is_read += [tensor is not None and name not in not_saved for name, tensor in part._buffers.items()]
+    read = set(map(id, tensors))
+    is_read = [id(value) in read for value in values]
     tensors = list(compress(values, is_read))
     known = {id(part) for part in parts}.union(skip)
     children = (child for part in parts for child in part._modules.values() if child is not None)
-    if not tensors or not known.issuperset(map(id, children)):
+    # Packed weights are in no table.
+    if not tensors or len(set(map(id, tensors))) < len(read) or not known.issuperset(map(id, children)):
         return None
     if not all(data_address(tensor, tensor.dtype) for tensor in tensors):
         return None

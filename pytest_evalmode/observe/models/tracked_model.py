@@ -20,12 +20,7 @@ OnDeath = Callable[["TrackedModel"], None]
 
 
 class TrackedModel:
-    """A model that a window watches.
-
-    Holds a weak reference to the module, and `ModuleTables`, to compare the state when the module dies.
-    If a submodule refers back to the model, with a hook that is a bound method for example, the tables keep the model
-    alive until the end of the window.
-    """
+    """A model that a window watches, with a weak reference to it, and its tables to compare the state when it dies."""
 
     def __init__(self, parts: NamedModules, on_death: weakref.WeakMethod[OnDeath], *, named: bool) -> None:
         module: nn.Module = parts[0][1]

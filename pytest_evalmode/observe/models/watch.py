@@ -147,8 +147,7 @@ class Watch(Observer):
 
     def close(self) -> None:
         """Release all models."""
-        if self._unread:
-            self.stop()
+        self.stop()
         with self._exclusively():
             self.registry.clear()
 

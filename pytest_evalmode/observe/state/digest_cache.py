@@ -1,9 +1,7 @@
 """Digests of memory that stay valid for as long as the kernel reports no write to it.
 
-A digest belongs to an address and a size, not to a tensor: bytes that were not written are the same bytes, whichever
-tensor they belong to.  No tensor is kept alive; a weak reference to the storage shows when tracking can end.
-
-Pages are tracked first and read after that, so a write in between is reported by the next scan.
+A digest belongs to an address and a size, not to a tensor, and keeps no tensor alive.  Pages are tracked first and read
+after that, so a write in between is reported by the next scan.
 """
 
 from __future__ import annotations

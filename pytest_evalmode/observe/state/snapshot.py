@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.modules import ModuleTables, NamedModules, packed_weights
 from pytest_evalmode.observe.state import devices, read_plan, write_tracking
-from pytest_evalmode.observe.state.digests import compute_digests, find_large, read_device_tensors, wait_for_devices
+from pytest_evalmode.observe.state.digests import compute_digests, find_large, read_device_tensors
 from pytest_evalmode.observe.state.fingerprint import (
     Fingerprint,
     differences,
@@ -49,12 +49,12 @@ class Snapshot:
 
     @cached_property
     def saved(self) -> dict[str, Fingerprint]:
-        """The fingerprints of what `state_dict()` saves."""
+        """The fingerprints, without those of non-persistent buffers."""
         return {name: value for name, value in self.fingerprints.items() if name not in self.non_persistent}
 
     @cached_property
     def bytes(self) -> int:
-        """The size of what `state_dict()` saves.  Tied tensors, which have the same fingerprint object, count once."""
+        """The size of a state dict.  Tied tensors, which have the same fingerprint object, count once."""
         return sum(fingerprint.size for fingerprint in {id(value): value for value in self.saved.values()}.values())
 
     @cached_property
@@ -105,7 +105,7 @@ def take_snapshot(
         plan, last, _ = _last_reads.get(key, (None, None, None))
         known = plan.find_tensors(skip) if plan is not None else None
         if plan is not None and last is not None and known is not None:
-            device_data = _read_devices(known) if uses_device else {}
+            device_data = read_device_tensors(known) if uses_device else {}
             if previous in (None, last) and plan.matches(known, device_data):
                 return last
         parts = modules.walk(root, skip)
@@ -113,7 +113,7 @@ def take_snapshot(
         not_saved = not_saved if include_non_persistent else []
         tensors = [tensor for _, tensor in (*saved, *not_saved)]
         if device_data is None:
-            device_data = _read_devices(tensors) if uses_device else {}
+            device_data = read_device_tensors(tensors) if uses_device else {}
         is_alive = not isinstance(root, ModuleTables)  # a dead model is read only once
         plan = None
         if is_alive and (uses_device or write_tracking.tracker() is not None):
@@ -123,12 +123,6 @@ def take_snapshot(
         if plan is not None:
             _last_reads[key] = plan, snapshot, weakref.ref(root, lambda _: _last_reads.pop(key, None))
         return snapshot
-
-
-def _read_devices(tensors: Collection[Tensor]) -> dict[int, bytes]:
-    """Read the tensors that are on a device, by `id`, once its pending work is done."""
-    wait_for_devices(tensors)
-    return read_device_tensors(tensors)
 
 
 def _read_snapshot(

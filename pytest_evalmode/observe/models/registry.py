@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container, Iterator
-from itertools import count
+from collections.abc import Container, Iterator, MutableMapping
+from itertools import chain, count
 
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.models.tracked_model import OnDeath, TrackedModel
@@ -31,18 +32,14 @@ class Registry:
         self._owners: dict[int, _Owner] = {}
         """By the id of a module."""
         self._infos: dict[int, tuple[weakref.ref[nn.Module], type, int, ModuleInfo]] = {}
-        self._given_names: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
+        self._given_names: MutableMapping[nn.Module, str] = WeakIdKeyDictionary()
 
     def set_name(self, module: nn.Module, name: str) -> None:
         """Set the name that a model will have if it runs.  The first name stays."""
         module = modules.unwrap(module)
-        if self._given_name(module) is None:
-            self._given_names[id(module)] = weakref.ref(module), name
+        if module not in self._given_names:
+            self._given_names[module] = name
             self.name_version += 1
-
-    def _given_name(self, module: nn.Module) -> str | None:
-        ref, name = self._given_names.get(id(module), (None, None))
-        return name if ref is not None and ref() is module else None
 
     def register(self, module: nn.Module, name: str | None = None) -> TrackedModel:
         """Return the model that a module belongs to; a new one if it does not belong to any.
@@ -53,7 +50,7 @@ class Registry:
         owner = self._owner(module) or self._search(module)
         if owner is not None:
             return owner[1]
-        name = name or self._given_name(module)
+        name = name or self._given_names.get(module)
         parts = modules.walk(module)
         model = TrackedModel(parts, self._on_death, named=name is not None)
         for path, part in parts:
@@ -84,7 +81,7 @@ class Registry:
         """Return the name of a module's model and its path there; without a model, the name that it would have."""
         owner = self.find_model(module)
         if owner is None:
-            return self._given_name(module) or modules.type_name(module), ""
+            return self._given_names.get(module) or modules.type_name(module), ""
         return owner[0].name, owner[1]
 
     def find_part(self, module: nn.Module) -> ModuleInfo | None:
@@ -163,10 +160,5 @@ class Registry:
 
     def _unique(self, name: str) -> str:
         taken = {model.name for model in self.models if model.parent is None}
-        return next(n for n in _candidates(name) if n not in taken)
-
-
-def _candidates(name: str) -> Iterator[str]:
-    yield name
-    for number in count(2):
-        yield f"{name}#{number}"
+        numbered = (f"{name}#{number}" for number in count(2))
+        return next(each for each in chain([name], numbered) if each not in taken)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.models.global_state import GlobalStateHistory
@@ -18,7 +19,6 @@ from pytest_evalmode.trace import Drift
 class _LastSeen:
     """A shared model as the last guarded test left it."""
 
-    module: weakref.ref[nn.Module]
     snapshot: Snapshot
     test: str
     event_count: int
@@ -46,7 +46,7 @@ class SessionHistory:
     """The events since the remembered model that was seen least recently."""
     _dropped: int = 0
     """How many older events were dropped."""
-    _last_seen: dict[int, _LastSeen] = field(default_factory=dict)
+    _last_seen: MutableMapping[nn.Module, _LastSeen] = field(default_factory=WeakIdKeyDictionary)
 
     def record_event(self, event: SessionEvent) -> None:
         if self._last_seen:
@@ -54,9 +54,7 @@ class SessionHistory:
 
     def record_model(self, module: nn.Module, snapshot: Snapshot, test: str) -> None:
         """Store the state of a shared model at the end of a guarded test, and drop events that are no longer needed."""
-        key = id(module)
-        ref = weakref.ref(module, lambda _: self._last_seen.pop(key, None))
-        self._last_seen[key] = _LastSeen(ref, snapshot, test, self._dropped + len(self.events))
+        self._last_seen[module] = _LastSeen(snapshot, test, self._dropped + len(self.events))
         old = min(seen.event_count for seen in self._last_seen.values()) - self._dropped
         del self.events[:old]
         self._dropped += old
@@ -67,8 +65,8 @@ class SessionHistory:
         Return the changes, and the events since, most likely cause first: events that had the model's fixture, then
         tests before fixtures, then the most recent ones.  None if nothing changed or the model was not seen before.
         """
-        seen = self._last_seen.get(id(module))
-        if seen is None or seen.module() is not module:
+        seen = self._last_seen.get(module)
+        if seen is None:
             return None
         changes = snapshot.find_changes(name, seen.snapshot, now, modules.walk(module), None)
         changes = [change for change in changes if change.persistent]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import CodeType
 from typing import Literal
 
@@ -21,12 +20,7 @@ OnDeath = Callable[["TrackedModel"], None]
 
 
 class TrackedModel:
-    """A model that a window watches.
-
-    Holds a weak reference to the module, and `ModuleTables`, to compare the state when the module dies.
-    If a submodule refers back to the model, with a hook that is a bound method for example, the tables keep the model
-    alive until the end of the window.
-    """
+    """A model that a window watches, with a weak reference to it, and its tables to compare the state when it dies."""
 
     def __init__(self, parts: NamedModules, on_death: weakref.WeakMethod[OnDeath], *, named: bool) -> None:
         module: nn.Module = parts[0][1]
@@ -109,7 +103,7 @@ class TrackedModel:
             if inner is not None:
                 fingerprints.update((f"{path}.{name}", fingerprint) for name, fingerprint in inner.fingerprints.items())
                 non_persistent.update(f"{path}.{name}" for name in inner.non_persistent)
-        return replace(self.snapshot, fingerprints=fingerprints, non_persistent=frozenset(non_persistent))
+        return Snapshot(fingerprints, frozenset(non_persistent))
 
     def has_uninitialized(self) -> bool:
         """Return whether it, or one of its submodels, had a lazy tensor without a shape when it was last read."""
@@ -118,13 +112,8 @@ class TrackedModel:
         return any(other.has_uninitialized() for _, other in self.submodels.values())
 
     def set_snapshot(self, snapshot: Snapshot) -> None:
-        if snapshot is self.snapshot:
-            return
         self.snapshot = snapshot
-        self.tensors = len(snapshot.fingerprints) - len(snapshot.non_persistent)
-        self.bytes = snapshot.bytes
-        dtypes = {fingerprint.dtype for fingerprint in snapshot.fingerprints.values()}
-        self.dtypes = frozenset(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        self.tensors, self.bytes, self.dtypes = len(snapshot.saved), snapshot.bytes, snapshot.dtypes
 
     def to_fact(self, parts: Sequence[TrackedModel]) -> WatchedModel:
         """Return what the report says about it; `parts` are the model itself and its submodels."""

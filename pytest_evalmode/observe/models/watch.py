@@ -68,13 +68,7 @@ class Watch(Observer):
         snapshot = owner[0].full_snapshot() if owner is not None else None
         if owner is None or snapshot is None:
             return None
-        path = owner[1][len(owner[0].prefix) :].lstrip(".")
-        prefix = f"{path}." if path else ""
-        return {
-            name.removeprefix(prefix): fingerprint
-            for name, fingerprint in snapshot.fingerprints.items()
-            if name not in snapshot.non_persistent and name.startswith(prefix)
-        }
+        return snapshot.of_submodule(owner[1][len(owner[0].prefix) :].lstrip(".")).saved
 
     def read(self, model: TrackedModel) -> None:
         """Read the initial state of a model, unless it was read; during a graph capture, postpone that to its end."""
@@ -153,8 +147,7 @@ class Watch(Observer):
 
     def close(self) -> None:
         """Release all models."""
-        if self._unread:
-            self.stop()
+        self.stop()
         with self._exclusively():
             self.registry.clear()
 
@@ -223,12 +216,12 @@ class Watch(Observer):
 
     def _compare(self, model: TrackedModel) -> None:
         """Store what changed in a model since it was last read, and keep its current state as the new baseline."""
-        now = self._take_snapshot(model, model.snapshot) if model.snapshot is not None else None
-        if model.snapshot is None or now is None or now is model.snapshot:
+        before = model.snapshot
+        if before is None or (now := self._take_snapshot(model, before)) is before:
             return
         last_forward = self._find_site(*model.last_call) if model.last_call else None
         parts = model.parts()
-        changes = snapshot.find_changes(model.name, model.snapshot, now, parts, last_forward)
+        changes = snapshot.find_changes(model.name, before, now, parts, last_forward)
         modules_by_path = dict(parts) if changes else {}
         for change in changes:
             # A module that two models share is reported once.

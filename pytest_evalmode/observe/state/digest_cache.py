@@ -1,9 +1,7 @@
 """Digests of memory that stay valid for as long as the kernel reports no write to it.
 
-A digest belongs to an address and a size, not to a tensor: bytes that were not written are the same bytes, whichever
-tensor they belong to.  No tensor is kept alive; a weak reference to the storage shows when tracking can end.
-
-Pages are tracked first and read after that, so a write in between is reported by the next scan.
+A digest belongs to an address and a size, not to a tensor, and keeps no tensor alive.  Pages are tracked first and read
+after that, so a write in between is reported by the next scan.
 """
 
 from __future__ import annotations
@@ -46,17 +44,6 @@ class TrackedBlock:
     is_tracked: bool = True
     """False if the kernel cannot track it, or if it is written too often."""
     digest: bytes | None = None
-
-
-@dataclass(slots=True)
-class ByteCounts:
-    """How many bytes of large tensors were read, and how many the kernel reported as unmodified."""
-
-    read: int = 0
-    skipped: int = 0
-
-
-byte_counts = ByteCounts()
 
 
 class DigestCache:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
@@ -44,17 +44,15 @@ def find_large(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
     }
 
 
-def compute_digests(tensors: Mapping[int, Tensor], *, untracked: bool = False) -> dict[int, bytes]:
+def compute_digests(tensors: Mapping[int, Tensor], *, tracked: bool = True) -> dict[int, bytes]:
     """Hash large contiguous tensors in host memory, by any key, on as many threads as torch uses.
 
-    xxh3 releases the GIL.  Writes to tensors that are read only once are left `untracked`.
+    xxh3 releases the GIL.  Unless `tracked`, writes are not tracked: it pays off only for tensors that are read again.
     """
     ranges = {key: (tensor.data_ptr(), tensor.nbytes) for key, tensor in tensors.items()}
     known = digest_cache.find_digests(dict.fromkeys(ranges.values()))
     unknown = {range_: tensors[key] for key, range_ in ranges.items() if range_ not in known}
-    digest_cache.byte_counts.read += sum(size for _, size in unknown)
-    digest_cache.byte_counts.skipped += sum(size for _, size in known)
-    tracked = [] if untracked else digest_cache.track(unknown)  # before any of it is read
+    blocks = digest_cache.track(unknown) if tracked else []  # before any of it is read
     pieces = {range_: _pieces(*range_, signed_zero_width(*range_, each.dtype)) for range_, each in unknown.items()}
     # The largest first, so that the threads finish at about the same time.
     queue = sorted(set(chain.from_iterable(pieces.values())), key=itemgetter(1), reverse=True)
@@ -76,13 +74,17 @@ def compute_digests(tensors: Mapping[int, Tensor], *, untracked: bool = False) -
             helper.join()
     # If a helper failed, a piece is missing and this raises: an error in the guard, never a clean result.
     known.update((range_, _join([hashed[piece] for piece in its])) for range_, its in pieces.items())
-    for block in tracked:
+    for block in blocks:
         block.digest = known[block.range]
     return {key: known[range_] for key, range_ in ranges.items()}
 
 
-def read_device_tensors(tensors: Iterable[Tensor]) -> dict[int, bytes]:
-    """Read the tensors that are on an accelerator, by `id`, as `devices.read` does.  Call it inside `undisturbed()`."""
+def read_device_tensors(tensors: Collection[Tensor]) -> dict[int, bytes]:
+    """Read the tensors that are on an accelerator, by `id`, once its pending work is done: see `devices.read`.
+
+    Call it inside `undisturbed()`.
+    """
+    _wait_for_devices(tensors)
     in_place: dict[int, Tensor] = {}
     copied: dict[int, Tensor] = {}
     for tensor in tensors:
@@ -102,7 +104,7 @@ def read_device_tensors(tensors: Iterable[Tensor]) -> dict[int, bytes]:
     return data
 
 
-def wait_for_devices(tensors: Iterable[Tensor]) -> None:
+def _wait_for_devices(tensors: Iterable[Tensor]) -> None:
     """Wait until no stream of a device can still write to these tensors, or to pinned memory of the host."""
     kind = torch.accelerator.current_accelerator()
     pending: set[torch.device] = set()
@@ -120,10 +122,11 @@ def signed_zero_width(address: int, size: int, dtype: torch.dtype) -> int:
 
     The rest is not searched: that would take as long as hashing it.
     """
-    negative_zero = _NEGATIVE_ZEROS.get(dtype, b"")
-    if not negative_zero or negative_zero not in ctypes.string_at(address, min(size, _SAMPLE_BYTES)):
+    width = _NUMBER_BYTES.get(dtype, 0)
+    if not width:
         return 0
-    return len(negative_zero)
+    negative_zero = (1 << (8 * width - 1)).to_bytes(width, sys.byteorder)
+    return width if negative_zero in ctypes.string_at(address, min(size, _SAMPLE_BYTES)) else 0
 
 
 def digest(address: int, size: int, width: int = 0) -> bytes:
@@ -148,14 +151,10 @@ _Piece = tuple[int, int, int]
 """Address and size of a block of memory, and the width of its numbers as `digest` takes it."""
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers by their size.  The bits of `-0.0` are those of the smallest integer of its size."""
-_NEGATIVE_ZEROS = {
-    dtype: (1 << (8 * width - 1)).to_bytes(width, sys.byteorder)
-    for width, *dtypes in (
-        (2, torch.float16, torch.bfloat16),
-        (4, torch.float32, torch.complex64),
-        (8, torch.float64, torch.complex128),
-    )
-    for dtype in dtypes
+_NUMBER_BYTES = {
+    **dict.fromkeys((torch.float16, torch.bfloat16), 2),
+    **dict.fromkeys((torch.float32, torch.complex64), 4),
+    **dict.fromkeys((torch.float64, torch.complex128), 8),
 }
 _SAMPLE_BYTES = 1 << 12
 _CHUNK_BYTES = 1 << 15

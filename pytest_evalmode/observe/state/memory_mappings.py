@@ -32,8 +32,8 @@ class Mappings:
             lines = file.read().splitlines()
         self._count = len(lines)
         for line in lines:
-            addresses, flags, _, _, inode, *name = line.split(None, 5)
-            if flags != b"rw-p" or inode != b"0" or not (not name or name[0] == b"[heap]" or name[0][:6] == b"[anon:"):
+            addresses, flags, _, _, inode = line.split(None, 5)[:5]
+            if flags != b"rw-p" or inode != b"0":
                 continue
             start, end = (int(part, 16) for part in addresses.split(b"-"))
             if self._mappings and self._mappings[-1].end == start:

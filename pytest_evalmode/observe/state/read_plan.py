@@ -1,8 +1,7 @@
 """Read plans: a fast check that a model has not changed since it was last read.
 
 A model is unchanged if it has the same modules and tensors under the same names, if each tensor has the same address,
-shape and dtype, and if no byte changed.  For large tensors the kernel reports that; small tensors are hashed together,
-as is the data that devices return for theirs.  A plan keeps no module or tensor alive.
+shape and dtype, and if no byte changed.  A plan keeps no module or tensor alive.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, compress
 from operator import attrgetter, eq
@@ -19,15 +18,15 @@ from typing import Any
 from torch import Tensor, nn
 from xxhash import xxh3_128
 
-from pytest_evalmode.observe.state import devices, digest_cache, write_tracking
+from pytest_evalmode.observe.state import digest_cache, write_tracking
 from pytest_evalmode.observe.state.digests import LARGE_ELEMENTS
 from pytest_evalmode.observe.state.memory_layout import data_address
 
 _TABLES = attrgetter("_modules", "_parameters", "_buffers")
 _NOT_SAVED = attrgetter("_non_persistent_buffers_set")
-# Tensors without a block of memory have no address, and raise.
-_LAYOUT = (Tensor.data_ptr, Tensor.is_contiguous, Tensor.is_neg, attrgetter("dtype"), attrgetter("shape"))
-_LAYOUT_WITH_DEVICE = (*_LAYOUT, attrgetter("device"))
+# Tensors without a block of memory have no address, and raise.  Two devices never have the same address.
+_PROPERTIES = attrgetter("dtype"), attrgetter("shape")
+_LAYOUT: tuple[Any, ...] = Tensor.data_ptr, Tensor.is_contiguous, Tensor.is_neg, *_PROPERTIES
 
 Columns = list[list[Any]]
 
@@ -60,9 +59,9 @@ class ReadPlan:
     def matches(self, tensors: list[Tensor], device_data: Mapping[int, bytes]) -> bool:
         """Return whether nothing changed since the plan was made; `device_data` has the tensors on devices, by `id`."""
         try:  # column by column, so that no list of shapes is left to the garbage collector
-            columns = zip(_layout(), self.layouts, strict=True)
+            columns = zip(_LAYOUT, self.layouts, strict=True)
             is_same_layout = all(all(map(eq, map(column, tensors), before)) for column, before in columns)
-        except (RuntimeError, NotImplementedError, ValueError):  # no block of memory, or the first use of a device
+        except (RuntimeError, NotImplementedError):  # no block of memory
             return False
         return (
             is_same_layout
@@ -73,26 +72,20 @@ class ReadPlan:
 
 
 def make_plan(
-    parts: list[Any], skip: Collection[int], device_data: Mapping[int, bytes], *, include_non_persistent: bool
+    parts: list[Any], tensors: Iterable[Tensor], skip: Collection[int], device_data: Mapping[int, bytes]
 ) -> ReadPlan | None:
-    """Return a plan, made before the tensors are read; None if a model has other than plain modules and tensors.
-
-    Needs `undisturbed()`.
-    """
+    """Return a plan for tensors that are about to be read; None if a model has other than plain modules and tensors."""
     try:
         values, names = _read_tables(parts)
     except (AttributeError, TypeError):  # a scripted module
         return None
-    is_read: list[bool] = []
-    for part in parts:
-        not_saved = () if include_non_persistent else part._non_persistent_buffers_set
-        is_read += [False] * len(part._modules)
-        is_read += [tensor is not None for tensor in part._parameters.values()]
-        is_read += [tensor is not None and name not in not_saved for name, tensor in part._buffers.items()]
+    read = set(map(id, tensors))
+    is_read = [id(value) in read for value in values]
     tensors = list(compress(values, is_read))
     known = {id(part) for part in parts}.union(skip)
     children = (child for part in parts for child in part._modules.values() if child is not None)
-    if not tensors or not known.issuperset(map(id, children)):
+    # Packed weights are in no table.
+    if not tensors or len(set(map(id, tensors))) < len(read) or not known.issuperset(map(id, children)):
         return None
     if not all(data_address(tensor, tensor.dtype) for tensor in tensors):
         return None
@@ -117,16 +110,12 @@ def make_plan(
         skipped=frozenset(skip),
         names=[*names[:-1], list(map(frozenset, names[-1]))],  # copies, since the sets belong to the modules
         is_read=is_read,
-        layouts=[list(map(column, tensors)) for column in _layout()],
+        layouts=[list(map(column, tensors)) for column in _LAYOUT],
         large=large,
         small=blocks,
         small_digest=_digest(blocks),
         device_digest=_device_digest(tensors, device_data),
     )
-
-
-def _layout() -> Sequence[Callable[[Tensor], object]]:
-    return _LAYOUT_WITH_DEVICE if devices.accelerator_in_use() else _LAYOUT
 
 
 def _device_digest(tensors: Iterable[Tensor], device_data: Mapping[int, bytes]) -> bytes | None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.modules import ModuleTables, NamedModules, packed_weights
-from pytest_evalmode.observe.state import devices, digest_cache, read_plan, write_tracking
-from pytest_evalmode.observe.state.digests import compute_digests, find_large, read_device_tensors, wait_for_devices
+from pytest_evalmode.observe.state import devices, read_plan, write_tracking
+from pytest_evalmode.observe.state.digests import compute_digests, find_large, read_device_tensors
 from pytest_evalmode.observe.state.fingerprint import (
     Fingerprint,
     differences,
@@ -34,41 +35,49 @@ _VALUE_BUDGET_SHARE = 50
 NamedTensor = tuple[str, Tensor]
 """A tensor with its qualified name."""
 
-_SIZE = attrgetter("size")
+_DTYPE = attrgetter("dtype")
 _INITIALIZED = attrgetter("initialized")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Snapshot:
     """Fingerprints of a model's parameters and buffers at one moment, by qualified name."""
 
     fingerprints: dict[str, Fingerprint]
     non_persistent: frozenset[str]
     """Names of the buffers that `state_dict()` does not save."""
-    bytes: int
-    has_uninitialized: bool
-    """Whether a lazy parameter or buffer has no shape yet."""
+
+    @cached_property
+    def saved(self) -> dict[str, Fingerprint]:
+        """The fingerprints, without those of non-persistent buffers."""
+        return {name: value for name, value in self.fingerprints.items() if name not in self.non_persistent}
+
+    @cached_property
+    def bytes(self) -> int:
+        """The size of a state dict.  Tied tensors, which have the same fingerprint object, count once."""
+        return sum(fingerprint.size for fingerprint in {id(value): value for value in self.saved.values()}.values())
+
+    @cached_property
+    def dtypes(self) -> frozenset[str]:
+        return frozenset(str(dtype).removeprefix("torch.") for dtype in set(map(_DTYPE, self.fingerprints.values())))
+
+    @cached_property
+    def has_uninitialized(self) -> bool:
+        """Whether a lazy parameter or buffer has no shape yet."""
+        return not all(map(_INITIALIZED, self.fingerprints.values()))
 
     def of_submodule(self, path: str) -> Snapshot:
-        """Return the snapshot of a submodule."""
-        start = f"{path}."
-        items = ((name, fingerprint) for name, fingerprint in self.fingerprints.items() if name.startswith(start))
-        fingerprints = {name.removeprefix(start): fingerprint for name, fingerprint in items}
-        non_persistent = frozenset(name.removeprefix(start) for name in self.non_persistent if name.startswith(start))
-        size = sum(fingerprint.size for name, fingerprint in fingerprints.items() if name not in non_persistent)
-        return Snapshot(fingerprints, non_persistent, size, not all(map(_INITIALIZED, fingerprints.values())))
+        """Return the snapshot of a submodule; an empty path is that of the model itself."""
+        start = f"{path}." if path else ""
+        names = {name: name.removeprefix(start) for name in self.fingerprints if name.startswith(start)}
+        return Snapshot(
+            {inner: self.fingerprints[name] for name, inner in names.items()},
+            frozenset(names[name] for name in self.non_persistent & names.keys()),
+        )
 
 
-class _LastRead(NamedTuple):
-    """The last snapshot of a model, and the plan that shows whether it is still valid."""
-
-    root: weakref.ref[Any]
-    plan: ReadPlan
-    snapshot: Snapshot
-
-
-_last_reads: dict[tuple[int, bool], _LastRead] = {}
-"""The key is the id of the model, and whether its non-persistent buffers were read."""
+_last_reads: dict[tuple[int, bool], tuple[ReadPlan, Snapshot, weakref.ref[Any]]] = {}
+"""By the id of a model and whether non-persistent buffers were read: the last snapshot, and the plan to check it."""
 
 
 def take_snapshot(
@@ -77,7 +86,6 @@ def take_snapshot(
     *,
     skip: Collection[int] = (),
     include_non_persistent: bool = False,
-    untracked: bool = False,
 ) -> Snapshot:
     """Read the parameters and buffers of a model.
 
@@ -86,7 +94,6 @@ def take_snapshot(
         previous: an earlier snapshot to compare with; the values of the same small tensors are stored again.
         skip: ids of submodules to leave out.
         include_non_persistent: whether to read the buffers that `state_dict()` does not save, too.
-        untracked: whether to leave writes untracked, for a model that is read only once: tracking costs more.
 
     Returns:
         The snapshot; the object that the last call returned, if nothing changed since.
@@ -95,36 +102,27 @@ def take_snapshot(
         uses_device = devices.accelerator_in_use() is not None
         device_data: Mapping[int, bytes] | None = None
         key = id(root), include_non_persistent
-        last = _last_reads.get(key)
-        if last is None or last.root() is not root:
-            last, untracked = None, untracked or isinstance(root, ModuleTables)
-        elif (known := last.plan.find_tensors(skip)) is not None:
-            device_data = _read_devices(known) if uses_device else {}
-            if previous in (None, last.snapshot) and last.plan.matches(known, device_data):
-                digest_cache.byte_counts.skipped += sum(size for _, size in last.plan.large)
-                return last.snapshot
-        untracked = untracked and last is None
+        plan, last, _ = _last_reads.get(key, (None, None, None))
+        known = plan.find_tensors(skip) if plan is not None else None
+        if plan is not None and last is not None and known is not None:
+            device_data = read_device_tensors(known) if uses_device else {}
+            if previous in (None, last) and plan.matches(known, device_data):
+                return last
         parts = modules.walk(root, skip)
         saved, not_saved = named_tensors(parts)
         not_saved = not_saved if include_non_persistent else []
+        tensors = [tensor for _, tensor in (*saved, *not_saved)]
         if device_data is None:
-            device_data = _read_devices([tensor for _, tensor in (*saved, *not_saved)]) if uses_device else {}
-        plan: ReadPlan | None = None
-        if not untracked and (uses_device or write_tracking.tracker() is not None):
+            device_data = read_device_tensors(tensors) if uses_device else {}
+        is_alive = not isinstance(root, ModuleTables)  # a dead model is read only once
+        plan = None
+        if is_alive and (uses_device or write_tracking.tracker() is not None):
             # Made before the read, so that a write in between leads to another read next time.
-            plan = read_plan.make_plan(
-                [part for _, part in parts], skip, device_data, include_non_persistent=include_non_persistent
-            )
-        snapshot = _read_snapshot(saved, not_saved, previous, device_data, untracked=untracked)
-        if plan is not None and len(snapshot.fingerprints) == sum(plan.is_read):  # a plan has no packed weights
-            _last_reads[key] = _LastRead(weakref.ref(root, lambda _: _last_reads.pop(key, None)), plan, snapshot)
+            plan = read_plan.make_plan([part for _, part in parts], tensors, skip, device_data)
+        snapshot = _read_snapshot(saved, not_saved, previous, device_data, tracked=is_alive)
+        if plan is not None:
+            _last_reads[key] = plan, snapshot, weakref.ref(root, lambda _: _last_reads.pop(key, None))
         return snapshot
-
-
-def _read_devices(tensors: Collection[Tensor]) -> dict[int, bytes]:
-    """Read the tensors that are on a device, by `id`, once its pending work is done."""
-    wait_for_devices(tensors)
-    return read_device_tensors(tensors)
 
 
 def _read_snapshot(
@@ -133,14 +131,14 @@ def _read_snapshot(
     previous: Snapshot | None,
     device_data: Mapping[int, bytes],
     *,
-    untracked: bool = False,
+    tracked: bool = True,
 ) -> Snapshot:
     """Read every tensor.  `device_data` has the tensors on devices."""
     known = previous.fingerprints if previous is not None else {}
     tensors = [*saved, *not_saved]
     large = find_large(tensor for _, tensor in tensors)
     budget = max(_VALUE_BUDGET, sum(tensor.nbytes for tensor in large.values()) // _VALUE_BUDGET_SHARE)
-    digests = {**device_data, **compute_digests(large, untracked=untracked)}
+    digests = {**device_data, **compute_digests(large, tracked=tracked)}
     read: dict[int, Fingerprint] = {}  # a tied tensor is read once
     for name, tensor in tensors:
         key = id(tensor)
@@ -150,13 +148,8 @@ def _read_snapshot(
             fingerprint = read[key] = fingerprint_of(tensor, store_values, digests.get(key))
             if fingerprint.has_values:
                 budget -= fingerprint.size
-    unsaved = {id(tensor) for _, tensor in not_saved} - {id(tensor) for _, tensor in saved} if not_saved else set()
-    return Snapshot(
-        fingerprints={name: read[id(tensor)] for name, tensor in tensors},
-        non_persistent=frozenset(name for name, _ in not_saved),
-        bytes=sum(map(_SIZE, read.values())) - sum(read[key].size for key in unsaved),
-        has_uninitialized=not all(map(_INITIALIZED, read.values())),
-    )
+    fingerprints = {name: read[id(tensor)] for name, tensor in tensors}
+    return Snapshot(fingerprints, non_persistent=frozenset(name for name, _ in not_saved))
 
 
 def find_changes(

@@ -1,14 +1,10 @@
 """Write tracking by the kernel: Linux 6.7 and newer report which pages of memory were written.
 
-It needs no signals, threads or privileges.  The constants are those of `linux/userfaultfd.h` and `linux/fs.h`, and each
-structure there is an array of 64-bit words; see
-https://docs.kernel.org/admin-guide/mm/userfaultfd.html and https://docs.kernel.org/admin-guide/mm/pagemap.html.
+The constants are those of `linux/userfaultfd.h` and `linux/fs.h`, and each structure there is an array of 64-bit words;
+see https://docs.kernel.org/admin-guide/mm/userfaultfd.html and https://docs.kernel.org/admin-guide/mm/pagemap.html.
 
-A page counts as unwritten only if it is present, its mapping is still registered and the page is still protected.  A
-mapping that was moved, replaced or freed, a page that was swapped out, and a closed descriptor all look like a write.
-
-Writes that bypass the page tables are not seen: those of a device to pinned memory, which callers leave out, and those
-of an `O_DIRECT` read that is in progress.
+A page counts as unwritten only if it is present, its mapping is still registered and the page is still protected.
+Writes that bypass the page tables are not seen, such as those of a device to pinned memory, which callers leave out.
 """
 
 from __future__ import annotations
@@ -22,6 +18,7 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 
 import torch
 
@@ -187,7 +184,8 @@ def tracker() -> WriteTracker | None:
     if not _is_initialized:
         with _lock:
             if not _is_initialized:
-                _tracker = _open()
+                with suppress(OSError):
+                    _tracker = WriteTracker()
                 _is_initialized = True
     return _tracker
 
@@ -215,13 +213,6 @@ def reset() -> None:
     global _is_initialized
     disable()
     _is_initialized = False
-
-
-def _open() -> WriteTracker | None:
-    try:
-        return WriteTracker()
-    except OSError:
-        return None
 
 
 # A child's memory is not registered, and its descriptors refer to the parent, whose tracking they would keep on.

@@ -1,11 +1,7 @@
 """Reading tensors on an accelerator: the bytes of small ones, checksums of large ones that the device computes.
 
-A small tensor is copied to the host; of a large one, two sums for each segment are.  Everything that a model has on a
-device is copied in one transfer, and the extra memory needed on the device is small.
-
-Each sum weights the 32-bit words of a segment with odd random numbers of 64 bits.  So a change of one word is always
-noticed; several changes go unnoticed by both sums with a probability of about 2**-66 at most.  Only integer operations
-are used, so the host has the same result.
+A small tensor is copied to the host; of a large one, two sums for each segment are.  Each weights the 32-bit words with
+odd random numbers of 64 bits, so a change of one word is always noticed.  `docs/internals/state.md` explains more.
 """
 
 from __future__ import annotations

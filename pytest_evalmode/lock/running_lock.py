@@ -96,23 +96,21 @@ class RunningLock:
         kind: str,
         name: str,
         batch: object,
-        tolerance: tuple[float | None, float | None],
+        tolerance: Tolerance,
         find_site: Callable[[], Site | None],
         again: MetricFunction | None = None,
     ) -> None:
         """Add a batch to the inputs or outputs of a name; they are compared when the test ends.
 
-        `tolerance` is the relative and the absolute one; those of the first batch apply.
+        The tolerance of the first batch applies.
         """
-        if tolerance != (None, None):
-            check_tolerance(kind, *tolerance)
+        check_tolerance(kind, *tolerance)
         batches = self._batches.get((kind, name))
         if batches is None:
             entry, locked = self._stored.entries.get(kind, {}).get(name), {}
             with self._lenient():
                 locked = {} if entry is None else parse_arrays(entry, f"{self._path}: {kind} {name!r}")
-            limits: Tolerance = {"rtol": tolerance[0], "atol": tolerance[1]}
-            batches = NamedBatches(kind, name, find_site(), limits, batch, self._budget, locked, self._update)
+            batches = NamedBatches(kind, name, find_site(), tolerance, batch, self._budget, locked, self._update)
             self._batches[kind, name] = batches
             self._used.setdefault((kind, name), "matches")
         batches.again = again

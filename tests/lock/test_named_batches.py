@@ -16,8 +16,8 @@ from pytest_evalmode.lock.arrays.stream import Budget
 from pytest_evalmode.trace import LockChange
 
 MAX_BYTES = 1 << 17
-EXACT = {"rtol": None, "atol": None}
-LOOSE = {"rtol": 0.0, "atol": 0.1}
+EXACT = None, None
+LOOSE = 0.0, 0.1
 A, B = np.arange(6.0).reshape(3, 2), -np.arange(3.0)
 
 

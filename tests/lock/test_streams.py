@@ -17,7 +17,7 @@ from pytest_evalmode.lock.arrays.stream import Budget, Stream
 from pytest_evalmode.lock.lock_file import LockError
 
 MAX_BYTES = 1 << 19
-EXACT = {"rtol": None, "atol": None}
+EXACT = None, None
 
 
 def named(*batches: Any, kind: str = "inputs", max_bytes: int = MAX_BYTES, locked: Any = None) -> NamedBatches:

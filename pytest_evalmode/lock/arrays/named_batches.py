@@ -16,7 +16,8 @@ from pytest_evalmode.lock.lock_file import Entry, LockError
 if TYPE_CHECKING:
     from pytest_evalmode.trace import Site
 
-Tolerance = Mapping[str, float | None]
+Tolerance = tuple[float | None, float | None]
+"""The relative and the absolute one; None for the default of `assert_close`, or for exact inputs."""
 MetricFunction = Callable[[Any], object]
 """The type of `again=`: computes metrics from a batch of inputs."""
 
@@ -101,10 +102,9 @@ class NamedBatches:
 
     def _is_exact(self, kind: str) -> bool:
         """Return whether an array is compared bit by bit: the default of `assert_close` for anything but floats."""
-        limits = [self.tolerance.get(name) for name in ("rtol", "atol")]
-        if None in limits:
+        if None in self.tolerance:
             return self.kind == "inputs" or kind not in "fc"
-        return not any(limits) or kind not in "biufc"
+        return not any(self.tolerance) or kind not in "biufc"
 
     def entry(self) -> Entry:
         """Return the lock entry; raise LockError if values do not fit that must be compared within a tolerance."""

@@ -59,7 +59,7 @@ def _common_samples(inputs: NamedBatches, locked: Mapping[str, Entry], samples: 
     """Return the same samples as locked and as they are now; None if they are not stored in full."""
     old, new, which = {}, {}, set()
     for path, stream in inputs.streams.items() if inputs.streams.keys() == locked.keys() else ():
-        common = Pair(locked[path], stream, samples.get(path), None).common
+        common = Pair(path, locked[path], stream, samples).common
         if common is None or stream.is_scalar:
             return None
         old[path], new[path], indices = common

@@ -12,7 +12,6 @@ from pytest_evalmode.lock.causes.images import layout
 
 _MAX_SAMPLES = 64
 _ENOUGH = 8  # samples; an image is cropped so that this many fit
-_MAX_NON_ASCII = 8
 _STEP = 32  # images are cropped by multiples of this, half on each side, so that the blocks of a JPEG stay aligned
 _MIN_SIDE = 64  # so that eight fit; one image is cropped further
 _ITEM = 4  # bytes of a value, whatever the dtype, so that images in another dtype are cropped in the same way
@@ -22,7 +21,7 @@ class Selection:
     """The samples of one array that are stored.
 
     Every sample whose index is a multiple of a power of two is kept; the power grows as samples arrive, so the batch
-    size does not matter. Some texts with non-ASCII characters are kept beside them.
+    size does not matter.
     """
 
     def __init__(self, max_bytes: int, indices: Sequence[int] | None = None) -> None:
@@ -35,7 +34,6 @@ class Selection:
         self._shape: tuple[int, ...] | None = None
         self._crop: tuple[slice, ...] = ()
         self._samples: dict[int, Array] = {}
-        self._non_ascii: set[int] = set()
 
     @property
     def indices(self) -> list[int]:
@@ -61,14 +59,10 @@ class Selection:
         while i < self._count:
             self._keep(i, samples[i - start])
             i += self._stride - i % self._stride
-        for i in range(start, self._count) if samples.dtype.kind in "US" else ():
-            if len(self._non_ascii) < _MAX_NON_ASCII and not _is_ascii(samples[i - start]):
-                self._non_ascii.add(i)
-                self._keep(i, samples[i - start])
 
     def _keep(self, i: int, sample: Array) -> None:
         sample = np.asarray(sample)[self._crop]
-        if i in self._samples or sample.nbytes > self._max_bytes:
+        if sample.nbytes > self._max_bytes:
             return
         self._samples[i] = sample.copy()
         self.nbytes += sample.nbytes
@@ -80,9 +74,7 @@ class Selection:
             self.nbytes -= self._samples.popitem()[1].nbytes
             return
         self._stride *= 2
-        if self._stride > max(self._samples):
-            self._non_ascii.clear()
-        for i in [i for i in self._samples if i % self._stride and i not in self._non_ascii]:
+        for i in [i for i in self._samples if i % self._stride]:
             self.nbytes -= self._samples.pop(i).nbytes
 
 
@@ -105,7 +97,3 @@ def center_crop(shape: tuple[int, ...], max_bytes: int) -> tuple[slice, ...]:
             sides[axis] -= _STEP
     margins = [(whole - side) // 2 for whole, side in zip(shape, sides, strict=True)]
     return tuple(slice(margin, margin + side) for margin, side in zip(margins, sides, strict=True))
-
-
-def _is_ascii(sample: Array) -> bool:
-    return all(str(text).isascii() for text in np.ravel(sample))

@@ -148,8 +148,8 @@ class RunningLock:
         """
         for (kind, name), batches in self._batches.items():
             locked = self._stored_entry(kind, name, batches.at)
-            if locked is not None and (finished or batches.has_all_samples(batches.locked)):
-                self._report(compare(batches, batches.locked, partial(self._load_samples, kind, name)))
+            if locked is not None and (finished or batches.has_all_samples):
+                self._report(compare(batches, partial(self._load_samples, kind, name)))
             if self._update:
                 self._new.setdefault(kind, {})[name] = batches.entry()
         if self._update:
@@ -193,7 +193,7 @@ class RunningLock:
             return ""
         inputs, metrics = self._batches["inputs", changed[0]], self._batches["outputs", name].locked
         samples = self._load_samples("inputs", inputs.name)
-        return describe_recomputed_metrics(again, inputs, inputs.locked, samples, metrics, pause_guard)
+        return describe_recomputed_metrics(again, inputs, samples, metrics, pause_guard)
 
     def _load_samples(self, kind: str, name: str) -> Arrays:
         """Return the stored samples of an entry by path; none, and a reason in the message, if they cannot be used."""

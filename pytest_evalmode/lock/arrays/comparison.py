@@ -85,14 +85,13 @@ class Pair:
         return (old[at_old], new[at_new], both.tolist()) if len(both) else None
 
 
-def compare(
-    batches: NamedBatches, locked: Mapping[str, Entry], load_samples: Callable[[], Samples]
-) -> LockChange | None:
+def compare(batches: NamedBatches, load_samples: Callable[[], Samples]) -> LockChange | None:
     """Return what changed in the batches of one name; None if nothing did. Samples are loaded if an array differs."""
+    locked = batches.locked
     parts = [f"{path} is missing" for path in locked if path not in batches.streams]
     parts += [f"{path} is new" for path in batches.streams if path not in locked]
     differences = [Difference("", "; ".join(parts))] if parts else []
-    differences += _find_differences(batches, locked, load_samples)
+    differences += _find_differences(batches, load_samples)
     if not differences:
         return None
     # A single array needs no path.
@@ -107,10 +106,9 @@ def compare(
     return LockChange(batches.kind, batches.name, headline, finding, batches.at, details=details, pictures=pictures)
 
 
-def _find_differences(
-    batches: NamedBatches, locked: Mapping[str, Entry], load_samples: Callable[[], Samples]
-) -> Iterator[Difference]:
+def _find_differences(batches: NamedBatches, load_samples: Callable[[], Samples]) -> Iterator[Difference]:
     """Yield how each array differs that is in both."""
+    locked = batches.locked
     for path, stream in batches.streams.items():
         if path not in locked or matches(locked[path], entry := stream.entry()):
             continue

@@ -109,7 +109,7 @@ class NamedBatches:
     def entry(self) -> Entry:
         """Return the lock entry; raise LockError if values do not fit that must be compared within a tolerance."""
         for path, stream in self.streams.items():
-            if not stream.is_exact and not stream.is_complete:
+            if not stream.is_exact and stream.stored()[1] is not None:
                 raise LockError(
                     f"evalmode_lock.{self.kind}(): {self.name!r} ({path}) has {stream.count} samples of shape "
                     f"{stream.shape}: too many to store, so they cannot be compared within a tolerance. Lock less (a "
@@ -117,8 +117,8 @@ class NamedBatches:
                 )
         return {"arrays": {path: stream.entry() for path, stream in self.streams.items()}}
 
-    def has_all_samples(self, locked: Mapping[str, Entry]) -> bool:
-        """Return whether this run has at least as many samples of each array as the lock."""
-        return all(
-            path in self.streams and self.streams[path].count >= entry["samples"] for path, entry in locked.items()
-        )
+    @property
+    def has_all_samples(self) -> bool:
+        """Whether this run has at least as many samples of each array as the lock."""
+        locked = self.locked.items()
+        return all(path in self.streams and self.streams[path].count >= entry["samples"] for path, entry in locked)

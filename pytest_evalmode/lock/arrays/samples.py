@@ -26,9 +26,9 @@ class Selection:
 
     def __init__(self, max_bytes: int, indices: Sequence[int] | None = None) -> None:
         """Start without samples; `indices` are those to keep, which are chosen by default."""
-        self.nbytes = 0
+        self._nbytes = 0
         self._max_bytes = max_bytes
-        self._fixed = None if indices is None else sorted(indices)
+        self._fixed = None if indices is None else sorted(set(indices))
         self._stride = 1
         self._count = 0
         self._shape: tuple[int, ...] | None = None
@@ -37,12 +37,12 @@ class Selection:
 
     @property
     def indices(self) -> list[int]:
-        return sorted(self._samples)
+        return list(self._samples)
 
     @property
     def values(self) -> Array:
         """The kept samples, of shape (len(indices), ...)."""
-        return np.stack([self._samples[i] for i in self.indices]) if self._samples else np.zeros((0,), np.float32)
+        return np.stack(list(self._samples.values())) if self._samples else np.zeros((0,), np.float32)
 
     def add(self, samples: Array) -> None:
         """Add samples: an array of shape (samples, ...). Samples of another shape than the first are not kept."""
@@ -65,17 +65,14 @@ class Selection:
         if sample.nbytes > self._max_bytes:
             return
         self._samples[i] = sample.copy()
-        self.nbytes += sample.nbytes
-        while self.nbytes > self._max_bytes or (self._fixed is None and len(self._samples) > _MAX_SAMPLES):
-            self._thin_out()
-
-    def _thin_out(self) -> None:
-        if self._fixed is not None or len(self._samples) == 1:
-            self.nbytes -= self._samples.popitem()[1].nbytes
-            return
-        self._stride *= 2
-        for i in [i for i in self._samples if i % self._stride]:
-            self.nbytes -= self._samples.pop(i).nbytes
+        self._nbytes += sample.nbytes
+        dropped = [i] if self._fixed is not None else []
+        while self._nbytes > self._max_bytes or (self._fixed is None and len(self._samples) > _MAX_SAMPLES):
+            if self._fixed is None:
+                self._stride *= 2
+                dropped = [each for each in self._samples if each % self._stride]
+            for each in dropped:
+                self._nbytes -= self._samples.pop(each).nbytes
 
 
 def center_crop(shape: tuple[int, ...], max_bytes: int) -> tuple[slice, ...]:

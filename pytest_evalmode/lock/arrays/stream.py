@@ -127,12 +127,6 @@ class Stream:
             self._digest.update(data)
             self.digests += [xxh3_64_intdigest(row.tobytes()) for row in data[:wanted]]
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether all samples are stored."""
-        self.flush()
-        return self._parts is not None
-
     def stored(self) -> tuple[Array, list[int] | None]:
         """Return the stored samples, of shape (samples, ...), and which of all samples they are; None for all."""
         self.flush()

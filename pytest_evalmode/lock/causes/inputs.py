@@ -21,7 +21,7 @@ from pytest_evalmode.lock.causes.cause import (
     join_steps,
 )
 from pytest_evalmode.lock.causes.images.explain import explain_images
-from pytest_evalmode.lock.causes.images.layout import find_reshape, pair_layouts, read_as_images
+from pytest_evalmode.lock.causes.images.layout import pair_layouts, read_as_images
 from pytest_evalmode.lock.causes.order import compare_order, sample_bytes
 from pytest_evalmode.lock.causes.text import texts, tokens
 
@@ -207,9 +207,10 @@ def _find_trivial(was: Array, now: Array, is_cropped: bool, are_tokens: bool) ->
     for steps, a, b in pair_layouts(was, now):
         if np.array_equal(a.images, b.images):
             yield from steps
-    reshaped = find_reshape(was, now)
-    rounded = proof.explain_rounding(was, now) if was.shape == now.shape and was.ndim else None
-    yield from (step for step in (reshaped, rounded) if step is not None)
+    if was.shape != now.shape and np.array_equal(was.ravel(), now.ravel()):
+        yield Step("shape", f"given in shape {now.shape}, not {was.shape}, with the values in the same order")
+    if was.shape == now.shape and was.ndim and (rounding := proof.explain_rounding(was, now)) is not None:
+        yield rounding
 
 
 def _find_non_finite(was: Array, now: Array) -> Iterator[Step]:

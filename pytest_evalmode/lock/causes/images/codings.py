@@ -110,21 +110,11 @@ _CHANGES: tuple[tuple[str, str, str, str], ...] = (
     ("unit bytes", "divided", "range", "divided by 255 once more"),
     ("unit bytes", "normalized", "normalised", "normalized ({} mean and std)" + NOT_BEFORE),
     ("normalized", "unit", "not normalised", "not normalized ({} mean and std)"),
-    (
-        "normalized",
-        "bytes",
-        "not normalised",
-        "neither normalized ({} mean and std) nor scaled from 0..255 to 0..1",
-    ),
+    ("normalized", "bytes", "not normalised", "neither normalized ({} mean and std) nor scaled from 0..255 to 0..1"),
     ("normalized", "normalized twice", "normalised twice", "normalized twice ({} mean and std)"),
     ("normalized", "normalized", "other statistics", "normalized with other statistics ({} mean and std, not {})"),
     ("normalized unit bytes", "not divided", "range", "normalized ({} mean and std) without division by 255"),
-    (
-        "normalized unit bytes",
-        "divided twice",
-        "range",
-        "divided by 255 twice before normalization ({} mean and std)",
-    ),
+    ("normalized unit bytes", "divided twice", "range", "divided by 255 twice before normalization ({} mean and std)"),
 )
 
 

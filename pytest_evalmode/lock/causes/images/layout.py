@@ -56,10 +56,3 @@ def pair_layouts(was: Array, now: Array) -> Iterator[tuple[list[Step], ImageBatc
         for b in new:
             if b.layout != a.layout:
                 yield [Step("layout", f"laid out as {b.layout}, not {a.layout}")], a, b
-
-
-def find_reshape(was: Array, now: Array) -> Step | None:
-    """Find a change of the shape that keeps the values in the same order."""
-    if was.shape == now.shape or was.size != now.size or not np.array_equal(was.ravel(), now.ravel()):
-        return None
-    return Step("shape", f"given in shape {now.shape}, not {was.shape}, with the values in the same order")

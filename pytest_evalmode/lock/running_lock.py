@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pytest_evalmode.lock.arrays.comparison import compare
-from pytest_evalmode.lock.arrays.named_batches import MetricFunction, NamedBatches, Tolerance, check_tolerance
+from pytest_evalmode.lock.arrays.named_batches import MetricFunction, NamedBatches, check_tolerance
 from pytest_evalmode.lock.arrays.packing import pack_streams
 from pytest_evalmode.lock.arrays.recomputed_metrics import describe_recomputed_metrics
 from pytest_evalmode.lock.arrays.stream import Budget, parse_arrays
+from pytest_evalmode.lock.arrays.tolerance import Tolerance
 from pytest_evalmode.lock.checkpoint import model_changes
 from pytest_evalmode.lock.lock_file import (
     HOW_TO_UPDATE,

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pytest_evalmode.lock.arrays.named_batches import NamedBatches, Tolerance
+from pytest_evalmode.lock.arrays.named_batches import NamedBatches
 from pytest_evalmode.lock.arrays.packing import restore_values
 from pytest_evalmode.lock.arrays.pictures import draw_pictures
 from pytest_evalmode.lock.arrays.stream import Stream, kept_indices, matches
-from pytest_evalmode.lock.arrays.tolerance import find_difference
+from pytest_evalmode.lock.arrays.tolerance import Tolerance, find_difference
 from pytest_evalmode.lock.causes import describe_change, diagnose, is_tokens
 from pytest_evalmode.lock.causes.cause import Array
 from pytest_evalmode.lock.lock_file import Entry

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from pytest_evalmode.lock.arrays.batch_arrays import BatchArray, named_arrays
 from pytest_evalmode.lock.arrays.stream import Budget, Stream, kept_indices
+from pytest_evalmode.lock.arrays.tolerance import Tolerance
 from pytest_evalmode.lock.lock_file import Entry, LockError
 
 if TYPE_CHECKING:
     from pytest_evalmode.trace import Site
 
-Tolerance = tuple[float | None, float | None]
-"""The relative and the absolute one; None for the default of `assert_close`, or for exact inputs."""
 MetricFunction = Callable[[Any], object]
 """The type of `again=`: computes metrics from a batch of inputs."""
 

@@ -8,9 +8,12 @@ import torch
 from pytest_evalmode.lock.causes.cause import Array, difference
 from pytest_evalmode.lock.lock_file import Entry
 
+Tolerance = tuple[float | None, float | None]
+"""The relative and the absolute one; None for the default of `assert_close`, or for exact inputs."""
+
 
 def find_difference(
-    locked: Entry, entry: Entry, old: Array | None, new: Array | None, tolerance: tuple[float | None, float | None]
+    locked: Entry, entry: Entry, old: Array | None, new: Array | None, tolerance: Tolerance
 ) -> tuple[str, str] | None:
     """Describe how an array with other values differs from the locked one; None within the tolerance.
 

@@ -219,10 +219,10 @@ def _find_non_finite(was: Array, now: Array) -> Iterator[Step]:
         return
     before, after = ~np.isfinite(was), ~np.isfinite(now)
     either = before | after
-    count = int(either.sum())
-    places = f"{count} place{'s' * (count > 1)}"
     if before.any() == after.any() or not np.array_equal(was[~either], now[~either]):
         return
+    count = int(either.sum())
+    places = f"{count} place{'s' * (count > 1)}"
     words = "set to NaN or infinity in {}" if after.any() else "replaced where they were NaN or infinite ({})"
     yield Step("missing", words.format(places))
 

@@ -73,7 +73,7 @@ class Stream:
     def add(self, samples: Array) -> None:
         """Add samples: an array of shape (samples, ...). Small batches of numbers are gathered, which is faster."""
         is_text, size = samples.dtype.kind in "US", samples.nbytes
-        form = (samples.shape[1:], "text" if is_text else samples.dtype)  # texts of a batch may be longer
+        form = (samples.shape[1:], "text" if is_text else samples.dtype)  # whatever the longest text
         if form != self._form:
             self.flush()
             if self._form is not None or samples.shape[1:] != self.shape:

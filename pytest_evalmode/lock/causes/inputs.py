@@ -106,8 +106,8 @@ def diagnose(
     noun, found = _explain(was, now, scope)
     other_count = f"{counts[1]} samples, not {counts[0]}" if counts[0] != counts[1] else ""
     if found is not None:
-        is_part = lengths[0] == lengths[1]  # of both
-        more = f"; {other_count}" if other_count and is_part and found.kinds else ""
+        are_common = lengths[0] == lengths[1]  # the samples that are stored of both, not all
+        more = f"; {other_count}" if other_count and are_common and found.kinds else ""
         return replace(found, headline=f"{found.headline}{more}")
     if other_count and was.shape[1:] == now.shape[1:] and was.ndim:
         return Diagnosis(f"values differ, cause not recognized: {other_count}", (), {})

@@ -1,7 +1,7 @@
 """Causes that act on 8-bit levels: brightness, gamma, gray, JPEG.
 
-All arrays have shape (samples, channels, rows, columns) and values in 0..255. A prediction is rounded to levels, and
-may be one level off where other libraries round differently.
+Both arrays have the same shape (samples, channels, rows, columns) and values in 0..255. A prediction is rounded to
+levels, and may be one level off where other libraries round differently.
 """
 
 from __future__ import annotations

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pytest_evalmode.lock.arrays.comparison import compare
-from pytest_evalmode.lock.arrays.named_batches import MetricFunction, NamedBatches, Tolerance, check_tolerance
+from pytest_evalmode.lock.arrays.named_batches import MetricFunction, NamedBatches, check_tolerance
 from pytest_evalmode.lock.arrays.packing import pack_streams
 from pytest_evalmode.lock.arrays.recomputed_metrics import describe_recomputed_metrics
 from pytest_evalmode.lock.arrays.stream import Budget, parse_arrays
+from pytest_evalmode.lock.arrays.tolerance import Tolerance
 from pytest_evalmode.lock.checkpoint import model_changes
 from pytest_evalmode.lock.lock_file import (
     HOW_TO_UPDATE,
@@ -96,23 +97,21 @@ class RunningLock:
         kind: str,
         name: str,
         batch: object,
-        tolerance: tuple[float | None, float | None],
+        tolerance: Tolerance,
         find_site: Callable[[], Site | None],
         again: MetricFunction | None = None,
     ) -> None:
         """Add a batch to the inputs or outputs of a name; they are compared when the test ends.
 
-        `tolerance` is the relative and the absolute one; those of the first batch apply.
+        The tolerance of the first batch applies.
         """
-        if tolerance != (None, None):
-            check_tolerance(kind, *tolerance)
+        check_tolerance(kind, *tolerance)
         batches = self._batches.get((kind, name))
         if batches is None:
             entry, locked = self._stored.entries.get(kind, {}).get(name), {}
             with self._lenient():
                 locked = {} if entry is None else parse_arrays(entry, f"{self._path}: {kind} {name!r}")
-            limits: Tolerance = {"rtol": tolerance[0], "atol": tolerance[1]}
-            batches = NamedBatches(kind, name, find_site(), limits, batch, self._budget, locked, self._update)
+            batches = NamedBatches(kind, name, find_site(), tolerance, batch, self._budget, locked, self._update)
             self._batches[kind, name] = batches
             self._used.setdefault((kind, name), "matches")
         batches.again = again
@@ -150,8 +149,8 @@ class RunningLock:
         """
         for (kind, name), batches in self._batches.items():
             locked = self._stored_entry(kind, name, batches.at)
-            if locked is not None and (finished or batches.has_all_samples(batches.locked)):
-                self._report(compare(batches, batches.locked, partial(self._load_samples, kind, name)))
+            if locked is not None and (finished or batches.has_all_samples):
+                self._report(compare(batches, partial(self._load_samples, kind, name)))
             if self._update:
                 self._new.setdefault(kind, {})[name] = batches.entry()
         if self._update:
@@ -195,7 +194,7 @@ class RunningLock:
             return ""
         inputs, metrics = self._batches["inputs", changed[0]], self._batches["outputs", name].locked
         samples = self._load_samples("inputs", inputs.name)
-        return describe_recomputed_metrics(again, inputs, inputs.locked, samples, metrics, pause_guard)
+        return describe_recomputed_metrics(again, inputs, samples, metrics, pause_guard)
 
     def _load_samples(self, kind: str, name: str) -> Arrays:
         """Return the stored samples of an entry by path; none, and a reason in the message, if they cannot be used."""

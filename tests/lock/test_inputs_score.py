@@ -33,16 +33,15 @@ def compare(was: Array, now: Array) -> Diagnosis | None:
     other = Selection(MAX_BYTES, kept.indices)
     other.add(now)
     digests = [[xxh3_64_intdigest(np.ascontiguousarray(row).tobytes()) for row in each] for each in (was, now)]
-    counts: Any = {"count_was": len(was), "count_now": len(now)}
-    shapes: Any = {"shape_was": was.shape[1:], "shape_now": now.shape[1:]}
+    are_all = (len(kept.indices), len(other.indices)) == (len(was), len(now))
+    n = None if are_all else len(other.indices)
     return diagnose(
-        kept.values,
+        kept.values[:n],
         other.values,
-        indices=kept.indices,
-        digests_was=digests[0],
-        digests_now=digests[1],
-        **counts,
-        **shapes,
+        indices=kept.indices[:n],
+        digests=(digests[0], digests[1]),
+        counts=(len(was), len(now)),
+        shapes=(was.shape[1:], now.shape[1:]),
     )
 
 

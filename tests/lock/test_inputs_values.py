@@ -120,7 +120,7 @@ def test_positions_are_those_among_all_samples_if_only_some_are_stored() -> None
     stored, all_samples = [7, 30, 900], 3000
     was = np.arange(6.0).reshape(3, 2)
     now = was + np.array([[0.0, 0.0], [0.0, 9.5], [0.25, 0.0]])
-    diagnosis = diagnose(was, now, indices=stored, count_was=all_samples, count_now=all_samples)
+    diagnosis = diagnose(was, now, indices=stored, counts=(all_samples, all_samples))
     assert diagnosis is not None
     assert diagnosis.headline.endswith("33% of the stored values, by at most 9.5 at (30, 1)")
     assert diagnosis.details["where"] == (30, 1)
@@ -231,7 +231,7 @@ def test_a_flip_and_a_jpeg_are_recognized_in_a_cropped_image() -> None:
     was = center(images)
     assert was.nbytes <= 200_000
     for now, kind in ((images[:, :, ::-1], "flip"), (pictures.jpeg(images), "jpeg")):
-        diagnosis = diagnose(was, center(now), shape_was=images.shape[1:])
+        diagnosis = diagnose(was, center(now), shapes=(images.shape[1:], now.shape[1:]))
         assert diagnosis is not None
         assert diagnosis.kinds == (kind,)
 
@@ -247,15 +247,13 @@ MANY: Array = np.random.default_rng(0).integers(0, 5, 20_000)
 
 def of_many(was: Array, now: Array) -> Diagnosis:
     """Return the diagnosis of labels of which 64 and the first 4096 digests are stored, as the lock stores them."""
-    some, digests = slice(None, None, len(was) // 64 + 1), slice(4096)
+    indices = range(0, min(len(was), len(now)), len(was) // 64 + 1)
     diagnosis = diagnose(
-        was[some],
-        now[some],
-        indices=range(len(was))[some],
-        digests_was=was[digests].tolist(),
-        digests_now=now[digests].tolist(),
-        count_was=len(was),
-        count_now=len(now),
+        was[indices],
+        now[indices],
+        indices=indices,
+        digests=(was[:4096].tolist(), now[:4096].tolist()),
+        counts=(len(was), len(now)),
     )
     assert diagnosis is not None
     return diagnosis

@@ -16,13 +16,14 @@ from pytest_evalmode.lock.arrays.stream import Budget
 from pytest_evalmode.trace import LockChange
 
 MAX_BYTES = 1 << 17
-EXACT = {"rtol": None, "atol": None}
-LOOSE = {"rtol": 0.0, "atol": 0.1}
+EXACT = None, None
+LOOSE = 0.0, 0.1
 A, B = np.arange(6.0).reshape(3, 2), -np.arange(3.0)
 
 
-def named(kind: str, *batches: Any, tolerance: Any = EXACT) -> NamedBatches:
-    added = NamedBatches(kind, "x", None, tolerance, batches[0], Budget(MAX_BYTES))
+def named(kind: str, *batches: Any, tolerance: Any = EXACT, locked: NamedBatches | None = None) -> NamedBatches:
+    entries = {} if locked is None else locked.entry()["arrays"]
+    added = NamedBatches(kind, "x", None, tolerance, batches[0], Budget(MAX_BYTES), entries)
     for batch in batches:
         added.add(batch)
     return added
@@ -30,7 +31,7 @@ def named(kind: str, *batches: Any, tolerance: Any = EXACT) -> NamedBatches:
 
 def change(kind: str, locked: Any, current: Any, tolerance: Any = EXACT) -> LockChange | None:
     old = named(kind, locked, tolerance=tolerance)
-    return compare(named(kind, current, tolerance=tolerance), old.entry()["arrays"], lambda: pack_streams(old.streams))
+    return compare(named(kind, current, tolerance=tolerance, locked=old), lambda: pack_streams(old.streams))
 
 
 def changed(kind: str, locked: Any, current: Any, tolerance: Any = EXACT) -> LockChange:
@@ -46,8 +47,9 @@ KINDS = pytest.mark.parametrize("kind", ["inputs", "outputs"])
 
 @KINDS
 def test_equal_batches_are_not_reported_and_no_sample_is_loaded(kind: str) -> None:
-    current = named(kind, {"a": A[:1], "b": B[:1]}, {"a": A[1:], "b": B[1:]})
-    assert compare(current, named(kind, {"a": A, "b": B}).entry()["arrays"], lambda: pytest.fail("was called")) is None
+    locked = named(kind, {"a": A, "b": B})
+    current = named(kind, {"a": A[:1], "b": B[:1]}, {"a": A[1:], "b": B[1:]}, locked=locked)
+    assert compare(current, lambda: pytest.fail("was called")) is None
 
 
 @KINDS
@@ -92,26 +94,22 @@ def test_an_input_is_reported_with_its_diagnosis_and_pictures() -> None:
 
 
 def test_batches_are_complete_with_as_many_samples_as_locked() -> None:
-    locked = named("inputs", {"a": A, "b": B}).entry()["arrays"]
-    assert named("inputs", {"a": A, "b": B, "c": B}).has_all_samples(locked)
-    assert named("inputs", {"a": A[:1], "b": B[:1]}, {"a": A, "b": B}).has_all_samples(locked)
-    assert not named("inputs", {"a": A, "b": B[:2]}).has_all_samples(locked)
-    assert not named("inputs", {"a": A}).has_all_samples(locked)
+    locked = named("inputs", {"a": A, "b": B})
+    assert named("inputs", {"a": A, "b": B, "c": B}, locked=locked).has_all_samples
+    assert named("inputs", {"a": A[:1], "b": B[:1]}, {"a": A, "b": B}, locked=locked).has_all_samples
+    assert not named("inputs", {"a": A, "b": B[:2]}, locked=locked).has_all_samples
+    assert not named("inputs", {"a": A}, locked=locked).has_all_samples
 
 
 def test_a_recomputed_metric_shows_how_much_the_inputs_explain() -> None:
-    old, new = named("inputs", A), named("inputs", A + 1)
+    old = named("inputs", A)
+    new = named("inputs", A + 1, locked=old)
     metrics = named("outputs", float(A.mean())).entry()["arrays"]
-    description = describe_recomputed_metrics(
-        np.mean, new, old.entry()["arrays"], pack_streams(old.streams), metrics, nullcontext
-    )
+    description = describe_recomputed_metrics(np.mean, new, pack_streams(old.streams), metrics, nullcontext)
     words = "2.5 with the locked inputs, 3.5 with this run's; the inputs explain all of the change"
     assert description == f"recomputed on 3 samples: {words}"
 
 
 def test_a_metric_is_not_recomputed_without_stored_inputs() -> None:
-    old, new = named("inputs", A), named("inputs", A + 1)
-    assert (
-        describe_recomputed_metrics(np.mean, new, old.entry()["arrays"], {}, {}, lambda: pytest.fail("was called"))
-        == ""
-    )
+    new = named("inputs", A + 1, locked=named("inputs", A))
+    assert describe_recomputed_metrics(np.mean, new, {}, {}, lambda: pytest.fail("was called")) == ""

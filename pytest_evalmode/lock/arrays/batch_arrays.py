@@ -61,8 +61,7 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, BatchArray]]:
     elif isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         yield from _walk_sequence(value, path)
     elif hasattr(value, "_fields") or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
-        names = getattr(value, "_fields", None) or [each.name for each in dataclasses.fields(value)]
-        for name in names:
+        for name in getattr(value, "_fields", None) or [each.name for each in dataclasses.fields(value)]:
             yield from _walk(getattr(value, name), f"{path}.{name}")
     else:
         raise TypeError(
@@ -80,11 +79,10 @@ def _walk_sequence(value: Sequence[Any], path: str) -> Iterator[tuple[str, Batch
         yield path, BatchArray(np.asarray([" ".join(map(str, row)) for row in value]), "text")
         return
     parts = [dict(_walk(each, "")) for each in value]
-    if parts and all(part.keys() == {""} for part in parts):
-        elements = [part[""] for part in parts]
-        if len({(each.array.shape, each.dtype) for each in elements}) == 1:
-            yield path, BatchArray(np.stack([each.array for each in elements]), elements[0].dtype)
-            return
+    elements = [part[""] for part in parts if part.keys() == {""}]
+    if len(elements) == len(parts) and len({(each.array.shape, each.dtype) for each in elements}) == 1:
+        yield path, BatchArray(np.stack([each.array for each in elements]), elements[0].dtype)
+        return
     for i, part in enumerate(parts):
         yield from ((f"{path}[{i}]{name}", each) for name, each in part.items())
 

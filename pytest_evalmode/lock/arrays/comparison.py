@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pytest_evalmode.lock.arrays.named_batches import NamedBatches, Tolerance
+from pytest_evalmode.lock.arrays.named_batches import NamedBatches
 from pytest_evalmode.lock.arrays.packing import restore_values
 from pytest_evalmode.lock.arrays.pictures import draw_pictures
 from pytest_evalmode.lock.arrays.stream import Stream, kept_indices, matches
-from pytest_evalmode.lock.arrays.tolerance import find_difference
+from pytest_evalmode.lock.arrays.tolerance import Tolerance, find_difference
 from pytest_evalmode.lock.causes import describe_change, diagnose, is_tokens
 from pytest_evalmode.lock.causes.cause import Array
 from pytest_evalmode.lock.lock_file import Entry
@@ -41,15 +41,15 @@ class Difference:
 class Pair:
     """A locked array and this run's."""
 
+    path: str
     locked: Entry
     stream: Stream
-    stored: Array | None
-    """The stored samples, as they are in the file."""
-    digests: Array | None
+    samples: Samples
+    """The stored samples and digests of all arrays."""
 
     @property
     def old_digests(self) -> list[int]:
-        return [] if self.digests is None else [int(digest) for digest in self.digests]
+        return [int(digest) for digest in self.samples.get(f"{self.path}#digests", ())]
 
     @cached_property
     def entry(self) -> Entry:
@@ -58,7 +58,8 @@ class Pair:
     @property
     def old(self) -> Array | None:
         """The stored samples, in the dtype that they had."""
-        return None if self.stored is None else restore_values(self.stored, self.locked["dtype"])
+        stored = self.samples.get(self.path)
+        return None if stored is None else restore_values(stored, self.locked["dtype"])
 
     @cached_property
     def all_values(self) -> tuple[Array | None, Array | None]:
@@ -84,34 +85,30 @@ class Pair:
         return (old[at_old], new[at_new], both.tolist()) if len(both) else None
 
 
-def compare(
-    batches: NamedBatches, locked: Mapping[str, Entry], load_samples: Callable[[], Samples]
-) -> LockChange | None:
+def compare(batches: NamedBatches, load_samples: Callable[[], Samples]) -> LockChange | None:
     """Return what changed in the batches of one name; None if nothing did. Samples are loaded if an array differs."""
+    locked = batches.locked
     parts = [f"{path} is missing" for path in locked if path not in batches.streams]
     parts += [f"{path} is new" for path in batches.streams if path not in locked]
     differences = [Difference("", "; ".join(parts))] if parts else []
-    differences += _find_differences(batches, locked, load_samples)
+    differences += _find_differences(batches, load_samples)
     if not differences:
         return None
     # A single array needs no path.
     shown = [each.words if len(locked) == 1 or not each.path else f"{each.path}: {each.words}" for each in differences]
     more = f" (and {len(shown) - _MAX_SHOWN} more)" if len(shown) > _MAX_SHOWN else ""
     headline = f"{'; '.join(shown[:_MAX_SHOWN])}{more}"
-    kind, name, at = batches.kind, batches.name, batches.at
-    finding = f"{name}: {headline}"
-    if kind == "outputs":
-        longer = [each.longer for each in differences if each.longer]
-        return LockChange(kind, name, finding, finding, at, details={"differences": longer})
-    details = {each.path: each.details for each in differences if each.details is not None}
+    finding = f"{batches.name}: {headline}"
+    details: dict[str, object] = {each.path: each.details for each in differences if each.details is not None}
+    if batches.kind == "outputs":
+        headline, details = finding, {"differences": [each.longer for each in differences if each.longer]}
     pictures = {each.path: each.picture for each in differences if each.picture}
-    return LockChange(kind, name, headline, finding, at, details=details, pictures=pictures)
+    return LockChange(batches.kind, batches.name, headline, finding, batches.at, details=details, pictures=pictures)
 
 
-def _find_differences(
-    batches: NamedBatches, locked: Mapping[str, Entry], load_samples: Callable[[], Samples]
-) -> Iterator[Difference]:
+def _find_differences(batches: NamedBatches, load_samples: Callable[[], Samples]) -> Iterator[Difference]:
     """Yield how each array differs that is in both."""
+    locked = batches.locked
     for path, stream in batches.streams.items():
         if path not in locked or matches(locked[path], entry := stream.entry()):
             continue
@@ -120,11 +117,10 @@ def _find_differences(
             words = f"has the values locked for {other}"
             yield Difference(path, words, f"{path} {words}")
             continue
-        samples = load_samples()
-        pair = Pair(locked[path], stream, samples.get(path), samples.get(f"{path}#digests"))
+        pair = Pair(path, locked[path], stream, load_samples())
         try:
             compare_array = _compare_input if batches.kind == "inputs" else _compare_output
-            difference = compare_array(path, pair, batches.tolerance)
+            difference = compare_array(pair, batches.tolerance)
         except Exception as error:  # samples that do not fit the entry: a difference all the same
             words = f"values differ; the difference cannot be described: {type(error).__name__}: {error}"
             difference = Difference(path, words, words)
@@ -132,12 +128,12 @@ def _find_differences(
             yield difference
 
 
-def _compare_output(path: str, pair: Pair, tolerance: Tolerance) -> Difference | None:
+def _compare_output(pair: Pair, tolerance: Tolerance) -> Difference | None:
     """Return how an output differs; None within its tolerance."""
     old, new = pair.all_values
     if pair.stream.is_exact and (old is None or new is None):
         words = _describe_digests(pair)
-        return Difference(path, words, words)
+        return Difference(pair.path, words, words)
     beyond = find_difference(pair.locked, pair.entry, old, new, tolerance)
     if beyond is None:
         return None
@@ -148,10 +144,10 @@ def _compare_output(path: str, pair: Pair, tolerance: Tolerance) -> Difference |
             words += "" if change is None else f": {change}"
         except Exception as error:  # the difference itself is known
             words += f"; the change cannot be described: {type(error).__name__}: {error}"
-    return Difference(path, words, longer)
+    return Difference(pair.path, words, longer)
 
 
-def _compare_input(path: str, pair: Pair, tolerance: Tolerance) -> Difference | None:
+def _compare_input(pair: Pair, tolerance: Tolerance) -> Difference | None:
     """Return how an input differs, with a diagnosis; None within its tolerance."""
     locked, entry, stream = pair.locked, pair.entry, pair.stream
     if not stream.is_exact and find_difference(locked, entry, *pair.all_values, tolerance) is None:
@@ -163,23 +159,20 @@ def _compare_input(path: str, pair: Pair, tolerance: Tolerance) -> Difference | 
             old,
             new,
             indices=indices,
-            digests_was=pair.old_digests,
-            digests_now=stream.digests,
-            count_was=locked["samples"],
-            count_now=stream.count,
-            shape_was=tuple(map(int, re.findall(r"\d{1,18}", locked["shape"]))),
-            shape_now=stream.shape,
-            rtol=tolerance.get("rtol") or 0.0,
-            atol=tolerance.get("atol") or 0.0,
+            digests=(pair.old_digests, stream.digests),
+            counts=(locked["samples"], stream.count),
+            shapes=(tuple(map(int, re.findall(r"\d{1,18}", locked["shape"]))), stream.shape),
+            rtol=tolerance[0] or 0.0,
+            atol=tolerance[1] or 0.0,
         )
     if diagnosis is None:
-        return Difference(path, _describe_digests(pair), "", {})
+        return Difference(pair.path, _describe_digests(pair), "", {})
     has_new_dtype = locked["dtype"] != entry["dtype"] and "dtype" not in diagnosis.kinds
     new_dtype = f"; dtype {locked['dtype']} -> {entry['dtype']}" if has_new_dtype else ""
     details = {"kinds": list(diagnosis.kinds), **diagnosis.details}
     is_drawn = "text" not in (locked["dtype"], stream.dtype) and not is_tokens(old, new)
     picture = draw_pictures(old, new) if is_drawn else None
-    return Difference(path, f"{diagnosis.headline}{new_dtype}", "", details, picture)
+    return Difference(pair.path, f"{diagnosis.headline}{new_dtype}", "", details, picture)
 
 
 def _describe_digests(pair: Pair) -> str:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pytest_evalmode.lock.arrays.batch_arrays import BatchArray, named_arrays
 from pytest_evalmode.lock.arrays.stream import Budget, Stream, kept_indices
+from pytest_evalmode.lock.arrays.tolerance import Tolerance
 from pytest_evalmode.lock.lock_file import Entry, LockError
 
 if TYPE_CHECKING:
     from pytest_evalmode.trace import Site
 
-Tolerance = Mapping[str, float | None]
 MetricFunction = Callable[[Any], object]
 """The type of `again=`: computes metrics from a batch of inputs."""
 
@@ -101,15 +101,14 @@ class NamedBatches:
 
     def _is_exact(self, kind: str) -> bool:
         """Return whether an array is compared bit by bit: the default of `assert_close` for anything but floats."""
-        limits = [self.tolerance.get(name) for name in ("rtol", "atol")]
-        if None in limits:
+        if None in self.tolerance:
             return self.kind == "inputs" or kind not in "fc"
-        return not any(limits) or kind not in "biufc"
+        return not any(self.tolerance) or kind not in "biufc"
 
     def entry(self) -> Entry:
         """Return the lock entry; raise LockError if values do not fit that must be compared within a tolerance."""
         for path, stream in self.streams.items():
-            if not stream.is_exact and not stream.is_complete:
+            if not stream.is_exact and stream.stored()[1] is not None:
                 raise LockError(
                     f"evalmode_lock.{self.kind}(): {self.name!r} ({path}) has {stream.count} samples of shape "
                     f"{stream.shape}: too many to store, so they cannot be compared within a tolerance. Lock less (a "
@@ -117,8 +116,8 @@ class NamedBatches:
                 )
         return {"arrays": {path: stream.entry() for path, stream in self.streams.items()}}
 
-    def has_all_samples(self, locked: Mapping[str, Entry]) -> bool:
-        """Return whether this run has at least as many samples of each array as the lock."""
-        return all(
-            path in self.streams and self.streams[path].count >= entry["samples"] for path, entry in locked.items()
-        )
+    @property
+    def has_all_samples(self) -> bool:
+        """Whether this run has at least as many samples of each array as the lock."""
+        locked = self.locked.items()
+        return all(path in self.streams and self.streams[path].count >= entry["samples"] for path, entry in locked)

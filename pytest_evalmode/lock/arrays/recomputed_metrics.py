@@ -22,17 +22,16 @@ if TYPE_CHECKING:
 def describe_recomputed_metrics(
     again: MetricFunction,
     inputs: NamedBatches,
-    locked: Mapping[str, Entry],
     samples: Arrays,
     metrics: Mapping[str, Entry],
     pause_guard: Callable[[], AbstractContextManager[None]],
 ) -> str:
     """Compute metrics from the locked inputs and from this run's, and describe both.
 
-    `locked` and `samples` are the entries and the stored samples of the inputs, and `metrics` the entries of the
-    metrics, all by path. The result is empty if too little is stored, or no metric is a number.
+    `samples` are the stored samples of the inputs, and `metrics` the entries of the metrics, both by path. The result
+    is empty if too little is stored, or no metric is a number.
     """
-    both = _common_samples(inputs, locked, samples)
+    both = _common_samples(inputs, samples)
     if both is None:
         return ""
     n = len(next(iter(both[0].values())))
@@ -43,7 +42,7 @@ def describe_recomputed_metrics(
         except Exception as error:  # the user's function may not accept so few samples
             return f"again= failed on {n} samples: {type(error).__name__}: {error}"
     # The locked metric comes from all inputs, so only all of them can explain a share of its change.
-    has_all_inputs = all(entry["samples"] == n for entry in locked.values())
+    has_all_inputs = all(entry["samples"] == n for entry in inputs.locked.values())
     descriptions = []
     for name in [name for name, value in with_old.items() if value.size == 1 and name in with_new]:
         old_metric, new_metric = with_old[name].item(), with_new[name].item()
@@ -55,11 +54,12 @@ def describe_recomputed_metrics(
     return f"recomputed on {n} samples: {'; '.join(descriptions)}" if descriptions else ""
 
 
-def _common_samples(inputs: NamedBatches, locked: Mapping[str, Entry], samples: Arrays) -> tuple[Arrays, Arrays] | None:
+def _common_samples(inputs: NamedBatches, samples: Arrays) -> tuple[Arrays, Arrays] | None:
     """Return the same samples as locked and as they are now; None if they are not stored in full."""
+    locked = inputs.locked
     old, new, which = {}, {}, set()
     for path, stream in inputs.streams.items() if inputs.streams.keys() == locked.keys() else ():
-        common = Pair(locked[path], stream, samples.get(path), None).common
+        common = Pair(path, locked[path], stream, samples).common
         if common is None or stream.is_scalar:
             return None
         old[path], new[path], indices = common

@@ -7,7 +7,7 @@ do all NaN.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,10 +61,9 @@ class Stream:
     _parts: list[Array] | None = field(default_factory=list)
     _selection: Selection = field(init=False)
     _digest: Any = field(default_factory=xxh3_128)
-    _form: tuple[tuple[int, ...], np.dtype[Any] | str] | None = None
-    _copy: Callable[[Array], Any] = np.ndarray.tobytes
-    """Copies a small batch of this form. Bytes are faster to copy and to join than arrays."""
-    _pending: list[Any] = field(default_factory=list)
+    _form: tuple[tuple[int, ...], Any] | None = None
+    """The shape and dtype of a sample of the last batch."""
+    _pending: list[bytes] = field(default_factory=list)
     _pending_bytes: int = 0
     _processed: int = 0
 
@@ -72,39 +71,31 @@ class Stream:
         self._selection = Selection(self.room, self.indices)
 
     def add(self, samples: Array) -> None:
-        """Add samples: an array of shape (samples, ...). Small batches are gathered first, which is faster."""
-        form, size = (samples.shape[1:], samples.dtype), samples.nbytes
+        """Add samples: an array of shape (samples, ...). Small batches of numbers are gathered, which is faster."""
+        is_text, size = samples.dtype.kind in "US", samples.nbytes
+        form = (samples.shape[1:], "text" if is_text else samples.dtype)  # whatever the longest text
         if form != self._form:
-            self._change_form(*form)
-        if size > _PENDING_BYTES:
+            self.flush()
+            if self._form is not None or samples.shape[1:] != self.shape:
+                self._digest.update(str(form).encode())
+            self._form = form
+        if is_text or size > _PENDING_BYTES:
             self.flush()
             self.count += len(samples)
             self._process(samples)
             return
-        self._pending.append(self._copy(samples))
+        self._pending.append(samples.tobytes())
         self.count += len(samples)
         self._pending_bytes += size + _PENDING_BYTES // _MAX_PENDING  # many empty samples are many, too
         if self._pending_bytes > _PENDING_BYTES:
             self.flush()
-
-    def _change_form(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        is_text = dtype.kind in "US"  # texts of one batch are longer than those of another
-        form = (shape, "text" if is_text else dtype)
-        if form != self._form:
-            self.flush()
-            if self._form is not None or shape != self.shape:
-                self._digest.update(str(form).encode())
-            self._form, self._copy = form, np.ndarray.copy if is_text else np.ndarray.tobytes
 
     def flush(self) -> None:
         """Process the batches that were gathered."""
         pending, self._pending, self._pending_bytes = self._pending, [], 0
         if pending and self._form is not None:
             shape, dtype = self._form
-            if dtype == "text":
-                self._process(np.concatenate(pending))
-            else:
-                self._process(np.ndarray((self.count - self._processed, *shape), dtype, b"".join(pending)))
+            self._process(np.ndarray((self.count - self._processed, *shape), dtype, b"".join(pending)))
 
     def _process(self, samples: Array) -> None:
         self._processed += len(samples)
@@ -135,12 +126,6 @@ class Stream:
             data = _canonical(rows)
             self._digest.update(data)
             self.digests += [xxh3_64_intdigest(row.tobytes()) for row in data[:wanted]]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all samples are stored."""
-        self.flush()
-        return self._parts is not None
 
     def stored(self) -> tuple[Array, list[int] | None]:
         """Return the stored samples, of shape (samples, ...), and which of all samples they are; None for all."""

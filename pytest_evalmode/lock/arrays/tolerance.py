@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 
 from pytest_evalmode.lock.causes.cause import Array, difference
 from pytest_evalmode.lock.lock_file import Entry
 
+Tolerance = tuple[float | None, float | None]
+"""The relative and the absolute one; None for the default of `assert_close`, or for exact inputs."""
+
 
 def find_difference(
-    locked: Entry, entry: Entry, old: Array | None, new: Array | None, tolerance: Mapping[str, float | None]
+    locked: Entry, entry: Entry, old: Array | None, new: Array | None, tolerance: Tolerance
 ) -> tuple[str, str] | None:
     """Describe how an array with other values differs from the locked one; None within the tolerance.
 
@@ -30,9 +31,7 @@ def find_difference(
     if entry["dtype"] == "bfloat16":  # which NumPy does not have
         expected, actual = expected.bfloat16(), actual.bfloat16()
     try:
-        torch.testing.assert_close(
-            actual, expected, rtol=tolerance.get("rtol"), atol=tolerance.get("atol"), equal_nan=True
-        )
+        torch.testing.assert_close(actual, expected, rtol=tolerance[0], atol=tolerance[1], equal_nan=True)
     except AssertionError as error:
         return describe_values(old, new), " ".join(str(error).split())
     return None

@@ -132,6 +132,12 @@ def _excerpts(old: str, new: str) -> str:
     return f": {new[shown]!r}, not {old[shown]!r}"
 
 
+def describe_line(scale: float, shift: float) -> str:
+    """Return "multiplied by 2", "shifted by 1" or both; a scale of 1.0 and a shift of 0.0 are left out."""
+    words = [f"multiplied by {scale:.6g}"] if scale != 1 or not shift else []
+    return " and ".join([*words, f"shifted by {shift:.6g}"] if shift else words)
+
+
 def format_numbers(values: npt.ArrayLike) -> str:
     """Format numbers as `(0.485, 0.456, 0.406)`, or as `0.485` if all are the same."""
     flat = np.ravel(np.asarray(values, float))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from pytest_evalmode.lock.causes.cause import (
     join_steps,
 )
 from pytest_evalmode.lock.causes.images.explain import explain_images
-from pytest_evalmode.lock.causes.images.layout import find_reshape, pair_layouts, read_as_images
+from pytest_evalmode.lock.causes.images.layout import pair_layouts, read_as_images
 from pytest_evalmode.lock.causes.order import compare_order, sample_bytes
 from pytest_evalmode.lock.causes.text import texts, tokens
 
@@ -31,15 +32,17 @@ _MAX_CLASSES_OF_BYTES = 32  # uint8 arrays with more values are pictures, not la
 
 @dataclass(frozen=True)
 class Scope:
-    """All samples, of which only some may be stored."""
+    """All samples as locked and as they are now, of which only some may be stored."""
 
     counts: tuple[int, int]
     keys: tuple[Sequence[Hashable], Sequence[Hashable]] | None
     """A key for each of all samples, such as its digest; None if they are not known."""
     digests: tuple[Sequence[int], Sequence[int]]
     """Those that are known, of the first samples."""
+    is_cropped: bool
+    """Whether only the centers of images are stored."""
 
-    @property
+    @cached_property
     def changed(self) -> list[int] | None:
         """The indices of all samples that differ; None if that is not known."""
         if self.keys is None or self.counts[0] != self.counts[1]:
@@ -66,12 +69,9 @@ def diagnose(
     now: npt.ArrayLike,
     *,
     indices: Sequence[int] | None = None,
-    digests_was: Sequence[int] = (),
-    digests_now: Sequence[int] = (),
-    count_was: int | None = None,
-    count_now: int | None = None,
-    shape_was: tuple[int, ...] | None = None,
-    shape_now: tuple[int, ...] | None = None,
+    digests: tuple[Sequence[int], Sequence[int]] = ((), ()),
+    counts: tuple[int, int] | None = None,
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
     rtol: float = 0.0,
     atol: float = 0.0,
 ) -> Diagnosis | None:
@@ -80,10 +80,10 @@ def diagnose(
     Args:
         was: The locked samples, of shape (samples, ...), or a scalar; numbers, bools or strings.
         now: The current samples, likewise.
-        indices: Which of all samples these are; by default all, or the first.
-        digests_was, digests_now: A digest of each of all samples.
-        count_was, count_now: The number of all samples; by default, that of those given.
-        shape_was, shape_now: The shape of a whole sample, if only the centers of images are given.
+        indices: Which of all samples these are, as many as are locked; None for all.
+        digests: Those of the first of all samples, as locked and as they are now.
+        counts: The numbers of all samples; by default, those of the samples given.
+        shapes: The shapes of a whole sample, if only the centers of images are given.
         rtol, atol: Tolerances. Without one, the arrays must be equal and have the same dtype.
 
     Example:
@@ -91,29 +91,28 @@ def diagnose(
         'values were multiplied by 1000 (thousandths, or kilo)'
     """
     was, now = (each.astype(each.dtype.newbyteorder("=")) for each in (np.asarray(was), np.asarray(now)))
-    counts = (count_was or _count(was), count_now or _count(now))
-    digests = digests_was, digests_now
-    scope = Scope(counts, _keys(was, now, digests, counts), digests)
+    lengths = _count(was), _count(now)
+    counts = counts or lengths
+    is_cropped = shapes not in (None, (was.shape[1:], now.shape[1:]))
+    scope = Scope(counts, _keys(was, now, digests, counts), digests, is_cropped)
     is_same = _equal(was, now, rtol, atol)
     if is_same and counts[0] == counts[1] and (rtol or atol or not scope.changed):
         return None
     order = _explain_order(was, now, scope)
     if order is not None:
         return order
-    if indices is not None and (len(was), len(now)) == counts:
-        indices = None
-    if indices is not None:
-        was, now = was[: len(now)], now[: len(was)]
     if is_same:
         return _describe_others(scope, _noun_of(was, now))
-    is_cropped = shape_was not in (None, was.shape[1:]) or shape_now not in (None, now.shape[1:])
-    noun, found = _explain(was, now, scope, is_cropped)
+    noun, found = _explain(was, now, scope)
+    other_count = f"{counts[1]} samples, not {counts[0]}" if counts[0] != counts[1] else ""
     if found is not None:
-        is_cut = counts[0] != counts[1] and len(was) == len(now)  # to what is stored of both
-        more = f"; {counts[1]} samples, not {counts[0]}" if is_cut and found.kinds else ""
+        are_common = lengths[0] == lengths[1]  # the samples that are stored of both, not all
+        more = f"; {other_count}" if other_count and are_common and found.kinds else ""
         return replace(found, headline=f"{found.headline}{more}")
-    if counts[0] != counts[1] and was.shape[1:] == now.shape[1:] and was.ndim:
-        return Diagnosis(f"values differ, cause not recognized: {counts[1]} samples, not {counts[0]}", (), {})
+    if other_count and was.shape[1:] == now.shape[1:] and was.ndim:
+        return Diagnosis(f"values differ, cause not recognized: {other_count}", (), {})
+    if lengths == counts:
+        indices = None
     return describe_unrecognized(noun, was, now, scope.words, indices=indices, is_tokens=noun == "tokens")
 
 
@@ -163,14 +162,14 @@ def _explain_order(was: Array, now: Array, scope: Scope) -> Diagnosis | None:
 
 def _describe_others(scope: Scope, noun: str) -> Diagnosis:
     """Describe a difference that is only in samples that are not stored."""
-    changed = scope.changed or []
-    where = f"{len(changed)} of {scope.counts[0]} samples (first: sample {changed[0]})" if changed else "samples"
-    if scope.counts[0] != scope.counts[1]:
+    if scope.changed:
+        where = f"{len(scope.changed)} of {scope.counts[0]} samples (first: sample {scope.changed[0]})"
+    else:
         where = f"{scope.counts[1]} samples, not {scope.counts[0]}"
     return Diagnosis(f"{noun} differ, cause not recognized: {where}, of which none is stored", (), {})
 
 
-def _explain(was: Array, now: Array, scope: Scope, is_cropped: bool) -> tuple[str, Diagnosis | None]:
+def _explain(was: Array, now: Array, scope: Scope) -> tuple[str, Diagnosis | None]:
     """Return the noun for the values, and the diagnosis by the causes of their kind; None if none is proven."""
     rows = tokens.read_ragged(was, now)
     if rows is not None:
@@ -182,18 +181,18 @@ def _explain(was: Array, now: Array, scope: Scope, is_cropped: bool) -> tuple[st
     if kinds - set("biuf") or not was.size or not now.size:
         return "texts" if kinds & set("US") else noun, None
     are_tokens = tokens.is_tokens(was, now)
-    step = next(_find_trivial(was, now, is_cropped, are_tokens), None)
+    step = next(_find_trivial(was, now, scope.is_cropped, are_tokens), None)
     if step is not None:
         return noun, join_steps("images" if step.kind == "layout" else noun, [step])
     if are_tokens:
         return "tokens", tokens.explain_tokens(was, now)
     finite = _replace_non_finite(was, now)
-    return noun, None if finite is None else _explain_numbers(noun, *finite, scope, is_cropped)
+    return noun, None if finite is None else _explain_numbers(noun, *finite, scope)
 
 
 def _find_trivial(was: Array, now: Array, is_cropped: bool, are_tokens: bool) -> Iterator[Step]:
     """Recognize another dtype, NaN, one constant value, another layout or shape, and rounding."""
-    if was.dtype != now.dtype and np.array_equal(was, now, equal_nan="f" in (was.dtype.kind + now.dtype.kind)):
+    if was.dtype != now.dtype and np.array_equal(was, now, equal_nan=True):
         yield Step("dtype", f"given as {now.dtype}, not {was.dtype}, with the same values")
     finite = _replace_non_finite(was, now)
     if finite is None:
@@ -208,9 +207,10 @@ def _find_trivial(was: Array, now: Array, is_cropped: bool, are_tokens: bool) ->
     for steps, a, b in pair_layouts(was, now):
         if np.array_equal(a.images, b.images):
             yield from steps
-    reshaped = find_reshape(was, now)
-    rounded = proof.explain_rounding(was, now) if was.shape == now.shape and was.ndim else None
-    yield from (step for step in (reshaped, rounded) if step is not None)
+    if was.shape != now.shape and np.array_equal(was.ravel(), now.ravel()):
+        yield Step("shape", f"given in shape {now.shape}, not {was.shape}, with the values in the same order")
+    if was.shape == now.shape and was.ndim and (rounding := proof.explain_rounding(was, now)) is not None:
+        yield rounding
 
 
 def _find_non_finite(was: Array, now: Array) -> Iterator[Step]:
@@ -219,14 +219,12 @@ def _find_non_finite(was: Array, now: Array) -> Iterator[Step]:
         return
     before, after = ~np.isfinite(was), ~np.isfinite(now)
     either = before | after
-    count = int(either.sum())
-    places = f"{count} place{'s' * (count > 1)}"
     if before.any() == after.any() or not np.array_equal(was[~either], now[~either]):
         return
-    if after.any():
-        yield Step("missing", f"set to NaN or infinity in {places}")
-    else:
-        yield Step("missing", f"replaced where they were NaN or infinite ({places})")
+    count = int(either.sum())
+    places = f"{count} place{'s' * (count > 1)}"
+    words = "set to NaN or infinity in {}" if after.any() else "replaced where they were NaN or infinite ({})"
+    yield Step("missing", words.format(places))
 
 
 def _replace_non_finite(was: Array, now: Array) -> tuple[Array, Array] | None:
@@ -239,7 +237,7 @@ def _replace_non_finite(was: Array, now: Array) -> tuple[Array, Array] | None:
     return np.where(before, 0, was), np.where(after, 0, now)
 
 
-def _explain_numbers(noun: str, was: Array, now: Array, scope: Scope, is_cropped: bool) -> Diagnosis | None:
+def _explain_numbers(noun: str, was: Array, now: Array, scope: Scope) -> Diagnosis | None:
     """Try the causes for labels, images, and other numbers."""
     is_picture = noun == "images" and np.uint8 in (was.dtype, now.dtype)
     if not is_picture and _are_labels(was, now) and (was.ndim > 1 or scope.is_mapping):
@@ -255,15 +253,14 @@ def _explain_numbers(noun: str, was: Array, now: Array, scope: Scope, is_cropped
             suffix = f" ({scope.words})"
             was, now = (was[differing], now[differing]) if was.ndim > 1 else (was, now)
     causes = (*statistics.PLACES, *numbers.POINTWISE, *statistics.STATISTICS, *statistics.COLUMNS)
-    if read_as_images(was) and read_as_images(now):
-        is_series = noun == "values" and was.ndim == now.ndim == 3
-        steps = _prove(causes, was, now) if is_series else None
-        images = explain_images(was, now, is_cropped=is_cropped) if steps is None else None
+    are_images = bool(read_as_images(was) and read_as_images(now))
+    is_series = noun == "values" and was.ndim == now.ndim == 3
+    steps = _prove(causes, was, now) if is_series or not are_images else None
+    if steps is None and are_images:
+        images = explain_images(was, now, is_cropped=scope.is_cropped)
         if images is not None:
             return join_steps(*images, _describe_scope(images[1], suffix))
-        if noun == "images" or is_series:
-            return None if steps is None else join_steps(noun, steps, suffix)
-    steps = _prove(causes, was, now)
+        steps = _prove(causes, was, now) if noun == "values" and not is_series else None
     return None if steps is None else join_steps(noun, steps, suffix)
 
 

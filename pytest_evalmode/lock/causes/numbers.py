@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pytest_evalmode.lock.causes.cause import Array, Cause, Step, count_distinct
+from pytest_evalmode.lock.causes.cause import Array, Cause, Step, count_distinct, describe_line
 from pytest_evalmode.lock.causes.proof import Pair, fit_lines, prove
 
 _FACTORS = {
@@ -56,11 +56,7 @@ def _fitted_lines(a: Array, b: Array) -> Iterator[tuple[float, float, str]]:
 
 def _describe_line(_: Array, __: Array, line: tuple[float, float, str]) -> Step:
     scale, shift, name = line
-    if not shift:
-        return Step("unit", f"multiplied by {name or f'{scale:.6g}'}")
-    if scale == 1:
-        return Step("unit", f"shifted by {shift:.6g}")
-    return Step("unit", f"multiplied by {scale:.6g} and shifted by {shift:.6g}")
+    return Step("unit", f"multiplied by {name}" if name else describe_line(scale, shift))
 
 
 # Functions without parameters, applied or left out.

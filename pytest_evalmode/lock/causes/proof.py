@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -86,8 +85,11 @@ def simplest(proofs: Sequence[Proof]) -> list[Step] | None:
 
 def _reproduces(pair: Pair, cause: Cause, parameters: object) -> list[Step] | None:
     """Return the roundings after which a cause reproduces the current values: none or one; None if it does not."""
-    b, apply = pair.b, partial(_apply, cause, parameters)
-    predicted = np.asarray(apply(pair.a))
+
+    def apply(values: Array) -> Array:
+        return np.asarray(cause.apply(values, parameters))
+
+    b, predicted = pair.b, apply(pair.a)
     if predicted.shape != b.shape or not np.isfinite(predicted).all():
         return None
     fitted = 0 if cause.is_confirmed else cause.fitted(parameters)
@@ -103,21 +105,18 @@ def _reproduces(pair: Pair, cause: Cause, parameters: object) -> list[Step] | No
         return None  # the cause changes nothing
     if np.all(off <= error) and (not cause.residual or _rms(off) <= _MAX_REST * _rms(change)):
         return []
-    return next(find_roundings(predicted, b, error), None) if _rms(off) <= _MAX_REST * _rms(change) else None
+    roundings = _find_roundings(predicted, b, error) if _rms(off) <= _MAX_REST * _rms(change) else iter(())
+    return next(([step] for step, _ in roundings), None)
 
 
-def _apply(cause: Cause, parameters: object, values: Array) -> Array:
-    return np.asarray(cause.apply(values, parameters))
-
-
-def find_roundings(predicted: Array, b: Array, error: Array | float) -> Iterator[list[Step]]:
-    """Yield the roundings of the predicted values that give the current ones: to a dtype, or to whole numbers."""
+def _find_roundings(predicted: Array, b: Array, error: Array | float) -> Iterator[tuple[Step, Array]]:
+    """Yield the roundings of the predicted values that give the current ones, and the distance of rounded values."""
     low, high = predicted - b - error, predicted - b + error
     for name, spacing in _spacings(b):
         if np.all((low <= 0.5001 * spacing) & (high >= -0.5001 * spacing)):
-            yield [Step("rounding", f"rounded to {name}", {"rounded": name})]
+            yield Step("rounding", f"rounded to {name}", {"rounded": name}), spacing
         elif name == "whole numbers" and np.all((low <= spacing) & (high >= 0)):
-            yield [Step("rounding", f"rounded down to {name}", {"rounded": name})]
+            yield Step("rounding", f"rounded down to {name}", {"rounded": name}), spacing
 
 
 def _spacings(b: Array) -> Iterator[tuple[str, Array]]:
@@ -146,11 +145,10 @@ def explain_rounding(was: Array, now: Array) -> Step | None:
     """Return a step if values were rounded, or differ by no more than other hardware or code makes them."""
     a, b = np.asarray(was, np.float64), np.asarray(now, np.float64)
     off = np.abs(a - b)
-    for steps in find_roundings(a, b, 0.0):
-        grid = dict(_spacings(b))[str(steps[0].details["rounded"])]
+    for step, spacing in _find_roundings(a, b, 0.0):
         # Values that are all close to their rounded form differ for another reason.
-        if float(np.mean(off / grid)) > 0.02 and not np.array_equal(np.round(a), a):
-            return steps[0]
+        if float(np.mean(off / spacing)) > 0.02 and not np.array_equal(np.round(a), a):
+            return step
     names = {each.dtype.name for each in (was, now) if each.dtype.kind == "f"}
     limit = max((_NOISE.get(name, 0.0) for name in names), default=0.0)
     if names and not np.array_equal(np.round(b), b) and all(np.array_equal(_bfloat16(each), each) for each in (a, b)):

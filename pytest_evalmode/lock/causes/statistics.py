@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pytest_evalmode.lock.causes.cause import NOT_BEFORE, RANDOM, Array, Cause, Step
+from pytest_evalmode.lock.causes.cause import NOT_BEFORE, RANDOM, Array, Cause, Step, describe_line
 from pytest_evalmode.lock.causes.numbers import same_shape
 from pytest_evalmode.lock.causes.order import match_samples, sample_bytes
 from pytest_evalmode.lock.causes.proof import MAX_COLUMNS, fit_lines
@@ -71,12 +71,9 @@ def _describe_columns(a: Array, b: Array, parameters: Any) -> Step:
         return Step("standardised", f"standardized per {name}{NOT_BEFORE}")
     scales, shifts = scale.ravel(), shift.ravel()
     changed = np.flatnonzero((scales != 1) | (shifts != 0))
-    shown = []
-    for i in changed[:4]:
-        words = [f"multiplied by {scales[i]:.6g}"] if abs(scales[i] - 1) > 1e-9 else []
-        if not words or abs(shifts[i]) > 1e-6 * np.abs(b).max():
-            words.append(f"shifted by {shifts[i]:.6g}")
-        shown.append(f"{name} {i} {' and '.join(words)}")
+    scales = np.where(np.abs(scales - 1) > 1e-9, scales, 1.0)
+    shifts = np.where((scales == 1) | (np.abs(shifts) > 1e-6 * np.abs(b).max()), shifts, 0.0)
+    shown = [f"{name} {i} {describe_line(scales[i], shifts[i])}" for i in changed[:4]]
     listed = "; ".join(shown) + (f"; and {len(changed) - 4} more {name}s" if len(changed) > 4 else "")
     if standardized == [True, False]:
         return Step("standardised", f"no longer standardized per {name}: {listed}")

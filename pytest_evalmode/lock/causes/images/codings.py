@@ -21,6 +21,8 @@ _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "MNIST": ((0.1307,), (0.3081,)),
     "Caffe (BGR)": ((103.939 / 255, 116.779 / 255, 123.68 / 255), (1 / 255,)),
 }
+Recoding = tuple[Step | None, Array, Array]
+"""A known change or None, and the scale and shift per channel."""
 _OVERSHOOT = 0.12  # by which pixels may leave their range, for example after a resampling filter
 _NEAR = 0.02  # relative difference between the fitted scale and that of a known coding
 
@@ -108,21 +110,11 @@ _CHANGES: tuple[tuple[str, str, str, str], ...] = (
     ("unit bytes", "divided", "range", "divided by 255 once more"),
     ("unit bytes", "normalized", "normalised", "normalized ({} mean and std)" + NOT_BEFORE),
     ("normalized", "unit", "not normalised", "not normalized ({} mean and std)"),
-    (
-        "normalized",
-        "bytes",
-        "not normalised",
-        "neither normalized ({} mean and std) nor scaled from 0..255 to 0..1",
-    ),
+    ("normalized", "bytes", "not normalised", "neither normalized ({} mean and std) nor scaled from 0..255 to 0..1"),
     ("normalized", "normalized twice", "normalised twice", "normalized twice ({} mean and std)"),
     ("normalized", "normalized", "other statistics", "normalized with other statistics ({} mean and std, not {})"),
     ("normalized unit bytes", "not divided", "range", "normalized ({} mean and std) without division by 255"),
-    (
-        "normalized unit bytes",
-        "divided twice",
-        "range",
-        "divided by 255 twice before normalization ({} mean and std)",
-    ),
+    ("normalized unit bytes", "divided twice", "range", "divided by 255 twice before normalization ({} mean and std)"),
 )
 
 
@@ -136,27 +128,26 @@ def change_of_coding(old: Coding, new: Coding) -> Step | None:
     return None
 
 
-def _recodings(a: Array, b: Array) -> Iterator[tuple[Coding | None, Coding | None, Array, Array]]:
+def _recodings(a: Array, b: Array) -> Iterator[Recoding]:
     """Yield the known changes that are near the fitted scale and shift, the nearest first, and then the fitted one."""
-    if a.shape != b.shape or a.ndim != 4:
-        return
     fitted, fitted_shift = fit_lines(a, b, (0, 2, 3))
     near = []
     for old in codings_of(a):
         for new in known_codings(a.shape[1]):
             scale = new.scale / old.scale
-            if np.all(np.abs(scale - fitted) <= _NEAR * np.abs(scale)) and change_of_coding(old, new) is not None:
+            step = change_of_coding(old, new)
+            if step is not None and np.all(np.abs(scale - fitted) <= _NEAR * np.abs(scale)):
                 shift = new.shift - scale * old.shift
-                near.append((round(float(np.abs(a * scale + shift - b).max()), 3), old, new, scale, shift))
+                near.append((round(float(np.abs(a * scale + shift - b).max()), 3), step, scale, shift))
     yield from (each[1:] for each in sorted(near, key=lambda each: each[0]))
     if np.all(fitted > 0):
-        yield None, None, fitted, fitted_shift
+        yield None, fitted, fitted_shift
 
 
-def _describe_recoding(a: Array, b: Array, recoding: tuple[Coding | None, Coding | None, Array, Array]) -> Step:
+def _describe_recoding(a: Array, b: Array, recoding: Recoding) -> Step:
     """Describe a change of the coding; a fitted one as a mean and std if the coding before or now is known."""
-    old, new, scale, shift = recoding
-    if old is not None and new is not None and (step := change_of_coding(old, new)) is not None:
+    step, scale, shift = recoding
+    if step is not None:
         return step
     before, after = (next(iter(codings_of(each)), None) for each in (a, b))
     was_centered, is_centered = _is_centered(a), _is_centered(b)
@@ -188,7 +179,7 @@ def _is_centered(values: Array) -> bool:
 
 RECODED = Cause(
     _recodings,
-    lambda a, p: a * p[2] + p[3],
+    lambda a, p: a * p[1] + p[2],
     _describe_recoding,
-    lambda p: 0 if p[0] is not None else 2 * int(p[2].size),
+    lambda p: 0 if p[0] is not None else 2 * int(p[1].size),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -76,11 +77,11 @@ def _prove(prover: Callable[[Moved], Iterable[Proof]], reached: Iterable[Moved])
 
 
 def _move(before: Moved, is_cropped: bool) -> Iterator[Moved]:
-    try_turns, try_shifts = (partial(each, is_cropped=is_cropped) for each in (moves.try_turns, moves.try_shifts))
-    kinds: Sequence[moves.Moves] = (try_turns, try_shifts, moves.try_channels)
+    try_shifts = partial(moves.try_shifts, is_cropped=is_cropped)
+    kinds: Sequence[moves.Moves] = (moves.try_turns, try_shifts, moves.try_channels)
     for i, try_moves in list(enumerate(kinds, 1))[before.kinds :]:
-        for steps, was, now in try_moves(before.was, before.now):
-            yield Moved(was, now, _correlate(was, now), (*before.steps, *steps), i)
+        for step, was, now in try_moves(before.was, before.now):
+            yield Moved(was, now, _correlate(was, now), (*before.steps, step), i)
 
 
 def _explain_each(a: Array, b: Array, is_cropped: bool) -> list[Step] | None:
@@ -164,14 +165,12 @@ def _prove_slowly(moved: Moved, *, is_cropped: bool, with_jpeg: bool) -> Iterato
 
 def _pair_codings(was: Array, now: Array) -> Iterator[tuple[Coding, Coding, tuple[Step, ...]]]:
     """Yield the codings in which images have levels, before and now, and the step between them."""
-    known = codings.codings_of(was)
-    for old in known:
-        for new in codings.codings_of(now):
-            step = codings.change_of_coding(old, new)
-            is_same = (old.family, old.name) == (new.family, new.name)
-            if (step is not None or is_same) and codings.has_levels(old, was) and codings.has_levels(new, now):
-                yield old, new, () if is_same or step is None else (step,)
-    if was.shape == now.shape and not any(codings.has_levels(each, was) for each in known):
+    before, after = ([each for each in codings.codings_of(x) if codings.has_levels(each, x)] for x in (was, now))
+    for old, new in product(before, after):
+        step = codings.change_of_coding(old, new)
+        if old is new or step is not None:
+            yield old, new, () if step is None else (step,)
+    if not before:
         for own in codings.fitted_codings(was, now):
             if codings.has_levels(own, was) and codings.has_levels(own, now):
                 yield own, own, ()

@@ -26,10 +26,8 @@ def read_as_images(array: Array) -> list[ImageBatch]:
     readings: list[ImageBatch] = []
     shape = array.shape
     if array.ndim == 5:
-        folded = array.reshape(-1, *shape[2:])
-        readings += [
-            ImageBatch(f"N{each.layout}".replace("NN", "NT"), each.images, True) for each in read_as_images(folded)
-        ]
+        frames = read_as_images(array.reshape(-1, *shape[2:]))
+        readings += [ImageBatch(f"NT{each.layout.removeprefix('N')}", each.images, True) for each in frames]
     if array.ndim == 4:
         if min(shape[2:]) >= _MIN_SIDE and (shape[1] in _CHANNELS or shape[3] not in _CHANNELS):
             readings.append(ImageBatch("NCHW", array, shape[1] in _CHANNELS))
@@ -56,10 +54,3 @@ def pair_layouts(was: Array, now: Array) -> Iterator[tuple[list[Step], ImageBatc
         for b in new:
             if b.layout != a.layout:
                 yield [Step("layout", f"laid out as {b.layout}, not {a.layout}")], a, b
-
-
-def find_reshape(was: Array, now: Array) -> Step | None:
-    """Find a change of the shape that keeps the values in the same order."""
-    if was.shape == now.shape or was.size != now.size or not np.array_equal(was.ravel(), now.ravel()):
-        return None
-    return Step("shape", f"given in shape {now.shape}, not {was.shape}, with the values in the same order")

@@ -1,7 +1,7 @@
 """Causes that act on 8-bit levels: brightness, gamma, gray, JPEG.
 
-All arrays have shape (samples, channels, rows, columns) and values in 0..255. A prediction is rounded to levels, and
-may be one level off where other libraries round differently.
+Both arrays have the same shape (samples, channels, rows, columns) and values in 0..255. A prediction is rounded to
+levels, and may be one level off where other libraries round differently.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _MARGIN = 16  # pixels at the borders of a cropped image, which depend on pixels
 _MIN_CHANGE = 0.25  # squared levels: less is not searched for a quality
 
 
-def same_shape(a: Array, b: Array) -> list[None]:
-    return [None] if a.shape == b.shape else []
+def _once(_: Array, __: Array) -> list[None]:
+    return [None]
 
 
 def _to_gray(levels: Array, weights: tuple[float, ...]) -> Array:
@@ -37,13 +37,13 @@ def _to_gray(levels: Array, weights: tuple[float, ...]) -> Array:
 
 
 def _grays(a: Array, b: Array) -> Iterator[tuple[float, ...]]:
-    if a.shape == b.shape and a.shape[1] == 3 and np.array_equal(b, np.broadcast_to(b[:, :1], b.shape)):
+    if a.shape[1] == 3 and np.array_equal(b, np.broadcast_to(b[:, :1], b.shape)):
         yield from _GRAYS
 
 
 def _inner(a: Array, b: Array) -> tuple[Array, Array]:
     """Return the levels, before and now, that were neither clipped nor are too dark to show a factor; may be empty."""
-    at = (a > 8) & (a < 247) & (b > 0) & (b < 255) if a.shape == b.shape else np.zeros(a.shape, bool)
+    at = (a > 8) & (a < 247) & (b > 0) & (b < 255)
     return (a[at], b[at]) if at.sum() > 16 else (a[:0].ravel(), a[:0].ravel())
 
 
@@ -82,12 +82,12 @@ def _describe_line(_: Array, __: Array, p: tuple[float, float]) -> Step:
 
 POINTWISE = (
     Cause(
-        same_shape,
+        _once,
         lambda x, _: 16 + x * (219 / 255),
         lambda a, b, _: Step("range", "given in the limited video range (16..235)"),
         residual=1,
     ),
-    Cause(same_shape, lambda x, _: 255 - x, lambda a, b, _: Step("inverted", "inverted (dark and bright swapped)")),
+    Cause(_once, lambda x, _: 255 - x, lambda a, b, _: Step("inverted", "inverted (dark and bright swapped)")),
     Cause(_grays, _to_gray, lambda a, b, _: Step("grey", "converted to grayscale"), residual=1),
     Cause(_factors, lambda x, f: x * f, _describe_factor, lambda _: 1, residual=1),
     Cause(
@@ -119,7 +119,7 @@ def compress(levels: Array, parameters: tuple[int, int]) -> Array:
 
 def _qualities(a: Array, b: Array) -> Iterator[tuple[int, int]]:
     """Propose the qualities that fit the luma of a part of the most changed image best, with each subsampling."""
-    if Image is None or a.shape != b.shape or a.shape[1] not in (1, 3):
+    if Image is None or a.shape[1] not in (1, 3):
         return
     changes = np.mean((a - b) ** 2, (1, 2, 3))
     if changes.mean() < _MIN_CHANGE:

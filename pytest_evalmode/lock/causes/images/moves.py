@@ -1,7 +1,7 @@
 """Moves of images: flips and rotations, shifts, channels.
 
 All images have shape (samples, channels, rows, columns), any range and dtype. Each function yields the moves that are
-worth trying: the steps, the locked images after them, and the current images that these are compared with.
+worth trying: the step, the locked images after them, and the current images that these are compared with.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from pytest_evalmode.lock.causes.cause import Array, Step
 from pytest_evalmode.lock.causes.images import codings
 
-Move = tuple[list[Step], Array, Array]
+Move = tuple[Step, Array, Array]
 Moves = Callable[[Array, Array], Iterator[Move]]
 
 _MIN_OVERLAP = 0.4  # share of an image
@@ -33,19 +33,10 @@ _TURNS: tuple[tuple[str, str, bool, tuple[int, ...]], ...] = (
 )
 
 
-def try_turns(a: Array, b: Array, *, is_cropped: bool = False) -> Iterator[Move]:
-    """Yield flips and rotations; with `is_cropped`, centers that are not square are compared where both are known."""
+def try_turns(a: Array, b: Array) -> Iterator[Move]:
+    """Yield flips and rotations."""
     for kind, words, swapped, axes in _TURNS:
-        turned = np.flip(a.swapaxes(2, 3) if swapped else a, axes)
-        size = np.minimum(turned.shape[2:], b.shape[2:]) if is_cropped else None
-        yield [Step(kind, words)], _center(turned, size), _center(b, size)
-
-
-def _center(x: Array, size: Array | None) -> Array:
-    if size is None:
-        return x
-    top, left = (np.array(x.shape[2:]) - size) // 2
-    return x[:, :, top : top + size[0], left : left + size[1]]
+        yield Step(kind, words), np.flip(a.swapaxes(2, 3) if swapped else a, axes), b
 
 
 def try_channels(a: Array, b: Array) -> Iterator[Move]:
@@ -55,19 +46,19 @@ def try_channels(a: Array, b: Array) -> Iterator[Move]:
         for order in list(permutations(range(3)))[1:]:
             swap = "red and blue swapped: BGR instead of RGB or the reverse"
             how = swap if order == (2, 1, 0) else f"{order} instead of (0, 1, 2)"
-            steps = [Step("channels", f"given with the channels in another order ({how})")]
-            yield steps, a[:, order], b
+            step = Step("channels", f"given with the channels in another order ({how})")
+            yield step, a[:, order], b
             if coding is not None:
-                yield steps, coding.from_levels(coding.to_levels(a)[:, order]).astype(a.dtype), b
+                yield step, coding.from_levels(coding.to_levels(a)[:, order]).astype(a.dtype), b
 
 
-def try_shifts(a: Array, b: Array, *, is_cropped: bool = False) -> Iterator[Move]:
+def try_shifts(a: Array, b: Array, *, is_cropped: bool) -> Iterator[Move]:
     """Yield shifts by whole pixels; edges may be filled with one value per channel.
 
     With `is_cropped`, these are only the centers of images, so what a shift brings in is not known.
     """
     for dy, dx in _likely_offsets(a, b) if a.shape == b.shape else ():
-        steps = [Step("shift", f"shifted by {_pixels(-dy, 'down', 'up')} and {_pixels(-dx, 'right', 'left')}")]
+        step = Step("shift", f"shifted by {_pixels(-dy, 'down', 'up')} and {_pixels(-dx, 'right', 'left')}")
         rows, columns = np.arange(a.shape[2]) + dy, np.arange(a.shape[3]) + dx
         inside = np.outer((rows >= 0) & (rows < len(rows)), (columns >= 0) & (columns < len(columns)))
         overlap = b[:, :, inside.any(1)][..., inside.any(0)]
@@ -76,12 +67,12 @@ def try_shifts(a: Array, b: Array, *, is_cropped: bool = False) -> Iterator[Move
         if not _is_varied(overlap):
             continue
         if is_cropped:
-            yield steps, moved, overlap
+            yield step, moved, overlap
         elif np.all(edge == edge[:1, :, :1]):
             for fill in (edge[:1, :, :1], 0):
                 filled = np.empty(b.shape, a.dtype)
                 filled[:, :, ~inside], filled[:, :, inside] = fill, moved.reshape(*a.shape[:2], -1)
-                yield steps, filled, b
+                yield step, filled, b
 
 
 def _pixels(n: int, positive: str, negative: str) -> str:

@@ -17,21 +17,15 @@ def find_padding_id(ids: Array) -> int | None:
             length = next((i for i, each in enumerate(end) if each != end[0]), len(end))
             runs.setdefault(end[0], []).append(length)
     counts = Counter(ids.ravel().tolist())
-    candidates = [
-        id_
-        for id_, lengths in runs.items()
-        if max(lengths) > 1 and sum(lengths) >= counts[id_] and set(lengths) != {ids.shape[1]}
-    ]
-    return max(candidates, key=lambda id_: counts[id_], default=None)
+    longer = {id_: lengths for id_, lengths in runs.items() if max(lengths) > 1 and set(lengths) != {ids.shape[1]}}
+    candidates = [id_ for id_, lengths in longer.items() if sum(lengths) >= counts[id_]]
+    return max(candidates, key=counts.__getitem__, default=None)
 
 
 def strip_padding(ids: Array, padding_id: int | None) -> list[tuple[int, ...]]:
     """Return the rows of token ids without padding at either end."""
-    rows = []
-    for row in ids.tolist():
-        text = [i for i, each in enumerate(row) if each != padding_id]
-        rows.append(tuple(row[text[0] : text[-1] + 1]) if text else ())
-    return rows
+    places = [np.flatnonzero(row != padding_id) for row in ids]
+    return [tuple(row[at[0] : at[-1] + 1].tolist()) if at.size else () for row, at in zip(ids, places, strict=True)]
 
 
 def describe_padding(was: Array, now: Array, ids: tuple[int | None, int | None], *, changed: bool) -> list[Step] | None:
@@ -82,9 +76,9 @@ def _explain_holes(was: Array, now: Array) -> Diagnosis | None:
     if was.shape != now.shape or np.any(now > was):
         return None
     inside = np.argwhere(_is_inside(now) & (was > now)).tolist()
-    masked = int((was > now).sum())
     if not inside:
         return None
+    masked = int((was > now).sum())
     more = f", {masked - len(inside)} at an end" if masked > len(inside) else ""
     first = f"first: text {inside[0][0]}, token {inside[0][1]}"
     words = f"masked in {masked} more place{'s' * (masked > 1)}: {len(inside)} inside a text ({first}){more}"

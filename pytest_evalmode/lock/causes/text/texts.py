@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import unicodedata
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from pytest_evalmode.lock.causes.cause import Array, Diagnosis, Step, join_steps
 from pytest_evalmode.lock.causes.text.tokens import find_affix
@@ -13,8 +14,8 @@ from pytest_evalmode.lock.causes.text.tokens import find_affix
 def explain_texts(was: Array, now: Array) -> Diagnosis | None:
     """Return the diagnosis of arrays of strings of any shape; None without a known cause."""
     old, new = ([str(each) for each in array.ravel()] for array in (was, now))
-    step = next(_find_changes(old, new), None) if was.shape == now.shape else None
-    return None if step is None else join_steps("texts", [step])
+    steps = _find_changes(old, new) if was.shape == now.shape else iter(())
+    return next((join_steps("texts", [step]) for step in steps), None)
 
 
 def _find_changes(old: list[str], new: list[str]) -> Iterator[Step]:
@@ -26,8 +27,7 @@ def _find_changes(old: list[str], new: list[str]) -> Iterator[Step]:
     for kind, form, words in _FORMS:
         if _apply(form, old) == _apply(form, new):
             yield Step(kind, words)
-    found = find_affix(old, new) if len(old) > 1 else None
-    if found is not None:
+    if len(old) > 1 and (found := find_affix(old, new)) is not None:
         affix, is_new, is_start = found
         where = "before" if is_start else "after"
         yield Step("prompt", f"given {'with' if is_new else 'without'} {affix[:40]!r} {where} every text")
@@ -56,11 +56,7 @@ _FUNCTIONS: tuple[tuple[str, Callable[[str], object], str], ...] = (
 # The kind, a form in which the texts are still the same, and the words.
 _FORMS: tuple[tuple[str, Callable[[str], object], str], ...] = (
     ("casing", str.lower, "given in a different case"),
-    (
-        "unicode",
-        lambda text: unicodedata.normalize("NFKC", text),
-        "given in another Unicode normalization form (NFC, NFD, NFKC)",
-    ),
+    ("unicode", partial(unicodedata.normalize, "NFKC"), "given in another Unicode normalization form (NFC, NFD, NFKC)"),
     ("accents", _without_accents, "given with different accents"),
     ("white space", str.split, "given with different whitespace"),
 )

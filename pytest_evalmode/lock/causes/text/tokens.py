@@ -72,7 +72,9 @@ def _explain_rows(old: Rows, new: Rows) -> list[Step] | None:
     index = match_samples(old, new)
     if index is not None:
         return order_steps(len(old), index)
-    between = sorted(_without_ends(old, new), key=lambda each: len(each[0])) if len(old) == len(new) else []
+    if len(old) != len(new):
+        return None
+    between = sorted(_without_ends(old, new), key=lambda each: len(each[0]))
     for special, a, b, _ in between:
         if a == b:
             return special
@@ -80,7 +82,7 @@ def _explain_rows(old: Rows, new: Rows) -> list[Step] | None:
         step = _find_replaced(a, b) or _find_prompt(a, b) or _find_truncation(a, b, counts)
         if step is not None:
             return [*special, step]
-    unknown = _find_unknown(old, new) if between else None
+    unknown = _find_unknown(old, new)
     return None if unknown is None else [unknown]
 
 
@@ -152,14 +154,13 @@ def find_affix(old: list[Any], new: list[Any]) -> tuple[Any, bool, bool] | None:
     """
     for longer, shorter in ((new, old), (old, new)):
         pairs = list(zip(longer, shorter, strict=True))
-        n = len(pairs[0][0]) - len(pairs[0][1])
-        if n > 0 and all(len(a) - len(b) == n for a, b in pairs):
-            for is_start, affixes, rest in (
-                (True, {a[:n] for a, _ in pairs}, all(a[n:] == b for a, b in pairs)),
-                (False, {a[-n:] for a, _ in pairs}, all(a[:-n] == b for a, b in pairs)),
-            ):
-                if rest and len(affixes) == 1:
-                    return affixes.pop(), longer is new, is_start
+        n = len(longer[0]) - len(shorter[0])
+        if n > 0:
+            start, end = longer[0][:n], longer[0][-n:]
+            if all(a == start + b for a, b in pairs):
+                return start, longer is new, True
+            if all(a == b + end for a, b in pairs):
+                return end, longer is new, False
     return None
 
 

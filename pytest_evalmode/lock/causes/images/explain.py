@@ -77,8 +77,8 @@ def _prove(prover: Callable[[Moved], Iterable[Proof]], reached: Iterable[Moved])
 
 
 def _move(before: Moved, is_cropped: bool) -> Iterator[Moved]:
-    try_shifts = partial(moves.try_shifts, is_cropped=is_cropped)
-    kinds: Sequence[moves.Moves] = (moves.try_turns, try_shifts, moves.try_channels)
+    try_turns, try_shifts = (partial(each, is_cropped=is_cropped) for each in (moves.try_turns, moves.try_shifts))
+    kinds: Sequence[moves.Moves] = (try_turns, try_shifts, moves.try_channels)
     for i, try_moves in list(enumerate(kinds, 1))[before.kinds :]:
         for step, was, now in try_moves(before.was, before.now):
             yield Moved(was, now, _correlate(was, now), (*before.steps, step), i)

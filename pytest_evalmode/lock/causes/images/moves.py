@@ -33,10 +33,19 @@ _TURNS: tuple[tuple[str, str, bool, tuple[int, ...]], ...] = (
 )
 
 
-def try_turns(a: Array, b: Array) -> Iterator[Move]:
-    """Yield flips and rotations."""
+def try_turns(a: Array, b: Array, *, is_cropped: bool) -> Iterator[Move]:
+    """Yield flips and rotations; with `is_cropped`, centers that are not square are compared where both are known."""
     for kind, words, swapped, axes in _TURNS:
-        yield Step(kind, words), np.flip(a.swapaxes(2, 3) if swapped else a, axes), b
+        turned = np.flip(a.swapaxes(2, 3) if swapped else a, axes)
+        size = np.minimum(turned.shape[2:], b.shape[2:]) if is_cropped else None
+        yield Step(kind, words), _center(turned, size), _center(b, size)
+
+
+def _center(x: Array, size: Array | None) -> Array:
+    if size is None:
+        return x
+    top, left = (np.array(x.shape[2:]) - size) // 2
+    return x[:, :, top : top + size[0], left : left + size[1]]
 
 
 def try_channels(a: Array, b: Array) -> Iterator[Move]:

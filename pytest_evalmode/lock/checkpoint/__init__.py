@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_evalmode.lock.checkpoint import adapters, equal_tensors, loading, pairing, quantization, tensor_causes
 from pytest_evalmode.lock.checkpoint.architecture_changes import find_architecture_changes
 from pytest_evalmode.lock.checkpoint.differences import Cause, Differences
-from pytest_evalmode.lock.model_entry import ModelContents, TensorRecord
+from pytest_evalmode.lock.lock_file import Entry
+from pytest_evalmode.lock.model_entry import ModelContents, parse_architecture, parse_records
 from pytest_evalmode.observe.state.fingerprint import undisturbed
 
 if TYPE_CHECKING:
@@ -39,31 +40,25 @@ _CHECKS: tuple[Callable[[Differences], Cause | list[Cause] | None], ...] = (
 )
 
 
-def diagnose(
-    locked: Mapping[str, TensorRecord],
-    current: ModelContents,
-    samples: Mapping[str, Array],
-    architecture: Mapping[str, str] | None = None,
-) -> list[Cause]:
-    """Return the causes that together explain how a model differs from its lock entry.
+def diagnose(record: Entry, current: ModelContents, samples: Mapping[str, Array]) -> list[Cause]:
+    """Return the causes that together explain how a model differs from its record.
 
-    `samples` are the locked values that `sample_grid` returned, by the name of their tensor. The locked architecture is
-    not compared if it is empty or None.
+    `samples` are the locked values that `sample_grid` returned, by the name of their tensor.
     """
-    diff = Differences(locked, current, samples)
+    diff = Differences(parse_records(record), current, samples)
     with undisturbed():
-        causes = [pairing.find_renamed(diff), find_architecture_changes(diff, architecture or {})]
+        causes = [pairing.find_renamed(diff), find_architecture_changes(diff, parse_architecture(record))]
         for check in _CHECKS:
             found = check(diff)
             causes += found if isinstance(found, list) else [found]
     return [cause for cause in causes if cause is not None]
 
 
-def describe_causes(title: str, causes: list[Cause]) -> tuple[str, str, dict[str, object]]:
-    """Return the headline, the finding and the details of a `model-changed` violation."""
+def describe_causes(title: str, causes: list[Cause]) -> tuple[str, dict[str, object]]:
+    """Return the headline and the details of a `model-changed` violation."""
     if [cause.kind for cause in causes] == ["renamed"]:
         words = f"only the names changed: {causes[0].words}"
     else:
         words = "; ".join(cause.words for cause in causes) or "the digest differs, but the tensors are the same"
     details: dict[str, object] = {"causes": {cause.kind: list(cause.tensors[:_MAX_NAMES]) for cause in causes}}
-    return f"{title}: {words}", f"{title}: {words}", details
+    return f"{title}: {words}", details

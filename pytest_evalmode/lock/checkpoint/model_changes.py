@@ -50,16 +50,14 @@ def find_change(
     samples: Arrays = {}
     problem = ""
     try:
-        samples = unpack(read_samples(path, str(record.get("samples", ""))))
+        samples = unpack(read_samples(path, record["samples"]))
     except LockError as error:
         problem = f"; {error}"
-    where = f"{path}: model {name!r}"
-    records, architecture = model_entry.parse_records(record, where), model_entry.parse_architecture(record, where)
     try:
-        causes = checkpoint.diagnose(records, contents, samples, architecture)
+        causes = checkpoint.diagnose(record, contents, samples)
     except Exception as error:  # values that do not fit the record
-        causes = checkpoint.diagnose(records, contents, {}, architecture)
+        causes = checkpoint.diagnose(record, contents, {})
         problem = f"; the stored values cannot be used: {error}"
     title = contents.type if name == contents.type else f"{name} ({contents.type})"
-    headline, finding, details = checkpoint.describe_causes(title, causes)
-    return LockChange("model", name, headline, f"{finding}{problem}", at, details=details)
+    headline, details = checkpoint.describe_causes(title, causes)
+    return LockChange("model", name, headline, f"{headline}{problem}", at, details=details)

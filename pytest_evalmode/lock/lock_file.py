@@ -178,26 +178,25 @@ def _read_json(path: Path) -> Entry | None:
     if data is None:
         return None
     try:
-        text = data.decode("utf-8")
-        conflict = _CONFLICT.search(text)
-        if conflict:
-            line = text.count("\n", 0, conflict.start()) + 1
-            raise LockError(f"{path}:{line}: unresolved merge conflict; {_REMEDY}")
-        content: Entry = json.loads(text, object_pairs_hook=_without_duplicates)
+        content: Entry = json.loads(data.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
+        conflict = _CONFLICT.search(error.doc)
+        if conflict:
+            line = error.doc.count("\n", 0, conflict.start()) + 1
+            raise LockError(f"{path}:{line}: unresolved merge conflict; {_REMEDY}") from None
         raise LockError(f"{path}:{error.lineno}: invalid or truncated JSON: {error.msg}; {_REMEDY}") from None
     except LockError as error:
-        raise LockError(str(error) if str(path) in str(error) else f"{path}: {error}; {_REMEDY}") from None
+        raise LockError(f"{path}: {error}; {_REMEDY}") from None
     except (RecursionError, ValueError) as error:
         raise LockError(f"{path} is not a lock file: {error}; {_REMEDY}") from None
     schema = content.get("schema") if isinstance(content, dict) else None
-    if type(schema) is int and schema > SCHEMA:
+    if type(schema) is not int or schema < SCHEMA:
+        raise LockError(f"{path} is not a lock file with schema version {SCHEMA}: run pytest --evalmode-update-lock")
+    if schema > SCHEMA:
         raise NewerVersionError(
             f"{path} has schema version {schema}, written by a newer pytest-evalmode; this version reads {SCHEMA}: "
             "upgrade pytest-evalmode"
         )
-    if schema != SCHEMA or type(schema) is not int:
-        raise LockError(f"{path} is not a lock file with schema version {SCHEMA}: run pytest --evalmode-update-lock")
     return content
 
 

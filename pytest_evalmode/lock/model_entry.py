@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import torch
@@ -20,17 +19,13 @@ from torch.nn.parameter import is_lazy
 from xxhash import xxh3_128_hexdigest
 
 from pytest_evalmode.lock.architecture import describe_architecture, find_module_changes
+from pytest_evalmode.lock.causes.cause import Array
 from pytest_evalmode.lock.lock_file import Entry, LockError
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.state import snapshot
 from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_of, undisturbed
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, Any]
-
-MAX_SAMPLE_BYTES = 1 << 18
+_MAX_SAMPLE_BYTES = 1 << 18
 _GRIDS = (24, 16, 12, 8, 4, 2, 1)
 _CPU = torch.device("cpu")
 _WITH_SIGNED_ZERO = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -67,14 +62,16 @@ def read_contents(model: nn.Module) -> ModelContents:
     with undisturbed():
         tensors = dict(snapshot.named_tensors(modules.walk(model))[0])
         records = {name: _record(name, tensor) for name, tensor in tensors.items()}
-    digest = _digest_of({name: str(record) for name, record in records.items()})
-    return ModelContents(modules.type_name(model), describe_architecture(model), records, tensors, digest)
+    return ModelContents(modules.type_name(model), describe_architecture(model), records, tensors, _digest_of(records))
 
 
 def _record(name: str, tensor: Tensor) -> TensorRecord:
     if is_lazy(tensor):
         raise LockError(f"{name} is not initialized (a lazy module): run the model once before locking it")
-    read = _read(tensor)
+    return _record_of(_read(tensor))
+
+
+def _record_of(read: Fingerprint) -> TensorRecord:
     return TensorRecord(_dtype_name(read.dtype), tuple(read.shape), _hex(read))
 
 
@@ -125,17 +122,16 @@ def is_known_to_match(entry: Entry, model: nn.Module, fingerprints: Mapping[str,
         return False
     if entry["architecture"] != _group(describe_architecture(modules.unwrap(model))):
         return False
-    lines = {name: f"{_dtype_name(read[1])} {tuple(read[0])} {_hex(read)}" for name, read in fingerprints.items()}
-    return bool(entry["digest"] == _digest_of(lines))
+    return bool(entry["digest"] == _digest_of({name: _record_of(read) for name, read in fingerprints.items()}))
 
 
-def sample_values(contents: ModelContents, max_bytes: int) -> dict[str, Array]:
-    """Return a few values of each tensor by name, on the finest grid that fits in `max_bytes`."""
+def sample_values(contents: ModelContents) -> dict[str, Array]:
+    """Return a few values of each tensor by name, on the finest grid that fits in a sample file."""
     for side in _GRIDS:
         sizes = {name: (side, side) if each.dim() > 1 else (1, 4 * side) for name, each in contents.tensors.items()}
         grids = {name: sample_grid(each, *sizes[name]) for name, each in contents.tensors.items()}
         sampled = {name: values for name, values in grids.items() if values is not None}
-        if sum(values.nbytes for values in sampled.values()) <= max_bytes:
+        if sum(values.nbytes for values in sampled.values()) <= _MAX_SAMPLE_BYTES:
             return sampled
     return {}
 
@@ -187,8 +183,8 @@ def _hex(read: Fingerprint) -> str:
     return (xxh3_128_hexdigest(read.bits) if read.has_values else read.bits.hex())[:_DIGEST_LENGTH]
 
 
-def _digest_of(lines: Mapping[str, str]) -> str:
-    return xxh3_128_hexdigest("\n".join([f"{name} {lines[name]}" for name in sorted(lines)]).encode())
+def _digest_of(records: Mapping[str, TensorRecord]) -> str:
+    return xxh3_128_hexdigest("\n".join([f"{name} {records[name]}" for name in sorted(records)]).encode())
 
 
 def spaced(size: int, most: int) -> list[int]:

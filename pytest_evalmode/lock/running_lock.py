@@ -34,11 +34,10 @@ from pytest_evalmode.lock.lock_file import (
     read_samples,
 )
 from pytest_evalmode.lock.preprocessing import describe, find_differences
-from pytest_evalmode.lock.sample_store import MAX_BYTES, key_of, pack, unpack
+from pytest_evalmode.lock.sample_store import MAX_BYTES, Arrays, key_of, pack, unpack
 from pytest_evalmode.trace import LockChange, Site
 
 if TYPE_CHECKING:
-    from pytest_evalmode.lock.sample_store import Arrays
     from pytest_evalmode.observe.state.fingerprint import Fingerprint
 
 _HEADER_BYTES = 1 << 16

@@ -316,7 +316,7 @@ TABLE = [
 def locked(net: nn.Module) -> tuple[dict[str, Any], Any]:
     contents = model_entry.read_contents(net)
     entry = json.loads(json.dumps(model_entry.build_entry(contents)))
-    return entry, model_entry.sample_values(contents, model_entry.MAX_SAMPLE_BYTES)
+    return entry, model_entry.sample_values(contents)
 
 
 def diagnose(net: nn.Module, entry: dict[str, Any], samples: Any) -> list[Cause]:

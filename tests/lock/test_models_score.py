@@ -389,7 +389,7 @@ def headline(kind: str, change: Callable[[Any], Any]) -> str | None:
     net = trained(kind)
     contents = model_entry.read_contents(net)
     entry = json.loads(json.dumps(model_entry.build_entry(contents)))
-    samples = model_entry.sample_values(contents, model_entry.MAX_SAMPLE_BYTES)
+    samples = model_entry.sample_values(contents)
     torch.manual_seed(3)
     with torch.no_grad():
         changed = change(net)
@@ -443,7 +443,7 @@ def test_random_changes_are_not_named(part: str) -> None:
     names = [name for name, p in net.named_parameters() if p.dim() > 1]
     contents = model_entry.read_contents(net)
     entry = json.loads(json.dumps(model_entry.build_entry(contents)))
-    samples = model_entry.sample_values(contents, model_entry.MAX_SAMPLE_BYTES)
+    samples = model_entry.sample_values(contents)
     named = []
     for i in take_part(range(400), part):
         p = net.get_parameter(names[i % len(names)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 
 from pytest_evalmode.lock.architecture import find_module_changes
 from pytest_evalmode.lock.checkpoint.differences import Cause, Differences, owner_of
@@ -14,12 +13,12 @@ _NEUTRAL = frozenset({"Identity", "Sequential", "ModuleList", "ModuleDict", "Par
 """Types that compute nothing themselves."""
 
 
-def find_architecture_changes(diff: Differences, was: Mapping[str, str]) -> Cause | None:
+def find_architecture_changes(diff: Differences) -> Cause | None:
     """Find types and settings that changed, and modules without tensors that were added or removed.
 
     Must run before tensors are explained. Modules whose tensors show the change are left out.
     """
-    now = diff.contents.architecture
+    was, now = diff.locked_architecture, diff.contents.architecture
     if not was or not now or was == now:
         return None
     owners = ((owner_of(old), owner_of(new)) for old, new in diff.current_names.items())

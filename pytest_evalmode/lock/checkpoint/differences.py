@@ -72,6 +72,7 @@ class Differences:
     """The differences between the locked and the current model that no cause explains yet."""
 
     locked: Mapping[str, TensorRecord]
+    locked_architecture: Mapping[str, str]
     contents: ModelContents
     samples: Mapping[str, Array]
     """Some values of each locked tensor."""

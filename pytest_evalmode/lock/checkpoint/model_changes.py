@@ -10,18 +10,17 @@ from torch import nn
 
 from pytest_evalmode.lock import checkpoint, model_entry
 from pytest_evalmode.lock.lock_file import Entry, LockError, digest_of, encode, read_model, read_samples
-from pytest_evalmode.lock.sample_store import pack, unpack
+from pytest_evalmode.lock.sample_store import Arrays, pack, unpack
 from pytest_evalmode.trace import LockChange, Site
 
 if TYPE_CHECKING:
-    from pytest_evalmode.lock.sample_store import Arrays
     from pytest_evalmode.observe.state.fingerprint import Fingerprint
 
 
 def build_entry(module: nn.Module) -> tuple[Entry, tuple[Entry, bytes | None]]:
     """Return the lock entry of a model, and its record with a few values as the contents of a safetensors file."""
     contents = model_entry.read_contents(module)
-    samples = pack(model_entry.sample_values(contents, model_entry.MAX_SAMPLE_BYTES))
+    samples = pack(model_entry.sample_values(contents))
     record = {**model_entry.build_entry(contents), "samples": digest_of(samples) if samples else ""}
     entry = {"type": contents.type, "record": digest_of(encode(record)), "tensors": len(contents.records)}
     return entry, (record, samples)

@@ -77,14 +77,9 @@ def last_fingerprints(model: nn.Module, item: pytest.Item) -> Mapping[str, Finge
 def report_changes(item: pytest.Item, outcome: Result[Any], close: Close) -> None:
     """Pass the changes that `close` returns to the test's guard, which is created if needed.
 
-    Args:
-        item: The test, whose call phase has ended.
-        outcome: The outcome of its call.
-        close: Called with whether the test ran to its end, and the context manager for calls of the user's functions:
-            None after violations, because a model in training mode would change further.
-
-    Raises:
-        LockError: If `close` raises it, and the test did not fail on its own.
+    `close` is called with whether the test ran to its end, and the context manager for calls of the user's functions:
+    None after violations, because a model in training mode would change further. A LockError that it raises is raised
+    here, if the test did not fail on its own.
     """
     from pytest_evalmode.session.guarded_test import phases
 

@@ -56,7 +56,7 @@ class StoredLock:
 
 
 def escape(text: str) -> str:
-    """Escape characters of untrusted text that would change what a terminal shows."""
+    """Escape characters of untrusted text that would change the output of a terminal."""
     return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 

@@ -28,7 +28,7 @@ def find_architecture_changes(diff: Differences) -> Cause | None:
     old = {renamed.get(path, path): line for path, line in was.items()}
     changed: dict[tuple[str, str, str | None, str | None], list[str]] = defaultdict(list)
     one_sided: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
-    # Containers move together with what they contain.
+    # Containers move together with their contents.
     containers = {owner_of(path) for path in (*old, *was, *now)}
     for change in find_module_changes(old, now):
         if change.path in restructured or (change.setting and change.path in resized):

@@ -94,7 +94,7 @@ _TABLE = (
 
 
 def find_dtype_change(diff: Differences) -> Cause | None:
-    """Find tensors with another floating-point dtype; the cast explains those of which the values did not change."""
+    """Find tensors with another floating-point dtype; the cast explains those whose values are the same."""
     other = {
         name: each.values
         for name, each in diff.changed.items()

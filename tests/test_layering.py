@@ -23,7 +23,7 @@ PYTEST_SIDE |= {
     f"lock.{name}" for name in ("host", "lock_file", "lock_fixture", "lock_folder", "sample_store", "session_locks")
 }
 NEEDS_PYTEST = {"plugin", "session.hookspecs", *(f"session.{name}" for name in SESSION)}
-NEEDS_PYTEST |= {"lock.lock_fixture", "lock.session_locks"}
+NEEDS_PYTEST |= {"lock.host", "lock.lock_fixture", "lock.session_locks"}
 
 
 def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -56,7 +56,7 @@ class StoredLock:
 
 
 def escape(text: str) -> str:
-    """Escape characters of untrusted text that would change what a terminal shows."""
+    """Escape characters of untrusted text that would change the output of a terminal."""
     return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 
@@ -133,8 +133,6 @@ def read_model(path: Path) -> Entry:
 def read_samples(path: Path, digest: str) -> bytes | None:
     """Return the samples that belong to a lock file; None if the digest is empty, because it has none.
 
-    An interrupted update may have left them under their temporary name.
-
     Raises:
         LockError: If they are missing, or not those of this file.
     """
@@ -142,19 +140,13 @@ def read_samples(path: Path, digest: str) -> bytes | None:
         return None
     path = sample_path(path)
     data = read_file(path, MAX_SAMPLE_BYTES)
-    for each in (data, read_file(temporary_path(path), MAX_SAMPLE_BYTES)):
-        if each is not None and digest_of(each) == digest:
-            return each
     if data is None:
         raise LockError(f"the samples are missing: commit {path}, and check that git does not ignore it")
     if data.startswith(b"version https://git-lfs"):
         raise LockError(f"the samples are a pointer of Git LFS: run git lfs pull ({path})")
-    raise LockError(f"the samples in {path} are cut off, changed or from another commit; {_REMEDY}")
-
-
-def temporary_path(path: Path) -> Path:
-    """Return where new samples are until the lock file that names them is in place."""
-    return path.with_name(f".{path.name}.new")
+    if digest_of(data) != digest:
+        raise LockError(f"the samples in {path} are cut off, changed or from another commit; {_REMEDY}")
+    return data
 
 
 def check_folder(path: Path) -> None:
@@ -186,26 +178,25 @@ def _read_json(path: Path) -> Entry | None:
     if data is None:
         return None
     try:
-        text = data.decode("utf-8")
-        conflict = _CONFLICT.search(text)
-        if conflict:
-            line = text.count("\n", 0, conflict.start()) + 1
-            raise LockError(f"{path}:{line}: unresolved merge conflict; {_REMEDY}")
-        content: Entry = json.loads(text, object_pairs_hook=_without_duplicates)
+        content: Entry = json.loads(data.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
+        conflict = _CONFLICT.search(error.doc)
+        if conflict:
+            line = error.doc.count("\n", 0, conflict.start()) + 1
+            raise LockError(f"{path}:{line}: unresolved merge conflict; {_REMEDY}") from None
         raise LockError(f"{path}:{error.lineno}: invalid or truncated JSON: {error.msg}; {_REMEDY}") from None
     except LockError as error:
-        raise LockError(str(error) if str(path) in str(error) else f"{path}: {error}; {_REMEDY}") from None
+        raise LockError(f"{path}: {error}; {_REMEDY}") from None
     except (RecursionError, ValueError) as error:
         raise LockError(f"{path} is not a lock file: {error}; {_REMEDY}") from None
     schema = content.get("schema") if isinstance(content, dict) else None
-    if type(schema) is int and schema > SCHEMA:
+    if type(schema) is not int or schema < SCHEMA:
+        raise LockError(f"{path} is not a lock file with schema version {SCHEMA}: run pytest --evalmode-update-lock")
+    if schema > SCHEMA:
         raise NewerVersionError(
             f"{path} has schema version {schema}, written by a newer pytest-evalmode; this version reads {SCHEMA}: "
             "upgrade pytest-evalmode"
         )
-    if schema != SCHEMA or type(schema) is not int:
-        raise LockError(f"{path} is not a lock file with schema version {SCHEMA}: run pytest --evalmode-update-lock")
     return content
 
 

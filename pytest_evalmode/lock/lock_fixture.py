@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,7 @@ from pytest_evalmode.lock import host
 from pytest_evalmode.lock.lock_file import LockError, lock_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -52,17 +53,13 @@ class EvaluationLock:
         """
         from torch import nn
 
-        try:
-            with self._lock:
-                if not isinstance(model, nn.Module):
-                    raise LockError(f"evalmode_lock.model(): expected a torch.nn.Module, got {type(model).__name__}")
-                lock = self._opened("model", name)
-                if lock is not None:
-                    fingerprints = host.last_fingerprints(model, self._item)
-                    lock.model(model, name or host.name_of(model, self._item), fingerprints, self._find_site())
-                return model
-        except LockError as error:
-            raise _failure(error) from None
+        with self._opened("model", name) as lock:
+            if not isinstance(model, nn.Module):
+                raise LockError(f"evalmode_lock.model(): expected a torch.nn.Module, got {type(model).__name__}")
+            if lock is not None:
+                fingerprints = host.last_fingerprints(model, self._item)
+                lock.model(model, name or host.name_of(model, self._item), fingerprints, self._find_site())
+        return model
 
     def inputs(self, batch: T, name: str, *, rtol: float | None = None, atol: float | None = None) -> T:
         """Lock a batch of inputs. Call it for each batch: the samples of one name are compared in order.
@@ -77,14 +74,10 @@ class EvaluationLock:
         Returns:
             The batch.
         """
-        try:
-            with self._lock:
-                lock = self._opened("inputs", name)
-                if lock is not None:
-                    lock.add("inputs", name, batch, (rtol, atol), self._find_site)
-                return batch
-        except LockError as error:
-            raise _failure(error) from None
+        with self._opened("inputs", name) as lock:
+            if lock is not None:
+                lock.add("inputs", name, batch, (rtol, atol), self._find_site)
+        return batch
 
     def preprocessing(self, transform: T, name: str) -> T:
         """Lock the steps of a transform, processor or tokenizer, and their parameters.
@@ -96,14 +89,10 @@ class EvaluationLock:
         Returns:
             The transform.
         """
-        try:
-            with self._lock:
-                lock = self._opened("preprocessing", name)
-                if lock is not None:
-                    lock.preprocessing(transform, name, self._find_site())
-                return transform
-        except LockError as error:
-            raise _failure(error) from None
+        with self._opened("preprocessing", name) as lock:
+            if lock is not None:
+                lock.preprocessing(transform, name, self._find_site())
+        return transform
 
     def outputs(
         self,
@@ -127,18 +116,12 @@ class EvaluationLock:
         Returns:
             The outputs.
         """
-        try:
-            with self._lock:
-                if again is not None and not callable(again):
-                    raise LockError(
-                        f"evalmode_lock.outputs(): again must be a function of the inputs, not {again!r:.80}"
-                    )
-                lock = self._opened("outputs", name)
-                if lock is not None:
-                    lock.add("outputs", name, outputs, (rtol, atol), self._find_site, again)
-                return outputs
-        except LockError as error:
-            raise _failure(error) from None
+        with self._opened("outputs", name) as lock:
+            if again is not None and not callable(again):
+                raise LockError(f"evalmode_lock.outputs(): again must be a function of the inputs, not {again!r:.80}")
+            if lock is not None:
+                lock.add("outputs", name, outputs, (rtol, atol), self._find_site, again)
+        return outputs
 
     def finish(self, outcome: Result[object]) -> None:
         """Compare when the call phase ends, and pass the differences to the test's guard, creating one if needed."""
@@ -164,25 +147,34 @@ class EvaluationLock:
         """Return the lock files of this run's tests."""
         return {lock_path(item.path, _test_of(item)) for item in self._item.session.items}
 
-    def _opened(self, method: str, name: object) -> RunningLock | None:
-        """Return the lock of this test; None with `--evalmode=off`."""
-        if not (isinstance(name, str) and name) and (method != "model" or name is not None):
-            raise LockError(f"evalmode_lock.{method}(): name must be a non-empty string, not {name!r}")
-        if self._closed:
-            raise LockError(f"evalmode_lock.{method}() was called after the test ended; call it during the test")
-        if self._running is None:
-            settings = host.settings_of(self._item.config)
-            if settings.mode == "off":
-                return None
-            try:
-                # Otherwise safetensors is only imported with the first samples, too late for this message.
-                import_module("safetensors")
-                from pytest_evalmode.lock.running_lock import RunningLock
-            except ImportError as error:
-                install = "run pip install 'pytest-evalmode[lock]'"
-                raise LockError(f"evalmode_lock requires numpy and safetensors ({error}): {install}") from None
-            self._running = RunningLock(self._item.path, _test_of(self._item), update=settings.update_lock)
-        return self._running
+    @contextmanager
+    def _opened(self, method: str, name: object) -> Iterator[RunningLock | None]:
+        """Use the lock of this test, which is None with `--evalmode=off`; a LockError fails the test."""
+        try:
+            with self._lock:
+                if not (isinstance(name, str) and name) and (method != "model" or name is not None):
+                    raise LockError(f"evalmode_lock.{method}(): name must be a non-empty string, not {name!r}")
+                if self._closed:
+                    message = f"evalmode_lock.{method}() was called after the test ended; call it during the test"
+                    raise LockError(message)
+                if self._running is None:
+                    self._running = self._start()
+                yield self._running
+        except LockError as error:
+            raise _failure(error) from None
+
+    def _start(self) -> RunningLock | None:
+        settings = host.settings_of(self._item.config)
+        if settings.mode == "off":
+            return None
+        try:
+            # Otherwise safetensors is only imported with the first samples, too late for this message.
+            import_module("safetensors")
+            from pytest_evalmode.lock.running_lock import RunningLock
+        except ImportError as error:
+            install = "run pip install 'pytest-evalmode[lock]'"
+            raise LockError(f"evalmode_lock requires numpy and safetensors ({error}): {install}") from None
+        return RunningLock(self._item.path, _test_of(self._item), update=settings.update_lock)
 
 
 def _test_of(item: pytest.Item) -> str:

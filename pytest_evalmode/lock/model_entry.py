@@ -11,30 +11,24 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from xxhash import xxh3_128_hexdigest
 
 from pytest_evalmode.lock.architecture import describe_architecture, find_module_changes
+from pytest_evalmode.lock.causes.cause import Array
 from pytest_evalmode.lock.lock_file import Entry, LockError
 from pytest_evalmode.observe import modules
 from pytest_evalmode.observe.state import snapshot
 from pytest_evalmode.observe.state.fingerprint import Fingerprint, fingerprint_of, undisturbed
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, Any]
-
-MAX_SAMPLE_BYTES = 1 << 18
+_MAX_SAMPLE_BYTES = 1 << 18
 _GRIDS = (24, 16, 12, 8, 4, 2, 1)
-_RECORD = re.compile(r"(\w+) \(((?:\d+(?:, ?)?)*),?\) ([0-9a-f]{16})")
-_REMEDY = "delete it and run pytest --evalmode-update-lock"
 _CPU = torch.device("cpu")
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WITH_SIGNED_ZERO = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _DIGEST_LENGTH = 16
 """Hexadecimal digits of a tensor's digest. The digest of the whole model has twice as many."""
 
@@ -68,16 +62,17 @@ def read_contents(model: nn.Module) -> ModelContents:
     with undisturbed():
         tensors = dict(snapshot.named_tensors(modules.walk(model))[0])
         records = {name: _record(name, tensor) for name, tensor in tensors.items()}
-    digest = _digest_of({name: str(record) for name, record in records.items()})
-    return ModelContents(modules.type_name(model), describe_architecture(model), records, tensors, digest)
+    return ModelContents(modules.type_name(model), describe_architecture(model), records, tensors, _digest_of(records))
 
 
 def _record(name: str, tensor: Tensor) -> TensorRecord:
-    read = fingerprint_of(tensor)
-    if not read.initialized:
+    if is_lazy(tensor):
         raise LockError(f"{name} is not initialized (a lazy module): run the model once before locking it")
-    digest = _hex(read) if _is_in_order(read) and not _has_negative_zero(tensor) else compute_digest(tensor)
-    return TensorRecord(_dtype_name(read.dtype), tuple(read.shape), digest)
+    return _record_of(_read(tensor))
+
+
+def _record_of(read: Fingerprint) -> TensorRecord:
+    return TensorRecord(_dtype_name(read.dtype), tuple(read.shape), _hex(read))
 
 
 def build_entry(contents: ModelContents) -> Entry:
@@ -102,53 +97,41 @@ def _escape(path: str) -> str:
     return path.replace("%", "%25").replace(" ", "%20")
 
 
-def parse_records(entry: Entry, where: str) -> dict[str, TensorRecord]:
-    """Return the tensor records of an entry; raise LockError, naming the entry by `where`, if one is invalid."""
-    tensors, records = entry.get("tensors"), {}
-    if not isinstance(tensors, dict):
-        raise LockError(f"{where} has no tensors; {_REMEDY}")
-    for name, line in tensors.items():
-        match = _RECORD.fullmatch(line) if isinstance(line, str) else None
-        if match is None:
-            raise LockError(f"{where}: {name}: invalid tensor record {line!r:.80}; {_REMEDY}")
-        dtype, shape, digest = match.groups()
-        sizes = tuple(int(size) for size in re.findall(r"\d{1,18}", shape))
-        records[name] = TensorRecord(dtype, sizes, digest)
+def parse_records(entry: Entry) -> dict[str, TensorRecord]:
+    records = {}
+    for name, line in entry["tensors"].items():
+        dtype, *sizes, digest = re.findall(r"\w+", line)
+        records[name] = TensorRecord(dtype, tuple(map(int, sizes)), digest)
     return records
 
 
-def parse_architecture(entry: Entry, where: str) -> dict[str, str]:
-    """Return the architecture of an entry; raise LockError, naming the entry by `where`, if it is invalid."""
-    groups = entry.get("architecture")
-    if not isinstance(groups, dict) or not all(isinstance(paths, str) for paths in groups.values()):
-        raise LockError(f"{where} has no valid architecture; {_REMEDY}")
-    return {unquote(path): line for line, paths in groups.items() for path in paths.split(" ")}
+def parse_architecture(entry: Entry) -> dict[str, str]:
+    return {unquote(path): line for line, paths in entry["architecture"].items() for path in paths.split(" ")}
 
 
 def matches(entry: Entry, contents: ModelContents) -> bool:
     """Return whether a model still has the locked tensors and architecture."""
-    if entry.get("digest") != contents.digest:
+    if entry["digest"] != contents.digest:
         return False
-    return not find_module_changes(parse_architecture(entry, "the model"), contents.architecture)
+    return not find_module_changes(parse_architecture(entry), contents.architecture)
 
 
 def is_known_to_match(entry: Entry, model: nn.Module, fingerprints: Mapping[str, Fingerprint]) -> bool:
     """Return whether fingerprints alone prove that a model matches; its tensors are not read again."""
     if not all(map(_is_in_order, fingerprints.values())):
         return False
-    if entry.get("architecture") != _group(describe_architecture(modules.unwrap(model))):
+    if entry["architecture"] != _group(describe_architecture(modules.unwrap(model))):
         return False
-    lines = {name: f"{_dtype_name(read[1])} {tuple(read[0])} {_hex(read)}" for name, read in fingerprints.items()}
-    return bool(entry.get("digest") == _digest_of(lines))
+    return bool(entry["digest"] == _digest_of({name: _record_of(read) for name, read in fingerprints.items()}))
 
 
-def sample_values(contents: ModelContents, max_bytes: int) -> dict[str, Array]:
-    """Return a few values of each tensor by name, on the finest grid that fits in `max_bytes`."""
+def sample_values(contents: ModelContents) -> dict[str, Array]:
+    """Return a few values of each tensor by name, on the finest grid that fits in a sample file."""
     for side in _GRIDS:
         sizes = {name: (side, side) if each.dim() > 1 else (1, 4 * side) for name, each in contents.tensors.items()}
         grids = {name: sample_grid(each, *sizes[name]) for name, each in contents.tensors.items()}
         sampled = {name: values for name, values in grids.items() if values is not None}
-        if sum(values.nbytes for values in sampled.values()) <= max_bytes:
+        if sum(values.nbytes for values in sampled.values()) <= _MAX_SAMPLE_BYTES:
             return sampled
     return {}
 
@@ -173,22 +156,17 @@ def sample_grid(tensor: Tensor, rows: int, columns: int) -> Array | None:
 
 
 def compute_digest(tensor: Tensor) -> str:
-    """Return the digest of a tensor's elements, as in its record; call it under `undisturbed()`.
-
-    -0.0 has the digest of 0.0.
-    """
-    plain = tensor.detach().to(_CPU).contiguous()
-    return _hex(fingerprint_of(plain + 0 if _has_negative_zero(plain) else plain))
+    """Return the digest of a tensor's elements, as in its record; call it under `undisturbed()`."""
+    return _hex(_read(tensor))
 
 
-def _has_negative_zero(tensor: Tensor) -> bool:
-    if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16) or tensor.is_sparse:
-        return False
-    try:
-        bits = tensor.detach().view(_INTEGERS[tensor.element_size()])
-        return bool((bits == torch.iinfo(bits.dtype).min).any())
-    except (RuntimeError, NotImplementedError, TypeError):  # a subclass without readable values
-        return False
+def _read(tensor: Tensor) -> Fingerprint:
+    """Read the elements of a tensor in their logical order, and -0.0 as 0.0; a sparse or opaque one as it is."""
+    plain = tensor.detach().to(_CPU)
+    if type(plain) is Tensor and plain.layout is torch.strided and not plain.is_nested:
+        plain = plain.contiguous()
+        plain = plain + 0 if plain.dtype in _WITH_SIGNED_ZERO else plain
+    return fingerprint_of(plain)
 
 
 @cache
@@ -205,8 +183,8 @@ def _hex(read: Fingerprint) -> str:
     return (xxh3_128_hexdigest(read.bits) if read.has_values else read.bits.hex())[:_DIGEST_LENGTH]
 
 
-def _digest_of(lines: Mapping[str, str]) -> str:
-    return xxh3_128_hexdigest("\n".join([f"{name} {lines[name]}" for name in sorted(lines)]).encode())
+def _digest_of(records: Mapping[str, TensorRecord]) -> str:
+    return xxh3_128_hexdigest("\n".join([f"{name} {records[name]}" for name in sorted(records)]).encode())
 
 
 def spaced(size: int, most: int) -> list[int]:

@@ -35,11 +35,10 @@ from pytest_evalmode.lock.lock_file import (
     read_samples,
 )
 from pytest_evalmode.lock.preprocessing import describe, find_differences
-from pytest_evalmode.lock.sample_store import MAX_BYTES, key_of, pack, unpack
+from pytest_evalmode.lock.sample_store import MAX_BYTES, Arrays, key_of, pack, unpack
 from pytest_evalmode.trace import LockChange, Site
 
 if TYPE_CHECKING:
-    from pytest_evalmode.lock.sample_store import Arrays
     from pytest_evalmode.observe.state.fingerprint import Fingerprint
 
 _HEADER_BYTES = 1 << 16
@@ -53,7 +52,7 @@ _STATES = {
 
 
 class RunningLock:
-    """The lock of one test while it runs; with `update`, differences are no failures and `record()` has new entries.
+    """The lock of one test while it runs; with `update`, differences do not fail and `record()` has new entries.
 
     The constructor and every method raise LockError if the lock file cannot be used.
     """
@@ -220,7 +219,7 @@ class RunningLock:
         return entry
 
     def _find_renamed(self, current_tests: Collection[Path]) -> str:
-        """Say which lock file has the values of this test, if it is of a test that is no longer there."""
+        """Say which lock file has the values of this test, if its test no longer exists."""
         new = [(kind, name, _identity(entry)) for kind, each in self._new.items() for name, entry in each.items()]
         with suppress(LockError):
             new += [(kind, name, _identity(batches.entry())) for (kind, name), batches in self._batches.items()]

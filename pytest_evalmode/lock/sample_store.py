@@ -11,9 +11,7 @@ from pytest_evalmode.lock.lock_file import LockError
 if TYPE_CHECKING:
     import numpy as np
 
-    Array = np.ndarray[Any, Any]
-    Arrays = Mapping[str, Array]
-
+Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 MAX_BYTES = 1 << 20
 """The maximum size of one test's samples, headers included."""
 

@@ -146,13 +146,12 @@ class LockSession:
 
     def _summarize_update(self) -> None:
         """Say which entries of which tests are new or changed, and which tests were not updated."""
-        records = {nodeid: each for nodeid, each in self._records.items() if each and each.get("entries")}
-        records = {nodeid: each for nodeid, each in records.items() if nodeid not in self._failed}
-        changed = {nodeid: record["changes"] for nodeid, record in sorted(records.items()) if record["changes"]}
+        used = {nodeid: each for nodeid, each in sorted(self._records.items()) if each and each.get("entries")}
+        changes = {nodeid: each["changes"] for nodeid, each in used.items() if nodeid not in self._failed}
         self._add_lines(
-            [f"{nodeid}: {'; '.join(changes)}" for nodeid, changes in changed.items()], "more tests changed"
+            [f"{nodeid}: {'; '.join(each)}" for nodeid, each in changes.items() if each], "more tests changed"
         )
-        locks = f"the locks of {len(records)} tests" if len(records) != 1 else "the lock of 1 test"
+        locks = f"the locks of {len(changes)} tests" if len(changes) != 1 else "the lock of 1 test"
         self._lines.append((f"updated {locks}", False))
         if self._not_passed:
             names = ", ".join(sorted(self._not_passed))

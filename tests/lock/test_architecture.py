@@ -59,14 +59,14 @@ def test_equal_layers_share_a_line() -> None:
     entry = model_entry.build_entry(contents)
     assert entry["architecture"]["Linear(in_features=4, out_features=4)"] == "0.0 1.0 2.0"
     assert entry["architecture"]["Sequential()"] == " 0 1 2"
-    assert model_entry.parse_architecture(entry, "test") == contents.architecture
+    assert model_entry.parse_architecture(entry) == contents.architecture
 
 
 def test_names_of_modules_may_have_spaces_and_percent_signs() -> None:
     net = nn.ModuleDict({"first part": nn.ReLU(), "100%": nn.ReLU(), "a%20b": nn.ReLU(), "a b": nn.ReLU()})
     contents = model_entry.read_contents(net)
     entry = model_entry.build_entry(contents)
-    assert model_entry.parse_architecture(entry, "test") == contents.architecture
+    assert model_entry.parse_architecture(entry) == contents.architecture
     assert model_entry.matches(entry, contents)
 
 

@@ -316,16 +316,11 @@ TABLE = [
 def locked(net: nn.Module) -> tuple[dict[str, Any], Any]:
     contents = model_entry.read_contents(net)
     entry = json.loads(json.dumps(model_entry.build_entry(contents)))
-    return entry, model_entry.sample_values(contents, model_entry.MAX_SAMPLE_BYTES)
+    return entry, model_entry.sample_values(contents)
 
 
 def diagnose(net: nn.Module, entry: dict[str, Any], samples: Any) -> list[Cause]:
-    return checkpoint.diagnose(
-        model_entry.parse_records(entry, "test"),
-        model_entry.read_contents(net),
-        samples,
-        model_entry.parse_architecture(entry, "test"),
-    )
+    return checkpoint.diagnose(entry, model_entry.read_contents(net), samples)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -337,7 +332,7 @@ def test_a_fault_gets_its_diagnosis(fault: Fault, kind: str, kinds: list[str], w
         net = fault(net) or net
     assert not model_entry.matches(lock, model_entry.read_contents(net))
     causes = diagnose(net, lock, samples)
-    headline, _, _ = checkpoint.describe_causes("model (Net)", causes)
+    headline, _ = checkpoint.describe_causes("model (Net)", causes)
     assert ([cause.kind for cause in causes], bool(re.search(words, headline))) == (kinds, True), headline
 
 

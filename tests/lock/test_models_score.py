@@ -389,15 +389,14 @@ def headline(kind: str, change: Callable[[Any], Any]) -> str | None:
     net = trained(kind)
     contents = model_entry.read_contents(net)
     entry = json.loads(json.dumps(model_entry.build_entry(contents)))
-    samples = model_entry.sample_values(contents, model_entry.MAX_SAMPLE_BYTES)
+    samples = model_entry.sample_values(contents)
     torch.manual_seed(3)
     with torch.no_grad():
         changed = change(net)
     now = model_entry.read_contents(changed if isinstance(changed, nn.Module) else net)
     if model_entry.matches(entry, now):
         return None
-    records, architecture = model_entry.parse_records(entry, "test"), model_entry.parse_architecture(entry, "test")
-    causes = checkpoint.diagnose(records, now, samples, architecture)
+    causes = checkpoint.diagnose(entry, now, samples)
     return checkpoint.describe_causes("model", causes)[0]
 
 
@@ -443,8 +442,8 @@ def test_random_changes_are_not_named(part: str) -> None:
     generator = torch.Generator().manual_seed(0)
     names = [name for name, p in net.named_parameters() if p.dim() > 1]
     contents = model_entry.read_contents(net)
-    records = model_entry.parse_records(json.loads(json.dumps(model_entry.build_entry(contents))), "test")
-    samples = model_entry.sample_values(contents, model_entry.MAX_SAMPLE_BYTES)
+    entry = json.loads(json.dumps(model_entry.build_entry(contents)))
+    samples = model_entry.sample_values(contents)
     named = []
     for i in take_part(range(400), part):
         p = net.get_parameter(names[i % len(names)])
@@ -462,7 +461,7 @@ def test_random_changes_are_not_named(part: str) -> None:
             flat - flat.mean(1, keepdim=True),
         )[i % 9]
         p.data.copy_(changed.reshape(p.shape))
-        causes = checkpoint.diagnose(records, model_entry.read_contents(net), samples)
+        causes = checkpoint.diagnose(entry, model_entry.read_contents(net), samples)
         named += [(i % 9, cause.words) for cause in causes if not UNRECOGNIZED.search(cause.words)]
         p.data.copy_(before)
     assert named == []

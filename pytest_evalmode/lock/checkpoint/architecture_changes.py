@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 
 from pytest_evalmode.lock.architecture import find_module_changes
 from pytest_evalmode.lock.checkpoint.differences import Cause, Differences, owner_of
@@ -14,12 +13,12 @@ _NEUTRAL = frozenset({"Identity", "Sequential", "ModuleList", "ModuleDict", "Par
 """Types that compute nothing themselves."""
 
 
-def find_architecture_changes(diff: Differences, was: Mapping[str, str]) -> Cause | None:
+def find_architecture_changes(diff: Differences) -> Cause | None:
     """Find types and settings that changed, and modules without tensors that were added or removed.
 
     Must run before tensors are explained. Modules whose tensors show the change are left out.
     """
-    now = diff.contents.architecture
+    was, now = diff.locked_architecture, diff.contents.architecture
     if not was or not now or was == now:
         return None
     owners = ((owner_of(old), owner_of(new)) for old, new in diff.current_names.items())
@@ -29,7 +28,7 @@ def find_architecture_changes(diff: Differences, was: Mapping[str, str]) -> Caus
     old = {renamed.get(path, path): line for path, line in was.items()}
     changed: dict[tuple[str, str, str | None, str | None], list[str]] = defaultdict(list)
     one_sided: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
-    # Containers move together with what they contain.
+    # Containers move together with their contents.
     containers = {owner_of(path) for path in (*old, *was, *now)}
     for change in find_module_changes(old, now):
         if change.path in restructured or (change.setting and change.path in resized):

@@ -15,7 +15,6 @@ from pytest_evalmode.lock.causes.cause import Array, Step
 from pytest_evalmode.lock.model_entry import ModelContents, TensorRecord, sample_grid
 from pytest_evalmode.rules.wording import first_and_more
 
-RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -72,6 +71,7 @@ class Differences:
     """The differences between the locked and the current model that no cause explains yet."""
 
     locked: Mapping[str, TensorRecord]
+    locked_architecture: Mapping[str, str]
     contents: ModelContents
     samples: Mapping[str, Array]
     """Some values of each locked tensor."""
@@ -127,7 +127,7 @@ def equal(a: Array, b: Array) -> bool:
 
 
 def is_running_statistic(name: str) -> bool:
-    return name.rpartition(".")[2] in RUNNING_STATISTICS
+    return name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
 
 
 def owner_of(name: str) -> str:

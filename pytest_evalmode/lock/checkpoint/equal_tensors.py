@@ -51,7 +51,7 @@ def find_moved(diff: Differences) -> list[Cause]:
 
 
 def _find_resize(tensor: ChangedTensor) -> Step | None:
-    """Recognize more or fewer rows, the others of which are the same, such as an embedding with new tokens."""
+    """Recognize more or fewer rows where the others are the same, such as an embedding with new tokens."""
     was, now, sample = tensor.was.shape, tensor.now.shape, tensor.sample
     if sample is None or len(was) < 2 or len(was) != len(now) or was[1:] != now[1:] or was[0] == now[0]:
         return None

@@ -124,7 +124,7 @@ def _fits_before(distribution: Distribution, tensor: ChangedTensor) -> bool | No
 
 
 def _is_reset(distribution: Distribution, tensor: ChangedTensor) -> bool:
-    """Return whether only the current values are initial, those from which the locked ones may have been trained."""
+    """Return whether only the current values are initial: the locked ones may have been trained from them."""
     return distribution.is_uniform and _fits_before(distribution, tensor) is False
 
 

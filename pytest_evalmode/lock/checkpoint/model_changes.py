@@ -10,18 +10,17 @@ from torch import nn
 
 from pytest_evalmode.lock import checkpoint, model_entry
 from pytest_evalmode.lock.lock_file import Entry, LockError, digest_of, encode, read_model, read_samples
-from pytest_evalmode.lock.sample_store import pack, unpack
+from pytest_evalmode.lock.sample_store import Arrays, pack, unpack
 from pytest_evalmode.trace import LockChange, Site
 
 if TYPE_CHECKING:
-    from pytest_evalmode.lock.sample_store import Arrays
     from pytest_evalmode.observe.state.fingerprint import Fingerprint
 
 
 def build_entry(module: nn.Module) -> tuple[Entry, tuple[Entry, bytes | None]]:
     """Return the lock entry of a model, and its record with a few values as the contents of a safetensors file."""
     contents = model_entry.read_contents(module)
-    samples = pack(model_entry.sample_values(contents, model_entry.MAX_SAMPLE_BYTES))
+    samples = pack(model_entry.sample_values(contents))
     record = {**model_entry.build_entry(contents), "samples": digest_of(samples) if samples else ""}
     entry = {"type": contents.type, "record": digest_of(encode(record)), "tensors": len(contents.records)}
     return entry, (record, samples)
@@ -50,16 +49,14 @@ def find_change(
     samples: Arrays = {}
     problem = ""
     try:
-        samples = unpack(read_samples(path, str(record.get("samples", ""))))
+        samples = unpack(read_samples(path, record["samples"]))
     except LockError as error:
         problem = f"; {error}"
-    where = f"{path}: model {name!r}"
-    records, architecture = model_entry.parse_records(record, where), model_entry.parse_architecture(record, where)
     try:
-        causes = checkpoint.diagnose(records, contents, samples, architecture)
+        causes = checkpoint.diagnose(record, contents, samples)
     except Exception as error:  # values that do not fit the record
-        causes = checkpoint.diagnose(records, contents, {}, architecture)
+        causes = checkpoint.diagnose(record, contents, {})
         problem = f"; the stored values cannot be used: {error}"
     title = contents.type if name == contents.type else f"{name} ({contents.type})"
-    headline, finding, details = checkpoint.describe_causes(title, causes)
-    return LockChange("model", name, headline, f"{finding}{problem}", at, details=details)
+    headline, details = checkpoint.describe_causes(title, causes)
+    return LockChange("model", name, headline, f"{headline}{problem}", at, details=details)

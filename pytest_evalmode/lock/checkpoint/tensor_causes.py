@@ -37,10 +37,8 @@ def _explain(diff: Differences, tensor: ChangedTensor) -> Step | None:
         return exact
     if not all(np.isfinite(each).all() for each in both):
         return None
-    pair = proof.Pair(*(each.astype(np.float32) for each in both))
-    proofs = (proof.prove((row,), pair) for row in _TABLE)
-    step = next((found[0].steps[0] for found in proofs if found), None)
-    return step or adapters.find_low_rank(diff, tensor, *both)
+    proofs = proof.prove(_TABLE, proof.Pair(*(each.astype(np.float32) for each in both)))
+    return proofs[0].steps[0] if proofs else adapters.find_low_rank(diff, tensor, *both)
 
 
 def _step(kind: str, words: str, value: object) -> Step:
@@ -96,7 +94,7 @@ _TABLE = (
 
 
 def find_dtype_change(diff: Differences) -> Cause | None:
-    """Find tensors with another floating-point dtype; the cast explains those of which the values did not change."""
+    """Find tensors with another floating-point dtype; the cast explains those whose values are the same."""
     other = {
         name: each.values
         for name, each in diff.changed.items()

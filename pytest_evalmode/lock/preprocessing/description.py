@@ -33,12 +33,11 @@ _INCIDENTAL = frozenset(
 _PRINTED = (torch.dtype, torch.device, torch.memory_format, torch.layout, np.dtype, range, slice, complex)
 
 
-def describe(transform: object) -> Any:
-    """Return the steps of a pipeline and their parameters as a JSON value; raise TypeError if one is not readable."""
-    return _describe(transform, ())
+def describe(value: Any, above: tuple[int, ...] = ()) -> Any:
+    """Return the steps of a pipeline and their parameters as a JSON value; raise TypeError if one is not readable.
 
-
-def _describe(value: Any, above: tuple[int, ...]) -> Any:
+    `above` has the ids of the objects that contain this one.
+    """
     plain = _plain(value)
     if plain is not NotImplemented:
         return plain
@@ -50,16 +49,16 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return _step(value, dict(zip(value._fields, value, strict=True)), above)
     if isinstance(value, list | tuple):
-        return _shorten([_describe(each, above) for each in value])
+        return _shorten([describe(each, above) for each in value])
     if isinstance(value, set | frozenset):
-        return sorted((_describe(each, above) for each in value), key=str)
+        return sorted((describe(each, above) for each in value), key=str)
     value = user_code.unwrap(value)
     if isinstance(value, functools.partial):
         bound: dict[Any, Any] = {**dict(enumerate(value.args)), **value.keywords}
-        return {"partial": _describe(value.func, above), **_mapping(bound, above)}
+        return {"partial": describe(value.func, above), **_mapping(bound, above)}
     owner = getattr(value, "__self__", None)
     if inspect.isroutine(value) and owner is not None and not isinstance(owner, type | ModuleType):
-        return {"method": value.__name__, "of": _describe(owner, above)}
+        return {"method": value.__name__, "of": describe(owner, above)}
     if inspect.isfunction(value):
         code = user_code.Code()
         code.add(value)
@@ -104,7 +103,7 @@ def _shorten(described: Any) -> Any:
 
 
 def _mapping(value: Mapping[Any, Any], above: tuple[int, ...]) -> dict[str, Any]:
-    return {str(key): _describe(each, above) for key, each in sorted(value.items(), key=lambda item: str(item[0]))}
+    return {str(key): describe(each, above) for key, each in sorted(value.items(), key=lambda item: str(item[0]))}
 
 
 def _step(value: Any, fields: Mapping[str, Any], above: tuple[int, ...]) -> dict[str, Any]:

@@ -61,9 +61,7 @@ def _tokenizer(value: Any) -> dict[str, Any]:
 
 
 def _backend(tokenizer: Any) -> dict[str, Any]:
-    """Read a fast tokenizer from the JSON that it saves.
-
-    Padding and truncation are omitted, because each call of the Hugging Face tokenizer sets them again.
-    """
+    """Read a fast tokenizer from the JSON that it saves."""
     saved = json.loads(tokenizer.to_str())
+    # Each call of the Hugging Face tokenizer sets padding and truncation again.
     return {key: each for key, each in saved.items() if key not in ("version", "padding", "truncation")}

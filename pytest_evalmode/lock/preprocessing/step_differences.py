@@ -44,10 +44,7 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
 
 
 def _code_differences(old: dict[str, Any], new: dict[str, Any], path: str) -> Iterator[str]:
-    """Yield which functions of a step changed; digests are only compared within one version of Python.
-
-    A step that is another function is reported by its name.
-    """
+    """Yield which functions of a step changed; digests are only compared within one version of Python."""
     a, b = old.get("code"), new.get("code")
     if old.get("function") != new.get("function") or not (isinstance(a, dict) and isinstance(b, dict)):
         return

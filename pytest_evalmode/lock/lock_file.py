@@ -133,6 +133,8 @@ def read_model(path: Path) -> Entry:
 def read_samples(path: Path, digest: str) -> bytes | None:
     """Return the samples that belong to a lock file; None if the digest is empty, because it has none.
 
+    An interrupted update may have left them under their temporary name.
+
     Raises:
         LockError: If they are missing, or not those of this file.
     """
@@ -140,13 +142,19 @@ def read_samples(path: Path, digest: str) -> bytes | None:
         return None
     path = sample_path(path)
     data = read_file(path, MAX_SAMPLE_BYTES)
+    for each in (data, read_file(temporary_path(path), MAX_SAMPLE_BYTES)):
+        if each is not None and digest_of(each) == digest:
+            return each
     if data is None:
         raise LockError(f"the samples are missing: commit {path}, and check that git does not ignore it")
     if data.startswith(b"version https://git-lfs"):
         raise LockError(f"the samples are a pointer of Git LFS: run git lfs pull ({path})")
-    if digest_of(data) != digest:
-        raise LockError(f"the samples in {path} are cut off, changed or from another commit; {_REMEDY}")
-    return data
+    raise LockError(f"the samples in {path} are cut off, changed or from another commit; {_REMEDY}")
+
+
+def temporary_path(path: Path) -> Path:
+    """Return where new samples are until the lock file that names them is in place."""
+    return path.with_name(f".{path.name}.new")
 
 
 def check_folder(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Writes to a folder of lock files: whole files, and one process at a time."""
+"""Writes to a folder of lock files: whole files, one process at a time, and nothing is lost if it is interrupted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_evalmode.file_writing import replace_file
@@ -26,6 +26,7 @@ from pytest_evalmode.lock.lock_file import (
     read_lock,
     read_samples,
     sample_path,
+    temporary_path,
 )
 from pytest_evalmode.lock.sample_store import merge_samples
 
@@ -47,7 +48,7 @@ class NewLock:
     """The new entries; those of other names are kept."""
     samples: bytes | None = None
     """The samples of the new entries, as a safetensors file."""
-    models: Mapping[str, tuple[Entry, bytes | None]] = field(default_factory=dict)
+    models: Mapping[str, tuple[Entry, bytes | None]] | None = None
     """The entries and samples of the models, by the digests of the entries."""
 
 
@@ -70,10 +71,11 @@ def exclusive(folder: Path) -> Iterator[None]:
 def write_lock(path: Path, new: NewLock, unused: Collection[tuple[str, str]] = ()) -> None:
     """Add the new entries of a test to its file, without those that are `unused`; call it in `exclusive()`.
 
-    A file that cannot be read is replaced, but not that of a newer version. If this is interrupted between the samples
-    and the file, the file's digest does not match them, and its test says to update again.
+    Wherever this is interrupted, there is either the old file with its samples, or the new one with its own: the new
+    samples have a temporary name until the new file is in place. A file that cannot be read is replaced, but not that
+    of a newer version.
     """
-    for record, (entry, values) in new.models.items():
+    for record, (entry, values) in (new.models or {}).items():
         _replace(model_path(path, record), encode(entry), values)
     stored, data = StoredLock(new.test), None
     try:
@@ -102,11 +104,17 @@ def _replace(path: Path, data: bytes, samples: bytes | None) -> None:
     """Replace a file and its samples; files that are not changed are not written."""
     check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    target = sample_path(path)
+    if temporary_path(target).exists():
+        _complete(temporary_path(target))
+    if samples is not None and not (target.is_file() and target.read_bytes() == samples):
+        replace_file(temporary_path(target), samples)
+    if not (path.is_file() and path.read_bytes() == data):
+        replace_file(path, data)
     if samples is None:
-        sample_path(path).unlink(missing_ok=True)
-    for target, content in ((sample_path(path), samples), (path, data)):
-        if content is not None and not (target.is_file() and target.read_bytes() == content):
-            replace_file(target, content)
+        target.unlink(missing_ok=True)
+    elif temporary_path(target).exists():
+        temporary_path(target).replace(target)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -118,11 +126,23 @@ def remove_leftovers(folder: Path) -> None:
         stem = path.name.partition(".")[0]
         is_model = path.parent.name == MODELS and re.fullmatch(r"[0-9a-f]{32}", stem) and stem not in needed
         is_alone = path.suffix == ".safetensors" and not path.with_name(f"{path.stem}.lock.json").exists()
-        if is_model or is_alone or _TEMPORARY.fullmatch(path.name):
+        if path.name.startswith(".") and path.suffix == ".new":
+            _complete(path)
+        elif is_model or is_alone or _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
     for empty in [*(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()), folder]:
         with suppress(OSError):
             empty.rmdir()
+
+
+def _complete(path: Path) -> None:
+    """Complete an update that was interrupted after its lock file was in place; otherwise remove its samples."""
+    target = path.with_name(path.name.removeprefix(".").removesuffix(".new"))
+    lock = target.with_name(f"{target.stem}.lock.json")
+    if lock.is_file() and digest_of(path.read_bytes()).encode() in lock.read_bytes():
+        path.replace(target)
+    else:
+        path.unlink()
 
 
 def find_ignored(folder: Path) -> list[str]:

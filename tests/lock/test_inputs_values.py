@@ -220,7 +220,7 @@ def test_an_unsupported_batch_is_a_type_error(batch: object) -> None:
         arrays(batch)
 
 
-def test_a_flip_and_a_jpeg_are_recognized_in_a_cropped_image() -> None:
+def test_changes_of_a_cropped_image_are_recognized() -> None:
     images = pictures.photographs()[:1]
 
     def center(whole: Array) -> Array:
@@ -230,10 +230,21 @@ def test_a_flip_and_a_jpeg_are_recognized_in_a_cropped_image() -> None:
 
     was = center(images)
     assert was.nbytes <= 200_000
-    for now, kind in ((images[:, :, ::-1], "flip"), (pictures.jpeg(images), "jpeg")):
+    turned = np.rot90(images, axes=(1, 2))
+    for now, kind in ((images[:, :, ::-1], "flip"), (turned, "rotation"), (pictures.jpeg(images), "jpeg")):
         diagnosis = diagnose(was, center(now), shapes=(images.shape[1:], now.shape[1:]))
         assert diagnosis is not None
         assert diagnosis.kinds == (kind,)
+
+
+def test_some_texts_with_other_characters_are_stored_beside_the_regular_samples() -> None:
+    texts = np.array([f"text {i}" for i in range(1000)])
+    texts[[333, 777]] = "Grüße", "naïve"
+    selection = Selection(1 << 16)
+    for batch in np.split(texts, 10):
+        selection.add(batch)
+    assert {333, 777} < {*selection.indices}
+    assert len(selection.indices) <= 64
 
 
 def test_empty_arrays_of_different_dtypes_differ() -> None:

@@ -188,7 +188,7 @@ def test_a_wrapper_of_torchs_own_method_is_observed(until: str, undo: str, monke
 
 
 def test_every_function_of_the_table_counts_as_unpatched() -> None:
-    assert [patch.name for patch in patches.TABLE if not patches._is_unpatched(patch.original)] == []
+    assert [patch.name for patch in patches.TABLE if not patches._is_unpatched(patch._current())] == []
 
 
 def test_a_method_is_observed_that_was_replaced_before_the_package_was_imported(

@@ -118,6 +118,14 @@ def test_the_root_causes_come_before_the_tests() -> None:
     assert visible.index("Fix first") < visible.index("explains 15 tests") < visible.index("Tests with violations")
 
 
+def test_code_in_a_fix_is_shown_as_code() -> None:
+    found = violation(remedy="use `with evalmode.paused():` or <b>eval()</b>")
+    assert (
+        page_of(guarded("test_a", found)).count("use <code>with evalmode.paused():</code> or &lt;b&gt;eval()&lt;/b&gt;")
+        == 2
+    )
+
+
 def test_a_fixture_is_shown_with_its_first_lines(tmp_path: Path) -> None:
     body = [
         "@pytest.fixture",

@@ -33,6 +33,7 @@ def settings_of(config: pytest.Config) -> settings.Settings:
 
 
 def is_whole_suite(config: pytest.Config) -> bool:
+    """Return whether this run was asked to run every test."""
     return settings.is_whole_suite(config)
 
 

@@ -81,9 +81,10 @@ def write_lock(path: Path, new: NewLock, unused: Collection[tuple[str, str]] = (
     try:
         stored = read_lock(path, new.test) or stored
         data = read_samples(path, stored.samples)
-    except LockError as error:
-        if isinstance(error, NewerVersionError):
-            raise
+    except NewerVersionError:
+        raise
+    except LockError:
+        pass
     entries, kept = dict[str, dict[str, Entry]](), set[tuple[str, str]]()
     for kind in {*stored.entries, *new.entries}:
         old = {name: each for name, each in stored.entries.get(kind, {}).items() if (kind, name) not in unused}

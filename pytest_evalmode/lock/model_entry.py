@@ -98,6 +98,7 @@ def _escape(path: str) -> str:
 
 
 def parse_records(entry: Entry) -> dict[str, TensorRecord]:
+    """Return the record of each tensor by name. The entry's own digest was checked when it was read."""
     records = {}
     for name, line in entry["tensors"].items():
         dtype, *sizes, digest = re.findall(r"\w+", line)
@@ -106,6 +107,7 @@ def parse_records(entry: Entry) -> dict[str, TensorRecord]:
 
 
 def parse_architecture(entry: Entry) -> dict[str, str]:
+    """Return the description of each module by path."""
     return {unquote(path): line for line, paths in entry["architecture"].items() for path in paths.split(" ")}
 
 

@@ -274,8 +274,7 @@ class ForwardObserver(Observer):
                         path = fields["ran"].suffix
                         expression = model_expressions.find_expression(owner, forward.model, path, caller)
                     parts = forward.parts if owner is root else modules.all_modules(owner)
-                    late = sum(late.path is not None for late in forward.late_modules.values())
-                    size = len(parts) + late
+                    size = len(parts) + sum(late.path is not None for late in forward.late_modules.values())
                     call = ForwardCall(at=at, through=through, expression=expression, modules=size, **fields)
                     count = self._calls.setdefault(call, [0])
                     forward.tree.caches[ForwardObserver] = self._calls, lines, fields, count
